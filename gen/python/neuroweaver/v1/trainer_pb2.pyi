@@ -376,7 +376,7 @@ class TrainingConfig(_message.Message):
     ppo_batch_size: _builtins.int
     """Responses in one PPO rollout. Default 16."""
     ppo_learning_rate: _builtins.float
-    """Learning rate of PPO. Default 1e-5."""
+    """Learning rate of PPO. Default 1e-4."""
     reward_model_epochs: _builtins.float
     """Passes over the preference pairs in reward-model training. Default 1."""
     max_new_tokens: _builtins.int
@@ -660,8 +660,9 @@ class Failure(_message.Message):
     STAGE_FIELD_NUMBER: _builtins.int
     IS_RESUMABLE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """A stable word for programs: OUT_OF_MEMORY, WORKER_KILLED, WORKER_LOST, DIVERGED, JUDGE_UNAVAILABLE,
-    DATASET_CHANGED, REGISTRY_UNAVAILABLE, RLAIF_FAILED, DISK_FULL, INTERNAL.
+    """A stable word for programs: OUT_OF_MEMORY, WORKER_KILLED, WORKER_ENDED, WORKER_LOST, DIVERGED,
+    JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, BASE_MODEL_UNAVAILABLE, DATASET_CHANGED, REGISTRY_UNAVAILABLE,
+    REGISTRY_REFUSED, DISK_FULL, INTERNAL.
     """
     message: _builtins.str
     """One sentence for people. Never a traceback."""
@@ -941,22 +942,25 @@ class StateChanged(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    FROM_FIELD_NUMBER: _builtins.int
-    TO_FIELD_NUMBER: _builtins.int
+    FROM_STATE_FIELD_NUMBER: _builtins.int
+    TO_STATE_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
-    to: Global___JobState.ValueType
+    from_state: Global___JobState.ValueType
+    """The state before."""
+    to_state: Global___JobState.ValueType
     """The state now."""
     attempt: _builtins.int
     """Number of the attempt, from 1."""
     def __init__(
         self,
         *,
-        to: Global___JobState.ValueType = ...,
+        from_state: Global___JobState.ValueType = ...,
+        to_state: Global___JobState.ValueType = ...,
         attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "from", b"from", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "from_state", b"from_state", "to_state", b"to_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from neuroweaver.v1 import options_pb2 as neuroweaver_dot_v1_dot_options__pb2
 from neuroweaver.v1 import trainer_pb2 as neuroweaver_dot_v1_dot_trainer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bneuroweaver/v1/worker.proto\x12\x0eneuroweaver.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cneuroweaver/v1/options.proto\x1a\x1cneuroweaver/v1/trainer.proto\"\xea\x01\n\rReportRequest\x12 \n\x06job_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x05jobId\x12(\n\x0blease_token\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00R\nleaseToken\x12\x1f\n\x06number\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x06number\x12\x35\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x1d.neuroweaver.v1.TrainingEventH\x00R\x05\x65vent\x12+\n\x03log\x18\x05 \x01(\x0b\x32\x17.neuroweaver.v1.LogLineH\x00R\x03logB\x08\n\x06report\"e\n\x0eReportResponse\x12\"\n\x0c\x61\x63knowledged\x18\x01 \x01(\x03R\x0c\x61\x63knowledged\x12/\n\x04stop\x18\x02 \x01(\x0e\x32\x1b.neuroweaver.v1.StopRequestR\x04stop*_\n\x0bStopRequest\x12\x1c\n\x18STOP_REQUEST_UNSPECIFIED\x10\x00\x12\x17\n\x13STOP_REQUEST_CANCEL\x10\x01\x12\x19\n\x15STOP_REQUEST_SHUTDOWN\x10\x02\x32s\n\rWorkerService\x12\x62\n\x06Report\x12\x1d.neuroweaver.v1.ReportRequest\x1a\x1e.neuroweaver.v1.ReportResponse\"\x15\xca\xf3\x18\x11\n\x0ftraining.report(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bneuroweaver/v1/worker.proto\x12\x0eneuroweaver.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cneuroweaver/v1/options.proto\x1a\x1cneuroweaver/v1/trainer.proto\"\xea\x01\n\rReportRequest\x12 \n\x06job_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x05jobId\x12(\n\x0blease_token\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00R\nleaseToken\x12\x1f\n\x06number\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x06number\x12\x35\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x1d.neuroweaver.v1.TrainingEventH\x00R\x05\x65vent\x12+\n\x03log\x18\x05 \x01(\x0b\x32\x17.neuroweaver.v1.LogLineH\x00R\x03logB\x08\n\x06report\"U\n\x0eReportResponse\x12\"\n\x0c\x61\x63knowledged\x18\x01 \x01(\x03R\x0c\x61\x63knowledged\x12\x1f\n\x0bshould_stop\x18\x02 \x01(\x08R\nshouldStop2s\n\rWorkerService\x12\x62\n\x06Report\x12\x1d.neuroweaver.v1.ReportRequest\x1a\x1e.neuroweaver.v1.ReportResponse\"\x15\xca\xf3\x18\x11\n\x0ftraining.report(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,12 +42,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTREQUEST'].fields_by_name['number']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_WORKERSERVICE'].methods_by_name['Report']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['Report']._serialized_options = b'\312\363\030\021\n\017training.report'
-  _globals['_STOPREQUEST']._serialized_start=476
-  _globals['_STOPREQUEST']._serialized_end=571
   _globals['_REPORTREQUEST']._serialized_start=137
   _globals['_REPORTREQUEST']._serialized_end=371
   _globals['_REPORTRESPONSE']._serialized_start=373
-  _globals['_REPORTRESPONSE']._serialized_end=474
-  _globals['_WORKERSERVICE']._serialized_start=573
-  _globals['_WORKERSERVICE']._serialized_end=688
+  _globals['_REPORTRESPONSE']._serialized_end=458
+  _globals['_WORKERSERVICE']._serialized_start=460
+  _globals['_WORKERSERVICE']._serialized_end=575
 # @@protoc_insertion_point(module_scope)

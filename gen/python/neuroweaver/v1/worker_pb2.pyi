@@ -5,7 +5,6 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from neuroweaver.v1 import trainer_pb2 as _trainer_pb2
 import builtins as _builtins
 import sys
@@ -17,30 +16,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _StopRequest:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _StopRequestEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopRequest.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    STOP_REQUEST_UNSPECIFIED: _StopRequest.ValueType  # 0
-    """Go on."""
-    STOP_REQUEST_CANCEL: _StopRequest.ValueType  # 1
-    """The job was cancelled: keep what is whole and end."""
-    STOP_REQUEST_SHUTDOWN: _StopRequest.ValueType  # 2
-    """The trainer shuts down: take a checkpoint and end; the job will be resumed."""
-
-class StopRequest(_StopRequest, metaclass=_StopRequestEnumTypeWrapper):
-    """Why a worker shall stop."""
-
-STOP_REQUEST_UNSPECIFIED: StopRequest.ValueType  # 0
-"""Go on."""
-STOP_REQUEST_CANCEL: StopRequest.ValueType  # 1
-"""The job was cancelled: keep what is whole and end."""
-STOP_REQUEST_SHUTDOWN: StopRequest.ValueType  # 2
-"""The trainer shuts down: take a checkpoint and end; the job will be resumed."""
-Global___StopRequest: _TypeAlias = StopRequest  # noqa: Y015
 
 @_typing.final
 class ReportRequest(_message.Message):
@@ -93,20 +68,20 @@ class ReportResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
-    STOP_FIELD_NUMBER: _builtins.int
+    SHOULD_STOP_FIELD_NUMBER: _builtins.int
     acknowledged: _builtins.int
     """Everything up to this number is stored."""
-    stop: Global___StopRequest.ValueType
-    """Stop within a step."""
+    should_stop: _builtins.bool
+    """The job was cancelled: stop within a step, keep what is whole, and end."""
     def __init__(
         self,
         *,
         acknowledged: _builtins.int = ...,
-        stop: Global___StopRequest.ValueType = ...,
+        should_stop: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "should_stop", b"should_stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,8 +2,8 @@
 // @generated from file neuroweaver/v1/worker.proto (package neuroweaver.v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
-import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
+import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import { file_buf_validate_validate } from "../../buf/validate/validate_pb.js";
 import { file_neuroweaver_v1_options } from "./options_pb.js";
 import type { LogLine, TrainingEvent } from "./trainer_pb.js";
@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file neuroweaver/v1/worker.proto.
  */
 export const file_neuroweaver_v1_worker: GenFile = /*@__PURE__*/
-  fileDesc("ChtuZXVyb3dlYXZlci92MS93b3JrZXIucHJvdG8SDm5ldXJvd2VhdmVyLnYxIsMBCg1SZXBvcnRSZXF1ZXN0EhkKBmpvYl9pZBgBIAEoCUIJukgGcgQQARhAEhwKC2xlYXNlX3Rva2VuGAIgASgDQge6SAQiAiAAEhcKBm51bWJlchgDIAEoA0IHukgEIgIoABIuCgVldmVudBgEIAEoCzIdLm5ldXJvd2VhdmVyLnYxLlRyYWluaW5nRXZlbnRIABImCgNsb2cYBSABKAsyFy5uZXVyb3dlYXZlci52MS5Mb2dMaW5lSABCCAoGcmVwb3J0IlEKDlJlcG9ydFJlc3BvbnNlEhQKDGFja25vd2xlZGdlZBgBIAEoAxIpCgRzdG9wGAIgASgOMhsubmV1cm93ZWF2ZXIudjEuU3RvcFJlcXVlc3QqXwoLU3RvcFJlcXVlc3QSHAoYU1RPUF9SRVFVRVNUX1VOU1BFQ0lGSUVEEAASFwoTU1RPUF9SRVFVRVNUX0NBTkNFTBABEhkKFVNUT1BfUkVRVUVTVF9TSFVURE9XThACMnMKDVdvcmtlclNlcnZpY2USYgoGUmVwb3J0Eh0ubmV1cm93ZWF2ZXIudjEuUmVwb3J0UmVxdWVzdBoeLm5ldXJvd2VhdmVyLnYxLlJlcG9ydFJlc3BvbnNlIhXK8xgRCg90cmFpbmluZy5yZXBvcnQoATABYgZwcm90bzM", [file_buf_validate_validate, file_neuroweaver_v1_options, file_neuroweaver_v1_trainer]);
+  fileDesc("ChtuZXVyb3dlYXZlci92MS93b3JrZXIucHJvdG8SDm5ldXJvd2VhdmVyLnYxIsMBCg1SZXBvcnRSZXF1ZXN0EhkKBmpvYl9pZBgBIAEoCUIJukgGcgQQARhAEhwKC2xlYXNlX3Rva2VuGAIgASgDQge6SAQiAiAAEhcKBm51bWJlchgDIAEoA0IHukgEIgIoABIuCgVldmVudBgEIAEoCzIdLm5ldXJvd2VhdmVyLnYxLlRyYWluaW5nRXZlbnRIABImCgNsb2cYBSABKAsyFy5uZXVyb3dlYXZlci52MS5Mb2dMaW5lSABCCAoGcmVwb3J0IjsKDlJlcG9ydFJlc3BvbnNlEhQKDGFja25vd2xlZGdlZBgBIAEoAxITCgtzaG91bGRfc3RvcBgCIAEoCDJzCg1Xb3JrZXJTZXJ2aWNlEmIKBlJlcG9ydBIdLm5ldXJvd2VhdmVyLnYxLlJlcG9ydFJlcXVlc3QaHi5uZXVyb3dlYXZlci52MS5SZXBvcnRSZXNwb25zZSIVyvMYEQoPdHJhaW5pbmcucmVwb3J0KAEwAWIGcHJvdG8z", [file_buf_validate_validate, file_neuroweaver_v1_options, file_neuroweaver_v1_trainer]);
 
 /**
  * What a worker says.
@@ -88,11 +88,11 @@ export type ReportResponse = Message<"neuroweaver.v1.ReportResponse"> & {
   acknowledged: bigint;
 
   /**
-   * Stop within a step.
+   * The job was cancelled: stop within a step, keep what is whole, and end.
    *
-   * @generated from field: neuroweaver.v1.StopRequest stop = 2;
+   * @generated from field: bool should_stop = 2;
    */
-  stop: StopRequest;
+  shouldStop: boolean;
 };
 
 /**
@@ -101,40 +101,6 @@ export type ReportResponse = Message<"neuroweaver.v1.ReportResponse"> & {
  */
 export const ReportResponseSchema: GenMessage<ReportResponse> = /*@__PURE__*/
   messageDesc(file_neuroweaver_v1_worker, 1);
-
-/**
- * Why a worker shall stop.
- *
- * @generated from enum neuroweaver.v1.StopRequest
- */
-export enum StopRequest {
-  /**
-   * Go on.
-   *
-   * @generated from enum value: STOP_REQUEST_UNSPECIFIED = 0;
-   */
-  UNSPECIFIED = 0,
-
-  /**
-   * The job was cancelled: keep what is whole and end.
-   *
-   * @generated from enum value: STOP_REQUEST_CANCEL = 1;
-   */
-  CANCEL = 1,
-
-  /**
-   * The trainer shuts down: take a checkpoint and end; the job will be resumed.
-   *
-   * @generated from enum value: STOP_REQUEST_SHUTDOWN = 2;
-   */
-  SHUTDOWN = 2,
-}
-
-/**
- * Describes the enum neuroweaver.v1.StopRequest.
- */
-export const StopRequestSchema: GenEnum<StopRequest> = /*@__PURE__*/
-  enumDesc(file_neuroweaver_v1_worker, 0);
 
 /**
  * WorkerService is how a training worker speaks to the trainer that started it. Internal: it has no http path and is

