@@ -59,7 +59,7 @@ def premises_of(settings: Settings, environ: Mapping[str, str]) -> Premises:
         home=settings.home,
         data_folder=data,
         feedback_model=environ.get("NEUROWEAVER_FEEDBACK_MODEL") or EMBEDDED_JUDGE,
-        has_judge_endpoint=bool(environ.get("OPENAI_API_KEY")),
+        has_judge_endpoint=bool(environ.get("OPENAI_API_KEY") or environ.get("OPENAI_BASE_URL")),
     )
 
 

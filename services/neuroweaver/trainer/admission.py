@@ -121,6 +121,6 @@ def _unfit_here(config: pb.TrainingConfig, base: BaseModel, premises: Premises) 
     if config.mixed_precision == pb.MIXED_PRECISION_FP16 and not CUDA_DEVICE.exists():
         found.append(("config.mixed_precision", "fp16 needs a GPU, and this machine has none; use bf16"))
     if config.feedback_model != EMBEDDED_JUDGE and not premises.has_judge_endpoint:
-        reason = f"{config.feedback_model!r} needs OPENAI_API_KEY at the trainer; or use `embedded`"
+        reason = f"{config.feedback_model!r} needs OPENAI_API_KEY or OPENAI_BASE_URL at the trainer"
         found.append(("config.feedback_model", reason))
     return found

@@ -18,7 +18,7 @@ HELD: Final = frozenset({State.JOB_STATE_RUNNING, State.JOB_STATE_CANCELLING})
 
 DEFAULTS: Final[Mapping[str, object]] = {
     "lora_r": 16,
-    "lora_alpha": 32.0,
+    "lora_alpha": 32,
     "lora_dropout": 0.05,
     "epochs": 3.0,
     "learning_rate": 2e-4,

@@ -319,7 +319,7 @@ class TrainingConfig(_message.Message):
     """Where the job's files go, relative to the server's `jobs` folder. Default: the job id."""
     lora_r: _builtins.int
     """Rank of the LoRA matrices. Default 16."""
-    lora_alpha: _builtins.float
+    lora_alpha: _builtins.int
     """LoRA scale is lora_alpha / lora_r. Default 32."""
     lora_dropout: _builtins.float
     """Dropout on the LoRA input while fine-tuning, in [0, 1). Default 0.05."""
@@ -396,7 +396,7 @@ class TrainingConfig(_message.Message):
         dataset_path: _builtins.str = ...,
         output_dir: _builtins.str = ...,
         lora_r: _builtins.int | None = ...,
-        lora_alpha: _builtins.float | None = ...,
+        lora_alpha: _builtins.int | None = ...,
         lora_dropout: _builtins.float | None = ...,
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
         epochs: _builtins.float | None = ...,

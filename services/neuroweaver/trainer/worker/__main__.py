@@ -1,0 +1,118 @@
+"""A job's worker process, started by the trainer: `python -m neuroweaver.trainer.worker`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from neuroweaver.mesh import logs, telemetry
+from neuroweaver.mesh.channel import sync_channel
+from neuroweaver.trainer.worker.failures import explain
+from neuroweaver.trainer.worker.link import Link, LinkHandler
+from neuroweaver.trainer.worker.monitor import Stopped
+from neuroweaver.trainer.worker.pipeline import Pipeline, Surroundings
+from neuroweaver.trainer.worker.stages import Stages
+from neuroweaver.v1 import registry_pb2_grpc, trainer_pb2_grpc
+from neuroweaver.v1 import trainer_pb2 as pb
+
+_LOG: Final = logging.getLogger("neuroweaver.trainer.worker")
+
+# A trainer that restarts must find out how the job ended; one that shuts us down will not listen any more.
+DELIVERY_S: Final = 600.0
+SHUTDOWN_DELIVERY_S: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the trainer tells its worker by environment."""
+
+    job_id: str
+    lease_token: int
+    folder: Path
+    home: Path
+    data_folder: Path
+    trainer_address: str
+    registry_address: str
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Assignment:
+        """Raises KeyError naming what is missing: workers are started by the trainer, not by hand."""
+        return cls(
+            job_id=environ["NEUROWEAVER_JOB_ID"],
+            lease_token=int(environ["NEUROWEAVER_LEASE_TOKEN"]),
+            folder=Path(environ["NEUROWEAVER_JOB_FOLDER"]),
+            home=Path(environ["NEUROWEAVER_HOME"]),
+            data_folder=Path(environ["NEUROWEAVER_DATA"]),
+            trainer_address=environ["NEUROWEAVER_TRAINER_ADDRESS"],
+            registry_address=environ["NEUROWEAVER_REGISTRY_ADDRESS"],
+        )
+
+
+def main() -> int:
+    assignment = Assignment.from_environment(os.environ)
+    logs.configure("trainer-worker", debug=os.environ.get("DEBUG", "").lower() == "true", log_format="json")
+    provider = telemetry.start("trainer-worker", os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""))
+    with telemetry.continued(os.environ), telemetry.tracer.start_as_current_span("training job") as span:
+        span.set_attribute("neuroweaver.job_id", assignment.job_id)
+        status = work(assignment)
+    provider.shutdown()
+    return status
+
+
+def work(assignment: Assignment) -> int:
+    """Run the job and tell the trainer how it ended; gives the exit status."""
+    link = Link(assignment.trainer_address, assignment.job_id, assignment.lease_token)
+    logging.getLogger("neuroweaver").addHandler(LinkHandler(link))
+    is_shut_down = False
+
+    def shut_down(_number: int, _frame: Any) -> None:
+        nonlocal is_shut_down
+        is_shut_down = True
+        link.must_stop.set()
+
+    signal.signal(signal.SIGTERM, shut_down)
+    # Ctrl-C goes to the whole terminal; the trainer decides what becomes of its jobs.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    finished = run(assignment, link)
+    if finished.state == pb.JOB_STATE_CANCELLED and is_shut_down:
+        finished.state = pb.JOB_STATE_QUEUED
+    link.event(pb.TrainingEvent(finished=finished))
+    is_delivered = link.close(SHUTDOWN_DELIVERY_S if is_shut_down else DELIVERY_S)
+    return 0 if is_delivered and finished.state == pb.JOB_STATE_SUCCEEDED else 1
+
+
+def run(assignment: Assignment, link: Link) -> pb.JobFinished:
+    """How the job ended."""
+    stages = Stages(assignment.folder / "stages", link, link.must_stop)
+    try:
+        with (
+            sync_channel(assignment.trainer_address) as trainer,
+            sync_channel(assignment.registry_address) as registry,
+        ):
+            request = pb.GetTrainingJobRequest(job_id=assignment.job_id)
+            job = trainer_pb2_grpc.TrainerServiceStub(trainer).GetTrainingJob(request, timeout=60)
+            surroundings = Surroundings(
+                folder=assignment.folder,
+                home=assignment.home,
+                data_folder=assignment.data_folder,
+                registry=registry_pb2_grpc.RegistryServiceStub(registry),
+                environ=os.environ,
+            )
+            result = Pipeline(job, surroundings, stages).run()
+    except Stopped:
+        return pb.JobFinished(state=pb.JOB_STATE_CANCELLED)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the job must end with a reason
+        _LOG.exception("the job failed")
+        return pb.JobFinished(state=pb.JOB_STATE_FAILED, failure=explain(error, stages.current))
+    return pb.JobFinished(state=pb.JOB_STATE_SUCCEEDED, result=result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Why a job failed, in words for its owner: a stable reason, one sentence, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+
+import grpc
+import torch
+
+from neuroweaver.mesh.errors import describe
+from neuroweaver.trainer.worker.base_model import BaseModelUnavailable
+from neuroweaver.trainer.worker.judge import JudgeUnavailable
+from neuroweaver.trainer.worker.sft import TrainingDiverged
+from neuroweaver.v1 import trainer_pb2 as pb
+
+# Where there was no answer, another try later can help; where there was one, it says what to change.
+_NO_ANSWER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+
+class DatasetChanged(Exception):
+    """The data set is not the one that was checked when the job was accepted."""
+
+
+class NotEnoughFeedback(Exception):
+    """The judge's feedback holds too few preferences to learn from."""
+
+
+_REASONS: dict[type[Exception], str] = {
+    BaseModelUnavailable: "BASE_MODEL_UNAVAILABLE",
+    DatasetChanged: "DATASET_CHANGED",
+    JudgeUnavailable: "JUDGE_UNAVAILABLE",
+    NotEnoughFeedback: "NOT_ENOUGH_FEEDBACK",
+    TrainingDiverged: "DIVERGED",
+}
+
+
+def explain(error: Exception, stage: pb.Stage.ValueType) -> pb.Failure:
+    """The failure to report for what a stage raised."""
+    reason, message = _reason(error)
+    return pb.Failure(
+        reason=reason,
+        message=message,
+        stage=stage,
+        is_resumable=reason not in {"DATASET_CHANGED", "REGISTRY_REFUSED"},
+    )
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return reason, str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        advice = "lower batch_size or max_seq_length, or set quantization to nf4"
+        return "OUT_OF_MEMORY", f"the worker ran out of memory; {advice}"
+    if isinstance(error, grpc.RpcError):
+        reason = "REGISTRY_UNAVAILABLE" if error.code() in _NO_ANSWER else "REGISTRY_REFUSED"
+        return reason, f"the Registry: {describe(error)}"
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return "DISK_FULL", "the trainer's disk is full; free some space and resume the job"
+    # The text of an exception nobody foresaw may hold anything; the worker's log on the server has it all.
+    return "INTERNAL", f"an unexpected {type(error).__name__}; the worker's log on the server says where"

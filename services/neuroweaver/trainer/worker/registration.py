@@ -1,0 +1,198 @@
+"""The last stage: the adapter with its evidence becomes a version in the Registry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf import json_format, struct_pb2
+
+from neuroweaver.mesh import telemetry
+from neuroweaver.trainer.worker.base_model import Digests
+from neuroweaver.trainer.worker.durable import write_whole
+from neuroweaver.trainer.worker.stages import Result
+from neuroweaver.v1 import common_pb2, registry_pb2, registry_pb2_grpc
+from neuroweaver.v1 import trainer_pb2 as pb
+
+CHUNK_BYTES: Final = 1 << 20
+CALL_TIMEOUT_S: Final = 60.0
+UPLOAD_TIMEOUT_S: Final = 3600.0
+
+HIGHER: Final = registry_pb2.METRIC_DIRECTION_HIGHER_IS_BETTER
+LOWER: Final = registry_pb2.METRIC_DIRECTION_LOWER_IS_BETTER
+
+
+@dataclass(frozen=True)
+class Registration:
+    job: pb.TrainingJob
+    result: pb.TrainingResult
+    adapter: Path
+    folder: Path
+    digests: Digests
+
+
+def register(registration: Registration, registry: registry_pb2_grpc.RegistryServiceStub) -> Result:
+    """Gives the new version and the digest of each artifact. A repeat gives the same version.
+
+    Raises grpc.RpcError.
+    """
+    config = registration.job.config
+    registry.RegisterModel(
+        registry_pb2.RegisterModelRequest(
+            model=registry_pb2.Model(
+                model_id=config.model_name,
+                description=f"{config.base_model} specialised as {config.specialization}",
+            ),
+            allow_existing=True,
+        ),
+        timeout=CALL_TIMEOUT_S,
+    )
+    request = _request(registration)
+    files = artifacts_of(registration)
+    for artifact in request.artifacts:
+        _upload(registry, artifact, files[artifact.path])
+    created = registry.CreateModelVersion(request, timeout=CALL_TIMEOUT_S)
+    return {
+        "version": created.version,
+        "artifacts": {artifact.path: artifact.digest for artifact in request.artifacts},
+        "bytes": sum(artifact.size_bytes for artifact in request.artifacts),
+    }
+
+
+def artifacts_of(registration: Registration) -> dict[str, Path]:
+    """What belongs to the version, by its path there."""
+    folder = registration.folder
+    portable = folder / "registration"
+    write_whole(portable / "adapter_config.json", _portable_adapter_config(registration))
+    write_whole(portable / "training_config.json", _json(registration.job.config))
+    write_whole(portable / "result.json", _json(registration.result))
+    found = {
+        "adapter/adapter_model.safetensors": registration.adapter / "adapter_model.safetensors",
+        "adapter/adapter_config.json": portable / "adapter_config.json",
+        "training/config.json": portable / "training_config.json",
+        "training/result.json": portable / "result.json",
+        "training/evaluation.jsonl": folder / "evaluation.jsonl",
+        "training/feedback.jsonl": folder / "feedback.jsonl",
+        "training/ppo_steps.jsonl": folder / "ppo" / "steps.jsonl",
+    }
+    return {path: file for path, file in found.items() if file.is_file()}
+
+
+def _portable_adapter_config(registration: Registration) -> bytes:
+    """PEFT writes the folder of the base model on this machine; a version names the model instead."""
+    content = json.loads((registration.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    content["base_model_name_or_path"] = registration.job.config.base_model
+    return json.dumps(content, indent=2, sort_keys=True).encode()
+
+
+def _request(registration: Registration) -> registry_pb2.CreateModelVersionRequest:
+    """The same request in every attempt, so that its id finds the first answer."""
+    path = registration.folder / "registration" / "request.bin"
+    if path.is_file():
+        return registry_pb2.CreateModelVersionRequest.FromString(path.read_bytes())
+    job, result = registration.job, registration.result
+    request = registry_pb2.CreateModelVersionRequest(
+        model_id=job.config.model_name,
+        bump=registry_pb2.BUMP_LEVEL_MINOR,
+        description=f"trained by job {job.job_id}",
+        config=json_format.ParseDict(_as_dict(job.config), struct_pb2.Struct()),
+        metrics=metrics_of(result),
+        tags={"specialization": job.config.specialization},
+        base=registry_pb2.BasePin(
+            name=job.config.base_model,
+            model_digest=registration.digests.base,
+            tokenizer_digest=registration.digests.tokenizer,
+            chat_template_digest=registration.digests.chat_template or "",
+        ),
+        lineage=registry_pb2.Lineage(
+            training_job_id=job.job_id,
+            dataset_digest=job.dataset_digest,
+            dataset_path=job.config.dataset_path,
+            software_version=version_of("neuroweaver"),
+            trace_id=telemetry.current_trace_id(),
+        ),
+        request_id=f"{job.job_id[:58]}-{hashlib.sha256(job.job_id.encode()).hexdigest()[:5]}",
+    )
+    for name, file in sorted(artifacts_of(registration).items()):
+        request.artifacts.add(path=name, digest=_digest(file), size_bytes=file.stat().st_size)
+    write_whole(path, request.SerializeToString(deterministic=True))
+    return request
+
+
+def metrics_of(result: pb.TrainingResult) -> dict[str, registry_pb2.Metric]:
+    """The result's numbers with their direction and interval."""
+    metrics = {
+        "loss": registry_pb2.Metric(value=result.loss_after, direction=LOWER, unit="nats/token"),
+        "loss_base": registry_pb2.Metric(value=result.loss_before, direction=LOWER, unit="nats/token"),
+        "perplexity": registry_pb2.Metric(value=result.perplexity_after, direction=LOWER),
+        "perplexity_base": registry_pb2.Metric(value=result.perplexity_before, direction=LOWER),
+        "judge_score": registry_pb2.Metric(
+            value=result.metrics["tuned_score"],
+            direction=HIGHER,
+            samples=[each.tuned_score for each in result.samples if each.HasField("tuned_score")],
+        ),
+        "judge_score_base": registry_pb2.Metric(
+            value=result.metrics["base_score"],
+            direction=HIGHER,
+            samples=[each.base_score for each in result.samples if each.HasField("base_score")],
+        ),
+        "win_rate": registry_pb2.Metric(
+            value=result.win_rate.rate, direction=HIGHER, interval=_interval(result.win_rate.interval)
+        ),
+    }
+    if result.HasField("reward_model"):
+        quality = result.reward_model
+        metrics["reward_model_accuracy"] = registry_pb2.Metric(
+            value=quality.accuracy, direction=HIGHER, interval=_interval(quality.accuracy_interval)
+        )
+    if result.HasField("policy_optimization"):
+        metrics["ppo_kl"] = registry_pb2.Metric(
+            value=result.policy_optimization.kl_last, direction=LOWER, unit="nats/response"
+        )
+    return metrics
+
+
+def _interval(interval: common_pb2.Interval) -> common_pb2.Interval:
+    return common_pb2.Interval(lower=interval.lower, upper=interval.upper, confidence=interval.confidence)
+
+
+def _upload(
+    registry: registry_pb2_grpc.RegistryServiceStub, artifact: registry_pb2.Artifact, file: Path
+) -> None:
+    """Sends what the Registry does not have of the file yet."""
+    known = registry.GetUploadStatus(
+        registry_pb2.GetUploadStatusRequest(digest=artifact.digest), timeout=CALL_TIMEOUT_S
+    )
+    if not known.is_complete:
+        registry.UploadArtifact(_parts(artifact, file, known.committed_bytes), timeout=UPLOAD_TIMEOUT_S)
+
+
+def _parts(
+    artifact: registry_pb2.Artifact, file: Path, offset: int
+) -> Iterator[registry_pb2.UploadArtifactRequest]:
+    header = registry_pb2.UploadHeader(
+        digest=artifact.digest, size_bytes=artifact.size_bytes, path=artifact.path, offset_bytes=offset
+    )
+    yield registry_pb2.UploadArtifactRequest(header=header)
+    with file.open("rb") as source:
+        source.seek(offset)
+        while chunk := source.read(CHUNK_BYTES):
+            yield registry_pb2.UploadArtifactRequest(chunk=chunk)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _as_dict(message: Any) -> dict[str, Any]:
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _json(message: Any) -> bytes:
+    return json.dumps(_as_dict(message), indent=2, sort_keys=True, ensure_ascii=False).encode()

@@ -1,0 +1,138 @@
+"""A real Trainer on a loopback port whose workers are played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from neuroweaver.mesh.channel import channel
+from neuroweaver.mesh.database import Database
+from neuroweaver.mesh.migrations import migrate
+from neuroweaver.mesh.serve import Service, running
+from neuroweaver.mesh.settings import Settings
+from neuroweaver.trainer.admission import Premises
+from neuroweaver.trainer.executor import Exit
+from neuroweaver.trainer.model import Job
+from neuroweaver.trainer.server import TrainerServicer, WorkerServicer
+from neuroweaver.trainer.supervisor import Policy, Supervisor
+from neuroweaver.v1 import trainer_pb2 as pb
+from neuroweaver.v1 import trainer_pb2_grpc, worker_pb2, worker_pb2_grpc
+
+
+@dataclass
+class PlayedWorker:
+    """A worker that does what the test says."""
+
+    job: Job
+    ended: asyncio.Future[Exit]
+    was_stopped: bool = False
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self.ended)
+
+    def end(self, status: int, *, ran_out_of_memory: bool = False) -> None:
+        if not self.ended.done():
+            self.ended.set_result(Exit(status, ran_out_of_memory))
+
+    def stop(self) -> None:
+        self.was_stopped = True
+
+    def kill(self) -> None:
+        self.end(-9)
+
+
+@dataclass
+class PlayedExecutor:
+    started: list[PlayedWorker] = field(default_factory=list)
+    arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def start(self, job: Job, folder: Path) -> PlayedWorker:
+        worker = PlayedWorker(job, asyncio.get_running_loop().create_future())
+        async with self.arrived:
+            self.started.append(worker)
+            self.arrived.notify_all()
+        return worker
+
+    async def worker(self, number: int = 1) -> PlayedWorker:
+        """The worker started as the `number`-th."""
+        async with asyncio.timeout(20), self.arrived:
+            await self.arrived.wait_for(lambda: len(self.started) >= number)
+        return self.started[number - 1]
+
+
+@dataclass
+class Trainer:
+    address: str
+    stub: trainer_pb2_grpc.TrainerServiceAsyncStub
+    worker_stub: worker_pb2_grpc.WorkerServiceAsyncStub
+    executor: PlayedExecutor
+    supervisor: Supervisor
+    data: Path
+
+    async def state(self, job_id: str, wanted: pb.JobState.ValueType) -> pb.TrainingJob:
+        """The job, once it is in the wanted state."""
+        async with asyncio.timeout(20):
+            while True:
+                job = await self.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id=job_id))
+                if job.state == wanted:
+                    return job
+                await asyncio.sleep(0.02)
+
+    async def report(self, worker: PlayedWorker, *events: pb.TrainingEvent, first: int = 1) -> worker_pb2.ReportResponse:
+        """Sends events as the worker; gives the answer to the last one."""
+        call = self.worker_stub.Report()
+        answer = worker_pb2.ReportResponse()
+        for number, event in enumerate(events, first):
+            await call.write(
+                worker_pb2.ReportRequest(
+                    job_id=worker.job.job_id, lease_token=worker.job.lease_token, number=number, event=event
+                )
+            )
+            answer = await call.read()
+            if answer is grpc.aio.EOF:
+                await call  # raises what the server said
+        await call.done_writing()
+        return answer
+
+
+@asynccontextmanager
+async def trainer(
+    home: Path, database_url: str = "", policy: Policy | None = None, premises: Premises | None = None
+) -> AsyncIterator[Trainer]:
+    database = Database(database_url or f"sqlite:///{home / 'trainer.db'}", "trainer")
+    await migrate(database, "neuroweaver.trainer")
+    executor = PlayedExecutor()
+    data = home / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    supervisor = Supervisor(database, executor, home / "jobs", policy or Policy(shutdown_s=0.1))
+    servicer = TrainerServicer(database, supervisor, premises or Premises(home=home, data_folder=data))
+
+    def add(server: grpc.aio.Server) -> None:
+        trainer_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, server)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerServicer(supervisor), server)
+
+    async def close() -> None:
+        await supervisor.close()
+        await database.close()
+
+    settings = Settings(
+        service="trainer", home=home, port=0, metrics_port=0, database_url=database_url, drain_s=0.2
+    )
+    names = ["neuroweaver.v1.TrainerService", "neuroweaver.v1.WorkerService"]
+    service = Service(names=names, add=add, background=[supervisor.run], close=close)
+    async with running(service, settings, registry=CollectorRegistry()) as started:
+        async with channel(started.address) as connection:
+            yield Trainer(
+                started.address,
+                trainer_pb2_grpc.TrainerServiceStub(connection),
+                worker_pb2_grpc.WorkerServiceStub(connection),
+                executor,
+                supervisor,
+                data,
+            )
