@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,31 +56,36 @@ class LocalExecutor:
             "NEUROWEAVER_JOB_ID": job.job_id,
             "NEUROWEAVER_LEASE_TOKEN": str(job.lease_token),
             "NEUROWEAVER_JOB_FOLDER": str(folder),
+            # A crash in native code leaves its stack in the log instead of nothing.
+            "PYTHONFAULTHANDLER": "1",
         }
         if job.trace_parent:
             environ["TRACEPARENT"] = job.trace_parent
         kills_before = _out_of_memory_kills()
-        with (folder / LOG_NAME).open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "neuroweaver.trainer.worker",
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environ,
-                start_new_session=True,
-            )
+        process = await asyncio.to_thread(_spawn, environ, folder / LOG_NAME)
         return _LocalWorker(process, kills_before)
 
 
+def _spawn(environ: Mapping[str, str], log_file: Path) -> subprocess.Popen[bytes]:
+    # Not asyncio's: uvloop forks, and gRPC's handlers for a fork crash the child before it becomes a worker.
+    with log_file.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "neuroweaver.trainer.worker"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environ,
+            start_new_session=True,
+        )
+
+
 class _LocalWorker:
-    def __init__(self, process: asyncio.subprocess.Process, kills_before: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], kills_before: int) -> None:
         self._process = process
         self._kills_before = kills_before
 
     async def wait(self) -> Exit:
-        status = await self._process.wait()
+        status = await asyncio.to_thread(self._process.wait)
         killed = status == -signal.SIGKILL
         return Exit(status, killed and _out_of_memory_kills() > self._kills_before)
 

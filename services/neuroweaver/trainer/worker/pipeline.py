@@ -1,14 +1,14 @@
 """The main job: data, fine-tuning, AI feedback, reward model, PPO, validation, registration.
 
-Each stage leaves its result in the job's folder, so a resumed job begins with the first stage that is not whole.
-Models are loaded where they are needed and dropped again: a stage after a resume sees what it would have seen.
+Each stage leaves its result in the job's folder, so a resumed job begins with the first that is not whole.
+Models are loaded where they are needed and dropped again: a resumed stage sees what it would have seen.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,18 +25,18 @@ from neuroweaver.trainer.specialization import Specialization, load_specializati
 from neuroweaver.trainer.worker import reward_model, sft
 from neuroweaver.trainer.worker.adapters import load_policy
 from neuroweaver.trainer.worker.base_model import Digests, digests, load, materialize
-from neuroweaver.trainer.worker.chat import Messages
 from neuroweaver.trainer.worker.durable import read_jsonl, write_jsonl
+from neuroweaver.trainer.worker.evaluation import VERDICTS, evaluate
 from neuroweaver.trainer.worker.failures import DatasetChanged, NotEnoughFeedback, explain
 from neuroweaver.trainer.worker.generation import generate
 from neuroweaver.trainer.worker.judge import judge_from_environment
-from neuroweaver.trainer.worker.judgement import Comparison, Judge, JudgeItem
+from neuroweaver.trainer.worker.judgement import Judge, JudgeItem
 from neuroweaver.trainer.worker.monitor import Monitor, Stopped
 from neuroweaver.trainer.worker.policy_stage import optimize_policy
+from neuroweaver.trainer.worker.questions import Question, choose, messages_of
 from neuroweaver.trainer.worker.registration import Registration, register
 from neuroweaver.trainer.worker.sft_trainer import checkpoint_step, checkpoints
 from neuroweaver.trainer.worker.stages import Result, Stages
-from neuroweaver.trainer.worker.validation import perplexity, win_rate
 from neuroweaver.v1 import common_pb2, registry_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -59,7 +59,6 @@ TRAINER_PRECISIONS: Final[Mapping[int, Any]] = {
 }
 # Optimizer steps between two checkpoints of fine-tuning.
 SAVE_EVERY: Final = 10
-VERDICTS: Final = {"win": pb.VERDICT_WIN, "loss": pb.VERDICT_LOSS, "tie": pb.VERDICT_TIE}
 # Feedback below this cannot teach a reward model anything that holds for other prompts.
 MIN_PAIRS: Final = 8
 SAMPLING_TEMPERATURE: Final = 1.0
@@ -165,8 +164,8 @@ class Pipeline:
                 resume=is_resumed,
             )
         if done.dropped:
-            reason = f"{done.dropped} rows have no answer within {self.config.max_seq_length} tokens: not trained on"
-            self.stages.notice("ROWS_DROPPED", reason)
+            limit = self.config.max_seq_length
+            self.stages.notice("ROWS_DROPPED", f"{done.dropped} rows have no answer within {limit} tokens")
         if done.truncated:
             self.stages.notice(
                 "ROWS_TRUNCATED",
@@ -241,17 +240,18 @@ class Pipeline:
         )
         if len(train) < MIN_PAIRS or not heldout:
             raise NotEnoughFeedback(
-                f"the feedback gives {len(train)} preference pairs to learn from and {len(heldout)} to check with; "
-                f"at least {MIN_PAIRS} and 1 are needed. Raise rlaif_samples, responses_per_prompt or rlaif_threshold"
+                f"the feedback gives {len(train)} preference pairs to learn from and {len(heldout)} to check "
+                f"with; at least {MIN_PAIRS} and 1 are needed: raise rlaif_samples or responses_per_prompt"
             )
         done = reward_model.train_reward_model(
             self.prepared.model_folder,
             train,
             heldout,
-            self._reward_config(),
-            self.at.folder / "reward_model",
-            monitor,
+            config=self._reward_config(),
+            folder=self.at.folder / "reward_model",
+            monitor=monitor,
             resume=self.job.attempt > 1,
+            **self._precision(),
         )
         if done.dropped:
             self.stages.notice("PAIRS_DROPPED", f"{done.dropped} preference pairs were too long and left out")
@@ -269,7 +269,9 @@ class Pipeline:
 
     def optimize(self, adapter: Path, scorer_folder: Path, monitor: Monitor) -> Result:
         with self._tuned(adapter, is_trainable=True) as (model, tokenizer):
-            scorer = reward_model.RewardModel.load(scorer_folder, self.prepared.model_folder)
+            scorer = reward_model.RewardModel.load(
+                scorer_folder, self.prepared.model_folder, **self._precision()
+            )
             return optimize_policy(
                 model,
                 tokenizer,
@@ -282,39 +284,16 @@ class Pipeline:
             )
 
     def validate(self, adapter: Path, monitor: Monitor) -> Result:
-        prompts = self.specialization.evaluation_prompts
-        conversations = [ask(self.specialization.system_prompt, each.prompt) for each in prompts]
         held_out = [messages_of(each) for each in self.prepared.validation]
         with self._tuned(adapter) as (model, tokenizer):
-            answers = self._answers(model, tokenizer, conversations, monitor)
-            after = perplexity(model, tokenizer, held_out, monitor, max_length=self.config.max_seq_length)
-            with model.disable_adapter():
-                base_answers = self._answers(model, tokenizer, conversations, monitor)
-                before = perplexity(
-                    model, tokenizer, held_out, monitor, max_length=self.config.max_seq_length
-                )
-        samples = self._judged(base_answers, answers, monitor)
+            samples, measured = evaluate(
+                model, tokenizer, self.judge, self.specialization, held_out, self.config, monitor
+            )
         write_jsonl(self.at.folder / "evaluation.jsonl", samples)
-        counted = win_rate([each["verdict"] for each in samples])
-        return {
-            "loss_before": before.mean,
-            "loss_after": after.mean,
-            "perplexity_before": before.perplexity,
-            "perplexity_after": after.perplexity,
-            "wins": counted.wins,
-            "losses": counted.losses,
-            "ties": counted.ties,
-            "missing": counted.missing,
-            "win_rate": 0.0 if counted.rate is None else counted.rate,
-            "win_rate_lower": counted.lower,
-            "win_rate_upper": counted.upper,
-            "confidence": counted.confidence,
-            "base_score": mean_of(each["base_score"] for each in samples),
-            "tuned_score": mean_of(each["tuned_score"] for each in samples),
-        }
+        return measured
 
     def _improve(self, adapter: Path, result: pb.TrainingResult) -> Path:
-        """The adapter to register: the one that RLAIF made, or the given one where it was not asked for or failed."""
+        """The adapter to register: RLAIF's, or the given one where it was not asked for or failed."""
         if not self.config.enable_rlaif:
             result.rlaif_outcome = pb.RLAIF_OUTCOME_NOT_REQUESTED
             return adapter
@@ -397,7 +376,7 @@ class Pipeline:
             )
         )
         for sample in read_jsonl(self.at.folder / "evaluation.jsonl"):
-            sample["verdict"] = VERDICTS.get(sample["verdict"], pb.VERDICT_UNSPECIFIED)
+            sample["verdict"] = VERDICTS[sample["verdict"]]
             result.samples.append(pb.JudgedSample(**sample))
         result.metrics["sft_loss_before"] = tuned["loss_before"]
         result.metrics["sft_loss_after"] = tuned["loss_after"]
@@ -411,65 +390,9 @@ class Pipeline:
             job=self.job, result=result, adapter=adapter, folder=self.at.folder, digests=self.prepared.digests
         )
 
-    def _judged(
-        self, base_answers: Sequence[str], answers: Sequence[str], monitor: Monitor
-    ) -> list[dict[str, Any]]:
-        """One record a prompt, with the fields of JudgedSample; None where the judge gave nothing."""
-        prompts = self.specialization.evaluation_prompts
-        rubric = self.specialization.rubric
-        pairs = list(zip(prompts, base_answers, answers, strict=True))
-        scores = self.judge.score(
-            [
-                JudgeItem(each.prompt, answer, each.reference)
-                for each, base, tuned in pairs
-                for answer in (base, tuned)
-            ],
-            rubric,
-            monitor,
-        )
-        verdicts = self.judge.compare(
-            [Comparison(each.prompt, base, tuned, each.reference) for each, base, tuned in pairs],
-            rubric,
-            monitor,
-        )
-        words = {"a": "loss", "b": "win", "tie": "tie", None: None}
-        return [
-            {
-                "prompt_id": each.id,
-                "prompt": each.prompt,
-                "reference": each.reference,
-                "base_response": base,
-                "tuned_response": tuned,
-                "base_score": base_score and base_score.score,
-                "tuned_score": tuned_score and tuned_score.score,
-                "verdict": words[verdict],
-                "reason": tuned_score.reason if tuned_score else "",
-            }
-            for (each, base, tuned), base_score, tuned_score, verdict in zip(
-                pairs, scores[0::2], scores[1::2], verdicts, strict=True
-            )
-        ]
-
-    def _answers(
-        self, model: Any, tokenizer: Any, conversations: Sequence[Messages], monitor: Monitor
-    ) -> list[str]:
-        answers = generate(
-            model,
-            tokenizer,
-            conversations,
-            max_new_tokens=self.config.max_new_tokens,
-            temperature=0.0,
-            seed=self.config.seed,
-            monitor=monitor,
-        )
-        return [answer.text for answer in answers]
-
     def _questions(self) -> list[Question]:
-        """The prompts of RLAIF: single questions of the training split, those of the job's specialisation first."""
-        found = list(questions_of(self.prepared.train))
-        own = [each for each in found if each.specialization == self.config.specialization]
-        others = [each for each in found if each.specialization != self.config.specialization]
-        chosen = (own + others)[: self.config.rlaif_samples]
+        """The prompts of RLAIF: single questions of the training split. Raises NotEnoughFeedback."""
+        chosen = choose(self.prepared.train, self.config.specialization, self.config.rlaif_samples)
         if len(chosen) < 2:
             raise NotEnoughFeedback("the data set has no questions with answers to learn preferences on")
         return chosen
@@ -504,60 +427,22 @@ class Pipeline:
     @contextmanager
     def _base(self) -> Iterator[tuple[Any, Any]]:
         """The base model and its tokenizer, gone from memory after the block."""
-        yield load(
-            self.prepared.model_folder,
-            quantization=QUANTIZATIONS[self.config.quantization],
-            dtype=DTYPES[self.config.mixed_precision],
-            device=device(),
-        )
+        yield load(self.prepared.model_folder, **self._precision())
         gc.collect()
+
+    def _precision(self) -> dict[str, Any]:
+        """How the base model's weights are held."""
+        return {
+            "quantization": QUANTIZATIONS[self.config.quantization],
+            "dtype": DTYPES[self.config.mixed_precision],
+            "device": device(),
+        }
 
     @contextmanager
     def _tuned(self, adapter: Path, *, is_trainable: bool = False) -> Iterator[tuple[Any, Any]]:
         """The base model with an adapter; trainable, with a frozen copy of it as the reference."""
         with self._base() as (model, tokenizer):
             yield load_policy(model, adapter, is_trainable=is_trainable), tokenizer
-
-
-@dataclass(frozen=True)
-class Question:
-    """A conversation up to the answer, and the answer that the data set gives as a reference."""
-
-    id: str
-    text: str
-    messages: Messages
-    reference: str
-    specialization: str
-
-
-def questions_of(examples: Sequence[Example]) -> Iterator[Question]:
-    for example in examples:
-        if not example.messages or example.messages[-1].role != "assistant":
-            continue
-        messages = messages_of(example)
-        yield Question(
-            id=f"line-{example.line}",
-            text=str(messages[-2]["content"]),
-            messages=messages[:-1],
-            reference=example.messages[-1].content,
-            specialization=example.specialization,
-        )
-
-
-def messages_of(example: Example) -> list[dict[str, str]]:
-    """The example as a chat; a plain text is all the assistant's."""
-    if example.text:
-        return [{"role": "assistant", "content": example.text}]
-    return [{"role": each.role, "content": each.content} for each in example.messages]
-
-
-def ask(system_prompt: str, question: str) -> Messages:
-    return [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}]
-
-
-def mean_of(scores: Iterator[float | None] | Any) -> float:
-    known = [score for score in scores if score is not None]
-    return sum(known) / len(known) if known else 0.0
 
 
 def device() -> str:

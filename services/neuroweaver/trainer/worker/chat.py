@@ -1,0 +1,121 @@
+"""Chats as token ids, with labels on the assistant's turns alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Messages = Sequence[Mapping[str, str]]
+
+# What the cross-entropy of torch skips.
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """A chat up to its last assistant token; labels repeat the ids of assistant tokens, IGNORED elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+    is_truncated: bool = False
+
+    @property
+    def target_tokens(self) -> int:
+        """How many tokens the loss sees; the first position is predicted from nothing and never counts."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+def encode_prompt(tokenizer: Any, messages: Messages) -> list[int]:
+    """Token ids of `messages` followed by the opening of an assistant turn."""
+    return _tokenize(tokenizer, _render(tokenizer, messages, opens_turn=True))
+
+
+def encode_chat(tokenizer: Any, messages: Messages, *, max_length: int | None = None) -> EncodedChat:
+    """The chat with labels on every assistant turn, its end-of-turn token included.
+
+    Each turn is tokenised on its own, so that its context has the ids it has when the turn is generated.
+    Longer than `max_length`, the start is kept. Raises ValueError if the chat template renders a turn's
+    context differently once the turn is there: such a template has no place where the turn begins.
+    """
+    input_ids: list[int] = []
+    labels: list[int] = []
+    rendered = ""
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        whole = _render(tokenizer, messages[: index + 1], opens_turn=False)
+        context = _context(tokenizer, messages, index, whole)
+        if not (context.startswith(rendered) and whole.startswith(context)):
+            raise ValueError("the chat template rewrites earlier text when a turn is added")
+        turn = _without_tail(whole[len(context) :], tokenizer.eos_token)
+        context_ids = _tokenize(tokenizer, context[len(rendered) :])
+        turn_ids = _tokenize(tokenizer, turn)
+        input_ids += context_ids + turn_ids
+        labels += [IGNORED] * len(context_ids) + turn_ids
+        rendered = context + turn
+    if max_length is None or len(input_ids) <= max_length:
+        return EncodedChat(input_ids, labels)
+    return EncodedChat(input_ids[:max_length], labels[:max_length], is_truncated=True)
+
+
+def _context(tokenizer: Any, messages: Messages, index: int, whole: str) -> str:
+    if index == 0:  # nothing was asked: plain text, for which a template may still open with a system turn
+        return whole[: max(0, whole.find(messages[0]["content"].strip()))]
+    return _render(tokenizer, messages[:index], opens_turn=True)
+
+
+def collate(chats: Sequence[EncodedChat], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """input_ids, attention_mask and labels of the chats, padded on the right: (len(chats), longest chat)."""
+    shape = (len(chats), max(len(chat.input_ids) for chat in chats))
+    input_ids = torch.full(shape, pad_token_id)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED)
+    for row, chat in enumerate(chats):
+        length = len(chat.input_ids)
+        input_ids[row, :length] = torch.tensor(chat.input_ids)
+        attention_mask[row, :length] = 1
+        labels[row, :length] = torch.tensor(chat.labels)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def target_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Negative log-likelihood in nats of each target token of a collated batch: (target tokens,), fp32.
+
+    The language-model head sees the positions before targets alone: a vocabulary is large, and half of a
+    chat's tokens belong to no assistant.
+    """
+    is_target = batch["labels"][:, 1:] != IGNORED
+    precedes_target = torch.nn.functional.pad(is_target, (0, 1))
+
+    def keep_preceding(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0][precedes_target], *inputs[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep_preceding)
+    try:
+        outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    finally:
+        hook.remove()
+    targets = batch["labels"][:, 1:][is_target]
+    return torch.nn.functional.cross_entropy(outputs.logits.float(), targets, reduction="none")
+
+
+def _render(tokenizer: Any, messages: Messages, *, opens_turn: bool) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=opens_turn, tokenize=False
+        )
+    )
+
+
+def _tokenize(tokenizer: Any, text: str) -> list[int]:
+    # The template has written the special tokens already.
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _without_tail(turn: str, eos_token: str | None) -> str:
+    """The turn up to its end-of-sequence token: what a template writes after it is never generated."""
+    end = turn.rfind(eos_token) if eos_token else -1
+    return turn if end < 0 or not eos_token else turn[: end + len(eos_token)]

@@ -1,0 +1,273 @@
+"""The main job through real processes: registry, trainer, worker."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from e2e.processes import Mesh, mesh
+from trainer.tiny import tiny_llama
+
+from neuroweaver.mesh.channel import sync_channel
+from neuroweaver.v1 import registry_pb2, registry_pb2_grpc, trainer_pb2_grpc
+from neuroweaver.v1 import trainer_pb2 as pb
+
+DONE = {pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    home = tmp_path_factory.mktemp("home")
+    tiny_llama(home / "models" / "tiny", hidden_size=32)
+    with mesh(home, "registry", "trainer") as started:
+        yield started
+
+
+@pytest.fixture
+def trainer(running: Mesh) -> Iterator[trainer_pb2_grpc.TrainerServiceStub]:
+    with sync_channel(running.addresses["trainer"]) as channel:
+        yield trainer_pb2_grpc.TrainerServiceStub(channel)
+
+
+@pytest.fixture
+def registry(running: Mesh) -> Iterator[registry_pb2_grpc.RegistryServiceStub]:
+    with sync_channel(running.addresses["registry"]) as channel:
+        yield registry_pb2_grpc.RegistryServiceStub(channel)
+
+
+def config(**changes: object) -> pb.TrainingConfig:
+    settings = {
+        "model_name": "advisor",
+        "base_model": "tiny",
+        "specialization": "service_advisor",
+        "dataset_path": "builtin:automotive",
+        "lora_r": 4,
+        "epochs": 1.0,
+        "learning_rate": 1e-3,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_seq_length": 480,
+        "rlaif_samples": 12,
+        "responses_per_prompt": 4,
+        "rlaif_threshold": 10.0,
+        "ppo_steps": 4,
+        "ppo_batch_size": 4,
+        "max_new_tokens": 16,
+        **changes,
+    }
+    return pb.TrainingConfig(**settings)
+
+
+def events(trainer: trainer_pb2_grpc.TrainerServiceStub, job_id: str, since: int = 0) -> list[pb.TrainingEvent]:
+    """Everything that happens in the job until it ends."""
+    watch = trainer.WatchTraining(pb.WatchTrainingRequest(job_id=job_id, since_sequence=since), timeout=280)
+    return [event for event in watch if not event.HasField("heartbeat")]
+
+
+def wait_for(
+    trainer: trainer_pb2_grpc.TrainerServiceStub, job_id: str, found: Callable[[pb.TrainingEvent], bool]
+) -> pb.TrainingEvent:
+    watch = trainer.WatchTraining(pb.WatchTrainingRequest(job_id=job_id), timeout=200)
+    for event in watch:
+        if found(event):
+            watch.cancel()
+            return event
+        assert not event.HasField("finished"), event
+    raise AssertionError("the job ended first")
+
+
+def started(trainer: trainer_pb2_grpc.TrainerServiceStub, job_id: str, **changes: object) -> None:
+    trainer.StartTraining(pb.StartTrainingRequest(job_id=job_id, config=config(**changes)))
+
+
+def test_the_main_job_ends_with_a_registered_version(
+    running: Mesh,
+    trainer: trainer_pb2_grpc.TrainerServiceStub,
+    registry: registry_pb2_grpc.RegistryServiceStub,
+) -> None:
+    started(trainer, "whole")
+    seen = events(trainer, "whole")
+    end = seen[-1].finished
+
+    assert end.state == pb.JOB_STATE_SUCCEEDED, (end.failure, running.worker_log("whole"))
+    assert [event.sequence for event in seen] == list(range(1, len(seen) + 1))
+    stages = [event.stage_finished.stage for event in seen if event.HasField("stage_finished")]
+    assert stages == [
+        pb.STAGE_PREPARING,
+        pb.STAGE_SFT,
+        pb.STAGE_RESPONSES,
+        pb.STAGE_FEEDBACK,
+        pb.STAGE_REWARD_MODEL,
+        pb.STAGE_PPO,
+        pb.STAGE_VALIDATION,
+        pb.STAGE_REGISTERING,
+    ]
+    ppo = [event.progress for event in seen if event.progress.stage == pb.STAGE_PPO]
+    assert ppo[0].metrics["ratio_first"] == 1.0
+    assert ppo[0].kl == 0.0
+    assert all(step.HasField("reward") and step.HasField("eta") for step in ppo)
+
+    result = end.result
+    assert result.rlaif_outcome == pb.RLAIF_OUTCOME_APPLIED
+    assert result.loss_after < result.loss_before
+    assert result.policy_optimization.steps == 4
+    assert len(result.samples) == 20
+    assert result.win_rate.wins + result.win_rate.losses + result.win_rate.ties + result.win_rate.missing == 20
+    assert result.win_rate.interval.lower <= result.win_rate.rate <= result.win_rate.interval.upper
+
+    version = registry.GetModelVersion(
+        registry_pb2.GetModelVersionRequest(model_id="advisor", version=result.version)
+    )
+    assert version.lineage.training_job_id == "whole"
+    assert len(version.base.model_digest) == 64
+    assert version.config["lora_r"] == 4
+    assert version.metrics["win_rate"].value == pytest.approx(result.win_rate.rate)
+    paths = {artifact.path for artifact in version.artifacts}
+    assert {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"} <= paths
+    download = registry.DownloadArtifact(
+        registry_pb2.DownloadArtifactRequest(
+            model_id="advisor", version=result.version, path="adapter/adapter_config.json"
+        )
+    )
+    content = b"".join(part.chunk for part in download)
+    assert json.loads(content)["base_model_name_or_path"] == "tiny"
+    assert str(running.home) not in content.decode()
+
+
+def test_rlaif_can_be_left_out(trainer: trainer_pb2_grpc.TrainerServiceStub) -> None:
+    started(trainer, "plain", enable_rlaif=False, epochs=0.2)
+    result = events(trainer, "plain")[-1].finished.result
+
+    assert result.rlaif_outcome == pb.RLAIF_OUTCOME_NOT_REQUESTED
+    assert not result.HasField("reward_model")
+    assert result.version
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_failing_rlaif_falls_back_only_if_the_job_says_so(
+    allowed: bool, trainer: trainer_pb2_grpc.TrainerServiceStub
+) -> None:
+    # Nothing scores below 0, so no response is bad enough to form a pair.
+    job_id = f"fallback-{allowed}"
+    started(trainer, job_id, rlaif_threshold=0.0, fall_back_to_sft=allowed, epochs=0.2)
+    seen = events(trainer, job_id)
+    end = seen[-1].finished
+    if not allowed:
+        assert (end.state, end.failure.reason) == (pb.JOB_STATE_FAILED, "NOT_ENOUGH_FEEDBACK")
+        assert end.failure.stage == pb.STAGE_REWARD_MODEL
+        return
+    assert end.state == pb.JOB_STATE_SUCCEEDED
+    assert end.result.rlaif_outcome == pb.RLAIF_OUTCOME_FELL_BACK_TO_SFT
+    assert "NOT_ENOUGH_FEEDBACK" in end.result.rlaif_failure
+    assert "RLAIF_FELL_BACK" in [event.notice.reason for event in seen if event.HasField("notice")]
+
+
+def test_a_cancelled_job_stops_within_a_step_keeps_what_is_whole_and_can_go_on(
+    running: Mesh, trainer: trainer_pb2_grpc.TrainerServiceStub
+) -> None:
+    started(trainer, "cancelled", ppo_steps=200)
+    wait_for(trainer, "cancelled", lambda event: event.progress.stage == pb.STAGE_PPO and event.progress.step >= 3)
+    trainer.CancelTraining(pb.CancelTrainingRequest(job_id="cancelled"))
+    seen = events(trainer, "cancelled")
+
+    assert seen[-1].finished.state == pb.JOB_STATE_CANCELLED
+    asked = next(e.sequence for e in seen if e.state_changed.to_state == pb.JOB_STATE_CANCELLING)
+    later = [e for e in seen if e.sequence > asked and e.HasField("progress")]
+    assert len(later) <= 1
+    checkpoint = json.loads((running.home / "jobs/cancelled/ppo/checkpoint.json").read_text())
+    assert checkpoint["step"] >= 3
+    assert (running.home / "jobs/cancelled/sft/adapter/adapter_model.safetensors").is_file()
+
+
+def test_a_killed_worker_fails_the_job_and_a_resume_goes_on_where_it_was(
+    running: Mesh, trainer: trainer_pb2_grpc.TrainerServiceStub
+) -> None:
+    started(trainer, "killed", ppo_steps=12)
+    wait_for(trainer, "killed", lambda e: e.checkpoint_saved.stage == pb.STAGE_PPO)
+    running.worker_of("killed").send_signal(signal.SIGKILL)
+    first = events(trainer, "killed")
+    assert first[-1].finished.failure.reason in {"WORKER_KILLED", "OUT_OF_MEMORY"}
+    assert first[-1].finished.failure.is_resumable
+
+    trainer.ResumeTraining(pb.ResumeTrainingRequest(job_id="killed"))
+    second = events(trainer, "killed", since=first[-1].sequence)
+
+    assert second[-1].finished.state == pb.JOB_STATE_SUCCEEDED, running.worker_log("killed")
+    reused = {e.stage_finished.stage for e in second if e.stage_finished.is_reused}
+    assert {pb.STAGE_SFT, pb.STAGE_RESPONSES, pb.STAGE_FEEDBACK, pb.STAGE_REWARD_MODEL} <= reused
+    rewound = next(e.rewound for e in second if e.HasField("rewound"))
+    steps = [e.progress.step for e in second if e.progress.stage == pb.STAGE_PPO]
+    assert rewound.step >= 5
+    assert steps[0] == rewound.step + 1
+    assert steps[-1] == 12
+
+
+def test_a_data_set_that_changed_after_acceptance_is_not_trained_on(
+    running: Mesh, trainer: trainer_pb2_grpc.TrainerServiceStub
+) -> None:
+    rows = [json.dumps({"question": f"What is part {n}?", "answer": f"Part {n} is a filter."}) for n in range(20)]
+    file = running.home / "data" / "changing.jsonl"
+    file.write_text("\n".join(rows[:10]))
+    started(trainer, "blocking", ppo_steps=100)
+    started(trainer, "changed", dataset_path="changing.jsonl", enable_rlaif=False)
+    file.write_text("\n".join(rows))
+    trainer.CancelTraining(pb.CancelTrainingRequest(job_id="blocking"))
+    failure = events(trainer, "changed")[-1].finished.failure
+
+    assert (failure.reason, failure.is_resumable) == ("DATASET_CHANGED", False)
+    with pytest.raises(grpc.RpcError, match="FAILED_PRECONDITION"):
+        trainer.ResumeTraining(pb.ResumeTrainingRequest(job_id="changed"))
+
+
+def test_no_worker_outlives_its_job(running: Mesh) -> None:
+    time.sleep(1)
+    with pytest.raises(AssertionError, match="no worker"):
+        _no_wait_worker(running)
+
+
+def _no_wait_worker(running: Mesh) -> None:
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        if "neuroweaver.trainer.worker" in (process.info["cmdline"] or []):
+            try:
+                if process.environ().get("NEUROWEAVER_HOME") == str(running.home):
+                    return
+            except psutil.Error:
+                continue
+    raise AssertionError("there is no worker")
+
+
+def test_a_trainer_that_is_shut_down_resumes_its_job_when_it_starts_again(tmp_path: Path) -> None:
+    tiny_llama(tmp_path / "models" / "tiny")
+    with mesh(tmp_path, "registry", "trainer") as own, sync_channel(own.addresses["trainer"]) as channel:
+        stub = trainer_pb2_grpc.TrainerServiceStub(channel)
+        started(stub, "interrupted", ppo_steps=12)
+        wait_for(stub, "interrupted", lambda e: e.progress.stage == pb.STAGE_PPO)
+        assert own.stop("trainer") == 0
+        own.start("trainer")
+        seen = events(stub, "interrupted")
+
+        assert seen[-1].finished.state == pb.JOB_STATE_SUCCEEDED, own.worker_log("interrupted")
+        assert stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="interrupted")).attempt == 2
+
+
+def test_a_trainer_that_is_killed_finds_its_worker_again(tmp_path: Path) -> None:
+    tiny_llama(tmp_path / "models" / "tiny")
+    with mesh(tmp_path, "registry", "trainer") as own, sync_channel(own.addresses["trainer"]) as channel:
+        stub = trainer_pb2_grpc.TrainerServiceStub(channel)
+        started(stub, "orphan", ppo_steps=12)
+        wait_for(stub, "orphan", lambda e: e.progress.stage == pb.STAGE_PPO)
+        own.stop("trainer", signal.SIGKILL)
+        own.start("trainer")
+        seen = events(stub, "orphan")
+
+        assert seen[-1].finished.state == pb.JOB_STATE_SUCCEEDED, own.worker_log("orphan")
+        steps = [e.progress.step for e in seen if e.progress.stage == pb.STAGE_PPO]
+        assert steps == list(range(1, 13))
+        assert stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="orphan")).attempt == 1
