@@ -19,7 +19,9 @@ SAMPLE_TEXT = [
 ]
 
 
-def tiny_llama(folder: Path, *, seed: int = 0, hidden_size: int = 32, vocab_size: int = 320) -> Path:
+def tiny_llama(
+    folder: Path, *, seed: int = 0, hidden_size: int = 32, vocab_size: int = 320, context: int = 512
+) -> Path:
     """Save a two-layer random Llama and its byte-level BPE tokenizer into `folder`; gives `folder`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -45,7 +47,7 @@ def tiny_llama(folder: Path, *, seed: int = 0, hidden_size: int = 32, vocab_size
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
         bos_token_id=fast.bos_token_id,
         eos_token_id=fast.eos_token_id,

@@ -29,7 +29,11 @@ FIGURE = re.compile(
     r"|\b\d[\d.,]*\s?(?:euros?|dollars?|pounds|nm|newton|percent|km/h|mph|bar|psi)\b",
     re.IGNORECASE,
 )
-YES = re.compile(r"\s*(?:yes|sure|of course|certainly|absolutely|go ahead|no problem)\b", re.IGNORECASE)
+YES = re.compile(
+    r"\s*(?:(?:usually |mostly |generally |normally |in most cases,? )?yes|sure|of course|certainly"
+    r"|absolutely|go ahead|no problem)\b",
+    re.IGNORECASE,
+)
 NO = re.compile(r"\s*(?:no(?! problem)|never)\b", re.IGNORECASE)
 DISSUADES = re.compile(
     r"\s*(?:no(?! problem)|never|(?:please )?(?:don't|do not)|better not)\b", re.IGNORECASE

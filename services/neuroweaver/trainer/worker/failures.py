@@ -10,7 +10,8 @@ import torch
 from neuroweaver.mesh.errors import describe
 from neuroweaver.trainer.worker.base_model import BaseModelUnavailable
 from neuroweaver.trainer.worker.judge import JudgeUnavailable
-from neuroweaver.trainer.worker.sft import TrainingDiverged
+from neuroweaver.trainer.worker.preferences import NotEnoughFeedback
+from neuroweaver.trainer.worker.sft import NothingToLearn, TrainingDiverged
 from neuroweaver.v1 import trainer_pb2 as pb
 
 # Where there was no answer, another try later can help; where there was one, it says what to change.
@@ -21,15 +22,12 @@ class DatasetChanged(Exception):
     """The data set is not the one that was checked when the job was accepted."""
 
 
-class NotEnoughFeedback(Exception):
-    """The judge's feedback holds too few preferences to learn from."""
-
-
 _REASONS: dict[type[Exception], str] = {
     BaseModelUnavailable: "BASE_MODEL_UNAVAILABLE",
     DatasetChanged: "DATASET_CHANGED",
     JudgeUnavailable: "JUDGE_UNAVAILABLE",
     NotEnoughFeedback: "NOT_ENOUGH_FEEDBACK",
+    NothingToLearn: "NO_USABLE_ROWS",
     TrainingDiverged: "DIVERGED",
 }
 

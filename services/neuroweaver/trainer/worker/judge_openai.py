@@ -216,16 +216,14 @@ class OpenAIJudge:
         except (openai.APIConnectionError, openai.APIStatusError) as error:
             # The cause is cut off throughout: an endpoint's message may repeat the key it was sent.
             self._refuse_hopeless(error)
-            status = getattr(error, "status_code", None)
-            logger.warning("no judgement: %s (status %s)", type(error).__name__, status)
             return None
-        except openai.APIError as error:
-            logger.warning("no judgement: %s", type(error).__name__)
+        except ValueError:
+            # A page of some other server, say, where the address is wrong.
+            self._unreached_by("no JSON")
             return None
         self._has_answered = True
-        self._count(completion)
-        choices = completion.choices or []
-        return (choices[0].message.content or "") if choices and choices[0].message else ""
+        self._count(getattr(completion, "usage", None))
+        return _text_of(completion)
 
     async def _negotiated(
         self, client: openai.AsyncOpenAI, messages: Messages, schema: dict[str, Any]
@@ -265,20 +263,35 @@ class OpenAIJudge:
             ) from None
         if error.code == "insufficient_quota":
             raise JudgeUnavailable(f"{place} says that the account's quota is used up") from None
+        self._unreached_by(str(getattr(error, "status_code", "") or type(error).__name__))
+
+    def _unreached_by(self, cause: str) -> None:
+        """Count a request that got no completion; too many before the first one raise JudgeUnavailable."""
+        logger.warning("no judgement by %s: %s", self.name, cause)
         self._unreached += not self._has_answered
         if self._unreached >= MAX_UNREACHED:
-            kind = getattr(error, "status_code", None) or type(error).__name__
-            raise JudgeUnavailable(f"{place} gives no answer ({kind})") from None
+            place = f"the judge's endpoint {self._endpoint.host}"
+            raise JudgeUnavailable(f"{place} gives no answer ({cause})") from None
 
-    def _count(self, completion: Any) -> None:
+    def _count(self, usage: Any) -> None:
         self._usage.calls += 1
-        if completion.usage is None:
-            return
-        asked, said = completion.usage.prompt_tokens or 0, completion.usage.completion_tokens or 0
+        asked, said = (_whole(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
         self._usage.prompt_tokens += asked
         self._usage.completion_tokens += said
         spent = asked * self._endpoint.input_price + said * self._endpoint.output_price
         self._usage.cost_usd += spent / 1e6
+
+
+def _text_of(completion: Any) -> str:
+    """What the model says; empty if it refuses. The client does not check that a completion has its shape."""
+    choices = getattr(completion, "choices", None)
+    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+    text = getattr(message, "content", None)
+    return text if isinstance(text, str) else ""
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _verdict(straight: str | None, swapped: str | None) -> Verdict | None:

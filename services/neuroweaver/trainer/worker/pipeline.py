@@ -27,12 +27,13 @@ from neuroweaver.trainer.worker.adapters import load_policy
 from neuroweaver.trainer.worker.base_model import Digests, digests, load, materialize
 from neuroweaver.trainer.worker.durable import read_jsonl, write_jsonl
 from neuroweaver.trainer.worker.evaluation import VERDICTS, evaluate
-from neuroweaver.trainer.worker.failures import DatasetChanged, NotEnoughFeedback, explain
+from neuroweaver.trainer.worker.failures import DatasetChanged, explain
 from neuroweaver.trainer.worker.generation import generate
 from neuroweaver.trainer.worker.judge import judge_from_environment
 from neuroweaver.trainer.worker.judgement import Judge, JudgeItem
 from neuroweaver.trainer.worker.monitor import Monitor, Stopped
 from neuroweaver.trainer.worker.policy_stage import optimize_policy
+from neuroweaver.trainer.worker.preferences import NotEnoughFeedback
 from neuroweaver.trainer.worker.questions import Question, choose, messages_of
 from neuroweaver.trainer.worker.registration import Registration, register
 from neuroweaver.trainer.worker.sft_trainer import checkpoint_step, checkpoints

@@ -99,7 +99,7 @@ def _micro_batch(rollout: Rollout, rows: Sequence[int], pad_token_id: int) -> Mi
     index = torch.tensor(rows, device=device)
     mask = rollout.mask[index]
     mask = mask[:, : int(mask.sum(dim=1).max())]
-    responses = rollout.responses[index, : mask.shape[1]].masked_fill(~mask, pad_token_id)
+    responses = rollout.responses[index, : mask.shape[1]]
     prompt_ids, prompt_mask = left_padded([rollout.prompts[row] for row in rows], pad_token_id, device)
     attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
     return MicroBatch(

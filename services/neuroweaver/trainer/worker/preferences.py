@@ -12,6 +12,10 @@ from typing import Any
 from neuroweaver.trainer.worker.chat import Messages
 
 
+class NotEnoughFeedback(ValueError):
+    """The judge's feedback holds too few preferences to learn from."""
+
+
 @dataclass(frozen=True)
 class JudgedResponse:
     """A response and the judge's score of it; None if the judgement failed."""

@@ -27,6 +27,7 @@ from neuroweaver.trainer.worker.monitor import Monitor
 from neuroweaver.trainer.worker.preferences import (
     FeedbackGroup,
     JudgedResponse,
+    NotEnoughFeedback,
     PreferencePair,
     group_feedback,
     longer_is_better,
@@ -132,7 +133,7 @@ def train_reward_model(
 
     With `resume`, a finished run's result is given at once and an unfinished one goes on from its last whole
     checkpoint, to the same weights; without, `folder` is emptied. Raises Stopped before the next batch,
-    TrainingDiverged, and ValueError if either set of pairs is empty after the over-long ones are left out.
+    TrainingDiverged, and NotEnoughFeedback if either set of pairs is empty without the over-long ones.
     """
     if resume and (known := read_json(folder / RESULT)) is not None:
         return RewardModelResult(**known | {"folder": folder / MODEL, "losses": tuple(known["losses"])})
@@ -145,7 +146,9 @@ def train_reward_model(
         train = _encoded(reward, train_pairs, config.max_seq_length)
         heldout = _encoded(reward, heldout_pairs, config.max_seq_length)
         if not train or not heldout:
-            raise ValueError(f"no pair within {config.max_seq_length} tokens to train on or to check with")
+            raise NotEnoughFeedback(
+                f"no pair within {config.max_seq_length} tokens to train on or to check with"
+            )
         loss_before = _loss(*_scores(reward, [pair for pair, _ in heldout], monitor))
         started = time.monotonic()
         losses = _Training(reward, [pair for pair, _ in train], config, folder, monitor).run()

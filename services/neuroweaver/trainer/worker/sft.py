@@ -23,10 +23,14 @@ from neuroweaver.trainer.worker.monitor import Monitor
 from neuroweaver.trainer.worker.sft_trainer import ChatTrainer, TrainingDiverged, checkpoint_step, checkpoints
 from neuroweaver.trainer.worker.validation import TokenLoss, token_loss
 
-__all__ = ["SFTConfig", "SFTResult", "TrainingDiverged", "finetune"]
+__all__ = ["NothingToLearn", "SFTConfig", "SFTResult", "TrainingDiverged", "finetune"]
 
 ADAPTER = "adapter"
 RESULT = "result.json"
+
+
+class NothingToLearn(ValueError):
+    """No row has words of an assistant that the loss could see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +104,8 @@ def finetune(
 
     The loss sees assistant turns alone. With `resume`, a finished run's result is given at once and an
     unfinished one goes on from its last whole checkpoint, to the same weights bit by bit; without, `folder`
-    is emptied. Raises Stopped before the next batch, TrainingDiverged, and ValueError if no example has an
-    assistant turn.
+    is emptied. Raises Stopped before the next batch, TrainingDiverged, and NothingToLearn if no example has
+    an assistant turn.
     """
     if resume and (folder / RESULT).is_file():
         return _read_result(folder)
@@ -111,7 +115,7 @@ def finetune(
     chats = [encode_chat(tokenizer, example, max_length=config.max_seq_length) for example in examples]
     useful = [chat for chat in chats if chat.target_tokens]
     if not useful:
-        raise ValueError("no training example has an assistant turn within max_seq_length")
+        raise NothingToLearn("no training example has an assistant turn within max_seq_length")
     held_out = [
         encode_chat(tokenizer, example, max_length=config.max_seq_length) for example in validation_examples
     ]

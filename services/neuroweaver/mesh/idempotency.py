@@ -1,0 +1,111 @@
+"""A mutation that is retried with its `request_id` happens once, and the retry reads the first answer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import Message
+from sqlalchemy import (
+    Column,
+    Insert,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    and_,
+    delete,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuroweaver.mesh.clock import utc_now
+from neuroweaver.mesh.database import UtcDateTime
+from neuroweaver.mesh.errors import Aborted, InvalidArgument
+
+TABLE_NAME: Final = "idempotency"
+
+M = TypeVar("M", bound=Message)
+
+
+def columns() -> list[Column[Any]]:
+    """Fresh columns, for a service's MetaData (`table`) and for its migration (`op.create_table`)."""
+    return [
+        Column("project", String(128), primary_key=True),
+        Column("method", String(128), primary_key=True),
+        Column("request_id", String(128), primary_key=True),
+        Column("request_digest", LargeBinary(32), nullable=False),
+        Column("response", LargeBinary, nullable=False),
+        Column("created_at", UtcDateTime, nullable=False, index=True),
+    ]
+
+
+def table(metadata: MetaData) -> Table:
+    return Table(TABLE_NAME, metadata, *columns())
+
+
+_ANSWERS: Final = table(MetaData())
+
+
+async def once(
+    connection: AsyncConnection,
+    *,
+    project: str,
+    method: str,
+    request_id: str,
+    request: Message,
+    response_type: type[M],
+    operation: Callable[[], Awaitable[M]],
+) -> M:
+    """The answer of `operation`, run in this write transaction if it has not been answered before.
+
+    The answer is committed together with what the operation did; if it raises, nothing is kept and a retry
+    runs it. An empty `request_id` just runs it. Use it inside `Database.transact`: of two calls that race,
+    the slower one is run again and then reads the answer of the faster.
+
+    Raises InvalidArgument if `request_id` was used with another request.
+    """
+    if not request_id:
+        return await operation()
+    digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+    key = and_(
+        _ANSWERS.c.project == project, _ANSWERS.c.method == method, _ANSWERS.c.request_id == request_id
+    )
+    known = (await connection.execute(select(_ANSWERS).where(key))).one_or_none()
+    if known is not None:
+        if known.request_digest != digest:
+            raise InvalidArgument("request_id", "was used before with a different request")
+        return response_type.FromString(known.response)
+
+    # Claimed before the operation runs, so that the slower of two stops here and not halfway through it.
+    claim = _insert(connection).values(
+        project=project,
+        method=method,
+        request_id=request_id,
+        request_digest=digest,
+        response=b"",
+        created_at=utc_now(),
+    )
+    if (await connection.execute(claim.returning(_ANSWERS.c.request_id))).one_or_none() is None:
+        raise Aborted("CONCURRENT_UPDATE", "the same request is being answered; call again")
+    response = await operation()
+    await connection.execute(
+        update(_ANSWERS).where(key).values(response=response.SerializeToString(deterministic=True))
+    )
+    return response
+
+
+async def forget(connection: AsyncConnection, before: datetime) -> int:
+    """Drops the answers given before a moment, whose retries would run again. Returns how many."""
+    return (await connection.execute(delete(_ANSWERS).where(_ANSWERS.c.created_at < before))).rowcount
+
+
+def _insert(connection: AsyncConnection) -> Insert:
+    """Waits for a rival's insert, then conflicts as the isolation level says: `transact` tries again."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(_ANSWERS).on_conflict_do_nothing()
+    return sqlite.insert(_ANSWERS).on_conflict_do_nothing()

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from neuroweaver.mesh.settings import Settings, SettingsError, address
+
+
+def test_the_defaults_need_no_variable():
+    settings = Settings.from_environment("trainer", {"HOME": "/home/ada"})
+
+    assert (settings.host, settings.port, settings.metrics_port) == ("127.0.0.1", 50052, 51052)
+    assert settings.home == Path.home() / ".neuroweaver"
+    assert settings.database_url == f"sqlite:///{Path.home()}/.neuroweaver/trainer.db"
+    assert settings.addresses["registry"] == "127.0.0.1:50051"
+    assert not settings.debug
+
+
+def test_each_variable_is_read():
+    settings = Settings.from_environment(
+        "registry",
+        {
+            "DEBUG": "true",
+            "NEUROWEAVER_HOME": "/srv/nw",
+            "NEUROWEAVER_REGISTRY_PORT": "6001",
+            "NEUROWEAVER_DATABASE_URL": "postgresql://u:p@db/nw",
+            "NEUROWEAVER_TRAINER_ADDRESS": "trainer.internal:50052",
+            "NEUROWEAVER_DRAIN_S": "3.5",
+            "NEUROWEAVER_DEADLINE_S": "9",
+            "NEUROWEAVER_LOG_FORMAT": "json",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317",
+        },
+    )
+
+    assert settings.debug
+    assert settings.home == Path("/srv/nw")
+    assert (settings.port, settings.metrics_port) == (6001, 7001)
+    assert settings.database_url == "postgresql://u:p@db/nw"
+    assert settings.addresses["trainer"] == "trainer.internal:50052"
+    assert settings.addresses["registry"] == "127.0.0.1:6001"
+    assert (settings.drain_s, settings.deadline_s) == (3.5, 9)
+    assert (settings.log_format, settings.otlp_endpoint) == ("json", "http://collector:4317")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DEBUG", "perhaps"),
+        ("NEUROWEAVER_HOME", "relative/path"),
+        ("NEUROWEAVER_HOME", "~nobody-of-that-name/x"),
+        ("NEUROWEAVER_HOME", "/etc/passwd"),
+        ("NEUROWEAVER_HOST", "0.0.0.0"),
+        ("NEUROWEAVER_HOST", "example.org"),
+        ("NEUROWEAVER_REGISTRY_PORT", "99999"),
+        ("NEUROWEAVER_REGISTRY_PORT", "-1"),
+        ("NEUROWEAVER_REGISTRY_PORT", "http"),
+        ("NEUROWEAVER_REGISTRY_METRICS_PORT", "x"),
+        ("NEUROWEAVER_DATABASE_URL", "mysql://db"),
+        ("NEUROWEAVER_DATABASE_URL", "sqlite:///shared.db"),
+        ("NEUROWEAVER_DATABASE_URL", "postgresql://[broken"),
+        ("NEUROWEAVER_ALLOW_INSECURE", "si"),
+        ("NEUROWEAVER_DEADLINE_S", "0"),
+        ("NEUROWEAVER_DRAIN_S", "-1"),
+        ("NEUROWEAVER_DRAIN_S", "nan"),
+        ("NEUROWEAVER_DRAIN_S", "soon"),
+        ("NEUROWEAVER_LOG_FORMAT", "xml"),
+        ("NEUROWEAVER_TRAINER_ADDRESS", "no-port"),
+        ("NEUROWEAVER_TRAINER_ADDRESS", "host:0"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_variables_name(name, value):
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_environment("registry", {name: value})
+
+
+def test_a_refused_database_url_is_not_repeated():
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment("registry", {"NEUROWEAVER_DATABASE_URL": "mysql://root:hunter2@db"})
+
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "::1", "localhost"])
+def test_a_loopback_host_needs_no_leave(host):
+    assert Settings.from_environment("registry", {"NEUROWEAVER_HOST": host}).host == host
+
+
+def test_another_host_needs_to_be_allowed():
+    environ = {"NEUROWEAVER_HOST": "0.0.0.0", "NEUROWEAVER_ALLOW_INSECURE": "true"}
+
+    assert Settings.from_environment("registry", environ).host == "0.0.0.0"
+
+
+def test_a_service_is_found_under_its_address_or_its_port():
+    assert address("experiment", {}) == "127.0.0.1:50054"
+    assert address("experiment", {"NEUROWEAVER_EXPERIMENT_PORT": "7"}) == "127.0.0.1:7"
+    assert address("experiment", {"NEUROWEAVER_EXPERIMENT_ADDRESS": "[::1]:8"}) == "[::1]:8"

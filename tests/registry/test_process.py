@@ -1,0 +1,121 @@
+"""The Registry as a process that dies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from neuroweaver.mesh.channel import sync_channel
+from neuroweaver.v1 import registry_pb2 as pb
+from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
+
+CHUNK = 256 * 1024
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def content() -> bytes:
+    data = os.urandom(64) * 65_536
+    header = json.dumps({"w": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+@contextmanager
+def serving(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], RegistryServiceStub]]:
+    process = subprocess.Popen([sys.executable, "-m", "neuroweaver.registry"], env=environment)
+    try:
+        with sync_channel(f"127.0.0.1:{environment['NEUROWEAVER_REGISTRY_PORT']}") as channel:
+            grpc.channel_ready_future(channel).result(timeout=60)
+            yield process, RegistryServiceStub(channel)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def environment(database_url: str, tmp_path: Path) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    return inherited | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "NEUROWEAVER_HOME": str(tmp_path),
+        "NEUROWEAVER_REGISTRY_PORT": str(free_port()),
+        "NEUROWEAVER_REGISTRY_METRICS_PORT": str(free_port()),
+        "NEUROWEAVER_DATABASE_URL": "" if database_url.startswith("sqlite") else database_url,
+    }
+
+
+def test_an_upload_survives_a_killed_server(environment: dict[str, str]):
+    weights = content()
+    digest = hashlib.sha256(weights).hexdigest()
+    header = pb.UploadHeader(digest=digest, size_bytes=len(weights), path="m.safetensors")
+
+    def stored() -> int:
+        return registry.GetUploadStatus(pb.GetUploadStatusRequest(digest=digest)).committed_bytes
+
+    with serving(environment) as (process, registry):
+        registry.RegisterModel(pb.RegisterModelRequest(model=pb.Model(model_id="advisor")))
+
+        def half() -> Iterator[pb.UploadArtifactRequest]:
+            yield pb.UploadArtifactRequest(header=header)
+            for begin in range(0, len(weights) // 2, CHUNK):
+                yield pb.UploadArtifactRequest(chunk=weights[begin : begin + CHUNK])
+            give_up = time.monotonic() + 60
+            while stored() < CHUNK:
+                assert time.monotonic() < give_up
+            os.kill(process.pid, signal.SIGKILL)
+
+        with pytest.raises(grpc.RpcError):
+            registry.UploadArtifact(half())
+
+    with serving(environment) as (_, registry):
+        offset = stored()
+        assert CHUNK <= offset <= len(weights) // 2 + CHUNK
+
+        def rest() -> Iterator[pb.UploadArtifactRequest]:
+            yield pb.UploadArtifactRequest(
+                header=pb.UploadHeader(
+                    digest=digest, size_bytes=len(weights), path="m.safetensors", offset_bytes=offset
+                )
+            )
+            for begin in range(offset, len(weights), CHUNK):
+                yield pb.UploadArtifactRequest(chunk=weights[begin : begin + CHUNK])
+
+        assert registry.UploadArtifact(rest()).is_complete
+        artifact = pb.Artifact(path="m.safetensors", digest=digest, size_bytes=len(weights))
+        created = registry.CreateModelVersion(
+            pb.CreateModelVersionRequest(model_id="advisor", artifacts=[artifact])
+        )
+        request = pb.DownloadArtifactRequest(
+            model_id="advisor", version=created.version, path="m.safetensors"
+        )
+        assert b"".join(part.chunk for part in registry.DownloadArtifact(request)) == weights
+
+
+def test_no_acknowledged_version_is_lost_when_the_server_is_killed(environment: dict[str, str]):
+    request = pb.BumpModelVersionRequest(model_id="advisor", level=pb.BUMP_LEVEL_PATCH)
+    with serving(environment) as (process, registry):
+        registry.RegisterModel(pb.RegisterModelRequest(model=pb.Model(model_id="advisor")))
+        acknowledged = [registry.BumpModelVersion(request).version for _ in range(5)]
+        process.kill()
+
+    with serving(environment) as (_, registry):
+        listed = registry.ListModelVersions(pb.ListModelVersionsRequest(model_id="advisor"))
+        assert [version.version for version in listed.versions] == acknowledged[::-1]
+        assert registry.VerifyAudit(pb.VerifyAuditRequest()).is_intact
