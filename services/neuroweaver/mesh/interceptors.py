@@ -162,8 +162,8 @@ class Metrics:
 class Drain:
     """Ends open watches when the server stops, so that their clients resume elsewhere.
 
-    A watch is a server stream whose name begins with Watch: resumable by contract. All other calls get the
-    grace period of the server's stop.
+    A watch is a server stream whose name begins with Watch, or a stream in both directions: resumable by
+    contract, and without an end of its own. All other calls get the grace period of the server's stop.
     """
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ class Drain:
             watch.reschedule(now)
 
     async def ending(self, rpc: Rpc, proceed: Proceed) -> Any:
-        if not (rpc.method.is_response_stream and rpc.method.name.startswith("Watch")):
+        if not _is_watch(rpc.method):
             return await proceed(rpc)
         if self._begun:
             raise _stopping()
@@ -193,6 +193,10 @@ class Drain:
             if not scope.expired():
                 raise
             raise _stopping() from error
+
+
+def _is_watch(method: Method) -> bool:
+    return method.is_response_stream and (method.is_request_stream or method.name.startswith("Watch"))
 
 
 def deadline(default_s: float) -> Layer:

@@ -109,7 +109,7 @@ class Stack(grpc.aio.ServerInterceptor):
             try:
                 return await self._answer(call, Rpc(method, request, context))
             except grpc.aio.InternalError as error:
-                # A batch failed since the peer is gone. gRPC would log it as an error if it has not noticed yet.
+                # The peer is gone; where gRPC has not noticed yet, it would log the failed batch as an error.
                 raise asyncio.CancelledError from error
 
         return _HANDLERS[method.is_request_stream, method.is_response_stream](
@@ -122,9 +122,9 @@ class Stack(grpc.aio.ServerInterceptor):
     async def _answer(self, call: Proceed, rpc: Rpc) -> Any:
         try:
             return await call(rpc)
-        except (grpc.aio.AbortError, grpc.aio.InternalError):
-            raise  # the status is on its way, or there is nobody left to tell
-        except Exception as error:  # noqa: BLE001  # whatever it is, it goes out as a status
+        except Exception as error:
+            if isinstance(error, grpc.aio.AbortError) or _is_gone(error):
+                raise  # the status is on its way, or there is nobody left to tell
             refusal = rpc.refusal or self._translate(rpc.method, error)
         return await rpc.context.abort_with_status(to_status(refusal))
 
@@ -196,16 +196,21 @@ async def _settle(rpc: Rpc, proceed: Proceed, translate: Callable[[Method, Excep
     except grpc.aio.AbortError:
         rpc.code = rpc.context.code()
         raise
-    except grpc.aio.InternalError:  # a batch failed since the peer is gone
-        rpc.code = _code_of_cancelled(rpc)
-        raise
     except Exception as error:
+        if _is_gone(error):
+            rpc.code = _code_of_cancelled(rpc)
+            raise
         rpc.refusal = translate(rpc.method, error)
         rpc.code = rpc.refusal.code
         raise
     set_by_handler: grpc.StatusCode | None = rpc.context.code()
     rpc.code = set_by_handler or grpc.StatusCode.OK
     return response
+
+
+def _is_gone(error: Exception) -> bool:
+    """The peer left or the server stopped: gRPC's own exceptions, but for a wrong use of it."""
+    return isinstance(error, grpc.aio.BaseError) and not isinstance(error, grpc.aio.UsageError)
 
 
 def _code_of_cancelled(rpc: Rpc) -> grpc.StatusCode:

@@ -377,8 +377,8 @@ class TrainingConfig(_message.Message):
     """Responses in one PPO rollout. Default 16."""
     ppo_learning_rate: _builtins.float
     """Learning rate of PPO. Default 1e-4."""
-    reward_model_epochs: _builtins.float
-    """Passes over the preference pairs in reward-model training. Default 1."""
+    reward_model_epochs: _builtins.int
+    """Passes over the preference pairs in reward-model training. Default 2."""
     max_new_tokens: _builtins.int
     """Longest sampled response, in tokens, in RLAIF and validation. Default 128."""
     fall_back_to_sft: _builtins.bool
@@ -422,7 +422,7 @@ class TrainingConfig(_message.Message):
         ppo_steps: _builtins.int | None = ...,
         ppo_batch_size: _builtins.int | None = ...,
         ppo_learning_rate: _builtins.float | None = ...,
-        reward_model_epochs: _builtins.float | None = ...,
+        reward_model_epochs: _builtins.int | None = ...,
         max_new_tokens: _builtins.int | None = ...,
         fall_back_to_sft: _builtins.bool | None = ...,
     ) -> None: ...
