@@ -243,7 +243,7 @@ def test_what_the_mask_drops_changes_no_bit_of_a_loss_or_gradient():
     [
         lambda _, b, m: masked_mean(b, m),
         lambda a, b, m: masked_whiten(b, m),
-        lambda a, b, _: kl_k1(a, b),
+        lambda a, b, _: kl_k1(b, a),
         lambda a, b, m: kl_k3(a, b),
         lambda a, b, m: token_logprobs(torch.zeros(2, 3, 5), torch.zeros(2, 4, dtype=torch.long)),
         lambda a, b, m: token_rewards(torch.zeros(2), a, b, m, 0.1),
@@ -251,7 +251,7 @@ def test_what_the_mask_drops_changes_no_bit_of_a_loss_or_gradient():
         lambda a, b, m: generalized_advantages(a, b, m, 1.0, 1.0),
         lambda a, b, m: clipped_policy_loss(a, a, b, m, 0.2),
         lambda a, b, m: clipped_value_loss(a, b, a, m, 0.2),
-        lambda a, b, m: explained_variance(a, b, m),
+        explained_variance,
     ],
 )
 def test_shapes_that_differ_are_refused_even_if_they_would_broadcast(call):

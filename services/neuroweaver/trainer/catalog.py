@@ -47,8 +47,8 @@ class UnknownBaseModel(Exception):
 class BaseModel:
     """A base model that exists and can be trained.
 
-    kind: `builtin` (location: the GGUF file), `local` (location: a folder of safetensors; of a hub snapshot here,
-    revision is its commit), `hub` (location: its id, revision: the commit to fetch).
+    kind: `builtin` (location: the GGUF file), `local` (location: a folder of safetensors; revision: a hub
+    snapshot's commit), `hub` (location: its id, revision: the commit to fetch).
     digest: SHA-256 in hex of the GGUF file, else empty: the worker takes that of the weights it loads.
     context_length: tokens. Zero and empty mean unknown.
     """

@@ -14,7 +14,7 @@ def load_policy(model: Any, adapter: Path, *, is_trainable: bool) -> Any:
     """The base model with a saved adapter as the policy, in evaluation mode.
 
     is_trainable: the policy's weights take gradients, and a second, frozen copy is the reference. So the
-    reference is the fine-tuned model, and the policy stays one LoRA over the untouched base, quantised or not.
+    reference is the fine-tuned model, and the policy stays one LoRA over the untouched base.
     """
     policy = PeftModel.from_pretrained(model, str(adapter), adapter_name=POLICY, is_trainable=is_trainable)
     if is_trainable:

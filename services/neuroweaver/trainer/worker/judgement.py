@@ -58,9 +58,10 @@ class Verdict(StrEnum):
 
 @dataclass(slots=True)
 class Usage:
-    """What a judge has consumed so far: calls to an endpoint, answers from the cache, tokens, US dollars.
+    """What a judge has consumed so far.
 
-    `cost_usd` is 0 where no prices were given.
+    calls: answers of an endpoint, or answers that the embedded judge scored; cached: judgements that cost
+    nothing; cost_usd: US dollars, 0 where no prices were given.
     """
 
     calls: int = 0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 
-class Stopped(Exception):  # noqa: N818 - a request from outside, not an error of the stage
+class Stopped(Exception):
     """The job was cancelled or shut down: leave the stage, keep what is whole."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class Policy:
         self.pad_token_id: int = self.eos_token_ids[0] if pad_token_id is None else pad_token_id
         # No dropout anywhere: it would move the ratio off 1 and the KL off 0 before anything was learnt.
         model.eval()
+        self.is_quantised = _ready_quantised_layers(self.base)
         model.set_adapter(POLICY)
         self.parameters = _adapter_parameters(model)
         self._refuse_shaped_logits()
@@ -85,6 +86,10 @@ class Policy:
         responses = sequences[:, longest:]
         ended = torch.isin(responses, torch.tensor(self.eos_token_ids, device=self.device)).any(dim=1)
         return Rollout(tuple(prompts), responses, response_mask(responses, self.eos_token_ids), ended)
+
+    def scoring(self) -> AbstractContextManager[None]:
+        """Gradients off, unless quantised layers would then round in another way than in the update."""
+        return torch.enable_grad() if self.is_quantised else torch.no_grad()
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -153,6 +158,21 @@ class Policy:
             yield config
         finally:
             self.base.generation_config = shipped
+
+
+def _ready_quantised_layers(base: Any) -> bool:
+    """Have the layers of bitsandbytes pass gradients, always by one kernel; gives whether there are any.
+
+    In eval mode on a CPU they repack themselves into a layout through which no gradient flows, and an input
+    that needs no gradient goes to another kernel. They hold no dropout, so their own flag can say training.
+    """
+    layers = [module for module in base.modules() if type(module).__module__.startswith("bitsandbytes")]
+    for layer in layers:
+        layer.state_dict()  # before it saves, a layer that an earlier generation repacked undoes that
+        layer.training = True
+    if layers:
+        base.enable_input_require_grads()
+    return bool(layers)
 
 
 def _eos_token_ids(base: Any, tokenizer: Any) -> list[int]:

@@ -268,7 +268,6 @@ class PPOTrainer:
             self.policy.pad_token_id,
         )
 
-    @torch.no_grad()
     def score(self, rollout: Rollout, minibatches: list[Minibatch], monitor: Monitor | None = None) -> Scored:
         """What policy, value head and reference say of a rollout; 0 outside its mask."""
         monitor = monitor or Silent()
@@ -276,14 +275,16 @@ class PPOTrainer:
         scored = Scored(*(torch.zeros(rollout.mask.shape, device=self.device) for _ in range(4)))
         for micro in micro_batches:
             monitor.check()
-            logits, values = self.policy.forward(micro)
+            with self.policy.scoring():
+                logits, values = (numbers.detach() for numbers in self.policy.forward(micro))
             micro.place(scored.logprobs, token_logprobs(logits, micro.responses))
             micro.place(scored.values, values)
             micro.place(scored.entropies, entropy(logits))
         with self.policy.reference():
             for micro in micro_batches:
                 monitor.check()
-                logits, _ = self.policy.forward(micro)
+                with self.policy.scoring():
+                    logits = self.policy.forward(micro)[0].detach()
                 micro.place(scored.ref_logprobs, token_logprobs(logits, micro.responses))
         return scored
 
