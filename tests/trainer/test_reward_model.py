@@ -13,6 +13,7 @@ from peft import LoraConfig
 
 from neuroweaver.trainer.worker import base_model, reward_model
 from neuroweaver.trainer.worker.monitor import Silent, Stopped
+from neuroweaver.trainer.worker.preferences import NotEnoughFeedback
 from neuroweaver.trainer.worker.reward_model import (
     PreferencePair,
     RewardConfig,
@@ -124,8 +125,17 @@ def test_over_long_pairs_are_left_out_and_counted(base, tmp_path):
         resume=False,
     )  # fmt: skip
     assert (result.train_pairs, result.heldout_pairs, result.dropped) == (4, 2, 2)
-    with pytest.raises(ValueError, match="64 tokens"):
+    with pytest.raises(NotEnoughFeedback, match="64 tokens"):
         train(base, tmp_path, config=config, pairs=[long])
+
+
+def test_a_step_in_small_parts_learns_what_it_would_learn_in_one(base, tmp_path, monkeypatch):
+    config = replace(QUICK, epochs=1)
+    whole = train(base, tmp_path / "whole", config=config)
+    monkeypatch.setattr(reward_model, "MICRO_BATCH_TOKENS", 1)
+    parts = train(base, tmp_path / "parts", config=config)
+    assert parts.losses == pytest.approx(whole.losses, rel=0.05, abs=1e-3)
+    assert parts.loss_after == pytest.approx(whole.loss_after, rel=0.1, abs=1e-3)
 
 
 def test_a_stopped_run_resumes_to_the_same_losses_and_weights(base, tmp_path, trained):

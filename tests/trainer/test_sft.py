@@ -162,10 +162,10 @@ def test_resuming_a_finished_run_gives_its_result_without_training(folder, tmp_p
 def test_starting_anew_forgets_what_the_folder_held(folder, tmp_path):
     with pytest.raises(Stopped):
         finetune(folder, tmp_path, monitor=Recorder(stop_at_check=8))
-    assert checkpoints(tmp_path)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
     again = finetune(folder, tmp_path, config=replace(QUICK, max_steps=1), resume=False)
     assert again.resumed_from == 0
-    assert checkpoints(tmp_path) == []
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
 
 
 def test_the_base_model_comes_back_as_it_was(folder, tmp_path):

@@ -17,6 +17,10 @@ from neuroweaver.trainer.model import Job
 
 LOG_NAME = "worker.log"
 
+# Threads that spin while they wait for each other are as fast on a machine of their own, and many times slower on
+# one that they share: bench/RESULTS.md has the figures.
+DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 @dataclass(frozen=True)
 class Exit:
@@ -52,7 +56,7 @@ class LocalExecutor:
 
     async def start(self, job: Job, folder: Path) -> Worker:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        environ = self._environ | {
+        environ = DEFAULTS | self._environ | {
             "NEUROWEAVER_JOB_ID": job.job_id,
             "NEUROWEAVER_LEASE_TOKEN": str(job.lease_token),
             "NEUROWEAVER_JOB_FOLDER": str(folder),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from neuroweaver.trainer.worker.cpu_nf4 import packed_for_generation
 from neuroweaver.trainer.worker.ppo import response_mask
 from neuroweaver.trainer.worker.ppo_rollout import MicroBatch, Prompt, Rollout, left_padded
 
@@ -79,7 +80,8 @@ class Policy:
                 f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed {limit} positions"
             )
         input_ids, attention_mask = left_padded(prompts, self.pad_token_id, self.device)
-        with self._own_generation_config(max_new_tokens) as generation_config:
+        # Responses may be sampled through faster 4-bit kernels: they are scored by the trainable ones anyway.
+        with packed_for_generation(self.base), self._own_generation_config(max_new_tokens) as generation_config:
             sequences = self.base.generate(
                 input_ids=input_ids, attention_mask=attention_mask, generation_config=generation_config
             )

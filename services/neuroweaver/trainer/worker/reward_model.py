@@ -57,6 +57,8 @@ MODEL = "model"
 RESULT = "result.json"
 STATE = "state.pt"
 MAX_GRAD_NORM = 1.0
+# Bounds the memory of a step: activations of a 135M model take some 1.5 MB a token.
+MICRO_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,24 +229,28 @@ class _Training:
         factor = _rate_factor(step, self.total_steps, self.config.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        rows = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]
-        chosen, rejected = self.reward.forward(rows).chunk(2)
-        loss = bradley_terry_loss(chosen, rejected)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, right = 0.0, 0
+        for micro in _micro_batches(batch):
+            rows = [pair.chosen for pair in micro] + [pair.rejected for pair in micro]
+            chosen, rejected = self.reward.forward(rows).chunk(2)
+            part = bradley_terry_loss(chosen, rejected) * (len(micro) / len(batch))
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.item()
+            right += int((chosen > rejected).sum())
+            self.tokens += sum(len(row) for row in rows)
         norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), MAX_GRAD_NORM)
-        if not torch.isfinite(loss) or not torch.isfinite(norm):
-            raise TrainingDiverged(f"the reward model's loss is {loss.item()} at step {step}")
+        if not math.isfinite(loss) or not torch.isfinite(norm):
+            raise TrainingDiverged(f"the reward model's loss is {loss} at step {step}")
         self.optimizer.step()
-        self.losses.append(loss.item())
-        self.tokens += sum(len(row) for row in rows)
+        self.losses.append(loss)
         self.monitor.report(
             step=step,
             total_steps=self.total_steps,
             tokens=self.tokens,
             metrics={
-                "loss": loss.item(),
-                "accuracy": (chosen > rejected).float().mean().item(),
+                "loss": loss,
+                "accuracy": right / len(batch),
                 "learning_rate": self.config.learning_rate * factor,
                 "grad_norm": norm.item(),
             },
@@ -284,6 +290,16 @@ class _Training:
         torch.set_rng_state(state["random"])
         self.losses = list(state["losses"])
         self.tokens = state["tokens"]
+
+
+def _micro_batches(pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:
+    """The pairs by length, in parts that padded take MICRO_BATCH_TOKENS at most, or one pair."""
+    parts: list[list[EncodedPair]] = [[]]
+    for pair in sorted(pairs, key=lambda pair: pair.length):
+        if parts[-1] and 2 * (len(parts[-1]) + 1) * pair.length > MICRO_BATCH_TOKENS:
+            parts.append([])
+        parts[-1].append(pair)
+    return parts
 
 
 def _adapter(config: RewardConfig) -> LoraConfig:

@@ -1,0 +1,39 @@
+"""Numbers, times and foreign texts in a form for people."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_KEPT: Final = frozenset("\n\t")
+
+STATE_STYLES: Final = {
+    "SUCCEEDED": "green",
+    "FAILED": "red",
+    "CANCELLED": "yellow",
+    "CANCELLING": "yellow",
+    "RUNNING": "cyan",
+    "QUEUED": "dim",
+}
+
+
+def plain(text: str) -> str:
+    """The text without control characters: what a model or a caller wrote must not steer the terminal."""
+    return "".join(
+        char if char.isprintable() or char in _KEPT else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
+
+
+def duration(seconds: float) -> str:
+    """8.4 s, 3 min 07 s, 1 h 02 min."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def number(value: float) -> str:
+    """Three significant digits; whole numbers from 100 on."""
+    if 100 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
