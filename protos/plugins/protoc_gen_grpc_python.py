@@ -25,7 +25,12 @@ def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGenerat
         out = Path(folder, "out")
         out.mkdir()
         status = protoc.main(
-            ["protoc", f"--descriptor_set_in={descriptors}", f"--grpc_python_out={out}", *request.file_to_generate]
+            [
+                "protoc",
+                f"--descriptor_set_in={descriptors}",
+                f"--grpc_python_out={out}",
+                *request.file_to_generate,
+            ]
         )
         if status != 0:
             response.error = f"grpc_tools.protoc ended with status {status}"

@@ -47,7 +47,9 @@ class Mesh:
             assert self.processes[service].poll() is None, self.log(service)
             try:
                 with grpc.insecure_channel(self.addresses[service]) as channel:
-                    answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+                    answer = health_pb2_grpc.HealthStub(channel).Check(
+                        health_pb2.HealthCheckRequest(), timeout=2
+                    )
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return
             except grpc.RpcError:
@@ -93,7 +95,9 @@ def mesh(home: Path, *services: str, **environ: str) -> Iterator[Mesh]:
         **environ,
     }
     home.mkdir(parents=True, exist_ok=True)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("NEUROWEAVER", "OPENAI"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("NEUROWEAVER", "OPENAI"))
+    }
     running = Mesh(home, inherited | settings, {name: f"127.0.0.1:{port}" for name, port in ports.items()})
     try:
         for service in chosen:

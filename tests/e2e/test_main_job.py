@@ -12,13 +12,13 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-from e2e.processes import Mesh, mesh
-from trainer.openai_server import Reply, serving
-from trainer.tiny import tiny_llama
 
+from e2e.processes import Mesh, mesh
 from neuroweaver.mesh.channel import sync_channel
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc, trainer_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
+from trainer.openai_server import Reply, serving
+from trainer.tiny import tiny_llama
 
 DONE = {pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED}
 
@@ -30,7 +30,9 @@ def judge(body: dict[str, Any], number: int) -> Reply:
     """Scores by a sum over the answer's characters: a tiny random model's words differ in nothing better."""
     del number
     task, texts = (message["content"] for message in body["messages"])
-    parts = {name: text for name, text in re.findall(r"<(answer|first|second) \w+>\n(.*?)\n</", texts, re.DOTALL)}
+    parts = {
+        name: text for name, text in re.findall(r"<(answer|first|second) \w+>\n(.*?)\n</", texts, re.DOTALL)
+    }
     scores = {name: sum(map(ord, text)) % 101 / 10 for name, text in parts.items()}
     if "first" in scores:
         better = "first" if scores["first"] > scores["second"] else "second"
@@ -85,7 +87,9 @@ def config(**changes: object) -> pb.TrainingConfig:
     return pb.TrainingConfig(**settings)
 
 
-def events(trainer: trainer_pb2_grpc.TrainerServiceStub, job_id: str, since: int = 0) -> list[pb.TrainingEvent]:
+def events(
+    trainer: trainer_pb2_grpc.TrainerServiceStub, job_id: str, since: int = 0
+) -> list[pb.TrainingEvent]:
     """Everything that happens in the job until it ends."""
     watch = trainer.WatchTraining(pb.WatchTrainingRequest(job_id=job_id, since_sequence=since), timeout=280)
     return [event for event in watch if not event.HasField("heartbeat")]
@@ -139,7 +143,9 @@ def test_the_main_job_ends_with_a_registered_version(
     assert result.loss_after < result.loss_before
     assert result.policy_optimization.steps == 4
     assert len(result.samples) == 20
-    assert result.win_rate.wins + result.win_rate.losses + result.win_rate.ties + result.win_rate.missing == 20
+    assert (
+        result.win_rate.wins + result.win_rate.losses + result.win_rate.ties + result.win_rate.missing == 20
+    )
     assert result.win_rate.interval.lower <= result.win_rate.rate <= result.win_rate.interval.upper
 
     version = registry.GetModelVersion(
@@ -193,7 +199,9 @@ def test_a_cancelled_job_stops_within_a_step_keeps_what_is_whole_and_can_go_on(
     running: Mesh, trainer: trainer_pb2_grpc.TrainerServiceStub
 ) -> None:
     started(trainer, "cancelled", ppo_steps=200)
-    wait_for(trainer, "cancelled", lambda event: event.progress.stage == pb.STAGE_PPO and event.progress.step >= 3)
+    wait_for(
+        trainer, "cancelled", lambda event: event.progress.stage == pb.STAGE_PPO and event.progress.step >= 3
+    )
     trainer.CancelTraining(pb.CancelTrainingRequest(job_id="cancelled"))
     seen = events(trainer, "cancelled")
 
@@ -232,7 +240,9 @@ def test_a_killed_worker_fails_the_job_and_a_resume_goes_on_where_it_was(
 def test_a_data_set_that_changed_after_acceptance_is_not_trained_on(
     running: Mesh, trainer: trainer_pb2_grpc.TrainerServiceStub
 ) -> None:
-    rows = [json.dumps({"question": f"What is part {n}?", "answer": f"Part {n} is a filter."}) for n in range(20)]
+    rows = [
+        json.dumps({"question": f"What is part {n}?", "answer": f"Part {n} is a filter."}) for n in range(20)
+    ]
     file = running.home / "data" / "changing.jsonl"
     file.write_text("\n".join(rows[:10]))
     started(trainer, "blocking", ppo_steps=100)

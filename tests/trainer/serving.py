@@ -84,7 +84,9 @@ class Trainer:
                     return job
                 await asyncio.sleep(0.02)
 
-    async def report(self, worker: PlayedWorker, *events: pb.TrainingEvent, first: int = 1) -> worker_pb2.ReportResponse:
+    async def report(
+        self, worker: PlayedWorker, *events: pb.TrainingEvent, first: int = 1
+    ) -> worker_pb2.ReportResponse:
         """Sends events as the worker; gives the answer to the last one."""
         call = self.worker_stub.Report()
         answer = worker_pb2.ReportResponse()

@@ -72,7 +72,9 @@ def test_starting_a_job_gives_it_a_new_lease_and_counts_the_attempt() -> None:
 
 
 def test_a_resumed_job_fences_off_the_worker_before() -> None:
-    failed = job().start(NOW).observe(finished(State.JOB_STATE_FAILED, failure=pb.Failure(is_resumable=True)), NOW)
+    failed = (
+        job().start(NOW).observe(finished(State.JOB_STATE_FAILED, failure=pb.Failure(is_resumable=True)), NOW)
+    )
     again = failed.resume(NOW).start(NOW)
 
     assert not again.holds_lease(1)

@@ -64,7 +64,9 @@ async def refusal(call: object) -> grpc.aio.AioRpcError:
     return caught.value
 
 
-async def test_an_accepted_job_shows_the_configuration_in_force(served: Trainer, config: pb.TrainingConfig) -> None:
+async def test_an_accepted_job_shows_the_configuration_in_force(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
     job = await served.stub.StartTraining(start(config))
 
     assert job.state == pb.JOB_STATE_QUEUED
@@ -80,7 +82,11 @@ async def test_a_job_without_an_id_gets_one(served: Trainer, config: pb.Training
 
 BAD = {
     "unknown base model": ({"base_model": "no-such-model"}, "config.base_model", "no-such-model"),
-    "unknown specialisation": ({"specialization": "service_adviser"}, "config.specialization", "did you mean service_advisor"),
+    "unknown specialisation": (
+        {"specialization": "service_adviser"},
+        "config.specialization",
+        "did you mean service_advisor",
+    ),
     "missing data set": ({"dataset_path": "nothing.jsonl"}, "config.dataset_path", "nothing.jsonl"),
     "path outside": ({"dataset_path": "../../etc/passwd"}, "config.dataset_path", ""),
     "absolute path outside": ({"dataset_path": "/etc/passwd"}, "config.dataset_path", ""),
@@ -126,7 +132,9 @@ async def test_bad_input_is_refused_with_its_field_before_any_worker(
     assert len((await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest())).jobs) == 0
 
 
-async def test_a_field_that_the_server_does_not_know_is_refused(served: Trainer, config: pb.TrainingConfig) -> None:
+async def test_a_field_that_the_server_does_not_know_is_refused(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
     config.MergeFromString(b"\xf8\x3f\x01")  # field 1023, a varint
 
     error = await refusal(served.stub.StartTraining(start(config)))
@@ -173,7 +181,9 @@ async def test_a_taken_id_and_a_taken_folder_are_refused(served: Trainer, config
     assert (again.code(), folder.code()) == (grpc.StatusCode.ALREADY_EXISTS,) * 2
 
 
-async def test_a_watch_replays_history_follows_and_ends_with_the_job(served: Trainer, config: pb.TrainingConfig) -> None:
+async def test_a_watch_replays_history_follows_and_ends_with_the_job(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
     await served.stub.StartTraining(start(config))
     worker = await served.executor.worker()
     await served.report(worker, progress(1), progress(2))
@@ -184,11 +194,18 @@ async def test_a_watch_replays_history_follows_and_ends_with_the_job(served: Tra
     seen += [event async for event in watch]
 
     assert [event.sequence for event in seen] == [1, 2, 3, 4]
-    assert [event.WhichOneof("event") for event in seen] == ["state_changed", "progress", "progress", "finished"]
+    assert [event.WhichOneof("event") for event in seen] == [
+        "state_changed",
+        "progress",
+        "progress",
+        "finished",
+    ]
     assert await watch.code() == grpc.StatusCode.OK
 
 
-async def test_a_watch_goes_on_after_the_sequence_it_names(served: Trainer, config: pb.TrainingConfig) -> None:
+async def test_a_watch_goes_on_after_the_sequence_it_names(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
     await served.stub.StartTraining(start(config))
     worker = await served.executor.worker()
     await served.report(worker, progress(1), finished(pb.JOB_STATE_SUCCEEDED))
@@ -198,7 +215,9 @@ async def test_a_watch_goes_on_after_the_sequence_it_names(served: Trainer, conf
     assert [event.sequence async for event in watch] == [3]
 
 
-async def test_a_watch_beyond_the_last_event_is_out_of_range(served: Trainer, config: pb.TrainingConfig) -> None:
+async def test_a_watch_beyond_the_last_event_is_out_of_range(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
     await served.stub.StartTraining(start(config))
     watch = served.stub.WatchTraining(pb.WatchTrainingRequest(job_id="job", since_sequence=99))
     error = await refusal(watch.read())
@@ -265,7 +284,9 @@ async def test_a_worker_that_dies_fails_its_job_with_the_reason_and_it_can_be_re
     assert (await served.state("job", pb.JOB_STATE_RUNNING)).attempt == 2
 
 
-async def test_a_worker_of_an_earlier_attempt_is_fenced_off(served: Trainer, config: pb.TrainingConfig) -> None:
+async def test_a_worker_of_an_earlier_attempt_is_fenced_off(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
     await served.stub.StartTraining(start(config))
     first = await served.executor.worker()
     first.end(-9)
@@ -276,7 +297,9 @@ async def test_a_worker_of_an_earlier_attempt_is_fenced_off(served: Trainer, con
     error = await refusal(served.report(first, finished(pb.JOB_STATE_SUCCEEDED)))
 
     assert (error.code(), reason(error)) == (grpc.StatusCode.FAILED_PRECONDITION, "LEASE_LOST")
-    assert (await served.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="job"))).state == pb.JOB_STATE_RUNNING
+    assert (
+        await served.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="job"))
+    ).state == pb.JOB_STATE_RUNNING
 
 
 async def test_a_silent_worker_is_lost_and_killed(home: Path, config: pb.TrainingConfig) -> None:
@@ -289,12 +312,16 @@ async def test_a_silent_worker_is_lost_and_killed(home: Path, config: pb.Trainin
         assert worker.ended.done()
 
 
-async def test_one_worker_at_a_time_takes_the_jobs_in_order(served: Trainer, config: pb.TrainingConfig) -> None:
+async def test_one_worker_at_a_time_takes_the_jobs_in_order(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
     for name in ("first", "second"):
         await served.stub.StartTraining(start(config, job_id=name))
     worker = await served.executor.worker()
     assert worker.job.job_id == "first"
-    assert (await served.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="second"))).state == pb.JOB_STATE_QUEUED
+    assert (
+        await served.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="second"))
+    ).state == pb.JOB_STATE_QUEUED
 
     await served.report(worker, finished(pb.JOB_STATE_SUCCEEDED))
 
@@ -330,7 +357,9 @@ async def test_a_trainer_that_shuts_down_queues_its_jobs_again(home: Path, confi
         assert (await again.executor.worker()).job.attempt == 2
 
 
-async def test_jobs_are_listed_newest_first_in_pages_and_filtered(served: Trainer, config: pb.TrainingConfig) -> None:
+async def test_jobs_are_listed_newest_first_in_pages_and_filtered(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
     for number in range(5):
         config.model_name = "even" if number % 2 == 0 else "odd"
         await served.stub.StartTraining(start(config, job_id=f"job-{number}"))
@@ -339,7 +368,9 @@ async def test_jobs_are_listed_newest_first_in_pages_and_filtered(served: Traine
     rest = await served.stub.ListTrainingJobs(
         pb.ListTrainingJobsRequest(page_size=3, page_token=first.next_page_token)
     )
-    even = await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest(filter="model_name=even AND state=QUEUED"))
+    even = await served.stub.ListTrainingJobs(
+        pb.ListTrainingJobsRequest(filter="model_name=even AND state=QUEUED")
+    )
 
     assert [job.job_id for job in (*first.jobs, *rest.jobs)] == [f"job-{n}" for n in (4, 3, 2, 1, 0)]
     assert rest.next_page_token == ""
@@ -395,7 +426,10 @@ async def test_a_data_set_is_examined_line_by_line_with_what_the_loss_sees(
 
     assert (answer.is_usable, answer.rows, answer.usable_rows) == (False, 2, 1)
     assert answer.findings[0].line == 2
-    assert "".join(part.text for part in answer.preview if part.is_trained).strip() == "The pads are worn.<|im_end|>"
+    assert (
+        "".join(part.text for part in answer.preview if part.is_trained).strip()
+        == "The pads are worn.<|im_end|>"
+    )
     assert 0 < answer.trained_tokens < answer.total_tokens
 
 
@@ -403,7 +437,10 @@ async def test_every_specialisation_is_listed_with_prompts_and_rubric(served: Tr
     templates = (await served.stub.ListTemplates(pb.ListTemplatesRequest())).templates
 
     assert [each.id for each in templates] == [
-        "finance_advisor", "parts_specialist", "sales_assistant", "service_advisor",
+        "finance_advisor",
+        "parts_specialist",
+        "sales_assistant",
+        "service_advisor",
     ]
     for each in templates:
         assert len(each.evaluation_prompts) == 20
@@ -411,7 +448,9 @@ async def test_every_specialisation_is_listed_with_prompts_and_rubric(served: Tr
     assert json_format.MessageToJson(templates[0])
 
 
-async def test_the_same_store_rules_hold_on_postgresql(home: Path, config: pb.TrainingConfig, postgres_url: str) -> None:
+async def test_the_same_store_rules_hold_on_postgresql(
+    home: Path, config: pb.TrainingConfig, postgres_url: str
+) -> None:
     async with trainer(home, database_url=postgres_url) as served:
         await served.stub.StartTraining(start(config, request_id="r"))
         worker = await served.executor.worker()

@@ -56,13 +56,17 @@ class LocalExecutor:
 
     async def start(self, job: Job, folder: Path) -> Worker:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        environ = DEFAULTS | self._environ | {
-            "NEUROWEAVER_JOB_ID": job.job_id,
-            "NEUROWEAVER_LEASE_TOKEN": str(job.lease_token),
-            "NEUROWEAVER_JOB_FOLDER": str(folder),
-            # A crash in native code leaves its stack in the log instead of nothing.
-            "PYTHONFAULTHANDLER": "1",
-        }
+        environ = (
+            DEFAULTS
+            | self._environ
+            | {
+                "NEUROWEAVER_JOB_ID": job.job_id,
+                "NEUROWEAVER_LEASE_TOKEN": str(job.lease_token),
+                "NEUROWEAVER_JOB_FOLDER": str(folder),
+                # A crash in native code leaves its stack in the log instead of nothing.
+                "PYTHONFAULTHANDLER": "1",
+            }
+        )
         if job.trace_parent:
             environ["TRACEPARENT"] = job.trace_parent
         kills_before = _out_of_memory_kills()

@@ -43,6 +43,7 @@ DEFAULTS: Final[Mapping[str, object]] = {
     "ppo_steps": 50,
     "ppo_batch_size": 16,
     "ppo_learning_rate": 1e-4,
+    "ppo_epochs": 2,
     "reward_model_epochs": 2,
     "max_new_tokens": 128,
     "fall_back_to_sft": False,

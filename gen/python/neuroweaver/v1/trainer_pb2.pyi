@@ -300,6 +300,7 @@ class TrainingConfig(_message.Message):
     PPO_LEARNING_RATE_FIELD_NUMBER: _builtins.int
     REWARD_MODEL_EPOCHS_FIELD_NUMBER: _builtins.int
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    PPO_EPOCHS_FIELD_NUMBER: _builtins.int
     FALL_BACK_TO_SFT_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """The model that the result becomes a version of in the Registry; created there if missing. A DNS label: lower-case
@@ -381,6 +382,8 @@ class TrainingConfig(_message.Message):
     """Passes over the preference pairs in reward-model training. Default 2."""
     max_new_tokens: _builtins.int
     """Longest sampled response, in tokens, in RLAIF and validation. Default 128."""
+    ppo_epochs: _builtins.int
+    """Passes over the responses of one PPO step. Default 2."""
     fall_back_to_sft: _builtins.bool
     """If RLAIF fails, registers the fine-tuned model instead of failing the job; the result then says so. Default false."""
     @_builtins.property
@@ -424,11 +427,12 @@ class TrainingConfig(_message.Message):
         ppo_learning_rate: _builtins.float | None = ...,
         reward_model_epochs: _builtins.int | None = ...,
         max_new_tokens: _builtins.int | None = ...,
+        ppo_epochs: _builtins.int | None = ...,
         fall_back_to_sft: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_enable_rlaif", b"_enable_rlaif", "_epochs", b"_epochs", "_fall_back_to_sft", b"_fall_back_to_sft", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_kl_coeff", b"_kl_coeff", "_learning_rate", b"_learning_rate", "_lora_alpha", b"_lora_alpha", "_lora_dropout", b"_lora_dropout", "_lora_r", b"_lora_r", "_max_new_tokens", b"_max_new_tokens", "_max_seq_length", b"_max_seq_length", "_ppo_batch_size", b"_ppo_batch_size", "_ppo_learning_rate", b"_ppo_learning_rate", "_ppo_steps", b"_ppo_steps", "_responses_per_prompt", b"_responses_per_prompt", "_reward_model_epochs", b"_reward_model_epochs", "_rlaif_samples", b"_rlaif_samples", "_rlaif_threshold", b"_rlaif_threshold", "_seed", b"_seed", "_target_kl", b"_target_kl", "_validation_fraction", b"_validation_fraction", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "enable_rlaif", b"enable_rlaif", "epochs", b"epochs", "fall_back_to_sft", b"fall_back_to_sft", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "kl_coeff", b"kl_coeff", "learning_rate", b"learning_rate", "lora_alpha", b"lora_alpha", "lora_dropout", b"lora_dropout", "lora_r", b"lora_r", "max_new_tokens", b"max_new_tokens", "max_seq_length", b"max_seq_length", "ppo_batch_size", b"ppo_batch_size", "ppo_learning_rate", b"ppo_learning_rate", "ppo_steps", b"ppo_steps", "responses_per_prompt", b"responses_per_prompt", "reward_model_epochs", b"reward_model_epochs", "rlaif_samples", b"rlaif_samples", "rlaif_threshold", b"rlaif_threshold", "seed", b"seed", "target_kl", b"target_kl", "validation_fraction", b"validation_fraction", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_enable_rlaif", b"_enable_rlaif", "_epochs", b"_epochs", "_fall_back_to_sft", b"_fall_back_to_sft", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_kl_coeff", b"_kl_coeff", "_learning_rate", b"_learning_rate", "_lora_alpha", b"_lora_alpha", "_lora_dropout", b"_lora_dropout", "_lora_r", b"_lora_r", "_max_new_tokens", b"_max_new_tokens", "_max_seq_length", b"_max_seq_length", "_ppo_batch_size", b"_ppo_batch_size", "_ppo_epochs", b"_ppo_epochs", "_ppo_learning_rate", b"_ppo_learning_rate", "_ppo_steps", b"_ppo_steps", "_responses_per_prompt", b"_responses_per_prompt", "_reward_model_epochs", b"_reward_model_epochs", "_rlaif_samples", b"_rlaif_samples", "_rlaif_threshold", b"_rlaif_threshold", "_seed", b"_seed", "_target_kl", b"_target_kl", "_validation_fraction", b"_validation_fraction", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "enable_rlaif", b"enable_rlaif", "epochs", b"epochs", "fall_back_to_sft", b"fall_back_to_sft", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "kl_coeff", b"kl_coeff", "learning_rate", b"learning_rate", "lora_alpha", b"lora_alpha", "lora_dropout", b"lora_dropout", "lora_r", b"lora_r", "max_new_tokens", b"max_new_tokens", "max_seq_length", b"max_seq_length", "ppo_batch_size", b"ppo_batch_size", "ppo_epochs", b"ppo_epochs", "ppo_learning_rate", b"ppo_learning_rate", "ppo_steps", b"ppo_steps", "responses_per_prompt", b"responses_per_prompt", "reward_model_epochs", b"reward_model_epochs", "rlaif_samples", b"rlaif_samples", "rlaif_threshold", b"rlaif_threshold", "seed", b"seed", "target_kl", b"target_kl", "validation_fraction", b"validation_fraction", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_enable_rlaif", b"_enable_rlaif", "_epochs", b"_epochs", "_fall_back_to_sft", b"_fall_back_to_sft", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_kl_coeff", b"_kl_coeff", "_learning_rate", b"_learning_rate", "_lora_alpha", b"_lora_alpha", "_lora_dropout", b"_lora_dropout", "_lora_r", b"_lora_r", "_max_new_tokens", b"_max_new_tokens", "_max_seq_length", b"_max_seq_length", "_ppo_batch_size", b"_ppo_batch_size", "_ppo_learning_rate", b"_ppo_learning_rate", "_ppo_steps", b"_ppo_steps", "_responses_per_prompt", b"_responses_per_prompt", "_reward_model_epochs", b"_reward_model_epochs", "_rlaif_samples", b"_rlaif_samples", "_rlaif_threshold", b"_rlaif_threshold", "_seed", b"_seed", "_target_kl", b"_target_kl", "_validation_fraction", b"_validation_fraction", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "algorithm", b"algorithm", "base_model", b"base_model", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "enable_rlaif", b"enable_rlaif", "epochs", b"epochs", "fall_back_to_sft", b"fall_back_to_sft", "feedback_model", b"feedback_model", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "kl_coeff", b"kl_coeff", "learning_rate", b"learning_rate", "lora_alpha", b"lora_alpha", "lora_dropout", b"lora_dropout", "lora_r", b"lora_r", "max_new_tokens", b"max_new_tokens", "max_seq_length", b"max_seq_length", "mixed_precision", b"mixed_precision", "model_name", b"model_name", "output_dir", b"output_dir", "ppo_batch_size", b"ppo_batch_size", "ppo_learning_rate", b"ppo_learning_rate", "ppo_steps", b"ppo_steps", "quantization", b"quantization", "responses_per_prompt", b"responses_per_prompt", "reward_model_epochs", b"reward_model_epochs", "rlaif_samples", b"rlaif_samples", "rlaif_threshold", b"rlaif_threshold", "seed", b"seed", "specialization", b"specialization", "target_kl", b"target_kl", "target_modules", b"target_modules", "validation_fraction", b"validation_fraction", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_enable_rlaif", b"_enable_rlaif", "_epochs", b"_epochs", "_fall_back_to_sft", b"_fall_back_to_sft", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_kl_coeff", b"_kl_coeff", "_learning_rate", b"_learning_rate", "_lora_alpha", b"_lora_alpha", "_lora_dropout", b"_lora_dropout", "_lora_r", b"_lora_r", "_max_new_tokens", b"_max_new_tokens", "_max_seq_length", b"_max_seq_length", "_ppo_batch_size", b"_ppo_batch_size", "_ppo_epochs", b"_ppo_epochs", "_ppo_learning_rate", b"_ppo_learning_rate", "_ppo_steps", b"_ppo_steps", "_responses_per_prompt", b"_responses_per_prompt", "_reward_model_epochs", b"_reward_model_epochs", "_rlaif_samples", b"_rlaif_samples", "_rlaif_threshold", b"_rlaif_threshold", "_seed", b"_seed", "_target_kl", b"_target_kl", "_validation_fraction", b"_validation_fraction", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "algorithm", b"algorithm", "base_model", b"base_model", "batch_size", b"batch_size", "dataset_path", b"dataset_path", "enable_rlaif", b"enable_rlaif", "epochs", b"epochs", "fall_back_to_sft", b"fall_back_to_sft", "feedback_model", b"feedback_model", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "kl_coeff", b"kl_coeff", "learning_rate", b"learning_rate", "lora_alpha", b"lora_alpha", "lora_dropout", b"lora_dropout", "lora_r", b"lora_r", "max_new_tokens", b"max_new_tokens", "max_seq_length", b"max_seq_length", "mixed_precision", b"mixed_precision", "model_name", b"model_name", "output_dir", b"output_dir", "ppo_batch_size", b"ppo_batch_size", "ppo_epochs", b"ppo_epochs", "ppo_learning_rate", b"ppo_learning_rate", "ppo_steps", b"ppo_steps", "quantization", b"quantization", "responses_per_prompt", b"responses_per_prompt", "reward_model_epochs", b"reward_model_epochs", "rlaif_samples", b"rlaif_samples", "rlaif_threshold", b"rlaif_threshold", "seed", b"seed", "specialization", b"specialization", "target_kl", b"target_kl", "target_modules", b"target_modules", "validation_fraction", b"validation_fraction", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -458,6 +462,8 @@ class TrainingConfig(_message.Message):
     _WhichOneofArgType__max_seq_length: _TypeAlias = _typing.Literal["_max_seq_length", b"_max_seq_length"]  # noqa: Y015
     _WhichOneofReturnType__ppo_batch_size: _TypeAlias = _typing.Literal["ppo_batch_size"]  # noqa: Y015
     _WhichOneofArgType__ppo_batch_size: _TypeAlias = _typing.Literal["_ppo_batch_size", b"_ppo_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__ppo_epochs: _TypeAlias = _typing.Literal["ppo_epochs"]  # noqa: Y015
+    _WhichOneofArgType__ppo_epochs: _TypeAlias = _typing.Literal["_ppo_epochs", b"_ppo_epochs"]  # noqa: Y015
     _WhichOneofReturnType__ppo_learning_rate: _TypeAlias = _typing.Literal["ppo_learning_rate"]  # noqa: Y015
     _WhichOneofArgType__ppo_learning_rate: _TypeAlias = _typing.Literal["_ppo_learning_rate", b"_ppo_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__ppo_steps: _TypeAlias = _typing.Literal["ppo_steps"]  # noqa: Y015
@@ -508,6 +514,8 @@ class TrainingConfig(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_seq_length) -> _WhichOneofReturnType__max_seq_length | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ppo_batch_size) -> _WhichOneofReturnType__ppo_batch_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ppo_epochs) -> _WhichOneofReturnType__ppo_epochs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ppo_learning_rate) -> _WhichOneofReturnType__ppo_learning_rate | None: ...
     @_typing.overload
@@ -661,8 +669,8 @@ class Failure(_message.Message):
     IS_RESUMABLE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """A stable word for programs: OUT_OF_MEMORY, WORKER_KILLED, WORKER_ENDED, WORKER_LOST, DIVERGED,
-    JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, BASE_MODEL_UNAVAILABLE, DATASET_CHANGED, REGISTRY_UNAVAILABLE,
-    REGISTRY_REFUSED, DISK_FULL, INTERNAL.
+    JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, BASE_MODEL_UNAVAILABLE, DATASET_CHANGED,
+    REGISTRY_UNAVAILABLE, REGISTRY_REFUSED, DISK_FULL, INTERNAL.
     """
     message: _builtins.str
     """One sentence for people. Never a traceback."""
@@ -1780,7 +1788,9 @@ class ValidateDatasetResponse(_message.Message):
     is_usable: _builtins.bool
     """True if a job would accept the file."""
     format: _builtins.str
-    """The row format: messages, question_answer, input_output, instruction_response, prompt_completion, text."""
+    """The layout of most rows: messages, conversations, question/answer, input/output, instruction/response,
+    prompt/completion or text.
+    """
     rows: _builtins.int
     """Rows in the file."""
     usable_rows: _builtins.int

@@ -34,7 +34,7 @@ from neuroweaver.trainer.worker.judgement import Judge, JudgeItem
 from neuroweaver.trainer.worker.monitor import Monitor, Stopped
 from neuroweaver.trainer.worker.policy_stage import optimize_policy
 from neuroweaver.trainer.worker.preferences import NotEnoughFeedback
-from neuroweaver.trainer.worker.questions import Question, choose, messages_of
+from neuroweaver.trainer.worker.questions import Question, choose, messages_of, without_system
 from neuroweaver.trainer.worker.registration import Registration, register
 from neuroweaver.trainer.worker.sft_trainer import checkpoint_step, checkpoints
 from neuroweaver.trainer.worker.stages import Result, Stages
@@ -234,7 +234,8 @@ class Pipeline:
     def train_reward_model(self, monitor: Monitor) -> Result:
         questions = {question.id: question for question in self._questions()}
         groups = reward_model.group_feedback(
-            read_jsonl(self.at.folder / "feedback.jsonl"), lambda prompt_id: questions[prompt_id].messages
+            read_jsonl(self.at.folder / "feedback.jsonl"),
+            lambda prompt_id: without_system(questions[prompt_id].messages),
         )
         train, heldout = reward_model.pairs_from_feedback(
             groups, rlaif_threshold=self.config.rlaif_threshold, seed=self.config.seed

@@ -17,6 +17,7 @@ from neuroweaver.trainer.worker.monitor import Monitor
 from neuroweaver.trainer.worker.ppo import PPOConfig
 from neuroweaver.trainer.worker.ppo_rollout import Prompt
 from neuroweaver.trainer.worker.ppo_trainer import PPOStep, PPOTrainer
+from neuroweaver.trainer.worker.questions import without_system
 from neuroweaver.trainer.worker.stages import Result, Stages
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -40,10 +41,12 @@ def optimize_policy(
     """
     folder.mkdir(parents=True, exist_ok=True)
     prompts = [prompt_of(tokenizer, messages) for messages in conversations]
-    by_text = {prompt.text: messages for prompt, messages in zip(prompts, conversations, strict=True)}
+    asked = {
+        prompt.text: without_system(messages) for prompt, messages in zip(prompts, conversations, strict=True)
+    }
 
     def reward(texts: list[str], responses: list[str]) -> torch.Tensor:
-        scores: torch.Tensor = scorer.score([by_text[text] for text in texts], responses)
+        scores: torch.Tensor = scorer.score([asked[text] for text in texts], responses)
         return scores
 
     trainer = PPOTrainer(model, tokenizer, reward, ppo_config(config))
@@ -76,6 +79,7 @@ def ppo_config(config: pb.TrainingConfig) -> PPOConfig:
         batch_size=batch_size,
         minibatch_size=minibatch_size,
         micro_batch_size=min(minibatch_size, 8),
+        epochs=config.ppo_epochs,
         max_new_tokens=config.max_new_tokens,
         learning_rate=config.ppo_learning_rate,
         kl_coeff=config.kl_coeff,

@@ -81,7 +81,10 @@ class Policy:
             )
         input_ids, attention_mask = left_padded(prompts, self.pad_token_id, self.device)
         # Responses may be sampled through faster 4-bit kernels: they are scored by the trainable ones anyway.
-        with packed_for_generation(self.base), self._own_generation_config(max_new_tokens) as generation_config:
+        with (
+            packed_for_generation(self.base),
+            self._own_generation_config(max_new_tokens) as generation_config,
+        ):
             sequences = self.base.generate(
                 input_ids=input_ids, attention_mask=attention_mask, generation_config=generation_config
             )
