@@ -1,7 +1,7 @@
 """A protoc plugin that writes the gRPC Python stubs with the generator inside grpcio-tools.
 
-grpcio-tools ships its generator built into its own protoc, not as a plugin binary, so this hands the request's
-descriptors to that protoc and returns the files it wrote.
+grpcio-tools has its generator built into its own protoc, not as a plugin binary, so this hands the
+request's descriptors to that protoc and returns the files it wrote.
 """
 
 from __future__ import annotations

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 import psutil
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from e2e.processes import Mesh, mesh
+from neuroweaver.mesh import telemetry
 from neuroweaver.mesh.channel import sync_channel
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc, trainer_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
@@ -30,9 +37,7 @@ def judge(body: dict[str, Any], number: int) -> Reply:
     """Scores by a sum over the answer's characters: a tiny random model's words differ in nothing better."""
     del number
     task, texts = (message["content"] for message in body["messages"])
-    parts = {
-        name: text for name, text in re.findall(r"<(answer|first|second) \w+>\n(.*?)\n</", texts, re.DOTALL)
-    }
+    parts = dict(re.findall(r"<(answer|first|second) \w+>\n(.*?)\n</", texts, re.DOTALL))
     scores = {name: sum(map(ord, text)) % 101 / 10 for name, text in parts.items()}
     if "first" in scores:
         better = "first" if scores["first"] > scores["second"] else "second"
@@ -41,13 +46,46 @@ def judge(body: dict[str, Any], number: int) -> Reply:
     return Reply(json.dumps({"reason": "characters", "criteria": dict.fromkeys(names, scores["answer"])}))
 
 
+@dataclass
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """An OpenTelemetry collector that remembers which service was part of which trace."""
+
+    services: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    endpoint: str = ""
+
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
+        for resource in request.resource_spans:
+            attributes = {each.key: each.value.string_value for each in resource.resource.attributes}
+            for span in itertools.chain.from_iterable(scope.spans for scope in resource.scope_spans):
+                self.services[span.trace_id.hex()].add(attributes["service.name"])
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+def collector() -> Iterator[Collector]:
+    found = Collector()
+    server = grpc.server(ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(found, server)
+    found.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield found
+    server.stop(None)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Mesh]:
     home = tmp_path_factory.mktemp("home")
     tiny_llama(home / "models" / "tiny", context=2048)
     with (
         serving(judge) as endpoint,
-        mesh(home, "registry", "trainer", OPENAI_API_KEY=KEY, OPENAI_BASE_URL=endpoint.base_url) as started,
+        mesh(
+            home,
+            "registry",
+            "trainer",
+            OPENAI_API_KEY=KEY,
+            OPENAI_BASE_URL=endpoint.base_url,
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
+        ) as started,
     ):
         yield started
 
@@ -174,6 +212,20 @@ def test_rlaif_can_be_left_out(trainer: trainer_pb2_grpc.TrainerServiceStub) -> 
     assert result.rlaif_outcome == pb.RLAIF_OUTCOME_NOT_REQUESTED
     assert not result.HasField("reward_model")
     assert result.version
+
+
+def test_one_trace_spans_client_trainer_worker_and_registry(
+    trainer: trainer_pb2_grpc.TrainerServiceStub, collector: Collector
+) -> None:
+    with telemetry.tracer.start_as_current_span("a user's call"):
+        started(trainer, "traced", enable_rlaif=False, epochs=0.2)
+        trace_id = telemetry.current_trace_id()
+    assert events(trainer, "traced")[-1].finished.state == pb.JOB_STATE_SUCCEEDED
+
+    give_up = time.monotonic() + 30  # spans leave in batches
+    while len(collector.services[trace_id]) < 3 and time.monotonic() < give_up:
+        time.sleep(0.2)
+    assert collector.services[trace_id] == {"trainer", "trainer-worker", "registry"}
 
 
 @pytest.mark.parametrize("allowed", [True, False])

@@ -128,13 +128,15 @@ async def trainer(
     )
     names = ["neuroweaver.v1.TrainerService", "neuroweaver.v1.WorkerService"]
     service = Service(names=names, add=add, background=[supervisor.run], close=close)
-    async with running(service, settings, registry=CollectorRegistry()) as started:
-        async with channel(started.address) as connection:
-            yield Trainer(
-                started.address,
-                trainer_pb2_grpc.TrainerServiceStub(connection),
-                worker_pb2_grpc.WorkerServiceStub(connection),
-                executor,
-                supervisor,
-                data,
-            )
+    async with (
+        running(service, settings, registry=CollectorRegistry()) as started,
+        channel(started.address) as connection,
+    ):
+        yield Trainer(
+            started.address,
+            trainer_pb2_grpc.TrainerServiceStub(connection),
+            worker_pb2_grpc.WorkerServiceStub(connection),
+            executor,
+            supervisor,
+            data,
+        )

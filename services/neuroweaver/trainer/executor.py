@@ -17,8 +17,8 @@ from neuroweaver.trainer.model import Job
 
 LOG_NAME = "worker.log"
 
-# Threads that spin while they wait for each other are as fast on a machine of their own, and many times slower on
-# one that they share: bench/RESULTS.md has the figures.
+# Threads that spin while they wait for each other make work many times slower on a machine that is shared:
+# bench/RESULTS.md has the figures.
 DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 

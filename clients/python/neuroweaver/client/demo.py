@@ -54,13 +54,13 @@ DEMO_CONFIG: Final[Mapping[str, Any]] = {
     "gradient_accumulation_steps": 1,
     "max_seq_length": 256,
     "enable_rlaif": True,
-    "rlaif_samples": 20,
-    "responses_per_prompt": 4,
+    "rlaif_samples": 24,
+    "responses_per_prompt": 2,
     "reward_model_epochs": 2,
     "ppo_steps": 6,
     "ppo_batch_size": 8,
     "ppo_epochs": 1,
-    "ppo_learning_rate": 1e-4,
+    "ppo_learning_rate": 2e-4,
     "max_new_tokens": 96,
 }
 """Small enough for two cores and ten minutes."""

@@ -167,7 +167,7 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     STAGE_SFT: _Stage.ValueType  # 2
     """Supervised fine-tuning."""
     STAGE_RESPONSES: _Stage.ValueType  # 3
-    """Samples responses of the fine-tuned model."""
+    """Samples responses of the fine-tuned model to questions of the data set."""
     STAGE_FEEDBACK: _Stage.ValueType  # 4
     """The judge scores the responses."""
     STAGE_REWARD_MODEL: _Stage.ValueType  # 5
@@ -189,7 +189,7 @@ STAGE_PREPARING: Stage.ValueType  # 1
 STAGE_SFT: Stage.ValueType  # 2
 """Supervised fine-tuning."""
 STAGE_RESPONSES: Stage.ValueType  # 3
-"""Samples responses of the fine-tuned model."""
+"""Samples responses of the fine-tuned model to questions of the data set."""
 STAGE_FEEDBACK: Stage.ValueType  # 4
 """The judge scores the responses."""
 STAGE_REWARD_MODEL: Stage.ValueType  # 5
@@ -363,7 +363,7 @@ class TrainingConfig(_message.Message):
     rlaif_samples: _builtins.int
     """Prompts from the training data for which responses are sampled and judged. Default 64."""
     responses_per_prompt: _builtins.int
-    """Responses sampled for each of these prompts. Default 4."""
+    """Responses sampled for each of these prompts; the data set's own answer is judged beside them. Default 4."""
     algorithm: Global___Algorithm.ValueType
     """Default ALGORITHM_PPO."""
     kl_coeff: _builtins.float

@@ -208,7 +208,7 @@ export type TrainingConfig = Message<"neuroweaver.v1.TrainingConfig"> & {
   rlaifSamples?: number;
 
   /**
-   * Responses sampled for each of these prompts. Default 4.
+   * Responses sampled for each of these prompts; the data set's own answer is judged beside them. Default 4.
    *
    * @generated from field: optional int32 responses_per_prompt = 44;
    */
@@ -2308,7 +2308,7 @@ export enum Stage {
   SFT = 2,
 
   /**
-   * Samples responses of the fine-tuned model.
+   * Samples responses of the fine-tuned model to questions of the data set.
    *
    * @generated from enum value: STAGE_RESPONSES = 3;
    */

@@ -60,6 +60,8 @@ TRAINER_PRECISIONS: Final[Mapping[int, Any]] = {
 }
 # Optimizer steps between two checkpoints of fine-tuning.
 SAVE_EVERY: Final = 10
+POLICY_SOURCE: Final = "model"
+DATASET_SOURCE: Final = "data set"
 # Feedback below this cannot teach a reward model anything that holds for other prompts.
 MIN_PAIRS: Final = 8
 SAMPLING_TEMPERATURE: Final = 1.0
@@ -180,7 +182,7 @@ class Pipeline:
         }
 
     def respond(self, adapter: Path, monitor: Monitor) -> Result:
-        """Samples responses of the fine-tuned model to prompts of the training data."""
+        """Samples responses of the fine-tuned model to questions of the training data."""
         asked = [each for each in self._questions() for _ in range(self.config.responses_per_prompt)]
         with self._tuned(adapter) as (model, tokenizer):
             answers = generate(
@@ -192,13 +194,17 @@ class Pipeline:
                 seed=self.config.seed,
                 monitor=monitor,
             )
-        write_jsonl(
-            self.at.folder / "responses.jsonl",
-            (
-                {"prompt_id": question.id, "text": answer.text, "finished": answer.finished}
-                for question, answer in zip(asked, answers, strict=True)
-            ),
-        )
+        sampled = [
+            {"prompt_id": question.id, "source": POLICY_SOURCE, "text": answer.text}
+            for question, answer in zip(asked, answers, strict=True)
+        ]
+        # The data's own answer competes as well: from a model that has little to offer yet come pairs that
+        # differ by chance alone, and a reward model learns nothing from them.
+        references = [
+            {"prompt_id": question.id, "source": DATASET_SOURCE, "text": question.reference}
+            for question in self._questions()
+        ]
+        write_jsonl(self.at.folder / "responses.jsonl", sampled + references)
         return {
             "prompts": len(asked) // self.config.responses_per_prompt,
             "responses": len(answers),
@@ -221,11 +227,17 @@ class Pipeline:
                 for response, judged in zip(responses, judgements, strict=True)
             ),
         )
-        scores = [judged.score for judged in judgements if judged is not None]
+        # The numbers speak of the model's responses alone.
+        own = [
+            judged
+            for response, judged in zip(responses, judgements, strict=True)
+            if response["source"] == POLICY_SOURCE
+        ]
+        scores = [judged.score for judged in own if judged is not None]
         good = sum(score >= self.config.rlaif_threshold for score in scores)
         return {
             "judged": len(scores),
-            "missing": len(judgements) - len(scores),
+            "missing": judgements.count(None),
             "mean_score": sum(scores) / len(scores) if scores else 0.0,
             "good_fraction": good / len(scores) if scores else 0.0,
             "judge_tokens": self.judge.usage.tokens,

@@ -48,7 +48,7 @@ def ask(system_prompt: str, question: str) -> Messages:
 def without_system(messages: Messages) -> Messages:
     """The conversation as a reward model reads it.
 
-    The same instruction stands before every prompt: it tells answers apart by nothing and costs half the tokens.
+    The same instruction stands before every prompt: it sets no answer apart and costs many tokens.
     """
     return [message for message in messages if message["role"] != "system"]
 
