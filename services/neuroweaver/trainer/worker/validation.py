@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -50,22 +50,6 @@ class WinRate:
     @property
     def n(self) -> int:
         return self.wins + self.losses + self.ties
-
-
-@dataclass(frozen=True)
-class SideBySide:
-    """One evaluation prompt with both answers; verdict and scores speak of the tuned model against the base.
-
-    `base_scores` and `tuned_scores` hold what the judge said by criterion; verdict is None if it failed.
-    """
-
-    prompt: str
-    reference: str | None
-    base_answer: str
-    tuned_answer: str
-    verdict: Verdict | None
-    base_scores: Mapping[str, float] = field(default_factory=dict)
-    tuned_scores: Mapping[str, float] = field(default_factory=dict)
 
 
 def perplexity(
