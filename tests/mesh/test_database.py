@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -313,3 +314,39 @@ async def test_two_schemas_of_one_database_do_not_meet(postgres_url):
         assert not (await connection.execute(select(COUNTERS))).all()
     await first.close()
     await second.close()
+
+
+async def test_a_cancelled_read_leaves_no_lock_behind(database_url):
+    database = Database(database_url, "public")
+    async with database.write() as connection:
+        await connection.execute(text("CREATE TABLE rows (number INTEGER)"))
+        await connection.execute(text("INSERT INTO rows VALUES (1), (2), (3)"))
+
+    async def read() -> None:
+        async with database.read() as connection:
+            for _ in range(3):
+                await connection.execute(text("SELECT * FROM rows"))
+
+    chance = random.Random(1)
+    cancelled = 0
+    for _ in range(60):
+        readers = [asyncio.create_task(read()) for _ in range(3)]
+        await asyncio.sleep(chance.uniform(0, 0.006))
+        for reader in readers:
+            reader.cancel()
+        await asyncio.wait(readers)
+        cancelled += sum(reader.cancelled() for reader in readers)
+        async with asyncio.timeout(8), database.write() as connection:
+            await connection.execute(text("INSERT INTO rows VALUES (4)"))
+    await database.close()
+    assert cancelled > 0
+
+
+async def test_a_timeout_around_a_transaction_is_still_a_timeout(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'slow.db'}", "slow")
+    counting = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) SELECT count(*) FROM n"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001), database.read() as connection:
+            await connection.execute(text(counting))
+            await asyncio.sleep(60)
+    await database.close()

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import aiosqlite
 import psycopg
 from sqlalchemy import BigInteger, Dialect, TypeDecorator, event
 from sqlalchemy.engine import URL, make_url
@@ -152,6 +153,39 @@ def as_error(error: SQLAlchemyError) -> Error | None:
     return Unavailable("the database cannot be reached") if unreachable else None
 
 
+class _Uninterrupted(aiosqlite.Connection):
+    """Finishes each operation before it lets a cancelled task go.
+
+    A read that is left half-way keeps its lock for as long as anything holds the cursor, and in the rollback
+    journal's mode no writer could commit any more. So a cancellation is taken back, and given again once the
+    operation is over; it arrives after the transaction, whose last operations wait here as well.
+    """
+
+    async def _execute(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        operation: asyncio.Future[T] = asyncio.ensure_future(
+            super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        )
+        cancellations = 0
+        while not operation.done():
+            try:
+                await asyncio.wait({operation})
+            except asyncio.CancelledError:
+                cancellations += 1
+        task = asyncio.current_task()
+        for _ in range(cancellations if task else 0):
+            # Counted down and up again: `asyncio.timeout` tells its own cancellation by this count.
+            task.uncancel()  # type: ignore[union-attr]
+            asyncio.get_running_loop().call_soon(task.cancel)  # type: ignore[union-attr]
+        return operation.result()
+
+
+async def _connect_sqlite(file: str, **arguments: Any) -> aiosqlite.Connection:
+    connection = _Uninterrupted(lambda: sqlite3.connect(file, **arguments), iter_chunk_size=64)
+    # As SQLAlchemy does for its own: a connection that nobody closed must not keep the process alive.
+    connection._thread.daemon = True
+    return await connection
+
+
 def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
     if not url.database or url.database == ":memory:":
         raise ValueError(
@@ -159,7 +193,7 @@ def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
         )
     Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     url = url.set(drivername="sqlite+aiosqlite")
-    arguments = {"timeout": _BUSY_TIMEOUT_S}
+    arguments = {"timeout": _BUSY_TIMEOUT_S, "async_creator_fn": _connect_sqlite}
     reader = create_async_engine(url, connect_args=arguments, pool_size=4, max_overflow=4)
     # One connection: the writers of this process queue for it in order, instead of polling for SQLite's lock.
     writer = create_async_engine(url, connect_args=arguments, pool_size=1, max_overflow=0, pool_timeout=60)
