@@ -21,12 +21,11 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from sqlalchemy.exc import OperationalError
 
 from neuroweaver.mesh import logs, telemetry
+from neuroweaver.mesh.channel import MAX_MESSAGE_BYTES
 from neuroweaver.mesh.interceptors import Drain, server_interceptor
 from neuroweaver.mesh.metrics_page import metrics_page
 from neuroweaver.mesh.migrations import MigrationError
 from neuroweaver.mesh.settings import Settings, SettingsError
-
-MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
 _LOG: Final = logging.getLogger("neuroweaver.serve")
 

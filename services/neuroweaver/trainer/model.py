@@ -51,6 +51,9 @@ DEFAULTS: Final[Mapping[str, object]] = {
 """What a field of TrainingConfig means when it is left unset, as its comment in the .proto says."""
 
 
+OUT_OF_MEMORY_ADVICE: Final = "lower batch_size or max_seq_length, or set quantization to nf4"
+
+
 class TransitionRefused(Exception):
     """The job's state does not allow what was asked. The message is for the caller."""
 

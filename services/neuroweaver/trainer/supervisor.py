@@ -18,7 +18,7 @@ from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.errors import FailedPrecondition
 from neuroweaver.mesh.watch import Signal, Signals
 from neuroweaver.trainer.executor import LOG_NAME, Executor, Exit, Worker
-from neuroweaver.trainer.model import Job, State
+from neuroweaver.trainer.model import OUT_OF_MEMORY_ADVICE, Job, State
 from neuroweaver.trainer.store import Jobs
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import worker_pb2
@@ -231,8 +231,8 @@ def _key(job: Job) -> Key:
 def _why(ended: Exit) -> tuple[str, str]:
     """The reason and the sentence for a worker that ended without a word."""
     if ended.ran_out_of_memory:
-        advice = "lower batch_size or max_seq_length, or set quantization to nf4"
-        return "OUT_OF_MEMORY", f"the machine ran out of memory and the worker was killed; {advice}"
+        said = "the machine ran out of memory and the worker was killed"
+        return "OUT_OF_MEMORY", f"{said}; {OUT_OF_MEMORY_ADVICE}"
     if ended.status < 0:
         return "WORKER_KILLED", f"the worker was killed by signal {-ended.status}"
     return "WORKER_ENDED", f"the worker ended with status {ended.status}; its {LOG_NAME} says why"

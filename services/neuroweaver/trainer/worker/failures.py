@@ -8,6 +8,7 @@ import grpc
 import torch
 
 from neuroweaver.mesh.errors import describe
+from neuroweaver.trainer.model import OUT_OF_MEMORY_ADVICE
 from neuroweaver.trainer.worker.base_model import BaseModelUnavailable
 from neuroweaver.trainer.worker.judge import JudgeUnavailable
 from neuroweaver.trainer.worker.preferences import NotEnoughFeedback
@@ -48,8 +49,7 @@ def _reason(error: Exception) -> tuple[str, str]:
         if isinstance(error, kind):
             return reason, str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        advice = "lower batch_size or max_seq_length, or set quantization to nf4"
-        return "OUT_OF_MEMORY", f"the worker ran out of memory; {advice}"
+        return "OUT_OF_MEMORY", f"the worker ran out of memory; {OUT_OF_MEMORY_ADVICE}"
     if isinstance(error, grpc.RpcError):
         reason = "REGISTRY_UNAVAILABLE" if error.code() in _NO_ANSWER else "REGISTRY_REFUSED"
         return reason, f"the Registry: {describe(error)}"
