@@ -19,8 +19,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mesh.echo import NAME, Echo, pb, pb_grpc, service, settings, started, stub
-from neuroweaver.mesh.channel import channel, sync_channel
-from neuroweaver.mesh.serve import MAX_MESSAGE_BYTES, StartError, serve
+from neuroweaver.mesh.channel import MAX_MESSAGE_BYTES, channel, sync_channel
+from neuroweaver.mesh.serve import StartError, serve
 
 ROOT = Path(__file__).parents[2]
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -123,12 +123,11 @@ class Supervisor:
     async def close(self) -> None:
         """Ends the workers of this machine; their jobs are queued again and go on from their checkpoints."""
         self._is_closing = True
-        workers = dict(self._workers)
-        for worker in workers.values():
+        for worker in self._workers.values():
             worker.stop()
         if self._waits:
             await asyncio.wait(self._waits, timeout=self._policy.shutdown_s)
-        for worker in workers.values():
+        for worker in list(self._workers.values()):
             worker.kill()
         if self._waits:
             await asyncio.wait(self._waits)
@@ -152,10 +151,17 @@ class Supervisor:
         if job is None:
             return False
         self.changed(job)
-        await self._start(job)
+        # A task of its own, so that `close` knows of a worker that is just being started when this loop ends.
+        task = asyncio.create_task(self._tend(job))
+        self._waits.add(task)
+        task.add_done_callback(self._waits.discard)
         return True
 
-    async def _start(self, job: Job) -> None:
+    async def _tend(self, job: Job) -> None:
+        """Start a job's worker and wait for its end.
+
+        A worker that ends without having said how leaves a job that must not stay RUNNING.
+        """
         key = _key(job)
         self._heard[key] = time.monotonic()
         try:
@@ -168,19 +174,15 @@ class Supervisor:
             )
             return
         self._workers[key] = worker
-        task = asyncio.create_task(self._wait(key, job.lease_token, worker))
-        self._waits.add(task)
-        task.add_done_callback(self._waits.discard)
-
-    async def _wait(self, key: Key, token: int, worker: Worker) -> None:
-        """A worker that ends without having said how leaves a job that must not stay RUNNING."""
+        if self._is_closing:
+            worker.stop()
         ended = await worker.wait()
         self._workers.pop(key, None)
         if self._is_closing:
-            await self._change(key, token, lambda job: job.release(self._clock()))
+            await self._change(key, job.lease_token, lambda held: held.release(self._clock()))
             return
         reason, message = _why(ended)
-        await self._fail(key, token, reason, message)
+        await self._fail(key, job.lease_token, reason, message)
 
     async def _end_lost(self) -> None:
         async with self._database.read() as connection:
