@@ -119,6 +119,34 @@ METRIC_DIRECTION_LOWER_IS_BETTER: MetricDirection.ValueType  # 2
 """Such as loss."""
 Global___MetricDirection: _TypeAlias = MetricDirection  # noqa: Y015
 
+class _DeliveryState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeliveryStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeliveryState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DELIVERY_STATE_UNSPECIFIED: _DeliveryState.ValueType  # 0
+    """In a filter: all."""
+    DELIVERY_STATE_PENDING: _DeliveryState.ValueType  # 1
+    """To be sent, or to be sent again."""
+    DELIVERY_STATE_DELIVERED: _DeliveryState.ValueType  # 2
+    """The receiver answered 2xx."""
+    DELIVERY_STATE_DEAD: _DeliveryState.ValueType  # 3
+    """Given up: a dead letter."""
+
+class DeliveryState(_DeliveryState, metaclass=_DeliveryStateEnumTypeWrapper):
+    """How a delivery stands."""
+
+DELIVERY_STATE_UNSPECIFIED: DeliveryState.ValueType  # 0
+"""In a filter: all."""
+DELIVERY_STATE_PENDING: DeliveryState.ValueType  # 1
+"""To be sent, or to be sent again."""
+DELIVERY_STATE_DELIVERED: DeliveryState.ValueType  # 2
+"""The receiver answered 2xx."""
+DELIVERY_STATE_DEAD: DeliveryState.ValueType  # 3
+"""Given up: a dead letter."""
+Global___DeliveryState: _TypeAlias = DeliveryState  # noqa: Y015
+
 @_typing.final
 class Model(_message.Message):
     """A named line of versions."""
@@ -1101,11 +1129,11 @@ class ModelComparison(_message.Message):
     """One sentence: better, worse, mixed or not to be told, and by what."""
     @_builtins.property
     def a(self) -> Global___ModelVersion:
-        """The version compared against."""
+        """The version compared against, without the samples of its metrics."""
 
     @_builtins.property
     def b(self) -> Global___ModelVersion:
-        """The version in question."""
+        """The version in question, likewise."""
 
     @_builtins.property
     def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldDifference]:
@@ -1187,6 +1215,9 @@ class MetricDifference(_message.Message):
     P_VALUE_FIELD_NUMBER: _builtins.int
     DIRECTION_FIELD_NUMBER: _builtins.int
     IS_BETTER_FIELD_NUMBER: _builtins.int
+    CORRECTED_P_VALUE_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    CAVEAT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The metric's name."""
     a: _builtins.float
@@ -1196,14 +1227,22 @@ class MetricDifference(_message.Message):
     difference: _builtins.float
     """b - a; unset if one is missing."""
     p_value: _builtins.float
-    """p-value of the difference, if samples are known."""
+    """Two-sided p-value of the difference, if samples or both intervals are known."""
     direction: Global___MetricDirection.ValueType
     """Whether higher or lower is better."""
     is_better: _builtins.bool
-    """True if B is better beyond chance, false if worse beyond chance; unset if it cannot be told."""
+    """True if B is better beyond chance, false if worse beyond chance; unset if it cannot be told. Decided by
+    `corrected_p_value`.
+    """
+    corrected_p_value: _builtins.float
+    """The p-value after Holm's correction for the number of metrics in this comparison."""
+    unit: _builtins.str
+    """The unit, such as `ms`; empty for a plain number."""
+    caveat: _builtins.str
+    """Why the two values are shown and not judged; empty if they may be."""
     @_builtins.property
     def interval(self) -> _common_pb2.Interval:
-        """Interval of the difference, if samples are known."""
+        """Interval of the difference, if samples or both intervals are known."""
 
     def __init__(
         self,
@@ -1216,15 +1255,20 @@ class MetricDifference(_message.Message):
         p_value: _builtins.float | None = ...,
         direction: Global___MetricDirection.ValueType = ...,
         is_better: _builtins.bool | None = ...,
+        corrected_p_value: _builtins.float | None = ...,
+        unit: _builtins.str = ...,
+        caveat: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_a", b"_a", "_b", b"_b", "_difference", b"_difference", "_is_better", b"_is_better", "_p_value", b"_p_value", "a", b"a", "b", b"b", "difference", b"difference", "interval", b"interval", "is_better", b"is_better", "p_value", b"p_value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_a", b"_a", "_b", b"_b", "_corrected_p_value", b"_corrected_p_value", "_difference", b"_difference", "_is_better", b"_is_better", "_p_value", b"_p_value", "a", b"a", "b", b"b", "corrected_p_value", b"corrected_p_value", "difference", b"difference", "interval", b"interval", "is_better", b"is_better", "p_value", b"p_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_a", b"_a", "_b", b"_b", "_difference", b"_difference", "_is_better", b"_is_better", "_p_value", b"_p_value", "a", b"a", "b", b"b", "difference", b"difference", "direction", b"direction", "interval", b"interval", "is_better", b"is_better", "name", b"name", "p_value", b"p_value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_a", b"_a", "_b", b"_b", "_corrected_p_value", b"_corrected_p_value", "_difference", b"_difference", "_is_better", b"_is_better", "_p_value", b"_p_value", "a", b"a", "b", b"b", "caveat", b"caveat", "corrected_p_value", b"corrected_p_value", "difference", b"difference", "direction", b"direction", "interval", b"interval", "is_better", b"is_better", "name", b"name", "p_value", b"p_value", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__a: _TypeAlias = _typing.Literal["a"]  # noqa: Y015
     _WhichOneofArgType__a: _TypeAlias = _typing.Literal["_a", b"_a"]  # noqa: Y015
     _WhichOneofReturnType__b: _TypeAlias = _typing.Literal["b"]  # noqa: Y015
     _WhichOneofArgType__b: _TypeAlias = _typing.Literal["_b", b"_b"]  # noqa: Y015
+    _WhichOneofReturnType__corrected_p_value: _TypeAlias = _typing.Literal["corrected_p_value"]  # noqa: Y015
+    _WhichOneofArgType__corrected_p_value: _TypeAlias = _typing.Literal["_corrected_p_value", b"_corrected_p_value"]  # noqa: Y015
     _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
     _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
     _WhichOneofReturnType__is_better: _TypeAlias = _typing.Literal["is_better"]  # noqa: Y015
@@ -1235,6 +1279,8 @@ class MetricDifference(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__a) -> _WhichOneofReturnType__a | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__b) -> _WhichOneofReturnType__b | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__corrected_p_value) -> _WhichOneofReturnType__corrected_p_value | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
     @_typing.overload
@@ -1605,14 +1651,20 @@ class AuditHead(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence of the last event."""
     hash: _builtins.str
     """Its hash, in hexadecimal."""
     signature: _builtins.bytes
-    """The signature; empty if the server has no key."""
+    """Ed25519 signature over project, sequence, hash and time."""
     key_id: _builtins.str
-    """Names the key."""
+    """Names the key: the first 16 digits of the SHA-256 of the public key, in hexadecimal."""
+    public_key: _builtins.bytes
+    """The public key, 32 bytes. Whoever keeps a head also keeps this key's id, and trusts no other."""
+    project: _builtins.str
+    """The project whose chain it is."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it was signed."""
@@ -1625,10 +1677,12 @@ class AuditHead(_message.Message):
         time: _timestamp_pb2.Timestamp | None = ...,
         signature: _builtins.bytes = ...,
         key_id: _builtins.str = ...,
+        public_key: _builtins.bytes = ...,
+        project: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "key_id", b"key_id", "sequence", b"sequence", "signature", b"signature", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "key_id", b"key_id", "project", b"project", "public_key", b"public_key", "sequence", b"sequence", "signature", b"signature", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1700,7 +1754,9 @@ class SetAliasRequest(_message.Message):
     expected_version: _builtins.str
     """Where the alias must point now; `-` means nowhere; empty: anywhere."""
     is_protected: _builtins.bool
-    """Makes the alias protected, or no longer. Unset: as it is."""
+    """Makes the alias protected, or no longer, which needs `models.release`. Unset: as it is; a new alias is protected if
+    it is called `production`.
+    """
     reason: _builtins.str
     """Why, in words. At most 4096 characters."""
     request_id: _builtins.str
@@ -2214,3 +2270,330 @@ class ModelEvent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 
 Global___ModelEvent: _TypeAlias = ModelEvent  # noqa: Y015
+
+@_typing.final
+class Webhook(_message.Message):
+    """An address that changes are sent to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_ID_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    DEAD_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    webhook_id: _builtins.str
+    """The id: a DNS label."""
+    url: _builtins.str
+    """Where to: https, or http to this machine itself. Without credentials in it. Required."""
+    model_id: _builtins.str
+    """Only this model; empty: all."""
+    secret: _builtins.str
+    """The key of the signatures, `whsec_` and base64. Made by the server and shown by CreateWebhook alone."""
+    pending: _builtins.int
+    """Deliveries to be sent, or to be sent again. Set by the server."""
+    dead: _builtins.int
+    """Dead letters. Set by the server."""
+    last_error: _builtins.str
+    """Why the last attempt failed; empty after a success. Set by the server."""
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these actions, such as `alias.set`, or `version.*`. Empty: all. At most 32."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """Set by the server."""
+
+    def __init__(
+        self,
+        *,
+        webhook_id: _builtins.str = ...,
+        url: _builtins.str = ...,
+        actions: _abc.Iterable[_builtins.str] | None = ...,
+        model_id: _builtins.str = ...,
+        secret: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        pending: _builtins.int = ...,
+        dead: _builtins.int = ...,
+        last_error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "create_time", b"create_time", "dead", b"dead", "last_error", b"last_error", "model_id", b"model_id", "pending", b"pending", "secret", b"secret", "url", b"url", "webhook_id", b"webhook_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Webhook: _TypeAlias = Webhook  # noqa: Y015
+
+@_typing.final
+class CreateWebhookRequest(_message.Message):
+    """Input of CreateWebhook."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A retry with the same id gives the first answer, without the secret. At most 64 characters."""
+    @_builtins.property
+    def webhook(self) -> Global___Webhook:
+        """The webhook. Required."""
+
+    def __init__(
+        self,
+        *,
+        webhook: Global___Webhook | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["webhook", b"webhook"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "webhook", b"webhook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateWebhookRequest: _TypeAlias = CreateWebhookRequest  # noqa: Y015
+
+@_typing.final
+class ListWebhooksRequest(_message.Message):
+    """Input of ListWebhooks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWebhooksRequest: _TypeAlias = ListWebhooksRequest  # noqa: Y015
+
+@_typing.final
+class ListWebhooksResponse(_message.Message):
+    """The webhooks of a project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def webhooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Webhook]:
+        """By id."""
+
+    def __init__(
+        self,
+        *,
+        webhooks: _abc.Iterable[Global___Webhook] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["webhooks", b"webhooks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWebhooksResponse: _TypeAlias = ListWebhooksResponse  # noqa: Y015
+
+@_typing.final
+class DeleteWebhookRequest(_message.Message):
+    """Input of DeleteWebhook."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    webhook_id: _builtins.str
+    """Required."""
+    request_id: _builtins.str
+    """A retry with the same id gives the first answer. At most 64 characters."""
+    def __init__(
+        self,
+        *,
+        webhook_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "webhook_id", b"webhook_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteWebhookRequest: _TypeAlias = DeleteWebhookRequest  # noqa: Y015
+
+@_typing.final
+class ListWebhookDeliveriesRequest(_message.Message):
+    """Input of ListWebhookDeliveries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    webhook_id: _builtins.str
+    """Required."""
+    state: Global___DeliveryState.ValueType
+    """Only those; unset: all."""
+    page_size: _builtins.int
+    """Entries in one page, at most 1000. Default 50."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; only valid with the same query."""
+    def __init__(
+        self,
+        *,
+        webhook_id: _builtins.str = ...,
+        state: Global___DeliveryState.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "state", b"state", "webhook_id", b"webhook_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWebhookDeliveriesRequest: _TypeAlias = ListWebhookDeliveriesRequest  # noqa: Y015
+
+@_typing.final
+class ListWebhookDeliveriesResponse(_message.Message):
+    """A page of deliveries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Names the next page; empty on the last one."""
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___WebhookDelivery]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        deliveries: _abc.Iterable[Global___WebhookDelivery] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWebhookDeliveriesResponse: _TypeAlias = ListWebhookDeliveriesResponse  # noqa: Y015
+
+@_typing.final
+class WebhookDelivery(_message.Message):
+    """One change on its way to one address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    LAST_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    LAST_STATUS_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The change, as in ModelEvent."""
+    action: _builtins.str
+    """What happened, as in ModelEvent."""
+    state: Global___DeliveryState.ValueType
+    """How it stands."""
+    attempts: _builtins.int
+    """Attempts made."""
+    last_status: _builtins.int
+    """The HTTP status of the last answer; 0 without one."""
+    last_error: _builtins.str
+    """Why the last attempt failed; empty after a success."""
+    @_builtins.property
+    def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is sent next; unset unless it is pending."""
+
+    @_builtins.property
+    def last_attempt_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last tried; unset before the first attempt."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the change happened."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        action: _builtins.str = ...,
+        state: Global___DeliveryState.ValueType = ...,
+        attempts: _builtins.int = ...,
+        next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        last_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        last_status: _builtins.int = ...,
+        last_error: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_attempt_time", b"last_attempt_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "attempts", b"attempts", "create_time", b"create_time", "last_attempt_time", b"last_attempt_time", "last_error", b"last_error", "last_status", b"last_status", "next_attempt_time", b"next_attempt_time", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WebhookDelivery: _TypeAlias = WebhookDelivery  # noqa: Y015
+
+@_typing.final
+class RedeliverWebhookRequest(_message.Message):
+    """Input of RedeliverWebhook."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    webhook_id: _builtins.str
+    """Required."""
+    sequence: _builtins.int
+    """Only this delivery; 0: all dead letters."""
+    request_id: _builtins.str
+    """A retry with the same id gives the first answer. At most 64 characters."""
+    def __init__(
+        self,
+        *,
+        webhook_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "sequence", b"sequence", "webhook_id", b"webhook_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedeliverWebhookRequest: _TypeAlias = RedeliverWebhookRequest  # noqa: Y015
+
+@_typing.final
+class RedeliverWebhookResponse(_message.Message):
+    """What RedeliverWebhook did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REDELIVERED_FIELD_NUMBER: _builtins.int
+    redelivered: _builtins.int
+    """Deliveries that are sent again."""
+    def __init__(
+        self,
+        *,
+        redelivered: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["redelivered", b"redelivered"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedeliverWebhookResponse: _TypeAlias = RedeliverWebhookResponse  # noqa: Y015

@@ -166,6 +166,31 @@ class RegistryServiceStub:
                 request_serializer=neuroweaver_dot_v1_dot_registry__pb2.WatchModelsRequest.SerializeToString,
                 response_deserializer=neuroweaver_dot_v1_dot_registry__pb2.ModelEvent.FromString,
                 _registered_method=True)
+        self.CreateWebhook = channel.unary_unary(
+                '/neuroweaver.v1.RegistryService/CreateWebhook',
+                request_serializer=neuroweaver_dot_v1_dot_registry__pb2.CreateWebhookRequest.SerializeToString,
+                response_deserializer=neuroweaver_dot_v1_dot_registry__pb2.Webhook.FromString,
+                _registered_method=True)
+        self.ListWebhooks = channel.unary_unary(
+                '/neuroweaver.v1.RegistryService/ListWebhooks',
+                request_serializer=neuroweaver_dot_v1_dot_registry__pb2.ListWebhooksRequest.SerializeToString,
+                response_deserializer=neuroweaver_dot_v1_dot_registry__pb2.ListWebhooksResponse.FromString,
+                _registered_method=True)
+        self.DeleteWebhook = channel.unary_unary(
+                '/neuroweaver.v1.RegistryService/DeleteWebhook',
+                request_serializer=neuroweaver_dot_v1_dot_registry__pb2.DeleteWebhookRequest.SerializeToString,
+                response_deserializer=neuroweaver_dot_v1_dot_registry__pb2.Webhook.FromString,
+                _registered_method=True)
+        self.ListWebhookDeliveries = channel.unary_unary(
+                '/neuroweaver.v1.RegistryService/ListWebhookDeliveries',
+                request_serializer=neuroweaver_dot_v1_dot_registry__pb2.ListWebhookDeliveriesRequest.SerializeToString,
+                response_deserializer=neuroweaver_dot_v1_dot_registry__pb2.ListWebhookDeliveriesResponse.FromString,
+                _registered_method=True)
+        self.RedeliverWebhook = channel.unary_unary(
+                '/neuroweaver.v1.RegistryService/RedeliverWebhook',
+                request_serializer=neuroweaver_dot_v1_dot_registry__pb2.RedeliverWebhookRequest.SerializeToString,
+                response_deserializer=neuroweaver_dot_v1_dot_registry__pb2.RedeliverWebhookResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer:
@@ -293,15 +318,18 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at a version by compare-and-swap. Errors: NOT_FOUND; ABORTED if the alias does not point where
-        `expected_version` says; FAILED_PRECONDITION if the version is deleted or a protected alias' gate is not passed.
+        """Points an alias at a version by compare-and-swap. A protected alias also needs the permission `models.release`, and
+        takes only a version that passed its quality gate: VALIDATED or DEPLOYED. Errors: NOT_FOUND; ABORTED if the alias
+        does not point where `expected_version` says; PERMISSION_DENIED; FAILED_PRECONDITION if the version is deleted or
+        did not pass the gate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAlias(self, request, context):
-        """Removes an alias; its past stays resolvable. Errors: NOT_FOUND; ABORTED as in SetAlias.
+        """Removes an alias; its past stays resolvable. A protected one also needs `models.release`. Errors: NOT_FOUND;
+        PERMISSION_DENIED; ABORTED as in SetAlias.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -363,6 +391,44 @@ class RegistryServiceServicer:
     def WatchModels(self, request, context):
         """Streams changes of models, versions and aliases, from `since_sequence` on, history first. Errors: OUT_OF_RANGE if
         `since_sequence` lies beyond the last event or before the oldest one kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateWebhook(self, request, context):
+        """Has changes sent to an address by HTTP POST, signed as https://www.standardwebhooks.com says, in order, retried with
+        back-off. Errors: INVALID_ARGUMENT for an address that is not https (http is taken for loopback only);
+        ALREADY_EXISTS; RESOURCE_EXHAUSTED beyond 100 of a project.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWebhooks(self, request, context):
+        """Lists the project's webhooks with how their deliveries stand.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteWebhook(self, request, context):
+        """Removes a webhook with its deliveries. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWebhookDeliveries(self, request, context):
+        """Lists deliveries, newest first. Those that were given up, the dead letters, are kept until they are redelivered or
+        the webhook is deleted. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedeliverWebhook(self, request, context):
+        """Sends dead letters once more, with attempts counted anew. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -500,6 +566,31 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.WatchModels,
                     request_deserializer=neuroweaver_dot_v1_dot_registry__pb2.WatchModelsRequest.FromString,
                     response_serializer=neuroweaver_dot_v1_dot_registry__pb2.ModelEvent.SerializeToString,
+            ),
+            'CreateWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateWebhook,
+                    request_deserializer=neuroweaver_dot_v1_dot_registry__pb2.CreateWebhookRequest.FromString,
+                    response_serializer=neuroweaver_dot_v1_dot_registry__pb2.Webhook.SerializeToString,
+            ),
+            'ListWebhooks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebhooks,
+                    request_deserializer=neuroweaver_dot_v1_dot_registry__pb2.ListWebhooksRequest.FromString,
+                    response_serializer=neuroweaver_dot_v1_dot_registry__pb2.ListWebhooksResponse.SerializeToString,
+            ),
+            'DeleteWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWebhook,
+                    request_deserializer=neuroweaver_dot_v1_dot_registry__pb2.DeleteWebhookRequest.FromString,
+                    response_serializer=neuroweaver_dot_v1_dot_registry__pb2.Webhook.SerializeToString,
+            ),
+            'ListWebhookDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebhookDeliveries,
+                    request_deserializer=neuroweaver_dot_v1_dot_registry__pb2.ListWebhookDeliveriesRequest.FromString,
+                    response_serializer=neuroweaver_dot_v1_dot_registry__pb2.ListWebhookDeliveriesResponse.SerializeToString,
+            ),
+            'RedeliverWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedeliverWebhook,
+                    request_deserializer=neuroweaver_dot_v1_dot_registry__pb2.RedeliverWebhookRequest.FromString,
+                    response_serializer=neuroweaver_dot_v1_dot_registry__pb2.RedeliverWebhookResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1206,6 +1297,141 @@ class RegistryService:
             '/neuroweaver.v1.RegistryService/WatchModels',
             neuroweaver_dot_v1_dot_registry__pb2.WatchModelsRequest.SerializeToString,
             neuroweaver_dot_v1_dot_registry__pb2.ModelEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuroweaver.v1.RegistryService/CreateWebhook',
+            neuroweaver_dot_v1_dot_registry__pb2.CreateWebhookRequest.SerializeToString,
+            neuroweaver_dot_v1_dot_registry__pb2.Webhook.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebhooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuroweaver.v1.RegistryService/ListWebhooks',
+            neuroweaver_dot_v1_dot_registry__pb2.ListWebhooksRequest.SerializeToString,
+            neuroweaver_dot_v1_dot_registry__pb2.ListWebhooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuroweaver.v1.RegistryService/DeleteWebhook',
+            neuroweaver_dot_v1_dot_registry__pb2.DeleteWebhookRequest.SerializeToString,
+            neuroweaver_dot_v1_dot_registry__pb2.Webhook.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebhookDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuroweaver.v1.RegistryService/ListWebhookDeliveries',
+            neuroweaver_dot_v1_dot_registry__pb2.ListWebhookDeliveriesRequest.SerializeToString,
+            neuroweaver_dot_v1_dot_registry__pb2.ListWebhookDeliveriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedeliverWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuroweaver.v1.RegistryService/RedeliverWebhook',
+            neuroweaver_dot_v1_dot_registry__pb2.RedeliverWebhookRequest.SerializeToString,
+            neuroweaver_dot_v1_dot_registry__pb2.RedeliverWebhookResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -81,11 +81,15 @@ class RegistryServiceStub:
     VerifyAudit: _grpc.UnaryUnaryMultiCallable[_registry_pb2.VerifyAuditRequest, _registry_pb2.AuditVerification]
     """Recomputes the hash chain and says where it was edited, cut or reordered."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.Alias]
-    """Points an alias at a version by compare-and-swap. Errors: NOT_FOUND; ABORTED if the alias does not point where
-    `expected_version` says; FAILED_PRECONDITION if the version is deleted or a protected alias' gate is not passed.
+    """Points an alias at a version by compare-and-swap. A protected alias also needs the permission `models.release`, and
+    takes only a version that passed its quality gate: VALIDATED or DEPLOYED. Errors: NOT_FOUND; ABORTED if the alias
+    does not point where `expected_version` says; PERMISSION_DENIED; FAILED_PRECONDITION if the version is deleted or
+    did not pass the gate.
     """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteAliasRequest, _registry_pb2.Alias]
-    """Removes an alias; its past stays resolvable. Errors: NOT_FOUND; ABORTED as in SetAlias."""
+    """Removes an alias; its past stays resolvable. A protected one also needs `models.release`. Errors: NOT_FOUND;
+    PERMISSION_DENIED; ABORTED as in SetAlias.
+    """
     ResolveAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ResolveAliasRequest, _registry_pb2.ModelVersion]
     """Gives the version that an alias points at, or pointed at in a past moment. Errors: NOT_FOUND."""
     ListAliases: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAliasesRequest, _registry_pb2.ListAliasesResponse]
@@ -110,6 +114,21 @@ class RegistryServiceStub:
     """Streams changes of models, versions and aliases, from `since_sequence` on, history first. Errors: OUT_OF_RANGE if
     `since_sequence` lies beyond the last event or before the oldest one kept.
     """
+    CreateWebhook: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateWebhookRequest, _registry_pb2.Webhook]
+    """Has changes sent to an address by HTTP POST, signed as https://www.standardwebhooks.com says, in order, retried with
+    back-off. Errors: INVALID_ARGUMENT for an address that is not https (http is taken for loopback only);
+    ALREADY_EXISTS; RESOURCE_EXHAUSTED beyond 100 of a project.
+    """
+    ListWebhooks: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListWebhooksRequest, _registry_pb2.ListWebhooksResponse]
+    """Lists the project's webhooks with how their deliveries stand."""
+    DeleteWebhook: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteWebhookRequest, _registry_pb2.Webhook]
+    """Removes a webhook with its deliveries. Errors: NOT_FOUND."""
+    ListWebhookDeliveries: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListWebhookDeliveriesRequest, _registry_pb2.ListWebhookDeliveriesResponse]
+    """Lists deliveries, newest first. Those that were given up, the dead letters, are kept until they are redelivered or
+    the webhook is deleted. Errors: NOT_FOUND.
+    """
+    RedeliverWebhook: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RedeliverWebhookRequest, _registry_pb2.RedeliverWebhookResponse]
+    """Sends dead letters once more, with attempts counted anew. Errors: NOT_FOUND."""
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
@@ -164,11 +183,15 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     VerifyAudit: _aio.UnaryUnaryMultiCallable[_registry_pb2.VerifyAuditRequest, _registry_pb2.AuditVerification]  # type: ignore[assignment]
     """Recomputes the hash chain and says where it was edited, cut or reordered."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.Alias]  # type: ignore[assignment]
-    """Points an alias at a version by compare-and-swap. Errors: NOT_FOUND; ABORTED if the alias does not point where
-    `expected_version` says; FAILED_PRECONDITION if the version is deleted or a protected alias' gate is not passed.
+    """Points an alias at a version by compare-and-swap. A protected alias also needs the permission `models.release`, and
+    takes only a version that passed its quality gate: VALIDATED or DEPLOYED. Errors: NOT_FOUND; ABORTED if the alias
+    does not point where `expected_version` says; PERMISSION_DENIED; FAILED_PRECONDITION if the version is deleted or
+    did not pass the gate.
     """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteAliasRequest, _registry_pb2.Alias]  # type: ignore[assignment]
-    """Removes an alias; its past stays resolvable. Errors: NOT_FOUND; ABORTED as in SetAlias."""
+    """Removes an alias; its past stays resolvable. A protected one also needs `models.release`. Errors: NOT_FOUND;
+    PERMISSION_DENIED; ABORTED as in SetAlias.
+    """
     ResolveAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.ResolveAliasRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
     """Gives the version that an alias points at, or pointed at in a past moment. Errors: NOT_FOUND."""
     ListAliases: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAliasesRequest, _registry_pb2.ListAliasesResponse]  # type: ignore[assignment]
@@ -193,6 +216,21 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Streams changes of models, versions and aliases, from `since_sequence` on, history first. Errors: OUT_OF_RANGE if
     `since_sequence` lies beyond the last event or before the oldest one kept.
     """
+    CreateWebhook: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateWebhookRequest, _registry_pb2.Webhook]  # type: ignore[assignment]
+    """Has changes sent to an address by HTTP POST, signed as https://www.standardwebhooks.com says, in order, retried with
+    back-off. Errors: INVALID_ARGUMENT for an address that is not https (http is taken for loopback only);
+    ALREADY_EXISTS; RESOURCE_EXHAUSTED beyond 100 of a project.
+    """
+    ListWebhooks: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListWebhooksRequest, _registry_pb2.ListWebhooksResponse]  # type: ignore[assignment]
+    """Lists the project's webhooks with how their deliveries stand."""
+    DeleteWebhook: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteWebhookRequest, _registry_pb2.Webhook]  # type: ignore[assignment]
+    """Removes a webhook with its deliveries. Errors: NOT_FOUND."""
+    ListWebhookDeliveries: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListWebhookDeliveriesRequest, _registry_pb2.ListWebhookDeliveriesResponse]  # type: ignore[assignment]
+    """Lists deliveries, newest first. Those that were given up, the dead letters, are kept until they are redelivered or
+    the webhook is deleted. Errors: NOT_FOUND.
+    """
+    RedeliverWebhook: _aio.UnaryUnaryMultiCallable[_registry_pb2.RedeliverWebhookRequest, _registry_pb2.RedeliverWebhookResponse]  # type: ignore[assignment]
+    """Sends dead letters once more, with attempts counted anew. Errors: NOT_FOUND."""
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """RegistryService holds models, their semantic versions, the versions' artifacts, aliases such as `production`, and a
@@ -346,8 +384,10 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Alias, _abc.Awaitable[_registry_pb2.Alias]]:
-        """Points an alias at a version by compare-and-swap. Errors: NOT_FOUND; ABORTED if the alias does not point where
-        `expected_version` says; FAILED_PRECONDITION if the version is deleted or a protected alias' gate is not passed.
+        """Points an alias at a version by compare-and-swap. A protected alias also needs the permission `models.release`, and
+        takes only a version that passed its quality gate: VALIDATED or DEPLOYED. Errors: NOT_FOUND; ABORTED if the alias
+        does not point where `expected_version` says; PERMISSION_DENIED; FAILED_PRECONDITION if the version is deleted or
+        did not pass the gate.
         """
 
     @_abc_1.abstractmethod
@@ -356,7 +396,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DeleteAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Alias, _abc.Awaitable[_registry_pb2.Alias]]:
-        """Removes an alias; its past stays resolvable. Errors: NOT_FOUND; ABORTED as in SetAlias."""
+        """Removes an alias; its past stays resolvable. A protected one also needs `models.release`. Errors: NOT_FOUND;
+        PERMISSION_DENIED; ABORTED as in SetAlias.
+        """
 
     @_abc_1.abstractmethod
     def ResolveAlias(
@@ -429,5 +471,50 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams changes of models, versions and aliases, from `since_sequence` on, history first. Errors: OUT_OF_RANGE if
         `since_sequence` lies beyond the last event or before the oldest one kept.
         """
+
+    @_abc_1.abstractmethod
+    def CreateWebhook(
+        self,
+        request: _registry_pb2.CreateWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.Webhook, _abc.Awaitable[_registry_pb2.Webhook]]:
+        """Has changes sent to an address by HTTP POST, signed as https://www.standardwebhooks.com says, in order, retried with
+        back-off. Errors: INVALID_ARGUMENT for an address that is not https (http is taken for loopback only);
+        ALREADY_EXISTS; RESOURCE_EXHAUSTED beyond 100 of a project.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWebhooks(
+        self,
+        request: _registry_pb2.ListWebhooksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListWebhooksResponse, _abc.Awaitable[_registry_pb2.ListWebhooksResponse]]:
+        """Lists the project's webhooks with how their deliveries stand."""
+
+    @_abc_1.abstractmethod
+    def DeleteWebhook(
+        self,
+        request: _registry_pb2.DeleteWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.Webhook, _abc.Awaitable[_registry_pb2.Webhook]]:
+        """Removes a webhook with its deliveries. Errors: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListWebhookDeliveries(
+        self,
+        request: _registry_pb2.ListWebhookDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListWebhookDeliveriesResponse, _abc.Awaitable[_registry_pb2.ListWebhookDeliveriesResponse]]:
+        """Lists deliveries, newest first. Those that were given up, the dead letters, are kept until they are redelivered or
+        the webhook is deleted. Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RedeliverWebhook(
+        self,
+        request: _registry_pb2.RedeliverWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.RedeliverWebhookResponse, _abc.Awaitable[_registry_pb2.RedeliverWebhookResponse]]:
+        """Sends dead letters once more, with attempts counted anew. Errors: NOT_FOUND."""
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
