@@ -74,6 +74,8 @@ clean: ## Remove what was installed and built.
 
 .venv/.dev: .venv/.runtime
 	@$(PIP) -e '.[train,report,dev]'
+	@# For the tests of artifacts in S3. botocore declares python-dateutil below 3, kubernetes 3 and above; it works with both.
+	@$(PIP) --no-deps s3fs aiobotocore botocore boto3 s3transfer moto
 	@touch $@
 
 $(NODE_BIN)/tsc: gen/ts/package.json gen/ts/package-lock.json | tools

@@ -247,6 +247,17 @@ async def test_a_locked_database_is_told_as_unavailable(embedded, tmp_path, monk
     assert told.code is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_file_that_cannot_be_opened_is_told_as_unavailable(tmp_path):
+    (tmp_path / "test.db").mkdir()
+    database = Database(f"sqlite:///{tmp_path}/test.db", schema="testing")
+    with pytest.raises(DBAPIError) as caught:
+        async with database.write():
+            pass
+    await database.close()
+
+    assert isinstance(as_error(caught.value), Unavailable)
+
+
 # PostgreSQL
 
 

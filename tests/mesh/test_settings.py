@@ -14,6 +14,7 @@ def test_the_defaults_need_no_variable():
     assert settings.home == Path.home() / ".neuroweaver"
     assert settings.database_url == f"sqlite:///{Path.home()}/.neuroweaver/trainer.db"
     assert settings.addresses["registry"] == "127.0.0.1:50051"
+    assert settings.artifacts_url == ""
     assert not settings.debug
 
 
@@ -25,6 +26,7 @@ def test_each_variable_is_read():
             "NEUROWEAVER_HOME": "/srv/nw",
             "NEUROWEAVER_REGISTRY_PORT": "6001",
             "NEUROWEAVER_DATABASE_URL": "postgresql://u:p@db/nw",
+            "NEUROWEAVER_ARTIFACTS_URL": "s3://models/prod",
             "NEUROWEAVER_TRAINER_ADDRESS": "trainer.internal:50052",
             "NEUROWEAVER_DRAIN_S": "3.5",
             "NEUROWEAVER_DEADLINE_S": "9",
@@ -37,6 +39,7 @@ def test_each_variable_is_read():
     assert settings.home == Path("/srv/nw")
     assert (settings.port, settings.metrics_port) == (6001, 7001)
     assert settings.database_url == "postgresql://u:p@db/nw"
+    assert settings.artifacts_url == "s3://models/prod"
     assert settings.addresses["trainer"] == "trainer.internal:50052"
     assert settings.addresses["registry"] == "127.0.0.1:6001"
     assert (settings.drain_s, settings.deadline_s) == (3.5, 9)
@@ -59,6 +62,13 @@ def test_each_variable_is_read():
         ("NEUROWEAVER_DATABASE_URL", "mysql://db"),
         ("NEUROWEAVER_DATABASE_URL", "sqlite:///shared.db"),
         ("NEUROWEAVER_DATABASE_URL", "postgresql://[broken"),
+        ("NEUROWEAVER_ARTIFACTS_URL", "models/prod"),
+        ("NEUROWEAVER_ARTIFACTS_URL", "s3:models"),
+        ("NEUROWEAVER_ARTIFACTS_URL", "s3:///prod"),
+        ("NEUROWEAVER_ARTIFACTS_URL", "s3://[broken"),
+        ("NEUROWEAVER_ARTIFACTS_URL", "simplecache::s3://models"),
+        ("NEUROWEAVER_ARTIFACTS_URL", "file://relative"),
+        ("NEUROWEAVER_ARTIFACTS_URL", "file:///etc/passwd"),
         ("NEUROWEAVER_ALLOW_INSECURE", "si"),
         ("NEUROWEAVER_DEADLINE_S", "0"),
         ("NEUROWEAVER_DRAIN_S", "-1"),
@@ -80,6 +90,24 @@ def test_a_refused_database_url_is_not_repeated():
         Settings.from_environment("registry", {"NEUROWEAVER_DATABASE_URL": "mysql://root:hunter2@db"})
 
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://AKIA7:hunter2@models/prod", "s3://hunter2@models", "gs://models?token=hunter2", "s3://m#hunter2"],
+)
+def test_credentials_in_the_artifacts_url_are_refused_and_not_repeated(url: str):
+    with pytest.raises(SettingsError, match="the store's own environment variables") as caught:
+        Settings.from_environment("registry", {"NEUROWEAVER_ARTIFACTS_URL": url})
+
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "file:///srv/models", "s3://models", "s3://models/a/b", "gs://models/x"])
+def test_artifacts_lie_where_the_url_says(url: str):
+    settings = Settings.from_environment("registry", {"NEUROWEAVER_ARTIFACTS_URL": url})
+
+    assert settings.artifacts_url == url
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "::1", "localhost"])

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from neuroweaver.mesh.channel import channel
 from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.migrations import migrate
+from neuroweaver.mesh.serve import running
+from neuroweaver.mesh.settings import Settings
+from neuroweaver.registry.__main__ import service
 from neuroweaver.registry.store import Store
+from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 
 
 @pytest.fixture
@@ -20,3 +28,18 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 @pytest.fixture
 def store(database: Database) -> Store:
     return Store(database)
+
+
+@pytest.fixture
+async def registry(database_url: str, tmp_path: Path) -> AsyncIterator[Any]:
+    """A stub of a real server."""
+    settings = Settings(
+        service="registry", home=tmp_path, port=0, metrics_port=0, database_url=database_url, drain_s=1.0
+    )
+    database = Database(settings.database_url, schema="registry")
+    await migrate(database, "neuroweaver.registry")
+    async with (
+        running(service(database, settings), settings, registry=CollectorRegistry()) as server,
+        channel(server.address) as client,
+    ):
+        yield RegistryServiceStub(client)

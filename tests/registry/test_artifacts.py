@@ -1,20 +1,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import struct
+import time
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from neuroweaver.mesh.errors import DataLoss, InvalidArgument, OutOfRange, ResourceExhausted, Unavailable
 from neuroweaver.registry.artifacts import CHUNK_BYTES, ArtifactStore, Progress
+from registry import stores
+from registry.stores import Place
 
 TEXT = b"0123456789" * 300_000
+DAY = timedelta(days=1)
 
 
 def digest_of(content: bytes) -> str:
@@ -46,16 +54,32 @@ async def download(store: ArtifactStore, digest: str, size: int, offset: int = 0
         return [chunk async for chunk in chunks]
 
 
-def files(root: Path) -> list[str]:
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+def name_of(content: bytes) -> str:
+    digest = digest_of(content)
+    return f"sha256/{digest[:2]}/{digest}"
 
 
-def stored_file(root: Path, digest: str) -> Path:
-    return root / "sha256" / digest[:2] / digest
+def part_of(root: Path, content: bytes) -> Path:
+    return root / "incoming" / f"{digest_of(content)}.part"
+
+
+def parts(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "incoming").iterdir())
+
+
+def age(part: Path, age: timedelta) -> None:
+    written = time.time() - age.total_seconds()
+    os.utime(part, (written, written))
 
 
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def interrupt(store: ArtifactStore, content: bytes, size: int) -> None:
+    """Leaves a part of the content's first bytes."""
+    with pytest.raises(InvalidArgument, match="go on from there"):
+        await upload(store, content[:size], digest=digest_of(content), size=len(content))
 
 
 @pytest.fixture
@@ -63,33 +87,46 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "artifacts"
 
 
+@pytest.fixture(params=stores.KINDS)
+def place(request: pytest.FixtureRequest, root: Path) -> Iterator[Place]:
+    with stores.place(request.param, root) as place:
+        yield place
+
+
 @pytest.fixture
-def store(root: Path) -> ArtifactStore:
+def store(root: Path, place: Place) -> ArtifactStore:
+    """Once over each kind of place."""
+    return ArtifactStore(root, place.blobs)
+
+
+@pytest.fixture
+def folder(root: Path) -> ArtifactStore:
+    """The default, for what is the same over all of them."""
     return ArtifactStore(root)
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"x", b"a" * CHUNK_BYTES, TEXT], ids=["empty", "byte", "chunk", "several"]
 )
-async def test_what_was_uploaded_is_downloaded(store: ArtifactStore, root: Path, content: bytes):
+async def test_what_was_uploaded_is_downloaded(
+    store: ArtifactStore, place: Place, root: Path, content: bytes
+):
     digest = digest_of(content)
 
     assert await upload(store, content) == Progress(digest, len(content), is_complete=True)
 
     assert b"".join(await download(store, digest, len(content))) == content
-    assert files(root) == [f"sha256/{digest[:2]}/{digest}"]
+    assert (place.names(), parts(root)) == ([name_of(content)], [])
     assert await store.progress(digest) == Progress(digest, len(content), is_complete=True)
 
 
-async def test_the_same_content_is_stored_once_and_sent_once(store: ArtifactStore, root: Path):
+async def test_the_same_content_is_stored_once_and_sent_once(store: ArtifactStore, place: Place, root: Path):
     await upload(store, TEXT)
-    before = stored_file(root, digest_of(TEXT)).stat()
 
     async with store.upload(digest_of(TEXT), len(TEXT), "other/name.md", 0) as again:
         assert again.is_deduplicated
         assert (await again.finish()).is_deduplicated
-    assert stored_file(root, digest_of(TEXT)).stat().st_mtime_ns == before.st_mtime_ns
-    assert len(files(root)) == 1
+    assert (place.names(), parts(root)) == ([name_of(TEXT)], [])
 
 
 async def test_content_stored_as_text_does_not_become_weights_by_name(store: ArtifactStore):
@@ -101,7 +138,7 @@ async def test_content_stored_as_text_does_not_become_weights_by_name(store: Art
         await store.check("artifacts[0]", digest_of(TEXT), len(TEXT), "a.safetensors")
 
 
-async def test_an_interrupted_upload_goes_on_where_it_ended(store: ArtifactStore, root: Path):
+async def test_an_interrupted_upload_goes_on_where_it_ended(store: ArtifactStore, place: Place, root: Path):
     digest = digest_of(TEXT)
 
     async def interrupted() -> None:
@@ -117,44 +154,42 @@ async def test_an_interrupted_upload_goes_on_where_it_ended(store: ArtifactStore
 
     assert (await upload(store, TEXT[1_000_000:], digest=digest, offset=1_000_000)).is_complete
     assert b"".join(await download(store, digest, len(TEXT))) == TEXT
-    assert len(files(root)) == 1
+    assert (place.names(), parts(root)) == ([name_of(TEXT)], [])
 
 
-async def test_an_upload_may_go_on_before_the_end_of_what_is_stored(store: ArtifactStore):
+async def test_an_upload_may_go_on_before_the_end_of_what_is_stored(folder: ArtifactStore):
     digest = digest_of(TEXT)
     with pytest.raises(InvalidArgument, match="only 2000000 of 3000000 bytes came"):
-        await upload(store, TEXT[:2_000_000], digest=digest, size=len(TEXT))
+        await upload(folder, TEXT[:2_000_000], digest=digest, size=len(TEXT))
 
-    assert (await upload(store, TEXT[500_000:], digest=digest, offset=500_000)).is_complete
-    assert b"".join(await download(store, digest, len(TEXT))) == TEXT
+    assert (await upload(folder, TEXT[500_000:], digest=digest, offset=500_000)).is_complete
+    assert b"".join(await download(folder, digest, len(TEXT))) == TEXT
 
 
-async def test_an_upload_that_begins_again_forgets_what_was_stored(store: ArtifactStore):
+async def test_an_upload_that_begins_again_forgets_what_was_stored(folder: ArtifactStore):
     digest = digest_of(b"right")
     with pytest.raises(InvalidArgument, match="only 3 of 5"):
-        await upload(store, b"wro", digest=digest, size=5)
+        await upload(folder, b"wro", digest=digest, size=5)
 
-    assert (await upload(store, b"right")).is_complete
+    assert (await upload(folder, b"right")).is_complete
 
 
-async def test_an_upload_cannot_go_on_beyond_what_is_stored(store: ArtifactStore, root: Path):
+async def test_an_upload_cannot_go_on_beyond_what_is_stored(folder: ArtifactStore, root: Path):
     with pytest.raises(OutOfRange) as refused:
-        await upload(store, b"cd", digest=digest_of(b"abcd"), offset=2)
+        await upload(folder, b"cd", digest=digest_of(b"abcd"), offset=2)
 
     assert refused.value.metadata == {"committed_bytes": "0"}
-    assert files(root) in ([], [f"incoming/{digest_of(b'abcd')}.part"])
+    assert part_of(root, b"abcd").stat().st_size == 0
 
 
-async def test_a_damaged_part_is_found_out_and_dropped(store: ArtifactStore, root: Path):
+async def test_a_damaged_part_is_found_out_and_dropped(folder: ArtifactStore, root: Path):
     digest = digest_of(TEXT)
-    with pytest.raises(InvalidArgument):
-        await upload(store, TEXT[:1000], digest=digest, size=len(TEXT))
-    part = root / "incoming" / f"{digest}.part"
-    part.write_bytes(b"\0" * 1000)
+    await interrupt(folder, TEXT, 1000)
+    part_of(root, TEXT).write_bytes(b"\0" * 1000)
 
     with pytest.raises(InvalidArgument, match="not the SHA-256"):
-        await upload(store, TEXT[1000:], digest=digest, offset=1000)
-    assert files(root) == []
+        await upload(folder, TEXT[1000:], digest=digest, offset=1000)
+    assert parts(root) == []
 
 
 @pytest.mark.parametrize(
@@ -178,12 +213,14 @@ async def test_a_damaged_part_is_found_out_and_dropped(store: ArtifactStore, roo
         pytest.param(b"abc", {"digest": "A" * 64}, "digest", id="upper case"),
     ],
 )
-async def test_a_refused_upload_leaves_nothing(store: ArtifactStore, root: Path, content, arguments, field):
+async def test_a_refused_upload_leaves_nothing(
+    store: ArtifactStore, place: Place, root: Path, content, arguments, field
+):
     with pytest.raises(InvalidArgument) as refused:
         await upload(store, content, **arguments)
 
     assert [name for name, _ in refused.value.violations] == [field]
-    assert files(root) == []
+    assert (place.names(), parts(root)) == ([], [])
 
 
 async def test_a_declared_size_of_other_content_is_refused(store: ArtifactStore):
@@ -195,31 +232,31 @@ async def test_a_declared_size_of_other_content_is_refused(store: ArtifactStore)
         await store.check("artifacts[3]", digest_of(b"abc"), 4, "a.txt")
 
 
-async def test_a_second_upload_of_the_same_content_waits_for_its_turn(store: ArtifactStore, root: Path):
-    async with store.upload(digest_of(TEXT), len(TEXT), "a.txt", 0) as first:
+async def test_a_second_upload_of_the_same_content_waits_for_its_turn(folder: ArtifactStore, root: Path):
+    async with folder.upload(digest_of(TEXT), len(TEXT), "a.txt", 0) as first:
         await first.write(TEXT[:10])
         with pytest.raises(Unavailable):
             await upload(ArtifactStore(root), TEXT)
         await first.write(TEXT[10:])
         await first.finish()
 
-    assert (await upload(store, TEXT)).is_deduplicated
+    assert (await upload(folder, TEXT)).is_deduplicated
 
 
-async def test_uploads_of_different_content_run_side_by_side(store: ArtifactStore):
+async def test_uploads_of_different_content_run_side_by_side(folder: ArtifactStore):
     contents = [bytes(str(number), "ascii") * 100_000 for number in range(8)]
 
-    done = await asyncio.gather(*(upload(store, content) for content in contents))
+    done = await asyncio.gather(*(upload(folder, content) for content in contents))
 
     assert all(progress.is_complete for progress in done)
 
 
-async def test_a_cancelled_upload_keeps_its_part_and_frees_its_lock(store: ArtifactStore):
+async def test_a_cancelled_upload_keeps_its_part_and_frees_its_lock(folder: ArtifactStore):
     digest = digest_of(TEXT)
     written = asyncio.Event()
 
     async def slow() -> None:
-        async with store.upload(digest, len(TEXT), "a.txt", 0) as begun:
+        async with folder.upload(digest, len(TEXT), "a.txt", 0) as begun:
             await begun.write(TEXT[:1000])
             written.set()
             await asyncio.Event().wait()
@@ -230,15 +267,15 @@ async def test_a_cancelled_upload_keeps_its_part_and_frees_its_lock(store: Artif
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert (await upload(store, TEXT[1000:], digest=digest, offset=1000)).is_complete
+    assert (await upload(folder, TEXT[1000:], digest=digest, offset=1000)).is_complete
 
 
-async def test_a_cancelled_write_ends_before_its_file_is_closed(store: ArtifactStore):
+async def test_a_cancelled_write_ends_before_its_file_is_closed(folder: ArtifactStore):
     """Otherwise the thread would go on writing into whatever file gets the number next."""
     open_before = open_files()
 
     async def one() -> None:
-        await upload(store, os.urandom(8).hex().encode() * 200_000)
+        await upload(folder, os.urandom(8).hex().encode() * 200_000)
 
     for delay_s in (0, 0.001, 0.005, 0.01):
         task = asyncio.create_task(one())
@@ -256,7 +293,7 @@ async def test_a_full_disk_is_told_before_the_upload(root: Path):
         await upload(store, TEXT)
 
 
-async def test_a_disk_that_fills_up_gets_its_room_back(store: ArtifactStore, root: Path, monkeypatch):
+async def test_a_disk_that_fills_up_gets_its_room_back(folder: ArtifactStore, root: Path, monkeypatch):
     real_write = os.write
     left = [1_500_000]
 
@@ -267,13 +304,13 @@ async def test_a_disk_that_fills_up_gets_its_room_back(store: ArtifactStore, roo
         left[0] -= taken
         return taken
 
-    monkeypatch.setattr("neuroweaver.registry.artifacts.os.write", write)
+    monkeypatch.setattr("neuroweaver.registry.uploads.os.write", write)
     with pytest.raises(ResourceExhausted):
-        await upload(store, TEXT)
-    assert files(root) == []
+        await upload(folder, TEXT)
+    assert parts(root) == []
 
     monkeypatch.undo()
-    assert (await upload(store, TEXT)).is_complete
+    assert (await upload(folder, TEXT)).is_complete
 
 
 async def test_a_download_may_begin_anywhere(store: ArtifactStore):
@@ -282,23 +319,19 @@ async def test_a_download_may_begin_anywhere(store: ArtifactStore):
         assert b"".join(await download(store, digest_of(TEXT), len(TEXT), offset)) == TEXT[offset:]
 
 
-async def test_a_download_cannot_begin_beyond_the_end(store: ArtifactStore):
-    await upload(store, b"abc")
+async def test_a_download_cannot_begin_beyond_the_end(folder: ArtifactStore):
+    await upload(folder, b"abc")
 
     with pytest.raises(OutOfRange, match="byte 3"):
-        await download(store, digest_of(b"abc"), 3, 4)
+        await download(folder, digest_of(b"abc"), 3, 4)
 
 
 @pytest.mark.parametrize("offset", [0, 2_999_000])
 async def test_a_changed_byte_is_found_out_before_the_last_chunk_is_given(
-    store: ArtifactStore, root: Path, offset: int
+    store: ArtifactStore, place: Place, offset: int
 ):
     await upload(store, TEXT)
-    file = stored_file(root, digest_of(TEXT))
-    file.chmod(0o600)
-    with file.open("r+b") as opened:
-        opened.seek(7)
-        opened.write(b"!")
+    place.put(name_of(TEXT), TEXT[:7] + b"!" + TEXT[8:])
 
     given = bytearray()
 
@@ -312,47 +345,230 @@ async def test_a_changed_byte_is_found_out_before_the_last_chunk_is_given(
     assert len(given) < len(TEXT) - offset
 
 
-async def test_a_file_that_was_cut_or_removed_is_lost(store: ArtifactStore, root: Path):
+async def test_a_file_that_was_cut_or_removed_is_lost(store: ArtifactStore, place: Place):
     await upload(store, TEXT)
-    file = stored_file(root, digest_of(TEXT))
-    file.chmod(0o600)
-    os.truncate(file, 10)
+    place.put(name_of(TEXT), TEXT[:10])
     with pytest.raises(DataLoss, match="has 10 bytes instead of 3000000"):
         await download(store, digest_of(TEXT), len(TEXT))
 
-    file.unlink()
+    place.blobs.delete(digest_of(TEXT))
     with pytest.raises(DataLoss, match="is missing"):
         await download(store, digest_of(TEXT), len(TEXT))
 
 
-@pytest.mark.parametrize("damage", [b"", b"short", TEXT[:-1] + b"!"], ids=["empty", "cut", "changed"])
-async def test_an_upload_repairs_a_damaged_file(store: ArtifactStore, root: Path, damage: bytes):
+DAMAGES = {"empty": b"", "cut": b"short", "changed": TEXT[:-1] + b"!"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_an_upload_repairs_a_damaged_file(store: ArtifactStore, place: Place, damage: str):
     await upload(store, TEXT)
-    file = stored_file(root, digest_of(TEXT))
-    file.chmod(0o600)
-    file.write_bytes(damage)
+    place.put(name_of(TEXT), DAMAGES[damage])
 
     assert not (await upload(store, TEXT)).is_deduplicated
     assert b"".join(await download(store, digest_of(TEXT), len(TEXT))) == TEXT
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_fault_is_told_apart(store: ArtifactStore, place: Place, damage: str):
+    digest, size = digest_of(TEXT), len(TEXT)
+    assert await store.fault(digest, size) == "missing"
+    await upload(store, TEXT)
+    assert await store.fault(digest, size) == ""
+    assert await store.fault(digest, size + 1) == "corrupt"
+    assert (await store.progress(digest)).is_complete
+
+    place.put(name_of(TEXT), DAMAGES[damage])
+    assert await store.fault(digest, size) == "corrupt"
+
+
+async def test_what_was_found_corrupt_can_be_uploaded_again(store: ArtifactStore, place: Place):
+    """A client asks first how much is stored, and sends the rest."""
+    digest, size = digest_of(TEXT), len(TEXT)
+    await upload(store, TEXT)
+    place.put(name_of(TEXT), DAMAGES["changed"])
+    assert await store.fault(digest, size) == "corrupt"
+
+    assert await store.progress(digest) == Progress(digest, 0, is_complete=False)
+    assert not await store.check("artifacts[0]", digest, size, "a.txt")
+    assert not (await upload(store, TEXT)).is_deduplicated
+
+    assert await store.progress(digest) == Progress(digest, size, is_complete=True)
+    assert await store.check("artifacts[0]", digest, size, "a.txt")
+    assert await store.fault(digest, size) == ""
+
+
+async def test_a_download_that_fails_makes_the_file_wanted_again(store: ArtifactStore, place: Place):
+    await upload(store, TEXT)
+    place.put(name_of(TEXT), DAMAGES["changed"])
+    with pytest.raises(DataLoss):
+        await download(store, digest_of(TEXT), len(TEXT))
+
+    assert not (await store.progress(digest_of(TEXT))).is_complete
+
+
+async def test_a_small_file_is_read_whole(store: ArtifactStore, place: Place):
+    await upload(store, b"{}", "adapter_config.json")
+    digest = digest_of(b"{}")
+
+    assert await store.read_small(digest, 2) == b"{}"
+    with pytest.raises(InvalidArgument, match="has more than 1 bytes"):
+        await store.read_small(digest, 1)
+    with pytest.raises(DataLoss, match="is missing"):
+        await store.read_small(digest_of(b"other"), 2)
+    place.put(name_of(b"{}"), b"[]")
+    with pytest.raises(DataLoss, match="no longer has its digest"):
+        await store.read_small(digest, 2)
+
+
+async def test_a_deleted_file_is_missing_and_can_come_back(store: ArtifactStore, place: Place):
+    await upload(store, TEXT)
+    digest = digest_of(TEXT)
+    assert await store.missing([digest, digest_of(b"other")]) == [digest_of(b"other")]
+
+    await store.delete(digest)
+    await store.delete(digest)
+
+    assert place.names() == []
+    assert await store.missing([digest]) == [digest]
+    assert await store.progress(digest) == Progress(digest, 0, is_complete=False)
+    assert not (await upload(store, TEXT)).is_deduplicated
+
+
+async def test_a_running_download_ends_well_though_its_file_is_deleted(folder: ArtifactStore):
+    await upload(folder, TEXT)
+    given = []
+
+    async with folder.download(digest_of(TEXT), len(TEXT)) as chunks:
+        given.append(await anext(aiter(chunks)))
+        await folder.delete(digest_of(TEXT))
+        given.extend([chunk async for chunk in chunks])
+
+    assert b"".join(given) == TEXT
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(lambda store, digest: store.delete(digest), id="delete"),
+        pytest.param(lambda store, digest: store.missing([digest]), id="missing"),
+        pytest.param(lambda store, digest: store.fault(digest, 1), id="fault"),
+        pytest.param(lambda store, digest: store.read_small(digest, 1), id="read_small"),
+        pytest.param(lambda store, digest: store.progress(digest), id="progress"),
+        pytest.param(lambda store, digest: download(store, digest, 1), id="download"),
+    ],
+)
+async def test_what_is_no_digest_names_no_file(folder: ArtifactStore, tmp_path: Path, ask):
+    (tmp_path / "secret").write_bytes(b"x")
+
+    with pytest.raises(InvalidArgument, match="digest"):
+        await ask(folder, "../../secret")
+    assert (tmp_path / "secret").exists()
+
+
+async def test_a_part_that_cannot_be_handed_over_need_not_be_sent_again(
+    store: ArtifactStore, place: Place, root: Path, monkeypatch
+):
+    def unreachable(*_arguments: object) -> None:
+        raise Unavailable("the artifact store cannot be reached")
+
+    digest, size = digest_of(TEXT), len(TEXT)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(place.blobs), "keep", unreachable)
+        with pytest.raises(Unavailable):
+            await upload(store, TEXT)
+    assert await store.progress(digest) == Progress(digest, size, is_complete=False)
+
+    assert (await upload(store, b"", digest=digest, size=size, offset=size)).is_complete
+    assert (place.names(), parts(root)) == ([name_of(TEXT)], [])
+
+
+async def test_old_parts_expire(folder: ArtifactStore, root: Path):
+    await interrupt(folder, TEXT, 1000)
+    await interrupt(folder, b"younger", 3)
+    age(part_of(root, TEXT), 8 * DAY)
+
+    assert await folder.expire_parts(7 * DAY) == 1
+
+    assert parts(root) == [part_of(root, b"younger").name]
+    assert (await upload(folder, TEXT)).is_complete
+
+
+async def test_a_part_that_somebody_writes_never_expires(folder: ArtifactStore, root: Path):
+    digest = digest_of(TEXT)
+    async with folder.upload(digest, len(TEXT), "a.txt", 0) as begun:
+        await begun.write(TEXT)
+        age(part_of(root, TEXT), 8 * DAY)
+        assert await ArtifactStore(root).expire_parts(7 * DAY) == 0
+        assert (await begun.finish()).is_complete
+
+    assert b"".join(await download(folder, digest, len(TEXT))) == TEXT
+
+
+async def test_a_part_that_was_gone_on_with_does_not_expire(folder: ArtifactStore, root: Path, monkeypatch):
+    """It was old when it was found, yet no longer when its lock was had."""
+    await interrupt(folder, TEXT, 1000)
+    age(part_of(root, TEXT), 8 * DAY)
+    real = fcntl.flock
+
+    def flock(fd: int, operation: int) -> None:
+        os.utime(part_of(root, TEXT))
+        real(fd, operation)
+
+    monkeypatch.setattr("neuroweaver.registry.uploads.fcntl.flock", flock)
+    assert await folder.expire_parts(7 * DAY) == 0
+    assert parts(root) == [part_of(root, TEXT).name]
+
+
+async def test_uploads_and_their_expiry_do_not_disturb_each_other(folder: ArtifactStore, root: Path):
+    """Every part counts as old at once, while many are begun, written and finished."""
+    is_over = asyncio.Event()
+
+    async def expire() -> int:
+        expired = 0
+        while not is_over.is_set():
+            expired += await ArtifactStore(root).expire_parts(-DAY)
+        return expired
+
+    async def one(number: int) -> None:
+        content = f"{number} ".encode() * 50_000
+        with contextlib.suppress(InvalidArgument):
+            await interrupt(folder, content, 100)
+        while True:
+            try:
+                assert (await upload(folder, content)).is_complete
+            except Unavailable:  # the expiry had the lock just then
+                continue
+            assert b"".join(await download(folder, digest_of(content), len(content))) == content
+            return
+
+    expiring = asyncio.create_task(expire())
+    await asyncio.gather(*(one(number) for number in range(24)))
+    is_over.set()
+    await expiring
+    assert parts(root) == []
+
+
 async def test_a_link_in_the_place_of_a_file_is_not_followed(
-    store: ArtifactStore, root: Path, tmp_path: Path
+    folder: ArtifactStore, root: Path, tmp_path: Path
 ):
     secret = tmp_path / "secret"
     secret.write_bytes(b"abc")
-    link = stored_file(root, digest_of(b"abc"))
+    link = root / name_of(b"abc")
     link.parent.mkdir()
     link.symlink_to(secret)
 
     with pytest.raises(DataLoss, match="is a link"):
-        await download(store, digest_of(b"abc"), 3)
+        await download(folder, digest_of(b"abc"), 3)
+    assert await folder.fault(digest_of(b"abc"), 3) == "corrupt"
+    assert not (await upload(folder, b"abc")).is_deduplicated
+    assert await download(folder, digest_of(b"abc"), 3) == [b"abc"]
+    assert not link.is_symlink()
 
 
-async def test_stored_files_are_read_only_and_private(store: ArtifactStore, root: Path):
-    await upload(store, b"abc")
+async def test_stored_files_are_read_only_and_private(folder: ArtifactStore, root: Path):
+    await upload(folder, b"abc")
 
-    assert stored_file(root, digest_of(b"abc")).stat().st_mode & 0o777 == 0o400
+    assert (root / name_of(b"abc")).stat().st_mode & 0o777 == 0o400
     assert (root / "sha256").stat().st_mode & 0o777 == 0o700
 
 
@@ -361,11 +577,11 @@ async def test_a_file_that_was_never_uploaded_is_not_there(store: ArtifactStore)
     assert not await store.check("artifacts[0]", "0" * 64, 3, "a.txt")
 
 
-async def test_a_safetensors_file_is_taken_in_small_pieces(store: ArtifactStore):
+async def test_a_safetensors_file_is_taken_in_small_pieces(folder: ArtifactStore):
     header = json.dumps({"a": {"dtype": "U8", "shape": [5], "data_offsets": [0, 5]}}).encode()
     content = struct.pack("<Q", len(header)) + header + b"12345"
 
-    async with store.upload(digest_of(content), len(content), "m.safetensors", 0) as begun:
+    async with folder.upload(digest_of(content), len(content), "m.safetensors", 0) as begun:
         for byte in content:
             await begun.write(bytes([byte]))
         assert (await begun.finish()).is_complete

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import math
 import pickle
 import struct
@@ -11,96 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
-from prometheus_client import CollectorRegistry
 
 from neuroweaver.mesh import errors
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
-from neuroweaver.mesh.serve import running
-from neuroweaver.mesh.settings import Settings
-from neuroweaver.registry.__main__ import service
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import registry_pb2 as pb
-from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
+from registry.calls import create, digest_of, download, everything, refusal, register, safetensors, upload
 
 A = "a" * 64
-
-
-@pytest.fixture
-async def registry(database_url: str, tmp_path: Path) -> AsyncIterator[Any]:
-    """A stub of a real server."""
-    settings = Settings(
-        service="registry", home=tmp_path, port=0, metrics_port=0, database_url=database_url, drain_s=1.0
-    )
-    database = Database(settings.database_url, schema="registry")
-    await migrate(database, "neuroweaver.registry")
-    async with (
-        running(service(database, settings), settings, registry=CollectorRegistry()) as server,
-        channel(server.address) as client,
-    ):
-        yield RegistryServiceStub(client)
-
-
-def safetensors(values: bytes = b"1234") -> bytes:
-    header = json.dumps(
-        {"w": {"dtype": "U8", "shape": [len(values)], "data_offsets": [0, len(values)]}}
-    ).encode()
-    return struct.pack("<Q", len(header)) + header + values
-
-
-def digest_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-async def upload(
-    registry: Any, content: bytes, path: str = "adapter/adapter_model.safetensors", **header: Any
-) -> pb.Artifact:
-    """The three steps of a client: what it says of the file, the file, what it names in a version."""
-    described = {"digest": digest_of(content), "size_bytes": len(content), "path": path, **header}
-
-    async def parts() -> AsyncIterator[pb.UploadArtifactRequest]:
-        yield pb.UploadArtifactRequest(header=pb.UploadHeader(**described))
-        for begin in range(0, len(content), 1_000_000):
-            yield pb.UploadArtifactRequest(chunk=content[begin : begin + 1_000_000])
-
-    done = await registry.UploadArtifact(parts())
-    assert done.is_complete
-    return pb.Artifact(path=path, digest=done.digest, size_bytes=done.committed_bytes)
-
-
-async def download(
-    registry: Any, path: str, version: str = "latest", **more: Any
-) -> tuple[pb.Artifact, bytes]:
-    request = pb.DownloadArtifactRequest(model_id="advisor", version=version, path=path, **more)
-    parts = [part async for part in registry.DownloadArtifact(request)]
-    assert all(len(part.chunk) <= 1024 * 1024 for part in parts)
-    return parts[0].artifact, b"".join(part.chunk for part in parts[1:])
-
-
-async def register(registry: Any, model_id: str = "advisor", **more: Any) -> pb.Model:
-    return await registry.RegisterModel(pb.RegisterModelRequest(model=pb.Model(model_id=model_id), **more))
-
-
-async def create(registry: Any, version: str = "", **fields: Any) -> pb.ModelVersion:
-    return await registry.CreateModelVersion(
-        pb.CreateModelVersionRequest(model_id="advisor", version=version, **fields)
-    )
-
-
-async def refusal(call: Any) -> grpc.RpcError:
-    with pytest.raises(grpc.RpcError) as error:
-        await call
-    return error.value
-
-
-async def everything(registry: Any) -> tuple[int, int]:
-    """How many models there are and how many events: what a refused call must leave as it was."""
-    models = await registry.ListModels(pb.ListModelsRequest())
-    events = await registry.ListAuditEvents(pb.ListAuditEventsRequest(page_size=1000))
-    return len(models.models), len(events.events)
 
 
 async def test_from_registration_to_download(registry):
@@ -386,18 +302,6 @@ async def test_a_file_that_a_version_does_not_have_is_not_found(registry):
 
     for path in ("a.json", "../../../etc/passwd", "/etc/passwd"):
         assert (await refusal(download(registry, path))).code() == grpc.StatusCode.NOT_FOUND
-
-
-async def test_what_is_not_there_yet_says_so(registry):
-    await register(registry)
-    await create(registry)
-    selector = pb.GetModelVersionRequest(model_id="advisor", version="@production")
-    for call in (
-        registry.RollbackModel(pb.RollbackModelRequest(model_id="advisor", to_version="1.0.0")),
-        registry.ListAliases(pb.ListAliasesRequest(model_id="advisor")),
-        registry.GetModelVersion(selector),
-    ):
-        assert (await refusal(call)).code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def metrics(**fields: Any) -> Callable[[Any], Any]:

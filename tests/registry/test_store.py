@@ -14,13 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.errors import (
-    AlreadyExists,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    Unimplemented,
-)
+from neuroweaver.mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from neuroweaver.mesh.migrations import migrate
 from neuroweaver.mesh.pagination import Page
 from neuroweaver.registry import feed, tables
@@ -296,7 +290,7 @@ async def test_versions_are_selected(store: Store):
         await selected(store, "^3")
     with pytest.raises(InvalidArgument):
         await selected(store, "1.2")
-    with pytest.raises(Unimplemented, match="aliases"):
+    with pytest.raises(NotFound):
         await selected(store, "@production")
 
 

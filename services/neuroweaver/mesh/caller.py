@@ -5,13 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from neuroweaver.mesh.errors import PermissionDenied
+
 
 @dataclass(frozen=True)
 class Caller:
-    """project: the tenant whose records the call sees. actor: who is written into the history."""
+    """project: the tenant whose records the call sees. actor: who is written into the history.
+
+    permissions: as the contract's `authz` options name them; None: every one.
+    """
 
     project: str
     actor: str
+    permissions: frozenset[str] | None = None
+
+    def require(self, permission: str, what: str) -> None:
+        """Raises PermissionDenied, saying that `what` needs the permission."""
+        if self.permissions is not None and permission not in self.permissions:
+            raise PermissionDenied(f"{what} needs the permission {permission}")
 
 
 _LOCAL: Final = Caller(project="default", actor="local")

@@ -25,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from neuroweaver.mesh.errors import Aborted, Error, ResourceExhausted, Unavailable
+from neuroweaver.mesh.revision import FileRevisions, Revisions, RowRevisions
 
 T = TypeVar("T")
 
@@ -72,12 +73,13 @@ class Database:
 
     def __init__(self, url: str, schema: str) -> None:
         self.schema = schema
-        parsed = make_url(url)
-        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self._url = make_url(url)
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self._revisions: list[Revisions] = []
         if self.is_sqlite:
-            self._reader, self._writer = _sqlite_engines(parsed)
+            self._reader, self._writer = _sqlite_engines(self._url)
         else:
-            self._reader = self._writer = _postgresql_engine(parsed, schema)
+            self._reader = self._writer = _postgresql_engine(self._url, schema)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -133,7 +135,22 @@ class Database:
                 await connection.exec_driver_sql(_MIGRATION_LOCK, (self.schema,))
                 yield connection
 
+    def revisions(self, statement: str) -> Revisions:
+        """Tells whether anything was written since a moment ago; until this database is closed.
+
+        statement: for PostgreSQL, gives pairs of key and revision for a list of keys.
+        """
+        if self.is_sqlite:
+            opened: Revisions = FileRevisions(Path(self._url.database or ""))
+        else:
+            _, arguments = self._reader.dialect.create_connect_args(self._url)
+            opened = RowRevisions(arguments, self.schema, statement)
+        self._revisions.append(opened)
+        return opened
+
     async def close(self) -> None:
+        for opened in self._revisions:
+            await opened.close()
         await self._reader.dispose()
         await self._writer.dispose()
 
@@ -147,6 +164,8 @@ def as_error(error: SQLAlchemyError) -> Error | None:
         return ResourceExhausted("the server's disk is full")
     if _is_sqlite_busy(error):
         return Unavailable("the database is busy")
+    if _sqlite_code(error) == sqlite3.SQLITE_CANTOPEN:  # its journal too is a file: a disk can lack inodes
+        return Unavailable("the database's files cannot be opened")
     if state in _CONFLICTS:
         return Aborted("CONCURRENT_UPDATE", "another call changed the same records; call again")
     unreachable = error.connection_invalidated or state.startswith(_UNREACHABLE) or _is_connect_failure(error)
@@ -227,7 +246,8 @@ def _postgresql_engine(url: URL, schema: str) -> AsyncEngine:
     return create_async_engine(
         url.set(drivername="postgresql+psycopg"),
         isolation_level="SERIALIZABLE",
-        connect_args={"options": f"-csearch_path={schema} -ctimezone=UTC"},
+        # Statements here are short, and compiling one that looks long takes longer than running it.
+        connect_args={"options": f"-csearch_path={schema} -ctimezone=UTC -cjit=off"},
         pool_pre_ping=True,
         pool_size=8,
         max_overflow=8,

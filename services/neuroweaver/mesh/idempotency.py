@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import Message
 from sqlalchemy import (
     Column,
+    ColumnElement,
     Insert,
     LargeBinary,
     MetaData,
@@ -71,22 +72,23 @@ async def once(
     """
     if not request_id:
         return await operation()
-    digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
-    key = and_(
-        _ANSWERS.c.project == project, _ANSWERS.c.method == method, _ANSWERS.c.request_id == request_id
+    known = await answered(
+        connection,
+        project=project,
+        method=method,
+        request_id=request_id,
+        request=request,
+        response_type=response_type,
     )
-    known = (await connection.execute(select(_ANSWERS).where(key))).one_or_none()
     if known is not None:
-        if known.request_digest != digest:
-            raise InvalidArgument("request_id", "was used before with a different request")
-        return response_type.FromString(known.response)
+        return known
 
     # Claimed before the operation runs, so that the slower of two stops here and not halfway through it.
     claim = _insert(connection).values(
         project=project,
         method=method,
         request_id=request_id,
-        request_digest=digest,
+        request_digest=_digest(request),
         response=b"",
         created_at=utc_now(),
     )
@@ -94,9 +96,46 @@ async def once(
         raise Aborted("CONCURRENT_UPDATE", "the same request is being answered; call again")
     response = await operation()
     await connection.execute(
-        update(_ANSWERS).where(key).values(response=response.SerializeToString(deterministic=True))
+        update(_ANSWERS)
+        .where(_key(project, method, request_id))
+        .values(response=response.SerializeToString(deterministic=True))
     )
     return response
+
+
+async def answered(
+    connection: AsyncConnection,
+    *,
+    project: str,
+    method: str,
+    request_id: str,
+    request: Message,
+    response_type: type[M],
+) -> M | None:
+    """The answer given to this request before; None if there is none yet.
+
+    For what looks at the world before its transaction: a retry is answered whatever has changed since.
+    Raises InvalidArgument if `request_id` was used with another request.
+    """
+    if not request_id:
+        return None
+    statement = select(_ANSWERS).where(_key(project, method, request_id))
+    known = (await connection.execute(statement)).one_or_none()
+    if known is None:
+        return None
+    if known.request_digest != _digest(request):
+        raise InvalidArgument("request_id", "was used before with a different request")
+    return response_type.FromString(known.response)
+
+
+def _key(project: str, method: str, request_id: str) -> ColumnElement[bool]:
+    return and_(
+        _ANSWERS.c.project == project, _ANSWERS.c.method == method, _ANSWERS.c.request_id == request_id
+    )
+
+
+def _digest(request: Message) -> bytes:
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
 async def forget(connection: AsyncConnection, before: datetime) -> int:

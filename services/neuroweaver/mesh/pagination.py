@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Select, literal, tuple_
 
+from neuroweaver.mesh.database import UtcDateTime
 from neuroweaver.mesh.errors import InvalidArgument
 
 DEFAULT_PAGE_SIZE: Final = 50
@@ -60,7 +61,7 @@ class Page:
         It asks for one row more than the page shows: `cut` learns from it whether there is a next page.
         """
         if self.after is not None:
-            if len(self.after) != len(columns):
+            if len(self.after) != len(columns) or not all(map(_fits, self.after, columns)):
                 raise InvalidArgument("page_token", _FOREIGN)
             here = tuple_(*columns)
             last = tuple_(
@@ -96,9 +97,27 @@ def _decode(token: str, query: tuple[str, ...]) -> Key:
     # Against mistakes, not against forgery: a token grants nothing, it only says where to go on reading.
     if digest != _digest(body, query):
         raise InvalidArgument("page_token", _FOREIGN)
-    return tuple(
-        _EPOCH + value["t"] * _MICROSECOND if isinstance(value, dict) else value for value in json.loads(body)
-    )
+    try:
+        return tuple(map(_part, json.loads(body)))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise InvalidArgument("page_token", _FOREIGN) from error
+
+
+def _part(plain: Any) -> str | int | datetime:
+    """Raises ValueError, OverflowError for what no key holds: whoever reads this can make up a token."""
+    match plain:
+        case {"t": int(microseconds)}:
+            return _EPOCH + microseconds * _MICROSECOND
+        case str() if "\0" not in plain:
+            return plain
+        case int() if not isinstance(plain, bool) and abs(plain) < 1 << 63:
+            return plain
+    raise ValueError("is no part of a key")
+
+
+def _fits(part: str | int | datetime, column: ColumnElement[Any]) -> bool:
+    kind = datetime if isinstance(column.type, UtcDateTime) else column.type.python_type
+    return isinstance(part, kind)
 
 
 def _digest(body: bytes, query: tuple[str, ...]) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 PORTS: Final = {"registry": 50051, "trainer": 50052, "deployer": 50053, "experiment": 50054}
 METRICS_PORT_OFFSET: Final = 1000
@@ -36,6 +36,8 @@ class Settings:
     metrics_port: int
     """Prometheus reads http://<host>:<metrics_port>/metrics."""
     database_url: str
+    artifacts_url: str = ""
+    """Where the files of versions lie: file:///folder, s3://bucket/prefix, gs://…; empty: below `home`."""
     debug: bool = False
     """The access log holds the requests themselves, secret-looking fields left out."""
     allow_insecure: bool = False
@@ -47,6 +49,10 @@ class Settings:
     log_format: str = "auto"
     otlp_endpoint: str = ""
     """Spans are exported there; empty: nowhere."""
+    audit_key_file: Path | None = None
+    """The Registry's private key for heads of the audit chain; None: one of its own in `home`."""
+    webhook_private: bool = False
+    """Webhooks may point into private networks."""
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Where the other services listen, by name: host:port."""
 
@@ -71,12 +77,15 @@ class Settings:
             port=port,
             metrics_port=read.number(f"NEUROWEAVER_{service.upper()}_METRICS_PORT", metrics_default, _port),
             database_url=read.database_url(home, service),
+            artifacts_url=read.artifacts_url(),
             debug=read.switch("DEBUG"),
             allow_insecure=read.switch("NEUROWEAVER_ALLOW_INSECURE"),
             deadline_s=read.number("NEUROWEAVER_DEADLINE_S", 60.0, _positive),
             drain_s=read.number("NEUROWEAVER_DRAIN_S", 20.0, _not_negative),
             log_format=read.choice("NEUROWEAVER_LOG_FORMAT", LOG_FORMATS),
             otlp_endpoint=read.url("OTEL_EXPORTER_OTLP_ENDPOINT", ("http", "https")),
+            audit_key_file=read.file("NEUROWEAVER_AUDIT_KEY_FILE"),
+            webhook_private=read.switch("NEUROWEAVER_WEBHOOK_PRIVATE"),
             addresses={name: read.address(name) for name in PORTS},
         )
 
@@ -135,6 +144,12 @@ class _Reader:
             raise SettingsError(f"NEUROWEAVER_HOME={home} is a file, not a folder")
         return home
 
+    def file(self, name: str) -> Path | None:
+        value = self.text(name)
+        if value and not Path(value).is_absolute():
+            raise SettingsError(f"{name}={value} is not an absolute path")
+        return Path(value) if value else None
+
     def database_url(self, home: Path, service: str) -> str:
         value = self.text("NEUROWEAVER_DATABASE_URL")
         if not value:
@@ -144,6 +159,16 @@ class _Reader:
             raise SettingsError(
                 "NEUROWEAVER_DATABASE_URL does not begin with postgresql://; leave it empty for the embedded "
                 "database under NEUROWEAVER_HOME"
+            )
+        return value
+
+    def artifacts_url(self) -> str:
+        value = self.text("NEUROWEAVER_ARTIFACTS_URL")
+        if value and (wrong := _wrong_with_artifacts(value)):
+            # The URL may hold a secret, so the message does not repeat it.
+            raise SettingsError(
+                f"NEUROWEAVER_ARTIFACTS_URL {wrong}; it is file:///folder, s3://bucket/prefix or such, or "
+                "empty for a folder under NEUROWEAVER_HOME"
             )
         return value
 
@@ -165,6 +190,23 @@ class _Reader:
         if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
             raise SettingsError(f"{name}={value} is not host:port")
         return value
+
+
+def _wrong_with_artifacts(url: str) -> str:
+    """What prevents its use; empty if nothing does."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "is not a URL"
+    if not parts.scheme or "://" not in url:
+        return "is not a URL"
+    if "@" in parts.netloc or parts.query or parts.fragment or "::" in url:
+        return "holds more than a place (credentials come from the store's own environment variables)"
+    if parts.scheme == "file":
+        folder = Path(unquote(parts.path))
+        is_folder = not parts.netloc and folder.is_absolute() and not folder.is_file()
+        return "" if is_folder else "names no absolute path of a folder"
+    return "" if parts.netloc else "names no bucket"
 
 
 def _scheme(url: str) -> str:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from datetime import timedelta
-from typing import Final
-
-from sqlalchemy.exc import SQLAlchemyError
-
-from neuroweaver.mesh.clock import utc_now
 from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.migrations import migrate
 from neuroweaver.mesh.serve import Service, run, serve
 from neuroweaver.mesh.settings import Settings
+from neuroweaver.mesh.signing import SigningKey
 from neuroweaver.registry import server
 from neuroweaver.registry.artifacts import ArtifactStore
+from neuroweaver.registry.dispatcher import Dispatcher
+from neuroweaver.registry.housekeeping import keep_house
+from neuroweaver.registry.object_store import connect
+from neuroweaver.registry.sender import Sender
 from neuroweaver.registry.store import Store
 from neuroweaver.v1 import registry_pb2_grpc
-
-_LOG: Final = logging.getLogger("neuroweaver.registry")
-
-# How late a retry still reads the first answer.
-ANSWERS_KEPT: Final = timedelta(days=7)
 
 
 async def main(settings: Settings) -> None:
@@ -34,24 +26,18 @@ async def main(settings: Settings) -> None:
 def service(database: Database, settings: Settings) -> Service:
     """The Registry over a migrated database, which it closes at its end."""
     store = Store(database)
-    artifacts = ArtifactStore(settings.home / "artifacts")
-    # What it does not define answers UNIMPLEMENTED, as the generated base class has it.
-    servicer = server.RegistryServicer(store, artifacts)  # type: ignore[abstract]
-
-    async def forget() -> None:
-        while True:
-            try:
-                await store.forget_answers(utc_now() - ANSWERS_KEPT)
-            except SQLAlchemyError as error:  # the database may be back in an hour
-                _LOG.warning("old answers not forgotten", extra={"cause": type(error).__name__})
-            await asyncio.sleep(3600)
+    folder = settings.home / "artifacts"
+    artifacts = ArtifactStore(folder, connect(settings.artifacts_url, folder))
+    key = SigningKey.load_or_create(settings.audit_key_file or settings.home / "registry-audit-key.pem")
+    servicer = server.RegistryServicer(store, artifacts, key)
+    dispatcher = Dispatcher(database, Sender(allow_private=settings.webhook_private), changed=store.changed)
 
     return Service(
         names=[server.NAME],
         add=lambda grpc_server: registry_pb2_grpc.add_RegistryServiceServicer_to_server(
             servicer, grpc_server
         ),
-        background=[forget],
+        background=[dispatcher.run, lambda: keep_house(store, artifacts)],
         close=database.close,
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+from neuroweaver.mesh.signing import SigningKey, statement
 from neuroweaver.registry.records import Change, canonical
 
 GENESIS: Final = "0" * 64
@@ -25,6 +26,29 @@ class Head:
 
     sequence: int = 0
     hash: str = GENESIS
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedHead:
+    """A head to be kept elsewhere: it proves what the chain was, and who said so."""
+
+    project: str
+    head: Head
+    time: datetime
+    signature: bytes
+    key_id: str
+    public_key: bytes
+
+    @classmethod
+    def of(cls, key: SigningKey, project: str, head: Head, now: datetime) -> SignedHead:
+        return cls(
+            project=project,
+            head=head,
+            time=now,
+            signature=key.sign(statement(project, head.sequence, head.hash, now)),
+            key_id=key.key_id,
+            public_key=key.public_key,
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
@@ -11,7 +12,9 @@ from google.protobuf.json_format import SerializeToJsonError
 
 from neuroweaver.mesh.errors import InvalidArgument
 from neuroweaver.registry import audit, formats
+from neuroweaver.registry.aliases import Alias
 from neuroweaver.registry.artifacts import Progress
+from neuroweaver.registry.comparison import Comparison, MetricDifference
 from neuroweaver.registry.model import (
     Artifact,
     BasePin,
@@ -33,6 +36,9 @@ LEVELS: Final = {
     registry_pb2.BUMP_LEVEL_MINOR: Level.MINOR,
     registry_pb2.BUMP_LEVEL_PATCH: Level.PATCH,
     registry_pb2.BUMP_LEVEL_PRERELEASE: Level.PRERELEASE,
+}
+_LEVEL_NUMBERS: Final = {level: number for number, level in LEVELS.items()} | {
+    None: registry_pb2.BUMP_LEVEL_UNSPECIFIED
 }
 STATES: Final = {
     registry_pb2.VERSION_STATE_DRAFT: State.DRAFT,
@@ -57,9 +63,9 @@ def from_model(model: Model) -> registry_pb2.Model:
         description=model.description,
         tags=model.tags,
         latest_version=model.latest_version,
-        create_time=_timestamp(model.create_time),
-        update_time=_timestamp(model.update_time),
-        delete_time=_timestamp(model.delete_time),
+        create_time=timestamp(model.create_time),
+        update_time=timestamp(model.update_time),
+        delete_time=timestamp(model.delete_time),
         etag=model.etag,
     )
 
@@ -90,11 +96,49 @@ def from_version(version: ModelVersion) -> registry_pb2.ModelVersion:
         lineage=registry_pb2.Lineage(**vars(version.lineage)) if version.lineage else None,
         artifacts=[from_artifact(artifact) for artifact in version.artifacts],
         parent_version=version.parent_version,
-        create_time=_timestamp(version.create_time),
-        update_time=_timestamp(version.update_time),
-        delete_time=_timestamp(version.delete_time),
+        create_time=timestamp(version.create_time),
+        update_time=timestamp(version.update_time),
+        delete_time=timestamp(version.delete_time),
         etag=version.etag,
+        aliases=version.aliases,
     )
+
+
+def from_alias(alias: Alias) -> registry_pb2.Alias:
+    return registry_pb2.Alias(
+        model_id=alias.model_id,
+        alias=alias.alias,
+        version=str(alias.version or ""),
+        update_time=timestamp(alias.update_time),
+        actor=alias.actor,
+        is_protected=alias.is_protected,
+    )
+
+
+def from_comparison(comparison: Comparison) -> registry_pb2.ModelComparison:
+    return registry_pb2.ModelComparison(
+        a=from_version(_without_samples(comparison.a)),
+        b=from_version(_without_samples(comparison.b)),
+        differences=[
+            registry_pb2.FieldDifference(path=each.path, a=_value(each.a), b=_value(each.b))
+            for each in comparison.differences
+        ],
+        metrics=map(_from_metric_difference, comparison.metrics),
+        compatibility=[
+            registry_pb2.CompatibilityFinding(**vars(finding)) for finding in comparison.compatibility
+        ],
+        recommended_bump=_LEVEL_NUMBERS[comparison.recommended_bump],
+        recommendation_reason=comparison.recommendation_reason,
+        verdict=comparison.verdict,
+    )
+
+
+def to_moment(field: str, message: timestamp_pb2.Timestamp) -> datetime:
+    """Raises InvalidArgument naming `field` for a moment that no calendar has."""
+    try:
+        return message.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(field, "is not a moment between the years 1 and 9999") from error
 
 
 def to_draft(request: registry_pb2.CreateModelVersionRequest) -> Draft:
@@ -137,7 +181,7 @@ def from_progress(progress: Progress) -> registry_pb2.UploadArtifactResponse:
 def from_audit_event(event: audit.AuditEvent) -> registry_pb2.AuditEvent:
     return registry_pb2.AuditEvent(
         sequence=event.sequence,
-        time=_timestamp(event.time),
+        time=timestamp(event.time),
         actor=event.actor,
         action=event.action,
         model_id=event.model_id,
@@ -153,27 +197,35 @@ def from_audit_event(event: audit.AuditEvent) -> registry_pb2.AuditEvent:
     )
 
 
-def from_verdict(verdict: audit.Verdict, now: datetime) -> registry_pb2.AuditVerification:
+def from_verdict(verdict: audit.Verdict, signed: audit.SignedHead) -> registry_pb2.AuditVerification:
     return registry_pb2.AuditVerification(
         is_intact=not verdict.first_bad_sequence,
         events=verdict.events,
         first_bad_sequence=verdict.first_bad_sequence,
         explanation=verdict.explanation,
         head=registry_pb2.AuditHead(
-            sequence=verdict.head.sequence, hash=verdict.head.hash, time=_timestamp(now)
+            project=signed.project,
+            sequence=signed.head.sequence,
+            hash=signed.head.hash,
+            time=timestamp(signed.time),
+            signature=signed.signature,
+            key_id=signed.key_id,
+            public_key=signed.public_key,
         ),
     )
 
 
 def from_event(event: Event) -> registry_pb2.ModelEvent:
     message = registry_pb2.ModelEvent(
-        sequence=event.sequence, time=_timestamp(event.time), action=event.action
+        sequence=event.sequence, time=timestamp(event.time), action=event.action
     )
     match event.subject:
         case Model():
             message.model.CopyFrom(from_model(event.subject))
         case ModelVersion():
             message.version.CopyFrom(from_version(event.subject))
+        case Alias():
+            message.alias.CopyFrom(from_alias(event.subject))
         case None:
             message.heartbeat.CopyFrom(common_pb2.Heartbeat(sequence=event.sequence))
     return message
@@ -187,6 +239,29 @@ def _from_metric(metric: Metric) -> registry_pb2.Metric:
         interval=common_pb2.Interval(**vars(interval)) if interval else None,
         samples=metric.samples,
         unit=metric.unit,
+    )
+
+
+def _without_samples(version: ModelVersion) -> ModelVersion:
+    """Two versions with all their samples would not fit into one message."""
+    metrics = {name: replace(metric, samples=()) for name, metric in version.metrics.items()}
+    return replace(version, metrics=metrics)
+
+
+def _from_metric_difference(metric: MetricDifference) -> registry_pb2.MetricDifference:
+    interval = metric.interval
+    return registry_pb2.MetricDifference(
+        name=metric.name,
+        a=metric.a,
+        b=metric.b,
+        difference=metric.difference,
+        interval=common_pb2.Interval(**vars(interval)) if interval else None,
+        p_value=metric.p_value,
+        direction=_DIRECTION_NUMBERS[metric.direction],
+        is_better=metric.is_better,
+        corrected_p_value=metric.corrected_p_value,
+        unit=metric.unit,
+        caveat=metric.caveat,
     )
 
 
@@ -235,7 +310,7 @@ def _value(plain: Any) -> struct_pb2.Value | None:
     return None if plain is None else json_format.ParseDict(plain, struct_pb2.Value())
 
 
-def _timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
+def timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
     if moment is None:
         return None
     message = timestamp_pb2.Timestamp()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -43,6 +43,7 @@ _TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     State.ARCHIVED: frozenset({State.DEPRECATED}),
 }
 
+_WITH_ARTIFACTS: Final = frozenset({State.TRAINED, State.VALIDATED, State.DEPLOYED})
 _FIRST_STATES: Final = frozenset({State.DRAFT, State.TRAINED, State.VALIDATED})
 
 
@@ -145,6 +146,15 @@ class Model:
         changed.check()
         return changed
 
+    def hidden(self, now: datetime, *, aliases: Collection[str], deployed: str = "", etag: str = "") -> Model:
+        """As DeleteModel leaves it. aliases: of the model; deployed: a version that serves traffic.
+
+        Raises FailedPrecondition while something points at one of its versions, Aborted for a stale etag.
+        """
+        _check_etag(etag, self.etag, f"model {self.model_id}")
+        _check_unused(self.model_id, aliases, deployed)
+        return replace(self, delete_time=now)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
@@ -197,6 +207,10 @@ class Draft:
         )
         check_tags("tags", made.tags)
         check_config(made.config)
+        if made.base is None and any(is_adapter_config(artifact.path) for artifact in made.artifacts):
+            raise InvalidArgument(
+                "base", "is needed: the files hold an adapter, which fits on one base model"
+            )
         return made
 
     def _base_over(self, parent: ModelVersion | None) -> BasePin | None:
@@ -231,6 +245,8 @@ class ModelVersion:
     update_time: datetime
     delete_time: datetime | None = None
     etag: str = ""
+    aliases: tuple[str, ...] = ()
+    """What points here now: read from the aliases, not written with the version."""
 
     @property
     def name(self) -> str:
@@ -252,12 +268,65 @@ class ModelVersion:
                 f"from {self.state} a version moves to {allowed}, not to {state}",
                 self.name,
             )
-        if state is State.TRAINED and not self.artifacts:
-            raise FailedPrecondition("NO_ARTIFACTS", "a version without artifacts is not trained", self.name)
+        if state in _WITH_ARTIFACTS and not self.artifacts:
+            raise FailedPrecondition(
+                "NO_ARTIFACTS", f"a version without artifacts is never {state}", self.name
+            )
+        if state is State.ARCHIVED:
+            _check_unused(self.name, self.aliases)
         return replace(self, state=state)
+
+    def hidden(self, now: datetime, etag: str = "") -> ModelVersion:
+        """As DeleteModelVersion leaves it.
+
+        Raises FailedPrecondition while an alias or a deployment points here, Aborted for a stale etag.
+        """
+        _check_etag(etag, self.etag, f"version {self.name}")
+        _check_unused(self.name, self.aliases, str(self.version) if self.state is State.DEPLOYED else "")
+        return replace(self, delete_time=now)
+
+    def restored(self, version: Version, now: datetime, reason: str) -> ModelVersion:
+        """A new version with this one's content, as a rollback makes it. It serves no traffic yet."""
+        passed = State.VALIDATED if self.state in {State.VALIDATED, State.DEPLOYED} else State.TRAINED
+        return replace(
+            self,
+            version=version,
+            state=passed if self.artifacts else State.DRAFT,
+            description=f"rollback to {self.version}" + (f": {reason}" if reason else ""),
+            parent_version=str(self.version),
+            create_time=now,
+            update_time=now,
+            etag="",
+            aliases=(),
+        )
 
     def artifact(self, path: str) -> Artifact | None:
         return next((artifact for artifact in self.artifacts if artifact.path == path), None)
+
+
+def is_adapter_config(path: str) -> bool:
+    return path.rpartition("/")[2] == "adapter_config.json"
+
+
+def check_adapter(field: str, adapter: Mapping[str, Any], draft: Draft) -> None:
+    """Holds what the version says of an adapter against the adapter's own configuration, as PEFT writes it.
+
+    Raises InvalidArgument naming what contradicts it, or `field` if the configuration is none.
+    """
+    made_for, rank = adapter.get("base_model_name_or_path") or "", adapter.get("r")
+    if not isinstance(made_for, str) or not isinstance(rank, int | None):
+        raise InvalidArgument(field, "is not an adapter's configuration")
+    pinned = draft.base.name if draft.base else ""
+    # One base model goes by a hub's name here and by a folder's there; its last part tells them apart.
+    if made_for and pinned and _last_part(made_for) != _last_part(pinned):
+        raise InvalidArgument("base.name", f"is {pinned}, yet the adapter was made for {made_for}")
+    claimed = draft.config.get("lora_r")
+    if rank is not None and claimed is not None and claimed != rank:
+        raise InvalidArgument("config.lora_r", f"is {claimed}, yet the adapter has rank {rank}")
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].casefold()
 
 
 def check_model_id(name: str, model_id: str) -> None:
@@ -329,6 +398,18 @@ def _texts(name: str, part: BasePin | Lineage | None) -> Iterable[tuple[str, str
 def _check_finite(name: str, numbers: Iterable[float]) -> None:
     if not all(map(math.isfinite, numbers)):
         raise InvalidArgument(name, "is not a finite number")
+
+
+def _check_unused(what: str, aliases: Collection[str], deployed: str = "") -> None:
+    if aliases:
+        names = ", ".join(sorted(aliases))
+        raise FailedPrecondition(
+            "ALIAS_POINTS_HERE", f"{names} points at {what}: move or remove the alias first", what
+        )
+    if deployed:
+        raise FailedPrecondition(
+            "DEPLOYED", f"version {deployed} of {what.partition('@')[0]} is deployed: undeploy it first", what
+        )
 
 
 def _check_etag(given: str, current: str, what: str) -> None:

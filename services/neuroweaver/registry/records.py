@@ -1,4 +1,7 @@
-"""Models and versions as JSON text: what the tables keep, what a watch replays, what the history compares."""
+"""Models, versions and aliases as JSON text: what the tables keep, what a watch replays.
+
+The history compares them in the same form.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any, Final
 
 from semver import Version
 
+from neuroweaver.registry.aliases import Alias
 from neuroweaver.registry.model import (
     Artifact,
     BasePin,
@@ -27,9 +31,12 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 # Change with every change, so that a difference in them says nothing.
-_VOLATILE: Final = ("update_time", "etag", "latest_version")
+_VOLATILE: Final = ("update_time", "etag", "latest_version", "aliases")
 _EMPTY: Final = (None, "")
+_TIMES: Final = frozenset({"create_time", "update_time", "delete_time"})
 _BY_NAME: Final = ("config", "metrics", "tags", "base", "lineage")
+
+Subject = Model | ModelVersion | Alias
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,17 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def dump(subject: Model | ModelVersion) -> str:
+def dump(subject: Subject) -> str:
     return canonical(_plain(subject))
 
 
 def load_model(text: str) -> Model:
     return Model(**_with_times(json.loads(text)))
+
+
+def load_alias(text: str) -> Alias:
+    plain = _with_times(json.loads(text))
+    return Alias(**plain | {"version": plain["version"] and Version.parse(plain["version"])})
 
 
 def load_version(text: str) -> ModelVersion:
@@ -65,6 +77,7 @@ def load_version(text: str) -> ModelVersion:
             "base": plain["base"] and BasePin(**plain["base"]),
             "lineage": plain["lineage"] and Lineage(**plain["lineage"]),
             "artifacts": tuple(Artifact(**artifact) for artifact in plain["artifacts"]),
+            "aliases": tuple(plain.get("aliases", ())),
         }
     )
 
@@ -80,11 +93,28 @@ def changes(before: Model | ModelVersion | None, after: Model | ModelVersion) ->
     ]
 
 
-def _plain(subject: Model | ModelVersion) -> dict[str, Any]:
+def alias_changes(before: Alias | None, after: Alias) -> list[Change]:
+    """What differs, under the path of the alias."""
+    path = f"aliases.{after.alias}"
+    found = []
+    if (before and before.version) != after.version:
+        found.append(Change(path, _spelled(before), _spelled(after)))
+    if after.version and (before.is_protected if before else None) != after.is_protected:
+        found.append(
+            Change(f"{path}.is_protected", before.is_protected if before else None, after.is_protected)
+        )
+    return found
+
+
+def _spelled(alias: Alias | None) -> str | None:
+    return str(alias.version) if alias and alias.version else None
+
+
+def _plain(subject: Subject) -> dict[str, Any]:
     plain = asdict(subject)
-    for name in ("create_time", "update_time", "delete_time"):
+    for name in plain.keys() & _TIMES:
         plain[name] = plain[name] and (plain[name] - _EPOCH) // _MICROSECOND
-    if "version" in plain:
+    if plain.get("version"):
         plain["version"] = str(plain["version"])
     return plain
 
@@ -92,7 +122,7 @@ def _plain(subject: Model | ModelVersion) -> dict[str, Any]:
 def _with_times(plain: dict[str, Any]) -> dict[str, Any]:
     times = {
         name: None if plain[name] is None else _EPOCH + plain[name] * _MICROSECOND
-        for name in ("create_time", "update_time", "delete_time")
+        for name in plain.keys() & _TIMES
     }
     return plain | times
 

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import json
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from google.protobuf.message import Message
-
-from neuroweaver.mesh import telemetry
+from neuroweaver.mesh import filters
 from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.clock import utc_now
-from neuroweaver.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
+from neuroweaver.mesh.errors import InvalidArgument, NotFound
 from neuroweaver.mesh.pagination import Page
-from neuroweaver.registry import feed, filters, messages
-from neuroweaver.registry.artifacts import ArtifactStore
-from neuroweaver.registry.audit import Head, Origin
-from neuroweaver.registry.model import Artifact, Draft, check_model_id, check_text
-from neuroweaver.registry.store import Store
+from neuroweaver.registry import feed, messages
+from neuroweaver.registry.audit import Head, SignedHead
+from neuroweaver.registry.cache import cache_of
+from neuroweaver.registry.handler import not_uploaded
+from neuroweaver.registry.listing import TAGS
+from neuroweaver.registry.model import (
+    Artifact,
+    Draft,
+    check_adapter,
+    check_model_id,
+    check_text,
+    is_adapter_config,
+)
+from neuroweaver.registry.release_methods import ReleaseMethods
 from neuroweaver.registry.versions import DEFAULT_LABEL, Level, parse
+from neuroweaver.registry.webhook_methods import WebhookMethods
 from neuroweaver.registry.writer import Writer
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1 import registry_pb2_grpc
 
-M = TypeVar("M", bound=Message)
-
 NAME: Final = "neuroweaver.v1.RegistryService"
+
+MAX_ADAPTER_CONFIG_BYTES: Final = 1024 * 1024
 
 _UPDATABLE: Final = frozenset({"description", "tags"})
 
 
-class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
-    def __init__(self, store: Store, artifacts: ArtifactStore) -> None:
-        self._store = store
-        self._artifacts = artifacts
-
+class RegistryServicer(ReleaseMethods, WebhookMethods, registry_pb2_grpc.RegistryServiceServicer):
     async def RegisterModel(self, request: pb.RegisterModelRequest, context: Any) -> pb.Model:
         async def register(registry: Writer) -> pb.Model:
             model = messages.to_model(request.model, registry.now)
@@ -46,6 +51,23 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             return messages.from_model(await registry.add_model(model))
 
         return await self._mutate("RegisterModel", request, context, pb.Model, register)
+
+    async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.Model:
+        check_model_id("model_id", request.model_id)
+
+        async def hide(registry: Writer) -> pb.Model:
+            before = await registry.model(request.model_id)
+            aliases = [alias.alias for alias in await registry.aliases(before.model_id)]
+            deployed = await registry.deployed(before.model_id)
+            after = before.hidden(
+                registry.now,
+                aliases=aliases,
+                deployed=str(deployed.version) if deployed else "",
+                etag=request.etag,
+            )
+            return messages.from_model(await registry.save_model("model.deleted", before, after))
+
+        return await self._mutate("DeleteModel", request, context, pb.Model, hide)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.Model:
         check_model_id("model_id", request.model_id)
@@ -59,7 +81,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             request.page_token,
             query=("models", project, request.filter, str(request.show_deleted)),
         )
-        terms = filters.parse(request.filter, (filters.TAGS,))
+        terms = filters.parse(request.filter, (TAGS,))
         async with self._store.read(project) as registry:
             models, token = await registry.models(page, terms, show_deleted=request.show_deleted)
         return pb.ListModelsResponse(models=map(messages.from_model, models), next_page_token=token)
@@ -86,6 +108,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         number = parse("version", request.version) if request.version else None
         parent_number = parse("parent_version", request.parent_version) if request.parent_version else None
         level = messages.LEVELS.get(request.bump, Level.MINOR)
+        known = await self._answered("CreateModelVersion", request, context, pb.ModelVersion)
+        if known is not None:
+            return known
         # Before the transaction: files are looked at, and nothing waits for that.
         await self._require_artifacts(draft)
 
@@ -96,14 +121,20 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 model_id, level, await registry.latest(model_id), label=DEFAULT_LABEL
             )
             made = draft.made(model_id, version, parent, registry.now)
+            await self._hold_files(registry, made)
             return messages.from_version(await registry.add_version(made))
 
         return await self._mutate("CreateModelVersion", request, context, pb.ModelVersion, create)
 
     async def GetModelVersion(self, request: pb.GetModelVersionRequest, context: Any) -> pb.ModelVersion:
         check_model_id("model_id", request.model_id)
-        async with self._store.read(caller_of(context).project) as registry:
-            return messages.from_version(await registry.selected(request.model_id, request.version))
+        project = caller_of(context).project
+
+        async def read() -> pb.ModelVersion:
+            async with self._store.read(project) as registry:
+                return messages.from_version(await registry.selected(request.model_id, request.version))
+
+        return await cache_of(self._store).answer(project, "GetModelVersion", request, read)
 
     async def ListModelVersions(
         self, request: pb.ListModelVersionsRequest, context: Any
@@ -123,7 +154,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 str(request.show_deleted),
             ),
         )
-        terms = filters.parse(request.filter, ("state", "range", filters.TAGS))
+        terms = filters.parse(request.filter, ("state", "range", TAGS))
         async with self._store.read(project) as registry:
             await registry.model(request.model_id, show_deleted=request.show_deleted)
             versions, token = await registry.versions(
@@ -135,6 +166,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 
     async def BumpModelVersion(self, request: pb.BumpModelVersionRequest, context: Any) -> pb.ModelVersion:
         check_model_id("model_id", request.model_id)
+        check_text("description", request.description)
         base_number = parse("from_version", request.from_version) if request.from_version else None
         level = messages.LEVELS[request.level]
 
@@ -156,6 +188,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request: pb.UpdateVersionStateRequest, context: Any
     ) -> pb.ModelVersion:
         check_model_id("model_id", request.model_id)
+        check_text("reason", request.reason)
         number = parse("version", request.version)
 
         async def move(registry: Writer) -> pb.ModelVersion:
@@ -166,6 +199,19 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         return await self._mutate(
             "UpdateVersionState", request, context, pb.ModelVersion, move, reason=request.reason
         )
+
+    async def DeleteModelVersion(
+        self, request: pb.DeleteModelVersionRequest, context: Any
+    ) -> pb.ModelVersion:
+        check_model_id("model_id", request.model_id)
+        number = parse("version", request.version)
+
+        async def hide(registry: Writer) -> pb.ModelVersion:
+            before = await registry.version(request.model_id, number)
+            after = before.hidden(registry.now, request.etag)
+            return messages.from_version(await registry.save_version("version.deleted", before, after))
+
+        return await self._mutate("DeleteModelVersion", request, context, pb.ModelVersion, hide)
 
     async def UpdateMetrics(self, request: pb.UpdateMetricsRequest, context: Any) -> pb.ModelVersion:
         check_model_id("model_id", request.model_id)
@@ -216,14 +262,18 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         if bool(request.expected_sequence) != bool(request.expected_hash):
             raise InvalidArgument("expected_hash", "and expected_sequence are only given together")
         expected = Head(request.expected_sequence, request.expected_hash) if request.expected_hash else None
-        async with self._store.read(caller_of(context).project) as registry:
-            return messages.from_verdict(await registry.verified(expected), utc_now())
+        project = caller_of(context).project
+        async with self._store.read(project) as registry:
+            verdict = await registry.verified(expected)
+        return messages.from_verdict(verdict, SignedHead.of(self._key, project, verdict.head, utc_now()))
 
     async def UploadArtifact(
         self, request_iterator: AsyncIterator[pb.UploadArtifactRequest], context: Any
     ) -> pb.UploadArtifactResponse:
         del context  # a file belongs to whoever knows its digest
         header = await _header(request_iterator)
+        # Before the file is looked for: what collects files leaves alone what was asked for just now.
+        await self._store.hold_file(header.digest)
         async with self._artifacts.upload(
             header.digest, header.size_bytes, header.path, header.offset_bytes
         ) as upload:
@@ -267,40 +317,24 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             async for event in events:
                 yield messages.from_event(event)
 
-    async def _mutate(
-        self,
-        method: str,
-        request: Any,
-        context: Any,
-        response_type: type[M],
-        operation: Callable[[Writer], Awaitable[M]],
-        *,
-        reason: str = "",
-    ) -> M:
-        """The operation's answer, once; a retry reads the first one."""
-        check_text("request_id", request.request_id)
-        check_text("reason", reason)
-        caller = caller_of(context)
-        origin = Origin(caller.project, caller.actor, reason, telemetry.current_trace_id())
-
-        async def work(registry: Writer) -> M:
-            return await registry.once(
-                method, request.request_id, request, response_type, lambda: operation(registry)
-            )
-
-        return await self._store.transact(origin, work)
-
     async def _require_artifacts(self, draft: Draft) -> None:
+        """That the files of a version are stored, are what they are said to be, and agree with it."""
         for index, artifact in enumerate(draft.artifacts):
-            await self._require_artifact(f"artifacts[{index}]", artifact)
+            field = f"artifacts[{index}]"
+            if not await self._artifacts.check(field, artifact.digest, artifact.size_bytes, artifact.path):
+                raise not_uploaded(field, artifact)
+            if is_adapter_config(artifact.path):
+                check_adapter(field, await self._adapter_config(field, artifact), draft)
 
-    async def _require_artifact(self, field: str, artifact: Artifact) -> None:
-        if not await self._artifacts.check(field, artifact.digest, artifact.size_bytes, artifact.path):
-            raise FailedPrecondition(
-                "ARTIFACT_NOT_UPLOADED",
-                f"{field} ({artifact.path}) was never uploaded: upload it, then create the version",
-                subject=artifact.digest,
-            )
+    async def _adapter_config(self, field: str, artifact: Artifact) -> dict[str, Any]:
+        text = await self._artifacts.read_small(artifact.digest, MAX_ADAPTER_CONFIG_BYTES)
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidArgument(field, f"({artifact.path}) is not JSON") from error
+        if not isinstance(parsed, dict):
+            raise InvalidArgument(field, f"({artifact.path}) is not an adapter's configuration")
+        return parsed
 
 
 async def _header(requests: AsyncIterator[pb.UploadArtifactRequest]) -> pb.UploadHeader:

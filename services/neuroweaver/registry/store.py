@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
+from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,10 +22,10 @@ from neuroweaver.mesh import idempotency
 from neuroweaver.mesh.clock import Clock, utc_now
 from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.watch import Signal, Signals
-from neuroweaver.registry import tables
+from neuroweaver.registry import deliveries, garbage, tables
 from neuroweaver.registry.audit import Head, Origin
-from neuroweaver.registry.reader import Reader, head
-from neuroweaver.registry.writer import Writer
+from neuroweaver.registry.reader import Reader
+from neuroweaver.registry.writer import Writer, hold
 
 T = TypeVar("T")
 
@@ -34,6 +35,8 @@ class Store:
         self._database = database
         self._clock = clock
         self._signals = Signals()
+        self.changed = Signal()
+        """Says that something may have been written in any project."""
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def transact(self, origin: Origin, work: Callable[[Writer], Awaitable[T]]) -> T:
@@ -47,14 +50,16 @@ class Store:
         async with queue:
             result = await self._database.transact(lambda connection: self._work(connection, origin, work))
         self._signals.notify(origin.project)
+        self.changed.notify()
         return result
 
     async def _work(
         self, connection: AsyncConnection, origin: Origin, work: Callable[[Writer], Awaitable[T]]
     ) -> T:
-        return await work(
-            Writer(connection, origin, await _claim_head(connection, origin.project), self._clock())
-        )
+        head, last = await _claim_head(connection, origin.project)
+        # A clock that was set back would let an alias' past begin after its end.
+        now = max(self._clock(), last) if last else self._clock()
+        return await work(Writer(connection, origin, head, now))
 
     @asynccontextmanager
     async def read(self, project: str) -> AsyncIterator[Reader]:
@@ -66,21 +71,56 @@ class Store:
         """Says that something may have been written in the project. Hold on to it while following it."""
         return self._signals.of(project)
 
+    async def hold_file(self, digest: str) -> None:
+        """Keeps a stored file, or one that is about to be stored, from being collected for a while."""
+        now = self._clock()
+        await self._database.transact(lambda connection: hold(connection, [digest], now))
+
+    async def collect(
+        self, delete: Callable[[str], Awaitable[None]], *, unused_since: datetime, hidden_since: datetime
+    ) -> int:
+        """Deletes stored files that no version holds and nobody used since `unused_since`. Gives how many.
+
+        A version that was hidden, itself or with its model, before `hidden_since` holds nothing any more.
+        delete: drops a file, given its digest. It runs while the file's row is locked, so whoever wants to
+        use the file next finds it gone and not going.
+        """
+        collected = 0
+        while digests := await self._database.transact(
+            lambda connection: garbage.sweep(connection, delete, unused_since, hidden_since)
+        ):
+            collected += digests
+        return collected
+
+    async def compact(self, before: datetime) -> int:
+        """Drops the events of watches from before a moment, except each project's last. Gives how many.
+
+        Those that a webhook is still to be sent stay with all that came after them; the history stays whole.
+        """
+        return await self._database.transact(lambda connection: garbage.compact(connection, before))
+
+    async def forget_deliveries(self, before: datetime) -> int:
+        """Drops what is known of webhooks' deliveries that arrived before a moment. Gives how many."""
+        return await self._database.transact(lambda connection: deliveries.forget(connection, before))
+
     async def forget_answers(self, before: datetime) -> int:
         """Drops the answers kept for retries of calls made before a moment. Gives how many."""
         return await self._database.transact(lambda connection: idempotency.forget(connection, before))
 
 
-async def _claim_head(connection: AsyncConnection, project: str) -> Head:
-    """The head of the chain, which nobody else moves before this transaction ends."""
-    found = await head(connection, project, for_update=True)
-    if found is None:
-        found = Head()
-        # Of two that begin a chain, the slower one conflicts as the isolation level says, and is run again.
-        dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-        await connection.execute(
-            dialect.insert(tables.audit_heads)
-            .values(project=project, sequence=found.sequence, hash=found.hash)
-            .on_conflict_do_nothing()
-        )
-    return found
+async def _claim_head(connection: AsyncConnection, project: str) -> tuple[Head, datetime | None]:
+    """The head of the chain, which nobody else moves before this transaction ends, and its time."""
+    table = tables.audit_heads
+    statement = select(table).where(table.c.project == project).with_for_update()
+    row = (await connection.execute(statement)).one_or_none()
+    if row is not None:
+        return Head(row.sequence, row.hash), row.time
+    begun = Head()
+    # Of two that begin a chain, the slower one conflicts as the isolation level says, and is run again.
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    await connection.execute(
+        dialect.insert(table)
+        .values(project=project, sequence=begun.sequence, hash=begun.hash)
+        .on_conflict_do_nothing()
+    )
+    return begun, None

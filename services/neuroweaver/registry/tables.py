@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKeyConstraint, Index, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 from neuroweaver.mesh import idempotency
 from neuroweaver.mesh.database import UtcDateTime
@@ -41,6 +52,63 @@ versions: Final = Table(
     Column("record", Text, nullable=False),
     ForeignKeyConstraint(["project", "model_id"], ["models.project", "models.model_id"]),
     Index("versions_by_time", "project", "model_id", "create_time", "precedence"),
+    Index("versions_by_state", "project", "model_id", "state", "precedence"),
+)
+
+# Which stored files a version holds: what garbage collection must leave alone.
+version_artifacts: Final = Table(
+    "version_artifacts",
+    METADATA,
+    Column("project", ascii_text(128), primary_key=True),
+    Column("model_id", ascii_text(63), primary_key=True),
+    Column("precedence", ascii_text(512), primary_key=True),
+    Column("digest", ascii_text(64), primary_key=True),
+    Index("version_artifacts_by_digest", "digest"),
+)
+
+# Every stored file, of all projects. Whoever is about to use or to collect one takes hold of its row.
+blobs: Final = Table(
+    "blobs",
+    METADATA,
+    Column("digest", ascii_text(64), primary_key=True),
+    Column("last_used", UtcDateTime, nullable=False),
+    Index("blobs_by_use", "last_used"),
+)
+
+# Where an alias points and has pointed: one row for each stretch of time. The last one has no end.
+alias_spans: Final = Table(
+    "alias_spans",
+    METADATA,
+    Column("project", ascii_text(128), primary_key=True),
+    Column("model_id", ascii_text(63), primary_key=True),
+    Column("alias", ascii_text(63), primary_key=True),
+    Column("since", UtcDateTime, primary_key=True),
+    # Of the change that began it: two changes may fall on one microsecond.
+    Column("sequence", BigInteger, primary_key=True),
+    Column("until", UtcDateTime),
+    Column("precedence", ascii_text(512), nullable=False),
+    Column("version", ascii_text(128), nullable=False),
+    Column("actor", ascii_text(256), nullable=False),
+    Column("is_protected", Boolean, nullable=False),
+)
+_IS_CURRENT: Final = alias_spans.c.until.is_(None)
+# An alias points at one version at a time: the database itself says so.
+Index(
+    "aliases_now",
+    alias_spans.c.project,
+    alias_spans.c.model_id,
+    alias_spans.c.alias,
+    unique=True,
+    sqlite_where=_IS_CURRENT,
+    postgresql_where=_IS_CURRENT,
+)
+Index(
+    "aliases_of_version",
+    alias_spans.c.project,
+    alias_spans.c.model_id,
+    alias_spans.c.precedence,
+    sqlite_where=_IS_CURRENT,
+    postgresql_where=_IS_CURRENT,
 )
 
 # Tags once more, to be searched. A model's own have an empty precedence.
@@ -62,6 +130,8 @@ audit_heads: Final = Table(
     Column("project", ascii_text(128), primary_key=True),
     Column("sequence", BigInteger, nullable=False),
     Column("hash", ascii_text(64), nullable=False),
+    # Of the last event: time in the history never runs backwards, whatever the clock does.
+    Column("time", UtcDateTime),
 )
 
 # Triggers refuse to change or delete its rows.
@@ -97,3 +167,47 @@ model_events: Final = Table(
 )
 
 answers: Final = idempotency.table(METADATA)
+
+webhooks: Final = Table(
+    "webhooks",
+    METADATA,
+    Column("project", ascii_text(128), primary_key=True),
+    Column("webhook_id", ascii_text(63), primary_key=True),
+    Column("url", Text, nullable=False),
+    # A JSON list; empty: all.
+    Column("actions", Text, nullable=False),
+    Column("model_id", ascii_text(63), nullable=False),
+    Column("secret", ascii_text(64), nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+)
+
+# The outbox: a change and what is to be sent of it are committed together.
+webhook_deliveries: Final = Table(
+    "webhook_deliveries",
+    METADATA,
+    Column("project", ascii_text(128), primary_key=True),
+    Column("webhook_id", ascii_text(63), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True),
+    Column("action", ascii_text(64), nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("state", ascii_text(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_time", UtcDateTime),
+    Column("last_attempt_time", UtcDateTime),
+    Column("last_status", Integer, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("claim", ascii_text(26)),
+    ForeignKeyConstraint(["project", "webhook_id"], ["webhooks.project", "webhooks.webhook_id"]),
+    Index("webhook_deliveries_by_state", "project", "webhook_id", "state", "sequence"),
+    Index("webhook_deliveries_by_attempt", "project", "webhook_id", "last_attempt_time"),
+)
+_IS_CLAIMED: Final = webhook_deliveries.c.claim.is_not(None)
+# One delivery of a webhook is under way at a time: the database itself says so.
+Index(
+    "webhook_deliveries_claimed",
+    webhook_deliveries.c.project,
+    webhook_deliveries.c.webhook_id,
+    unique=True,
+    sqlite_where=_IS_CLAIMED,
+    postgresql_where=_IS_CLAIMED,
+)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 from sqlalchemy import ColumnElement, and_, delete, insert, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.mesh import idempotency
 from neuroweaver.mesh.errors import AlreadyExists, InvalidArgument
-from neuroweaver.registry import audit, records, tables
-from neuroweaver.registry.audit import Head, Origin
+from neuroweaver.registry import audit, deliveries, records, tables
+from neuroweaver.registry.aliases import Alias
+from neuroweaver.registry.audit import AuditEvent, Head, Origin
 from neuroweaver.registry.model import Model, ModelVersion
-from neuroweaver.registry.reader import Reader
+from neuroweaver.registry.reader import Reader, kind_of
+from neuroweaver.registry.records import Change, Subject
 from neuroweaver.registry.versions import precedence
 
 M = TypeVar("M", bound=Message)
@@ -30,7 +33,7 @@ class Writer(Reader):
 
     def __init__(self, connection: AsyncConnection, origin: Origin, head: Head, now: datetime) -> None:
         super().__init__(connection, origin.project)
-        self._origin = origin
+        self.origin = origin
         self._head = head
         self.now = now
 
@@ -44,8 +47,8 @@ class Writer(Reader):
     ) -> M:
         """The answer of `operation`, or the one given to this request before. Raises InvalidArgument."""
         return await idempotency.once(
-            self._connection,
-            project=self._project,
+            self.connection,
+            project=self.project,
             method=method,
             request_id=request_id,
             request=request,
@@ -65,25 +68,109 @@ class Writer(Reader):
 
     async def add_version(self, version: ModelVersion) -> ModelVersion:
         """Raises AlreadyExists, also for a hidden version and one that differs in build metadata alone."""
+        return await self._add_version("version.created", version)
+
+    async def add_rollback(self, version: ModelVersion) -> ModelVersion:
+        """As add_version; the history says that it is an earlier one come back."""
+        return await self._add_version("version.rolled_back", version)
+
+    async def _add_version(self, action: str, version: ModelVersion) -> ModelVersion:
         if await self._version(version.model_id, version.version):
             raise AlreadyExists("model version", version.name)
-        return await self._save_version("version.created", None, version)
+        return await self._save_version(action, None, version)
 
     async def save_version(self, action: str, before: ModelVersion, after: ModelVersion) -> ModelVersion:
         """Puts `after` in the place of `before`, which was read in this transaction."""
         return await self._save_version(action, before, after)
 
+    async def point(self, before: Alias | None, after: Alias) -> Alias:
+        """Puts `after` in the place of `before`, which was read in this transaction; what was stays known."""
+        if before is None or before.version is None:
+            action = "alias.set"
+        else:
+            action = "alias.set" if after.version else "alias.deleted"
+        table = tables.alias_spans
+        key = {"project": self.project, "model_id": after.model_id, "alias": after.alias}
+        await self.connection.execute(
+            update(table).where(_equal(table, key), table.c.until.is_(None)).values(until=self.now)
+        )
+        if after.version:
+            span = {
+                "since": self.now,
+                "sequence": self._head.sequence + 1,
+                "precedence": precedence(after.version),
+                "version": str(after.version),
+                "actor": after.actor,
+                "is_protected": after.is_protected,
+            }
+            await self.connection.execute(insert(table).values(**key, **span))
+        about = after.version or (before.version if before else None)
+        await self.record(
+            action,
+            model_id=after.model_id,
+            version=str(about or ""),
+            changes=records.alias_changes(before, after),
+            subject=after,
+        )
+        return after
+
+    async def hold(self, digests: Collection[str]) -> None:
+        """Keeps stored files from being collected until this transaction ends, and for a while after it."""
+        await hold(self.connection, digests, self.now)
+
+    async def record(
+        self,
+        action: str,
+        *,
+        model_id: str = "",
+        version: str = "",
+        changes: Sequence[Change] = (),
+        subject: Subject | None = None,
+    ) -> AuditEvent:
+        """Writes a change into the history and tells the watches. subject: as it is after the change."""
+        event = audit.next_event(
+            self._head,
+            self.origin,
+            time=self.now,
+            action=action,
+            model_id=model_id,
+            version=version,
+            changes=changes,
+        )
+        await self.connection.execute(insert(tables.audit_events).values(**vars(event)))
+        await self.connection.execute(
+            insert(tables.model_events).values(
+                project=self.project,
+                sequence=event.sequence,
+                time=event.time,
+                action=action,
+                model_id=model_id,
+                subject=kind_of(subject),
+                record=_dumped(subject) if subject else "",
+            )
+        )
+        if subject:  # what is done to webhooks stands in the history alone
+            await deliveries.enqueue(self.connection, event)
+        self._head = Head(event.sequence, event.hash)
+        await self.connection.execute(
+            update(tables.audit_heads)
+            .where(tables.audit_heads.c.project == self.project)
+            .values(sequence=self._head.sequence, hash=self._head.hash, time=self.now)
+        )
+        return event
+
     async def _save_model(self, action: str, before: Model | None, after: Model) -> Model:
         after = replace(after, update_time=self.now, etag=str(self._head.sequence + 1))
         table = tables.models
         values = {"delete_time": after.delete_time, "record": _dumped(replace(after, latest_version=""))}
-        key = {"project": self._project, "model_id": after.model_id}
+        key = {"project": self.project, "model_id": after.model_id}
         if before is None:
-            await self._connection.execute(insert(table).values(**key, **values))
+            await self.connection.execute(insert(table).values(**key, **values))
         else:
-            await self._connection.execute(update(table).where(_equal(table, key)).values(**values))
-        await self._save_tags(after.model_id, "", after.tags)
-        await self._record(action, before, after, "")
+            await self.connection.execute(update(table).where(_equal(table, key)).values(**values))
+        await self._save_tags(after.model_id, "", before.tags if before else {}, after.tags)
+        changes = records.changes(before, after)
+        await self.record(action, model_id=after.model_id, changes=changes, subject=after)
         return after
 
     async def _save_version(
@@ -91,68 +178,65 @@ class Writer(Reader):
     ) -> ModelVersion:
         after = replace(after, update_time=self.now, etag=str(self._head.sequence + 1))
         table = tables.versions
-        key = {"project": self._project, "model_id": after.model_id, "precedence": precedence(after.version)}
+        key = {"project": self.project, "model_id": after.model_id, "precedence": precedence(after.version)}
         values = {
             "version": str(after.version),
             "is_prerelease": after.version.prerelease is not None,
             "state": after.state.value,
             "create_time": after.create_time,
             "delete_time": after.delete_time,
-            "record": _dumped(after),
+            "record": _dumped(replace(after, aliases=())),
         }
         if before is None:
-            await self._connection.execute(insert(table).values(**key, **values))
+            await self.connection.execute(insert(table).values(**key, **values))
+            await self._add_files(key, after)
         else:
-            await self._connection.execute(update(table).where(_equal(table, key)).values(**values))
-        await self._save_tags(after.model_id, key["precedence"], after.tags)
-        await self._record(action, before, after, str(after.version))
+            await self.connection.execute(update(table).where(_equal(table, key)).values(**values))
+        await self._save_tags(after.model_id, key["precedence"], before.tags if before else {}, after.tags)
+        changes = records.changes(before, after)
+        version = str(after.version)
+        await self.record(action, model_id=after.model_id, version=version, changes=changes, subject=after)
         return after
 
-    async def _save_tags(self, model_id: str, place: str, tags: Mapping[str, str]) -> None:
-        table = tables.tags
-        key = {"project": self._project, "model_id": model_id, "precedence": place}
-        await self._connection.execute(delete(table).where(_equal(table, key)))
-        if tags:
-            rows = [key | {"name": name, "value": value} for name, value in tags.items()]
-            await self._connection.execute(insert(table), rows)
+    async def _add_files(self, key: Mapping[str, Any], version: ModelVersion) -> None:
+        """What a version holds never changes, so this is written once."""
+        digests = {artifact.digest for artifact in version.artifacts}
+        if digests:
+            rows = [{**key, "digest": digest} for digest in sorted(digests)]
+            await self.connection.execute(insert(tables.version_artifacts), rows)
 
-    async def _record(
-        self, action: str, before: Model | ModelVersion | None, after: Model | ModelVersion, version: str
+    async def _save_tags(
+        self, model_id: str, place: str, before: Mapping[str, str], after: Mapping[str, str]
     ) -> None:
-        event = audit.next_event(
-            self._head,
-            self._origin,
-            time=self.now,
-            action=action,
-            model_id=after.model_id,
-            version=version,
-            changes=records.changes(before, after),
-        )
-        await self._connection.execute(insert(tables.audit_events).values(**vars(event)))
-        await self._connection.execute(
-            insert(tables.model_events).values(
-                project=self._project,
-                sequence=event.sequence,
-                time=event.time,
-                action=action,
-                model_id=after.model_id,
-                subject="version" if version else "model",
-                record=_dumped(after),
-            )
-        )
-        self._head = Head(event.sequence, event.hash)
-        await self._connection.execute(
-            update(tables.audit_heads)
-            .where(tables.audit_heads.c.project == self._project)
-            .values(sequence=self._head.sequence, hash=self._head.hash)
-        )
+        if before == after:
+            return
+        table = tables.tags
+        key = {"project": self.project, "model_id": model_id, "precedence": place}
+        await self.connection.execute(delete(table).where(_equal(table, key)))
+        if after:
+            rows = [key | {"name": name, "value": value} for name, value in after.items()]
+            await self.connection.execute(insert(table), rows)
+
+
+async def hold(connection: AsyncConnection, digests: Collection[str], now: datetime) -> None:
+    """Notes that stored files are in use now. What collects them meets this at their rows."""
+    if not digests:
+        return
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    # In one order, so that no two writers wait for each other.
+    rows = [{"digest": digest, "last_used": now} for digest in sorted(set(digests))]
+    statement = dialect.insert(tables.blobs)
+    statement = statement.on_conflict_do_update(
+        index_elements=["digest"], set_={"last_used": statement.excluded.last_used}
+    )
+    await connection.execute(statement, rows)
 
 
 def _equal(table: Any, key: Mapping[str, Any]) -> ColumnElement[bool]:
     return and_(*(table.c[name] == value for name, value in key.items()))
 
 
-def _dumped(subject: Model | ModelVersion) -> str:
+def _dumped(subject: Subject) -> str:
     text = records.dump(subject)
     if len(text) > MAX_RECORD_CHARACTERS:
         raise InvalidArgument(

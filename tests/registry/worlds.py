@@ -1,0 +1,107 @@
+"""Servers for many short stories, each over an empty database of its own, all on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import uuid
+from collections.abc import Awaitable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import psycopg
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from neuroweaver.mesh.channel import channel
+from neuroweaver.mesh.database import Database
+from neuroweaver.mesh.migrations import migrate
+from neuroweaver.mesh.serve import running
+from neuroweaver.mesh.settings import Settings
+from neuroweaver.registry.__main__ import service
+from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
+
+T = TypeVar("T")
+
+# That a commit reaches the disk is another test's business; in memory there are ten times as many of them.
+_MEMORY = Path("/dev/shm")
+
+
+class Databases(Protocol):
+    def fresh(self) -> str:
+        """The URL of an empty database with the tables in it."""
+
+
+@dataclass
+class World:
+    """One event loop and one folder of artifacts for all examples; a server for each."""
+
+    databases: Databases
+    home: Path
+    runner: asyncio.Runner
+
+    def run(self, work: Awaitable[T]) -> T:
+        async def awaited() -> T:
+            return await work
+
+        return self.runner.run(awaited())
+
+    async def serve(self, stack: AsyncExitStack) -> Any:
+        url = self.databases.fresh()
+        own = Settings(
+            service="registry", home=self.home, port=0, metrics_port=0, database_url=url, drain_s=0.0
+        )
+        database = Database(url, schema="registry")
+        server = await stack.enter_async_context(
+            running(service(database, own), own, registry=CollectorRegistry())
+        )
+        return RegistryServiceStub(await stack.enter_async_context(channel(server.address)))
+
+
+class SqliteDatabases:
+    """Copies of one file that was migrated once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._template = folder / "template.db"
+        asyncio.run(_migrated(f"sqlite:///{self._template}"))
+
+    def fresh(self) -> str:
+        file = self._folder / f"{uuid.uuid4().hex}.db"
+        shutil.copy(self._template, file)
+        return f"sqlite:///{file}"
+
+
+class PostgresDatabases:
+    """Copies of one database that was migrated once."""
+
+    def __init__(self, url: str) -> None:
+        self._server, _, self._template = url.rpartition("/")
+        asyncio.run(_migrated(url))
+
+    def fresh(self) -> str:
+        name = f"test_{uuid.uuid4().hex}"
+        with psycopg.connect(f"{self._server}/postgres", autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy")
+        return f"{self._server}/{name}"
+
+
+async def _migrated(url: str) -> None:
+    database = Database(url, schema="registry")
+    await migrate(database, "neuroweaver.registry")
+    await database.close()
+
+
+@contextmanager
+def world(postgres_url: str = "") -> Iterator[World]:
+    """postgres_url: of an empty database to begin with; without it, SQLite."""
+    with (
+        tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        home = Path(folder)
+        databases = PostgresDatabases(postgres_url) if postgres_url else SqliteDatabases(home)
+        yield World(databases, home, runner)
