@@ -183,30 +183,18 @@ def test_without_pid_files_there_is_nothing_to_end(environ, places):
     assert "Nothing to end" in out
 
 
-def test_the_services_of_later_work_answer_unimplemented(environ, places):
-    from neuroweaver.v1 import deployer_pb2, experiment_pb2
+def test_the_service_of_later_work_answers_unimplemented(environ, places):
+    from neuroweaver.v1 import deployer_pb2
     from neuroweaver.v1.deployer_pb2_grpc import DeployerServiceStub
-    from neuroweaver.v1.experiment_pb2_grpc import ExperimentServiceStub
 
     by_name = {place.service: place.address for place in places}
-    with Fleet(environ, ["deployer", "experiment"]) as fleet:
+    with Fleet(environ, ["deployer"]) as fleet:
         fleet.start()
         fleet.wait_until_healthy()
-        with (
-            grpc.insecure_channel(by_name["deployer"]) as deployer,
-            grpc.insecure_channel(by_name["experiment"]) as experiment,
-        ):
-            calls = {
-                "GetDeployment": lambda: DeployerServiceStub(deployer).GetDeployment(
+        with grpc.insecure_channel(by_name["deployer"]) as deployer:
+            with pytest.raises(grpc.RpcError) as refusal:
+                DeployerServiceStub(deployer).GetDeployment(
                     deployer_pb2.GetDeploymentRequest(model_id="service-advisor", name="default")
-                ),
-                "ListExperiments": lambda: ExperimentServiceStub(experiment).ListExperiments(
-                    experiment_pb2.ListExperimentsRequest()
-                ),
-                "RecordEvents": lambda: ExperimentServiceStub(experiment).RecordEvents(iter([])),
-            }
-            for name, call in calls.items():
-                with pytest.raises(grpc.RpcError) as refusal:
-                    call()
-                assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
-                assert f"{name} is not implemented by this server" in refusal.value.details()
+                )
+            assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert "GetDeployment is not implemented by this server" in refusal.value.details()

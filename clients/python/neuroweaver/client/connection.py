@@ -20,7 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from neuroweaver.mesh import settings
 from neuroweaver.mesh.channel import sync_channel
-from neuroweaver.v1 import registry_pb2, trainer_pb2
+from neuroweaver.v1 import experiment_pb2, registry_pb2, trainer_pb2
+from neuroweaver.v1.experiment_pb2_grpc import ExperimentServiceStub
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 from neuroweaver.v1.trainer_pb2_grpc import TrainerServiceStub
 
@@ -37,7 +38,13 @@ class _Sequenced(Protocol):
     def sequence(self) -> int: ...
 
 
+class _Page(Protocol):
+    @property
+    def next_page_token(self) -> str: ...
+
+
 M = TypeVar("M", bound=_Sequenced)
+P = TypeVar("P", bound=_Page)
 
 
 class Client:
@@ -71,6 +78,10 @@ class Client:
         return self._addresses.get(service) or settings.address(service)
 
     @cached_property
+    def experiment(self) -> ExperimentServiceStub:
+        return ExperimentServiceStub(self._channel("experiment"))
+
+    @cached_property
     def trainer(self) -> TrainerServiceStub:
         return TrainerServiceStub(self._channel("trainer"))
 
@@ -102,31 +113,53 @@ class Client:
             if not token:
                 return
 
-    def models(self, query: str = "") -> Iterator[registry_pb2.Model]:
-        """By id. query: a filter of ListModels."""
-        token = ""
-        while True:
-            page = self.registry.ListModels(
-                registry_pb2.ListModelsRequest(page_size=PAGE_SIZE, page_token=token, filter=query)
-            )
-            yield from page.models
-            token = page.next_page_token
-            if not token:
-                return
+    def experiments(self, query: str = "") -> Iterator[experiment_pb2.Experiment]:
+        """Newest first. query: a filter of ListExperiments."""
+        request = experiment_pb2.ListExperimentsRequest(page_size=PAGE_SIZE, filter=query)
+        for page in _pages(self.experiment.ListExperiments, request):
+            yield from page.experiments
 
-    def versions(self, model_id: str) -> Iterator[registry_pb2.ModelVersion]:
-        """Highest first."""
-        token = ""
-        while True:
-            page = self.registry.ListModelVersions(
-                registry_pb2.ListModelVersionsRequest(
-                    model_id=model_id, page_size=PAGE_SIZE, page_token=token
-                )
-            )
+    def past_results(self, test_id: str) -> Iterator[experiment_pb2.ExperimentResults]:
+        """Those kept over the experiment's life, oldest first."""
+        request = experiment_pb2.ListResultsRequest(test_id=test_id, page_size=PAGE_SIZE)
+        for page in _pages(self.experiment.ListResults, request):
+            yield from page.results
+
+    def models(self, query: str = "", *, show_deleted: bool = False) -> Iterator[registry_pb2.Model]:
+        """By id. query: a filter of ListModels."""
+        request = registry_pb2.ListModelsRequest(page_size=PAGE_SIZE, filter=query, show_deleted=show_deleted)
+        for page in _pages(self.registry.ListModels, request):
+            yield from page.models
+
+    def versions(
+        self, model_id: str, query: str = "", *, show_deleted: bool = False
+    ) -> Iterator[registry_pb2.ModelVersion]:
+        """Highest first. query: a filter of ListModelVersions."""
+        request = registry_pb2.ListModelVersionsRequest(
+            model_id=model_id, page_size=PAGE_SIZE, filter=query, show_deleted=show_deleted
+        )
+        for page in _pages(self.registry.ListModelVersions, request):
             yield from page.versions
-            token = page.next_page_token
-            if not token:
-                return
+
+    def history(self, model_id: str, version: str = "") -> Iterator[registry_pb2.AuditEvent]:
+        """Newest first. version: an exact one; empty: everything about the model."""
+        request = registry_pb2.GetVersionHistoryRequest(
+            model_id=model_id, version=version, page_size=PAGE_SIZE
+        )
+        for page in _pages(self.registry.GetVersionHistory, request):
+            yield from page.events
+
+    def deliveries(
+        self,
+        webhook_id: str,
+        state: registry_pb2.DeliveryState.ValueType = registry_pb2.DELIVERY_STATE_UNSPECIFIED,
+    ) -> Iterator[registry_pb2.WebhookDelivery]:
+        """Newest first."""
+        request = registry_pb2.ListWebhookDeliveriesRequest(
+            webhook_id=webhook_id, state=state, page_size=PAGE_SIZE
+        )
+        for page in _pages(self.registry.ListWebhookDeliveries, request):
+            yield from page.deliveries
 
     def watch_training(
         self,
@@ -151,6 +184,25 @@ class Client:
             if event.WhichOneof("event") != "heartbeat":
                 yield event
 
+    def watch_results(
+        self,
+        test_id: str,
+        since_sequence: int = 0,
+        *,
+        patience_s: float = 60.0,
+        on_break: OnBreak | None = None,
+    ) -> Iterator[experiment_pb2.ResultsEvent]:
+        """The events after `since_sequence` until the experiment is concluded, as `watch_training` gives."""
+
+        def opened(since: int) -> Iterable[experiment_pb2.ResultsEvent]:
+            return self.experiment.WatchResults(
+                experiment_pb2.WatchResultsRequest(test_id=test_id, since_sequence=since)
+            )
+
+        for event in resumed(opened, since_sequence, patience_s=patience_s, on_break=on_break):
+            if event.WhichOneof("event") != "heartbeat":
+                yield event
+
     def watch_logs(
         self, job_id: str, since_sequence: int = 0, *, follow: bool = False, patience_s: float = 60.0
     ) -> Iterator[trainer_pb2.LogLine]:
@@ -168,6 +220,16 @@ class Client:
             plain = sync_channel(self.address(service))
             self._channels[service] = grpc.intercept_channel(plain, _Deadline(self._timeout_s))
         return self._channels[service]
+
+
+def _pages(call: Callable[[Any], P], request: Any) -> Iterator[P]:
+    """Every page of a list. `request` is asked again and again, with the token of the next page."""
+    while True:
+        page = call(request)
+        yield page
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
 
 
 def resumed(

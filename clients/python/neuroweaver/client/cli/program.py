@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 from typer.exceptions import TyperException
 
-from neuroweaver.client.cli import mesh, model, train
+from neuroweaver.client.cli import experiment, mesh, model, train, webhook
 from neuroweaver.client.cli.failures import EPILOG, BadInput, Exit, Failure
 from neuroweaver.client.cli.output import error_console
 from neuroweaver.mesh import telemetry
@@ -29,6 +29,8 @@ app = typer.Typer(
 mesh.register(app)
 app.add_typer(train.app, name="train")
 app.add_typer(model.app, name="model")
+app.add_typer(experiment.app, name="experiment")
+app.add_typer(webhook.app, name="webhook")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

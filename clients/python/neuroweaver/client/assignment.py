@@ -1,0 +1,113 @@
+"""Assigns units without asking: a copy of the experiments' configurations, kept fresh by a watch.
+
+    with LocalAssignment(client) as local:
+        found = local.assign("greeting", user_id, {"plan": "pro"})
+        if found.is_participant:
+            …                                   # serve it, then send an exposure event
+
+The answers are those of AssignVariant, computed by the same code. While the service is away the last known
+configurations go on being used; `age_s` tells since when nothing was heard.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any, Final, Self
+
+import grpc
+
+from neuroweaver.client.connection import Client
+from neuroweaver.mesh.assignment import Assignment, Attributes, Evaluator
+from neuroweaver.v1 import experiment_pb2 as pb
+
+_MAX_BACKOFF_S: Final = 10.0
+
+
+class UnknownExperiment(LookupError):
+    """There is no such experiment, or nothing was heard of it yet. The message names it."""
+
+
+class LocalAssignment:
+    """test_ids: only these experiments; empty: all of the project. Safe to use from any number of threads."""
+
+    def __init__(self, client: Client, test_ids: Iterable[str] = ()) -> None:
+        self._client = client
+        self._test_ids = list(test_ids)
+        # Replaced entry by entry, never changed: a reader sees one configuration or the next.
+        self._evaluators: dict[str, Evaluator] = {}
+        self._ready = threading.Event()
+        self._closed = threading.Event()
+        self._heard_at = time.monotonic()
+        self._call: Any = None
+        self._thread = threading.Thread(target=self._follow, name="neuroweaver-assignments", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, timeout_s: float = 30.0) -> None:
+        """Returns once everything there is has been heard. Raises TimeoutError."""
+        self._thread.start()
+        if not self._ready.wait(timeout_s):
+            self.close()
+            raise TimeoutError("the Experiment service did not send its configurations; is it running?")
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._call is not None:
+            self._call.cancel()
+        self._thread.join(timeout=5)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the service was last heard; it sends a heartbeat every 15."""
+        return time.monotonic() - self._heard_at
+
+    def assign(self, test_id: str, unit_id: str, attributes: Attributes | None = None) -> Assignment:
+        """Raises UnknownExperiment, and ValueError for what is no unit id."""
+        try:
+            evaluator = self._evaluators[test_id]
+        except KeyError:
+            raise UnknownExperiment(test_id) from None
+        return evaluator.assign(unit_id, attributes)
+
+    def variant(self, test_id: str, variant_id: str) -> pb.ExperimentVariant:
+        """What serves a variant: its target and parameters. Raises UnknownExperiment, KeyError."""
+        evaluator = self._evaluators.get(test_id)
+        if evaluator is None:
+            raise UnknownExperiment(test_id)
+        found = next((each for each in evaluator.config.variants if each.variant_id == variant_id), None)
+        if found is None:
+            raise KeyError(variant_id)
+        return found
+
+    def _follow(self) -> None:
+        last, backoff_s = 0, 0.1
+        while not self._closed.is_set():
+            try:
+                request = pb.WatchAssignmentsRequest(since_sequence=last, test_ids=self._test_ids)
+                self._call = self._client.experiment.WatchAssignments(request)
+                for event in self._call:
+                    last, backoff_s = max(last, event.sequence), 0.1
+                    self._hear(event)
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.OUT_OF_RANGE:
+                    last = 0  # another database than before: begin with everything there is
+            # Ended or failed, the server is drained or away.
+            self._closed.wait(backoff_s)
+            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+
+    def _hear(self, event: pb.AssignmentEvent) -> None:
+        self._heard_at = time.monotonic()
+        match event.WhichOneof("event"):
+            case "config":
+                self._evaluators[event.config.test_id] = Evaluator(event.config)
+            case "removed":
+                self._evaluators.pop(event.removed.test_id, None)
+            case "snapshot_complete":
+                self._ready.set()
