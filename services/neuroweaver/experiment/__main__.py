@@ -1,23 +1,46 @@
-"""Starts the Experiment service: `python -m neuroweaver.experiment`."""
+"""`python -m neuroweaver.experiment`: the Experiment service as a process."""
 
 from __future__ import annotations
 
-import grpc
-
-from neuroweaver.experiment.server import ExperimentServicer
+from neuroweaver.experiment import server, snapshots
+from neuroweaver.experiment.director import Director
+from neuroweaver.experiment.evaluators import Evaluators
+from neuroweaver.experiment.housekeeping import keep_house
+from neuroweaver.experiment.releases import Releases
+from neuroweaver.experiment.results import Desk
+from neuroweaver.experiment.store import Store
+from neuroweaver.mesh.channel import channel
+from neuroweaver.mesh.database import Database
+from neuroweaver.mesh.migrations import migrate
 from neuroweaver.mesh.serve import Service, run, serve
 from neuroweaver.mesh.settings import Settings
-from neuroweaver.v1 import experiment_pb2_grpc
+from neuroweaver.v1 import experiment_pb2_grpc, registry_pb2_grpc
 
 
 async def main(settings: Settings) -> None:
-    # Its types call it abstract; at run time the generated base answers what is not written yet.
-    servicer = ExperimentServicer()  # type: ignore[abstract]
+    database = Database(settings.database_url, schema="experiment")
+    await migrate(database, "neuroweaver.experiment")
+    async with channel(settings.addresses["registry"]) as registry:
+        stub = registry_pb2_grpc.RegistryServiceStub(registry)
+        await serve(service(database, Releases(stub)), settings)
 
-    def add(server: grpc.aio.Server) -> None:
-        experiment_pb2_grpc.add_ExperimentServiceServicer_to_server(servicer, server)
 
-    await serve(Service(names=["neuroweaver.v1.ExperimentService"], add=add), settings)
+def service(database: Database, releases: Releases) -> Service:
+    """The Experiment service over a migrated database, which it closes at its end."""
+    store = Store(database)
+    evaluators, desk = Evaluators(store), Desk(store, snapshots.load)
+    servicer = server.ExperimentServicer(store, evaluators, releases, desk)
+    servicer.committer.listen(store.notify_results)
+    director = Director(store, servicer, desk)
+
+    return Service(
+        names=[server.NAME],
+        add=lambda grpc_server: experiment_pb2_grpc.add_ExperimentServiceServicer_to_server(
+            servicer, grpc_server
+        ),
+        background=[evaluators.keep_fresh, director.run, lambda: keep_house(store)],
+        close=database.close,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,23 @@
-"""The Experiment service's servicer."""
+"""ExperimentService over gRPC."""
 
 from __future__ import annotations
 
+from typing import Final
+
+from neuroweaver.experiment.assignment_methods import AssignmentMethods
+from neuroweaver.experiment.event_methods import EventMethods
+from neuroweaver.experiment.lifecycle_methods import LifecycleMethods
+from neuroweaver.experiment.results_methods import ResultsMethods
 from neuroweaver.v1 import experiment_pb2_grpc
 
+NAME: Final = "neuroweaver.v1.ExperimentService"
 
-class ExperimentServicer(experiment_pb2_grpc.ExperimentServiceServicer):
-    """Every RPC that is not written here answers UNIMPLEMENTED: see `neuroweaver.mesh.rpc`."""
+
+class ExperimentServicer(
+    AssignmentMethods,
+    EventMethods,
+    LifecycleMethods,
+    ResultsMethods,
+    experiment_pb2_grpc.ExperimentServiceServicer,
+):
+    """What none of these defines answers UNIMPLEMENTED, as the generated base has it."""

@@ -1,0 +1,273 @@
+"""What an analysis, an assignment and a watch of results cost the Experiment service.
+
+    python bench/experiment.py [--rounds 20] [--calls 500] [--watchers 1000]
+
+The analysis is that of 4 variants and 20 metrics from their statistics. For AssignVariant a client calls
+three processes by turns, so that all see the same machine: an echo of the same answer without the mesh, the
+same with the mesh's interceptor, and the service itself over an SQLite file. Then so many watches of one
+experiment are opened while its results move every two seconds. Linux only: CPU time is read from /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import numpy as np
+import uvloop
+
+from neuroweaver.experiment import snapshots, specification
+from neuroweaver.experiment.evaluators import Evaluators
+from neuroweaver.experiment.model import RUNNING, Experiment, Phase
+from neuroweaver.experiment.releases import Releases
+from neuroweaver.experiment.report import report
+from neuroweaver.experiment.results import Desk
+from neuroweaver.experiment.server import ExperimentServicer
+from neuroweaver.experiment.snapshot import Cell, Group, Snapshot
+from neuroweaver.experiment.statistics.arm import Sample
+from neuroweaver.experiment.statistics.moments import Moments
+from neuroweaver.experiment.store import Store
+from neuroweaver.mesh import logs, telemetry
+from neuroweaver.mesh.channel import channel
+from neuroweaver.mesh.database import Database
+from neuroweaver.mesh.interceptors import Drain, server_interceptor
+from neuroweaver.mesh.migrations import migrate
+from neuroweaver.v1 import experiment_pb2 as pb
+from neuroweaver.v1 import experiment_pb2_grpc as rpc
+
+KINDS = ("bare", "meshed", "service")
+
+
+def spec(variants: int, metrics: int) -> pb.ExperimentSpec:
+    names = ["control", *(f"treatment-{index}" for index in range(1, variants))]
+    ids = [f"metric_{index}" for index in range(metrics)]
+    return pb.ExperimentSpec(
+        title="bench",
+        variants=[pb.ExperimentVariant(variant_id=name, weight=1 / variants) for name in names],
+        control_variant_id="control",
+        metrics=[
+            pb.ExperimentMetric(
+                metric_id=each,
+                goal=pb.METRIC_GOAL_INCREASE,
+                mean=pb.MeanMetric(source=pb.EventSource(event_name=each)),
+            )
+            for each in ids
+        ],
+        target_metric_id=ids[0],
+        guardrails=[pb.Guardrail(metric_id=each, margin=pb.EffectSize(relative=0.02)) for each in ids[1:6]],
+    )
+
+
+def analysis(rounds: int) -> None:
+    now = datetime.now(UTC)
+    made = specification.completed(spec(4, 20), now)
+    weights = {each.variant_id: each.weight for each in made.variants}
+    experiment = Experiment(
+        project="p",
+        test_id="t",
+        spec=made,
+        state=RUNNING,
+        weights=weights,
+        salt="s",
+        pinned={},
+        baseline={},
+        phases=(Phase(1, now, weights, {}),),
+        created_by="bench",
+        create_time=now,
+        start_time=now,
+        update_time=now,
+    )
+    rng = np.random.default_rng(1)
+    cells = {
+        (1, variant, metric.metric_id): Cell(Sample(Moments.of(rng.normal(10, 1, 10_000))), 10_000)
+        for variant in weights
+        for metric in made.metrics
+    }
+    snapshot = Snapshot({(1, variant): Group(10_000) for variant in weights}, cells)
+    waits = []
+    for _ in range(rounds + 3):
+        started = time.perf_counter()
+        found = report(experiment, snapshot, now=now)
+        waits.append((time.perf_counter() - started) * 1e3)
+    low, middle, high = statistics.quantiles(waits[3:], n=4)
+    size = found.results.ByteSize() / 1024
+    print(f"analysis: {middle:.1f} ms (quartiles {low:.1f} and {high:.1f}), {size:.0f} KiB")
+
+
+class Echo(rpc.ExperimentServiceServicer):
+    async def AssignVariant(self, request, _context):  # noqa: N802
+        return pb.VariantAssignment(
+            test_id=request.test_id, unit_id=request.unit_id, variant_id="control", phase=1, config_sequence=2
+        )
+
+
+async def serve(kind: str) -> None:
+    logs.configure("bench", log_format="json")
+    telemetry.start("bench")
+    interceptors = [] if kind == "bare" else [server_interceptor(Drain(), deadline_s=60)]
+    server = grpc.aio.server(interceptors=interceptors)
+    with tempfile.TemporaryDirectory() as folder:
+        servicer: rpc.ExperimentServiceServicer = Echo()
+        if kind == "service":
+            database = Database(f"sqlite:///{folder}/experiment.db", schema="experiment")
+            await migrate(database, "neuroweaver.experiment")
+            store = Store(database)
+            servicer = ExperimentServicer(
+                store, Evaluators(store), Releases(None), Desk(store, snapshots.load)
+            )
+        rpc.add_ExperimentServiceServicer_to_server(servicer, server)
+        print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+        await server.start()
+        gc.freeze()  # as mesh.serve does
+        await server.wait_for_termination()
+
+
+@contextmanager
+def servers(*kinds: str) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    with tempfile.TemporaryFile() as log:
+        command = [sys.executable, __file__, "--serve"]
+        started = {
+            kind: subprocess.Popen([*command, kind], stdout=subprocess.PIPE, stderr=log) for kind in kinds
+        }
+        try:
+            yield started
+        finally:
+            for server in started.values():
+                server.terminate()
+                server.wait()
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of all threads of a process so far."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+async def measure(pid: int, stub, calls: int) -> tuple[float, float]:
+    """Microseconds an RPC: the server's CPU, and the time from call to answer at the median."""
+    before, waits = cpu_s(pid), []
+    for index in range(calls):
+        request = pb.AssignVariantRequest(test_id="t", unit_id=f"unit-{index}")
+        started = time.perf_counter()
+        await stub.AssignVariant(request)
+        waits.append(time.perf_counter() - started)
+    return (cpu_s(pid) - before) / calls * 1e6, statistics.median(waits) * 1e6
+
+
+async def assignments(stubs, started, rounds: int, calls: int) -> None:
+    found = {kind: [] for kind in started}
+    for kind, server in started.items():
+        await measure(server.pid, stubs[kind], calls)  # warm
+    for _ in range(rounds):
+        for kind, server in started.items():
+            found[kind].append(await measure(server.pid, stubs[kind], calls))
+    for kind, pairs in found.items():
+        cpu, wait = (statistics.median(column) for column in zip(*pairs, strict=True))
+        least = min(pair[0] for pair in pairs)
+        print(f"{kind:<8}{cpu:5.0f} µs CPU an RPC (least {least:.0f}), {wait:5.0f} µs from call to answer")
+    for base in ("bare", "meshed"):
+        ratios = [one[0] / other[0] for other, one in zip(found[base], found["service"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"service / {base}: {middle:.2f} (quartiles {low:.2f} and {high:.2f} of {len(ratios)} rounds)")
+
+
+def events(round_number: int, units: int) -> list[pb.RecordEventsRequest]:
+    requests = []
+    now_us = time.time_ns() // 1000
+    for index, variant in enumerate(("control", "treatment-1", "treatment-2", "treatment-3")):
+        names = [f"{variant}-{round_number}-{unit}" for unit in range(units)]
+        exposures = pb.ExposureColumns(variant_ids=[variant], assigned=[0] * units)
+        times = [now_us] * units
+        requests.append(
+            pb.EventColumns(event_ids=names, unit_ids=names, event_times_us=times, exposures=exposures)
+        )
+        values = np.random.default_rng(10 * round_number + index).normal(10, 1, units)
+        samples = pb.MetricColumns(names=["metric_0"], name_indexes=[0] * units, values=values)
+        ids = [f"m-{name}" for name in names]
+        requests.append(pb.EventColumns(event_ids=ids, unit_ids=names, event_times_us=times, metrics=samples))
+    return [pb.RecordEventsRequest(test_id="t", columns=each) for each in requests]
+
+
+class Arrivals:
+    """When each of so many watches heard of results with so many units."""
+
+    def __init__(self, watchers: int) -> None:
+        self._watchers = watchers
+        self._count: dict[int, int] = {}
+        self._last: dict[int, asyncio.Future[float]] = {}
+
+    def note(self, units: int) -> None:
+        self._count[units] = self._count.get(units, 0) + 1
+        if self._count[units] == self._watchers:
+            self.last(units).set_result(time.perf_counter())
+
+    def last(self, units: int) -> asyncio.Future[float]:
+        return self._last.setdefault(units, asyncio.get_running_loop().create_future())
+
+
+async def watches(stub, pid: int, watchers: int, rounds: int) -> None:
+    arrivals = Arrivals(watchers)
+
+    async def watch() -> None:
+        async for event in stub.WatchResults(pb.WatchResultsRequest(test_id="t")):
+            if event.HasField("results"):
+                arrivals.note(event.results.variants[0].units)
+
+    tasks = [asyncio.create_task(watch()) for _ in range(watchers)]
+    await arrivals.last(0)
+    before, begun, lags = cpu_s(pid), time.perf_counter(), []
+    for number in range(1, rounds + 1):
+        await stub.RecordEvents(iter(events(number, 100)))
+        recorded = time.perf_counter()
+        lags.append(await arrivals.last(100 * number) - recorded)
+        await asyncio.sleep(max(0.0, 2 - (time.perf_counter() - recorded)))
+    cpu, length = cpu_s(pid) - before, time.perf_counter() - begun
+    for task in tasks:
+        task.cancel()
+    print(
+        f"{watchers} watches of results that move every {length / rounds:.1f} s: {cpu / length:.2f} s of the"
+        f" server's CPU a second; the last watch hears {statistics.median(lags):.2f} s after the commit"
+        f" (longest {max(lags):.2f} s)"
+    )
+
+
+async def run(started, options) -> None:
+    stubs = {}
+    for kind, server in started.items():
+        opened = channel(f"127.0.0.1:{int(server.stdout.readline())}")
+        stubs[kind] = rpc.ExperimentServiceStub(opened)
+    stub = stubs["service"]
+    made = spec(4, 20)
+    made.min_units_per_variant = 1000
+    await stub.CreateExperiment(pb.CreateExperimentRequest(test_id="t", spec=made))
+    await stub.StartExperiment(pb.StartExperimentRequest(test_id="t"))
+    await assignments(stubs, started, options.rounds, options.calls)
+    await watches(stub, started["service"].pid, options.watchers, 10)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--calls", type=int, default=500)
+    parser.add_argument("--watchers", type=int, default=1000)
+    parser.add_argument("--serve", choices=KINDS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        uvloop.run(serve(options.serve))
+    else:
+        print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
+        analysis(options.rounds)
+        with servers(*KINDS) as all_of_them:
+            uvloop.run(run(all_of_them, options))

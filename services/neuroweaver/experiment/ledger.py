@@ -1,0 +1,329 @@
+"""The sufficient statistics as they move: what units were is taken out, what they are is put in."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from neuroweaver.experiment.readings import Plan, Reading
+from neuroweaver.experiment.snapshot import Cell, Group, Quality, Rejection, Snapshot, Tally
+from neuroweaver.experiment.statistics.arm import Sample
+from neuroweaver.experiment.statistics.moments import Moments
+from neuroweaver.experiment.statistics.sketch import GroupedSketch
+from neuroweaver.experiment.statistics.winsorization import Caps, calibrated
+from neuroweaver.experiment.units import Population, Rows
+from neuroweaver.v1 import experiment_pb2 as pb
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_US: Final = 86_400_000_000
+_TOLD: Final = 10
+# More variants than an experiment can have.
+_VARIANTS: Final = 64
+
+CellKey = tuple[int, str, str]
+
+
+@dataclass
+class Sums:
+    """A cell. is_stale: events left it, which no sketch can forget; it is made anew where it is read."""
+
+    observed: Moments
+    missing: Moments | None
+    events: int = 0
+    without: int = 0
+    sketch: GroupedSketch | None = None
+    is_stale: bool = False
+
+    @classmethod
+    def none(cls, reading: Reading) -> Sums:
+        """Of a metric without any unit."""
+        columns = reading.outcomes + reading.covariates
+        return cls(Moments.zero(columns), Moments.zero(reading.outcomes) if reading.covariates else None)
+
+    @property
+    def units(self) -> int:
+        """Those that have a value."""
+        return self.observed.n + (self.missing.n if self.missing else 0)
+
+    def take(self, rows: Rows, chosen: npt.NDArray[np.bool_], sign: int) -> None:
+        """Puts units in (sign 1), or takes them out (-1)."""
+        if not chosen.any():
+            return
+        self.events += sign * int(rows.events[chosen].sum())
+        self.without += sign * int(np.count_nonzero(rows.events[chosen] == 0))
+        valued = chosen & rows.is_there
+        whole = valued & rows.is_explained
+        joined = Moments.of(np.concatenate((rows.outcomes[whole], rows.covariates[whole]), axis=1))
+        self.observed = self.observed + joined if sign > 0 else self.observed - joined
+        if self.missing is not None:
+            rest = Moments.of(rows.outcomes[valued & ~rows.is_explained])
+            self.missing = self.missing + rest if sign > 0 else self.missing - rest
+
+
+@dataclass
+class Ledger:
+    """Everything counted of one experiment. cells: at least those of the phases in which units move.
+
+    caps: with the number of the batch after which they were taken. touched: the cells that moved.
+    """
+
+    plan: Plan
+    groups: Counter[tuple[int, int, str]] = field(default_factory=Counter)
+    cells: dict[CellKey, Sums] = field(default_factory=dict)
+    tallies: Counter[tuple[int, str, str, str, int]] = field(default_factory=Counter)
+    days: Counter[int] = field(default_factory=Counter)
+    caps: dict[tuple[int, str], tuple[Caps, int]] = field(default_factory=dict)
+    unexposed: int = 0
+    accepted: int = 0
+    duplicates: int = 0
+    late: int = 0
+    last_us: int = 0
+    rejections: dict[pb.EventRejection.ValueType, Rejection] = field(default_factory=dict)
+    touched: set[CellKey] = field(default_factory=set)
+
+    def move(self, old: Population, new: Population, sketch_groups: npt.NDArray[np.int64]) -> None:
+        """The same units, before and after. sketch_groups: of each unit."""
+        self._count(old, -1)
+        self._count(new, 1)
+        for reading in self.plan.readings:
+            caps = self._caps_of(reading)
+            self.take(reading, old, old.rows(reading, caps), -1)
+            self.take(reading, new, new.rows(reading, caps), 1)
+            if reading.is_quantile and not reading.is_of_unit_means:
+                self._sketch(reading, old, new, sketch_groups)
+
+    def take(self, reading: Reading, units: Population, rows: Rows, sign: int) -> None:
+        codes = _codes(units)
+        for code in np.unique(codes).tolist():
+            self.cell(code, reading).take(rows, codes == code, sign)
+
+    def cell(self, code: int, reading: Reading) -> Sums:
+        key = (code // _VARIANTS, self.plan.variants[code % _VARIANTS], reading.metric_id)
+        self.touched.add(key)
+        return self.cells.setdefault(key, Sums.none(reading))
+
+    def uncalibrated(self) -> list[tuple[int, Reading]]:
+        """Phases and metrics whose caps can be taken now."""
+        found = []
+        phases = {phase for phase, _, _ in self.cells}
+        for reading in self.plan.readings:
+            for phase in sorted(phases) if reading.calibration else ():
+                units = sum(self.cells[key].units for key in self._keys(phase, reading) if key in self.cells)
+                if units >= reading.calibration and (phase, reading.metric_id) not in self.caps:
+                    found.append((phase, reading))
+        return found
+
+    def calibrate(self, phase: int, reading: Reading, units: Sequence[Population], batch: int) -> None:
+        """Takes the caps from all units there are, and counts them anew under these."""
+        self.caps[phase, reading.metric_id] = taken(phase, reading, units), batch
+        for key in self._keys(phase, reading):
+            if key in self.cells:
+                self.cells[key] = Sums.none(reading)
+                self.touched.add(key)
+        caps = self._caps_of(reading)
+        for each in units:
+            rows, codes = each.rows(reading, caps), _codes(each)
+            for code in np.unique(codes[codes // _VARIANTS == phase]).tolist():
+                self.cell(code, reading).take(rows, codes == code, 1)
+
+    def reject(self, rejection: Rejection) -> None:
+        known = self.rejections.get(rejection.reason, Rejection(rejection.reason, 0))
+        self.rejections[rejection.reason] = and_more(known, rejection)
+
+    def snapshot(self) -> Snapshot:
+        groups: dict[tuple[int, str], Group] = {}
+        for (kind, phase, variant), count in self.groups.items():
+            known = groups.get((phase, variant), Group())
+            groups[phase, variant] = replace(known, **{_GROUP_FIELDS[kind]: count})
+        tallies: dict[tuple[int, str, str, str], Tally] = {}
+        for (phase, baseline, candidate, metric_id, kind), count in self.tallies.items():
+            key = (phase, baseline, candidate, metric_id)
+            tallies[key] = replace(tallies.get(key, Tally()), **{_TALLY_FIELDS[kind]: count})
+        return Snapshot(
+            groups={key: group for key, group in groups.items() if group.units},
+            cells={
+                key: Cell(
+                    Sample(each.observed, each.missing),
+                    each.events,
+                    each.without,
+                    None if each.sketch is None else each.sketch.to_bytes(),
+                )
+                for key, each in self.cells.items()
+                if each.units or each.without
+            },
+            tallies={key: tally for key, tally in tallies.items() if tally != Tally()},
+            caps={key: (caps.lower, caps.upper) for key, (caps, _) in self.caps.items()},
+            quality=Quality(
+                accepted=self.accepted,
+                duplicates=self.duplicates,
+                late=self.late,
+                unexposed=self.unexposed,
+                rejected=tuple(self.rejections[reason] for reason in sorted(self.rejections)),
+                last_event_time=moment(self.last_us) if self.last_us else None,
+            ),
+            units_by_day={
+                date.fromordinal(day + EPOCH.toordinal()): count for day, count in self.days.items() if count
+            },
+        )
+
+    def dump(self) -> str:
+        """All but the cells, as JSON."""
+        return json.dumps(
+            {
+                "groups": [[*key, count] for key, count in self.groups.items() if count],
+                "tallies": [[*key, count] for key, count in self.tallies.items() if count],
+                "days": [[day, count] for day, count in self.days.items() if count],
+                "caps": [[*key, caps.lower, caps.upper, batch] for key, (caps, batch) in self.caps.items()],
+                "numbers": [self.unexposed, self.accepted, self.duplicates, self.late, self.last_us],
+                "rejected": [[r.reason, r.count, r.names, r.event_ids] for r in self.rejections.values()],
+            }
+        )
+
+    @classmethod
+    def load(cls, plan: Plan, counts: str) -> Ledger:
+        """What `dump` gave."""
+        plain: dict[str, Any] = json.loads(counts)
+        unexposed, accepted, duplicates, late, last_us = plain["numbers"]
+        return cls(
+            plan,
+            groups=Counter({(kind, phase, variant): n for kind, phase, variant, n in plain["groups"]}),
+            tallies=Counter({tuple(key): n for *key, n in plain["tallies"]}),
+            days=Counter(dict(plain["days"])),
+            caps={
+                (phase, metric): (Caps(lower, upper), batch)
+                for phase, metric, lower, upper, batch in plain["caps"]
+            },
+            unexposed=unexposed,
+            accepted=accepted,
+            duplicates=duplicates,
+            late=late,
+            last_us=last_us,
+            rejections={
+                reason: Rejection(reason, count, tuple(names), tuple(ids))
+                for reason, count, names, ids in plain["rejected"]
+            },
+        )
+
+    def _keys(self, phase: int, reading: Reading) -> list[CellKey]:
+        return [(phase, variant, reading.metric_id) for variant in self.plan.variants]
+
+    def _caps_of(self, reading: Reading) -> dict[int, Caps]:
+        return {
+            phase: caps
+            for (phase, metric_id), (caps, _) in self.caps.items()
+            if metric_id == reading.metric_id
+        }
+
+    def _count(self, units: Population, sign: int) -> None:
+        self.unexposed += sign * units.unexposed
+        rows, codes = units.exposures.rows, _codes(units)
+        is_multiple = (rows["variants"] & (rows["variants"] - 1)) != 0
+        masks = np.ones(len(codes), np.bool_), rows["is_mismatched"] != 0, is_multiple
+        for kind, mask in enumerate(masks):
+            for code, count in zip(*np.unique(codes[mask], return_counts=True), strict=True):
+                key = (kind, int(code) // _VARIANTS, self.plan.variants[int(code) % _VARIANTS])
+                self.groups[key] += sign * int(count)
+        first = units.first[units.first >= 0]
+        for day, count in zip(*np.unique(rows["time"][first] // _DAY_US, return_counts=True), strict=True):
+            self.days[int(day)] += sign * int(count)
+        self._tally(units, sign)
+
+    def _tally(self, units: Population, sign: int) -> None:
+        for (phase, name, baseline, candidate), counts in zip(
+            *map(np.ndarray.tolist, units.verdicts()), strict=True
+        ):
+            pair = self.plan.variants[baseline], self.plan.variants[candidate]
+            for metric_id, event_name in self.plan.pairwise:
+                if event_name == self.plan.judgements[name]:
+                    for kind, count in enumerate(counts):
+                        self.tallies[phase, *pair, metric_id, kind] += sign * count
+
+    def _sketch(
+        self, reading: Reading, old: Population, new: Population, groups: npt.NDArray[np.int64]
+    ) -> None:
+        before, after = _event_codes(reading, old), _event_codes(reading, new)
+        was = np.full(len(after), -1, np.int64)
+        was[: len(before)] = before
+        moved = was != after
+        for code in np.unique(was[moved & (was >= 0)]).tolist():
+            self.cell(code, reading).is_stale = True
+        for code in np.unique(after[moved & (after >= 0)]).tolist():
+            cell = self.cell(code, reading)
+            if not cell.is_stale:
+                chosen = moved & (after == code)
+                cell.sketch = cell.sketch or GroupedSketch()
+                cell.sketch.add(groups[new.samples.unit[chosen]], new.samples.rows["value"][chosen])
+
+
+_GROUP_FIELDS: Final = ("units", "mismatched", "multiply_exposed")
+_TALLY_FIELDS: Final = ("wins", "ties", "losses", "flips", "missing")
+
+
+def and_more(known: Rejection, more: Rejection) -> Rejection:
+    """Both together."""
+    names = tuple(dict.fromkeys((*known.names, *more.names)))[:_TOLD]
+    ids = (*known.event_ids, *more.event_ids)[:_TOLD]
+    return Rejection(known.reason, known.count + more.count, names, ids)
+
+
+def moment(microseconds: int) -> datetime:
+    return EPOCH + timedelta(microseconds=microseconds)
+
+
+def taken(phase: int, reading: Reading, units: Sequence[Population]) -> Caps:
+    """The caps at quantiles of the phase's first units that have a value."""
+    times, values = [], []
+    for each in units:
+        rows = each.rows(reading, {})
+        chosen = rows.is_there & (each.exposures.rows["phase"] == phase)
+        times.append(each.exposures.rows["time"][chosen])
+        values.append(rows.outcomes[chosen])
+    time, value = np.concatenate(times), np.concatenate(values)
+    # Units of one instant in the order of their values: no other order of theirs is everywhere the same.
+    first = value[np.lexsort((*value.T[::-1], time))[: reading.calibration]]
+    if reading.outcomes == 2:
+        first = first[first[:, 1] != 0]
+        own = first[:, 0] / first[:, 1]
+    else:
+        own = first[:, 0]
+    if not len(own):
+        return Caps()
+    return calibrated(own, reading.lower_quantile, reading.upper_quantile, len(own)) or Caps()
+
+
+def sketched(
+    reading: Reading, units: Population, groups: npt.NDArray[np.int64], into: dict[CellKey, GroupedSketch]
+) -> None:
+    """Adds the events of some units to the sketches of a quantile metric, or the units' means."""
+    if reading.is_of_unit_means:
+        rows = units.rows(reading, {})
+        codes = np.where(rows.is_there, _codes(units), -1)
+        group, value = groups[units.exposures.unit], rows.outcomes[:, 0]
+    else:
+        codes = _event_codes(reading, units)
+        group, value = groups[units.samples.unit], units.samples.rows["value"]
+    for code in np.unique(codes[codes >= 0]).tolist():
+        key = (code // _VARIANTS, units.plan.variants[code % _VARIANTS], reading.metric_id)
+        into.setdefault(key, GroupedSketch()).add(group[codes == code], value[codes == code])
+
+
+def _codes(units: Population) -> npt.NDArray[np.int64]:
+    """Phase and variant of each exposure, as one number."""
+    rows = units.exposures.rows
+    found: npt.NDArray[np.int64] = rows["phase"].astype(np.int64) * _VARIANTS + rows["variant"]
+    return found
+
+
+def _event_codes(reading: Reading, units: Population) -> npt.NDArray[np.int64]:
+    """Phase and variant for which each sample counts; -1 for none."""
+    codes = np.full(len(units.samples.unit), -1, np.int64)
+    chosen = units.counted(reading, reading.sources[0])
+    codes[chosen] = _codes(units)[units.owner[chosen]]
+    return codes

@@ -1,0 +1,172 @@
+"""What the metrics of an experiment read of its events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from neuroweaver.experiment.specification import length
+from neuroweaver.experiment.statistics.winsorization import Caps
+from neuroweaver.v1 import experiment_pb2 as pb
+
+SUM: Final = pb.UNIT_AGGREGATION_SUM
+COUNT: Final = pb.UNIT_AGGREGATION_COUNT
+MEAN: Final = pb.UNIT_AGGREGATION_MEAN
+
+
+@dataclass(frozen=True)
+class Source:
+    """Events of a name made one value of a unit. threshold: 1 if any event reaches it, else 0."""
+
+    name: int
+    aggregation: pb.UnitAggregation.ValueType
+    is_share: bool = False
+    threshold: float = -np.inf
+
+    @property
+    def is_always_there(self) -> bool:
+        """Whether a unit without events has a value too, 0."""
+        return self.is_share or self.aggregation in {SUM, COUNT}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One metric. sources: of the outcome columns. window_us, lookback_us: microseconds, None without.
+
+    covariate: index among those of exposures, None without. caps: by values. calibration: units that make
+    caps by quantiles, 0 without.
+    """
+
+    metric_id: str
+    sources: tuple[Source, ...]
+    window_us: int | None
+    lookback_us: int | None
+    covariate: int | None
+    caps: Caps
+    lower_quantile: float | None
+    upper_quantile: float | None
+    calibration: int
+    is_quantile: bool
+    is_of_unit_means: bool
+
+    @property
+    def outcomes(self) -> int:
+        return len(self.sources)
+
+    @property
+    def covariates(self) -> int:
+        if self.lookback_us is not None:
+            return self.outcomes
+        return 0 if self.covariate is None else 1
+
+
+class Plan:
+    """How the events of an experiment are read.
+
+    variants: the control first, then as specified: a judgement's baseline is the one that comes first.
+    names: of the events that metrics of units read; judgements: those that pairwise metrics read, with the
+    metrics' ids. exposure_type, sample_type, judgement_type: how a unit's events are kept.
+    """
+
+    def __init__(self, spec: pb.ExperimentSpec) -> None:
+        others = [each.variant_id for each in spec.variants if each.variant_id != spec.control_variant_id]
+        self.variants = [spec.control_variant_id, *others]
+        self.names: list[str] = []
+        self.covariates: list[str] = []
+        self.pairwise: list[tuple[str, str]] = [
+            (metric.metric_id, metric.pairwise.event_name)
+            for metric in spec.metrics
+            if metric.HasField("pairwise")
+        ]
+        self.judgements = sorted({name for _, name in self.pairwise})
+        self.readings = [self._reading(metric) for metric in spec.metrics if not metric.HasField("pairwise")]
+        self.exposure_type = np.dtype(
+            [
+                ("time", "<i8"),
+                ("phase", "<i4"),
+                ("variant", "u1"),
+                ("is_mismatched", "u1"),
+                ("variants", "<u4"),
+                ("covariates", "<f8", (max(1, len(self.covariates)),)),
+            ]
+        )
+        # The longest lookback of the metrics that read each name, microseconds.
+        self.lookback_us = np.zeros(len(self.names), np.int64)
+        for reading in self.readings:
+            for source in reading.sources:
+                known = self.lookback_us[source.name]
+                self.lookback_us[source.name] = max(known, reading.lookback_us or 0)
+
+    def _reading(self, metric: pb.ExperimentMetric) -> Reading:
+        caps, cuped = metric.winsorization, metric.cuped
+        by_quantiles = caps.HasField("lower_quantile") or caps.HasField("upper_quantile")
+        return Reading(
+            metric_id=metric.metric_id,
+            sources=tuple(self._sources(metric)),
+            window_us=_microseconds(metric, "conversion_window"),
+            lookback_us=_microseconds(cuped, "lookback"),
+            covariate=_place(self.covariates, cuped.exposure_covariate) if cuped.exposure_covariate else None,
+            caps=Caps(_given(caps, "lower_value"), _given(caps, "upper_value")),
+            lower_quantile=_given(caps, "lower_quantile"),
+            upper_quantile=_given(caps, "upper_quantile"),
+            calibration=caps.calibration_units if by_quantiles else 0,
+            is_quantile=metric.HasField("quantile"),
+            is_of_unit_means=metric.quantile.is_of_unit_means,
+        )
+
+    def _sources(self, metric: pb.ExperimentMetric) -> list[Source]:
+        kind = metric.WhichOneof("definition")
+        if kind == "mean":
+            return [self._source(metric.mean.source)]
+        if kind == "ratio":
+            return [self._source(metric.ratio.numerator), self._source(metric.ratio.denominator)]
+        if kind == "count":
+            return [Source(_place(self.names, metric.count.event_name), COUNT)]
+        if kind == "quantile":
+            return [Source(_place(self.names, metric.quantile.event_name), MEAN)]
+        threshold = _given(metric.proportion, "threshold")
+        name = _place(self.names, metric.proportion.event_name)
+        return [Source(name, COUNT, True, -np.inf if threshold is None else threshold)]
+
+    def _source(self, source: pb.EventSource) -> Source:
+        return Source(_place(self.names, source.event_name), source.aggregation or SUM)
+
+
+SAMPLE_TYPE: Final = np.dtype([("time", "<i8"), ("name", "u1"), ("value", "<f8")])
+JUDGEMENT_TYPE: Final = np.dtype(
+    [
+        ("phase", "<i4"),
+        ("name", "u1"),
+        ("baseline", "u1"),
+        ("candidate", "u1"),
+        # Who won with the baseline's answer first, and with the candidate's: values of PairwiseOutcome.
+        ("first", "u1"),
+        ("second", "u1"),
+    ]
+)
+
+
+def _place(names: list[str], name: str) -> int:
+    if name not in names:
+        names.append(name)
+    return names.index(name)
+
+
+def _given(message: Any, field: str) -> float | None:
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def _microseconds(message: Any, field: str) -> int | None:
+    if not message.HasField(field):
+        return None
+    moment = length(getattr(message, field))
+    return (moment.days * 86_400 + moment.seconds) * 1_000_000 + moment.microseconds
+
+
+def indexes(known: Sequence[str], names: Sequence[str]) -> Any:
+    """The place of each name among the known ones, -1 for the others."""
+    places = {name: place for place, name in enumerate(known)}
+    return np.array([places.get(name, -1) for name in names], np.int64)

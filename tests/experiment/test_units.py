@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiment.serving import metric, spec
+from neuroweaver.experiment.readings import SAMPLE_TYPE, Plan
+from neuroweaver.experiment.units import Kept, Population, Records
+from neuroweaver.v1 import experiment_pb2 as pb
+
+NONE = Records.of([], SAMPLE_TYPE)
+
+
+def source(name="score", aggregation=pb.UNIT_AGGREGATION_SUM):
+    return pb.EventSource(event_name=name, aggregation=aggregation)
+
+
+def mean_of(aggregation, **fields):
+    return named("score", mean=pb.MeanMetric(source=source(aggregation=aggregation)), **fields)
+
+
+def named(metric_id, **fields):
+    return pb.ExperimentMetric(metric_id=metric_id, goal=pb.METRIC_GOAL_INCREASE, **fields)
+
+
+def population(plan, exposures, samples):
+    """exposures: (unit, time, phase, variant). samples: (unit, time, name, value)."""
+    empty = Population.of(plan, [Kept()] * 4)
+    shown = np.zeros(len(exposures), plan.exposure_type)
+    for row, (_, time, phase, variant) in zip(shown, exposures, strict=True):
+        row["time"], row["phase"], row["variant"] = time, phase, variant
+        row["variants"], row["covariates"] = 1 << variant, np.nan
+    measured = np.array([each[1:] for each in samples], SAMPLE_TYPE)
+    return empty.joined(
+        Records(np.array([each[0] for each in exposures], np.int64), shown),
+        Records(np.array([each[0] for each in samples], np.int64), measured),
+        Population.of(plan, []).judgements,
+    )
+
+
+def rows_of(made, exposures, samples):
+    plan = Plan(spec(metrics=[made]))
+    return population(plan, exposures, samples).rows(plan.readings[0], {})
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "value", "of_none"),
+    [
+        (pb.UNIT_AGGREGATION_SUM, 6.0, True),
+        (pb.UNIT_AGGREGATION_COUNT, 3.0, True),
+        (pb.UNIT_AGGREGATION_MEAN, 2.0, False),
+        (pb.UNIT_AGGREGATION_MAX, 4.0, False),
+        (pb.UNIT_AGGREGATION_MIN, -1.0, False),
+    ],
+)
+def test_a_units_events_become_one_value(aggregation, value, of_none):
+    samples = [(0, 11, 0, 3.0), (0, 12, 0, 4.0), (0, 13, 0, -1.0), (0, 9, 0, 100.0)]
+    rows = rows_of(mean_of(aggregation), [(0, 10, 1, 0), (1, 10, 1, 1)], samples)
+    assert rows.outcomes[:, 0].tolist() == [value, 0.0]
+    assert rows.is_there.tolist() == [True, of_none]
+    assert rows.events.tolist() == [3, 0]
+
+
+def test_a_proportion_asks_whether_any_event_reaches_the_threshold():
+    made = metric(proportion=pb.ProportionMetric(event_name="score", threshold=2.0))
+    exposures = [(0, 1, 1, 0), (1, 1, 1, 0), (2, 1, 1, 0)]
+    rows = rows_of(made, exposures, [(0, 2, 0, 1.9), (1, 2, 0, 2.0), (1, 3, 0, 5.0)])
+    assert rows.outcomes[:, 0].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_without_a_threshold_any_event_makes_a_proportion():
+    rows = rows_of(
+        metric(proportion=pb.ProportionMetric(event_name="score")), [(0, 1, 1, 0)], [(0, 1, 0, -7.0)]
+    )
+    assert rows.outcomes.tolist() == [[1.0]]
+
+
+def test_a_ratio_has_a_column_for_each_sum():
+    made = metric(ratio=pb.RatioMetric(numerator=source("cost"), denominator=source("cost", 2)))
+    rows = rows_of(made, [(0, 1, 1, 0)], [(0, 2, 0, 1.5), (0, 3, 0, 2.5)])
+    assert rows.outcomes.tolist() == [[4.0, 2.0]]
+
+
+def test_a_ratio_is_capped_as_the_units_own_ratio():
+    made = metric(
+        ratio=pb.RatioMetric(numerator=source("cost"), denominator=source("cost", 2)),
+        winsorization=pb.Winsorization(upper_value=1.0),
+    )
+    rows = rows_of(made, [(0, 1, 1, 0), (1, 1, 1, 0)], [(0, 2, 0, 1.5), (0, 3, 0, 2.5), (1, 2, 0, 0.5)])
+    assert rows.outcomes.tolist() == [[2.0, 2.0], [0.5, 1.0]]
+
+
+def test_events_from_the_first_exposure_on_count_whatever_the_unit_meets_later():
+    rows = rows_of(
+        mean_of(pb.UNIT_AGGREGATION_SUM),
+        [(0, 20, 2, 1), (0, 10, 1, 0), (1, 15, 1, 0)],
+        [(0, 19, 0, 1.0), (0, 20, 0, 2.0), (0, 30, 0, 4.0), (0, 10, 0, 8.0), (1, 99, 0, 16.0)],
+    )
+    assert rows.outcomes[:, 0].tolist() == [15.0, 16.0]
+
+
+def test_sums_do_not_depend_on_the_order_even_where_terms_cancel():
+    values = [1e15, 3.0, -1e15, 0.1, 7e14, -7e14]
+    plan = Plan(spec(metrics=[mean_of(pb.UNIT_AGGREGATION_SUM)]))
+    found = set()
+    for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 5, 1, 0, 3, 4]):
+        rows = population(plan, [(0, 1, 1, 0)], [(0, 2, 0, values[place]) for place in order])
+        found.add(float(rows.rows(plan.readings[0], {}).outcomes[0, 0]))
+    assert found == {3.1}
+
+
+samples = st.lists(
+    st.tuples(
+        st.integers(0, 3), st.integers(0, 30), st.integers(0, 1), st.floats(-1e6, 1e6, allow_subnormal=False)
+    ),
+    max_size=20,
+)
+exposures = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(1, 3), st.integers(0, 1)), max_size=8
+)
+
+
+@given(exposures, samples, st.randoms(use_true_random=False), st.integers(0, 8), st.integers(0, 20))
+def test_order_and_parts_make_no_difference(shown, measured, random, cut, cut_samples):
+    made = [
+        metric("score", conversion_window=pb_microseconds(12), cuped=pb.Cuped(lookback=pb_microseconds(9))),
+        named("other", mean=pb.MeanMetric(source=source("other", pb.UNIT_AGGREGATION_MAX))),
+    ]
+    plan = Plan(spec(metrics=made))
+    whole = population(plan, shown, measured)
+    mixed, mixed_samples = random.sample(shown, len(shown)), random.sample(measured, len(measured))
+    first = population(plan, mixed[:cut], mixed_samples[:cut_samples])
+    rest = population(plan, mixed[cut:], mixed_samples[cut_samples:])
+    kept = Population.of(plan, first.kept())
+    parts = kept.joined(rest.exposures, rest.samples, rest.judgements)
+    assert parts.exposures.unit.tolist() == whole.exposures.unit.tolist()
+    assert parts.exposures.rows.tobytes() == whole.exposures.rows.tobytes()
+    assert parts.unexposed == whole.unexposed
+    for reading in plan.readings:
+        ours, theirs = parts.rows(reading, {}), whole.rows(reading, {})
+        assert ours.outcomes == pytest.approx(theirs.outcomes, rel=1e-12, abs=1e-15)
+        assert ours.covariates == pytest.approx(theirs.covariates, rel=1e-12, abs=1e-15)
+        assert ours.events.tolist() == theirs.events.tolist()
+        assert ours.is_there.tolist() == theirs.is_there.tolist()
+
+
+def pb_microseconds(number):
+    return pb.Cuped(lookback={"nanos": number * 1000}).lookback
