@@ -87,9 +87,7 @@ def main() -> None:
     ]
     print(f"{args.units:,} units x {args.experiments} experiments")
     print(f"  uniform over 1000 cells: smallest p {min(uniform):.3f} of {len(uniform)}")
-    print(
-        f"  pairs independent over 10 x 10 cells: smallest p {min(independent):.3f} of {len(independent)}"
-    )
+    print(f"  pairs independent over 10 x 10 cells: smallest p {min(independent):.3f} of {len(independent)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the Registry's reads cost: one version, and lists out of many.
 
-    python bench/registry.py [--rounds 9] [--calls 300] [--sizes 1000,10000,100000] [--only reads|lists]
+    python bench/registry.py [--rounds 12] [--calls 300] [--sizes 1000,10000,100000] [--only reads|lists]
 
 Reads: CPU time of the server's process for GetModelVersion and ResolveAlias, beside a bare grpc.aio echo. The
 servers run side by side (the Registry as it starts by itself, traced, its access log as JSON in a file), and
@@ -443,7 +443,7 @@ def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--calls", type=int, default=300)
     parser.add_argument(
         "--sizes",

@@ -158,11 +158,12 @@ async def register(address: str) -> None:
 
 
 async def race(
-    addresses: Sequence[str], writers: int, bumps: int, *, first_timeout_s: float = 600.0
+    addresses: Sequence[str], writers: int, bumps: int, *, first_timeout_s: float | None = None
 ) -> tuple[Told, float]:
     """So many writers raise one model so often each, spread over the servers; what they were told, and seconds.
 
-    first_timeout_s: after at most that long a caller gives up, and from then on waits twice as long each time.
+    first_timeout_s: after at most that long a caller gives up, and from then on waits up to twice as long each
+    time; None: callers wait.
     """
     told = Told()
     begun = time.monotonic()
@@ -175,19 +176,24 @@ async def race(
     return told, time.monotonic() - begun
 
 
-async def _bump(told: Told, address: str, writer: int, bumps: int, first_timeout_s: float) -> None:
+async def _bump(told: Told, address: str, writer: int, bumps: int, first_timeout_s: float | None) -> None:
     async with client(address) as registry:
         for number in range(bumps):
             request = pb.BumpModelVersionRequest(
                 model_id=MODEL, level=LEVELS[(writer + number) % len(LEVELS)], request_id=uuid.uuid4().hex
             )
-            timeouts = (random.uniform(0, first_timeout_s) * 2**attempt for attempt in itertools.count())
+            timeouts = _timeouts(first_timeout_s)
             made = await told.until_answered(
                 lambda request=request, timeouts=timeouts: registry.BumpModelVersion(
                     request, timeout=next(timeouts)
                 )
             )
             told.made.append(made)
+
+
+def _timeouts(first_s: float | None) -> Iterator[float | None]:
+    for attempt in itertools.count():
+        yield None if first_s is None else random.uniform(0, first_s) * 2**attempt
 
 
 async def repeat_at_once(addresses: Sequence[str], times: int) -> list[pb.ModelVersion]:

@@ -78,6 +78,8 @@ async def test_a_crash_of_the_database_is_no_more_than_unavailable(tmp_path: Pat
 
 
 async def test_a_migration_that_is_killed_leaves_all_tables_or_none(database_url: str, tmp_path: Path):
+    if database_url.startswith("sqlite"):
+        database_url = f"sqlite:///{tmp_path / 'registry.db'}"  # where the server looks for it
     chance, found = random.Random(7), []
     for _ in range(KILLED_MIGRATIONS):
         await empty(database_url)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Awaitable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -31,13 +31,13 @@ _MEMORY = Path("/dev/shm")
 
 
 class Databases(Protocol):
-    def fresh(self) -> str:
-        """The URL of an empty database with the tables in it."""
+    def fresh(self) -> AbstractContextManager[str]:
+        """The URL of an empty database with the tables in it, for as long as the block lasts."""
 
 
 @dataclass
 class World:
-    """One event loop and one folder of artifacts for all examples; a server for each."""
+    """One event loop and one folder of artifacts for all stories; a server for each."""
 
     databases: Databases
     home: Path
@@ -50,13 +50,14 @@ class World:
         return self.runner.run(awaited())
 
     async def serve(self, stack: AsyncExitStack) -> Any:
-        url = self.databases.fresh()
-        own = Settings(
+        """A stub of a server that ends with the stack."""
+        url = stack.enter_context(self.databases.fresh())
+        settings = Settings(
             service="registry", home=self.home, port=0, metrics_port=0, database_url=url, drain_s=0.0
         )
         database = Database(url, schema="registry")
         server = await stack.enter_async_context(
-            running(service(database, own), own, registry=CollectorRegistry())
+            running(service(database, settings), settings, registry=CollectorRegistry())
         )
         return RegistryServiceStub(await stack.enter_async_context(channel(server.address)))
 
@@ -65,28 +66,39 @@ class SqliteDatabases:
     """Copies of one file that was migrated once."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._template = folder / "template.db"
         asyncio.run(_migrated(f"sqlite:///{self._template}"))
 
-    def fresh(self) -> str:
-        file = self._folder / f"{uuid.uuid4().hex}.db"
+    @contextmanager
+    def fresh(self) -> Iterator[str]:
+        file = self._template.with_name(f"{uuid.uuid4().hex}.db")
         shutil.copy(self._template, file)
-        return f"sqlite:///{file}"
+        yield f"sqlite:///{file}"
+        file.unlink()
 
 
 class PostgresDatabases:
-    """Copies of one database that was migrated once."""
+    """Copies of one database of a server that was migrated once."""
 
-    def __init__(self, url: str) -> None:
-        self._server, _, self._template = url.rpartition("/")
-        asyncio.run(_migrated(url))
+    def __init__(self, server_url: str) -> None:
+        self._server_url = server_url
+        self._template = f"template_{uuid.uuid4().hex}"
+        self._execute(f"CREATE DATABASE {self._template} STRATEGY file_copy")
+        asyncio.run(_migrated(self._url(self._template)))
 
-    def fresh(self) -> str:
+    @contextmanager
+    def fresh(self) -> Iterator[str]:
         name = f"test_{uuid.uuid4().hex}"
-        with psycopg.connect(f"{self._server}/postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy")
-        return f"{self._server}/{name}"
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy")
+        yield self._url(name)
+        self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _url(self, name: str) -> str:
+        return self._server_url.removesuffix("postgres") + name
+
+    def _execute(self, statement: str) -> None:
+        with psycopg.connect(self._server_url, autocommit=True) as connection:
+            connection.execute(statement)
 
 
 async def _migrated(url: str) -> None:
@@ -96,12 +108,12 @@ async def _migrated(url: str) -> None:
 
 
 @contextmanager
-def world(postgres_url: str = "") -> Iterator[World]:
-    """postgres_url: of an empty database to begin with; without it, SQLite."""
+def world(postgres_server: str = "") -> Iterator[World]:
+    """postgres_server: the URL of its maintenance database; without it, SQLite."""
     with (
         tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         home = Path(folder)
-        databases = PostgresDatabases(postgres_url) if postgres_url else SqliteDatabases(home)
+        databases = PostgresDatabases(postgres_server) if postgres_server else SqliteDatabases(home)
         yield World(databases, home, runner)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    literal_column,
 )
 
 from neuroweaver.mesh import idempotency
@@ -53,6 +54,17 @@ versions: Final = Table(
     ForeignKeyConstraint(["project", "model_id"], ["models.project", "models.model_id"]),
     Index("versions_by_time", "project", "model_id", "create_time", "precedence"),
     Index("versions_by_state", "project", "model_id", "state", "precedence"),
+)
+
+_IS_RELEASE: Final = versions.c.is_prerelease.is_(False)
+# Ranges pass over prereleases, of which there may be any number.
+Index(
+    "versions_released",
+    versions.c.project,
+    versions.c.model_id,
+    versions.c.precedence,
+    sqlite_where=_IS_RELEASE,
+    postgresql_where=_IS_RELEASE,
 )
 
 # Which stored files a version holds: what garbage collection must leave alone.
@@ -121,6 +133,18 @@ tags: Final = Table(
     Column("name", ascii_text(63), primary_key=True),
     Column("value", ascii_text(256), nullable=False),
     Index("tags_by_value", "project", "name", "value", "model_id", "precedence"),
+)
+
+_IS_OF_MODEL: Final = tags.c.precedence == literal_column("''")
+Index(
+    "tags_of_models",
+    tags.c.project,
+    tags.c.name,
+    tags.c.value,
+    tags.c.model_id,
+    tags.c.precedence,
+    sqlite_where=_IS_OF_MODEL,
+    postgresql_where=_IS_OF_MODEL,
 )
 
 # One row a project, updated by every change: writers meet here, and a chain that was cut short shows.

@@ -7,7 +7,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -152,6 +152,9 @@ def _draw_single(axes: Any, course: Course) -> None:
     )
     for (lower, upper), colour, width, label in spans:
         axes.vlines(course.times, lower, upper, color=colour, linewidth=width, label=label)
+    (moment,) = course.times
+    # By itself the axis would span years around one moment.
+    axes.set_xlim(moment - timedelta(minutes=5), moment + timedelta(minutes=5))
 
 
 def _date_axis(axes: Any) -> None:

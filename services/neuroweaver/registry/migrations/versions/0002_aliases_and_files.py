@@ -18,8 +18,27 @@ down_revision = "0001"
 def upgrade() -> None:
     op.add_column("audit_heads", sa.Column("time", UtcDateTime))
     op.create_index("versions_by_state", "versions", ["project", "model_id", "state", "precedence"])
+    _lists()
     _aliases()
     _files()
+
+
+def _lists() -> None:
+    op.create_index(
+        "versions_released",
+        "versions",
+        ["project", "model_id", "precedence"],
+        sqlite_where=sa.text("is_prerelease IS 0"),
+        postgresql_where=sa.text("is_prerelease IS false"),
+    )
+    of_model = sa.text("precedence = ''")
+    op.create_index(
+        "tags_of_models",
+        "tags",
+        ["project", "name", "value", "model_id", "precedence"],
+        sqlite_where=of_model,
+        postgresql_where=of_model,
+    )
 
 
 def _aliases() -> None:
