@@ -33,6 +33,7 @@ from registry.faults import (  # noqa: E402
     race,
     register,
     servers,
+    under_way,
     verify,
 )
 from registry.test_state_machine import explore  # noqa: E402
@@ -87,7 +88,9 @@ async def run_kills(kind: str, kills: int, seed: int) -> None:
         await register(server.address)
         begun = time.monotonic()
         chance = random.Random(seed)
-        told, watcher = await load_through(server.address, lambda: kill_and_restart(server, kills, chance))
+        told, watcher = await load_through(
+            server.address, lambda told: kill_and_restart(server, kills, chance, told)
+        )
         await verify(server.address, told, watcher)
         told_of("kill -9", kind, kills, begun, told, watcher)
 
@@ -98,11 +101,11 @@ async def run_crashes(crashes: int, seed: int) -> None:
         await register(server.address)
         begun, chance = time.monotonic(), random.Random(seed)
 
-        async def disturb() -> None:
+        async def disturb(told: Told) -> None:
             for _ in range(crashes):
-                await asyncio.sleep(chance.uniform(0, 1))
+                await under_way(told, chance)
                 await crash()
-            await asyncio.sleep(0.5)
+            await under_way(told, chance)
 
         told, watcher = await load_through(server.address, disturb)
         await verify(server.address, told, watcher)

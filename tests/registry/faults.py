@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import random
 import subprocess
@@ -94,8 +95,13 @@ class Server:
         return self._log.read_text() if self._log.exists() else ""
 
     def faults(self) -> list[str]:
-        """What the log says of exceptions that nobody foresaw."""
-        return [line for line in self.log().splitlines() if '"level": "error"' in line]
+        """The errors in its log: exceptions that nobody foresaw. Libraries have logs and views of their own."""
+        lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        return [
+            f"{line['message']} {line.get('exception', '')}"
+            for line in lines
+            if line["level"] == "error" and line["logger"].startswith("neuroweaver")
+        ]
 
 
 @contextmanager
@@ -127,6 +133,7 @@ class Told:
     uploaded: list[str] = field(default_factory=list)
     retries: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def until_answered(
         self, send: Callable[[], Awaitable[Any]], *, patience_s: float = 60.0, pause_s: float = 0.05
@@ -142,6 +149,7 @@ class Told:
                 self.retries[f"{error.code().name} {error.details()}"[:120]] += 1
             else:
                 self.slowest_s = max(self.slowest_s, time.monotonic() - begun)
+                self.answered.set()
                 return answer
             await asyncio.sleep(random.uniform(0, pause_s))
 
@@ -345,7 +353,7 @@ class Watcher:
 
 
 async def load_through(
-    address: str, disturb: Callable[[], Awaitable[None]], writers: int = 4
+    address: str, disturb: Callable[[Told], Awaitable[None]], writers: int = 4
 ) -> tuple[Told, Watcher]:
     """Writers and a watcher while `disturb` runs; after it, each call that was begun is finished."""
     told, stop, watcher = Told(), asyncio.Event(), Watcher(address)
@@ -355,7 +363,7 @@ async def load_through(
             group.create_task(Writer(f"w{number}", address, told, stop, random.Random(number)).run())
             for number in range(writers)
         ]
-        await disturb()
+        await disturb(told)
         stop.set()
         await asyncio.gather(*working)
         async with client(address) as registry:
@@ -365,14 +373,21 @@ async def load_through(
     return told, watcher
 
 
-async def kill_and_restart(server: Server, points: int, chance: random.Random) -> None:
-    """SIGKILL at so many moments, each time between two calls or in the midst of some."""
+async def kill_and_restart(server: Server, points: int, chance: random.Random, told: Told) -> None:
+    """SIGKILL at so many moments, each time with the writers at work."""
     for _ in range(points):
-        await asyncio.sleep(chance.uniform(0, 0.6))
+        await under_way(told, chance)
         server.kill()
         server.start()
         await server.ready()
-    await asyncio.sleep(0.3)
+    await under_way(told, chance)
+
+
+async def under_way(told: Told, chance: random.Random) -> None:
+    """A random moment after the next answer."""
+    told.answered.clear()
+    await told.answered.wait()
+    await asyncio.sleep(chance.uniform(0, 0.3))
 
 
 @contextmanager

@@ -17,7 +17,16 @@ from sqlalchemy import inspect
 import postgres
 from neuroweaver.mesh.database import Database
 from neuroweaver.registry import tables
-from registry.faults import crashing_postgres, kill_and_restart, load_through, register, servers, verify
+from registry.faults import (
+    Told,
+    crashing_postgres,
+    kill_and_restart,
+    load_through,
+    register,
+    servers,
+    under_way,
+    verify,
+)
 
 POINTS = 5
 KILLED_MIGRATIONS = 8
@@ -45,7 +54,7 @@ async def test_nothing_is_lost_or_done_twice_when_the_server_is_killed_under_loa
         await register(server.address)
 
         told, watcher = await load_through(
-            server.address, lambda: kill_and_restart(server, POINTS, random.Random(7))
+            server.address, lambda told: kill_and_restart(server, POINTS, random.Random(7), told)
         )
 
         assert told.retries  # the kills were felt
@@ -62,11 +71,11 @@ async def test_a_crash_of_the_database_is_no_more_than_unavailable(tmp_path: Pat
         await register(server.address)
         process = server.process
 
-        async def disturb() -> None:
-            for _ in range(2):
-                await asyncio.sleep(0.5)
+        async def disturb(told: Told) -> None:
+            for _ in range(3):
+                await under_way(told, random.Random(7))
                 await crash_and_restart()
-            await asyncio.sleep(0.5)
+            await under_way(told, random.Random(7))
 
         told, watcher = await load_through(server.address, disturb)
 

@@ -125,7 +125,7 @@ def _request(registration: Registration) -> registry_pb2.CreateModelVersionReque
 
 
 def metrics_of(result: pb.TrainingResult) -> dict[str, registry_pb2.Metric]:
-    """The result's numbers with their direction and interval."""
+    """The result's numbers with their direction and interval; what nobody could judge is not among them."""
     metrics = {
         "loss": registry_pb2.Metric(value=result.loss_after, direction=LOWER, unit="nats/token"),
         "loss_base": registry_pb2.Metric(value=result.loss_before, direction=LOWER, unit="nats/token"),
@@ -145,6 +145,13 @@ def metrics_of(result: pb.TrainingResult) -> dict[str, registry_pb2.Metric]:
             value=result.win_rate.rate, direction=HIGHER, interval=_interval(result.win_rate.interval)
         ),
     }
+    counted = result.win_rate
+    if not any(each.HasField("tuned_score") for each in result.samples):
+        del metrics["judge_score"]
+    if not any(each.HasField("base_score") for each in result.samples):
+        del metrics["judge_score_base"]
+    if not counted.wins + counted.losses + counted.ties:
+        del metrics["win_rate"]
     if result.HasField("reward_model"):
         quality = result.reward_model
         metrics["reward_model_accuracy"] = registry_pb2.Metric(
