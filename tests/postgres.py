@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -70,7 +71,7 @@ def server(folder: Path) -> Iterator[str]:
             _wait_ready(folder, port, process, log)
             yield f"postgresql://neuroweaver@127.0.0.1:{port}/postgres"
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # ends without waiting for connections
             process.wait(timeout=30)
 
 

@@ -79,7 +79,7 @@ async def test_a_crash_of_the_database_is_no_more_than_unavailable(tmp_path: Pat
 
         told, watcher = await load_through(server.address, disturb)
 
-        assert set(told.retries) == {"UNAVAILABLE the database cannot be reached"}
+        assert {reason.partition(" ")[0] for reason in told.retries} == {"UNAVAILABLE"}
         await verify(server.address, told, watcher)
         assert process
         assert process.poll() is None

@@ -7,7 +7,7 @@ from neuroweaver.mesh.migrations import migrate
 from neuroweaver.mesh.serve import Service, run, serve
 from neuroweaver.mesh.settings import Settings
 from neuroweaver.mesh.signing import SigningKey
-from neuroweaver.registry import server
+from neuroweaver.registry import memory, server
 from neuroweaver.registry.artifacts import ArtifactStore
 from neuroweaver.registry.dispatcher import Dispatcher
 from neuroweaver.registry.housekeeping import keep_house
@@ -18,6 +18,7 @@ from neuroweaver.v1 import registry_pb2_grpc
 
 
 async def main(settings: Settings) -> None:
+    memory.keep_freed()
     database = Database(settings.database_url, schema="registry")
     await migrate(database, "neuroweaver.registry")
     await serve(service(database, settings), settings)

@@ -3066,8 +3066,9 @@ Global___ExperimentEvent: _TypeAlias = ExperimentEvent  # noqa: Y015
 
 @_typing.final
 class Exposure(_message.Message):
-    """The unit met its variant. The first exposure of a unit in a phase decides where it is analysed, by the variant
-    assigned (intention to treat); every exposure counts for the share of units that were served something else.
+    """The unit met its variant. The first exposure of a unit decides in which phase it is analysed and as what, by the
+    variant assigned (intention to treat), whatever it gets later; every exposure counts for the share of units that were
+    served something else.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

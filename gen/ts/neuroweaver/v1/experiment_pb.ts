@@ -2740,8 +2740,9 @@ export const ExperimentEventSchema: GenMessage<ExperimentEvent> = /*@__PURE__*/
   messageDesc(file_neuroweaver_v1_experiment, 58);
 
 /**
- * The unit met its variant. The first exposure of a unit in a phase decides where it is analysed, by the variant
- * assigned (intention to treat); every exposure counts for the share of units that were served something else.
+ * The unit met its variant. The first exposure of a unit decides in which phase it is analysed and as what, by the
+ * variant assigned (intention to treat), whatever it gets later; every exposure counts for the share of units that were
+ * served something else.
  *
  * @generated from message neuroweaver.v1.Exposure
  */
