@@ -54,6 +54,11 @@ unit: .venv/.dev tools ## The tests. PYTEST_ARGS='-k ppo' picks some.
 
 bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/RESULTS.md.
 	$(BIN)/python bench/mesh.py
+	$(BIN)/python bench/registry.py
+	$(BIN)/python bench/artifacts.py
+	$(BIN)/python bench/assign.py
+	$(BIN)/python bench/experiment.py
+	$(BIN)/python bench/ingest.py
 	$(BIN)/python bench/ppo.py --tiny
 
 clean: ## Remove what was installed and built.
