@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Servers that go away under their clients are what this is about, and gRPC would tell of each.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 # In place of this folder, whose registry.py is another one than the tests' registry.
 sys.path[0] = str(Path(__file__).parents[1] / "tests")
 

@@ -353,7 +353,7 @@ class Watcher:
 
 
 async def load_through(
-    address: str, disturb: Callable[[Told], Awaitable[None]], writers: int = 4
+    address: str, disturb: Callable[[Told], Awaitable[None]], writers: int = 8
 ) -> tuple[Told, Watcher]:
     """Writers and a watcher while `disturb` runs; after it, each call that was begun is finished."""
     told, stop, watcher = Told(), asyncio.Event(), Watcher(address)
@@ -387,7 +387,7 @@ async def under_way(told: Told, chance: random.Random) -> None:
     """A random moment after the next answer."""
     told.answered.clear()
     await told.answered.wait()
-    await asyncio.sleep(chance.uniform(0, 0.3))
+    await asyncio.sleep(chance.uniform(0, 0.6))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -232,14 +233,21 @@ async def test_a_redirect_is_a_failure(store, database, receiver):
 
 
 async def test_a_slow_and_a_dead_receiver_delay_nobody_else(store, database, receiver):
-    async with receiving() as dead:
-        pass
+    # Bound and not listening: it refuses, and nobody else can take the port meanwhile.
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        dead_url = f"http://127.0.0.1:{dead.getsockname()[1]}/hook"
+        await _slow_and_dead_delay_nobody(store, database, receiver, dead_url)
+
+
+async def _slow_and_dead_delay_nobody(store, database, receiver, dead_url: str) -> None:
     async with receiving() as slow:
         slow.may_answer.clear()
         await add(database, slow.url, "slow")
-        await add(database, dead.url, "dead")
+        await add(database, dead_url, "dead")
         await add(database, receiver.url)
-        async with dispatching(database, backoff=Backoff(attempts=1000, first_s=0.01, factor=1.0)):
+        backoff = Backoff(attempts=100_000, first_s=0.01, factor=1.0)
+        async with dispatching(database, sender=Sender(timeout_s=60), backoff=backoff):
             await register(store, "a", "b", "c")
             await settled(database)
             assert receiver.sequences == [1, 2, 3]
