@@ -256,7 +256,10 @@ async def _slow_and_dead_delay_nobody(store, database, receiver, dead_url: str) 
             await settled(database, "slow")
             async with asyncio.timeout(60):
                 # Before the end: an attempt that it cuts short is noted as that.
-                while not (undelivered := await listed(database, "dead"))[1].last_error:
+                while True:
+                    undelivered = await listed(database, "dead")
+                    if undelivered[1].last_error:
+                        break
                     await asyncio.sleep(0.01)
 
         assert slow.sequences == [1, 2, 3]
