@@ -12,9 +12,9 @@ from google.protobuf import timestamp_pb2
 from neuroweaver.experiment.allocation import BUCKETS, Spans
 from neuroweaver.experiment.model import CREATED, RUNNING, Experiment, Phase, Ramp
 from neuroweaver.experiment.statistics import thompson
+from neuroweaver.mesh.clock import from_microseconds, microseconds
 from neuroweaver.v1 import experiment_pb2 as pb
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
@@ -118,8 +118,8 @@ def dump(experiment: Experiment) -> tuple[bytes, str]:
         "ramp": experiment.ramp
         and [
             experiment.ramp.step,
-            experiment.ramp.since and _microseconds(experiment.ramp.since - _EPOCH),
-            _microseconds(experiment.ramp.held),
+            experiment.ramp.since and microseconds(experiment.ramp.since),
+            experiment.ramp.held // _MICROSECOND,
         ],
     }
     record = from_experiment(experiment)
@@ -203,13 +203,7 @@ def _phase(message: pb.AnalysisPhase) -> Phase:
 
 def _ramp(plain: Sequence[int | None]) -> Ramp:
     step, since, held = plain
-    return Ramp(
-        step or 1, None if since is None else _EPOCH + since * _MICROSECOND, (held or 0) * _MICROSECOND
-    )
-
-
-def _microseconds(length: timedelta) -> int:
-    return length // _MICROSECOND
+    return Ramp(step or 1, None if since is None else from_microseconds(since), (held or 0) * _MICROSECOND)
 
 
 def _moment(message: timestamp_pb2.Timestamp) -> datetime:

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 Clock = Callable[[], datetime]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def utc_now() -> datetime:
     """Now, aware and in UTC."""
     return datetime.now(UTC)
+
+
+def microseconds(moment: datetime) -> int:
+    """Since 1970 UTC. Raises TypeError for a moment without a time zone."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_microseconds(count: int) -> datetime:
+    """Raises OverflowError beyond the calendar."""
+    return _EPOCH + count * _MICROSECOND

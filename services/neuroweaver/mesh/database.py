@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from neuroweaver.mesh.clock import from_microseconds, microseconds
 from neuroweaver.mesh.errors import Aborted, Error, ResourceExhausted, Unavailable
 from neuroweaver.mesh.revision import FileRevisions, Revisions, RowRevisions
 
@@ -47,10 +48,6 @@ _MIGRATION_LOCK: Final = (
 _MAX_BACKOFF_S: Final = 0.25
 
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
-
-
 class UtcDateTime(TypeDecorator[datetime]):
     """A moment as microseconds since 1970 UTC: the same digits, the same order in both databases."""
 
@@ -62,10 +59,10 @@ class UtcDateTime(TypeDecorator[datetime]):
             return None
         if value.tzinfo is None:
             raise ValueError("a moment without a time zone names no moment")
-        return (value - _EPOCH) // _MICROSECOND
+        return microseconds(value)
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        return None if value is None else _EPOCH + value * _MICROSECOND
+        return None if value is None else from_microseconds(value)
 
 
 class Database:

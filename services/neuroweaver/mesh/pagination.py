@@ -15,19 +15,18 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Select, literal, tuple_
 
+from neuroweaver.mesh.clock import from_microseconds, microseconds
 from neuroweaver.mesh.database import UtcDateTime
 from neuroweaver.mesh.errors import InvalidArgument
 
 DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 1000
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
 _DIGEST_BYTES: Final = 12
 
 Key = tuple[str | int | datetime, ...]
@@ -81,9 +80,7 @@ _FOREIGN: Final = "is not a token of this list; leave it empty to begin again"
 
 
 def _encode(key: Key, query: tuple[str, ...]) -> str:
-    plain = [
-        {"t": (value - _EPOCH) // _MICROSECOND} if isinstance(value, datetime) else value for value in key
-    ]
+    plain = [{"t": microseconds(value)} if isinstance(value, datetime) else value for value in key]
     body = json.dumps(plain, separators=(",", ":"), ensure_ascii=False).encode()
     return base64.urlsafe_b64encode(_digest(body, query) + body).rstrip(b"=").decode()
 
@@ -106,8 +103,8 @@ def _decode(token: str, query: tuple[str, ...]) -> Key:
 def _part(plain: Any) -> str | int | datetime:
     """Raises ValueError, OverflowError for what no key holds: whoever reads this can make up a token."""
     match plain:
-        case {"t": int(microseconds)}:
-            return _EPOCH + microseconds * _MICROSECOND
+        case {"t": int(count)}:
+            return from_microseconds(count)
         case str() if "\0" not in plain:
             return plain
         case int() if not isinstance(plain, bool) and abs(plain) < 1 << 63:

@@ -19,7 +19,7 @@ import secrets
 import stat
 import struct
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -32,11 +32,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from neuroweaver.mesh.clock import microseconds
 from neuroweaver.mesh.settings import SettingsError
 
 _DOMAIN: Final = b"neuroweaver-audit-head-v1\0"
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MAX_KEY_BYTES: Final = 16 * 1024
 
@@ -113,7 +112,7 @@ def statement(project: str, sequence: int, head_hash: str, time: datetime) -> by
         name,
         struct.pack(">Q", sequence),
         bytes.fromhex(head_hash),
-        struct.pack(">q", (time - _EPOCH) // _MICROSECOND),
+        struct.pack(">q", microseconds(time)),
     ])  # fmt: skip
 
 

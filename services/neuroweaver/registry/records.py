@@ -9,11 +9,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from semver import Version
 
+from neuroweaver.mesh.clock import from_microseconds, microseconds
 from neuroweaver.registry.aliases import Alias
 from neuroweaver.registry.model import (
     Artifact,
@@ -26,9 +26,6 @@ from neuroweaver.registry.model import (
     ModelVersion,
     State,
 )
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
 
 # Change with every change, so that a difference in them says nothing.
 _VOLATILE: Final = ("update_time", "etag", "latest_version", "aliases")
@@ -113,7 +110,7 @@ def _spelled(alias: Alias | None) -> str | None:
 def _plain(subject: Subject) -> dict[str, Any]:
     plain = asdict(subject)
     for name in plain.keys() & _TIMES:
-        plain[name] = plain[name] and (plain[name] - _EPOCH) // _MICROSECOND
+        plain[name] = plain[name] and microseconds(plain[name])
     if plain.get("version"):
         plain["version"] = str(plain["version"])
     return plain
@@ -121,7 +118,7 @@ def _plain(subject: Subject) -> dict[str, Any]:
 
 def _with_times(plain: dict[str, Any]) -> dict[str, Any]:
     times = {
-        name: None if plain[name] is None else _EPOCH + plain[name] * _MICROSECOND
+        name: None if plain[name] is None else from_microseconds(plain[name])
         for name in plain.keys() & _TIMES
     }
     return plain | times
