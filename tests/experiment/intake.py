@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from experiment.serving import spec
-from neuroweaver.experiment import recompute, snapshots, specification
+from neuroweaver.experiment import recompute, sketching, snapshots, specification
 from neuroweaver.experiment.events import batches_of
-from neuroweaver.experiment.ingestion import Outcome, ingest
+from neuroweaver.experiment.ingestion import Outcome, take_in
 from neuroweaver.experiment.model import Experiment
 from neuroweaver.experiment.snapshot import Snapshot
 from neuroweaver.experiment.store import Origin, Store
@@ -71,16 +71,26 @@ class Intake:
         """All in one transaction."""
         requests = [pb.RecordEventsRequest(test_id="t", rows=pb.EventRows(events=each)) for each in batches]
         read = [batch for request in requests for batch in batches_of(request)]
-        return await self.database.transact(lambda connection: ingest(connection, PROJECT, read, self.now))
+        return await take_in(self.database, self.store.projections, PROJECT, read, lambda: self.now)
+
+    async def experiment(self) -> Experiment:
+        async with self.store.read(PROJECT) as experiments:
+            return await experiments.experiment("t")
 
     async def snapshot(self) -> Snapshot:
-        async with self.database.read() as connection:
-            return await snapshots.load(connection, PROJECT, "t")
+        async with self.store.read(PROJECT) as experiments:
+            experiment = await experiments.experiment("t")
+            found = await snapshots.load(experiments.connection, PROJECT, "t")
+        return await sketching.completed(self.store, experiment, found)
 
     async def recomputed(self, **options: Any) -> recompute.Recomputed:
-        return await self.database.transact(
-            lambda connection: recompute.recompute(connection, PROJECT, "t", **options)
-        )
+        async with self.store.projections.hold(PROJECT, ["t"]):
+            found = await self.database.transact(
+                lambda connection: recompute.recompute(connection, PROJECT, "t", **options)
+            )
+            if options.get("replace_stored"):
+                self.store.projections.forget(PROJECT, "t")
+        return found
 
     async def change(self, change: Any) -> None:
         """change: of an experiment into what is saved."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from experiment.intake import NOW, PROJECT, at, exposure, intake, judgement, sample
 from experiment.serving import metric, spec
-from neuroweaver.experiment import recompute
+from neuroweaver.experiment import recompute, retention
 from neuroweaver.experiment.events import Batch, batches_of
 from neuroweaver.experiment.snapshot import Snapshot
 from neuroweaver.mesh.errors import FailedPrecondition
@@ -178,13 +178,9 @@ async def test_raw_events_leave_by_age_and_the_statistics_stay(database_url):
         await _filled(events)
         before = await events.snapshot()
         events.now = at(24 * 90 + 10)
-        expired = await events.database.transact(
-            lambda connection: recompute.expire(connection, PROJECT, "t", events.now)
-        )
-        assert expired == 4
-        again = await events.database.transact(
-            lambda connection: recompute.expire(connection, PROJECT, "t", events.now)
-        )
+        experiment = await events.experiment()
+        assert await retention.expire(events.store, experiment, events.now) == 4
+        again = await retention.expire(events.store, experiment, events.now)
         assert again == 0
         assert_equal(await events.snapshot(), before)
         with pytest.raises(FailedPrecondition, match="removed by age") as refused:

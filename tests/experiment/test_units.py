@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiment.serving import metric, spec
-from neuroweaver.experiment.readings import SAMPLE_TYPE, Plan
-from neuroweaver.experiment.units import Kept, Population, Records
+from neuroweaver.experiment.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan
+from neuroweaver.experiment.unit_table import UnitTable, packed, unpacked
+from neuroweaver.experiment.units import Population, Records
 from neuroweaver.v1 import experiment_pb2 as pb
 
-NONE = Records.of([], SAMPLE_TYPE)
+# Of four units.
+KEYS = np.arange(8, dtype=np.uint64).reshape(4, 2)
 
 
 def source(name="score", aggregation=pb.UNIT_AGGREGATION_SUM):
@@ -25,19 +29,22 @@ def named(metric_id, **fields):
     return pb.ExperimentMetric(metric_id=metric_id, goal=pb.METRIC_GOAL_INCREASE, **fields)
 
 
-def population(plan, exposures, samples):
+def events(plan, exposures, samples):
     """exposures: (unit, time, phase, variant). samples: (unit, time, name, value)."""
-    empty = Population.of(plan, [Kept()] * 4)
     shown = np.zeros(len(exposures), plan.exposure_type)
     for row, (_, time, phase, variant) in zip(shown, exposures, strict=True):
         row["time"], row["phase"], row["variant"] = time, phase, variant
         row["variants"], row["covariates"] = 1 << variant, np.nan
     measured = np.array([each[1:] for each in samples], SAMPLE_TYPE)
-    return empty.joined(
+    return (
         Records(np.array([each[0] for each in exposures], np.int64), shown),
         Records(np.array([each[0] for each in samples], np.int64), measured),
-        Population.of(plan, []).judgements,
+        Records.none(JUDGEMENT_TYPE),
     )
+
+
+def population(plan, exposures, samples):
+    return Population.fresh(plan, 4).joined(*events(plan, exposures, samples)).new
 
 
 def rows_of(made, exposures, samples):
@@ -58,29 +65,29 @@ def rows_of(made, exposures, samples):
 def test_a_units_events_become_one_value(aggregation, value, of_none):
     samples = [(0, 11, 0, 3.0), (0, 12, 0, 4.0), (0, 13, 0, -1.0), (0, 9, 0, 100.0)]
     rows = rows_of(mean_of(aggregation), [(0, 10, 1, 0), (1, 10, 1, 1)], samples)
-    assert rows.outcomes[:, 0].tolist() == [value, 0.0]
-    assert rows.is_there.tolist() == [True, of_none]
-    assert rows.events.tolist() == [3, 0]
+    assert rows.outcomes[:2, 0].tolist() == [value, 0.0]
+    assert rows.is_there[:2].tolist() == [True, of_none]
+    assert rows.events[:2].tolist() == [3, 0]
 
 
 def test_a_proportion_asks_whether_any_event_reaches_the_threshold():
     made = metric(proportion=pb.ProportionMetric(event_name="score", threshold=2.0))
     exposures = [(0, 1, 1, 0), (1, 1, 1, 0), (2, 1, 1, 0)]
     rows = rows_of(made, exposures, [(0, 2, 0, 1.9), (1, 2, 0, 2.0), (1, 3, 0, 5.0)])
-    assert rows.outcomes[:, 0].tolist() == [0.0, 1.0, 0.0]
+    assert rows.outcomes[:3, 0].tolist() == [0.0, 1.0, 0.0]
 
 
 def test_without_a_threshold_any_event_makes_a_proportion():
     rows = rows_of(
         metric(proportion=pb.ProportionMetric(event_name="score")), [(0, 1, 1, 0)], [(0, 1, 0, -7.0)]
     )
-    assert rows.outcomes.tolist() == [[1.0]]
+    assert rows.outcomes[0].tolist() == [1.0]
 
 
 def test_a_ratio_has_a_column_for_each_sum():
     made = metric(ratio=pb.RatioMetric(numerator=source("cost"), denominator=source("cost", 2)))
     rows = rows_of(made, [(0, 1, 1, 0)], [(0, 2, 0, 1.5), (0, 3, 0, 2.5)])
-    assert rows.outcomes.tolist() == [[4.0, 2.0]]
+    assert rows.outcomes[0].tolist() == [4.0, 2.0]
 
 
 def test_a_ratio_is_capped_as_the_units_own_ratio():
@@ -89,7 +96,7 @@ def test_a_ratio_is_capped_as_the_units_own_ratio():
         winsorization=pb.Winsorization(upper_value=1.0),
     )
     rows = rows_of(made, [(0, 1, 1, 0), (1, 1, 1, 0)], [(0, 2, 0, 1.5), (0, 3, 0, 2.5), (1, 2, 0, 0.5)])
-    assert rows.outcomes.tolist() == [[2.0, 2.0], [0.5, 1.0]]
+    assert rows.outcomes[:2].tolist() == [[2.0, 2.0], [0.5, 1.0]]
 
 
 def test_events_from_the_first_exposure_on_count_whatever_the_unit_meets_later():
@@ -98,7 +105,7 @@ def test_events_from_the_first_exposure_on_count_whatever_the_unit_meets_later()
         [(0, 20, 2, 1), (0, 10, 1, 0), (1, 15, 1, 0)],
         [(0, 19, 0, 1.0), (0, 20, 0, 2.0), (0, 30, 0, 4.0), (0, 10, 0, 8.0), (1, 99, 0, 16.0)],
     )
-    assert rows.outcomes[:, 0].tolist() == [15.0, 16.0]
+    assert rows.outcomes[:2, 0].tolist() == [15.0, 16.0]
 
 
 def test_sums_do_not_depend_on_the_order_even_where_terms_cancel():
@@ -122,24 +129,43 @@ exposures = st.lists(
 )
 
 
-@given(exposures, samples, st.randoms(use_true_random=False), st.integers(0, 8), st.integers(0, 20))
-def test_order_and_parts_make_no_difference(shown, measured, random, cut, cut_samples):
+@given(
+    exposures,
+    samples,
+    st.randoms(use_true_random=False),
+    st.lists(st.integers(0, 8), max_size=3),
+    st.lists(st.integers(0, 20), max_size=3),
+)
+def test_order_and_parts_make_no_difference(shown, measured, random, cuts, cuts_samples):
     made = [
         metric("score", conversion_window=pb_microseconds(12), cuped=pb.Cuped(lookback=pb_microseconds(9))),
         named("other", mean=pb.MeanMetric(source=source("other", pb.UNIT_AGGREGATION_MAX))),
+        named("sum", mean=pb.MeanMetric(source=source("score")), cuped=pb.Cuped(lookback=pb_microseconds(5))),
+        named("share", proportion=pb.ProportionMetric(event_name="other", threshold=2.0)),
     ]
     plan = Plan(spec(metrics=made))
     whole = population(plan, shown, measured)
+    table = UnitTable(plan)
     mixed, mixed_samples = random.sample(shown, len(shown)), random.sample(measured, len(measured))
-    first = population(plan, mixed[:cut], mixed_samples[:cut_samples])
-    rest = population(plan, mixed[cut:], mixed_samples[cut_samples:])
-    kept = Population.of(plan, first.kept())
-    parts = kept.joined(rest.exposures, rest.samples, rest.judgements)
-    assert parts.exposures.unit.tolist() == whole.exposures.unit.tolist()
-    assert parts.exposures.rows.tobytes() == whole.exposures.rows.tobytes()
-    assert parts.unexposed == whole.unexposed
+    bounds = zip(
+        [0, *sorted(cuts), *[8] * (3 - len(cuts)), 8],
+        [0, *sorted(cuts_samples), *[20] * (3 - len(cuts_samples)), 20],
+        strict=True,
+    )
+    parts = list(bounds)
+    for (start, start_samples), (end, end_samples) in itertools.pairwise(parts):
+        some = events(plan, mixed[start:end], mixed_samples[start_samples:end_samples])
+        change = table.population(KEYS, some[0], some[2]).joined(*some)
+        after = table.everyone_after(KEYS, change)
+        assert table.put(KEYS, change).tolist() == [0, 1, 2, 3]
+        assert after.exposures.tobytes() == table.everyone().exposures.tobytes()
+        if random.random() < 0.5:
+            table = UnitTable.from_arrays(plan, unpacked(packed(dict(table.arrays()))))
+    found = table.everyone()
+    assert found.exposures.tobytes() == whole.exposures.tobytes()
+    assert found.unexposed_samples == whole.unexposed_samples
     for reading in plan.readings:
-        ours, theirs = parts.rows(reading, {}), whole.rows(reading, {})
+        ours, theirs = found.rows(reading, {}), whole.rows(reading, {})
         assert ours.outcomes == pytest.approx(theirs.outcomes, rel=1e-12, abs=1e-15)
         assert ours.covariates == pytest.approx(theirs.covariates, rel=1e-12, abs=1e-15)
         assert ours.events.tolist() == theirs.events.tolist()

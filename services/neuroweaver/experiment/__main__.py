@@ -5,7 +5,7 @@ from __future__ import annotations
 from neuroweaver.experiment import server, snapshots
 from neuroweaver.experiment.director import Director
 from neuroweaver.experiment.evaluators import Evaluators
-from neuroweaver.experiment.housekeeping import keep_house
+from neuroweaver.experiment.housekeeping import keep_checkpoints, keep_house
 from neuroweaver.experiment.releases import Releases
 from neuroweaver.experiment.results import Desk
 from neuroweaver.experiment.store import Store
@@ -38,7 +38,12 @@ def service(database: Database, releases: Releases) -> Service:
         add=lambda grpc_server: experiment_pb2_grpc.add_ExperimentServiceServicer_to_server(
             servicer, grpc_server
         ),
-        background=[evaluators.keep_fresh, director.run, lambda: keep_house(store)],
+        background=[
+            evaluators.keep_fresh,
+            director.run,
+            lambda: keep_house(store),
+            lambda: keep_checkpoints(store),
+        ],
         close=database.close,
     )
 

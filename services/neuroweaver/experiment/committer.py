@@ -10,10 +10,10 @@ from functools import partial
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment.events import Batch
-from neuroweaver.experiment.ingestion import Outcome, ingest
+from neuroweaver.experiment.ingestion import Outcome, take_in
+from neuroweaver.experiment.projection import Projections
 from neuroweaver.mesh.clock import Clock
 from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.errors import Unavailable
@@ -38,8 +38,9 @@ class _Request:
 class Committer:
     """Takes in requests in the order they come, whole or not at all."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, projections: Projections, clock: Clock) -> None:
         self._database = database
+        self._projections = projections
         self._clock = clock
         self._waiting: deque[_Request] = deque()
         self._writing: asyncio.Task[None] | None = None
@@ -88,11 +89,8 @@ class Committer:
     async def _write(self, together: Sequence[_Request]) -> None:
         project = together[0].project
         batches = [batch for request in together for batch in request.batches]
-
-        async def work(connection: AsyncConnection) -> list[Outcome]:
-            return await ingest(connection, project, batches, self._clock())
-
-        outcomes = iter(await self._database.transact(work))
+        found = await take_in(self._database, self._projections, project, batches, self._clock)
+        outcomes = iter(found)
         for request in together:
             outcome = sum((next(outcomes) for _ in request.batches), Outcome())
             if not request.answer.done():

@@ -31,7 +31,7 @@ _UNDER_WAY: Final = 16
 class EventMethods(Handler):
     def __init__(self, store: Store, evaluators: Evaluators, releases: Releases, results: Results) -> None:
         super().__init__(store, evaluators, releases, results)
-        self.committer = Committer(store.database, store.clock)
+        self.committer = Committer(store.database, store.projections, store.clock)
 
     async def RecordEvents(
         self, request_iterator: AsyncIterator[pb.RecordEventsRequest], context: Any
@@ -80,8 +80,12 @@ class EventMethods(Handler):
                 results=report(experiment, found.snapshot, now=experiments.now).results,
             )
 
-        response_type = pb.RecomputeResultsResponse
-        return await self._mutate("RecomputeResults", request, context, response_type, operation)
+        response_type, project = pb.RecomputeResultsResponse, caller_of(context).project
+        async with self._store.projections.hold(project, [request.test_id]):
+            answer = await self._mutate("RecomputeResults", request, context, response_type, operation)
+            if answer.is_replaced:
+                self._store.projections.forget(project, request.test_id)
+            return answer
 
 
 class _Stream:

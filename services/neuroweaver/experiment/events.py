@@ -21,8 +21,8 @@ JUDGEMENT: Final = 2
 
 MAX_EVENTS: Final = 1000
 
-# Sums of this many times a billion values stay within what moments hold.
-LARGEST_VALUE: Final = 1e90
+# The sum of a billion of these stays within what moments hold.
+LARGEST_VALUE: Final = 1e20
 _START_US: Final = 946_684_800_000_000
 _END_US: Final = 253_402_300_800_000_000
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.experiment import recompute
+from neuroweaver.experiment import retention, sketching
 from neuroweaver.experiment.store import Store
 from neuroweaver.mesh.errors import Error
 
 _LOG: Final = logging.getLogger("neuroweaver.experiment")
 
 PERIOD_S: Final = 3600.0
+CHECKPOINT_PERIOD_S: Final = 5.0
 
 # How late a retry still reads the first answer.
 ANSWERS_KEPT: Final = timedelta(days=7)
@@ -31,20 +32,27 @@ async def keep_house(store: Store) -> None:
         await asyncio.sleep(PERIOD_S)
 
 
+async def keep_checkpoints(store: Store) -> None:
+    """Again and again, for the experiments that many events came for."""
+    while True:
+        for project, test_id in store.projections.due():
+            try:
+                async with store.read(project) as experiments:
+                    experiment = await experiments.experiment(test_id)
+                await retention.keep_checkpoint(store, experiment)
+            except (SQLAlchemyError, Error) as error:
+                _LOG.warning("no checkpoint", extra={"cause": type(error).__name__})
+        await asyncio.sleep(CHECKPOINT_PERIOD_S)
+
+
 async def clear(store: Store) -> int:
     """Old answers, and raw events beyond their experiment's retention. Gives how many events."""
     now = store.clock()
     await store.forget_answers(now - ANSWERS_KEPT)
     dropped = 0
     for project, test_id in await store.everything():
-        dropped += await _expire(store, project, test_id, now)
-    return dropped
-
-
-async def _expire(store: Store, project: str, test_id: str, now: datetime) -> int:
-    dropped = 0
-    while number := await store.database.transact(
-        lambda connection: recompute.expire(connection, project, test_id, now)
-    ):
-        dropped += number
+        async with store.read(project) as experiments:
+            experiment = await experiments.experiment(test_id)
+        await sketching.mend(store, experiment)
+        dropped += await retention.expire(store, experiment, now)
     return dropped

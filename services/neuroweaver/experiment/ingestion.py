@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import rows_at_once, snapshots
-from neuroweaver.experiment.events import EXPOSURE, JUDGEMENT, SAMPLE, Batch
-from neuroweaver.experiment.keys import keys_of, sketch_groups
-from neuroweaver.experiment.ledger import EPOCH, and_more
+from neuroweaver.experiment import raw_events, snapshots
+from neuroweaver.experiment.events import JUDGEMENT, SAMPLE, Batch
+from neuroweaver.experiment.keys import Keys, keys_of, sketch_groups
+from neuroweaver.experiment.ledger import and_more
 from neuroweaver.experiment.model import Experiment
+from neuroweaver.experiment.projection import Held, Projection, Projections
 from neuroweaver.experiment.reader import Reader
-from neuroweaver.experiment.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan, indexes
+from neuroweaver.experiment.readings import Plan, indexes
 from neuroweaver.experiment.snapshot import Rejection
 from neuroweaver.experiment.specification import length
-from neuroweaver.experiment.units import Ints, Population, Records
+from neuroweaver.experiment.units import Change, Ints
+from neuroweaver.mesh.clock import Clock, microseconds
+from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.errors import NotFound
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -53,23 +57,65 @@ class Outcome:
         )
 
 
-async def ingest(
-    connection: AsyncConnection, project: str, batches: Sequence[Batch], now: datetime
+async def take_in(
+    database: Database, projections: Projections, project: str, batches: Sequence[Batch], clock: Clock
 ) -> list[Outcome]:
-    """What became of each batch. To be run in a write transaction, which may run it several times."""
-    await rows_at_once.prepare(connection)
+    """What became of each batch, once that is on disk. Raises what the database raises, with nothing done."""
+    async with projections.hold(project, (batch.test_id for batch in batches)) as held:
+        moves: list[_Move] = []
+
+        async def work(connection: AsyncConnection) -> list[Outcome]:
+            moves.clear()
+            return await _ingest_all(connection, project, held, batches, clock(), moves)
+
+        outcomes = await database.transact(work)
+        for move in moves:
+            move.put()
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Move:
+    """What a committed transaction makes of a projection."""
+
+    projection: Projection
+    number: int
+    event_ids: Keys
+    units: tuple[Keys, Change] | None
+
+    def put(self) -> None:
+        self.projection.event_ids.add(self.event_ids)
+        if self.units is not None:
+            self.projection.table.put(*self.units)
+        self.projection.batch = self.number
+        self.projection.fresh_events += len(self.event_ids)
+
+
+async def _ingest_all(
+    connection: AsyncConnection,
+    project: str,
+    held: Held,
+    batches: Sequence[Batch],
+    now: datetime,
+    moves: list[_Move],
+) -> list[Outcome]:
     outcomes = [Outcome() for _ in batches]
     # In one order everywhere, so that two that write the same experiments do not wait for each other.
     for test_id in sorted({batch.test_id for batch in batches}):
         places = [place for place, batch in enumerate(batches) if batch.test_id == test_id]
-        found = await _ingest(connection, project, [batches[place] for place in places], now)
+        found = await _ingest(connection, project, held, [batches[place] for place in places], now, moves)
         for place, outcome in zip(places, found, strict=True):
             outcomes[place] = outcome
     return outcomes
 
 
 async def _ingest(
-    connection: AsyncConnection, project: str, batches: Sequence[Batch], now: datetime
+    connection: AsyncConnection,
+    project: str,
+    held: Held,
+    batches: Sequence[Batch],
+    now: datetime,
+    moves: list[_Move],
 ) -> list[Outcome]:
     joined = Batch.joined(batches)
     try:
@@ -80,103 +126,71 @@ async def _ingest(
         return _outcomes(batches, joined, status, np.zeros(len(joined), np.bool_), ())
     plan = Plan(experiment.spec)
     totals = await snapshots.claim(connection, project, plan, joined.test_id)
-    read = _Read.of(experiment, plan, joined, now)
-    keys = keys_of(project, joined.test_id, joined.event_ids)
-    known = await rows_at_once.known(connection, "event_ids", "event_key", keys)
-    status = _settled(read.reasons, keys, known)
-    accepted = np.flatnonzero(status == _ACCEPTED)
-    is_late = (status == _ACCEPTED) & read.is_late
-    totals.ledger.duplicates += int(np.count_nonzero(status == _DUPLICATE))
-    totals.ledger.late += int(np.count_nonzero(is_late))
-    for rejection in _rejections(joined, status, plan.variants):
+    projection = await held.current(connection, project, experiment, plan)
+    # Off the event loop, which answers others meanwhile.
+    settled = await asyncio.to_thread(_settle, projection, experiment, joined, now)
+    totals.ledger.duplicates += int(np.count_nonzero(settled.status == _DUPLICATE))
+    totals.ledger.late += int(np.count_nonzero(settled.is_late))
+    for rejection in _rejections(joined, settled.status, plan.variants):
         totals.ledger.reject(rejection)
-    if len(accepted):
-        await rows_at_once.insert(connection, "event_ids", ["event_key"], [sorted(keys[i] for i in accepted)])
-        chosen = read.chosen(accepted)
-        await snapshots.add_batch(connection, project, totals, chosen.batch, now)
-        await _move(connection, project, experiment, totals, chosen)
+    if len(settled.event_ids):
+        totals.last_batch += 1
+        moves.append(_Move(projection, totals.last_batch, settled.event_ids, settled.units))
+        await raw_events.add(
+            connection, project, settled.batch, settled.event_ids, totals.last_batch, now, settled.payload
+        )
+        await _count(connection, project, totals, projection, settled)
     await snapshots.save(connection, project, totals)
-    return _outcomes(batches, joined, status, is_late, plan.variants)
+    return _outcomes(batches, joined, settled.status, settled.is_late, plan.variants)
 
 
-async def _move(
+@dataclass(frozen=True)
+class _Settled:
+    """status, is_late: of each event that came. batch, event_ids, payload, units: of those accepted."""
+
+    status: Ints
+    is_late: npt.NDArray[np.bool_]
+    batch: Batch
+    event_ids: Keys
+    payload: bytes
+    units: tuple[Keys, Change] | None
+
+
+def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: datetime) -> _Settled:
+    read = _Read.of(experiment, projection.plan, batch, now)
+    keys = keys_of(projection.project, batch.test_id, batch.event_ids)
+    status = _told_apart(read.reasons, keys, projection.event_ids.find(keys) >= 0)
+    accepted = np.flatnonzero(status == _ACCEPTED)
+    chosen = read.batch.chosen(accepted)
+    return _Settled(
+        status,
+        (status == _ACCEPTED) & read.is_late,
+        chosen,
+        keys[accepted],
+        chosen.to_bytes() if len(accepted) else b"",
+        projection.joined(chosen) if len(accepted) else None,
+    )
+
+
+async def _count(
     connection: AsyncConnection,
     project: str,
-    experiment: Experiment,
     totals: snapshots.Totals,
-    read: _Read,
+    projection: Projection,
+    settled: _Settled,
 ) -> None:
     ledger = totals.ledger
-    ledger.accepted += len(read.batch)
-    ledger.last_us = max(ledger.last_us, int(read.batch.rows["time"].max()))
-    unit_ids, unit = units_of(read.batch, experiment.spec.overrides)
-    if not unit_ids:
+    ledger.accepted += len(settled.batch)
+    ledger.last_us = max(ledger.last_us, int(settled.batch.rows["time"].max()))
+    if settled.units is None:
         return
-    keys = keys_of(project, experiment.test_id, unit_ids)
-    old = Population.of(ledger.plan, await snapshots.units(connection, keys))
-    new = old.joined(*records(ledger.plan, read.batch, unit))
-    phases = set(old.exposures.rows["phase"].tolist()) | set(new.exposures.rows["phase"].tolist())
+    keys, change = settled.units
+    phases = set(change.old.exposures["phase"].tolist()) | set(change.new.exposures["phase"].tolist())
     await snapshots.load_cells(connection, project, totals, phases)
-    ledger.move(old, new, sketch_groups(keys))
-    await snapshots.save_units(connection, keys, new.kept())
+    await asyncio.to_thread(ledger.move, change, sketch_groups(keys))
     for phase, reading in ledger.uncalibrated():
-        everyone = [
-            each
-            async for _, each in snapshots.all_units(connection, project, ledger.plan, experiment.test_id)
-        ]
+        everyone = await asyncio.to_thread(projection.table.everyone_after, keys, change)
         ledger.calibrate(phase, reading, everyone, totals.last_batch)
-
-
-def units_of(batch: Batch, overrides: Mapping[str, str]) -> tuple[list[str], Ints]:
-    """The units of a batch, and the place of each event's among them; -1 for those that are not analysed."""
-    places: dict[str, int] = {}
-    if overrides:
-        found = [-1 if each in overrides else places.setdefault(each, len(places)) for each in batch.unit_ids]
-    else:
-        found = [places.setdefault(each, len(places)) for each in batch.unit_ids]
-    return list(places), np.array(found, np.int64)
-
-
-def records(plan: Plan, batch: Batch, unit: Ints) -> tuple[Records, Records, Records]:
-    """The events of a batch by kind, as units keep them. Names and variants are known, phases settled."""
-    rows = batch.rows
-    variants = indexes(plan.variants, batch.variants)
-    kinds = [np.flatnonzero((rows["kind"] == kind) & (unit >= 0)) for kind in (EXPOSURE, SAMPLE, JUDGEMENT)]
-    at, sampled, judged = kinds
-    exposures = np.zeros(len(at), plan.exposure_type)
-    if len(at):
-        exposures["time"], exposures["phase"] = rows["time"][at], rows["phase"][at]
-        exposures["variant"] = variants[rows["variant"][at]]
-        exposures["is_mismatched"] = rows["variant"][at] != rows["other"][at]
-        exposures["variants"] = 1 << exposures["variant"].astype(np.uint32)
-        exposures["covariates"] = np.nan
-        for place, event in enumerate(at.tolist() if batch.covariates else ()):
-            given = batch.covariates.get(event, {})
-            for column, name in enumerate(plan.covariates):
-                exposures["covariates"][place, column] = given.get(name, np.nan)
-    samples = np.zeros(len(sampled), SAMPLE_TYPE)
-    if len(sampled):
-        samples["time"], samples["value"] = rows["time"][sampled], rows["value"][sampled]
-        samples["name"] = indexes(plan.names, batch.names)[rows["name"][sampled]]
-    judgements = np.zeros(len(judged), JUDGEMENT_TYPE)
-    if len(judged):
-        _fill_judgements(judgements, plan, batch, rows[judged], variants)
-    return Records(unit[at], exposures), Records(unit[sampled], samples), Records(unit[judged], judgements)
-
-
-def _fill_judgements(
-    judgements: npt.NDArray[Any], plan: Plan, batch: Batch, rows: npt.NDArray[Any], variants: Ints
-) -> None:
-    """With the variant first that comes first in the plan, whichever the judge called the baseline."""
-    one, other = variants[rows["variant"]], variants[rows["other"]]
-    is_turned = one > other
-    judgements["phase"] = rows["phase"]
-    judgements["name"] = indexes(plan.judgements, batch.names)[rows["name"]]
-    judgements["baseline"], judgements["candidate"] = np.minimum(one, other), np.maximum(one, other)
-    # The outcomes by place: none, baseline, candidate, tie.
-    turned = np.array([0, 2, 1, 3], np.uint8)
-    judgements["first"] = np.where(is_turned, turned[rows["second"]], rows["first"])
-    judgements["second"] = np.where(is_turned, turned[rows["first"]], rows["second"])
 
 
 @dataclass(frozen=True)
@@ -208,9 +222,6 @@ class _Read:
         )
         is_late = (phase_then > 0) & (phase_then < len(starts))
         return cls(settled, _reasons(experiment, plan, settled, now), is_late)
-
-    def chosen(self, places: Ints) -> _Read:
-        return _Read(self.batch.chosen(places), self.reasons[places], self.is_late[places])
 
 
 def _reasons(experiment: Experiment, plan: Plan, batch: Batch, now: datetime) -> Ints:
@@ -245,17 +256,21 @@ def _reasons(experiment: Experiment, plan: Plan, batch: Batch, now: datetime) ->
     return reasons
 
 
-def microseconds(time: datetime) -> int:
-    return (time - EPOCH) // timedelta(microseconds=1)
-
-
-def _settled(reasons: Ints, keys: Sequence[bytes], known: set[bytes]) -> Ints:
+def _told_apart(reasons: Ints, keys: Keys, is_known: npt.NDArray[np.bool_]) -> Ints:
     """Duplicates are told before anything else: an event that was taken in stays so."""
-    if not known and len(set(keys)) == len(keys):
+    halves = np.sort(keys[:, 0])
+    if not is_known.any() and (halves[1:] != halves[:-1]).all():
         return reasons
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    is_same = np.zeros(len(keys), np.bool_)
+    is_same[1:] = (keys[order[1:]] == keys[order[:-1]]).all(1)
     status = reasons.copy()
-    seen = set(known)
-    for place, key in enumerate(keys):
+    status[is_known] = _DUPLICATE
+    # Which of several in one transaction is the first that can be used.
+    seen: set[tuple[int, int]] = set()
+    several = np.unique(np.concatenate((order[is_same], order[:-1][is_same[1:]])))
+    for place in several.tolist():
+        key = int(keys[place, 0]), int(keys[place, 1])
         if key in seen:
             status[place] = _DUPLICATE
         elif status[place] == _ACCEPTED:

@@ -1,4 +1,4 @@
-"""Short keys of events and units, which begin with their experiment's."""
+"""Keys of events and units: 128 bits, another one for the same id in every experiment."""
 
 from __future__ import annotations
 
@@ -11,26 +11,32 @@ import numpy.typing as npt
 
 from neuroweaver.experiment.statistics.sketch import GROUPS
 
-_EXPERIMENT: Final = 8
-_OWN: Final = 16
+Keys = npt.NDArray[np.uint64]
+"""(n, 2): the halves of each."""
+
+_BYTES: Final = 16
 
 
-def prefix_of(project: str, test_id: str) -> bytes:
-    return blake2b(f"{project}\0{test_id}".encode(), digest_size=_EXPERIMENT).digest()
+def keys_of(project: str, test_id: str, ids: Sequence[str]) -> Keys:
+    begun = blake2b(f"{project}\0{test_id}\0".encode(), digest_size=_BYTES)
+    digests = []
+    for each in ids:
+        hashed = begun.copy()
+        hashed.update(each.encode())
+        digests.append(hashed.digest())
+    return from_bytes(b"".join(digests))
 
 
-def keys_of(project: str, test_id: str, ids: Sequence[str]) -> list[bytes]:
-    """24 bytes each. The same id has another key in every experiment."""
-    prefix, salt = prefix_of(project, test_id), f"{project}\0{test_id}\0".encode()
-    return [prefix + blake2b(salt + each.encode(), digest_size=_OWN).digest() for each in ids]
+def to_bytes(keys: Keys) -> bytes:
+    return keys.astype("<u8").tobytes()
 
 
-def span_of(project: str, test_id: str) -> tuple[bytes, bytes]:
-    """Below and above all keys of an experiment."""
-    prefix = prefix_of(project, test_id)
-    return prefix, prefix + b"\xff" * (_OWN + 1)
+def from_bytes(data: bytes) -> Keys:
+    """What `to_bytes` gave."""
+    found: Keys = np.frombuffer(data, "<u8").reshape(-1, 2).astype(np.uint64, copy=False)
+    return found
 
 
-def sketch_groups(keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
+def sketch_groups(keys: Keys) -> npt.NDArray[np.int64]:
     """The random group of each unit in sketches."""
-    return np.fromiter((key[-1] % GROUPS for key in keys), np.int64, len(keys))
+    return (keys[:, 1] >> np.uint64(56)).astype(np.int64) % GROUPS

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from typing import Any, Final
 
 import numpy as np
@@ -18,14 +17,13 @@ from neuroweaver.experiment.statistics.arm import Sample
 from neuroweaver.experiment.statistics.moments import Moments
 from neuroweaver.experiment.statistics.sketch import GroupedSketch
 from neuroweaver.experiment.statistics.winsorization import Caps, calibrated
-from neuroweaver.experiment.units import Population, Rows
+from neuroweaver.experiment.units import NEVER, VARIANTS, Change, Ints, Population, Rows
+from neuroweaver.mesh.clock import from_microseconds
 from neuroweaver.v1 import experiment_pb2 as pb
 
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _DAY_US: Final = 86_400_000_000
 _TOLD: Final = 10
-# More variants than an experiment can have.
-_VARIANTS: Final = 64
 
 CellKey = tuple[int, str, str]
 
@@ -71,7 +69,9 @@ class Sums:
 class Ledger:
     """Everything counted of one experiment. cells: at least those of the phases in which units move.
 
-    caps: with the number of the batch after which they were taken. touched: the cells that moved.
+    caps: with the number of the batch after which they were taken. touched: the cells that moved. is_whole:
+    whether all raw events are still there; else a sketch that should forget some cannot be made anew, and
+    goes on as it is.
     """
 
     plan: Plan
@@ -87,25 +87,32 @@ class Ledger:
     last_us: int = 0
     rejections: dict[pb.EventRejection.ValueType, Rejection] = field(default_factory=dict)
     touched: set[CellKey] = field(default_factory=set)
+    is_whole: bool = True
 
-    def move(self, old: Population, new: Population, sketch_groups: npt.NDArray[np.int64]) -> None:
-        """The same units, before and after. sketch_groups: of each unit."""
+    def move(self, change: Change, sketch_groups: Ints) -> None:
+        """Units, before and after. sketch_groups: of each unit."""
+        old, new = change.old, change.new
         self._count(old, -1)
         self._count(new, 1)
+        is_elsewhere = old.codes != new.codes
         for reading in self.plan.readings:
             caps = self._caps_of(reading)
-            self.take(reading, old, old.rows(reading, caps), -1)
-            self.take(reading, new, new.rows(reading, caps), 1)
+            before, after = old.rows(reading, caps), new.rows(reading, caps)
+            is_other = is_elsewhere | before.differs(after)
+            self.take(reading, old.codes, before, -1, is_other)
+            self.take(reading, new.codes, after, 1, is_other)
             if reading.is_quantile and not reading.is_of_unit_means:
-                self._sketch(reading, old, new, sketch_groups)
+                self._sketch(reading, change, sketch_groups)
 
-    def take(self, reading: Reading, units: Population, rows: Rows, sign: int) -> None:
-        codes = _codes(units)
-        for code in np.unique(codes).tolist():
-            self.cell(code, reading).take(rows, codes == code, sign)
+    def take(
+        self, reading: Reading, codes: Ints, rows: Rows, sign: int, chosen: npt.NDArray[np.bool_]
+    ) -> None:
+        """codes: of each unit, see `Population.codes`."""
+        for code in np.unique(codes[chosen & (codes >= 0)]).tolist():
+            self.cell(code, reading).take(rows, chosen & (codes == code), sign)
 
     def cell(self, code: int, reading: Reading) -> Sums:
-        key = (code // _VARIANTS, self.plan.variants[code % _VARIANTS], reading.metric_id)
+        key = (code // VARIANTS, self.plan.variants[code % VARIANTS], reading.metric_id)
         self.touched.add(key)
         return self.cells.setdefault(key, Sums.none(reading))
 
@@ -120,18 +127,15 @@ class Ledger:
                     found.append((phase, reading))
         return found
 
-    def calibrate(self, phase: int, reading: Reading, units: Sequence[Population], batch: int) -> None:
+    def calibrate(self, phase: int, reading: Reading, units: Population, batch: int) -> None:
         """Takes the caps from all units there are, and counts them anew under these."""
         self.caps[phase, reading.metric_id] = taken(phase, reading, units), batch
         for key in self._keys(phase, reading):
             if key in self.cells:
                 self.cells[key] = Sums.none(reading)
                 self.touched.add(key)
-        caps = self._caps_of(reading)
-        for each in units:
-            rows, codes = each.rows(reading, caps), _codes(each)
-            for code in np.unique(codes[codes // _VARIANTS == phase]).tolist():
-                self.cell(code, reading).take(rows, codes == code, 1)
+        rows = units.rows(reading, self._caps_of(reading))
+        self.take(reading, units.codes, rows, 1, units.codes // VARIANTS == phase)
 
     def reject(self, rejection: Rejection) -> None:
         known = self.rejections.get(rejection.reason, Rejection(rejection.reason, 0))
@@ -166,10 +170,10 @@ class Ledger:
                 late=self.late,
                 unexposed=self.unexposed,
                 rejected=tuple(self.rejections[reason] for reason in sorted(self.rejections)),
-                last_event_time=moment(self.last_us) if self.last_us else None,
+                last_event_time=from_microseconds(self.last_us) if self.last_us else None,
             ),
             units_by_day={
-                date.fromordinal(day + EPOCH.toordinal()): count for day, count in self.days.items() if count
+                date.fromordinal(day + _EPOCH_DAY): count for day, count in self.days.items() if count
             },
         )
 
@@ -222,16 +226,16 @@ class Ledger:
         }
 
     def _count(self, units: Population, sign: int) -> None:
-        self.unexposed += sign * units.unexposed
-        rows, codes = units.exposures.rows, _codes(units)
+        self.unexposed += sign * units.unexposed_samples
+        rows, codes = units.exposures, units.codes
         is_multiple = (rows["variants"] & (rows["variants"] - 1)) != 0
-        masks = np.ones(len(codes), np.bool_), rows["is_mismatched"] != 0, is_multiple
-        for kind, mask in enumerate(masks):
-            for code, count in zip(*np.unique(codes[mask], return_counts=True), strict=True):
-                key = (kind, int(code) // _VARIANTS, self.plan.variants[int(code) % _VARIANTS])
+        is_there = codes >= 0
+        for kind, mask in enumerate((is_there, rows["is_mismatched"] != 0, is_multiple)):
+            for code, count in zip(*np.unique(codes[is_there & mask], return_counts=True), strict=True):
+                key = (kind, int(code) // VARIANTS, self.plan.variants[int(code) % VARIANTS])
                 self.groups[key] += sign * int(count)
-        first = units.first[units.first >= 0]
-        for day, count in zip(*np.unique(rows["time"][first] // _DAY_US, return_counts=True), strict=True):
+        first = units.first[is_there]
+        for day, count in zip(*np.unique(first // _DAY_US, return_counts=True), strict=True):
             self.days[int(day)] += sign * int(count)
         self._tally(units, sign)
 
@@ -245,23 +249,23 @@ class Ledger:
                     for kind, count in enumerate(counts):
                         self.tallies[phase, *pair, metric_id, kind] += sign * count
 
-    def _sketch(
-        self, reading: Reading, old: Population, new: Population, groups: npt.NDArray[np.int64]
-    ) -> None:
-        before, after = _event_codes(reading, old), _event_codes(reading, new)
-        was = np.full(len(after), -1, np.int64)
-        was[: len(before)] = before
-        moved = was != after
-        for code in np.unique(was[moved & (was >= 0)]).tolist():
-            self.cell(code, reading).is_stale = True
-        for code in np.unique(after[moved & (after >= 0)]).tolist():
+    def _sketch(self, reading: Reading, change: Change, groups: Ints) -> None:
+        stale = change.stale.get(reading.metric_id)
+        if stale is not None and self.is_whole:
+            for codes in (change.old.codes[stale], change.new.codes[stale]):
+                for code in np.unique(codes[codes >= 0]).tolist():
+                    self.cell(code, reading).is_stale = True
+        unit, value = change.counted.get((reading.sources[0].name, reading.span), _NOTHING)
+        codes = change.new.codes[unit]
+        for code in np.unique(codes).tolist():
             cell = self.cell(code, reading)
             if not cell.is_stale:
-                chosen = moved & (after == code)
+                chosen = codes == code
                 cell.sketch = cell.sketch or GroupedSketch()
-                cell.sketch.add(groups[new.samples.unit[chosen]], new.samples.rows["value"][chosen])
+                cell.sketch.add(groups[unit[chosen]], value[chosen])
 
 
+_NOTHING: Final = np.zeros(0, np.int64), np.zeros(0)
 _GROUP_FIELDS: Final = ("units", "mismatched", "multiply_exposed")
 _TALLY_FIELDS: Final = ("wins", "ties", "losses", "flips", "missing")
 
@@ -273,19 +277,11 @@ def and_more(known: Rejection, more: Rejection) -> Rejection:
     return Rejection(known.reason, known.count + more.count, names, ids)
 
 
-def moment(microseconds: int) -> datetime:
-    return EPOCH + timedelta(microseconds=microseconds)
-
-
-def taken(phase: int, reading: Reading, units: Sequence[Population]) -> Caps:
+def taken(phase: int, reading: Reading, units: Population) -> Caps:
     """The caps at quantiles of the phase's first units that have a value."""
-    times, values = [], []
-    for each in units:
-        rows = each.rows(reading, {})
-        chosen = rows.is_there & (each.exposures.rows["phase"] == phase)
-        times.append(each.exposures.rows["time"][chosen])
-        values.append(rows.outcomes[chosen])
-    time, value = np.concatenate(times), np.concatenate(values)
+    rows = units.rows(reading, {})
+    chosen = rows.is_there & (units.first < NEVER) & (units.exposures["phase"] == phase)
+    time, value = units.first[chosen], rows.outcomes[chosen]
     # Units of one instant in the order of their values: no other order of theirs is everywhere the same.
     first = value[np.lexsort((*value.T[::-1], time))[: reading.calibration]]
     if reading.outcomes == 2:
@@ -298,32 +294,25 @@ def taken(phase: int, reading: Reading, units: Sequence[Population]) -> Caps:
     return calibrated(own, reading.lower_quantile, reading.upper_quantile, len(own)) or Caps()
 
 
+def sketches_of_means(reading: Reading, units: Population, groups: Ints) -> dict[CellKey, GroupedSketch]:
+    """Of the units' means, by phase and variant. groups: of each unit."""
+    rows = units.rows(reading, {})
+    return sketched(
+        reading, units.plan, np.where(rows.is_there, units.codes, -1), groups, rows.outcomes[:, 0], {}
+    )
+
+
 def sketched(
-    reading: Reading, units: Population, groups: npt.NDArray[np.int64], into: dict[CellKey, GroupedSketch]
-) -> None:
-    """Adds the events of some units to the sketches of a quantile metric, or the units' means."""
-    if reading.is_of_unit_means:
-        rows = units.rows(reading, {})
-        codes = np.where(rows.is_there, _codes(units), -1)
-        group, value = groups[units.exposures.unit], rows.outcomes[:, 0]
-    else:
-        codes = _event_codes(reading, units)
-        group, value = groups[units.samples.unit], units.samples.rows["value"]
+    reading: Reading,
+    plan: Plan,
+    codes: Ints,
+    groups: Ints,
+    values: npt.NDArray[np.float64],
+    into: dict[CellKey, GroupedSketch],
+) -> dict[CellKey, GroupedSketch]:
+    """`into`, with values of phases and variants given as codes; -1: of none. groups: of each value."""
     for code in np.unique(codes[codes >= 0]).tolist():
-        key = (code // _VARIANTS, units.plan.variants[code % _VARIANTS], reading.metric_id)
-        into.setdefault(key, GroupedSketch()).add(group[codes == code], value[codes == code])
-
-
-def _codes(units: Population) -> npt.NDArray[np.int64]:
-    """Phase and variant of each exposure, as one number."""
-    rows = units.exposures.rows
-    found: npt.NDArray[np.int64] = rows["phase"].astype(np.int64) * _VARIANTS + rows["variant"]
-    return found
-
-
-def _event_codes(reading: Reading, units: Population) -> npt.NDArray[np.int64]:
-    """Phase and variant for which each sample counts; -1 for none."""
-    codes = np.full(len(units.samples.unit), -1, np.int64)
-    chosen = units.counted(reading, reading.sources[0])
-    codes[chosen] = _codes(units)[units.owner[chosen]]
-    return codes
+        chosen = codes == code
+        key = (code // VARIANTS, plan.variants[code % VARIANTS], reading.metric_id)
+        into.setdefault(key, GroupedSketch()).add(groups[chosen], values[chosen])
+    return into

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from neuroweaver.experiment.specification import length
 from neuroweaver.experiment.statistics.winsorization import Caps
@@ -15,6 +17,31 @@ from neuroweaver.v1 import experiment_pb2 as pb
 SUM: Final = pb.UNIT_AGGREGATION_SUM
 COUNT: Final = pb.UNIT_AGGREGATION_COUNT
 MEAN: Final = pb.UNIT_AGGREGATION_MEAN
+
+
+@dataclass(frozen=True)
+class Span:
+    """The events of a unit that count. window_us: how long after its first exposure; None: for ever.
+
+    lookback_us: those before it instead, within so long.
+    """
+
+    window_us: int | None = None
+    lookback_us: int | None = None
+
+    @property
+    def only_grows(self) -> bool:
+        """Whether an earlier first exposure takes events in and leaves none out."""
+        return self.window_us is None and self.lookback_us is None
+
+    def holds(self, time: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """time: of events. first: of their units' first exposures. Both in microseconds, (n,)."""
+        if self.lookback_us is not None:
+            before = first - time
+            return (before > 0) & (before <= self.lookback_us)
+        if self.window_us is not None:
+            return (time >= first) & (time - first <= self.window_us)
+        return time >= first
 
 
 @dataclass(frozen=True)
@@ -57,10 +84,41 @@ class Reading:
         return len(self.sources)
 
     @property
+    def span(self) -> Span:
+        """Of the outcomes."""
+        return Span(window_us=self.window_us)
+
+    @property
+    def span_before(self) -> Span | None:
+        """Of the covariates; None without any that look back."""
+        return None if self.lookback_us is None else Span(lookback_us=self.lookback_us)
+
+    @property
     def covariates(self) -> int:
         if self.lookback_us is not None:
             return self.outcomes
         return 0 if self.covariate is None else 1
+
+
+@dataclass(frozen=True)
+class Total:
+    """What is kept of the events of a name in a span. place: of its column among those of its kind.
+
+    threshold: of a count, those events alone that reach it.
+    """
+
+    name: int
+    span: Span
+    kind: TotalKind
+    place: int
+    threshold: float = -np.inf
+
+
+class TotalKind(Enum):
+    NUMBER = "number"
+    SUM = "sum"
+    MAX = "max"
+    MIN = "min"
 
 
 class Plan:
@@ -93,12 +151,43 @@ class Plan:
                 ("covariates", "<f8", (max(1, len(self.covariates)),)),
             ]
         )
+        self._totals: dict[tuple[int, Span, TotalKind, float], Total] = {}
+        for reading in self.readings:
+            for source in reading.sources:
+                for span in (reading.span, reading.span_before):
+                    if span is not None:
+                        self._add_totals(source, span)
+        self.totals: Sequence[Total] = tuple(self._totals.values())
+        # Names of which every event is kept: an earlier exposure would leave some out again.
+        self.is_kept = np.zeros(len(self.names), np.bool_)
+        for total in self.totals:
+            self.is_kept[total.name] |= total.span.window_us is not None
         # The longest lookback of the metrics that read each name, microseconds.
         self.lookback_us = np.zeros(len(self.names), np.int64)
         for reading in self.readings:
             for source in reading.sources:
                 known = self.lookback_us[source.name]
                 self.lookback_us[source.name] = max(known, reading.lookback_us or 0)
+
+    def number_of(self, source: Source, span: Span) -> int:
+        """The column of the number of events."""
+        return self._totals[source.name, span, TotalKind.NUMBER, -np.inf].place
+
+    def value_of(self, source: Source, span: Span) -> Total:
+        """What the source's value is made of."""
+        return self._totals[_key(source, span)]
+
+    def count(self, *kinds: TotalKind) -> int:
+        """Columns of some kinds."""
+        return sum(total.kind in kinds for total in self.totals)
+
+    def _add_totals(self, source: Source, span: Span) -> None:
+        for key in ((source.name, span, TotalKind.NUMBER, -np.inf), _key(source, span)):
+            if key not in self._totals:
+                name, _, kind, threshold = key
+                shared = (kind,) if kind in {TotalKind.NUMBER, TotalKind.SUM} else EXTREMES
+                place = sum(total.kind in shared for total in self._totals.values())
+                self._totals[key] = Total(name, span, kind, place, threshold)
 
     def _reading(self, metric: pb.ExperimentMetric) -> Reading:
         caps, cuped = metric.winsorization, metric.cuped
@@ -135,6 +224,8 @@ class Plan:
         return Source(_place(self.names, source.event_name), source.aggregation or SUM)
 
 
+EXTREMES: Final = (TotalKind.MAX, TotalKind.MIN)
+
 SAMPLE_TYPE: Final = np.dtype([("time", "<i8"), ("name", "u1"), ("value", "<f8")])
 JUDGEMENT_TYPE: Final = np.dtype(
     [
@@ -147,6 +238,21 @@ JUDGEMENT_TYPE: Final = np.dtype(
         ("second", "u1"),
     ]
 )
+
+
+def _key(source: Source, span: Span) -> tuple[int, Span, TotalKind, float]:
+    if source.is_share:
+        return source.name, span, TotalKind.NUMBER, source.threshold
+    return source.name, span, _TOTAL_KINDS[source.aggregation], -np.inf
+
+
+_TOTAL_KINDS: Final = {
+    SUM: TotalKind.SUM,
+    MEAN: TotalKind.SUM,
+    COUNT: TotalKind.NUMBER,
+    pb.UNIT_AGGREGATION_MAX: TotalKind.MAX,
+    pb.UNIT_AGGREGATION_MIN: TotalKind.MIN,
+}
 
 
 def _place(names: list[str], name: str) -> int:

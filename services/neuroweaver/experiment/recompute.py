@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 import numpy as np
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import rows_at_once, snapshots
+from neuroweaver.experiment import checkpoints, raw_events, sketching, snapshots
 from neuroweaver.experiment.events import Batch
-from neuroweaver.experiment.ingestion import microseconds, records, units_of
-from neuroweaver.experiment.keys import keys_of, sketch_groups
-from neuroweaver.experiment.ledger import Ledger, sketched
+from neuroweaver.experiment.keys import sketch_groups
+from neuroweaver.experiment.ledger import Ledger
 from neuroweaver.experiment.model import Experiment
+from neuroweaver.experiment.projection import Projection
 from neuroweaver.experiment.reader import Reader
 from neuroweaver.experiment.readings import Plan
 from neuroweaver.experiment.snapshot import Cell, Snapshot
-from neuroweaver.experiment.specification import length
 from neuroweaver.experiment.statistics.moments import Moments
 from neuroweaver.experiment.statistics.sketch import GroupedSketch
-from neuroweaver.experiment.units import Kept, Population
+from neuroweaver.mesh.clock import microseconds
 from neuroweaver.mesh.errors import FailedPrecondition
 from neuroweaver.v1 import experiment_pb2 as pb
 
 TOLERANCE: Final = 1e-9
 _TOLD: Final = 100
-_EXPIRED_AT_ONCE: Final = 100
+_SKETCHED: Final = "sketched"
 
 
 @dataclass(frozen=True)
@@ -69,58 +69,39 @@ async def as_of(
     experiment = await Reader(connection, project).experiment(test_id)
     happened = clock == pb.REPLAY_CLOCK_HAPPENED
     stored = await _whole(connection, project, experiment)
-    raw = await snapshots.batches(connection, project, test_id, None if happened else moment)
+    raw = await raw_events.until(connection, project, test_id, None if happened else moment)
     if happened:
         until = microseconds(moment)
         cut = ((number, each.chosen(np.flatnonzero(each.rows["time"] <= until))) for number, each in raw)
         raw = [(number, batch) for number, batch in cut if len(batch)]
     made = _Made(project, experiment, stored.ledger if happened else None)
-    made.take(raw, stored.ledger)
-    return made.snapshot()
+    return await asyncio.to_thread(made.of, raw, stored.ledger)
 
 
 async def recompute(
     connection: AsyncConnection, project: str, test_id: str, *, replace_stored: bool = False
 ) -> Recomputed:
-    """Compares with what is stored; if asked, replaces what differs. Raises NotFound, FailedPrecondition."""
+    """Compares with what is stored; if asked, replaces what differs. Raises NotFound, FailedPrecondition.
+
+    After a replacement the experiment's projection is to be forgotten.
+    """
     experiment = await Reader(connection, project).experiment(test_id)
     stored = await _whole(connection, project, experiment)
     known = await snapshots.load(connection, project, test_id)
-    raw = await snapshots.batches(connection, project, test_id)
+    raw = await raw_events.until(connection, project, test_id)
     made = _Made(project, experiment)
-    made.take(raw, stored.ledger)
+    found = await asyncio.to_thread(made.of, raw, stored.ledger)
     ledger = made.ledger
     ledger.duplicates, ledger.rejections = stored.ledger.duplicates, stored.ledger.rejections
     ledger.late = stored.ledger.late
-    found = made.snapshot()
     largest, differences = compared(known, found)
     if replace_stored and differences:
         totals = await snapshots.claim(connection, project, ledger.plan, test_id)
-        totals.ledger = made.with_sketches()
-        await snapshots.forget(connection, project, test_id)
-        await snapshots.save_units(connection, made.keys, made.population.kept())
+        totals.ledger = ledger
+        await snapshots.forget_cells(connection, project, test_id)
+        await checkpoints.forget(connection, project, test_id)
         await snapshots.save(connection, project, totals)
     return Recomputed(found, ledger.accepted, largest, differences[:_TOLD])
-
-
-async def expire(connection: AsyncConnection, project: str, test_id: str, now: datetime) -> int:
-    """Removes raw events beyond the retention, and what their ids were told by. Gives how many.
-
-    At most some batches at once: to be called again until it gives 0. Results stay as they are.
-    """
-    experiment = await Reader(connection, project).experiment(test_id)
-    plan = Plan(experiment.spec)
-    totals = await snapshots.claim(connection, project, plan, test_id)
-    oldest = now - length(experiment.spec.raw_event_retention)
-    dropped = await snapshots.drop_batches(connection, project, test_id, oldest, _EXPIRED_AT_ONCE)
-    if not dropped:
-        return 0
-    for batch in dropped:
-        keys = keys_of(project, test_id, batch.event_ids)
-        await rows_at_once.delete(connection, "event_ids", "event_key", keys)
-    totals.expired_batches += len(dropped)
-    await snapshots.save(connection, project, totals)
-    return sum(map(len, dropped))
 
 
 async def _whole(connection: AsyncConnection, project: str, experiment: Experiment) -> snapshots.Totals:
@@ -134,63 +115,50 @@ async def _whole(connection: AsyncConnection, project: str, experiment: Experime
     return totals
 
 
-@dataclass
 class _Made:
     """A ledger in the making. caps_of: where caps are known already, those."""
 
-    project: str
-    experiment: Experiment
-    caps_of: Ledger | None = None
-    keys: list[bytes] = field(default_factory=list)
+    def __init__(self, project: str, experiment: Experiment, caps_of: Ledger | None = None) -> None:
+        self._experiment = experiment
+        self._projection = Projection(project, experiment, Plan(experiment.spec))
+        self._has_caps = caps_of is not None
+        self.ledger = Ledger(self._projection.plan)
+        if caps_of is not None:
+            self.ledger.caps = dict(caps_of.caps)
 
-    def __post_init__(self) -> None:
-        self.plan = Plan(self.experiment.spec)
-        self.ledger = Ledger(self.plan)
-        self.population = Population.of(self.plan, [])
-        if self.caps_of is not None:
-            self.ledger.caps = dict(self.caps_of.caps)
-
-    def take(self, raw: Sequence[tuple[int, Batch]], stored: Ledger) -> None:
-        """All events, stopping where caps were taken. stored: knows where that was."""
-        stops = set() if self.caps_of else {batch for _, batch in stored.caps.values()}
+    def of(self, raw: Sequence[tuple[int, Batch]], stored: Ledger) -> Snapshot:
+        """Of all events, stopping where caps were taken. stored: knows where that was."""
+        stops = set() if self._has_caps else {batch for _, batch in stored.caps.values()}
         for part in _parts(raw, stops):
-            self._add([batch for _, batch in part])
+            self._add(Batch.joined([batch for _, batch in part]))
             for phase, reading in self.ledger.uncalibrated():
                 stop = stored.caps.get((phase, reading.metric_id))
                 if stop is not None and stop[1] == part[-1][0]:
-                    self.ledger.calibrate(phase, reading, [self.population], stop[1])
-
-    def snapshot(self) -> Snapshot:
-        self.with_sketches()
+                    self.ledger.calibrate(phase, reading, self._projection.table.everyone(), stop[1])
+        self._sketch([batch for _, batch in raw])
         return self.ledger.snapshot()
 
-    def with_sketches(self) -> Ledger:
-        made: dict[tuple[int, str, str], GroupedSketch] = {}
-        for reading in self.plan.readings:
-            if reading.is_quantile:
-                sketched(reading, self.population, sketch_groups(self.keys), made)
-        for key, cell in self.ledger.cells.items():
-            cell.sketch, cell.is_stale = made.get(key), False
-        return self.ledger
-
-    def _add(self, batches: Sequence[Batch]) -> None:
-        batch = Batch.joined(batches)
+    def _add(self, batch: Batch) -> None:
         ledger = self.ledger
         ledger.accepted += len(batch)
         ledger.last_us = max(ledger.last_us, int(batch.rows["time"].max()))
         ledger.late += self._late(batch)
-        unit_ids, unit = units_of(batch, self.experiment.spec.overrides)
-        places = {key: place for place, key in enumerate(self.keys)}
-        new_keys = keys_of(self.project, self.experiment.test_id, unit_ids)
-        moved = np.array([places.setdefault(key, len(places)) for key in new_keys] or [0], np.int64)
-        self.keys = list(places)
-        added = len(self.keys) - self.population.count
-        old = Population.of(self.plan, [*self.population.kept(), *[Kept()] * added])
-        self.population = old.joined(*records(self.plan, batch, np.where(unit >= 0, moved[unit], -1)))
-        ledger.move(old, self.population, sketch_groups(self.keys))
+        joined = self._projection.joined(batch)
+        if joined is not None:
+            keys, change = joined
+            ledger.move(change, sketch_groups(keys))
+            self._projection.table.put(keys, change)
+
+    def _sketch(self, batches: Sequence[Batch]) -> None:
+        readings = [reading for reading in self.ledger.plan.readings if reading.is_quantile]
+        made = sketching.of_means(self._projection, readings)
+        by_events = [reading for reading in readings if not reading.is_of_unit_means]
+        sketching.of_events(self._projection, by_events, batches, made)
+        for key, cell in self.ledger.cells.items():
+            cell.sketch, cell.is_stale = made.get(key), False
 
     def _late(self, batch: Batch) -> int:
-        starts = [microseconds(phase.start_time) for phase in self.experiment.phases]
+        starts = [microseconds(phase.start_time) for phase in self._experiment.phases]
         then = np.searchsorted(np.array(starts, np.int64), batch.rows["time"], side="right")
         return int(np.count_nonzero((then > 0) & (then < len(starts))))
 
@@ -209,8 +177,10 @@ def _parts(raw: Sequence[tuple[int, Batch]], stops: set[int]) -> Iterator[list[t
 def compared(stored: Snapshot, recomputed: Snapshot) -> tuple[float, list[Difference]]:
     """The largest relative difference, and all statistics that differ by more than the tolerance."""
     left, right = dict(_statistics(stored)), dict(_statistics(recomputed))
+    # A sketch that is not stored is made anew whenever it is read.
+    unstored = {key for key in right if key[3] == _SKETCHED and key not in left}
     largest, found = 0.0, []
-    for key in sorted(left.keys() | right.keys()):
+    for key in sorted((left.keys() | right.keys()) - unstored):
         one, other = left.get(key, 0.0), right.get(key, 0.0)
         size = max(abs(one), abs(other))
         difference = abs(one - other) / size if size else 0.0
@@ -250,7 +220,7 @@ def _of_cell(cell: Cell) -> Iterator[tuple[str, float]]:
     if cell.sample.missing is not None:
         yield from _of_moments("missing_", cell.sample.missing)
     if cell.sketch is not None:
-        yield "sketched", float(GroupedSketch.from_bytes(cell.sketch).events)
+        yield _SKETCHED, float(GroupedSketch.from_bytes(cell.sketch).events)
 
 
 def _of_moments(prefix: str, moments: Moments) -> Iterator[tuple[str, float]]:

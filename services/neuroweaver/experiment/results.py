@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import history, tables
+from neuroweaver.experiment import history, sketching, tables
 from neuroweaver.experiment.model import Experiment
 from neuroweaver.experiment.reader import Reader
 from neuroweaver.experiment.report import Report, report
@@ -131,6 +131,7 @@ class Desk:
             if entry.split is None:
                 known = await history.latest(experiments, test_id)
                 entry.split = known[0].results.sample_ratio if known else None
+        snapshot = await sketching.completed(self._store, experiment, snapshot)
         now = self._store.clock()
         made = await asyncio.to_thread(report, experiment, snapshot, now=now, previous=entry.split)
         made.results.sequence = experiment.last_sequence
@@ -150,6 +151,8 @@ async def _revision(experiments: Reader, test_id: str) -> tuple[Experiment, obje
     """The experiment, and what is another one once anything that results are made of has changed."""
     experiment = await experiments.experiment(test_id)
     table = tables.totals
-    statement = select(table).where(table.c.project == experiments.project, table.c.test_id == test_id)
+    statement = select(table.c.last_batch, table.c.counts).where(
+        table.c.project == experiments.project, table.c.test_id == test_id
+    )
     row = (await experiments.connection.execute(statement)).one_or_none()
     return experiment, (experiment.etag, None if row is None else tuple(row))

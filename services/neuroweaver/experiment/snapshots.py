@@ -1,33 +1,24 @@
-"""Where events, units and statistics are kept, and the snapshot that an analysis reads."""
+"""Where the statistics are kept, and the snapshot that an analysis reads."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import rows_at_once, tables
-from neuroweaver.experiment.events import Batch
-from neuroweaver.experiment.keys import sketch_groups, span_of
-from neuroweaver.experiment.ledger import CellKey, Ledger, Sums, moment, sketched
+from neuroweaver.experiment import tables
+from neuroweaver.experiment.ledger import CellKey, Ledger, Sums
 from neuroweaver.experiment.reader import Reader
 from neuroweaver.experiment.readings import Plan
 from neuroweaver.experiment.snapshot import Snapshot
 from neuroweaver.experiment.statistics.moments import Moments
 from neuroweaver.experiment.statistics.sketch import GroupedSketch
-from neuroweaver.experiment.units import Kept, Population
-
-# Units that are looked at together when all of them are.
-_AT_ONCE: Final = 10_000
-
-_UNIT_COLUMNS: Final = ("unit_key", "exposures", "samples", "judgements")
 
 
 @dataclass
@@ -41,11 +32,10 @@ class Totals:
 
 
 async def load(connection: AsyncConnection, project: str, test_id: str) -> Snapshot:
-    """All that is known of an experiment's events. Raises NotFound."""
+    """What is stored of an experiment's events; `sketching.completed` makes what is not. Raises NotFound."""
     experiment = await Reader(connection, project).experiment(test_id)
     totals = await read(connection, project, Plan(experiment.spec), test_id)
     await load_cells(connection, project, totals, None)
-    await _sketch_anew(connection, project, totals)
     return totals.ledger.snapshot()
 
 
@@ -113,108 +103,10 @@ async def save(connection: AsyncConnection, project: str, totals: Totals) -> Non
         await connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), cells)
 
 
-async def add_batch(
-    connection: AsyncConnection, project: str, totals: Totals, batch: Batch, now: datetime
-) -> None:
-    """The raw events, under the next number."""
-    totals.last_batch += 1
-    times = batch.rows["time"]
-    await connection.execute(
-        insert(tables.event_batches).values(
-            project=project,
-            test_id=totals.test_id,
-            number=totals.last_batch,
-            received_time=now,
-            first_event_time=moment(int(times.min())),
-            last_event_time=moment(int(times.max())),
-            events=len(batch),
-            payload=batch.to_bytes(),
-        )
-    )
-
-
-async def batches(
-    connection: AsyncConnection, project: str, test_id: str, received_by: datetime | None = None
-) -> list[tuple[int, Batch]]:
-    """The raw events kept, in the order they were taken in, with the numbers of their batches."""
-    table = tables.event_batches
-    statement = select(table.c.number, table.c.payload).where(
-        table.c.project == project, table.c.test_id == test_id
-    )
-    if received_by is not None:
-        statement = statement.where(table.c.received_time <= received_by)
-    rows = await connection.execute(statement.order_by(table.c.number))
-    return [(row.number, Batch.from_bytes(test_id, row.payload)) for row in rows]
-
-
-async def drop_batches(
-    connection: AsyncConnection, project: str, test_id: str, before: datetime, limit: int
-) -> list[Batch]:
-    """Removes raw events of which all happened before a moment, at most so many batches."""
-    table = tables.event_batches
-    mine = table.c.project == project, table.c.test_id == test_id
-    statement = select(table.c.number, table.c.payload).where(*mine, table.c.last_event_time < before)
-    rows = (await connection.execute(statement.order_by(table.c.number).limit(limit))).all()
-    numbers = [row.number for row in rows]
-    await connection.execute(delete(table).where(*mine, table.c.number.in_(numbers)))
-    return [Batch.from_bytes(test_id, row.payload) for row in rows]
-
-
-async def units(connection: AsyncConnection, keys: Sequence[bytes]) -> list[Kept]:
-    """What is kept of each unit; nothing of one that is new."""
-    rows = await rows_at_once.select(connection, "units", _UNIT_COLUMNS, keys)
-    known = {key: Kept(exposures, samples, judgements) for key, exposures, samples, judgements in rows}
-    nothing = Kept()
-    return [known.get(key, nothing) for key in keys]
-
-
-async def save_units(connection: AsyncConnection, keys: Sequence[bytes], kept: Sequence[Kept]) -> None:
-    # In the order of the keys: neighbours lie in the same pages.
-    ordered = sorted(zip(keys, *zip(*kept, strict=True), strict=True))
-    await rows_at_once.insert(connection, "units", _UNIT_COLUMNS, list(zip(*ordered, strict=True)))
-
-
-async def all_units(
-    connection: AsyncConnection, project: str, plan: Plan, test_id: str
-) -> AsyncIterator[tuple[list[bytes], Population]]:
-    """Every unit of the experiment, some at a time, with their keys."""
-    table, (after, end) = tables.units, span_of(project, test_id)
-    while True:
-        statement = select(table).where(table.c.unit_key > after, table.c.unit_key < end)
-        rows = (await connection.execute(statement.order_by(table.c.unit_key).limit(_AT_ONCE))).all()
-        if not rows:
-            return
-        keys = [bytes(row.unit_key) for row in rows]
-        yield keys, Population.of(plan, [Kept(row.exposures, row.samples, row.judgements) for row in rows])
-        after = keys[-1]
-
-
-async def forget(connection: AsyncConnection, project: str, test_id: str) -> None:
-    """Drops units and cells, to be made anew."""
-    start, end = span_of(project, test_id)
-    table, cells = tables.units, tables.cells
-    await connection.execute(delete(table).where(table.c.unit_key > start, table.c.unit_key < end))
+async def forget_cells(connection: AsyncConnection, project: str, test_id: str) -> None:
+    """Drops the cells, to be made anew."""
+    cells = tables.cells
     await connection.execute(delete(cells).where(cells.c.project == project, cells.c.test_id == test_id))
-
-
-async def _sketch_anew(connection: AsyncConnection, project: str, totals: Totals) -> None:
-    """The sketches that could not move with the events: those of units' means, and stale ones."""
-    ledger = totals.ledger
-    stale = {key for key, cell in ledger.cells.items() if cell.is_stale}
-    readings = [
-        reading
-        for reading in ledger.plan.readings
-        if reading.is_of_unit_means or any(key[2] == reading.metric_id for key in stale)
-    ]
-    if not readings:
-        return
-    made: dict[CellKey, GroupedSketch] = {}
-    async for keys, population in all_units(connection, project, ledger.plan, totals.test_id):
-        for reading in readings:
-            sketched(reading, population, sketch_groups(keys), made)
-    for key, sketch in made.items():
-        if key in ledger.cells and (key in stale or ledger.cells[key].sketch is None):
-            ledger.cells[key].sketch = sketch
 
 
 def _totals(project: str, test_id: str) -> Any:
@@ -223,7 +115,9 @@ def _totals(project: str, test_id: str) -> Any:
 
 
 def _found(row: Any, plan: Plan) -> Totals:
-    return Totals(row.test_id, Ledger.load(plan, row.counts), row.last_batch, row.expired_batches)
+    ledger = Ledger.load(plan, row.counts)
+    ledger.is_whole = not row.expired_batches
+    return Totals(row.test_id, ledger, row.last_batch, row.expired_batches)
 
 
 def _cell(project: str, totals: Totals, key: CellKey) -> dict[str, Any]:

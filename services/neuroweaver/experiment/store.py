@@ -20,6 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment import tables
+from neuroweaver.experiment.projection import Projections
 from neuroweaver.experiment.reader import Reader, to_look_at
 from neuroweaver.experiment.writer import Writer
 from neuroweaver.mesh import idempotency
@@ -39,9 +40,12 @@ class Origin:
 
 
 class Store:
-    def __init__(self, database: Database, *, clock: Clock = utc_now) -> None:
+    def __init__(
+        self, database: Database, *, clock: Clock = utc_now, projections: Projections | None = None
+    ) -> None:
         self.database = database
         self.clock = clock
+        self.projections = projections or Projections()
         self._configs = Signals()
         self._results = Signals()
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -100,25 +100,20 @@ event_batches: Final = Table(
     Column("last_event_time", UtcDateTime, nullable=False),
     Column("events", Integer, nullable=False),
     Column("payload", LargeBinary, nullable=False),
+    # By which an event that comes again is told, see `keys`; null in batches of the time before.
+    Column("event_keys", LargeBinary, nullable=True),
 )
 
-# Keys of the events that are kept, see `ingestion.keys`: what comes again is told by them.
-event_ids: Final = Table(
-    "event_ids",
+# The units as they were after a batch (`checkpoints`), in parts.
+checkpoints: Final = Table(
+    "checkpoints",
     METADATA,
-    Column("event_key", LargeBinary, primary_key=True),
-    sqlite_with_rowid=False,
-)
-
-# The events of each unit, see `units.Kept`, under a key that begins with the experiment's.
-units: Final = Table(
-    "units",
-    METADATA,
-    Column("unit_key", LargeBinary, primary_key=True),
-    Column("exposures", LargeBinary, nullable=False),
-    Column("samples", LargeBinary, nullable=False),
-    Column("judgements", LargeBinary, nullable=False),
-    sqlite_with_rowid=False,
+    Column("project", ascii_text(128), primary_key=True),
+    Column("test_id", ascii_text(64), primary_key=True),
+    Column("checkpoint_id", ascii_text(32), primary_key=True),
+    Column("part", Integer, primary_key=True),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
 )
 
 # The sufficient statistics of a metric in a variant and a phase.
@@ -145,4 +140,8 @@ totals: Final = Table(
     Column("last_batch", BigInteger, nullable=False),
     Column("expired_batches", BigInteger, nullable=False),
     Column("counts", Text, nullable=False),
+    Column("checkpoint_id", ascii_text(32), nullable=True),
+    Column("checkpoint_batch", BigInteger, nullable=False, server_default="0"),
+    # Of the plan that can read the checkpoint.
+    Column("checkpoint_form", ascii_text(32), nullable=False, server_default=""),
 )

@@ -1,30 +1,34 @@
-"""The events of units, and what they make of each unit: a function of the set of its events alone.
+"""What events make of units: a function of the set of a unit's events alone, in whatever order they come.
 
-Whatever order they come in and however they are batched, a unit's totals are the same, up to the last bits
-of a sum. A unit's events are kept with it, so that an exposure that arrives late can still decide about
-all of them.
+Of most events only totals are kept. Those to which an earlier first exposure, arriving late, would give
+another part are kept themselves: what happened before the first exposure known so far, and all events of
+names that a metric reads within a window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from neuroweaver.experiment.readings import (
     COUNT,
+    EXTREMES,
     JUDGEMENT_TYPE,
     MEAN,
     SAMPLE_TYPE,
-    SUM,
     Plan,
     Reading,
     Source,
+    Span,
+    Total,
+    TotalKind,
 )
+from neuroweaver.experiment.statistics import double_double as dd
 from neuroweaver.experiment.statistics.moments import LARGEST
 from neuroweaver.experiment.statistics.winsorization import Caps
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -33,17 +37,14 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
+# The time of the first exposure of a unit that has none.
+NEVER: Final = int(np.iinfo(np.int64).max)
+# More variants than an experiment can have.
+VARIANTS: Final = 64
+
 _CANDIDATE: Final = pb.PAIRWISE_OUTCOME_CANDIDATE
 _BASELINE: Final = pb.PAIRWISE_OUTCOME_BASELINE
 _TIE: Final = pb.PAIRWISE_OUTCOME_TIE
-
-
-class Kept(NamedTuple):
-    """What is kept of one unit, in the types of `readings`."""
-
-    exposures: bytes = b""
-    samples: bytes = b""
-    judgements: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -54,30 +55,83 @@ class Records:
     rows: npt.NDArray[Any]
 
     @classmethod
-    def of(cls, parts: Sequence[bytes], kind: np.dtype[Any]) -> Records:
-        """parts: of each unit in turn."""
-        sizes = np.fromiter(map(len, parts), np.int64, len(parts)) // kind.itemsize
-        return cls(np.repeat(np.arange(len(parts)), sizes), np.frombuffer(b"".join(parts), kind))
+    def none(cls, kind: np.dtype[Any]) -> Records:
+        return cls(np.zeros(0, np.int64), np.zeros(0, kind))
+
+    def __len__(self) -> int:
+        return len(self.unit)
 
     def __add__(self, other: Records) -> Records:
-        if not len(other.unit):
-            return self
+        if not len(other) or not len(self):
+            return self if len(self) else other
         return Records(np.concatenate((self.unit, other.unit)), np.concatenate((self.rows, other.rows)))
 
-    def parts(self, count: int) -> list[bytes]:
-        """Of each unit in turn; the order of a unit's rows stays."""
-        order = np.argsort(self.unit, kind="stable")
-        data, size = self.rows[order].tobytes(), self.rows.dtype.itemsize
-        ends = (np.cumsum(np.bincount(self.unit, minlength=count)) * size).tolist()
-        return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    def chosen(self, places: Ints | Flags) -> Records:
+        return Records(self.unit[places], self.rows[places])
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What was counted of each unit: a column for each of the plan's totals.
+
+    numbers: (units, numbers). sums: (units, sums, 2), pairs of doubles. extremes: (units, maxima and minima).
+    samples: (units,), all of them, whether they count or not.
+    """
+
+    numbers: Ints
+    sums: Floats
+    extremes: Floats
+    samples: Ints
+
+    @classmethod
+    def none(cls, plan: Plan, units: int) -> Totals:
+        extremes = np.zeros((units, plan.count(*EXTREMES)))
+        for total in plan.totals:
+            if total.kind in EXTREMES:
+                extremes[:, total.place] = _EMPTY[total.kind]
+        return cls(
+            np.zeros((units, plan.count(TotalKind.NUMBER)), np.int64),
+            np.zeros((units, plan.count(TotalKind.SUM), 2)),
+            extremes,
+            np.zeros(units, np.int64),
+        )
+
+    def copy(self) -> Totals:
+        return Totals(self.numbers.copy(), self.sums.copy(), self.extremes.copy(), self.samples.copy())
+
+    def clear(self, total: Total, units: Ints) -> None:
+        """In place: as without any event."""
+        if total.kind is TotalKind.NUMBER:
+            self.numbers[units, total.place] = 0
+        elif total.kind is TotalKind.SUM:
+            self.sums[units, total.place] = 0.0
+        else:
+            self.extremes[units, total.place] = _EMPTY[total.kind]
+
+    def add(self, total: Total, unit: Ints, value: Floats) -> None:
+        """In place: values of some units."""
+        size = len(self.samples)
+        if total.kind is TotalKind.NUMBER:
+            reaching = unit if total.threshold == -np.inf else unit[value >= total.threshold]
+            self.numbers[:, total.place] += np.bincount(reaching, minlength=size)
+        elif total.kind is TotalKind.SUM:
+            high, low = _sums(value, unit, size)
+            known = self.sums[:, total.place, 0], self.sums[:, total.place, 1]
+            self.sums[:, total.place, 0], self.sums[:, total.place, 1] = dd.add(known, (high, low))
+        else:
+            reach = np.maximum if total.kind is TotalKind.MAX else np.minimum
+            reach.at(self.extremes[:, total.place], unit, value)
+
+
+_EMPTY: Final = {TotalKind.MAX: -np.inf, TotalKind.MIN: np.inf}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A metric in each exposure of a population.
+    """A metric in each unit of a population; without meaning for units without an exposure.
 
-    outcomes: (exposures, outcomes). is_there: whether the unit has a value. covariates: (exposures,
-    covariates). is_explained: whether it has those. events: (exposures,), how many were read.
+    outcomes: (units, outcomes). is_there: whether the unit has a value. covariates: (units, covariates).
+    is_explained: whether it has those. events: (units,), how many count.
     """
 
     outcomes: Floats
@@ -86,100 +140,92 @@ class Rows:
     is_explained: Flags
     events: Ints
 
+    def differs(self, other: Rows) -> Flags:
+        """In which units; of the same population."""
+        found: Flags = (
+            (self.outcomes != other.outcomes).any(1)
+            | (self.is_there != other.is_there)
+            # NaN: not known, before and after.
+            | ((self.covariates != other.covariates) & ~np.isnan(self.covariates + other.covariates)).any(1)
+            | (self.is_explained != other.is_explained)
+            | (self.events != other.events)
+        )
+        return found
+
 
 @dataclass(frozen=True)
 class Population:
-    """Some units with all of their events.
+    """Some units. exposures: (units,), the first of each, its time NEVER for a unit without one.
 
-    exposures: one row for each unit that was exposed, its first, ordered by unit.
+    loose: the samples that are kept, in no order, at least those of all units whose first exposure is about
+    to change. judgements: all of those of the units that are about to get more.
     """
 
     plan: Plan
-    count: int
-    exposures: Records
-    samples: Records
+    exposures: npt.NDArray[Any]
+    totals: Totals
+    loose: Records
     judgements: Records
 
     @classmethod
-    def of(cls, plan: Plan, kept: Sequence[Kept]) -> Population:
+    def fresh(cls, plan: Plan, units: int) -> Population:
+        """Units of which nothing is known."""
         return cls(
             plan,
-            len(kept),
-            Records.of([each.exposures for each in kept], plan.exposure_type),
-            Records.of([each.samples for each in kept], SAMPLE_TYPE),
-            Records.of([each.judgements for each in kept], JUDGEMENT_TYPE),
+            unexposed(plan, units),
+            Totals.none(plan, units),
+            Records.none(SAMPLE_TYPE),
+            Records.none(JUDGEMENT_TYPE),
         )
 
-    def kept(self) -> list[Kept]:
-        columns = (each.parts(self.count) for each in (self.exposures, self.samples, self.judgements))
-        return [Kept(*each) for each in zip(*columns, strict=True)]
+    def __len__(self) -> int:
+        return len(self.exposures)
 
-    def joined(self, exposures: Records, samples: Records, judgements: Records) -> Population:
-        """With further events; the samples known so far stay first, in their order."""
-        together = self.exposures
-        if len(exposures.unit):
-            together = _merged(self.exposures + exposures)
-        return Population(
-            self.plan, self.count, together, self.samples + samples, self.judgements + judgements
-        )
-
-    @cached_property
+    @property
     def first(self) -> Ints:
-        """Of each unit, its first exposure; -1 for units without one."""
-        unit = self.exposures.unit
-        found = np.full(self.count, -1, np.int64)
-        found[unit[::-1]] = np.arange(len(unit))[::-1]
+        """When each unit was first exposed."""
+        found: Ints = self.exposures["time"]
         return found
 
     @cached_property
-    def owner(self) -> Ints:
-        """Of each sample, the unit's latest exposure at or before it; -1 before the first one."""
-        unit, time = self.samples.unit, self.samples.rows["time"]
-        exposed_at = self.exposures.rows["time"]
-        ends = np.cumsum(np.bincount(self.exposures.unit, minlength=self.count))
-        starts = np.concatenate(([0], ends[:-1])) if self.count else ends
-        place, end = starts[unit], ends[unit]
-        owner = np.full(len(unit), -1, np.int64)
-        rest = np.flatnonzero(place < end)
-        while len(rest):
-            rest = rest[exposed_at[place[rest]] <= time[rest]]
-            owner[rest] = place[rest]
-            place[rest] += 1
-            rest = rest[place[rest] < end[rest]]
-        return owner
-
-    @cached_property
-    def by_name(self) -> list[Ints]:
-        """The samples of each name."""
-        name = self.samples.rows["name"]
-        if len(self.plan.names) == 1:
-            return [np.arange(len(name))]
-        return [np.flatnonzero(name == index) for index in range(len(self.plan.names))]
+    def codes(self) -> Ints:
+        """Phase and variant of each unit as one number, `phase * VARIANTS + variant`; -1 without exposure."""
+        rows = self.exposures
+        return np.where(self.first < NEVER, rows["phase"].astype(np.int64) * VARIANTS + rows["variant"], -1)
 
     @property
-    def unexposed(self) -> int:
+    def unexposed_samples(self) -> int:
         """Samples of units without an exposure."""
-        return int(np.count_nonzero(self.first[self.samples.unit] < 0))
+        return int(self.totals.samples[self.first == NEVER].sum())
 
-    def counted(self, reading: Reading, source: Source) -> Ints:
-        """The samples that count for a source, those of `owner` within the window."""
-        chosen = self.by_name[source.name]
-        chosen = chosen[self.owner[chosen] >= 0]
-        if reading.window_us is None:
-            return chosen
-        waited: Ints = self.samples.rows["time"][chosen] - self.exposures.rows["time"][self.owner[chosen]]
-        return chosen[waited <= reading.window_us]
+    def joined(self, exposures: Records, samples: Records, judgements: Records) -> Change:
+        """With further events."""
+        shown = self._exposed(exposures)
+        moved = np.flatnonzero((shown["time"] < self.first) | _is_elsewhere(shown, self.exposures))
+        totals = self.totals.copy()
+        counted = _Counted(self.plan)
+        kept = Records.none(SAMPLE_TYPE)
+        if len(moved):
+            kept = self._moved(moved, shown["time"], totals, counted)
+        if len(samples):
+            kept = kept + self._counted(samples, shown["time"], totals, counted)
+            totals.samples[:] += np.bincount(samples.unit, minlength=len(self))
+        new = replace(
+            self,
+            exposures=shown,
+            totals=totals,
+            loose=kept,
+            judgements=self.judgements + judgements,
+        )
+        return Change(self, new, moved, judgements, counted.samples, self._stale(moved, new))
 
     def rows(self, reading: Reading, caps: Mapping[int, Caps]) -> Rows:
         """caps: by quantiles, of each phase that has them."""
-        size = len(self.exposures.unit)
-        outcomes = np.zeros((size, reading.outcomes))
-        is_there = np.ones(size, np.bool_)
-        events = np.zeros(size, np.int64)
+        outcomes = np.zeros((len(self), reading.outcomes))
+        is_there = np.ones(len(self), np.bool_)
+        events = np.zeros(len(self), np.int64)
         for column, source in enumerate(reading.sources):
-            chosen = self.counted(reading, source)
-            values, number = self._aggregated(source, chosen, self.owner[chosen], size)
-            outcomes[:, column] = values
+            outcomes[:, column], number = self._valued(source, reading.span)
             events += number
             if not source.is_always_there:
                 is_there &= number > 0
@@ -187,63 +233,17 @@ class Population:
         covariates, is_explained = self._covariates(reading)
         return Rows(outcomes, is_there, covariates, is_explained, events)
 
-    def _cap(self, outcomes: Floats, reading: Reading, caps: Mapping[int, Caps]) -> None:
-        if reading.caps != Caps():
-            _capped(outcomes, np.ones(len(outcomes), np.bool_), reading.caps)
-        for phase, found in caps.items():
-            _capped(outcomes, self.exposures.rows["phase"] == phase, found)
-
-    def _covariates(self, reading: Reading) -> tuple[Floats, Flags]:
-        size = len(self.exposures.unit)
-        first = self.first[self.exposures.unit]
-        if reading.covariate is not None:
-            found = self.exposures.rows["covariates"][first, reading.covariate][:, None]
-            return found, ~np.isnan(found[:, 0])
-        if reading.lookback_us is None:
-            return np.zeros((size, 0)), np.ones(size, np.bool_)
-        values = np.zeros((size, reading.outcomes))
-        is_explained = np.ones(size, np.bool_)
-        for column, source in enumerate(reading.sources):
-            chosen = self.by_name[source.name]
-            unit = self.samples.unit[chosen]
-            start = self.first[unit]
-            chosen, unit, start = chosen[start >= 0], unit[start >= 0], start[start >= 0]
-            before = self.exposures.rows["time"][start] - self.samples.rows["time"][chosen]
-            is_before = (before > 0) & (before <= reading.lookback_us)
-            by_unit, number = self._aggregated(source, chosen[is_before], unit[is_before], self.count)
-            values[:, column] = by_unit[self.exposures.unit]
-            if not source.is_always_there:
-                is_explained &= number[self.exposures.unit] > 0
-        return values, is_explained
-
-    def _aggregated(self, source: Source, chosen: Ints, group: Ints, size: int) -> tuple[Floats, Ints]:
-        """One value for each group, 0 for those without samples, and the number of samples."""
-        value = self.samples.rows["value"][chosen]
-        number = np.bincount(group, minlength=size)
-        if source.is_share:
-            reaching = np.bincount(group[value >= source.threshold], minlength=size)
-            return (reaching > 0).astype(np.float64), number
-        if source.aggregation == COUNT:
-            return number.astype(np.float64), number
-        if source.aggregation in {SUM, MEAN}:
-            total = _sums(value, group, number)
-            return (total / np.maximum(number, 1) if source.aggregation == MEAN else total), number
-        is_largest = source.aggregation == pb.UNIT_AGGREGATION_MAX
-        extreme = np.full(size, -np.inf if is_largest else np.inf)
-        (np.maximum if is_largest else np.minimum).at(extreme, group, value)
-        return np.where(number > 0, extreme, 0.0), number
-
     def verdicts(self) -> tuple[npt.NDArray[Any], Ints]:
         """What was judged of each prompt: keys (n, 4) of phase, name, baseline and candidate, and (n, 5)
         counts of wins, ties, losses, flips and missing.
 
         Several judgements of a prompt are one: who won more of them. A judgement needs both orders.
         """
-        if not len(self.judgements.unit):
+        if not len(self.judgements):
             return np.zeros((0, 4), np.int64), np.zeros((0, 5), np.int64)
         rows = self.judgements.rows
         first, second = rows["first"].astype(np.int64), rows["second"].astype(np.int64)
-        columns = [rows[field].astype(np.int64) for field in ("phase", "name", "baseline", "candidate")]
+        columns = [rows[name].astype(np.int64) for name in ("phase", "name", "baseline", "candidate")]
         keys, prompt = np.unique(np.stack([self.judgements.unit, *columns], 1), axis=0, return_inverse=True)
         is_whole = (first > 0) & (second > 0)
         agreed = is_whole & (first == second)
@@ -256,6 +256,160 @@ class Population:
         totals = np.zeros((len(pairs), 5), np.int64)
         np.add.at(totals, pair, counts)
         return pairs, totals
+
+    def _exposed(self, exposures: Records) -> npt.NDArray[Any]:
+        """The first exposure of each unit, some more of them known."""
+        if not len(exposures):
+            return self.exposures
+        known = np.zeros(len(self), np.bool_)
+        known[exposures.unit] = self.first[exposures.unit] < NEVER
+        places = np.flatnonzero(known)
+        merged = _merged(Records(places, self.exposures[places]) + exposures)
+        shown = self.exposures.copy()
+        shown[merged.unit] = merged.rows
+        return shown
+
+    def _moved(self, moved: Ints, first: Ints, totals: Totals, counted: _Counted) -> Records:
+        """What an earlier first exposure makes of the samples that are kept; those to be kept from now on."""
+        is_moved = np.zeros(len(self), np.bool_)
+        is_moved[moved] = True
+        loose = self.loose.chosen(is_moved[self.loose.unit])
+        for total in self.plan.totals:
+            if not total.span.only_grows:
+                totals.clear(total, moved)
+        time, then = loose.rows["time"], self.first[loose.unit]
+        self._take(loose, first, totals, counted, is_counted_already=time >= then)
+        return loose.chosen(self._is_loose(loose, first))
+
+    def _counted(self, samples: Records, first: Ints, totals: Totals, counted: _Counted) -> Records:
+        """Counts new samples; gives those to be kept."""
+        self._take(samples, first, totals, counted)
+        return samples.chosen(self._is_loose(samples, first))
+
+    def _is_loose(self, samples: Records, first: Ints) -> Flags:
+        found: Flags = samples.rows["time"] < first[samples.unit]
+        found |= self.plan.is_kept[samples.rows["name"]]
+        return found
+
+    def _take(
+        self,
+        samples: Records,
+        first: Ints,
+        totals: Totals,
+        counted: _Counted,
+        *,
+        is_counted_already: Flags | None = None,
+    ) -> None:
+        """is_counted_already: in spans that only grow."""
+        first_of = first[samples.unit]
+        time, value, name = samples.rows["time"], samples.rows["value"], samples.rows["name"]
+        held: dict[tuple[int, Span], tuple[Ints, Floats]] = {}
+        for total in self.plan.totals:
+            key = total.name, total.span
+            if key not in held:
+                chosen = total.span.holds(time, first_of)
+                if len(self.plan.names) > 1:
+                    chosen &= name == total.name
+                if is_counted_already is not None and total.span.only_grows:
+                    chosen &= ~is_counted_already
+                held[key] = samples.unit[chosen], value[chosen]
+            unit, values = held[key]
+            if len(unit):
+                totals.add(total, unit, values)
+        counted.take(held)
+
+    def _stale(self, moved: Ints, new: Population) -> Mapping[str, Ints]:
+        """The moved units whose events were counted otherwise before, by quantile metric."""
+        found: dict[str, Ints] = {}
+        for reading in self.plan.readings if len(moved) else ():
+            if reading.is_quantile and not reading.is_of_unit_means:
+                had = self.totals.numbers[moved, self.plan.number_of(reading.sources[0], reading.span)] > 0
+                is_other = self.codes[moved] != new.codes[moved]
+                stale = moved[had & (is_other | (not reading.span.only_grows))]
+                if len(stale):
+                    found[reading.metric_id] = stale
+        return found
+
+    def _cap(self, outcomes: Floats, reading: Reading, caps: Mapping[int, Caps]) -> None:
+        np.clip(outcomes, -LARGEST, LARGEST, out=outcomes)
+        if reading.caps != Caps():
+            _capped(outcomes, np.ones(len(outcomes), np.bool_), reading.caps)
+        for phase, found in caps.items():
+            _capped(outcomes, self.exposures["phase"] == phase, found)
+
+    def _covariates(self, reading: Reading) -> tuple[Floats, Flags]:
+        if reading.covariate is not None:
+            found = self.exposures["covariates"][:, reading.covariate][:, None]
+            return found, ~np.isnan(found[:, 0])
+        span = reading.span_before
+        if span is None:
+            return np.zeros((len(self), 0)), np.ones(len(self), np.bool_)
+        values = np.zeros((len(self), reading.outcomes))
+        is_explained = np.ones(len(self), np.bool_)
+        for column, source in enumerate(reading.sources):
+            values[:, column], number = self._valued(source, span)
+            if not source.is_always_there:
+                is_explained &= number > 0
+        return np.clip(values, -LARGEST, LARGEST), is_explained
+
+    def _valued(self, source: Source, span: Span) -> tuple[Floats, Ints]:
+        """One value for each unit, 0 for those without samples, and the number of samples."""
+        number = self.totals.numbers[:, self.plan.number_of(source, span)]
+        total = self.plan.value_of(source, span)
+        if source.is_share:
+            return (self.totals.numbers[:, total.place] > 0).astype(np.float64), number
+        if source.aggregation == COUNT:
+            return number.astype(np.float64), number
+        if total.kind is TotalKind.SUM:
+            summed = self.totals.sums[:, total.place, 0]
+            return (summed / np.maximum(number, 1) if source.aggregation == MEAN else summed), number
+        return np.where(number > 0, self.totals.extremes[:, total.place], 0.0), number
+
+
+@dataclass(frozen=True)
+class Change:
+    """Units before and after some events. moved: those whose first exposure is another one.
+
+    `new.loose` are the samples to be kept: of moved units all, of others those that are new. judgements: the
+    new ones. counted: by event name and span, the unit and the value of each sample that counts now and did
+    not. stale: by quantile metric, the units whose events counted otherwise before.
+    """
+
+    old: Population
+    new: Population
+    moved: Ints
+    judgements: Records
+    counted: Mapping[tuple[int, Span], tuple[Ints, Floats]]
+    stale: Mapping[str, Ints]
+
+
+@dataclass
+class _Counted:
+    """The samples that began to count, of the names that quantile metrics read."""
+
+    plan: Plan
+    samples: dict[tuple[int, Span], tuple[Ints, Floats]] = field(default_factory=dict)
+
+    def take(self, held: Mapping[tuple[int, Span], tuple[Ints, Floats]]) -> None:
+        for reading in self.plan.readings:
+            if reading.is_quantile and not reading.is_of_unit_means:
+                key = reading.sources[0].name, reading.span
+                unit, value = held[key]
+                known = self.samples.get(key)
+                if known is not None:
+                    unit, value = np.concatenate((known[0], unit)), np.concatenate((known[1], value))
+                self.samples[key] = unit, value
+
+
+def _is_elsewhere(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Flags:
+    found: Flags = (one["phase"] != other["phase"]) | (one["variant"] != other["variant"])
+    return found
+
+
+def unexposed(plan: Plan, units: int) -> npt.NDArray[Any]:
+    rows = np.zeros(units, plan.exposure_type)
+    rows["time"], rows["covariates"] = NEVER, np.nan
+    return rows
 
 
 def _merged(events: Records) -> Records:
@@ -289,19 +443,22 @@ def _capped(outcomes: Floats, chosen: Flags, caps: Caps) -> None:
     outcomes[chosen, 0] = np.where(held == own, numerator, np.clip(held * denominator, -LARGEST, LARGEST))
 
 
-def _sums(value: Floats, group: Ints, number: Ints) -> Floats:
-    """Sums by group that do not depend on the order, but for the last bits of what lies 53 bits lower.
+def _sums(value: Floats, group: Ints, size: int) -> tuple[Floats, Floats]:
+    """Sums by group as pairs of doubles that do not depend on the order, but for what lies 106 bits lower.
 
     Each value is cut where all that is above adds up exactly within its group (Demmel & Nguyen 2013,
-    "Fast reproducible floating-point summation").
+    "Fast reproducible floating-point summation"), and what is left is cut once more.
     """
-    largest = np.zeros(len(number))
+    largest = np.zeros(size)
     np.maximum.at(largest, group, np.abs(value))
-    _, exponent = np.frexp(largest * number)
-    cut = np.ldexp(1.5, exponent)[group]
-    high = (value + cut) - cut
-    size = len(number)
-    total: Floats = np.add(
-        np.bincount(group, high, size), np.bincount(group, value - high, size), dtype=float
-    )
-    return total
+    number = np.bincount(group, minlength=size)
+    total = np.zeros(size), np.zeros(size)
+    for _ in range(2):
+        _, exponent = np.frexp(largest * number)
+        cut = np.ldexp(1.5, exponent)[group]
+        high = (value + cut) - cut
+        total = dd.add(total, (np.bincount(group, high, size), np.zeros(size)))
+        value, largest = value - high, np.ldexp(1.0, exponent - 52)
+    rest = np.bincount(group, value, size), np.zeros(size)
+    summed: tuple[Floats, Floats] = dd.add(total, rest)
+    return summed

@@ -1,0 +1,141 @@
+"""Where projections begin: the units of an experiment as they were after a batch, put down now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import numpy.typing as npt
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuroweaver.experiment import tables
+from neuroweaver.experiment.readings import Plan
+from neuroweaver.experiment.unit_table import UnitTable, packed, unpacked
+from neuroweaver.mesh.database import Database
+from neuroweaver.mesh.ids import new_id
+
+_PART_BYTES: Final = 4 << 20
+_LEVEL: Final = 1
+
+
+async def load(
+    connection: AsyncConnection, project: str, test_id: str, plan: Plan
+) -> tuple[int, UnitTable] | None:
+    """The number of its last batch, and the units; None if there is no checkpoint that the plan can read.
+
+    Raises RuntimeError if there is none and raw events are no longer whole: units cannot be told then.
+    """
+    table, parts = tables.totals, tables.checkpoints
+    statement = select(table).where(table.c.project == project, table.c.test_id == test_id)
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None or row.checkpoint_id is None or row.checkpoint_form != form_of(plan):
+        if row is not None and row.expired_batches:
+            raise RuntimeError(
+                f"the units of {test_id} are kept in the form {row.checkpoint_form or 'none'}, which this "
+                f"version cannot read (it reads {form_of(plan)})"
+            )
+        return None
+    wanted = select(parts.c.payload).where(
+        parts.c.project == project, parts.c.test_id == test_id, parts.c.checkpoint_id == row.checkpoint_id
+    )
+    found = (await connection.execute(wanted.order_by(parts.c.part))).scalars().all()
+    units = await asyncio.to_thread(_unpacked, plan, b"".join(found))
+    return row.checkpoint_batch, units
+
+
+async def save(
+    database: Database,
+    project: str,
+    test_id: str,
+    plan: Plan,
+    batch: int,
+    arrays: Mapping[str, npt.NDArray[Any]],
+    now: datetime,
+) -> bool:
+    """Puts down the units as they are after a batch, as `UnitTable.arrays`; whether it became the checkpoint.
+
+    Written in small transactions that delay nobody; it holds once the last of them is committed.
+    """
+    data = await asyncio.to_thread(lambda: zlib.compress(packed(arrays), _LEVEL))
+    checkpoint_id = new_id()
+    parts = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
+    for part, payload in enumerate(parts):
+
+        async def add(connection: AsyncConnection, part: int = part, payload: bytes = payload) -> None:
+            await connection.execute(
+                insert(tables.checkpoints).values(
+                    project=project,
+                    test_id=test_id,
+                    checkpoint_id=checkpoint_id,
+                    part=part,
+                    create_time=now,
+                    payload=payload,
+                )
+            )
+
+        await database.transact(add)
+
+    async def settle(connection: AsyncConnection) -> bool:
+        return await _settle(
+            connection, project, test_id, checkpoint_id, batch, form_of(plan), parts=len(parts)
+        )
+
+    return await database.transact(settle)
+
+
+async def _settle(
+    connection: AsyncConnection,
+    project: str,
+    test_id: str,
+    checkpoint_id: str,
+    batch: int,
+    form: str,
+    *,
+    parts: int,
+) -> bool:
+    table, written = tables.totals, tables.checkpoints
+    mine = table.c.project == project, table.c.test_id == test_id
+    known = select(table.c.checkpoint_batch, table.c.checkpoint_form).where(*mine).with_for_update()
+    row = (await connection.execute(known)).one_or_none()
+    own = written.c.project == project, written.c.test_id == test_id
+    is_its = written.c.checkpoint_id == checkpoint_id
+    there = select(func.count()).select_from(written).where(*own, is_its)
+    is_whole = (await connection.execute(there)).scalar_one() == parts
+    is_newest = row is not None and (row.checkpoint_batch < batch or row.checkpoint_form != form)
+    if not (is_whole and is_newest):  # another one was quicker
+        await connection.execute(delete(written).where(*own, is_its))
+        return False
+    values = {"checkpoint_id": checkpoint_id, "checkpoint_batch": batch, "checkpoint_form": form}
+    await connection.execute(update(table).where(*mine).values(values))
+    await connection.execute(delete(written).where(*own, ~is_its))
+    return True
+
+
+async def forget(connection: AsyncConnection, project: str, test_id: str) -> None:
+    """Drops the checkpoint: all begins with the raw events again."""
+    table, written = tables.totals, tables.checkpoints
+    none = {"checkpoint_id": None, "checkpoint_batch": 0, "checkpoint_form": ""}
+    mine = table.c.project == project, table.c.test_id == test_id
+    await connection.execute(update(table).where(*mine).values(none))
+    await connection.execute(
+        delete(written).where(written.c.project == project, written.c.test_id == test_id)
+    )
+
+
+def form_of(plan: Plan) -> str:
+    """Another one for every plan that keeps other columns."""
+    totals = [
+        [t.name, t.span.window_us, t.span.lookback_us, t.kind.value, t.place, repr(t.threshold)]
+        for t in plan.totals
+    ]
+    plain = [plan.variants, plan.names, plan.covariates, plan.judgements, totals]
+    return f"1.{zlib.crc32(json.dumps(plain).encode()):08x}"
+
+
+def _unpacked(plan: Plan, data: bytes) -> UnitTable:
+    return UnitTable.from_arrays(plan, unpacked(zlib.decompress(data)))

@@ -1,0 +1,65 @@
+"""The events of a batch as units keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neuroweaver.experiment.events import EXPOSURE, JUDGEMENT, SAMPLE, Batch
+from neuroweaver.experiment.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan, indexes
+from neuroweaver.experiment.units import Ints, Records
+
+
+def units_of(batch: Batch, overrides: Mapping[str, str]) -> tuple[list[str], Ints]:
+    """The units of a batch, and the place of each event's among them; -1 for those that are not analysed."""
+    places: dict[str, int] = {}
+    if overrides:
+        found = [-1 if each in overrides else places.setdefault(each, len(places)) for each in batch.unit_ids]
+    else:
+        found = [places.setdefault(each, len(places)) for each in batch.unit_ids]
+    return list(places), np.array(found, np.int64)
+
+
+def records(plan: Plan, batch: Batch, unit: Ints) -> tuple[Records, Records, Records]:
+    """The events of a batch by kind, as units keep them. Names and variants are known, phases settled."""
+    rows = batch.rows
+    variants = indexes(plan.variants, batch.variants)
+    kinds = [np.flatnonzero((rows["kind"] == kind) & (unit >= 0)) for kind in (EXPOSURE, SAMPLE, JUDGEMENT)]
+    at, sampled, judged = kinds
+    exposures = np.zeros(len(at), plan.exposure_type)
+    if len(at):
+        exposures["time"], exposures["phase"] = rows["time"][at], rows["phase"][at]
+        exposures["variant"] = variants[rows["variant"][at]]
+        exposures["is_mismatched"] = rows["variant"][at] != rows["other"][at]
+        exposures["variants"] = 1 << exposures["variant"].astype(np.uint32)
+        exposures["covariates"] = np.nan
+        for place, event in enumerate(at.tolist() if batch.covariates else ()):
+            given = batch.covariates.get(event, {})
+            for column, name in enumerate(plan.covariates):
+                exposures["covariates"][place, column] = given.get(name, np.nan)
+    samples = np.zeros(len(sampled), SAMPLE_TYPE)
+    if len(sampled):
+        samples["time"], samples["value"] = rows["time"][sampled], rows["value"][sampled]
+        samples["name"] = indexes(plan.names, batch.names)[rows["name"][sampled]]
+    judgements = np.zeros(len(judged), JUDGEMENT_TYPE)
+    if len(judged):
+        _fill_judgements(judgements, plan, batch, rows[judged], variants)
+    return Records(unit[at], exposures), Records(unit[sampled], samples), Records(unit[judged], judgements)
+
+
+def _fill_judgements(
+    judgements: npt.NDArray[Any], plan: Plan, batch: Batch, rows: npt.NDArray[Any], variants: Ints
+) -> None:
+    """With the variant first that comes first in the plan, whichever the judge called the baseline."""
+    one, other = variants[rows["variant"]], variants[rows["other"]]
+    is_turned = one > other
+    judgements["phase"] = rows["phase"]
+    judgements["name"] = indexes(plan.judgements, batch.names)[rows["name"]]
+    judgements["baseline"], judgements["candidate"] = np.minimum(one, other), np.maximum(one, other)
+    # The outcomes by place: none, baseline, candidate, tie.
+    turned = np.array([0, 2, 1, 3], np.uint8)
+    judgements["first"] = np.where(is_turned, turned[rows["second"]], rows["first"])
+    judgements["second"] = np.where(is_turned, turned[rows["first"]], rows["second"])

@@ -1,0 +1,88 @@
+"""Where keys are, without a look at the disk: found by the thousand at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from neuroweaver.experiment.keys import Keys
+
+# A run is merged with the next younger one that is more than a fourth of it: few runs to search, and each
+# key is moved a few times in all (the tiers of a log-structured merge tree).
+_RATIO: Final = 4
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Sorted by `high`."""
+
+    high: npt.NDArray[np.uint64]
+    low: npt.NDArray[np.uint64]
+    place: npt.NDArray[np.int32]
+
+
+class KeyIndex:
+    """The places of keys: the first that was added has 0."""
+
+    def __init__(self) -> None:
+        self._runs: list[_Run] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def nbytes(self) -> int:
+        return sum(run.high.nbytes + run.low.nbytes + run.place.nbytes for run in self._runs)
+
+    def find(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """The place of each key; -1 for one that is not there."""
+        found = np.full(len(keys), -1, np.int64)
+        # In their order, neighbours are looked for in memory that lies together.
+        order = np.argsort(keys[:, 0])
+        high, low = keys[order, 0], keys[order, 1]
+        for run in self._runs:
+            at = np.searchsorted(run.high, high)
+            rest = np.flatnonzero(at < len(run.high))
+            rest = rest[run.high[at[rest]] == high[rest]]
+            while len(rest):
+                is_it = run.low[at[rest]] == low[rest]
+                found[order[rest[is_it]]] = run.place[at[rest[is_it]]]
+                # Two keys may share a half.
+                rest = rest[~is_it]
+                at[rest] += 1
+                rest = rest[at[rest] < len(run.high)]
+                rest = rest[run.high[at[rest]] == high[rest]]
+        return found
+
+    def add(self, keys: Keys) -> None:
+        """keys: new ones, each once."""
+        if not len(keys):
+            return
+        place = np.arange(self._size, self._size + len(keys), dtype=np.int32)
+        self._runs.append(_sorted(keys[:, 0], keys[:, 1], place))
+        self._size += len(keys)
+        while len(self._runs) > 1 and len(self._runs[-2].high) < _RATIO * len(self._runs[-1].high):
+            younger, older = self._runs.pop(), self._runs.pop()
+            self._runs.append(
+                _sorted(
+                    np.concatenate((older.high, younger.high)),
+                    np.concatenate((older.low, younger.low)),
+                    np.concatenate((older.place, younger.place)),
+                )
+            )
+
+    def keys(self) -> Keys:
+        """All of them, by place."""
+        found = np.zeros((self._size, 2), np.uint64)
+        for run in self._runs:
+            found[run.place, 0], found[run.place, 1] = run.high, run.low
+        return found
+
+
+def _sorted(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], place: npt.NDArray[np.int32]) -> _Run:
+    order = np.argsort(high, kind="stable")
+    return _Run(high[order], low[order], place[order])

@@ -1,0 +1,119 @@
+"""The raw events as they are kept: those of a transaction in columns, numbered in the order they came."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuroweaver.experiment import tables
+from neuroweaver.experiment.events import Batch
+from neuroweaver.experiment.keys import Keys, from_bytes, keys_of, to_bytes
+from neuroweaver.mesh.clock import from_microseconds
+
+_TABLE: Final = tables.event_batches
+
+
+async def add(
+    connection: AsyncConnection,
+    project: str,
+    batch: Batch,
+    keys: Keys,
+    number: int,
+    now: datetime,
+    payload: bytes,
+) -> None:
+    """keys: of the events. payload: `batch.to_bytes()`."""
+    times = batch.rows["time"]
+    await connection.execute(
+        insert(_TABLE).values(
+            project=project,
+            test_id=batch.test_id,
+            number=number,
+            received_time=now,
+            first_event_time=from_microseconds(int(times.min())),
+            last_event_time=from_microseconds(int(times.max())),
+            events=len(batch),
+            payload=payload,
+            event_keys=to_bytes(keys),
+        )
+    )
+
+
+async def until(
+    connection: AsyncConnection, project: str, test_id: str, received_by: datetime | None = None
+) -> list[tuple[int, Batch]]:
+    """All that is kept, in the order it was taken in, with the numbers of the batches."""
+    statement = select(_TABLE.c.number, _TABLE.c.payload).where(*_mine(project, test_id))
+    if received_by is not None:
+        statement = statement.where(_TABLE.c.received_time <= received_by)
+    rows = await connection.execute(statement.order_by(_TABLE.c.number))
+    return [(row.number, Batch.from_bytes(test_id, row.payload)) for row in rows]
+
+
+async def after(
+    connection: AsyncConnection, project: str, test_id: str, number: int, at_once: int
+) -> AsyncIterator[list[tuple[int, Batch, Keys]]]:
+    """What came after a batch, some batches at a time, with the keys of their events."""
+    while True:
+        statement = select(_TABLE.c.number, _TABLE.c.payload, _TABLE.c.event_keys).where(
+            *_mine(project, test_id), _TABLE.c.number > number
+        )
+        rows = (await connection.execute(statement.order_by(_TABLE.c.number).limit(at_once))).all()
+        if not rows:
+            return
+        found = []
+        for row in rows:
+            batch = Batch.from_bytes(test_id, row.payload)
+            found.append((row.number, batch, _keys(project, batch, row.event_keys)))
+        yield found
+        number = rows[-1].number
+
+
+async def keys_until(
+    connection: AsyncConnection, project: str, test_id: str, number: int
+) -> AsyncIterator[Keys]:
+    """The keys of the events of each batch up to one."""
+    statement = select(_TABLE.c.event_keys, _TABLE.c.number).where(
+        *_mine(project, test_id), _TABLE.c.number <= number
+    )
+    for row in await connection.execute(statement.order_by(_TABLE.c.number)):
+        if row.event_keys is not None:
+            yield from_bytes(row.event_keys)
+            continue
+        payload = select(_TABLE.c.payload).where(*_mine(project, test_id), _TABLE.c.number == row.number)
+        batch = Batch.from_bytes(test_id, (await connection.execute(payload)).scalar_one())
+        yield _keys(project, batch, None)
+
+
+async def drop(
+    connection: AsyncConnection, project: str, test_id: str, before: datetime, until_number: int
+) -> tuple[int, int]:
+    """Removes the batches up to a number of which all events happened before a moment.
+
+    Gives how many batches, and how many events.
+    """
+    old = (*_mine(project, test_id), _TABLE.c.last_event_time < before, _TABLE.c.number <= until_number)
+    found = (await connection.execute(select(_TABLE.c.events).where(*old))).scalars().all()
+    if found:
+        await connection.execute(delete(_TABLE).where(*old))
+    return len(found), sum(found)
+
+
+async def last_before(connection: AsyncConnection, project: str, test_id: str, before: datetime) -> int:
+    """The number of the last batch of which all events happened before a moment; 0 without one."""
+    old = (*_mine(project, test_id), _TABLE.c.last_event_time < before)
+    statement = select(_TABLE.c.number).where(*old).order_by(_TABLE.c.number.desc()).limit(1)
+    return (await connection.execute(statement)).scalar_one_or_none() or 0
+
+
+def _mine(project: str, test_id: str) -> tuple[Any, Any]:
+    return _TABLE.c.project == project, _TABLE.c.test_id == test_id
+
+
+def _keys(project: str, batch: Batch, stored: bytes | None) -> Keys:
+    # Batches of the time before keys were kept with them have none.
+    return keys_of(project, batch.test_id, batch.event_ids) if stored is None else from_bytes(stored)
