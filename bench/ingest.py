@@ -1,20 +1,19 @@
 """How many events a second become durable and counted.
 
-    python bench/ingest.py [--batches 200] [--units 20000] [--only store|grpc|rules]
+    python bench/ingest.py [--batches 1000] [--units 200000] [--only store|grpc|rules]
                            [--database sqlite|postgresql] [--url postgresql://...]
 
 Batches of 1000 measurements in columns, of units exposed before; a mean, a proportion and a ratio metric.
-store: the committer alone, requests already read into batches. grpc: one stream to a server in this process,
-whose client shares its CPU. rules: what it costs to read one request, and to check the rules of its messages.
-
-PostgreSQL is started as the tests start it, without fsync; to measure what is durable there, give with --url
-an empty database of a server that has it.
+grpc: the service as a process of its own, one stream from this process, acknowledged after the commit.
+store: the committer alone, in this process, requests already read into batches. rules: what it costs to read
+one request, and to check the rules of its messages. PostgreSQL is started here, with fsync.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import sys
 import tempfile
@@ -24,22 +23,27 @@ from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import uvloop
 
+from neuroweaver.client.processes import Fleet, free_ports
 from neuroweaver.experiment.committer import Committer
 from neuroweaver.experiment.events import Batch, batches_of
+from neuroweaver.mesh.channel import channel
 from neuroweaver.mesh.clock import utc_now
 from neuroweaver.mesh.interceptors import _VALIDATOR
 from neuroweaver.v1 import experiment_pb2 as pb
+from neuroweaver.v1.experiment_pb2_grpc import ExperimentServiceStub
 
 # In place of this folder, whose registry.py would hide the tests' folder of that name.
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import postgres
 from experiment.intake import PROJECT, Intake, intake
-from experiment.serving import create, metric, spec, start, world
+from experiment.serving import metric, spec
 
 SIZE = 1000
+PARTS = 5
 
 
 def request(number: int, units: int, now_us: int) -> pb.RecordEventsRequest:
@@ -122,17 +126,33 @@ def _exposed(units: int, past: int) -> Iterator[list[Batch]]:
 
 
 async def through_grpc(where: str, database_url: str, folder: Path, count: int, units: int) -> None:
-    async with world(database_url, folder) as mesh:
-        await create(mesh, made=metrics())
-        await start(mesh)
-        now = in_us(utc_now())
-        await mesh.experiment.RecordEvents(exposures(first, units, now) for first in range(0, units, SIZE))
-        requests = [request(number, units, now + 1) for number in range(count)]
-        started = now_s()
-        answer = await mesh.experiment.RecordEvents(iter(requests))
-        told(where, count * SIZE, started)
-        if answer.accepted != count * SIZE:
-            raise RuntimeError(f"only {answer.accepted} were accepted")
+    environ = {
+        "NEUROWEAVER_HOME": str(folder),
+        "NEUROWEAVER_EXPERIMENT_PORT": str(free_ports(1)[0]),
+        "NEUROWEAVER_EXPERIMENT_METRICS_PORT": str(free_ports(1)[0]),
+        "NEUROWEAVER_DATABASE_URL": database_url if "postgres" in database_url else "",
+    }
+    with Fleet(os.environ | environ, ["experiment"]) as fleet:
+        fleet.start()
+        fleet.wait_until_healthy()
+        async with channel(fleet.places[0].address) as opened:
+            stub = ExperimentServiceStub(opened)
+            await stub.CreateExperiment(pb.CreateExperimentRequest(test_id="t", spec=metrics()))
+            await stub.StartExperiment(pb.StartExperimentRequest(test_id="t"))
+            now = in_us(utc_now())
+            await stub.RecordEvents(exposures(first, units, now) for first in range(0, units, SIZE))
+            requests = [request(number, units, now + 1) for number in range(count)]
+            server = psutil.Process(fleet.pid("experiment"))
+            for part in range(PARTS):
+                some = requests[part * count // PARTS : (part + 1) * count // PARTS]
+                started, spent = time.perf_counter(), sum(server.cpu_times()[:2])
+                answer = await stub.RecordEvents(iter(some))
+                wall_s, cpu_s = time.perf_counter() - started, sum(server.cpu_times()[:2]) - spent
+                if answer.accepted != len(some) * SIZE:
+                    raise RuntimeError(f"only {answer.accepted} were accepted")
+                rate, cpu_us = answer.accepted / wall_s, cpu_s / answer.accepted * 1e6
+                print(f"{where:18} {rate:10,.0f} events/s, {cpu_us:6.1f} us of the server's CPU an event")
+            print(f"{where:18} {server.memory_info().rss >> 20:10,} MiB of memory in the end")
 
 
 def rules() -> None:
@@ -164,7 +184,7 @@ async def database(kind: str, url: str | None) -> AsyncIterator[tuple[str, Path]
         binaries = postgres.binaries()
         if binaries is None:
             raise SystemExit("PostgreSQL's server is not installed")
-        yield stack.enter_context(postgres.server(binaries)), folder
+        yield stack.enter_context(postgres.server(binaries, is_durable=True)), folder
 
 
 async def main(options: argparse.Namespace) -> None:
@@ -181,8 +201,8 @@ async def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--batches", type=int, default=200)
-    parser.add_argument("--units", type=int, default=20_000)
+    parser.add_argument("--batches", type=int, default=1000)
+    parser.add_argument("--units", type=int, default=200_000)
     parser.add_argument("--only", choices=["store", "grpc", "rules"])
     parser.add_argument("--url")
     parser.add_argument("--database", choices=["sqlite", "postgresql"])

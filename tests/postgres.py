@@ -26,8 +26,8 @@ def binaries() -> Path | None:
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """The URL of an empty server's maintenance database. fsync is off: the data outlives no test."""
+def server(folder: Path, *, is_durable: bool = False) -> Iterator[str]:
+    """The URL of an empty server's maintenance database. Without fsync by default: no data outlives a test."""
     user = _unprivileged()
     with tempfile.TemporaryDirectory(prefix="nw-pg-") as base:
         data = Path(base) / "data"
@@ -54,7 +54,7 @@ def server(folder: Path) -> Iterator[str]:
         with log.open("w") as output:
             options = [
                 "-c",
-                "fsync=off",
+                f"fsync={'on' if is_durable else 'off'}",
                 "-c",
                 f"unix_socket_directories={base}",
                 "-c",
