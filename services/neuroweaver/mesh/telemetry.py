@@ -6,7 +6,7 @@ process that is started for a job (as TRACEPARENT and TRACESTATE).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_NAMESPACE, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 _FIELDS: Final = ("traceparent", "tracestate")
@@ -26,13 +27,17 @@ tracer: Final = trace.get_tracer("neuroweaver")
 """Makes spans through whichever provider `start` sets; before that, spans that go nowhere."""
 
 
-def start(service: str, otlp_endpoint: str = "", processors: Iterable[SpanProcessor] = ()) -> TracerProvider:
+def start(service: str, otlp_endpoint: str = "", processors: Sequence[SpanProcessor] = ()) -> TracerProvider:
     """Sets the process's tracer provider and gives it; `shutdown()` of it sends what is left.
 
-    otlp_endpoint: where OTLP over gRPC is received; empty: nothing is exported, ids are made all the same.
+    otlp_endpoint: where OTLP over gRPC is received; empty: nothing is exported, ids are made all the same. A
+    trace that begins where nobody looks at spans is marked as not sampled, and one that comes in goes on as
+    its caller marked it.
     """
+    is_looked_at = bool(otlp_endpoint) or bool(processors)
     provider = TracerProvider(
-        resource=Resource.create({SERVICE_NAME: service, SERVICE_NAMESPACE: "neuroweaver"})
+        sampler=None if is_looked_at else ParentBased(ALWAYS_OFF),
+        resource=Resource.create({SERVICE_NAME: service, SERVICE_NAMESPACE: "neuroweaver"}),
     )
     if otlp_endpoint:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint)))
