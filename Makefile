@@ -59,6 +59,7 @@ bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/
 	$(BIN)/python bench/assign.py
 	$(BIN)/python bench/experiment.py
 	$(BIN)/python bench/ingest.py
+	$(BIN)/python bench/experiment_faults.py
 	$(BIN)/python bench/ppo.py --tiny
 
 clean: ## Remove what was installed and built.
