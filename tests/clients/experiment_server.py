@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
+from clients.threaded import threaded
 from neuroweaver.experiment.__main__ import service
 from neuroweaver.experiment.releases import Releases
 from neuroweaver.mesh.channel import channel
@@ -20,14 +19,15 @@ from neuroweaver.mesh.serve import running
 from neuroweaver.mesh.settings import Settings
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 
+NOBODY: Final = "127.0.0.1:1"
+
 
 @contextmanager
-def experiments_at(home: Path) -> Iterator[str]:
-    """The address of the service over an embedded database in `home`. No Registry answers it."""
-    loop, stop, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
-    told: dict[str, Any] = {}
+def experiments_at(home: Path, registry: str = NOBODY) -> Iterator[str]:
+    """The address of the service over an embedded database in `home`. registry: the address of the Registry."""
 
-    async def serve() -> None:
+    @asynccontextmanager
+    async def serve() -> AsyncIterator[str]:
         settings = Settings(
             service="experiment",
             home=home,
@@ -38,31 +38,10 @@ def experiments_at(home: Path) -> Iterator[str]:
         )
         database = Database(settings.database_url, schema="experiment")
         await migrate(database, "neuroweaver.experiment")
-        async with channel("127.0.0.1:1") as registry_channel:
+        async with channel(registry) as registry_channel:
             served = service(database, Releases(RegistryServiceStub(registry_channel)))
             async with running(served, settings, registry=CollectorRegistry()) as server:
-                told["address"] = server.address
-                ready.set()
-                await stop.wait()
+                yield server.address
 
-    def work() -> None:
-        try:
-            loop.run_until_complete(serve())
-        except Exception as error:  # noqa: BLE001 - raised again where the test waits
-            told["error"] = error
-        finally:
-            ready.set()
-            loop.close()
-
-    thread = threading.Thread(target=work, name="experiment")
-    thread.start()
-    ready.wait()
-    try:
-        if "error" not in told:
-            yield told["address"]
-    finally:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        if "error" in told:
-            raise told["error"]
+    with threaded("experiment", serve) as address:
+        yield address

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import struct
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from clients.threaded import threaded
 from neuroweaver.client.cli.program import run
 from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.migrations import migrate
@@ -25,10 +23,9 @@ from neuroweaver.registry.__main__ import service
 @contextmanager
 def registry_at(home: Path) -> Iterator[str]:
     """The address of a Registry over an embedded database in `home`."""
-    loop, stop, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
-    told: dict[str, Any] = {}
 
-    async def serve() -> None:
+    @asynccontextmanager
+    async def serve() -> AsyncIterator[str]:
         settings = Settings(
             service="registry",
             home=home,
@@ -40,31 +37,10 @@ def registry_at(home: Path) -> Iterator[str]:
         database = Database(settings.database_url, schema="registry")
         await migrate(database, "neuroweaver.registry")
         async with running(service(database, settings), settings, registry=CollectorRegistry()) as server:
-            told["address"] = server.address
-            ready.set()
-            await stop.wait()
+            yield server.address
 
-    def work() -> None:
-        try:
-            loop.run_until_complete(serve())
-        except Exception as error:  # noqa: BLE001 - raised again where the test waits
-            told["error"] = error
-        finally:
-            ready.set()
-            loop.close()
-
-    thread = threading.Thread(target=work, name="registry")
-    thread.start()
-    ready.wait()
-    try:
-        if "error" not in told:
-            yield told["address"]
-    finally:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        if "error" in told:
-            raise told["error"]
+    with threaded("registry", serve) as address:
+        yield address
 
 
 def prepared(home: Path, commands: Sequence[Sequence[object]]) -> Path:

@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.experiment_server import experiments_at
+from clients.registry_server import adapter, registry_at
 from neuroweaver.client import effects
 from neuroweaver.client.cli import output
 from neuroweaver.client.cli.program import run
@@ -40,6 +41,23 @@ min_units_per_variant: 100
 targeting:
   - conditions:
       - {attribute: plan, operator: in, values: [{string_value: pro}]}
+"""
+
+MODELS_SPEC = """
+title: Is the tuned one better?
+control_variant_id: control
+variants:
+  - {variant_id: control, weight: 0.5, target: {model_id: advisor, alias: production}}
+  - {variant_id: tuned, weight: 0.5, target: {model_id: advisor, version: 2.0.0}}
+metrics:
+  - metric_id: score
+    goal: increase
+    mean: {source: {event_name: score, aggregation: mean}}
+  - metric_id: solved
+    goal: increase
+    proportion: {event_name: solved}
+target_metric_id: score
+min_units_per_variant: 100
 """
 
 
@@ -288,6 +306,34 @@ def test_a_conclusion_follows_the_verdict_unless_forced(service, running, neurow
     assert "CONCLUDED" in ended.out
     assert "tuned" in ended.out
     assert "as planned" in ended.out
+
+
+def test_a_conclusion_moves_the_alias_of_the_winner_in_the_registry(tmp_path, monkeypatch, neuroweaver):
+    with registry_at(tmp_path) as registry, experiments_at(tmp_path, registry) as experiments:
+        monkeypatch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", registry)
+        monkeypatch.setenv("NEUROWEAVER_EXPERIMENT_ADDRESS", experiments)
+        assert neuroweaver("model", "register", "advisor").code == 0
+        for version, fill in (("1.0.0", b"a"), ("2.0.0", b"b")):
+            folder = adapter(tmp_path / version, fill=fill)
+            assert (
+                neuroweaver("model", "upload", "advisor", folder, "--base", "tiny", "--version", version).code
+                == 0
+            )
+            assert neuroweaver("model", "state", f"advisor@{version}", "validated").code == 0
+        assert neuroweaver("model", "alias", "set", "advisor", "production", "1.0.0").code == 0
+        made = tmp_path / "models.yaml"
+        made.write_text(MODELS_SPEC)
+        assert neuroweaver("experiment", "create", made, "--id", "t").code == 0
+        assert neuroweaver("experiment", "start", "t").code == 0
+        record(experiments)
+
+        assert neuroweaver("experiment", "conclude", "t", "--yes", "-m", "it is better").code == 0
+
+        moved = json.loads(neuroweaver("model", "alias", "resolve", "advisor", "production", "--json").out)
+        history = neuroweaver("model", "history", "advisor").out
+    assert moved["version"] == "2.0.0"
+    assert history.count("alias.set") == 2
+    assert "it is better" in history
 
 
 def test_a_plan_tells_units_and_days(service, neuroweaver):
