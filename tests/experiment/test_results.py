@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from experiment.figures import experiment, guardrail, lower, normal, snapshot
 from experiment.serving import Said, World, create, metric, spec, start
@@ -402,6 +402,23 @@ async def test_the_last_results_are_kept_when_an_experiment_stops(mesh: World) -
     last = (await listed(mesh))[-1]
     assert last.state == pb.EXPERIMENT_STATE_STOPPED
     assert last.variants[0].units == 50
+
+
+async def test_prometheus_reads_of_a_running_experiment_whether_its_data_decide(mesh: World) -> None:
+    def told() -> float | None:
+        labels = {"project": "default", "experiment": "t", "model_id": ""}
+        return REGISTRY.get_sample_value("neuroweaver_experiment_significant", labels)
+
+    await create(mesh, made=spec(min_units_per_variant=10))
+    await start(mesh)
+    await mesh.director.look()
+    assert told() == 0
+    await record(mesh, scores(400, shift=3.0))
+    await Director(mesh.store, _NoSettler(), Desk(mesh.store, snapshots.load)).look()
+    assert told() == 1
+    await mesh.experiment.StopExperiment(pb.StopExperimentRequest(test_id="t"))
+    await mesh.director.look()
+    assert told() is None
 
 
 def test_outcomes_of_early_phases_do_not_pull_the_weights_with_their_time() -> None:

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.experiment import history, messages, supervision
+from neuroweaver.experiment import gauges, history, messages, supervision
 from neuroweaver.experiment.guardrails import Breach
 from neuroweaver.experiment.model import CONCLUDING, RUNNING, Experiment
 from neuroweaver.experiment.report import Report
@@ -99,6 +99,7 @@ class Director:
             return None
         report = await self._desk.keep(*key, KEEP_EVERY)
         self._next_supervision[key] = time.monotonic() + SUPERVISION_S
+        gauges.show(found, report.results.verdict)
         await self._tell_breaches(project, found, report.breaches)
         for rule in (supervision.guarded, supervision.reweighed):
             step = _by(rule, report)
@@ -132,7 +133,7 @@ class Director:
         """The results of experiments that ran at the last look and do no more."""
         for key in self._next_supervision.keys() - keys:
             if self._desk is not None:
-                await self._desk.keep(*key)
+                gauges.hide((await self._desk.keep(*key)).study.experiment)
             del self._next_supervision[key]
 
     async def _advance(
