@@ -1,8 +1,8 @@
-"""What runs deployments, behind one interface: processes of this machine (`local`), or a cluster (`kubernetes`).
+"""What runs deployments, behind one interface: processes of this machine, or a cluster.
 
 The reconcile loop asks for the whole wish again and again (`apply`), looks at what is there (`observe`), and
-decides. A backend keeps no wishes of its own: killed after any call, it goes on from what it finds. All of its
-calls are idempotent, and end in a `BackendError` or in the truth.
+decides. A backend keeps no wishes of its own: killed after any call, it goes on from what it finds. All of
+its calls are idempotent, and end in a `BackendError` or in the truth.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class File:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a revision serves. base_*: of the model that an adapter fits on; base_name is empty where the files are
-    a whole model by themselves. digest: SHA-256 over the digests of the files, in hexadecimal.
+    """What a revision serves. base_*: of the model that an adapter fits on; base_name is empty where the
+    files are a whole model by themselves. digest: SHA-256 over the digests of the files, in hexadecimal.
     """
 
     version: str
@@ -53,9 +53,9 @@ class Bundle:
 
 @dataclass(frozen=True)
 class WantedRevision:
-    """replicas: the number wanted now, where it is fixed; with `autoscaling` the backend chooses within its bounds,
-    which are this revision's own. weight_percent: its share of the traffic; those of all revisions add up to 100,
-    or to 0 while nothing serves.
+    """replicas: the number wanted now, where it is fixed; with `autoscaling` the backend chooses within its
+    bounds, which are this revision's own. weight_percent: its share of the traffic; those of all revisions
+    add up to 100, or to 0 while nothing serves.
     """
 
     number: int
@@ -69,8 +69,8 @@ class WantedRevision:
 class Wanted:
     """All that one deployment should be. spec: completed with every default. resource_name: a DNS label.
 
-    revisions: the stable one first; the candidate of a rollout after it. redirect: the endpoint that takes all
-    traffic after a switch to another model; empty: none does.
+    revisions: the stable one first; the candidate of a rollout after it. redirect: the endpoint that takes
+    all traffic after a switch to another model; empty: none does.
     """
 
     key: Key
@@ -84,9 +84,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Replica:
-    """A pod, or a process. last_exit: the exit code of its last end. last_token_time: proof that its engine works.
-
-    restart_at: when a failed one is started again. phases: how long each phase of the cold start took, in order.
+    """A pod, or a process. last_exit: the exit code of its last end. last_token_time: proof that its engine
+    works. restart_at: when a failed one is started again. phases: how long each phase of the cold start took,
+    in order.
     """
 
     replica_id: str
@@ -116,7 +116,7 @@ class FieldChange:
 
 @dataclass(frozen=True)
 class Scaling:
-    """A change of the number of replicas that the backend made by itself. cause: as `DeploymentScaled.cause`."""
+    """A change of the number of replicas that the backend made. cause: as `DeploymentScaled.cause`."""
 
     revision: int
     from_replicas: int
@@ -126,10 +126,10 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Observed:
-    """What is there. desired: replicas that the backend aims at now, by revision. is_idle: scaled to zero and able to
-    start by the first request. drift: what others changed; `drift_corrected` says whether `apply` set it back.
-    reasons: why it does not come further, such as (INSUFFICIENT_GPU, "0/3 nodes …"). applied_generation: of the last
-    wish that was carried out as a whole; 0 if none was.
+    """What is there. desired: replicas that the backend aims at now, by revision. is_idle: scaled to zero and
+    able to start by the first request. drift: what others changed; `drift_corrected` says whether `apply` set
+    it back. reasons: why it does not come further, such as (INSUFFICIENT_GPU, "0/3 nodes …").
+    applied_generation: of the last wish that was carried out as a whole; 0 if none was.
     """
 
     exists: bool = False
@@ -193,7 +193,7 @@ class BackendPlan:
 
 @dataclass(frozen=True)
 class Line:
-    """A log line of a replica. cursor: opaque; orders the lines of one replica and is where `logs` goes on."""
+    """A log line of a replica. cursor: opaque; orders one replica's lines, and is where `logs` goes on."""
 
     replica_id: str
     revision: int
@@ -262,7 +262,7 @@ class Backend(Protocol):
         """What `apply` would do, changing nothing."""
 
     async def apply(self, wanted: Wanted) -> None:
-        """Brings what is there nearer to the wish, as far as is possible now; called again until it is there."""
+        """Brings what is there nearer to the wish, as far as is possible now; called until it is there."""
 
     async def observe(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Observed:
         """What is there now. Of something unknown: `Observed()`."""
@@ -279,7 +279,7 @@ class Backend(Protocol):
         """What the replicas counted."""
 
     async def run(self, changed: Callable[[Key], None]) -> None:
-        """Watches until cancelled; calls `changed` when something moved, at the latest seconds after it did."""
+        """Watches until cancelled; calls `changed` when something moved, at the latest seconds after."""
 
 
 FetchFile = Callable[[File], Awaitable[AsyncIterator[bytes]]]
