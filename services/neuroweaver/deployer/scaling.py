@@ -29,8 +29,8 @@ _ROUNDING: Final = 1e-9
 class Load:
     """What one revision carries now. measured: its ready replicas that told.
 
-    cpu, memory: mean use of what these requested, 1.0 is all of it. concurrency: requests at work and waiting,
-    of all of them together and of a router that holds requests for them. None: not measured.
+    cpu, memory: mean use of what these requested, 1.0 is all of it. concurrency: requests at work or waiting,
+    with all of them together and with a router that holds requests for them. None: not measured.
     """
 
     measured: int
@@ -92,7 +92,7 @@ def decide(scaler: Scaler, autoscaling: pb.Autoscaling, load: Load, now: datetim
 
 
 def share(autoscaling: pb.Autoscaling, weight_percent: int) -> pb.Autoscaling:
-    """The bounds of a revision with this share of the traffic, each rounded up, and at least one at the top."""
+    """The bounds of a revision with this share of the traffic, rounded up; at the top at least one."""
     least = autoscaling.min_replicas if autoscaling.HasField("min_replicas") else 1
     shared = pb.Autoscaling()
     shared.CopyFrom(autoscaling)
