@@ -54,7 +54,7 @@ async def test_the_phases_of_a_cold_start_are_told_in_order_with_their_times(tmp
             pb.REPLICA_PHASE_WARMING,
         ]
         seconds = {phase: took.total_seconds() for phase, took in replica.phases}
-        assert seconds[pb.REPLICA_PHASE_SCHEDULING] >= 0.3
+        assert seconds[pb.REPLICA_PHASE_PULLING] >= 0.3
         assert seconds[pb.REPLICA_PHASE_LOADING] >= 0.5
         assert seconds[pb.REPLICA_PHASE_WARMING] >= 0.4
         seen = [each.replicas[0].phase for each in here.seen if each.replicas]

@@ -230,7 +230,8 @@ async def local_backend(
         stack.enter_context(_alone(folder))
         listener = stack.enter_context(_listening(settings))
         # Proxies of the environment are not for loopback, and streams take connections for long.
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
+        # An idle connection is given up before the model server does so, which a request could run into.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
         client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=limits))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{listener.getsockname()[1]}"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from neuroweaver.deployer.backend import Bundle, Wanted, WantedRevision
 from neuroweaver.deployer.local.machine import Need, need_of
+from neuroweaver.deployer.local.supplies import Places
 from neuroweaver.v1 import deployer_pb2 as pb
+
+HOST: Final = "127.0.0.1"
 
 _WEIGHT_TYPES: Final = {
     pb.WEIGHT_TYPE_BF16: "bf16",
@@ -43,7 +45,7 @@ class Launch:
         options: dict[str, Any] = {
             "weight_type": _WEIGHT_TYPES.get(engine.weight_type, ""),
             "adapter_mode": "switched" if engine.adapter_mode == pb.ADAPTER_MODE_SWITCHED else "merged",
-            "max_context_tokens": engine.max_context_tokens or None,
+            "max_context_tokens": engine.max_context_tokens,
             "max_batch_size": engine.max_batch_size or _MAX_BATCH_SIZE,
             "max_queue_size": engine.max_queue_size if engine.HasField("max_queue_size") else _MAX_QUEUE_SIZE,
             "model": f"{wanted.key.model_id}@{revision.bundle.version}",
@@ -74,17 +76,18 @@ class Launch:
         base = [self.bundle.base_name, self.bundle.base_model_digest]
         return [base, options, need, self.cpu_limit, self.memory_limit]
 
-    def config(self, *, host: str, port: int, files_folder: Path, base_folder: Path | None) -> dict[str, Any]:
-        """The model server's configuration file."""
+    def config(self, *, port: int, places: Places, drain_s: float) -> dict[str, Any]:
+        """The model server's configuration file. It listens on loopback: callers come through the router."""
         return dict(self.options) | {
-            "host": host,
+            "host": HOST,
             "port": port,
-            "base_folder": str(base_folder) if base_folder else "",
+            "base_folder": str(places.base_folder) if places.base_folder else "",
             "base_digest": self.bundle.base_model_digest,
-            "files_folder": str(files_folder),
+            "files_folder": str(places.files_folder),
             "files": files(self.bundle),
             "version": self.bundle.version,
             "revision": self.revision,
+            "drain_s": drain_s,
         }
 
     def manifest(self, replica_id: str) -> str:
@@ -103,7 +106,7 @@ class Launch:
                 "version": self.bundle.version,
                 "artifactsDigest": self.bundle.digest,
                 "baseModel": self.bundle.base_name,
-                "engine": {name: value for name, value in self.options if value not in ("", None)},
+                "engine": {name: value for name, value in self.options if value not in ("", 0)},
                 "resources": {
                     "requests": {
                         "cpu": self.need.cores,

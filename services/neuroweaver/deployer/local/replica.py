@@ -20,7 +20,7 @@ import httpx2
 
 from neuroweaver.deployer import backend
 from neuroweaver.deployer.local import log_files, processes, quantities, record
-from neuroweaver.deployer.local.launch import Launch, files
+from neuroweaver.deployer.local.launch import HOST, Launch, files
 from neuroweaver.deployer.local.machine import Need, Room
 from neuroweaver.deployer.local.probe import COLD_START, PHASES, Health, health
 from neuroweaver.deployer.local.processes import Process
@@ -61,7 +61,6 @@ class Surroundings:
     supplies: Supplies
     wedge_grace_s: float
     probe_s: float
-    host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Replica:
 
     @property
     def base_url(self) -> str:
-        return f"http://{self._around.host}:{self._record.port}"
+        return f"http://{HOST}:{self._record.port}"
 
     @property
     def description(self) -> Mapping[str, Any] | None:
@@ -244,6 +243,7 @@ class Replica:
             "version": launch.bundle.version,
             "files_folder": str(places.files_folder),
             "files": files(launch.bundle),
+            "make_current": True,
         }
         try:
             answer = await self._around.client.post(
@@ -257,13 +257,7 @@ class Replica:
             return False
         self._launch = launch
         self._save(_record(self.number, launch, self._record))
-        config = launch.config(
-            host=self._around.host,
-            port=self._record.port,
-            files_folder=places.files_folder,
-            base_folder=places.base_folder,
-        )
-        record.write_json(self._config, config)
+        self._configure(launch, places)
         self._moved()
         if old != launch.bundle.version:
             with contextlib.suppress(httpx2.HTTPError):
@@ -317,15 +311,16 @@ class Replica:
         launch = self._launch
         assert launch is not None
         self._phase_s, self._own_s = {}, {}
-        self._show(pb.REPLICA_PHASE_PULLING, f"fetches version {launch.bundle.version}")
+        if not await self._take_room(launch.need):
+            return None
         fetching = time.monotonic()
+        self._show(pb.REPLICA_PHASE_PULLING, f"fetches version {launch.bundle.version}")
         coming = self._around.supplies.places(launch.bundle, is_doubtful=self._last_exit == _CORRUPT)
         places = await self._or_leave(coming)
-        pulled_s = time.monotonic() - fetching
-        if places is None or not await self._take_room(launch.need):
+        if places is None:
             return None
         process = await asyncio.to_thread(self._spawn, launch, places)
-        self._own_s = {"scheduling": time.monotonic() - began - pulled_s, "pulling": pulled_s}
+        self._own_s = {"scheduling": fetching - began, "pulling": time.monotonic() - fetching}
         return process
 
     async def _take_room(self, need: Need) -> bool:
@@ -341,19 +336,17 @@ class Replica:
 
     def _spawn(self, launch: Launch, places: Places) -> Process:
         """The record comes before the process, so that none runs that nobody can find."""
-        port = _free_port(self._around.host)
-        config = launch.config(
-            host=self._around.host,
-            port=port,
-            files_folder=places.files_folder,
-            base_folder=places.base_folder,
-        )
-        record.write_json(self._config, config)
-        self._save(replace(_record(self.number, launch, self._record), port=port, phase_s={}))
+        started = replace(_record(self.number, launch, self._record), port=_free_port(), phase_s={})
+        self._save(started)
+        self._configure(launch, places)
         log = log_files.new_file(self._folder, launch.revision)
         process = processes.start(self._around.command, self._config, self._environ(launch), log)
         _LOG.info("a replica is started", extra={"replica": self.replica_id, "pid": process.identity.pid})
         return process
+
+    def _configure(self, launch: Launch, places: Places) -> None:
+        config = launch.config(port=self._record.port, places=places, drain_s=self.policy.drain_timeout_s)
+        record.write_json(self._config, config)
 
     def _environ(self, launch: Launch) -> dict[str, str]:
         environ = dict(self._around.environ)
@@ -367,7 +360,7 @@ class Replica:
         begun = time.monotonic() - max(0.0, time.time() - process.identity.started)
         failing_since: float | None = None
         look_at = 0.0
-        self._show(pb.REPLICA_PHASE_SCHEDULING, "starts")
+        self._show(pb.REPLICA_PHASE_PULLING, "starts")
         while True:
             if process.has_ended:
                 return await self._ended(process)
@@ -409,9 +402,9 @@ class Replica:
 
     def _time_phases(self, told: Health, elapsed_s: float) -> None:
         if self._health is None:
-            # Interpreter and libraries: nothing of the model moves before the first answer.
+            # Interpreter and libraries, which are to a process what the image is to a pod.
             start_s = max(0.0, elapsed_s - sum(told.phase_s.values()))
-            self._own_s["scheduling"] = self._own_s.get("scheduling", 0.0) + start_s
+            self._own_s["pulling"] = self._own_s.get("pulling", 0.0) + start_s
         served_s = {name: told.phase_s[name] for name in COLD_START if name in told.phase_s}
         self._phase_s = served_s | {
             name: seconds + served_s.get(name, 0.0) for name, seconds in self._own_s.items()
@@ -521,6 +514,6 @@ def _exit_in_words(code: int | None) -> str:
     return f"ended with exit code {code}" + (f" ({told})" if told else "")
 
 
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as listener:
+def _free_port() -> int:
+    with socket.create_server((HOST, 0)) as listener:
         return int(listener.getsockname()[1])

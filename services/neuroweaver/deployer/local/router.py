@@ -43,7 +43,7 @@ _OWN_HEADERS: Final = frozenset(
     | {b"transfer-encoding", b"upgrade", b"host", b"content-length", b"authorization", b"cookie", b"expect"}
 )
 # Nothing was answered yet, so that another replica may: the call changes nothing but its answer.
-_BROKEN: Final = (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ConnectTimeout)
+_BROKEN: Final = (httpx2.NetworkError, httpx2.RemoteProtocolError)
 _TYPES: Final = {400: "invalid_request_error", 404: "invalid_request_error", 413: "invalid_request_error"}
 
 
@@ -168,8 +168,10 @@ class Router:
                 if answer.status_code == 503 and fleet.pick(call.conversation, {replica.replica_id}):
                     return False
                 await _pass_on(answer, extra, send, counts, began)
-        except _BROKEN:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
             replica.suspect()
+            return False
+        except _BROKEN:
             counts.failed()
             return False
         except httpx2.TimeoutException as error:
