@@ -268,7 +268,8 @@ async def test_no_prompt_is_logged_or_kept(tmp_path: Path, caplog: pytest.LogCap
         secret = "the-brakes-of-my-car-squeak"
         await here.ask("conversation-77", messages=[{"role": "user", "content": secret}])
         assert secret not in caplog.text
-        kept = [
-            file for file in tmp_path.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()
-        ]
-        assert kept == []
+        assert holding(tmp_path, secret) == []
+
+
+def holding(folder: Path, text: str) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]

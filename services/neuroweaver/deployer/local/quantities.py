@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 from typing import Final
 
+_NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 _UNITS: Final = {
     "Ki": 1024,
     "Mi": 1024**2,
@@ -43,10 +45,6 @@ def of_bytes(value: int) -> str:
 
 
 def _number(text: str, quantity: str) -> Decimal:
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        number = Decimal("NaN")
-    if not number.is_finite() or number < 0:
+    if not _NUMBER.fullmatch(text):
         raise ValueError(f"{quantity!r} is no quantity")
-    return number
+    return Decimal(text)
