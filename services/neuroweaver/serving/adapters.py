@@ -36,7 +36,12 @@ class LoraAdapters:
 
     def add(self, version: str, folder: Path) -> None:
         name = f"adapter_{next(self._numbers)}"
-        self.model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+        try:
+            self.model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+        except Exception:
+            if name in self.model.peft_config:
+                self.model.delete_adapter(name)
+            raise
         self.model.eval()
         self._names[version] = name
 

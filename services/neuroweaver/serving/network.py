@@ -62,9 +62,9 @@ class Network:
         self._kinds = _kinds_of_attention(config)
         self._sliding_window: int = getattr(config, "sliding_window", None) or 0
         self._slots = Slots(config.num_hidden_layers, max(max_cells, aligned(max_context)))
-        self._last: torch.Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._keep_last)
+        self._head = model.get_output_embeddings()
 
+    @torch.inference_mode()
     def reserve(self, rows: int, length: int) -> bool:
         """Makes room for `rows` rows of `length` tokens; False if the memory does not suffice.
 
@@ -72,9 +72,11 @@ class Network:
         """
         return self._slots.reserve(rows, length)
 
+    @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         self._slots.move(source, target)
 
+    @torch.inference_mode()
     def release(self) -> None:
         """Forgets all rows and gives their memory back."""
         self._slots.release()
@@ -97,29 +99,26 @@ class Network:
         positions = first + torch.arange(longest, device=self.device)  # (rows, tokens)
         length = aligned(max(starts) + longest)
         self._slots.look(Window(slice(first_row, first_row + len(tokens)), positions, length))
-        self._last = torch.tensor([len(each) - 1 for each in tokens], device=self.device)
-        output = self._model(
-            input_ids=torch.tensor(padded, device=self.device),
-            attention_mask=self._mask(positions, length),
-            position_ids=positions,
-            past_key_values=self._slots,
-            use_cache=True,
-            **self.adapters.chosen(versions),
-        )
+        last = torch.tensor([len(each) - 1 for each in tokens], device=self.device)
+        # The head sees each row's last new token alone: a vocabulary is large, a prompt is long.
+        narrowing = self._head.register_forward_pre_hook(lambda _, inputs: (_picked(inputs[0], last),))
+        try:
+            output = self._model(
+                input_ids=torch.tensor(padded, device=self.device),
+                attention_mask=self._mask(positions, length),
+                position_ids=positions,
+                past_key_values=self._slots,
+                use_cache=True,
+                **self.adapters.chosen(versions),
+            )
+        finally:
+            narrowing.remove()
         logits: torch.Tensor = output.logits[:, 0]
         return logits
 
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
         return sampling.choose(logits.float(), draws)
-
-    def _keep_last(self, _: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        """The head sees each row's last new position alone: a vocabulary is large, a prompt is long."""
-        if self._last is None:
-            return None
-        hidden = inputs[0]
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        return (hidden[rows, self._last][:, None], *inputs[1:])
 
     def _mask(self, positions: torch.Tensor, length: int) -> Any:
         """Additive, (rows, 1, tokens, length): a token sees those of its row up to itself."""
@@ -134,6 +133,11 @@ class Network:
     def _additive(self, is_seen: torch.Tensor) -> torch.Tensor:
         mask = torch.zeros(is_seen.shape, dtype=self._model.dtype, device=self.device)
         return mask.masked_fill_(~is_seen, torch.finfo(mask.dtype).min)[:, None]
+
+
+def _picked(hidden: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """One column a row: (rows, 1, size) of (rows, columns, size)."""
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), columns][:, None]
 
 
 def _kinds_of_attention(config: Any) -> tuple[str, ...]:

@@ -14,33 +14,41 @@ _CANDIDATES: Final = 256
 
 
 def choose(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-    """One token a row. logits: (rows, vocabulary)."""
+    """One token a row, whatever the other rows are. logits: (rows, vocabulary)."""
     chosen = logits.argmax(dim=-1)
-    rows = [row for row, draw in enumerate(draws) if draw.temperature > 0]
-    if rows:
-        index = torch.tensor(rows, device=logits.device)
-        chosen[index] = _sampled(logits[index], [draws[row] for row in rows])
+    whole = [row for row, draw in enumerate(draws) if draw.temperature > 0 and draw.top_p >= 1]
+    nucleus = [row for row, draw in enumerate(draws) if draw.temperature > 0 and draw.top_p < 1]
+    for rows, sample in ((whole, _sampled), (nucleus, _sampled_from_nucleus)):
+        if rows:
+            index = torch.tensor(rows, device=logits.device)
+            # float64: sums over 10^5 probabilities must end at 1.
+            chosen[index] = sample(logits[index].double(), [draws[row] for row in rows])
     return [int(token) for token in chosen.tolist()]
 
 
 def _sampled(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
-    """By inversion: the row's uniform number picks the token, so that no other row has a say in it."""
+    return _inverted(_probabilities(logits, draws), _column(logits, [draw.uniform for draw in draws]))
 
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
 
-    # float64: sums over 10^5 probabilities must end at 1.
-    temperatures = column([max(draw.temperature, 1e-4) for draw in draws])
-    probabilities = (logits.double() / temperatures).softmax(dim=-1)
-    top_p = column([draw.top_p for draw in draws])
-    uniform = column([draw.uniform for draw in draws])
-    if all(draw.top_p >= 1 for draw in draws):
-        return _inverted(probabilities, uniform)
-    ranked, tokens = _ranked(probabilities, top_p)
-    # Holtzman et al. 2020, arXiv 1904.09751: the smallest set of top tokens whose mass reaches top_p.
+def _sampled_from_nucleus(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """Holtzman et al. 2020, arXiv 1904.09751: of the fewest top tokens whose mass reaches top_p."""
+    top_p = _column(logits, [draw.top_p for draw in draws])
+    ranked, tokens = _ranked(_probabilities(logits, draws), top_p)
     before = ranked.cumsum(dim=-1) - ranked
-    nucleus = torch.where(before < top_p, ranked, 0.0)
-    return tokens.gather(-1, _inverted(nucleus, uniform)[:, None])[:, 0]
+    is_inside = before < top_p
+    is_inside[:, 0] = True
+    nucleus = torch.where(is_inside, ranked, 0.0)
+    place = _inverted(nucleus, _column(logits, [draw.uniform for draw in draws]))
+    return tokens.gather(-1, place[:, None])[:, 0]
+
+
+def _probabilities(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    temperatures = _column(logits, [max(draw.temperature, 1e-4) for draw in draws])
+    return (logits / temperatures).softmax(dim=-1)
+
+
+def _column(like: torch.Tensor, values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
 def _ranked(probabilities: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,12 +56,15 @@ def _ranked(probabilities: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Ten
     ranked, tokens = probabilities.topk(min(_CANDIDATES, probabilities.shape[-1]), dim=-1)
     if bool((ranked.sum(dim=-1, keepdim=True) >= top_p).all()):
         return ranked, tokens
-    ranked, tokens = probabilities.sort(dim=-1, descending=True)
-    return ranked, tokens
+    by_rank = probabilities.sort(dim=-1, descending=True)
+    return by_rank.values, by_rank.indices
 
 
 def _inverted(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Where the running sum of each row of `weights` first exceeds its share `uniform`."""
+    """Where the running sum of each row of `weights` first exceeds its share `uniform`.
+
+    So a row's own number picks its token, and a seed means the same in every batch.
+    """
     sums = weights.cumsum(dim=-1)
     place = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)[:, 0]
     return place.clamp(max=weights.shape[-1] - 1)
