@@ -107,9 +107,13 @@ async def test_a_canary_needs_room_beside_the_stable_revision(tmp_path: Path):
         canary = pb.RolloutPolicy(canary=pb.CanaryPolicy(steps=[pb.CanaryStep(weight_percent=10)]))
         stable = revision(here.registry.bundle("1.0.0"), replicas=2)
         candidate = revision(here.registry.bundle("2.0.0"), 2)
-        plan = await after(here, wanted(stable), wanted(candidate, rollout=canary))
-        assert blocking(plan) == ["SURGE_WOULD_DEADLOCK"]
-        assert plan.findings[0].field == "rollout.canary"
+        await here.serve(wanted(stable))
+        # As the loop asks once the candidate is there, and as it would be in the end.
+        for revisions in [(stable, candidate), (candidate,)]:
+            plan = await here.backend.plan(wanted(*revisions, rollout=canary))
+            assert blocking(plan) == ["SURGE_WOULD_DEADLOCK"]
+            assert plan.findings[0].field == "rollout.canary"
+            assert plan.capacity[0].peak_required == "3"
 
 
 async def test_an_adapter_is_swapped_where_nothing_else_changes(tmp_path: Path):

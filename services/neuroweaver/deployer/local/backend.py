@@ -47,6 +47,7 @@ _BLOBS: Final = "blobs"
 _RESOURCE: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SWEEP_S: Final = 60.0
 _NOT_GONE_S: Final = 1.0
+_LAST_DRAIN_S: Final = 2.0
 # The model server needs none of the deployer's secrets, such as the URL of its database.
 _PASSED_ON: Final = re.compile(
     r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|VIRTUAL_ENV|PYTHON\w+|LD_\w+|DYLD_\w+|SSL_CERT_\w+|CUDA_\w+|NVIDIA_\w+"
@@ -180,9 +181,11 @@ class LocalBackend:
                 self._new_fleet(folder.name).adopt(running)
 
     async def close(self) -> None:
-        """Ends every replica: what the deployer started does not outlive its orderly end."""
-        within_s = self._settings.shutdown_s
-        await asyncio.gather(*(fleet.close(within_s) for fleet in self._fleets.values()))
+        """Ends every replica: what the deployer started does not outlive its orderly end.
+
+        The front has waited for the calls under way before, so that there is nothing left to drain.
+        """
+        await asyncio.gather(*(fleet.close(_LAST_DRAIN_S) for fleet in self._fleets.values()))
 
     def _new_fleet(self, resource_name: str) -> Fleet:
         fleet = Fleet(
@@ -244,7 +247,7 @@ async def local_backend(
         router = Router(
             client, backend.fleet, host=settings.host, endpoint=backend.endpoint, wake_s=settings.wake_s
         )
-        await stack.enter_async_context(front.serving(listener, router, drain_s=lambda: settings.shutdown_s))
+        await stack.enter_async_context(front.serving(listener, router, drain_s=settings.shutdown_s))
         yield backend
 
 

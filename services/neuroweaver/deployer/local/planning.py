@@ -53,22 +53,21 @@ class Situation:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Needs of the deployment: in the end, and at the peak of the way there by each mode."""
+    """Needs of the deployment. surge, canary: at the peak of such a way there. step: one more replica."""
 
     end: Need
     surge: Need
-    beside: Need
+    canary: Need
     step: Need
-    """One more replica."""
 
 
 def plan(wanted: Wanted, now: Situation) -> BackendPlan:
     launches = [(revision, Launch.of(wanted, revision)) for revision in wanted.revisions]
     old = [each for each in now.running if each.target not in {launch.target for _, launch in launches}]
     sizes = _sizes(wanted, launches, old)
-    mode, reason = _mode(wanted, launches, old, sizes, now.free)
-    is_canary = wanted.spec.rollout.HasField("canary") and bool(old)
-    peak = sizes.beside if is_canary else _peak(mode, sizes, is_replacing=bool(old))
+    is_canary = wanted.spec.rollout.HasField("canary") and bool(old or len(launches) > 1)
+    mode, reason = _mode(wanted, launches, old, sizes, now.free, is_canary)
+    peak = sizes.canary if is_canary else _peak(mode, sizes, is_replacing=bool(old))
     findings = [*_refusals(wanted.spec, now.machine), *_room(wanted, mode, sizes, peak, now, is_canary)]
     return BackendPlan(
         objects=tuple(_objects(launches, old, mode, now)),
@@ -86,22 +85,23 @@ def replicas_of(revision: WantedRevision) -> int:
 
 
 def _sizes(wanted: Wanted, launches: list[tuple[WantedRevision, Launch]], old: list[Running]) -> _Sizes:
-    end = _sum(launch.need.times(replicas_of(revision)) for revision, launch in launches)
+    # Of a stable revision and its candidate one is left in the end.
+    each = [launch.need.times(replicas_of(revision)) for revision, launch in launches]
+    end = max(each, key=lambda need: (need.memory_bytes, need.cores), default=Need(0.0, 0))
     step = launches[-1][1].need if launches else Need(0.0, 0)
     rollout = wanted.spec.rollout
-    wished = sum(replicas_of(revision) for revision, _ in launches)
+    wished = max((replicas_of(revision) for revision, _ in launches), default=0)
     surge = min(rollout.max_surge if rollout.HasField("max_surge") else 1, wished)
-    there = _sum(each.need for each in old)
+    there = _sum(replica.need for replica in old)
     # Old replicas may go first as far as some may be missing.
     spared = min(rollout.max_unavailable, len(old))
     at_once = step.times(max(surge, spared))
-    given_back = _sum(each.need for each in old[:spared])
+    given_back = _sum(replica.need for replica in old[:spared])
     surging = Need(
         there.cores - given_back.cores + at_once.cores,
         there.memory_bytes - given_back.memory_bytes + at_once.memory_bytes,
     )
-    beside = _sum([end, there])
-    return _Sizes(end, _most(end, surging), beside, step)
+    return _Sizes(end, _most(end, surging), _sum([*each, there]), step)
 
 
 def _mode(
@@ -110,10 +110,11 @@ def _mode(
     old: list[Running],
     sizes: _Sizes,
     free: Need,
+    is_canary: bool,
 ) -> tuple[pb.ReplacementMode.ValueType, str]:
     asked = wanted.spec.rollout.replacement
     can_swap = _can_swap(launches, old)
-    if wanted.spec.rollout.HasField("canary") and old:
+    if is_canary:
         return pb.REPLACEMENT_MODE_SURGE, "a canary runs beside the stable revision"
     if asked == pb.REPLACEMENT_MODE_SWAP_ADAPTER and old and not can_swap:
         return (

@@ -418,9 +418,6 @@ class Replica:
             return f"its engine made no tokens for {grace_s:g} s" + (f": {told}" if told else "")
         if self._ready_since is None and now - begun >= timeout_s:
             return f"was not ready within the startup timeout of {timeout_s:g} s"
-        limit = self._launch.memory_limit if self._launch else ""
-        if limit and self._process and (self._process.memory_bytes() or 0) > quantities.size_bytes(limit):
-            return f"used more memory than its limit of {limit}"
         return ""
 
     async def _ended(self, process: Process) -> _End:
