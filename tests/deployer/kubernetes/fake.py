@@ -22,13 +22,21 @@ from typing import Any
 import yaml
 from aiohttp import web
 from deployer.kubernetes import fields, schemas
+from jsonschema import ValidationError
 
 from neuroweaver.deployer.kubernetes import kinds
 from neuroweaver.deployer.kubernetes.kinds import Kind
 
 Object = dict[str, Any]
 
-PLAIN = (*(kind for kind in kinds.OWNED if not kind.is_custom), kinds.POD, kinds.NODE, kinds.NAMESPACE, kinds.LEASE, kinds.REPLICA_SET)
+PLAIN = (
+    *(kind for kind in kinds.OWNED if not kind.is_custom),
+    kinds.POD,
+    kinds.NODE,
+    kinds.NAMESPACE,
+    kinds.LEASE,
+    kinds.REPLICA_SET,
+)
 MONITORING = (kinds.SERVICE_MONITOR, kinds.PROMETHEUS_RULE)
 _PATH = re.compile(
     r"/(?:api|apis)/(?P<api>v1|[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?(?P<rest>/.*)?"
@@ -54,8 +62,13 @@ class Refused(Exception):
     def __init__(self, status: int, reason: str, message: str, **details: Any) -> None:
         super().__init__(message)
         self.body = {
-            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status, "reason": reason,
-            "message": message, "details": details,
+            "kind": "Status",
+            "apiVersion": "v1",
+            "status": "Failure",
+            "code": status,
+            "reason": reason,
+            "message": message,
+            "details": details,
         }
         self.status = status
 
@@ -99,7 +112,16 @@ class Fake:
             made["metadata"].setdefault("namespace", namespace)
         return self._store(kind, made)
 
-    def edit(self, kind: Kind, name: str, path: fields.Path, value: Any, manager: str = "kubectl-edit", operation: str = "Update", namespace: str = "default") -> None:
+    def edit(
+        self,
+        kind: Kind,
+        name: str,
+        path: fields.Path,
+        value: Any,
+        manager: str = "kubectl-edit",
+        operation: str = "Update",
+        namespace: str = "default",
+    ) -> None:
         """As another client: it owns what it changes."""
         found = copy.deepcopy(self.objects[self._key(kind, namespace, name)])
         flat = fields.leaves({k: v for k, v in found.items()})
@@ -118,15 +140,25 @@ class Fake:
     def node(self, name: str, **allocatable: str) -> None:
         amounts = {key.replace("__", "/").replace("_", "."): value for key, value in allocatable.items()}
         amounts = {"cpu": "8", "memory": "32Gi", "ephemeral-storage": "500Gi", "pods": "110"} | amounts
-        self.put(kinds.NODE, {
-            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
-            "spec": {},
-            "status": {"allocatable": amounts, "conditions": [{"type": "Ready", "status": "True"}]},
-        })
+        self.put(
+            kinds.NODE,
+            {
+                "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+                "spec": {},
+                "status": {"allocatable": amounts, "conditions": [{"type": "Ready", "status": "True"}]},
+            },
+        )
 
     def snapshot(self) -> dict[str, Any]:
         """The world without what no two runs share."""
-        noise = {"uid", "resourceVersion", "creationTimestamp", "managedFields", "generation", "deletionTimestamp"}
+        noise = {
+            "uid",
+            "resourceVersion",
+            "creationTimestamp",
+            "managedFields",
+            "generation",
+            "deletionTimestamp",
+        }
         made = {}
         for key, found in self.objects.items():
             if key[1] in {"pods", "replicasets", "namespaces", "nodes"}:
@@ -135,7 +167,9 @@ class Fake:
             shown.pop("status", None)
             shown["metadata"] = {k: v for k, v in shown["metadata"].items() if k not in noise}
             made["/".join(key)] = shown
-        made["pods"] = sorted(pod["metadata"]["labels"].get("neuroweaver.dev/revision", "") for pod in self.all(kinds.POD))
+        made["pods"] = sorted(
+            pod["metadata"]["labels"].get("neuroweaver.dev/revision", "") for pod in self.all(kinds.POD)
+        )
         return made
 
     def forget_history(self) -> None:
@@ -170,13 +204,18 @@ class Fake:
                     request.transport.abort()
                     return web.Response()
                 else:
-                    reason = {409: "Conflict", 410: "Expired", 429: "TooManyRequests"}.get(fault.status, "InternalError")
+                    reason = {409: "Conflict", 410: "Expired", 429: "TooManyRequests"}.get(
+                        fault.status, "InternalError"
+                    )
                     refused = Refused(fault.status, reason, f"a fault of status {fault.status}")
                     return web.json_response(refused.body, status=fault.status, headers=fault.headers)
         try:
             answer = await self._answer(request)
         except Refused as error:
             return web.json_response(error.body, status=error.status)
+        except ValidationError as error:
+            invalid = Refused(422, "Invalid", f"{error.json_path}: {error.message}")
+            return web.json_response(invalid.body, status=422)
         if after is not None:
             request.transport.abort()
         return answer
@@ -193,7 +232,9 @@ class Fake:
             found = [kind for (api, _), kind in self.known.items() if api == version]
             if not found:
                 raise Refused(404, "NotFound", "the server could not find the requested resource")
-            return web.json_response({"kind": "APIResourceList", "resources": [{"name": kind.plural} for kind in found]})
+            return web.json_response(
+                {"kind": "APIResourceList", "resources": [{"name": kind.plural} for kind in found]}
+            )
         if request.method == "GET" and re.fullmatch(r"/apis/[^/]+", path):
             group = path.removeprefix("/apis/")
             if not any(kind.group == group for kind in self.known.values()):
@@ -211,13 +252,14 @@ class Fake:
         namespace, name = parts["namespace"] or "", parts["name"] or ""
         if parts["rest"]:
             return self._of_pod(namespace, name, parts["rest"], query)
-        verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(request.method) or (
-            "watch" if query.get("watch") else "get" if name else "list"
-        )
+        verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(
+            request.method
+        ) or ("watch" if query.get("watch") else "get" if name else "list")
         if (verb, kind.plural) in self.denied:
             where = f' in the namespace "{namespace}"' if namespace else " at the cluster scope"
             raise Refused(
-                403, "Forbidden",
+                403,
+                "Forbidden",
                 f'{kind.plural} is forbidden: User "tester" cannot {verb} resource "{kind.plural}" in API group "{kind.group}"{where}',
             )
         match verb:
@@ -228,22 +270,35 @@ class Fake:
             case "get":
                 return web.json_response(self._existing(kind, namespace, name))
             case "create":
+                body = {"apiVersion": kind.api_version, "kind": kind.name} | body  # the path says it too
                 schemas.check(body)
                 if self._key(kind, namespace, body["metadata"]["name"]) in self.objects:
                     raise Refused(409, "AlreadyExists", "it exists already")
+                if kind.is_namespaced:
+                    body["metadata"].setdefault("namespace", namespace)
                 return web.json_response(self._store(kind, body), status=201)
             case "update":
                 schemas.check(body)
                 known = self._existing(kind, namespace, name)
-                if body["metadata"].get("resourceVersion") not in {None, known["metadata"]["resourceVersion"]}:
+                if body["metadata"].get("resourceVersion") not in {
+                    None,
+                    known["metadata"]["resourceVersion"],
+                }:
                     raise Refused(409, "Conflict", "the object has been modified")
                 body["metadata"]["uid"] = known["metadata"]["uid"]
                 return web.json_response(self._store(kind, body))
             case "patch":
+                if "merge-patch" in request.headers["Content-Type"]:
+                    for path, value in fields.leaves(body).items():
+                        self.edit(
+                            kind, name, path, value, query.get("fieldManager", "tests"), namespace=namespace
+                        )
+                    return web.json_response(self._existing(kind, namespace, name))
                 return web.json_response(self._apply(kind, namespace, name, body, query))
             case "delete":
-                schemas.check(body)
-                return web.json_response(self._delete(kind, namespace, name, body))
+                if body:
+                    schemas.check(body)
+                return web.json_response(self._delete(kind, namespace, name, body or {}))
         raise AssertionError(verb)
 
     def _of_pod(self, namespace: str, name: str, rest: str, query: Any) -> web.Response:
@@ -259,15 +314,18 @@ class Fake:
 
     def _list(self, kind: Kind, namespace: str, query: Any) -> Object:
         items = [
-            found for found in self.all(kind)
-            if (not namespace or found["metadata"].get("namespace") == namespace) and _selected(found, query.get("labelSelector", ""))
+            found
+            for found in self.all(kind)
+            if (not namespace or found["metadata"].get("namespace") == namespace)
+            and _selected(found, query.get("labelSelector", ""))
         ]
         start = int(query.get("continue") or 0)
         limit = int(query.get("limit") or 500)
         page = items[start : start + limit]
         more = str(start + limit) if start + limit < len(items) else ""
         return {
-            "kind": f"{kind.name}List", "apiVersion": kind.api_version,
+            "kind": f"{kind.name}List",
+            "apiVersion": kind.api_version,
             "metadata": {"resourceVersion": str(self.version), "continue": more},
             "items": [{k: v for k, v in found.items() if k not in {"kind", "apiVersion"}} for found in page],
         }
@@ -284,14 +342,22 @@ class Fake:
             while True:
                 moved = self._moved
                 for version, event, of, found in list(self.log):
-                    if version <= since or of != kind or (namespace and found["metadata"].get("namespace") != namespace):
+                    if (
+                        version <= since
+                        or of != kind
+                        or (namespace and found["metadata"].get("namespace") != namespace)
+                    ):
                         continue
                     since = version
                     if _selected(found, request.query.get("labelSelector", "")):
                         await response.write(json.dumps({"type": event, "object": found}).encode() + b"\n")
                 if since < self.version:
                     since = self.version
-                    mark = {"kind": kind.name, "apiVersion": kind.api_version, "metadata": {"resourceVersion": str(since)}}
+                    mark = {
+                        "kind": kind.name,
+                        "apiVersion": kind.api_version,
+                        "metadata": {"resourceVersion": str(since)},
+                    }
                     await response.write(json.dumps({"type": "BOOKMARK", "object": mark}).encode() + b"\n")
                 await moved.wait()
         except (ConnectionError, asyncio.CancelledError):
@@ -312,7 +378,9 @@ class Fake:
 
     def _apply(self, kind: Kind, namespace: str, name: str, body: Object, query: Any) -> Object:
         if kind.is_namespaced and self.get(kinds.NAMESPACE, namespace, "") is None:
-            raise Refused(404, "NotFound", f'namespaces "{namespace}" not found', name=namespace, kind="namespaces")
+            raise Refused(
+                404, "NotFound", f'namespaces "{namespace}" not found', name=namespace, kind="namespaces"
+            )
         assert body["metadata"]["name"] == name
         assert body["metadata"].get("namespace", "") == namespace
         live = self.objects.get(self._key(kind, namespace, name))
@@ -326,7 +394,11 @@ class Fake:
         owners = copy.deepcopy(self.owners.get(live["metadata"]["uid"], {})) if live else {}
         flat = fields.leaves(copy.deepcopy(live)) if live else {}
         conflicts = [
-            {"reason": "FieldManagerConflict", "field": "." + ".".join(map(str, path)), "message": f'conflict with "{other[0]}"'}
+            {
+                "reason": "FieldManagerConflict",
+                "field": "." + ".".join(map(str, path)),
+                "message": f'conflict with "{other[0]}"',
+            }
             for path, value in asked.items()
             for other, paths in owners.items()
             if other != owner and path in paths and flat.get(path) != value
@@ -342,7 +414,9 @@ class Fake:
                     owners[other].discard(path)
             fields.put(flat, path, value)
         owners[owner] = set(asked)
-        made = fields.built({path: value for path, value in flat.items() if path[:2] != ("metadata", "managedFields")})
+        made = fields.built(
+            {path: value for path, value in flat.items() if path[:2] != ("metadata", "managedFields")}
+        )
         made |= {"apiVersion": kind.api_version, "kind": kind.name}
         made["metadata"] |= {"name": name, "namespace": namespace}
         made = _defaulted(kind, made)
@@ -365,7 +439,11 @@ class Fake:
                 raise Refused(422, "Invalid", "spec.selector: Invalid value: field is immutable")
             labels = spec["template"]["metadata"]["labels"]
             if any(labels.get(key) != value for key, value in spec["selector"]["matchLabels"].items()):
-                raise Refused(422, "Invalid", "spec.template.metadata.labels: `selector` does not match template `labels`")
+                raise Refused(
+                    422,
+                    "Invalid",
+                    "spec.template.metadata.labels: `selector` does not match template `labels`",
+                )
             if spec["strategy"]["type"] == "Recreate" and "rollingUpdate" in spec["strategy"]:
                 raise Refused(422, "Invalid", "spec.strategy.rollingUpdate: Forbidden")
         if kind == kinds.ROLE_BINDING and live is not None and live["roleRef"] != made["roleRef"]:
@@ -376,7 +454,13 @@ class Fake:
     def _shown(self, made: Object, owners: dict[tuple[str, str], set[fields.Path]]) -> Object:
         shown = copy.deepcopy(made)
         shown["metadata"]["managedFields"] = [
-            {"manager": manager, "operation": operation, "apiVersion": made["apiVersion"], "fieldsType": "FieldsV1", "fieldsV1": fields.tree(paths)}
+            {
+                "manager": manager,
+                "operation": operation,
+                "apiVersion": made["apiVersion"],
+                "fieldsType": "FieldsV1",
+                "fieldsV1": fields.tree(paths),
+            }
             for (manager, operation), paths in sorted(owners.items())
             if paths
         ]
@@ -396,13 +480,16 @@ class Fake:
         self._tell("ADDED" if is_new else "MODIFIED", kind, made)
         if kind == kinds.DEPLOYMENT:
             self._run_deployment(made)
+            made = self.objects[key]
         return made
 
     def _delete(self, kind: Kind, namespace: str, name: str, body: Object) -> Object:
         found = self._existing(kind, namespace, name)
         uid = body.get("preconditions", {}).get("uid")
         if uid not in {None, found["metadata"]["uid"]}:
-            raise Refused(409, "Conflict", f"the UID in the precondition ({uid}) does not match the UID in record")
+            raise Refused(
+                409, "Conflict", f"the UID in the precondition ({uid}) does not match the UID in record"
+            )
         if kind == kinds.DEPLOYMENT:
             assert body["propagationPolicy"] == "Foreground"
             pods = self._pods_of(found)
@@ -442,7 +529,8 @@ class Fake:
     def _pods_of(self, deployment: Object) -> list[Object]:
         wanted = deployment["spec"]["selector"]["matchLabels"]
         return [
-            pod for pod in self.all(kinds.POD)
+            pod
+            for pod in self.all(kinds.POD)
             if pod["metadata"]["namespace"] == deployment["metadata"]["namespace"]
             and all(pod["metadata"]["labels"].get(key) == value for key, value in wanted.items())
         ]
@@ -459,17 +547,37 @@ class Fake:
                 self._drop(kinds.POD, pod)
         for _ in range(count - len(pods)):
             name = f"{deployment['metadata']['name']}-{uuid.uuid4().hex[:10]}"
-            self.put(kinds.POD, {"metadata": {"name": name, **copy.deepcopy(template["metadata"])}, "spec": copy.deepcopy(template["spec"])}, deployment["metadata"]["namespace"])
+            self.put(
+                kinds.POD,
+                {
+                    "metadata": {"name": name, **copy.deepcopy(template["metadata"])},
+                    "spec": copy.deepcopy(template["spec"]),
+                },
+                deployment["metadata"]["namespace"],
+            )
             if self.pods_become_ready:
                 self.ready(name, deployment["metadata"]["namespace"])
-        live = self.objects[self._key(kinds.DEPLOYMENT, deployment["metadata"]["namespace"], deployment["metadata"]["name"])]
+        live = self.objects[
+            self._key(kinds.DEPLOYMENT, deployment["metadata"]["namespace"], deployment["metadata"]["name"])
+        ]
         live["status"] = {"replicas": count, "readyReplicas": count if self.pods_become_ready else 0}
 
     def ready(self, name: str, namespace: str = "default") -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        conditions = [{"type": each, "status": "True", "lastTransitionTime": now} for each in ("PodScheduled", "Initialized", "Ready")]
-        running = {"name": "server", "ready": True, "started": True, "restartCount": 0, "state": {"running": {"startedAt": now}}}
-        self.status(name, {"phase": "Running", "conditions": conditions, "containerStatuses": [running]}, namespace)
+        conditions = [
+            {"type": each, "status": "True", "lastTransitionTime": now}
+            for each in ("PodScheduled", "Initialized", "Ready")
+        ]
+        running = {
+            "name": "server",
+            "ready": True,
+            "started": True,
+            "restartCount": 0,
+            "state": {"running": {"startedAt": now}},
+        }
+        self.status(
+            name, {"phase": "Running", "conditions": conditions, "containerStatuses": [running]}, namespace
+        )
 
     def status(self, name: str, status: Object, namespace: str = "default") -> None:
         self._store(kinds.POD, self.objects[self._key(kinds.POD, namespace, name)] | {"status": status})
@@ -480,7 +588,10 @@ _IDENTITY = {("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "nam
 
 def _selected(found: Object, selector: str) -> bool:
     labels = found["metadata"].get("labels") or {}
-    return all(labels.get(key) == value for key, _, value in (part.partition("=") for part in selector.split(",") if part))
+    return all(
+        labels.get(key) == value
+        for key, _, value in (part.partition("=") for part in selector.split(",") if part)
+    )
 
 
 def _defaulted(kind: Kind, made: Object, *, is_whole: bool = True) -> Object:
@@ -559,11 +670,15 @@ async def serving(fake: Fake) -> AsyncIterator[Fake]:
 def kubeconfig(url: str, folder: Path) -> Path:
     file = folder / "kubeconfig"
     file.write_text(
-        yaml.safe_dump({
-            "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": url}}],
-            "users": [{"name": "tester", "user": {"token": "not-a-secret"}}],
-            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "tester"}}],
-        })
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "fake",
+                "clusters": [{"name": "fake", "cluster": {"server": url}}],
+                "users": [{"name": "tester", "user": {"token": "not-a-secret"}}],
+                "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "tester"}}],
+            }
+        )
     )
     return file

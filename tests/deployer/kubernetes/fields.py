@@ -41,7 +41,10 @@ def leaves(value: Any, path: Path = ()) -> dict[Path, Any]:
     if isinstance(value, list) and value and keys:
         made: dict[Path, Any] = {}
         for each in value:
-            mark = ("k", json.dumps({key: each.get(key, "TCP") for key in keys if key in each or key == "protocol"}))
+            mark = (
+                "k",
+                json.dumps({key: each.get(key, "TCP") for key in keys if key in each or key == "protocol"}),
+            )
             for inner, leaf in each.items():
                 made |= leaves(leaf, (*path, mark, inner))
         return made

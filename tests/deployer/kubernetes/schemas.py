@@ -61,7 +61,7 @@ def _validator(api_version: str, kind: str) -> Any:
 
     That both say the same is tested in test_manifests.py.
     """
-    name = f"{kind.lower()}-{_short(api_version)}.json"
+    name = f"{kind.lower()}-{_short(api_version, kind)}.json"
     folder = f"kubernetes-json-schema/v{VERSION}-local-strict"
     schema = utils.schema_contents(f"{folder}/{name}", VERSION)
     definitions = utils.schema_contents(f"{folder}/_definitions.json", VERSION)
@@ -69,7 +69,9 @@ def _validator(api_version: str, kind: str) -> Any:
     return jsonschema.Draft202012Validator(schema, registry=registry)
 
 
-def _short(api_version: str) -> str:
+def _short(api_version: str, kind: str) -> str:
+    if kind == "DeleteOptions":
+        return "meta-v1"
     group, slash, version = api_version.rpartition("/")
     return f"{group.split('.')[0]}-{version}" if slash else version
 

@@ -22,7 +22,15 @@ from kubernetes.aio import client
 from neuroweaver.deployer.backend import BackendError, Trouble
 from neuroweaver.deployer.kubernetes.connection import Access, configuration
 from neuroweaver.deployer.kubernetes.failures import Refusal, refusal
-from neuroweaver.deployer.kubernetes.kinds import ACCESS_REVIEW, POD, Kind, Object
+from neuroweaver.deployer.kubernetes.kinds import (
+    ACCESS_REVIEW,
+    DEPLOYMENT,
+    POD,
+    REPLICA_SET,
+    SCALED_OBJECT,
+    Kind,
+    Object,
+)
 
 FIELD_MANAGER: Final = "neuroweaver-deployer"
 
@@ -30,6 +38,7 @@ _JSON: Final = "application/json"
 _APPLY: Final = "application/apply-patch+yaml"
 _LOST: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
 _PAGE: Final = 500
+_OWNERS: Final = frozenset({DEPLOYMENT, REPLICA_SET, SCALED_OBJECT})
 
 Query = Sequence[tuple[str, str]]
 
@@ -137,7 +146,7 @@ class Api:
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
-            "propagationPolicy": "Foreground",
+            "propagationPolicy": "Foreground" if kind in _OWNERS else "Background",
             # Not one of the same name that somebody made meanwhile.
             "preconditions": {"uid": metadata["uid"]},
         }

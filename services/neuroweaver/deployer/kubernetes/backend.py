@@ -196,19 +196,24 @@ class KubernetesBackend:
         cluster = await self._discovered()
         objects = manifests(wanted, self._settings, cluster)
         live = await self._live(namespace, wanted.resource_name, cluster)
-        the_record = record(wanted, self._settings)
+        the_record = record(wanted, self._settings, objects)
         kept = {ref(each) for each in objects} | {ref(the_record)}
         leftovers = [each for name, each in live.items() if name not in kept]
         held_back = await self._held_back(wanted, live, leftovers)
-        was_whole = _generation(live.get(ref(the_record))) == wanted.generation
+        before = live.get(ref(the_record))
+        was_there = _objects(before) if _generation(before) == wanted.generation else frozenset()
         told = self._told.setdefault(wanted.key, _Told())
+        is_whole = not held_back
         corrected: list[FieldChange] = []
         left: list[FieldChange] = []
         for wish in objects:
             if ref(wish) in held_back:
                 continue
             now = live.get(ref(wish))
-            if now is None and was_whole:
+            if now is not None and now["metadata"].get("deletionTimestamp"):
+                is_whole = False  # it comes again once it is gone
+                continue
+            if now is None and str(ref(wish)) in was_there:
                 corrected.append(FieldChange(str(ref(wish)), "metadata.name", "", json.dumps(ref(wish).name)))
             mine, theirs = await self._apply_one(wish, now)
             corrected += mine
@@ -218,8 +223,8 @@ class KubernetesBackend:
                 await self._api.delete(kind_of(each), each)
         told.left = tuple(left)
         told.corrected = (*told.corrected, *corrected)[:100]
-        if not held_back:
-            await self._apply_one(the_record, live.get(ref(the_record)))
+        if is_whole:
+            await self._apply_one(the_record, before)
 
     async def _held_back(
         self, wanted: Wanted, live: Mapping[Ref, Object], leftovers: Sequence[Object]
@@ -257,8 +262,6 @@ class KubernetesBackend:
         if live is None:
             await self._api.apply(kind, stamped, is_forced=True)
             return (), ()
-        if live["metadata"].get("deletionTimestamp"):
-            return (), ()  # it comes again once it is gone
         own, theirs = drift.left_to_others(stamped, live)
         if not drift.was_applied(stamped, live):
             if kind == DEPLOYMENT:
@@ -511,6 +514,14 @@ def _clear_errors() -> Iterator[None]:
 def _generation(the_record: Object | None) -> int:
     told = ((the_record or {}).get("data") or {}).get("generation", "")
     return int(told) if told.isdecimal() else 0
+
+
+def _objects(the_record: Object | None) -> frozenset[str]:
+    told = ((the_record or {}).get("data") or {}).get("objects", "[]")
+    try:
+        return frozenset(json.loads(told))
+    except (ValueError, TypeError):
+        return frozenset()
 
 
 def _weights(the_record: Object | None) -> dict[int, int]:

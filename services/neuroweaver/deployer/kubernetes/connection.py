@@ -36,8 +36,8 @@ class Access:
 async def configuration(access: Access) -> Any:
     """The official client's configuration. Raises BackendError NOT_CONFIGURED, saying what is wrong."""
     made = client.Configuration()
-    made.retries = 0
-    # No word of the defaults of other clients in this process.
+    # The calls have their own repeats, which know what is worth one.
+    made.retries = None
     made.client_side_validation = False
     if access.is_inside:
         try:

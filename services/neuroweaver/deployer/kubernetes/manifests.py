@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neuroweaver.deployer.backend import BackendError, Trouble, Wanted, WantedRevision
@@ -30,6 +31,7 @@ from neuroweaver.deployer.kubernetes.kinds import (
     Kind,
     Object,
     kind_of,
+    ref,
 )
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -53,7 +55,7 @@ def manifests(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> li
     return sorted(made, key=lambda each: OWNED.index(kind_of(each)))
 
 
-def record(wanted: Wanted, settings: ClusterSettings) -> Object:
+def record(wanted: Wanted, settings: ClusterSettings, objects: Sequence[Object]) -> Object:
     """Written once all the rest is as wished: what the last wish that was carried out as a whole was."""
     weights = {str(revision.number): revision.weight_percent for revision in wanted.revisions}
     return {
@@ -64,6 +66,7 @@ def record(wanted: Wanted, settings: ClusterSettings) -> Object:
             "generation": str(wanted.generation),
             "weights": json.dumps(weights, sort_keys=True),
             "redirect": wanted.redirect,
+            "objects": json.dumps(sorted(str(ref(each)) for each in objects)),
         },
     }
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from typing import Any, Final
 
 from neuroweaver.deployer.backend import Replica, Scaling
@@ -146,9 +147,11 @@ def cause_of_scaling(autoscaler: Object | None) -> str:
         return "IDLE"
     spec, status = autoscaler.get("spec") or {}, autoscaler.get("status") or {}
     highest, cause = -1.0, "CUSTOM_METRIC"
-    for aimed, current in zip(spec.get("metrics") or (), status.get("currentMetrics") or (), strict=False):
+    for aimed, current in zip_longest(spec.get("metrics") or (), status.get("currentMetrics") or ()):
+        if aimed is None:
+            break
         kind = aimed.get("type", "").lower()
-        name, ratio = _ratio(aimed.get(kind) or {}, current.get(kind) or {})
+        name, ratio = _ratio(aimed.get(kind) or {}, (current or {}).get(kind) or {})
         if ratio > highest:
             highest, cause = ratio, name
     return cause
