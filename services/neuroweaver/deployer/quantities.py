@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 from typing import Final
 
 _FACTORS: Final = {
@@ -16,20 +17,17 @@ _FACTORS: Final = {
     "Gi": Decimal(2**30),
     "Ti": Decimal(2**40),
 }
+_QUANTITY: Final = re.compile(rf"([0-9]+(?:\.[0-9]+)?)({'|'.join(_FACTORS)})?", re.ASCII)
 _MEBIBYTE: Final = 2**20
 
 
 def parse(text: str) -> Decimal:
     """In cores or bytes. Raises ValueError for what is no quantity, such as `10GB`."""
-    unit = text[len(text.rstrip("mkMGTi")) :]
-    number = text[: len(text) - len(unit)]
-    try:
-        value = Decimal(number) * (_FACTORS[unit] if unit else 1)
-    except (InvalidOperation, KeyError) as error:
-        raise ValueError(f"{text} is no quantity") from error
-    if not value.is_finite() or value < 0:
+    found = _QUANTITY.fullmatch(text)
+    if found is None:
         raise ValueError(f"{text} is no quantity")
-    return value
+    number, unit = found.groups()
+    return Decimal(number) * (_FACTORS[unit] if unit else 1)
 
 
 def mebibytes(size_bytes: int) -> str:
