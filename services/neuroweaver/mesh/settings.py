@@ -59,11 +59,6 @@ class Settings:
     """Where the Deployer runs what names no backend: local, or kubernetes."""
     serving_port: int = SERVING_PORT
     """The local backend's endpoints are http://<host>:<serving_port>/…; 0: any free port."""
-    kubeconfig: str = ""
-    """Empty: the service account inside a cluster, else ~/.kube/config."""
-    kubernetes_namespace: str = "default"
-    serving_image: str = ""
-    """The model server's image in a cluster; empty: the one this version was made with."""
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Where the other services listen, by name: host:port."""
 
@@ -99,9 +94,6 @@ class Settings:
             webhook_private=read.switch("NEUROWEAVER_WEBHOOK_PRIVATE"),
             deployment_backend=read.deployment_backend(),
             serving_port=read.number("NEUROWEAVER_SERVING_PORT", SERVING_PORT, _port),
-            kubeconfig=read.text("KUBECONFIG"),
-            kubernetes_namespace=read.text("KUBERNETES_NAMESPACE", "default"),
-            serving_image=read.text("NEUROWEAVER_SERVING_IMAGE"),
             addresses={name: read.address(name) for name in PORTS},
         )
 
