@@ -83,7 +83,7 @@ class World:
 async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
     """Both services over one kind of database. The loop is left to the test: `world.reconciler`."""
     async with AsyncExitStack() as stack:
-        registry = await stack.enter_async_context(_registry(database_url, folder))
+        registry, _ = await stack.enter_async_context(registry_of(database_url, folder))
         own = Database(database_url, schema="deployer")
         await migrate(own, "neuroweaver.deployer")
         stack.push_async_callback(own.close)
@@ -112,7 +112,8 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def _registry(database_url: str, folder: Path) -> AsyncIterator[Any]:
+async def registry_of(database_url: str, folder: Path) -> AsyncIterator[tuple[Any, str]]:
+    """A stub of a real server, and its address."""
     url = f"sqlite:///{folder / 'registry.db'}" if "sqlite" in database_url else database_url
     database = Database(url, schema="registry")
     await migrate(database, "neuroweaver.registry")
@@ -121,7 +122,7 @@ async def _registry(database_url: str, folder: Path) -> AsyncIterator[Any]:
         running(registry_service(database, settings), settings, registry=CollectorRegistry()) as served,
         channel(served.address) as client,
     ):
-        yield RegistryServiceStub(client)
+        yield RegistryServiceStub(client), served.address
 
 
 def _settings(service: str, url: str, folder: Path) -> Settings:
