@@ -3,8 +3,8 @@
     python bench/rollout_statistics.py [--runs 400]
 
 Traffic is made up (`tests/deployer/courses.py`): slices of 7.5 seconds, a look every 30 seconds for 20 minutes,
-100 requests a slice of which the candidate gets 20. A candidate exactly at its limit is the hardest case in which
-calling it broken is an error.
+100 requests a slice, 20 of them the candidate's. A candidate exactly at its limit is the hardest case in which
+to call it broken is an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from deployer.courses import Traffic, policy, verdicts
-
 from neuroweaver.v1 import deployer_pb2 as pb
 
 ERRORS = pb.ROLLOUT_METRIC_ERROR_RATE
