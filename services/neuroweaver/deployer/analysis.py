@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from neuroweaver.deployer import estimates
-from neuroweaver.deployer.estimates import Estimate, Exact, Mean, Share
+from neuroweaver.deployer.estimates import Estimate, Exact, Mean, Scaled, Share
 from neuroweaver.deployer.evidence import Evidence, Slice
 from neuroweaver.mesh.statistics import mover, sequential
 from neuroweaver.v1 import common_pb2
@@ -108,11 +108,11 @@ class _Limit:
         beyond = candidate - self.share * baseline - self.shift
         return -beyond if self.is_more_better else beyond
 
-    def std_errors(self, candidate: mover.Estimate, baseline: mover.Estimate) -> float:
-        """By how many it is broken; negative if it is kept."""
-        control, share = (baseline, self.share) if self.share else (Exact(0.0), 1.0)
-        beyond = mover.critical_at(control, candidate, share=share, shift=self.shift)
-        return -beyond if self.is_more_better else beyond
+    def is_shown_broken(self, candidate: Estimate, baseline: mover.Estimate, boundary: float) -> bool:
+        """Whether no value within so many standard errors keeps it."""
+        scaled = Scaled(baseline, self.share) if self.share else Exact(0.0)
+        lower, upper = mover.difference(scaled, candidate, boundary)
+        return upper < self.shift if self.is_more_better else lower > self.shift
 
 
 def analysed(
@@ -217,7 +217,7 @@ def _verdict(
     excess = limit.excess(candidate.value, baseline.value)
     # One failed request may befall anybody: by itself it holds no rollout for good.
     allowed = 1 / candidate.requests if isinstance(candidate, Share) else 0.0
-    if excess > _ROUNDING and limit.std_errors(candidate, baseline) >= boundary:
+    if excess > _ROUNDING and limit.is_shown_broken(candidate, baseline, boundary):
         return pb.ROLLOUT_VERDICT_FAIL
     if excess <= allowed + _ROUNDING:
         return pb.ROLLOUT_VERDICT_PASS

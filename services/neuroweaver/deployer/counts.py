@@ -64,7 +64,7 @@ class Histogram:
     def of(cls, counts: Mapping[float, float]) -> Histogram:
         """Empty buckets are left out but where they say at what value a full one begins."""
         ordered = sorted(counts.items())
-        following = [count for _, count in ordered[1:]] + [0.0]
+        following = [*(count for _, count in ordered), 0.0][1:]
         return cls(
             tuple(
                 (bound, count)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from neuroweaver.deployer.counts import Histogram, Sum
+from neuroweaver.mesh.statistics import mover
 from neuroweaver.mesh.statistics.distributions import normal_tail, t_quantile
 
 PERCENTILE: Final = 0.95
@@ -31,6 +32,22 @@ class Exact:
 
     def limits(self, critical: float) -> tuple[float, float]:  # noqa: ARG002  # as every estimate has it
         return self.value, self.value
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A multiple of another estimate; factor: above 0."""
+
+    estimate: mover.Estimate
+    factor: float
+
+    @property
+    def value(self) -> float:
+        return self.factor * self.estimate.value
+
+    def limits(self, critical: float) -> tuple[float, float]:
+        lower, upper = self.estimate.limits(critical)
+        return self.factor * lower, self.factor * upper
 
 
 @dataclass(frozen=True)
