@@ -40,14 +40,13 @@ def new_file(folder: Path, revision: int) -> Path:
     return folder / f"{number:08d}-r{revision}.log"
 
 
-def lines(folder: Path, cursor: str) -> Iterator[Written]:
+def lines(folder: Path, cursor: str) -> list[Written]:
     """The complete lines after `cursor`; all that are kept if it is empty. Blocks."""
     after_name, _, after_at = cursor.partition(":")
-    for file in _files(folder):
-        if file.name < after_name:
-            continue
-        begin = int(after_at or 0) if file.name == after_name else 0
-        yield from _lines(file, begin)
+    later = [file for file in _files(folder) if file.name >= after_name]
+    return [
+        line for file in later for line in _lines(file, int(after_at or 0) if file.name == after_name else 0)
+    ]
 
 
 def reason(folder: Path) -> str:
