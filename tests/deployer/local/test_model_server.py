@@ -12,9 +12,8 @@ import httpx2
 import pytest
 
 from deployer.local.worlds import FakeRegistry, World, big_machine, children_environment, revision, wanted
-from neuroweaver.deployer.backend import BackendError, Bundle, File
+from neuroweaver.deployer.backend import Bundle, File
 from neuroweaver.deployer.local.backend import LocalSettings, local_backend
-from neuroweaver.deployer.local.base_models import base_folders
 from neuroweaver.mesh.base_models.folders import digests
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -34,7 +33,7 @@ class Tiny:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     folder = tmp_path_factory.mktemp("tiny")
-    base = models.tiny_base(folder / "models" / "tiny-base")
+    base = models.tiny_base(folder / "base")
     return Tiny(base, tuple(models.adapter(base, folder / str(seed), seed=seed) for seed in (1, 2)))
 
 
@@ -53,11 +52,14 @@ def bundle(registry: FakeRegistry, version: str, folder: Path, base: Path) -> Bu
 async def real_world(home: Path, base: Path) -> AsyncIterator[World]:
     registry = FakeRegistry()
     settings = LocalSettings(home=home, port=0, environ=children_environment())
-    folders = base_folders(base.parents[1], children_environment(), is_offline=True)
+
+    async def base_folder(name: str, digest: str) -> Path:
+        assert (name, digest) == ("tiny-base", digests(base).base)
+        return base
 
     async with (
         httpx2.AsyncClient(trust_env=False) as client,
-        local_backend(settings, registry.fetch, folders, machine=big_machine()) as backend,
+        local_backend(settings, registry.fetch, base_folder, machine=big_machine()) as backend,
     ):
         yield World(backend, registry, settings, client)
 
@@ -105,12 +107,3 @@ async def test_a_model_that_cannot_be_loaded_says_why(tmp_path: Path, tiny: Tiny
         )
         assert observed.replicas[0].last_exit == 4
         assert "the model cannot be loaded" in observed.replicas[0].message
-
-
-async def test_a_base_model_of_another_digest_or_none_is_refused(tiny: Tiny):
-    folders = base_folders(tiny.base.parents[1], children_environment(), is_offline=True)
-    assert await folders("tiny-base", digests(tiny.base).base) == tiny.base
-    with pytest.raises(BackendError, match="and the version needs 00"):
-        await folders("tiny-base", "0" * 64)
-    with pytest.raises(BackendError, match=r"the base model unheard-of cannot be made ready: .*unheard-of"):
-        await folders("unheard-of", "")

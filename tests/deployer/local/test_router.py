@@ -86,10 +86,10 @@ async def test_the_least_busy_replica_answers(tmp_path: Path):
 
 async def test_a_killed_replica_costs_no_request(tmp_path: Path):
     async with world(tmp_path) as here:
-        bundle = here.registry.bundle(tokens=1, token_s=0.02)
+        bundle = here.registry.bundle(tokens=1, token_s=0.5)
         await here.serve(wanted(revision(bundle, replicas=2), recovery=FAST))
         waiting = [asyncio.create_task(here.ask()) for _ in range(20)]
-        await asyncio.sleep(0.01)
+        await here.until(lambda _: sum(each.in_flight for each in here.backend.fleet(KEY).replicas) == 20)
         os.kill(pid_of(tmp_path, 1), signal.SIGKILL)
         waiting += [asyncio.create_task(here.ask()) for _ in range(20)]
         assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
