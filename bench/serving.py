@@ -4,8 +4,8 @@
     python bench/serving.py --tiny
 
 Starts a model server on loopback, then asks the same questions one at a time and sixteen at once, turn and
-turn about, so that a change of the machine's load meets both. Figures are medians over the rounds. While they
-run together, health is asked again and again: its 99th percentile says whether generating starves the HTTP loop.
+turn about, so that a change of the machine's load meets both. Figures are medians over the rounds. While all
+sixteen run, health is asked again and again: its 99th percentile says whether that starves the HTTP loop.
 """
 
 from __future__ import annotations
