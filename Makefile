@@ -60,6 +60,7 @@ bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/
 	$(BIN)/python bench/experiment.py
 	$(BIN)/python bench/ingest.py
 	$(BIN)/python bench/ppo.py --tiny
+	$(BIN)/python bench/serving.py --tiny
 
 clean: ## Remove what was installed and built.
 	rm -rf .venv gen/ts/node_modules demo-report .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

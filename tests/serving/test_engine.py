@@ -176,14 +176,28 @@ def test_a_model_with_layers_of_another_kind_is_refused(model):
         del model.config.layer_types
 
 
-def test_a_long_prompt_goes_through_in_pieces_while_others_make_tokens(tokenizer, tmp_path):
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory):
     from serving.models import tiny_base
 
-    model = AutoModelForCausalLM.from_pretrained(
-        tiny_base(tmp_path / "long", context=2048), dtype=torch.float32
-    )
-    long = (tokenizer("Replace the pads. " * 400)["input_ids"])[:1500]
-    with Bench(network_of(model.eval(), max_context=2048), tokenizer) as bench:
+    folder = tiny_base(tmp_path_factory.mktemp("long") / "base", context=2048)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def test_the_end_of_a_long_prompt_and_what_came_after_it_keep_out_of_each_others_way(long_model, tokenizer):
+    # Ten tokens are left after two pieces; the next prompt is longer than the room behind them.
+    long = tokenizer("Replace the pads. " * 500)["input_ids"][:1034]
+    prompts = [long, *(tokenizer(text)["input_ids"] for text in reversed(PROMPTS[:5])), long[:1030]]
+    assert len(prompts[1]) > 64
+    expected = [reference(long_model, prompt, 3) for prompt in prompts]
+    with Bench(network_of(long_model, max_context=2048), tokenizer) as bench:
+        assert bench.run(*prompts, max_tokens=3) == expected
+
+
+def test_a_long_prompt_goes_through_in_pieces_while_others_make_tokens(long_model, tokenizer):
+    model = long_model
+    long = tokenizer("Replace the pads. " * 400)["input_ids"][:1500]
+    with Bench(network_of(model, max_context=2048), tokenizer) as bench:
         short = bench.submit("lease", max_tokens=200)
         late = bench.submit(long, max_tokens=4)
         assert bench.wait(late) == [reference(model, long, 4)]

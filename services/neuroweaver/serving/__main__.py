@@ -24,6 +24,9 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m neuroweaver.serving", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="a JSON file")
     arguments = parser.parse_args()
+    # Read when torch loads libgomp. Threads that spin while they wait take the cores from the HTTP loop and
+    # from other replicas of this machine; see bench/RESULTS.md, "How OpenMP threads wait".
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logs.configure("serving")
     # Tells of its own start and end; requests are counted, not logged.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -209,7 +209,7 @@ class Engine:
 
     def _prefill(self) -> None:
         first = self._making
-        pieces = _pieces([answer.pending for answer in self._rows[first:]])
+        pieces = _pieces(self._rows[first:])
         if not pieces:
             return
         answers = self._rows[first : first + len(pieces)]
@@ -290,18 +290,23 @@ class Engine:
         return min(60, max(1, math.ceil(self._seconds_per_answer * rounds)))
 
 
-def _pieces(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """What of the first prompts goes through together: a piece of one that is long, or several whole ones."""
-    if not prompts:
+def _pieces(answers: Sequence[Answer]) -> list[list[int]]:
+    """What of the first prompts goes through together: a piece of one that is long, or several whole ones.
+
+    The rest of a long prompt goes alone: behind its beginning there may be no room for the padding of others.
+    """
+    if not answers:
         return []
-    if len(prompts[0]) > PREFILL_TOKENS:
-        return [prompts[0][:PREFILL_TOKENS]]
+    if answers[0].cached or len(answers[0].pending) > PREFILL_TOKENS:
+        return [answers[0].pending[:PREFILL_TOKENS]]
+    pieces: list[list[int]] = []
     longest = 0
-    for count, prompt in enumerate(prompts):
-        longest = max(longest, len(prompt))
-        if longest * (count + 1) > PREFILL_TOKENS:
-            return list(prompts[:count])
-    return list(prompts)
+    for answer in answers:
+        longest = max(longest, len(answer.pending))
+        if answer.cached or longest * (len(pieces) + 1) > PREFILL_TOKENS:
+            break
+        pieces.append(answer.pending)
+    return pieces
 
 
 class _Task(Generic[Result]):

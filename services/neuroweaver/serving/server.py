@@ -29,6 +29,7 @@ from neuroweaver.serving.work import Work
 logger = logging.getLogger(__name__)
 
 _DRAIN_POLL_S: Final = 0.05
+_BACKLOG: Final = 2048
 # For connections whose answer is complete but not sent yet.
 _LAST_BYTES_S: Final = 5
 # A router keeps connections; ours must not close one that it is about to use.
@@ -174,6 +175,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+            listener.listen(_BACKLOG)
         except OSError as error:
             raise BadConfig(
                 f"host and port: {host}:{port} cannot be listened on: {error.strerror}"

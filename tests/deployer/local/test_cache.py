@@ -177,6 +177,21 @@ async def test_a_deployment_of_corrupt_artifacts_says_so_and_comes_up_once_they_
         assert (await here.observe()).reasons == ()
 
 
+async def test_what_cannot_be_had_replaces_nothing(tmp_path: Path):
+    async with world(tmp_path) as here:
+        await here.serve(wanted(revision(here.registry.bundle("1.0.0"))))
+        fix = here.registry.bundle("2.0.0")
+        content = here.registry.contents.pop(fix.files[1].digest)
+        here.registry.contents[fix.files[1].digest] = b"x" * len(content)
+        wish = wanted(revision(fix, 2), mode=pb.REPLACEMENT_MODE_RECREATE, generation=2)
+        await here.backend.apply(wish)
+        observed = await here.until(lambda observed: observed.reasons)
+        assert observed.weights == {1: 100}
+        assert (await here.ask()).json()["version"] == "1.0.0"
+        here.registry.contents[fix.files[1].digest] = content
+        await here.until(lambda observed: observed.weights == {2: 100})
+
+
 async def test_artifacts_that_rot_on_disk_are_fetched_again(tmp_path: Path):
     async with world(tmp_path) as here:
         bundle = here.registry.bundle()

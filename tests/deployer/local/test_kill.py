@@ -127,7 +127,9 @@ def test_a_pid_of_another_program_is_never_touched(home: Path):
     psutil.Process(old).kill()
     config = str(home / "deployments" / NAME / "1" / "config.json")
     # It names the same file, but not as a model server does.
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", config])
+    bystander = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)", config], start_new_session=True
+    )
     try:
         with deployer(home, replicas=1) as second:
             second.until(lambda told: told["ready"] == [f"{NAME}-2"])

@@ -61,6 +61,19 @@ def test_the_logs_of_the_last_five_starts_are_kept(tmp_path: Path):
     assert [line.message for line in log_files.lines(tmp_path, "")] == ["3", "4", "5", "6", "7"]
 
 
+def test_a_log_that_grows_too_large_begins_anew(tmp_path: Path):
+    file = log_files.new_file(tmp_path, 1)
+    with file.open("ab", buffering=0) as server:
+        server.write(b"a\nb\n")
+        log_files.bound(tmp_path, 10)
+        cursor = log_files.lines(tmp_path, "")[-1].cursor
+        server.write(b"c" * 10)
+        log_files.bound(tmp_path, 10)
+        server.write(b"d\n")
+    assert file.read_bytes() == b"d\n"
+    assert [line.message for line in log_files.lines(tmp_path, cursor)] == ["d"]
+
+
 def test_the_reason_is_the_last_telling_line(tmp_path: Path):
     assert log_files.reason(tmp_path) == ""
     write(tmp_path, "Traceback (most recent call last):\n  File x\nOSError: no space\nINFO bye\n")

@@ -31,7 +31,10 @@ class Histogram:
 
 
 class Counts:
-    """requests: that ended, failed ones too; one whose caller went away is not counted."""
+    """requests: that ended, also by the revision's failure (`errors`) or the caller's mistake.
+
+    One whose caller went away is not counted. Times are of successes, those of the first token of streams.
+    """
 
     def __init__(self) -> None:
         self.requests = 0
@@ -39,10 +42,14 @@ class Counts:
         self.latency = Histogram()
         self.first_token = Histogram()
 
-    def succeeded(self, first_ms: float, total_ms: float) -> None:
+    def succeeded(self, first_ms: float | None, total_ms: float) -> None:
         self.requests += 1
-        self.first_token.add(first_ms)
         self.latency.add(total_ms)
+        if first_ms is not None:
+            self.first_token.add(first_ms)
+
+    def refused(self) -> None:
+        self.requests += 1
 
     def failed(self) -> None:
         self.requests += 1

@@ -101,6 +101,9 @@ class Fleet:
         policy = Policy.of(wanted.spec)
         for each in self._replicas.values():
             each.policy = policy
+        if any(self._sizing.desired.values()):
+            for launch in launches:
+                self._supplies.prefetch(launch.bundle)
         self.step()
         for launch in launches:
             if trouble := self._supplies.troubles.get(launch.bundle.digest):
@@ -282,11 +285,22 @@ class Fleet:
 
     def _next_steps(self, wanted: Wanted) -> Steps:
         rollout, mode = wanted.spec.rollout, wanted.replacement or pb.REPLACEMENT_MODE_SURGE
+        if mode == pb.REPLACEMENT_MODE_RECREATE and self._is_unprepared():
+            return Steps()
         surge = rollout.max_surge if rollout.HasField("max_surge") else 1
         # Where a swap fails, the replica is started anew, perhaps without room beside it.
         spare = max(rollout.max_unavailable, int(mode == pb.REPLACEMENT_MODE_SWAP_ADAPTER))
         desired = {target: self._sizing.desired[launch.revision] for target, launch in self._launches.items()}
         return next_steps(desired, self._there(), mode, Limits(surge, spare))
+
+    def _is_unprepared(self) -> bool:
+        """Something is to be replaced by what is not on this machine yet, and perhaps cannot be had."""
+        is_replacing = any(each.target not in self._launches for each in self._replicas.values())
+        return is_replacing and not all(
+            self._supplies.has(launch.bundle)
+            for launch in self._launches.values()
+            if self._sizing.desired[launch.revision]
+        )
 
     def _there(self) -> list[There]:
         frames = {launch.frame for launch in self._launches.values()} - {""}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Final
 _NAME: Final = re.compile(r"(\d{8})-r(\d+)\.log")
 _KEPT: Final = 5
 _TAIL_BYTES: Final = 64 * 1024
+_LARGEST_BYTES: Final = 16 << 20
 _LONGEST: Final = 16 * 1024
 _QUOTED: Final = 300
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?")
@@ -40,14 +42,20 @@ def new_file(folder: Path, revision: int) -> Path:
     return folder / f"{number:08d}-r{revision}.log"
 
 
-def lines(folder: Path, cursor: str) -> Iterator[Written]:
+def bound(folder: Path, largest_bytes: int = _LARGEST_BYTES) -> None:
+    """Empties the file of the running process if it is larger; that one appends, and goes on at its start."""
+    files = _files(folder)
+    if files and files[-1].stat().st_size > largest_bytes:
+        os.truncate(files[-1], 0)
+
+
+def lines(folder: Path, cursor: str) -> list[Written]:
     """The complete lines after `cursor`; all that are kept if it is empty. Blocks."""
     after_name, _, after_at = cursor.partition(":")
-    for file in _files(folder):
-        if file.name < after_name:
-            continue
-        begin = int(after_at or 0) if file.name == after_name else 0
-        yield from _lines(file, begin)
+    later = [file for file in _files(folder) if file.name >= after_name]
+    return [
+        line for file in later for line in _lines(file, int(after_at or 0) if file.name == after_name else 0)
+    ]
 
 
 def reason(folder: Path) -> str:
@@ -71,9 +79,11 @@ def _lines(file: Path, begin: int) -> Iterator[Written]:
     revision = int(matched[2]) if matched else 0
     try:
         with file.open("rb") as source:
-            time = datetime.fromtimestamp(file.stat().st_ctime, UTC)
-            source.seek(begin)
-            at = begin
+            state = file.stat()
+            time = datetime.fromtimestamp(state.st_ctime, UTC)
+            # One that was emptied meanwhile is read from its start.
+            at = begin if begin <= state.st_size else 0
+            source.seek(at)
             for raw in source:
                 if not raw.endswith(b"\n"):
                     return

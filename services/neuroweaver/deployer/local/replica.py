@@ -214,6 +214,8 @@ class Replica:
         # A shorter time given later holds, such as that of a shutdown.
         self._drain_s = min(self._drain_s, drain_s)
         self._leave.set()
+        if self._process is not None:
+            self._show(pb.REPLICA_PHASE_DRAINING, "finishes its requests")
         self._moved()
 
     async def gone(self) -> None:
@@ -374,6 +376,7 @@ class Replica:
                 self._learn(told, begun)
                 is_failing = not told.is_live if told else self._ready_since is not None
                 failing_since = (failing_since or now) if is_failing else None
+                log_files.bound(self._folder)
                 look_at = now + (self._around.probe_s if self.is_ready else min(0.2, self._around.probe_s))
             if why := self._must_end(now, begun, failing_since):
                 process.kill()
@@ -426,7 +429,6 @@ class Replica:
         return _End(": ".join(part for part in (_exit_in_words(code), said) if part), code)
 
     async def _drain(self, process: Process) -> None:
-        self._show(pb.REPLICA_PHASE_DRAINING, "finishes its requests")
         process.terminate()
         await _ended_within(process, lambda: self._drain_s)
         process.kill()
@@ -468,7 +470,8 @@ class Replica:
             leaving.cancel()
 
     def _show(self, phase: pb.ReplicaPhase.ValueType, message: str) -> None:
-        if (phase, message) != (self._phase, self._message):
+        is_late = self.is_leaving and phase not in {pb.REPLICA_PHASE_DRAINING, pb.REPLICA_PHASE_GONE}
+        if (phase, message) != (self._phase, self._message) and not is_late:
             self._phase, self._message = phase, message
             self._moved()
 

@@ -114,7 +114,7 @@ class Router:
 
     async def _read(self, scope: Scope, receive: Receive) -> tuple[Key, _Call]:
         headers: Headers = list(scope["headers"])
-        self._refuse_foreign_host(headers)
+        self._refuse_foreign(headers)
         if scope["method"] not in _METHODS:
             raise _Refusal(405, "method_not_allowed", f"{scope['method']} is not allowed")
         project, model, name, path = _split(scope["path"])
@@ -124,11 +124,14 @@ class Router:
             scope["method"], path, scope["query_string"], headers, body, told
         )
 
-    def _refuse_foreign_host(self, headers: Headers) -> None:
-        """A page in a browser could otherwise reach a loopback address under a name of its own."""
-        host = dict(headers).get(b"host", b"").decode("latin-1")
-        if self._is_private and host and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+    def _refuse_foreign(self, headers: Headers) -> None:
+        """A page in a browser could otherwise make this machine work, or reach it under a name of its own."""
+        told = dict(headers)
+        host, origin = told.get(b"host", b""), told.get(b"origin", b"")
+        if self._is_private and host and not _is_of_this_machine(b"//" + host):
             raise _Refusal(421, "misdirected_request", "this address serves calls of this machine only")
+        if self._is_private and origin and not _is_of_this_machine(origin):
+            raise _Refusal(403, "foreign_origin", "pages from elsewhere are not served")
 
     async def _answer(self, key: Key, call: _Call, send: Send) -> None:
         for _ in range(_MAX_HOPS):
@@ -228,8 +231,18 @@ async def _pass_on(answer: httpx2.Response, extra: Headers, send: Send, counts: 
     await send({"type": "http.response.body", "body": b"", "more_body": False})
     if answer.status_code >= 500 or answer.status_code == 429:
         counts.failed()
-    elif answer.status_code < 400:
-        counts.succeeded(first_ms, _since(began))
+    elif answer.status_code >= 400:
+        counts.refused()
+    else:
+        is_stream = (b"content-type", b"text/event-stream") in ((each[0], each[1][:17]) for each in headers)
+        counts.succeeded(first_ms if is_stream else None, _since(began))
+
+
+def _is_of_this_machine(url: bytes) -> bool:
+    try:
+        return is_loopback(urlsplit(url.decode("latin-1")).hostname or "")
+    except ValueError:
+        return False
 
 
 async def _body(receive: Receive) -> bytes:

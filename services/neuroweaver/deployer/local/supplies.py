@@ -62,6 +62,13 @@ class Supplies:
         never: asyncio.Future[Places] = asyncio.get_running_loop().create_future()
         return await never
 
+    def prefetch(self, bundle: Bundle) -> None:
+        self._pull(bundle)
+
+    def has(self, bundle: Bundle) -> bool:
+        pull = self._pulls.get(bundle.digest)
+        return pull is not None and pull.done() and not pull.cancelled()
+
     def keep_only(self, digests: Collection[str]) -> None:
         """Lets go of the files of all other bundles; the cache may then evict them."""
         for digest in set(self._pulls) - set(digests):
