@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
 import pytest
 import yaml
 from aiohttp import web
+
 from deployer.kubernetes.conftest import QUICK
 from deployer.kubernetes.fake import Fake, Fault, kubeconfig
 from deployer.kubernetes.wishes import KEY, NAME, spec
-
 from neuroweaver.deployer.backend import BackendError, Trouble
 from neuroweaver.deployer.kubernetes import kinds
 from neuroweaver.deployer.kubernetes.api import Api, Patience
@@ -69,7 +70,9 @@ async def test_what_is_no_api_server_is_told(tmp_path: Path):
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    told = await trouble(Access(kubeconfig(f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}", tmp_path)))
+    told = await trouble(
+        Access(kubeconfig(f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}", tmp_path))
+    )
     await runner.cleanup()
     assert told.trouble == Trouble.NOT_CONFIGURED
     assert "not that of a Kubernetes API server" in str(told)
@@ -82,8 +85,16 @@ async def test_credentials_that_are_not_accepted_are_told(fake: Fake, settings: 
 
 async def test_a_token_that_ran_out_is_read_anew(fake: Fake, settings: ClusterSettings):
     api = Api(settings.access, QUICK)
-    fake.faults = [Fault(1, 401)]
     assert await api.version() == "v1.36.0-fake"
+    file = settings.access.kubeconfig
+    assert file is not None
+    file.write_text(file.read_text().replace("not-a-secret", "a-new-one"))  # a small file
+    fake.faults = [Fault(1, 401)]
+    assert await asyncio.gather(*(api.version() for _ in range(5))) == ["v1.36.0-fake"] * 5
+    assert (
+        await (await api._connected()).configuration.get_api_key_with_prefix("BearerToken")
+        == "Bearer a-new-one"
+    )
     await api.close()
 
 
@@ -121,5 +132,7 @@ def test_a_wrong_setting_is_named(name: str, value: str):
 
 
 def test_settings_are_read():
-    read = ClusterSettings.from_environment({"KUBERNETES_NAMESPACE": "models", "NEUROWEAVER_GATEWAY": "infra/edge"})
+    read = ClusterSettings.from_environment(
+        {"KUBERNETES_NAMESPACE": "models", "NEUROWEAVER_GATEWAY": "infra/edge"}
+    )
     assert (read.namespace, read.gateway, read.registry_port) == ("models", "infra/edge", 50051)

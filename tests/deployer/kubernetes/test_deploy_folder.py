@@ -12,9 +12,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from deployer.kubernetes import promql, schemas
 from prometheus_client import CollectorRegistry
 
+from deployer.kubernetes import promql, schemas
 from neuroweaver.deployer.kubernetes import access, kinds
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.mesh.interceptors import Metrics
@@ -48,7 +48,11 @@ def documents(folder: Path) -> list[dict[str, Any]]:
     for name in told["resources"]:
         path = folder / name
         assert path.exists(), path
-        found = documents(path) if path.is_dir() else [each for each in yaml.safe_load_all(path.read_text()) if each]
+        found = (
+            documents(path)
+            if path.is_dir()
+            else [each for each in yaml.safe_load_all(path.read_text()) if each]
+        )
         made += copy.deepcopy(found)
     if namespace := told.get("namespace"):
         for each in made:
@@ -125,8 +129,14 @@ def test_development_needs_no_database_of_its_own():
 
 def test_production_keeps_nothing_of_the_registry_on_one_machine():
     made = built("production")
-    assert not [each for each in made if each["kind"] == "PersistentVolumeClaim" and each["metadata"]["name"] == "registry"]
-    registry = next(each for each in made if each["kind"] == "Deployment" and each["metadata"]["name"] == "registry")
+    assert not [
+        each
+        for each in made
+        if each["kind"] == "PersistentVolumeClaim" and each["metadata"]["name"] == "registry"
+    ]
+    registry = next(
+        each for each in made if each["kind"] == "Deployment" and each["metadata"]["name"] == "registry"
+    )
     home = next(each for each in registry["spec"]["template"]["spec"]["volumes"] if each["name"] == "home")
     assert home == {"name": "home", "emptyDir": {}}
 
@@ -139,11 +149,14 @@ def test_a_service_listens_where_it_is_probed_and_called(service: str):
     settings = Settings.from_environment(service, environment)
     ports = {each["name"]: each["containerPort"] for each in container["ports"]}
     assert ports == {"grpc": settings.port, "metrics": settings.metrics_port}
-    assert {container[probe]["grpc"]["port"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")} == {
-        settings.port
-    }
+    assert {
+        container[probe]["grpc"]["port"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+    } == {settings.port}
     assert {each["port"] for each in found["Service"]["spec"]["ports"]} == set(ports.values())
-    assert found["Service"]["spec"]["selector"].items() <= found["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
+    assert (
+        found["Service"]["spec"]["selector"].items()
+        <= found["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
+    )
     assert settings.addresses[service] == f"{service}.neuroweaver.svc:{settings.port}"
     assert container["command"] == ["python", "-m", f"neuroweaver.{service}"]
     assert found["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
@@ -219,7 +232,9 @@ def test_a_dashboard_shows_what_is_really_measured(file: Path):
     board = json.loads(file.read_text())
     for panel in board["panels"]:
         for target in panel["targets"]:
-            unknown = {each for each in named(target["expr"]) - metrics_that_exist() if not FOREIGN.match(each)}
+            unknown = {
+                each for each in named(target["expr"]) - metrics_that_exist() if not FOREIGN.match(each)
+            }
             assert not unknown, panel["title"]
 
 
@@ -254,7 +269,9 @@ def named(expression: str) -> set[str]:
 def metrics_that_exist() -> set[str]:
     registry = CollectorRegistry()
     made = Metrics(registry)
-    names = {f"{name}{suffix}" for name in registry._names_to_collectors for suffix in ("", "_bucket", "_total")}
+    names = {
+        f"{name}{suffix}" for name in registry._names_to_collectors for suffix in ("", "_bucket", "_total")
+    }
     assert made
     return names | SERVING | {"process_resident_memory_bytes", "process_cpu_seconds_total"}
 

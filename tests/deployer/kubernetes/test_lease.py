@@ -3,9 +3,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from deployer.kubernetes import schemas
 from deployer.kubernetes.fake import Fake, Fault
-
 from neuroweaver.deployer.kubernetes import kinds
 from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.lease import Election, Terms
@@ -80,7 +80,13 @@ async def test_a_holder_that_renews_is_never_followed(fake: Fake, api: Api):
     work = Work()
     task = asyncio.create_task(Election(api, "default", "deployer", "a", TERMS).run(work.of("a")))
     for number in range(20):
-        fake.put(kinds.LEASE, {"metadata": {"name": "deployer"}, "spec": spec | {"renewTime": f"2026-01-01T00:00:{number:02}.000000Z"}})
+        fake.put(
+            kinds.LEASE,
+            {
+                "metadata": {"name": "deployer"},
+                "spec": spec | {"renewTime": f"2026-01-01T00:00:{number:02}.000000Z"},
+            },
+        )
         await asyncio.sleep(0.1)
     assert work.began.empty()
     await ended(task)
@@ -93,7 +99,7 @@ async def test_a_leader_that_cannot_renew_stops_before_another_begins(fake: Fake
     await work.begins()
     fake.faults = [Fault(1, 500, matches=lambda method, path: "leases" in path, times=10_000)]
     async with asyncio.timeout(20):
-        while work.now:
+        while work.now:  # noqa: ASYNC110  # the work notifies nobody
             await asyncio.sleep(0.01)
     assert not election.is_leader
     fake.faults = []
@@ -105,9 +111,12 @@ async def test_a_lost_lease_ends_the_work(fake: Fake, api: Api):
     work = Work()
     task = asyncio.create_task(Election(api, "default", "deployer", "a", TERMS).run(work.of("a")))
     await work.begins()
-    fake.put(kinds.LEASE, {"metadata": {"name": "deployer"}, "spec": {"holderIdentity": "thief", "leaseDurationSeconds": 60}})
+    fake.put(
+        kinds.LEASE,
+        {"metadata": {"name": "deployer"}, "spec": {"holderIdentity": "thief", "leaseDurationSeconds": 60}},
+    )
     async with asyncio.timeout(20):
-        while work.now:
+        while work.now:  # noqa: ASYNC110  # the work notifies nobody
             await asyncio.sleep(0.01)
     await ended(task)
     assert fake.get(kinds.LEASE, "deployer")["spec"]["holderIdentity"] == "thief"

@@ -7,11 +7,11 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from deployer.kubernetes import promql, schemas
-from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, seconds, spec, wanted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deployer.kubernetes import promql, schemas
+from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, seconds, spec, wanted
 from neuroweaver.deployer.backend import Wanted
 from neuroweaver.deployer.kubernetes import capacity, identity, kinds, quantities
 from neuroweaver.deployer.kubernetes.kinds import Object
@@ -53,7 +53,9 @@ autoscalings = st.one_of(
             target_cpu_percent=cpu,
             target_memory_percent=memory,
             target_concurrency=concurrency,
-            custom_metrics=[pb.CustomMetricTarget(name="queue_depth", average_value=custom)] if custom else [],
+            custom_metrics=[pb.CustomMetricTarget(name="queue_depth", average_value=custom)]
+            if custom
+            else [],
             scale_down_delay=seconds(delay),
             idle_timeout=seconds(600) if low == 0 else None,
         ),
@@ -185,7 +187,9 @@ def check_deployments(objects: list[Object], wish: Wanted) -> None:
             assert server(each)[probe]["httpGet"]["port"] in ports
         assert pod["terminationGracePeriodSeconds"] > wish.spec.drain_timeout.seconds
         gpus = wish.spec.resources.gpus
-        assert server(each)["resources"]["limits"].get(wish.spec.resources.gpu_resource) == (str(gpus) if gpus else None)
+        assert server(each)["resources"]["limits"].get(wish.spec.resources.gpu_resource) == (
+            str(gpus) if gpus else None
+        )
         if gpus:
             tolerated = {toleration.get("key") for toleration in pod["tolerations"]}
             assert wish.spec.resources.gpu_resource in tolerated
@@ -205,7 +209,9 @@ def check_autoscalers(objects: list[Object], names: set[tuple[str, str]]) -> Non
         assert 1 <= each["spec"]["minReplicas"] <= each["spec"]["maxReplicas"]
         assert each["spec"]["metrics"]
         assert ("Deployment", each["spec"]["scaleTargetRef"]["name"]) in names
-    scaled = {each["spec"]["scaleTargetRef"]["name"] for each in objects if "scaleTargetRef" in each.get("spec", {})}
+    scaled = {
+        each["spec"]["scaleTargetRef"]["name"] for each in objects if "scaleTargetRef" in each.get("spec", {})
+    }
     for each in of(objects, kinds.DEPLOYMENT):
         # A number beside an autoscaler would be fought over.
         assert ("replicas" in each["spec"]) != (each["metadata"]["name"] in scaled)
@@ -241,7 +247,9 @@ def test_the_validator_can_say_no():
 @pytest.mark.parametrize("kind", [kinds.SERVICE_MONITOR, kinds.PROMETHEUS_RULE], ids=lambda kind: kind.name)
 def test_custom_objects_fulfil_their_definition(kind: kinds.Kind):
     if (kind.api_version, kind.name) not in schemas.custom_schemas():
-        pytest.skip(f"no definition of {kind.name} in {', '.join(map(str, schemas.CRD_FOLDERS))}: it is not checked")
+        pytest.skip(
+            f"no definition of {kind.name} in {', '.join(map(str, schemas.CRD_FOLDERS))}: it is not checked"
+        )
     for resources in (pb.ReplicaResources(), GPUS):
         (each,) = of(made(wanted(spec=spec(resources=resources))), kind)
         schemas.check(each)
@@ -327,7 +335,10 @@ def test_another_number_of_replicas_changes_no_pod():
 
 
 def test_only_the_clients_and_the_mesh_reach_the_model_server():
-    (policy,) = of(made(wanted(spec=spec(kubernetes=pb.KubernetesOptions(client_namespaces=["shop"])))), kinds.NETWORK_POLICY)
+    (policy,) = of(
+        made(wanted(spec=spec(kubernetes=pb.KubernetesOptions(client_namespaces=["shop"])))),
+        kinds.NETWORK_POLICY,
+    )
     (rule,) = policy["spec"]["ingress"]
     names = {each["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for each in rule["from"]}
     assert names == {"shop", "neuroweaver", "infra", "monitoring"}
@@ -338,4 +349,3 @@ def test_the_requests_of_a_pod_are_those_that_nodes_are_asked_for():
     (deployment,) = of(made(wanted(spec=spec(resources=GPUS))), kinds.DEPLOYMENT)
     asked = capacity.pod_requests(deployment["spec"]["template"]["spec"])
     assert (asked["cpu"], asked["nvidia.com/gpu"]) == (2, 2)
-

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import yaml
+
 from deployer.kubernetes.fake import Fake, Fault
 from deployer.kubernetes.wishes import KEY, NAME, revision, seconds, spec, wanted
-
 from neuroweaver.deployer.backend import BackendError, BackendPlan, Finding, Observed, Trouble
 from neuroweaver.deployer.kubernetes import kinds
 from neuroweaver.deployer.kubernetes.api import Api
@@ -15,7 +15,9 @@ from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 GPU = pb.ReplicaResources(gpus=1)
-CANARY = pb.RolloutPolicy(canary=pb.CanaryPolicy(steps=[pb.CanaryStep(weight_percent=10, bake_time=seconds(60))]))
+CANARY = pb.RolloutPolicy(
+    canary=pb.CanaryPolicy(steps=[pb.CanaryStep(weight_percent=10, bake_time=seconds(60))])
+)
 
 
 def finding(plan: BackendPlan, reason: str) -> Finding:
@@ -64,7 +66,9 @@ async def test_a_plan_names_what_will_be_deleted(backend: KubernetesBackend, fak
     assert deleted == {(kind, f"{NAME}-r1") for kind in ("Deployment", "Service", "PodDisruptionBudget")}
 
 
-async def test_handing_the_number_over_to_an_autoscaler_is_no_change_of_it(backend: KubernetesBackend, fake: Fake):
+async def test_handing_the_number_over_to_an_autoscaler_is_no_change_of_it(
+    backend: KubernetesBackend, fake: Fake
+):
     await backend.apply(wanted(revision(1, 4)))
     scaling = pb.Autoscaling(min_replicas=2, max_replicas=5, target_cpu_percent=70)
     plan = await backend.plan(wanted(revision(1, 4, autoscaling=scaling)))
@@ -181,7 +185,9 @@ async def test_a_budget_that_would_block_every_drain_is_told(backend: Kubernetes
     assert not blocking(await backend.plan(wanted(revision(1, 3), spec=wish)))
 
 
-async def test_scaling_to_zero_without_keda_is_a_finding_with_its_way_out(backend: KubernetesBackend, fake: Fake):
+async def test_scaling_to_zero_without_keda_is_a_finding_with_its_way_out(
+    backend: KubernetesBackend, fake: Fake
+):
     zero = pb.Autoscaling(min_replicas=0, max_replicas=2)
     plan = await backend.plan(wanted(revision(autoscaling=zero)))
     told = finding(plan, "CANNOT_SCALE_TO_ZERO")
@@ -216,7 +222,9 @@ async def test_a_missing_namespace_is_a_finding(backend: KubernetesBackend, fake
     assert blocking(plan) == ["NAMESPACE_MISSING"]
 
 
-async def test_what_the_api_server_calls_invalid_is_a_finding_in_its_words(backend: KubernetesBackend, fake: Fake):
+async def test_what_the_api_server_calls_invalid_is_a_finding_in_its_words(
+    backend: KubernetesBackend, fake: Fake
+):
     fake.faults = [Fault(1, 422, matches=lambda method, path: path.endswith(f"deployments/{NAME}-r1"))]
     told = finding(await backend.plan(wanted()), "REFUSED")
     assert told.is_blocking
@@ -227,9 +235,17 @@ async def test_what_the_api_server_calls_invalid_is_a_finding_in_its_words(backe
     ("verb", "resource", "words"),
     [
         ("patch", "deployments", "denies patch of deployments.apps in namespace default"),
-        ("create", "networkpolicies", "denies create of networkpolicies.networking.k8s.io in namespace default"),
+        (
+            "create",
+            "networkpolicies",
+            "denies create of networkpolicies.networking.k8s.io in namespace default",
+        ),
         ("delete", "services", "denies delete of services in namespace default"),
-        ("patch", "servicemonitors", "denies patch of servicemonitors.monitoring.coreos.com in namespace default"),
+        (
+            "patch",
+            "servicemonitors",
+            "denies patch of servicemonitors.monitoring.coreos.com in namespace default",
+        ),
     ],
 )
 async def test_a_missing_right_is_named_by_the_plan_and_by_the_apply(

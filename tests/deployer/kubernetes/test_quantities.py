@@ -34,7 +34,24 @@ def test_a_quantity_is_read_exactly(text: str, value: str | int):
 
 
 @pytest.mark.parametrize(
-    "text", ["10GB", "", "ten", "1 Gi", "1gi", "Gi", "1e", "NaN", "Infinity", "1K", "1mm", "0x10", "1\n", "1e9999", "１"]
+    "text",
+    [
+        "10GB",
+        "",
+        "ten",
+        "1 Gi",
+        "1gi",
+        "Gi",
+        "1e",
+        "NaN",
+        "Infinity",
+        "1K",
+        "1mm",
+        "0x10",
+        "1\n",
+        "1e9999",
+        "\uff11",
+    ],
 )
 def test_what_is_no_quantity_is_refused(text: str):
     with pytest.raises(NotAQuantity):

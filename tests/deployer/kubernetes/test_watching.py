@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+
 from deployer.kubernetes.fake import Fake, Fault
 from deployer.kubernetes.wishes import KEY, NAME, spec, wanted
-
 from neuroweaver.deployer.backend import Key
 from neuroweaver.deployer.kubernetes import kinds
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
@@ -39,7 +39,7 @@ async def ear(backend: KubernetesBackend, fake: Fake) -> AsyncIterator[Ear]:
     made = Ear()
     task = asyncio.create_task(backend.run(made.heard.put_nowait))
     async with asyncio.timeout(20):
-        while len(fake.watches) < 10:
+        while len(fake.watches) < 10:  # noqa: ASYNC110  # the fake notifies nobody
             await asyncio.sleep(0.01)
     yield made
     assert not task.done(), task
@@ -60,7 +60,9 @@ async def test_a_change_is_heard_of(backend: KubernetesBackend, fake: Fake, ear:
     await ear.hears()
 
 
-async def test_a_deployment_elsewhere_is_heard_of_once_it_is_known(backend: KubernetesBackend, fake: Fake, ear: Ear):
+async def test_a_deployment_elsewhere_is_heard_of_once_it_is_known(
+    backend: KubernetesBackend, fake: Fake, ear: Ear
+):
     elsewhere = spec(kubernetes=pb.KubernetesOptions(namespace="other"))
     await backend.apply(replace(wanted(), spec=elsewhere))
     await ear.hears()
@@ -107,6 +109,14 @@ async def test_a_watch_gets_over_faults(backend: KubernetesBackend, fake: Fake, 
 
 async def test_anothers_objects_are_not_heard_of(backend: KubernetesBackend, fake: Fake, ear: Ear):
     fake.put(kinds.SERVICE, {"metadata": {"name": "foreign", "labels": {"app": "x"}}})
-    fake.put(kinds.POD, {"metadata": {"name": "ours-without-a-key", "labels": {"app.kubernetes.io/managed-by": "neuroweaver-deployer"}}})
+    fake.put(
+        kinds.POD,
+        {
+            "metadata": {
+                "name": "ours-without-a-key",
+                "labels": {"app.kubernetes.io/managed-by": "neuroweaver-deployer"},
+            }
+        },
+    )
     await asyncio.sleep(0.3)
     assert ear.heard.empty()
