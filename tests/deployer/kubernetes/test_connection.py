@@ -83,6 +83,17 @@ async def test_credentials_that_are_not_accepted_are_told(fake: Fake, settings: 
     assert (await trouble(settings.access)).trouble == Trouble.NOT_CONFIGURED
 
 
+async def test_watching_no_cluster_is_told_once_and_harms_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "neuroweaver.deployer")
+    backend = KubernetesBackend(ClusterSettings(access=Access(tmp_path / "none")))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await backend.run(lambda key: None)
+    assert [each.message for each in caplog.records] == ["no cluster is watched"]
+
+
 async def test_a_token_that_ran_out_is_read_anew(fake: Fake, settings: ClusterSettings):
     api = Api(settings.access, QUICK)
     assert await api.version() == "v1.36.0-fake"

@@ -120,6 +120,25 @@ async def test_a_surge_with_room_has_no_gap(backend: KubernetesBackend, fake: Fa
     assert (gpu.required, gpu.peak_required, gpu.available, gpu.is_sufficient) == ("1", "1", "1", True)
 
 
+async def test_room_for_one_more_is_enough_for_a_surge_of_one(backend: KubernetesBackend, fake: Fake):
+    fake.node("gpu", **{"nvidia.com/gpu": "4"})
+    await backend.apply(wanted(revision(1, 3), spec=spec(resources=GPU)))
+    place(fake, "gpu")
+    plan = await backend.plan(wanted(revision(2, 3), spec=spec(resources=GPU)))
+    assert (plan.replacement, blocking(plan)) == (pb.REPLACEMENT_MODE_SURGE, [])
+    wide = spec(resources=GPU, rollout=pb.RolloutPolicy(max_surge=2, replacement=pb.REPLACEMENT_MODE_SURGE))
+    assert blocking(await backend.plan(wanted(revision(2, 3), spec=wide))) == ["SURGE_WOULD_DEADLOCK"]
+
+
+async def test_without_a_surge_old_ones_make_the_room(backend: KubernetesBackend, fake: Fake):
+    fake.node("gpu", **{"nvidia.com/gpu": "1"})
+    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
+    place(fake, "gpu")
+    narrow = spec(resources=GPU, rollout=pb.RolloutPolicy(max_surge=0, max_unavailable=1))
+    plan = await backend.plan(wanted(revision(2, 1), spec=narrow))
+    assert (plan.replacement, blocking(plan), plan.has_downtime) == (pb.REPLACEMENT_MODE_SURGE, [], True)
+
+
 async def test_two_halves_on_two_nodes_are_no_whole(backend: KubernetesBackend, fake: Fake):
     fake.node("one", **{"nvidia.com/gpu": "1"})
     fake.node("two", **{"nvidia.com/gpu": "1"})
