@@ -160,7 +160,7 @@ class KubernetesBackend:
                 await self._namespace_added.wait()
 
     async def _there(self) -> None:
-        """Returns once there is a cluster to watch. A deployer may run where there is none; it says so once."""
+        """Returns once there is a cluster to watch. A deployer may run where there is none, told once."""
         told = ""
         while True:
             try:
