@@ -89,10 +89,11 @@ $(NODE_BIN)/tsc: gen/ts/package.json gen/ts/package-lock.json | tools
 	@touch $@
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-tools: ## Debian packages that the tests use, where they are missing: PostgreSQL and Node.js.
+tools: ## Debian packages that the tests use, where they are missing: PostgreSQL, Node.js, promtool.
 	@packages=""; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || packages="$$packages postgresql"; \
 	command -v npm >/dev/null || packages="$$packages nodejs npm"; \
+	command -v promtool >/dev/null || packages="$$packages prometheus"; \
 	if [ -n "$$packages" ]; then \
 	  echo "Installing$$packages …"; \
 	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$packages >/dev/null; \

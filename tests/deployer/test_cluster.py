@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
-from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, revision, spec, wanted
 from kubernetes.aio import client, config
 
+from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, revision, spec, wanted
 from neuroweaver.deployer.backend import BackendError, Observed, Trouble, Wanted
 from neuroweaver.deployer.kubernetes import identity, kinds
 from neuroweaver.deployer.kubernetes.api import Api
@@ -131,7 +131,7 @@ async def eventually(found: Callable[[], Awaitable[Any]], pause_s: float = 0.3) 
     last: Any = None
     try:
         async with asyncio.timeout(PATIENCE_S):
-            while not (last := await found()):
+            while not (last := await found()):  # noqa: ASYNC110  # a cluster is asked again and again
                 await asyncio.sleep(pause_s)
             return last
     except TimeoutError:
@@ -405,7 +405,7 @@ async def test_a_missing_right_is_named(cluster: Cluster, tmp_path: Path):
         answer = await core.create_namespaced_service_account_token("nobody", cluster.namespace, request)
     except client.ApiException as error:
         pytest.skip(f"the API server makes no tokens: {error.reason}")
-    told = yaml.safe_load(Path(KUBECONFIG).read_text())
+    told = yaml.safe_load(Path(KUBECONFIG).read_text())  # noqa: ASYNC240  # a small file, in a test
     context = next(each["context"] for each in told["contexts"] if each["name"] == told["current-context"])
     told["users"] = [{"name": "nobody", "user": {"token": answer.status.token}}]
     context["user"] = "nobody"

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from deployer.kubernetes.fake import Fake, kubeconfig, serving
 from deployer.kubernetes.wishes import SETTINGS
-
 from neuroweaver.deployer.kubernetes.api import Api, Patience
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings

@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 from aiohttp import web
-from deployer.kubernetes import fields, schemas
 from jsonschema import ValidationError
 
+from deployer.kubernetes import fields, schemas
 from neuroweaver.deployer.kubernetes import kinds
 from neuroweaver.deployer.kubernetes.kinds import Kind
 
@@ -89,9 +89,7 @@ class Fake:
         self.pod_logs: dict[str, str] = {}
         self.pods_become_ready = True
         self.is_draining_slowly = False
-        self.die_at = 0
         self.url = ""
-        self.on_watch: Callable[[], None] = lambda: None
         self._moved = asyncio.Event()
         self.watches: set[web.StreamResponse] = set()
         for name in ("default", "other"):
@@ -124,7 +122,7 @@ class Fake:
     ) -> None:
         """As another client: it owns what it changes."""
         found = copy.deepcopy(self.objects[self._key(kind, namespace, name)])
-        flat = fields.leaves({k: v for k, v in found.items()})
+        flat = fields.leaves(found)
         for old in [p for p in flat if p[: len(path)] == path]:
             del flat[old]
         if value is not None:
@@ -185,11 +183,9 @@ class Fake:
 
     # HTTP.
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.StreamResponse:  # one fault after another
         path = request.path
         self.calls.append((request.method, path))
-        if self.die_at and len(self.calls) >= self.die_at:
-            raise asyncio.CancelledError
         after: Fault | None = None
         for fault in self.faults:
             if not fault.matches(request.method, path):
@@ -221,87 +217,86 @@ class Fake:
         return answer
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        path, query = request.path, request.query
-        if path == "/version":
-            return web.json_response({"gitVersion": "v1.36.0-fake"})
         body = json.loads(await request.read() or b"null")
         if body is not None:
             self.bodies.append(body)
-        if request.method == "GET" and re.fullmatch(r"/(api/v1|apis/[^/]+/[^/]+)", path):
-            version = path.removeprefix("/apis/").removeprefix("/api/")
-            found = [kind for (api, _), kind in self.known.items() if api == version]
-            if not found:
-                raise Refused(404, "NotFound", "the server could not find the requested resource")
-            return web.json_response(
-                {"kind": "APIResourceList", "resources": [{"name": kind.plural} for kind in found]}
-            )
-        if request.method == "GET" and re.fullmatch(r"/apis/[^/]+", path):
-            group = path.removeprefix("/apis/")
-            if not any(kind.group == group for kind in self.known.values()):
-                raise Refused(404, "NotFound", "the server could not find the requested resource")
-            return web.json_response({"kind": "APIGroup", "name": group})
-        if path == kinds.ACCESS_REVIEW.path():
+        if request.path == kinds.ACCESS_REVIEW.path():
             schemas.check(body)
             asked = body["spec"]["resourceAttributes"]
             is_denied = (asked["verb"], asked["resource"]) in self.denied
             return web.json_response(body | {"status": {"allowed": not is_denied}}, status=201)
-        parts = _PATH.fullmatch(path)
+        if (found := self._discovered(request.path)) is not None:
+            return web.json_response(found)
+        parts = _PATH.fullmatch(request.path)
         if parts is None or (parts["api"], parts["plural"]) not in self.known:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
         kind = self.known[parts["api"], parts["plural"]]
         namespace, name = parts["namespace"] or "", parts["name"] or ""
         if parts["rest"]:
-            return self._of_pod(namespace, name, parts["rest"], query)
-        verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(
-            request.method
-        ) or ("watch" if query.get("watch") else "get" if name else "list")
+            return self._of_pod(namespace, name, parts["rest"])
+        verb = _VERBS.get(request.method) or (
+            "watch" if request.query.get("watch") else "get" if name else "list"
+        )
+        self._authorize(verb, kind, namespace)
+        if verb == "watch":
+            return await self._watch(request, kind, namespace)
+        status = 201 if verb == "create" else 200
+        return web.json_response(
+            getattr(self, f"_{verb}")(kind, namespace, name, body, request), status=status
+        )
+
+    def _discovered(self, path: str) -> Object | None:
+        if path == "/version":
+            return {"gitVersion": "v1.36.0-fake"}
+        if re.fullmatch(r"/(api/v1|apis/[^/]+/[^/]+)", path):
+            version = path.removeprefix("/apis/").removeprefix("/api/")
+            found = [kind.plural for (api, _), kind in self.known.items() if api == version]
+            if not found:
+                raise Refused(404, "NotFound", "the server could not find the requested resource")
+            return {"kind": "APIResourceList", "resources": [{"name": plural} for plural in found]}
+        if re.fullmatch(r"/apis/[^/]+", path):
+            group = path.removeprefix("/apis/")
+            if not any(kind.group == group for kind in self.known.values()):
+                raise Refused(404, "NotFound", "the server could not find the requested resource")
+            return {"kind": "APIGroup", "name": group}
+        return None
+
+    def _authorize(self, verb: str, kind: Kind, namespace: str) -> None:
         if (verb, kind.plural) in self.denied:
             where = f' in the namespace "{namespace}"' if namespace else " at the cluster scope"
-            raise Refused(
-                403,
-                "Forbidden",
-                f'{kind.plural} is forbidden: User "tester" cannot {verb} resource "{kind.plural}" in API group "{kind.group}"{where}',
-            )
-        match verb:
-            case "watch":
-                return await self._watch(request, kind, namespace)
-            case "list":
-                return web.json_response(self._list(kind, namespace, query))
-            case "get":
-                return web.json_response(self._existing(kind, namespace, name))
-            case "create":
-                body = {"apiVersion": kind.api_version, "kind": kind.name} | body  # the path says it too
-                schemas.check(body)
-                if self._key(kind, namespace, body["metadata"]["name"]) in self.objects:
-                    raise Refused(409, "AlreadyExists", "it exists already")
-                if kind.is_namespaced:
-                    body["metadata"].setdefault("namespace", namespace)
-                return web.json_response(self._store(kind, body), status=201)
-            case "update":
-                schemas.check(body)
-                known = self._existing(kind, namespace, name)
-                if body["metadata"].get("resourceVersion") not in {
-                    None,
-                    known["metadata"]["resourceVersion"],
-                }:
-                    raise Refused(409, "Conflict", "the object has been modified")
-                body["metadata"]["uid"] = known["metadata"]["uid"]
-                return web.json_response(self._store(kind, body))
-            case "patch":
-                if "merge-patch" in request.headers["Content-Type"]:
-                    for path, value in fields.leaves(body).items():
-                        self.edit(
-                            kind, name, path, value, query.get("fieldManager", "tests"), namespace=namespace
-                        )
-                    return web.json_response(self._existing(kind, namespace, name))
-                return web.json_response(self._apply(kind, namespace, name, body, query))
-            case "delete":
-                if body:
-                    schemas.check(body)
-                return web.json_response(self._delete(kind, namespace, name, body or {}))
-        raise AssertionError(verb)
+            what = f'cannot {verb} resource "{kind.plural}" in API group "{kind.group}"'
+            raise Refused(403, "Forbidden", f'{kind.plural} is forbidden: User "tester" {what}{where}')
 
-    def _of_pod(self, namespace: str, name: str, rest: str, query: Any) -> web.Response:
+    def _get(self, kind: Kind, namespace: str, name: str, body: None, request: web.Request) -> Object:
+        return self._existing(kind, namespace, name)
+
+    def _create(self, kind: Kind, namespace: str, name: str, body: Object, request: web.Request) -> Object:
+        body = {"apiVersion": kind.api_version, "kind": kind.name} | body  # the path says it too
+        schemas.check(body)
+        if self._key(kind, namespace, body["metadata"]["name"]) in self.objects:
+            raise Refused(409, "AlreadyExists", "it exists already")
+        if kind.is_namespaced:
+            body["metadata"].setdefault("namespace", namespace)
+        return self._store(kind, body)
+
+    def _update(self, kind: Kind, namespace: str, name: str, body: Object, request: web.Request) -> Object:
+        schemas.check(body)
+        known = self._existing(kind, namespace, name)
+        if body["metadata"].get("resourceVersion") not in {None, known["metadata"]["resourceVersion"]}:
+            raise Refused(409, "Conflict", "the object has been modified")
+        body["metadata"]["uid"] = known["metadata"]["uid"]
+        return self._store(kind, body)
+
+    def _patch(self, kind: Kind, namespace: str, name: str, body: Object, request: web.Request) -> Object:
+        if "merge-patch" not in request.headers["Content-Type"]:
+            return self._apply(kind, namespace, name, body, request.query)
+        manager = request.query.get("fieldManager", "tests")
+        for path, value in fields.leaves(body).items():
+            self.edit(kind, name, path, value, manager, namespace=namespace)
+        return self._existing(kind, namespace, name)
+
+    def _of_pod(self, namespace: str, name: str, rest: str) -> web.Response:
+        name = name.partition(":")[0]  # the proxy's port
         self._existing(kinds.POD, namespace, name)
         if rest == "/log":
             if name not in self.pod_logs:
@@ -312,7 +307,8 @@ class Fake:
             raise Refused(503, "ServiceUnavailable", "error trying to reach the pod")
         return web.Response(text=page)
 
-    def _list(self, kind: Kind, namespace: str, query: Any) -> Object:
+    def _list(self, kind: Kind, namespace: str, name: str, body: None, request: web.Request) -> Object:
+        query = request.query
         items = [
             found
             for found in self.all(kind)
@@ -332,7 +328,6 @@ class Fake:
 
     async def _watch(self, request: web.Request, kind: Kind, namespace: str) -> web.StreamResponse:
         since = int(request.query["resourceVersion"])
-        self.on_watch()
         if since < self.oldest:
             raise Refused(410, "Expired", f"too old resource version: {since} ({self.oldest})")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -376,7 +371,9 @@ class Fake:
             raise Refused(404, "NotFound", f'{kind.plural} "{name}" not found', name=name, kind=kind.plural)
         return found
 
-    def _apply(self, kind: Kind, namespace: str, name: str, body: Object, query: Any) -> Object:
+    def _apply(  # noqa: C901  # the merge, step by step
+        self, kind: Kind, namespace: str, name: str, body: Object, query: Any
+    ) -> Object:
         if kind.is_namespaced and self.get(kinds.NAMESPACE, namespace, "") is None:
             raise Refused(
                 404, "NotFound", f'namespaces "{namespace}" not found', name=namespace, kind="namespaces"
@@ -389,7 +386,7 @@ class Fake:
         if owner[0] == "neuroweaver-deployer":
             schemas.check(body)
         body = _canonical(_defaulted(kind, body, is_whole=False))
-        asked = fields.leaves({key: value for key, value in body.items()})
+        asked = fields.leaves(body)
         asked = {path: value for path, value in asked.items() if path not in _IDENTITY}
         owners = copy.deepcopy(self.owners.get(live["metadata"]["uid"], {})) if live else {}
         flat = fields.leaves(copy.deepcopy(live)) if live else {}
@@ -483,7 +480,12 @@ class Fake:
             made = self.objects[key]
         return made
 
-    def _delete(self, kind: Kind, namespace: str, name: str, body: Object) -> Object:
+    def _delete(
+        self, kind: Kind, namespace: str, name: str, body: Object | None, request: web.Request
+    ) -> Object:
+        if body:
+            schemas.check(body)
+        body = body or {}
         found = self._existing(kind, namespace, name)
         uid = body.get("preconditions", {}).get("uid")
         if uid not in {None, found["metadata"]["uid"]}:
@@ -583,6 +585,7 @@ class Fake:
         self._store(kinds.POD, self.objects[self._key(kinds.POD, namespace, name)] | {"status": status})
 
 
+_VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _IDENTITY = {("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace")}
 
 
@@ -594,7 +597,7 @@ def _selected(found: Object, selector: str) -> bool:
     )
 
 
-def _defaulted(kind: Kind, made: Object, *, is_whole: bool = True) -> Object:
+def _defaulted(kind: Kind, made: Object, *, is_whole: bool = True) -> Object:  # noqa: C901  # a default each
     """What the real server fills in, as far as it could look like drift."""
     made = copy.deepcopy(made)
     spec = made.get("spec") or {}

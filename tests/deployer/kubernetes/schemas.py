@@ -48,7 +48,7 @@ def check(body: dict[str, Any]) -> None:
 
 def is_custom(body: dict[str, Any]) -> bool:
     group = body["apiVersion"].rpartition("/")[0]
-    return "." in group and not group.endswith(".k8s.io") or group == "gateway.networking.k8s.io"
+    return ("." in group and not group.endswith(".k8s.io")) or group == "gateway.networking.k8s.io"
 
 
 def is_checked(body: dict[str, Any]) -> bool:

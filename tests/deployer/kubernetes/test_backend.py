@@ -8,11 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+
 from deployer.kubernetes import schemas
 from deployer.kubernetes.conftest import QUICK
 from deployer.kubernetes.fake import Fake, Fault, kubeconfig, serving
 from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, revision, spec, wanted
-
 from neuroweaver.deployer.backend import BackendError, Observed, Trouble, Wanted
 from neuroweaver.deployer.kubernetes import drift, identity, kinds
 from neuroweaver.deployer.kubernetes.api import Api

@@ -280,7 +280,7 @@ class Api:
                 failure = refusal(status, answer, what, headers.get("Retry-After"))
                 if status == 401 and not has_renewed:
                     has_renewed = True  # a token may have expired
-                    await self.close()
+                    await self._renew()
                     continue
                 if not failure.is_worth_another_try:
                     raise failure
@@ -329,6 +329,14 @@ class Api:
                 self._client = client.ApiClient(await configuration(self._access))
                 self._client.user_agent = FIELD_MANAGER
             return self._client
+
+    async def _renew(self) -> None:
+        """Reads the credentials anew, under calls that are under way."""
+        client_ = await self._connected()
+        fresh = await configuration(self._access)
+        client_.configuration.api_key = fresh.api_key
+        client_.configuration.api_key_prefix = fresh.api_key_prefix
+        client_.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
 
 
 async def _events(response: aiohttp.ClientResponse, what: str) -> AsyncIterator[Object]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,10 @@ from neuroweaver.deployer.kubernetes.observation import Health
 from neuroweaver.deployer.kubernetes.watching import Backoff, Watcher
 from neuroweaver.v1 import deployer_pb2 as pb
 
+_LOG: Final = logging.getLogger("neuroweaver.deployer")
+
+_RETRY_S: Final = 5.0
+_NOT_SET_UP_S: Final = 60.0
 _KINDS_KNOWN_FOR_S: Final = 60.0
 _ASK_AGAIN_S: Final = 30.0
 _POD_TIMEOUT_S: Final = 2.0
@@ -142,6 +147,7 @@ class KubernetesBackend:
             return await self._measure(resource_name, self._known(spec))
 
     async def run(self, changed: Callable[[Key], None]) -> None:
+        await self._there()
         watched: set[str] = set()
         async with asyncio.TaskGroup() as group:
             while True:
@@ -152,6 +158,23 @@ class KubernetesBackend:
                         group.create_task(watcher.run())
                 watched |= self._namespaces
                 await self._namespace_added.wait()
+
+    async def _there(self) -> None:
+        """Returns once there is a cluster to watch. A deployer may run where there is none, told once."""
+        told = ""
+        while True:
+            try:
+                await self._api.version()
+            except BackendError as error:
+                if str(error) != told:
+                    told = str(error)
+                    _LOG.info("no cluster is watched", extra={"cause": told})
+                is_set_up = error.trouble != Trouble.NOT_CONFIGURED
+                await asyncio.sleep(_RETRY_S if is_set_up else _NOT_SET_UP_S)
+            except Refusal:  # it is there, and says not which one it is
+                return
+            else:
+                return
 
     # What is there.
 

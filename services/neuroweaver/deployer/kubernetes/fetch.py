@@ -1,7 +1,10 @@
 """The init container: fetches the files of a version from the Registry and verifies them before anything
 reads them.
 
-    python -m neuroweaver.deployer.kubernetes.fetch --config /etc/neuroweaver/config.json
+    python -m neuroweaver.deployer.kubernetes.fetch --config config.json --source source.json
+
+config.json: of the model server, which lists the files. source.json: the Registry's address and the model
+there.
 
 Exit codes are those of the model server: 2 for a bad configuration, 3 for files that are missing or
 corrupt. The last line it writes is the reason, which Kubernetes shows as the termination message.
@@ -55,19 +58,19 @@ class Order:
     files: tuple[Wish, ...]
 
     @classmethod
-    def read(cls, file: Path) -> Order:
+    def read(cls, config: Path, source: Path) -> Order:
         """Raises BadConfig."""
         try:
-            told = json.loads(file.read_text())
+            told, origin = json.loads(config.read_text()), json.loads(source.read_text())
             return cls(
-                registry=str(told["fetch"]["registry"]),
-                model_id=str(told["fetch"]["model_id"]),
+                registry=str(origin["registry"]),
+                model_id=str(origin["model_id"]),
                 version=str(told["version"]),
                 folder=Path(told["files_folder"]),
                 files=tuple(_wish(each) for each in told["files"]),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadConfig(f"{file}: {type(error).__name__}: {error}") from error
+            raise BadConfig(f"{config}, {source}: {type(error).__name__}: {error}") from error
 
 
 def _wish(told: Any) -> Wish:
@@ -143,8 +146,10 @@ def _is_right(target: Path, wish: Wish) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--source", type=Path, required=True)
+    given = parser.parse_args(arguments)
     try:
-        asyncio.run(fetch(Order.read(parser.parse_args(arguments).config)))
+        asyncio.run(fetch(Order.read(given.config, given.source)))
     except BadConfig as error:
         print(error, file=sys.stderr)  # noqa: T201  # the termination message
         return _BAD_CONFIG

@@ -17,6 +17,7 @@ ROLE: Final = "neuroweaver.dev/role"
 KEY: Final = "neuroweaver.dev/key"
 VERSION: Final = "neuroweaver.dev/version"
 CONFIG: Final = "neuroweaver.dev/config"
+SOURCE: Final = "neuroweaver.dev/source"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 
 MANAGED: Final = f"{MANAGED_BY}={FIELD_MANAGER}"

@@ -27,6 +27,7 @@ _FILES: Final = "/models/files"
 _BASE: Final = "/models/base"
 _CONFIG_FOLDER: Final = "/etc/neuroweaver"
 _CONFIG_FILE: Final = "config.json"
+_SOURCE_FILE: Final = "source.json"
 _SCRATCH: Final = "/scratch"
 _TERMINATION: Final = "FallbackToLogsOnError"
 _NOTICE_S: Final = 5
@@ -111,6 +112,7 @@ def template(
         # In the template itself, so that a change of it is a change of the pods, and no object is left
         # behind.
         identity.CONFIG: config,
+        identity.SOURCE: json.dumps({"registry": settings.registry_address, "model_id": wanted.key.model_id}),
         "kubectl.kubernetes.io/default-container": SERVER,
     }
     return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
@@ -163,7 +165,12 @@ def _fetch(settings: ClusterSettings) -> Object:
         "name": FETCH,
         "image": settings.fetch_image,
         "command": ["python", "-m", "neuroweaver.deployer.kubernetes.fetch"],
-        "args": ["--config", f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"],
+        "args": [
+            "--config",
+            f"{_CONFIG_FOLDER}/{_CONFIG_FILE}",
+            "--source",
+            f"{_CONFIG_FOLDER}/{_SOURCE_FILE}",
+        ],
         "env": [{"name": "HOME", "value": _SCRATCH}],
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": _hardened(),
@@ -280,9 +287,10 @@ def _volumes(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings
             "downwardAPI": {
                 "items": [
                     {
-                        "path": _CONFIG_FILE,
-                        "fieldRef": {"fieldPath": f"metadata.annotations['{identity.CONFIG}']"},
+                        "path": path,
+                        "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"},
                     }
+                    for path, annotation in ((_CONFIG_FILE, identity.CONFIG), (_SOURCE_FILE, identity.SOURCE))
                 ]
             },
         },
@@ -299,7 +307,7 @@ def _volumes(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings
 
 
 def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> str:
-    """What both containers read: the model server's configuration, and where the files come from."""
+    """The model server's configuration; the init container takes the files from it."""
     spec, bundle = wanted.spec, revision.bundle
     engine = spec.engine
     config: dict[str, Any] = {
@@ -317,7 +325,7 @@ def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
         "weight_type": _WEIGHT_TYPES[engine.weight_type],
         "adapter_mode": "switched" if engine.adapter_mode == pb.ADAPTER_MODE_SWITCHED else "merged",
         "max_queue_size": engine.max_queue_size if engine.HasField("max_queue_size") else 256,
-        "fetch": {"registry": settings.registry_address, "model_id": wanted.key.model_id},
+        "drain_s": spec.drain_timeout.ToTimedelta().total_seconds(),
     }
     for name in ("max_context_tokens", "max_batch_size"):
         if engine.HasField(name):

@@ -54,10 +54,11 @@ def decide(
     asked = wanted.replacement or wanted.spec.rollout.replacement
     counts = {revision.number: least_replicas(revision) for revision in wanted.revisions}
     alive = [pod for pod in own_pods if not pod["metadata"].get("deletionTimestamp")]
-    missing = _missing(counts, alive)
-    surge = _surge_of(wanted, alive) if changes_pods else 0
+    new = _at_once(wanted, counts, alive)
+    if changes_pods and alive:
+        new += _surge(wanted)
     replaces = changes_pods or any(identity.revision_of(pod) not in counts for pod in alive)
-    shown = _Reckoning(wanted, counts, missing + surge, pod_spec, room)
+    shown = _Reckoning(wanted, counts, new, pod_spec, room)
     findings = list(_findings_of_wish(wanted, counts))
     if asked == pb.REPLACEMENT_MODE_SWAP_ADAPTER:
         findings.append(
@@ -79,8 +80,8 @@ def decide(
             tuple(findings),
             shown.capacity(None),
         )
-    fits_beside = shown.fits(missing + surge)
     fits_alone = shown.fits_without(alive, sum(counts.values()))
+    fits_beside = shown.fits(new) and fits_alone
     mode, reason, blocking = _choose(asked, shown, fits_beside, fits_alone, has_old=bool(alive) and replaces)
     if blocking:
         is_hard = not nodes_may_come
@@ -89,7 +90,7 @@ def decide(
     return Decision(
         mode,
         reason,
-        mode == pb.REPLACEMENT_MODE_RECREATE and bool(alive) and replaces,
+        replaces and bool(alive) and _has_gap(wanted, mode, sum(counts.values())),
         tuple(findings),
         shown.capacity(is_enough),
     )
@@ -224,21 +225,33 @@ def _findings_of_wish(wanted: Wanted, counts: Mapping[int, int]) -> Iterable[Fin
         )
 
 
-def _missing(counts: Mapping[int, int], alive: Iterable[Object]) -> int:
+def _at_once(wanted: Wanted, counts: Mapping[int, int], alive: Iterable[Object]) -> int:
+    """New pods that there are beside the old ones at a time: a rollout takes old ones away as new ones are
+    ready, so that there are never more than the number wanted and `max_surge`.
+    """
     placed: dict[int, int] = {}
     for pod in alive:
         if pod.get("spec", {}).get("nodeName"):
             number = identity.revision_of(pod)
             placed[number] = placed.get(number, 0) + 1
-    return sum(max(0, count - placed.get(number, 0)) for number, count in counts.items())
+    missing = sum(max(0, count - placed.get(number, 0)) for number, count in counts.items())
+    old = sum(count for number, count in placed.items() if number not in counts)
+    if not old:
+        return missing
+    return min(missing, max(0, sum(counts.values()) + _surge(wanted) - old))
 
 
-def _surge_of(wanted: Wanted, alive: Sequence[Object]) -> int:
-    """Pods that a Deployment starts above its number while it replaces them."""
-    if not alive or wanted.replacement == pb.REPLACEMENT_MODE_RECREATE:
+def _surge(wanted: Wanted) -> int:
+    if wanted.replacement == pb.REPLACEMENT_MODE_RECREATE:
         return 0
     rollout = wanted.spec.rollout
     return rollout.max_surge if rollout.HasField("max_surge") else 1
+
+
+def _has_gap(wanted: Wanted, mode: pb.ReplacementMode.ValueType, replicas: int) -> bool:
+    if mode == pb.REPLACEMENT_MODE_RECREATE:
+        return True
+    return _surge(wanted) == 0 and wanted.spec.rollout.max_unavailable >= replicas
 
 
 def _known_mode(asked: pb.ReplacementMode.ValueType) -> pb.ReplacementMode.ValueType:
