@@ -73,9 +73,9 @@ class Deployer:
         found = []
         for process in psutil.process_iter(["cmdline", "status"]):
             line = " ".join(process.info["cmdline"] or [])
-            if "neuroweaver.serving" in line and str(self.home) in line:
-                if process.info["status"] != psutil.STATUS_ZOMBIE:
-                    found.append(process.pid)
+            is_alive = process.info["status"] != psutil.STATUS_ZOMBIE
+            if is_alive and "neuroweaver.serving" in line and str(self.home) in line:
+                found.append(process.pid)
         return found
 
 

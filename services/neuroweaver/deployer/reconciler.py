@@ -334,7 +334,9 @@ class Reconciler:
             try:
                 await backend.run(self.wake)
             except BackendError as error:
-                _LOG.warning("backend not watched", extra={"cause": error.trouble.value})
+                # A backend that is not set up here is missed by nobody until a deployment names it.
+                level = logging.DEBUG if error.trouble == Trouble.NOT_CONFIGURED else logging.WARNING
+                _LOG.log(level, "backend not watched", extra={"cause": error.trouble.value})
             except Exception:  # noqa: BLE001  # without it, timers still look
                 _LOG.exception("backend not watched")
             await asyncio.sleep(delay_s)
