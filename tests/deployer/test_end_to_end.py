@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,6 +44,7 @@ class Deployer:
 
     home: Path
     port: int
+    serving_port: int
     registry: str
     process: subprocess.Popen[bytes] | None = None
 
@@ -53,7 +55,7 @@ class Deployer:
             "NEUROWEAVER_DEPLOYER_PORT": str(self.port),
             "NEUROWEAVER_DEPLOYER_METRICS_PORT": "0",
             "NEUROWEAVER_REGISTRY_ADDRESS": self.registry,
-            "NEUROWEAVER_SERVING_PORT": "0",
+            "NEUROWEAVER_SERVING_PORT": str(self.serving_port),
             "NEUROWEAVER_DEPLOYMENT_BACKEND": "local",
         }
         with (self.home / "deployer.log").open("ab") as log:
@@ -83,7 +85,7 @@ class Deployer:
 async def running_deployer(home: Path) -> AsyncIterator[tuple[Deployer, Any, Any]]:
     """With stubs of the Registry and of the Deployer."""
     async with registry_of(f"sqlite:///{home / 'registry.db'}", home) as (registry, address):
-        deployer = Deployer(home, free_port(), address)
+        deployer = Deployer(home, free_port(), free_port(), address)
         deployer.start()
         try:
             async with channel(f"127.0.0.1:{deployer.port}") as client:
@@ -96,8 +98,6 @@ async def running_deployer(home: Path) -> AsyncIterator[tuple[Deployer, Any, Any
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -191,8 +191,15 @@ async def test_an_adapter_is_served_followed_survives_a_kill_and_goes_without_a_
         (before,) = process.servers()
         process.end(signal.SIGKILL)
         process.start()
-        again = await until(lambda: serves(2), 60)
-        assert (await ask(client, again.endpoint))[1] == "2"
+
+        async def answers() -> bool:
+            try:
+                return (await ask(client, ready.endpoint))[1] == "2"
+            except (httpx2.TransportError, AssertionError):  # not up yet
+                return False
+
+        await until(answers, 60)
+        assert await until(lambda: serves(2), 60)
         assert process.servers() == [before]
 
         lines = deployer.WatchDeploymentLogs(pb.WatchDeploymentLogsRequest(model_id="advisor"))

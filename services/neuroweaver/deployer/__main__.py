@@ -61,7 +61,10 @@ async def main(settings: Settings) -> None:
         defaults = Defaults(_BACKENDS[settings.deployment_backend], cluster.namespace)
         planner = Planner(backends, versions, defaults)
         elect = _election(api, cluster) if cluster.own_namespace else None
-        await serve(service(store, planner, backends, registry, elect), settings)
+        # The local backend holds a lock on the home folder, where an embedded database lies too.
+        is_alone = database.is_sqlite and pb.DEPLOYMENT_BACKEND_LOCAL in backends
+        deployer = service(store, planner, backends, registry, elect, is_alone=is_alone)
+        await serve(deployer, settings)
 
 
 def service(
@@ -70,14 +73,17 @@ def service(
     backends: Backends,
     registry: registry_pb2_grpc.RegistryServiceAsyncStub,
     elect: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]] | None = None,
+    *,
+    is_alone: bool = False,
 ) -> Service:
     """The Deployer over a migrated database, which it closes at its end.
 
     elect: chooses one of several deployers by other means, before the database's lease fences what it writes.
+    is_alone: no other deployer of this database can be running.
     """
     reconciler = Reconciler(store, backends)
     follower = Follower(store, planner, registry)
-    tenant = Tenant(store.database)
+    tenant = Tenant(store.database, is_alone=is_alone)
 
     async def lead(lease: Lease) -> None:
         """Both, until one of them has lost the lease."""

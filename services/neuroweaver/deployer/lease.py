@@ -60,9 +60,21 @@ class Everyone:
 
 
 class Tenant:
-    """One process's claim on the lease."""
+    """One process's claim on the lease.
 
-    def __init__(self, database: Database, *, beat_s: float = BEAT_S, silence_s: float = SILENCE_S) -> None:
+    is_alone: it is known otherwise that no other process of this database lives, so that a lease which one
+    left behind is taken at once.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        beat_s: float = BEAT_S,
+        silence_s: float = SILENCE_S,
+        is_alone: bool = False,
+    ) -> None:
+        self._is_alone = is_alone
         self._database = database
         self._holder = new_id()
         self._beat_s = beat_s
@@ -93,7 +105,7 @@ class Tenant:
                 state = await self._state()
                 if state != seen:
                     seen, since = state, time.monotonic()
-                is_free = state is None or not state[0]
+                is_free = self._is_alone or state is None or not state[0]
                 if is_free or time.monotonic() - since >= self._silence_s:
                     taken = await self._database.transact(partial(self._take, seen=state))
                     if taken is not None:
