@@ -3,8 +3,8 @@
     python bench/rollout_statistics.py [--runs 400]
 
 Traffic is made up (`tests/deployer/courses.py`): slices of 7.5 seconds, a look every 30 seconds for 20
-minutes, 100 requests a slice, 20 of them the candidate's. A candidate exactly at its limit is the hardest case
-in which to call it broken is an error.
+minutes, 100 requests a slice, 20 of them the candidate's. A candidate exactly at its limit is the hardest
+case in which to call it broken is an error.
 """
 
 from __future__ import annotations

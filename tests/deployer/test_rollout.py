@@ -222,7 +222,7 @@ def test_waiting_for_bake_time_is_no_lack_of_progress():
 
 def test_missing_data_hold_however_long_and_are_no_lack_of_progress():
     world = World(spec(50, checks=[(QUALITY, "difference", 0.1)], progress_deadline={"seconds": 60}), rps=10)
-    world.run(most_s=3000, s=15)
+    world.run(most_s=3000, s=30)
     assert world.rollout.state == HELD
     assert "Of the judged quality too little is known" in world.rollout.message
     assert world.rollout.candidate_weight == 50
