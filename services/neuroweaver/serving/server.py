@@ -151,6 +151,8 @@ class ModelServer:
         logger.info("ready", extra={"phases": self.status.report()["phases"]})
 
     def _fail(self, code: Exit, reason: str) -> None:
+        if self._draining is not None:  # told to end anyway
+            return
         logger.error("failed: %s", reason, extra={"exit_code": int(code)})
         self.status.enter(Phase.FAILED, reason)
         self._exit = code
