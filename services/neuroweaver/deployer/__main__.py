@@ -1,23 +1,126 @@
-"""Starts the Deployer: `python -m neuroweaver.deployer`."""
+"""`python -m neuroweaver.deployer`: the Deployer as a process."""
 
 from __future__ import annotations
 
-import grpc
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final
 
-from neuroweaver.deployer.server import DeployerServicer
-from neuroweaver.mesh.serve import Service, run, serve
+from neuroweaver.deployer import server
+from neuroweaver.deployer.backend import Backend, BackendError
+from neuroweaver.deployer.follower import Follower
+from neuroweaver.deployer.housekeeping import keep_house
+from neuroweaver.deployer.kubernetes.api import Api
+from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
+from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.lease import Election
+from neuroweaver.deployer.lease import Lease, Tenant
+from neuroweaver.deployer.local.backend import LocalSettings, local_backend
+from neuroweaver.deployer.planning import Backends, Planner
+from neuroweaver.deployer.reconciler import Reconciler
+from neuroweaver.deployer.sources import BaseModels, Files
+from neuroweaver.deployer.specification import Defaults
+from neuroweaver.deployer.store import Store
+from neuroweaver.deployer.versions import Versions
+from neuroweaver.mesh.channel import channel
+from neuroweaver.mesh.database import Database
+from neuroweaver.mesh.ids import new_id
+from neuroweaver.mesh.migrations import migrate
+from neuroweaver.mesh.serve import Service, StartError, run, serve
 from neuroweaver.mesh.settings import Settings
-from neuroweaver.v1 import deployer_pb2_grpc
+from neuroweaver.v1 import deployer_pb2 as pb
+from neuroweaver.v1 import deployer_pb2_grpc, registry_pb2_grpc
+
+_BACKENDS: Final[Mapping[str, pb.DeploymentBackend.ValueType]] = {
+    "local": pb.DEPLOYMENT_BACKEND_LOCAL,
+    "kubernetes": pb.DEPLOYMENT_BACKEND_KUBERNETES,
+}
+_LEASE: Final = "neuroweaver-deployer"
 
 
 async def main(settings: Settings) -> None:
-    # Its types call it abstract; at run time the generated base answers what is not written yet.
-    servicer = DeployerServicer()  # type: ignore[abstract]
+    cluster = ClusterSettings.from_environment()
+    database = Database(settings.database_url, schema="deployer")
+    await migrate(database, "neuroweaver.deployer")
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(channel(settings.addresses["registry"]))
+        registry: registry_pb2_grpc.RegistryServiceAsyncStub = registry_pb2_grpc.RegistryServiceStub(
+            connection
+        )
+        store, versions = Store(database), Versions(registry)
+        api = Api(cluster.access)
+        kubernetes = KubernetesBackend(cluster, api)
+        stack.push_async_callback(kubernetes.close)
+        backends: dict[int, Backend] = {pb.DEPLOYMENT_BACKEND_KUBERNETES: kubernetes}
+        if settings.deployment_backend == "local":
+            backends[pb.DEPLOYMENT_BACKEND_LOCAL] = await _local(stack, settings, store, versions)
+        defaults = Defaults(_BACKENDS[settings.deployment_backend], cluster.namespace)
+        planner = Planner(backends, versions, defaults)
+        elect = _election(api, cluster) if cluster.own_namespace else None
+        # The local backend holds a lock on the home folder, where an embedded database lies too.
+        is_alone = database.is_sqlite and pb.DEPLOYMENT_BACKEND_LOCAL in backends
+        deployer = service(store, planner, backends, registry, elect, is_alone=is_alone)
+        await serve(deployer, settings)
 
-    def add(server: grpc.aio.Server) -> None:
-        deployer_pb2_grpc.add_DeployerServiceServicer_to_server(servicer, server)
 
-    await serve(Service(names=["neuroweaver.v1.DeployerService"], add=add), settings)
+def service(
+    store: Store,
+    planner: Planner,
+    backends: Backends,
+    registry: registry_pb2_grpc.RegistryServiceAsyncStub,
+    elect: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]] | None = None,
+    *,
+    is_alone: bool = False,
+) -> Service:
+    """The Deployer over a migrated database, which it closes at its end.
+
+    elect: chooses one of several deployers by other means, before the database's lease fences what it writes.
+    is_alone: no other deployer of this database can be running.
+    """
+    reconciler = Reconciler(store, backends)
+    follower = Follower(store, planner, registry)
+    tenant = Tenant(store.database, is_alone=is_alone)
+
+    async def lead(lease: Lease) -> None:
+        """Both, until one of them has lost the lease."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(reconciler.lead(lease))
+            tasks.create_task(follower.run(lease))
+
+    async def work() -> None:
+        claim = partial(tenant.run, lead)
+        await (elect(claim) if elect else claim())
+
+    servicer = server.DeployerServicer(store, planner)
+    return Service(
+        names=[server.NAME],
+        add=lambda grpc_server: deployer_pb2_grpc.add_DeployerServiceServicer_to_server(
+            servicer, grpc_server
+        ),
+        background=[work, lambda: keep_house(store)],
+        close=store.database.close,
+    )
+
+
+async def _local(stack: AsyncExitStack, settings: Settings, store: Store, versions: Versions) -> Backend:
+    """Raises StartError if it cannot be had: this machine is what this deployer is for."""
+    chosen = LocalSettings(home=settings.home, host=settings.host, port=settings.serving_port)
+    files, base_models = Files(store, versions), BaseModels(settings.home)
+    try:
+        return await stack.enter_async_context(local_backend(chosen, files.fetch, base_models.folder))
+    except BackendError as error:
+        raise StartError(str(error)) from error
+
+
+def _election(
+    api: Api, cluster: ClusterSettings
+) -> Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]:
+    identity = f"{socket.gethostname()}-{os.getpid()}-{new_id()}"
+    return Election(api, cluster.own_namespace, _LEASE, identity).run
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from neuroweaver.experiment.messages import timestamp
 from neuroweaver.experiment.snapshot import Snapshot
 from neuroweaver.experiment.statistics import bayesian, effect, fixed, multiplicity, pairwise, sample_ratio
 from neuroweaver.experiment.statistics.arm import Arm
-from neuroweaver.experiment.statistics.distributions import normal_quantile
 from neuroweaver.experiment.statistics.estimate import Inference, Interval, Status
 from neuroweaver.experiment.statistics.multiplicity import Correction
 from neuroweaver.experiment.statistics.power import detectable_now
 from neuroweaver.experiment.statistics.quantile import QuantileArm
 from neuroweaver.experiment.study import Study
+from neuroweaver.mesh.statistics.distributions import normal_quantile
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import experiment_pb2 as pb
 

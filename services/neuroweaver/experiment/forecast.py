@@ -10,9 +10,9 @@ from typing import Final
 
 from neuroweaver.experiment.model import RUNNING, Experiment
 from neuroweaver.experiment.statistics.crossing import growth
-from neuroweaver.experiment.statistics.distributions import normal_quantile
 from neuroweaver.experiment.study import Study
 from neuroweaver.experiment.verdict import Finding, Judged
+from neuroweaver.mesh.statistics.distributions import normal_quantile
 from neuroweaver.v1 import experiment_pb2 as pb
 
 _DAYS: Final = 7

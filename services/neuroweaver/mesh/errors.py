@@ -213,6 +213,12 @@ def reason(error: grpc.RpcError) -> str:
     return next((info.reason for detail in _details(error) if detail.Unpack(info)), "")
 
 
+def metadata(error: grpc.RpcError) -> dict[str, str]:
+    """The further facts that the error holds for programs."""
+    info = error_details_pb2.ErrorInfo()
+    return next((dict(info.metadata) for detail in _details(error) if detail.Unpack(info)), {})
+
+
 def describe(error: grpc.RpcError) -> str:
     """One line for people: what went wrong and, for an invalid request, with which fields."""
     code = error.code().name.lower().replace("_", " ")

@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 PORTS: Final = {"registry": 50051, "trainer": 50052, "deployer": 50053, "experiment": 50054}
 METRICS_PORT_OFFSET: Final = 1000
+SERVING_PORT: Final = 8100
+BACKENDS: Final = ("local", "kubernetes")
 LOG_FORMATS: Final = ("auto", "json", "human")
 
 _YES: Final = frozenset({"1", "true", "yes", "on"})
@@ -53,6 +55,10 @@ class Settings:
     """The Registry's private key for heads of the audit chain; None: one of its own in `home`."""
     webhook_private: bool = False
     """Webhooks may point into private networks."""
+    deployment_backend: str = "local"
+    """Where the Deployer runs what names no backend: local, or kubernetes."""
+    serving_port: int = SERVING_PORT
+    """The local backend's endpoints are http://<host>:<serving_port>/…; 0: any free port."""
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Where the other services listen, by name: host:port."""
 
@@ -86,6 +92,8 @@ class Settings:
             otlp_endpoint=read.url("OTEL_EXPORTER_OTLP_ENDPOINT", ("http", "https")),
             audit_key_file=read.file("NEUROWEAVER_AUDIT_KEY_FILE"),
             webhook_private=read.switch("NEUROWEAVER_WEBHOOK_PRIVATE"),
+            deployment_backend=read.deployment_backend(),
+            serving_port=read.number("NEUROWEAVER_SERVING_PORT", SERVING_PORT, _port),
             addresses={name: read.address(name) for name in PORTS},
         )
 
@@ -122,6 +130,13 @@ class _Reader:
         if value not in allowed:
             raise SettingsError(f"{name}={value} is none of {', '.join(allowed)}")
         return value
+
+    def deployment_backend(self) -> str:
+        """As it is told; inside a cluster, that cluster, and elsewhere this machine."""
+        name = "NEUROWEAVER_DEPLOYMENT_BACKEND"
+        if self.text(name):
+            return self.choice(name, BACKENDS)
+        return "kubernetes" if self.text("KUBERNETES_SERVICE_HOST") else "local"
 
     def number(self, name: str, default: T, parse: Callable[[str], T]) -> T:
         value = self.text(name)

@@ -10,9 +10,9 @@ from pathlib import Path
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from neuroweaver.mesh.base_models.catalog import BaseModel, UnknownBaseModel, resolve
 from neuroweaver.mesh.errors import InvalidArgument, Unimplemented
 from neuroweaver.trainer import dataset, model
-from neuroweaver.trainer.catalog import BaseModel, UnknownBaseModel, resolve
 from neuroweaver.trainer.specialization import load_specializations
 from neuroweaver.v1 import trainer_pb2 as pb
 

@@ -11,8 +11,8 @@ from typing import Any
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from neuroweaver.mesh.base_models.catalog import BaseModel
 from neuroweaver.mesh.errors import FailedPrecondition, InvalidArgument
-from neuroweaver.trainer.catalog import BaseModel
 from neuroweaver.trainer.rows import Example
 
 Segment = tuple[str, bool]

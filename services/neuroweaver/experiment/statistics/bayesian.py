@@ -7,9 +7,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from neuroweaver.experiment.statistics.distributions import normal_density, normal_quantile, normal_tail
 from neuroweaver.experiment.statistics.effect import Effect
 from neuroweaver.experiment.statistics.estimate import Interval
+from neuroweaver.mesh.statistics.distributions import normal_density, normal_quantile, normal_tail
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment.statistics import sequential
 from neuroweaver.experiment.statistics.effect import Effect
 from neuroweaver.experiment.statistics.estimate import ZERO, Bound
+from neuroweaver.mesh.statistics import sequential
 
 # Looks on the way to the planned sample, evenly spaced. More of them find an effect hardly sooner.
 LOOKS: Final = 100

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import math
 
-from neuroweaver.experiment.statistics import mover
 from neuroweaver.experiment.statistics.arm import Arm
-from neuroweaver.experiment.statistics.distributions import normal_quantile, normal_tail, t_quantile, t_tail
 from neuroweaver.experiment.statistics.effect import Effect
 from neuroweaver.experiment.statistics.estimate import ZERO, Bound, Inference, Interval
 from neuroweaver.experiment.statistics.proportion import Proportion
+from neuroweaver.mesh.statistics import mover
+from neuroweaver.mesh.statistics.distributions import normal_quantile, normal_tail, t_quantile, t_tail
 
 
 def infer(effect: Effect, confidence: float) -> Inference | None:

@@ -9,9 +9,9 @@ from enum import Enum
 from typing import Final
 
 from neuroweaver.experiment.statistics import sequential
-from neuroweaver.experiment.statistics.distributions import normal_quantile, normal_tail
 from neuroweaver.experiment.statistics.effect import Effect
 from neuroweaver.experiment.statistics.estimate import Interval
+from neuroweaver.mesh.statistics.distributions import normal_quantile, normal_tail
 
 # Standard errors that stand for certainty.
 _CERTAIN: Final = 40.0

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from neuroweaver.experiment.statistics import sequential
 from neuroweaver.experiment.statistics.baseline import Baseline, ProportionBaseline
 from neuroweaver.experiment.statistics.crossing import LOOKS, crossing
-from neuroweaver.experiment.statistics.distributions import (
+from neuroweaver.experiment.statistics.effect import Effect
+from neuroweaver.mesh.statistics import sequential
+from neuroweaver.mesh.statistics.distributions import (
     noncentral_t_tail,
     normal_quantile,
     normal_tail,
     t_quantile,
 )
-from neuroweaver.experiment.statistics.effect import Effect
 
 MOST_UNITS: Final = 10**15
 # Beyond, Student's t is normal for every purpose of a plan.

@@ -22,11 +22,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment.statistics import mover, sequential
-from neuroweaver.experiment.statistics.distributions import normal_quantile, normal_tail, t_quantile
 from neuroweaver.experiment.statistics.effect import Effect
 from neuroweaver.experiment.statistics.estimate import ZERO, Bound, Inference, Interval
 from neuroweaver.experiment.statistics.moments import usable
+from neuroweaver.mesh.statistics import mover, sequential
+from neuroweaver.mesh.statistics.distributions import normal_quantile, normal_tail, t_quantile
 
 # With fewer groups the scatter among them says little.
 _LEAST_GROUPS: Final = 10

@@ -28,15 +28,15 @@ them; where the arms are of unequal size the spread is taken with caution (`Effe
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
-from typing import Any
-
-import numpy as np
-
-from neuroweaver.experiment.statistics.distributions import lambert_w_lower
 from neuroweaver.experiment.statistics.effect import Effect
 from neuroweaver.experiment.statistics.estimate import ZERO, Bound, Inference, Interval
+from neuroweaver.mesh.statistics.sequential import (
+    boundary,
+    boundary_one_sided,
+    mixing,
+    p_value,
+    p_value_one_sided,
+)
 
 
 def infer(effect: Effect, confidence: float, planned_units: float) -> Inference | None:
@@ -95,37 +95,3 @@ def one_sided_limits(effect: Effect, confidence: float, planned_units: float) ->
     alpha = 1 - confidence
     half = float(boundary_one_sided(mixing(effect.units, planned_units, 2 * alpha), alpha)) * effect.std_error
     return effect.absolute - half, effect.absolute + half
-
-
-def mixing(units: Any, planned_units: float, alpha: float) -> Any:
-    """x: the variance of the mixture over effects, in squared standard errors. One-sided: of 2 alpha."""
-    return _tuned(min(alpha, 1.0)) * units / planned_units
-
-
-def boundary(x: Any, alpha: float) -> Any:
-    """How many standard errors an estimate may ever be away, two-sided (eq. 9); x: a number or an array."""
-    return np.sqrt((x + 1) / x * (np.log1p(x) - 2 * math.log(alpha)))
-
-
-def boundary_one_sided(x: Any, alpha: float) -> Any:
-    """How many standard errors an estimate may ever be above (eq. 134)."""
-    return np.sqrt(2 * (x + 1) / x * np.log1p(np.sqrt(x + 1) / (2 * alpha)))
-
-
-def p_value(z: Any, x: Any) -> Any:
-    """The level at which `boundary` is |z| (eq. 155)."""
-    exponent = np.log1p(x) / 2 - np.square(z) * x / (2 * (x + 1))
-    return np.exp(np.minimum(0.0, exponent))
-
-
-def p_value_one_sided(z: Any, x: Any) -> Any:
-    """The level at which `boundary_one_sided` is z; 1 for z at or below 0."""
-    evidence = np.minimum(700.0, np.square(np.maximum(z, 0.0)) * x / (2 * (x + 1)))
-    grown = np.maximum(np.expm1(evidence), 1e-300)
-    return np.minimum(1.0, np.sqrt(x + 1) / (2 * grown))
-
-
-@lru_cache(maxsize=256)
-def _tuned(alpha: float) -> float:
-    """The x that minimises `boundary`; not below 0.05, since that goes to 0 as alpha nears 1."""
-    return max(0.05, -lambert_w_lower(-(alpha**2) / math.e) - 1)

@@ -7,9 +7,9 @@ import errno
 import grpc
 import torch
 
+from neuroweaver.mesh.base_models.folders import BaseModelUnavailable
 from neuroweaver.mesh.errors import describe
 from neuroweaver.trainer.model import OUT_OF_MEMORY_ADVICE
-from neuroweaver.trainer.worker.base_model import BaseModelUnavailable
 from neuroweaver.trainer.worker.judge import JudgeUnavailable
 from neuroweaver.trainer.worker.preferences import NotEnoughFeedback
 from neuroweaver.trainer.worker.sft import NothingToLearn, TrainingDiverged

@@ -17,15 +17,16 @@ from typing import Any, Final
 
 import torch
 
+from neuroweaver.mesh.base_models.catalog import resolve
+from neuroweaver.mesh.base_models.folders import Digests, digests, materialize
+from neuroweaver.mesh.durable import read_jsonl, write_jsonl
 from neuroweaver.trainer import dataset
 from neuroweaver.trainer.admission import system_prompts
-from neuroweaver.trainer.catalog import resolve
 from neuroweaver.trainer.rows import Example
 from neuroweaver.trainer.specialization import Specialization, load_specializations
 from neuroweaver.trainer.worker import reward_model, sft
 from neuroweaver.trainer.worker.adapters import load_policy
-from neuroweaver.trainer.worker.base_model import Digests, digests, load, materialize
-from neuroweaver.trainer.worker.durable import read_jsonl, write_jsonl
+from neuroweaver.trainer.worker.base_model import load
 from neuroweaver.trainer.worker.evaluation import VERDICTS, evaluate
 from neuroweaver.trainer.worker.failures import DatasetChanged, explain
 from neuroweaver.trainer.worker.generation import generate
@@ -146,7 +147,7 @@ class Pipeline:
         train, validation = dataset.split(read.examples, self.config.validation_fraction, self.config.seed)
         if not train or not validation:
             raise DatasetChanged(f"{self.config.dataset_path} needs at least two different rows")
-        folder = materialize(base, self.at.home, monitor)
+        folder = materialize(base, self.at.home, monitor.check)
         self.prepared = Prepared(folder, digests(folder), train, validation)
         return {"rows": read.rows, "train_rows": len(train), "validation_rows": len(validation)}
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import torch
 
+from neuroweaver.mesh.durable import read_json, read_jsonl, write_json, write_jsonl, write_whole
 from neuroweaver.trainer.worker.adapters import save_policy
 from neuroweaver.trainer.worker.chat import Messages, encode_prompt
-from neuroweaver.trainer.worker.durable import read_json, read_jsonl, write_json, write_jsonl, write_whole
 from neuroweaver.trainer.worker.monitor import Monitor
 from neuroweaver.trainer.worker.ppo import PPOConfig
 from neuroweaver.trainer.worker.ppo_rollout import Prompt

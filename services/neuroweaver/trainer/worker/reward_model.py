@@ -20,9 +20,9 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
+from neuroweaver.mesh.durable import read_json, whole_folder, write_json
 from neuroweaver.trainer.worker import base_model
 from neuroweaver.trainer.worker.base_model import Quantization
-from neuroweaver.trainer.worker.durable import read_json, whole_folder, write_json
 from neuroweaver.trainer.worker.monitor import Monitor
 from neuroweaver.trainer.worker.preferences import (
     FeedbackGroup,

@@ -17,8 +17,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig as TrainerConfig
 
+from neuroweaver.mesh.durable import whole_folder, write_whole
 from neuroweaver.trainer.worker.chat import EncodedChat, Messages, encode_chat
-from neuroweaver.trainer.worker.durable import whole_folder, write_whole
 from neuroweaver.trainer.worker.monitor import Monitor
 from neuroweaver.trainer.worker.sft_trainer import ChatTrainer, TrainingDiverged, checkpoint_step, checkpoints
 from neuroweaver.trainer.worker.validation import TokenLoss, token_loss

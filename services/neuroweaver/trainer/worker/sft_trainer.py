@@ -14,8 +14,8 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTTrainer
 
+from neuroweaver.mesh.durable import whole_folder
 from neuroweaver.trainer.worker.chat import target_losses
-from neuroweaver.trainer.worker.durable import whole_folder
 from neuroweaver.trainer.worker.monitor import Monitor
 
 CHECKPOINTS_KEPT = 2

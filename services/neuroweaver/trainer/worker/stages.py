@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from neuroweaver.mesh import telemetry
-from neuroweaver.trainer.worker.durable import read_json, write_json
+from neuroweaver.mesh.durable import read_json, write_json
 from neuroweaver.trainer.worker.monitor import Monitor, Stopped
 from neuroweaver.v1 import trainer_pb2 as pb
 

@@ -11,8 +11,8 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
-from neuroweaver.trainer import model_folder
-from neuroweaver.trainer.model_folder import Shape, Unusable
+from neuroweaver.mesh.base_models import model_folder
+from neuroweaver.mesh.base_models.model_folder import Shape, Unusable
 
 TIMEOUT_S = 5.0
 

@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from neuroweaver.trainer import hub_models, model_folder
-from neuroweaver.trainer.model_folder import Shape, Unusable
+from neuroweaver.mesh.base_models import hub_models, model_folder
+from neuroweaver.mesh.base_models.model_folder import Shape, Unusable
 
 Kind = Literal["builtin", "local", "hub"]
 

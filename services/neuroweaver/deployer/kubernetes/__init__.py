@@ -1,0 +1,1 @@
+"""The cluster backend: deployments as objects of Kubernetes, over server-side apply."""

@@ -1,0 +1,400 @@
+"""The pods of a revision: an init container that fetches and verifies the artifacts, then the model server.
+
+Two servers: vLLM where there are GPUs, NeuroWeaver's own where there are none. Neither runs as root, writes
+to its image, or has a right in the cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, Final
+
+from neuroweaver.deployer.backend import BackendError, Trouble, Wanted, WantedRevision
+from neuroweaver.deployer.kubernetes import identity, quantities
+from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.kinds import Object
+from neuroweaver.v1 import deployer_pb2 as pb
+
+PORT: Final = 8000
+PORT_NAME: Final = "http"
+SERVER: Final = "server"
+FETCH: Final = "fetch"
+
+_USER: Final = 10001
+_FILES: Final = "/models/files"
+_BASE: Final = "/models/base"
+_CONFIG_FOLDER: Final = "/etc/neuroweaver"
+_CONFIG_FILE: Final = "config.json"
+_SOURCE_FILE: Final = "source.json"
+_SCRATCH: Final = "/scratch"
+_TERMINATION: Final = "FallbackToLogsOnError"
+_NOTICE_S: Final = 5
+"""Between the end of a pod's traffic and SIGTERM: kube-proxy on every node hears of it first."""
+_LARGEST_CONFIG: Final = 200_000
+"""Annotations of an object hold 256 KiB in all."""
+_LARGEST_ADAPTER_RANK: Final = 64
+"""vLLM refuses an adapter of a higher rank than it was started for, and keeps memory for that rank."""
+
+_MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", re.ASCII)
+_WEIGHTS: Final = {
+    pb.WEIGHT_TYPE_UNSPECIFIED: "auto",
+    pb.WEIGHT_TYPE_BF16: "bfloat16",
+    pb.WEIGHT_TYPE_FP16: "half",
+    pb.WEIGHT_TYPE_FP32: "float32",
+}
+_WEIGHT_TYPES: Final = {
+    pb.WEIGHT_TYPE_UNSPECIFIED: "",
+    pb.WEIGHT_TYPE_BF16: "bf16",
+    pb.WEIGHT_TYPE_FP16: "fp16",
+    pb.WEIGHT_TYPE_FP32: "fp32",
+}
+_EFFECTS: Final = {
+    pb.TAINT_EFFECT_NO_SCHEDULE: "NoSchedule",
+    pb.TAINT_EFFECT_PREFER_NO_SCHEDULE: "PreferNoSchedule",
+    pb.TAINT_EFFECT_NO_EXECUTE: "NoExecute",
+}
+
+
+def uses_vllm(spec: pb.DeploymentSpec) -> bool:
+    return spec.resources.gpus > 0
+
+
+def template(
+    wanted: Wanted, revision: WantedRevision, labels: dict[str, str], settings: ClusterSettings
+) -> Object:
+    """A pod template. labels: of the pods. Raises BackendError for what cannot be put into one."""
+    spec = wanted.spec
+    options = spec.kubernetes
+    config = _config(wanted, revision, settings)
+    own = {identity.DEPLOYMENT: wanted.resource_name, identity.REVISION: str(revision.number)}
+    pod: Object = {
+        "serviceAccountName": options.service_account or wanted.resource_name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": math.ceil(spec.drain_timeout.ToTimedelta().total_seconds())
+        + 2 * _NOTICE_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "initContainers": [_fetch(settings)],
+        "containers": [_server(wanted, revision, settings)],
+        "volumes": _volumes(wanted, revision, settings),
+        # Whatever the number of replicas, so that another number changes no pod.
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": own},
+            }
+        ],
+    }
+    if options.node_selector:
+        pod["nodeSelector"] = dict(sorted(options.node_selector.items()))
+    if tolerations := _tolerations(spec):
+        pod["tolerations"] = tolerations
+    if options.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
+    if options.priority_class:
+        pod["priorityClassName"] = options.priority_class
+    if options.runtime_class:
+        pod["runtimeClassName"] = options.runtime_class
+    annotations = {
+        identity.KEY: identity.key_annotation(wanted.key),
+        identity.VERSION: revision.bundle.version,
+        # In the template itself, so that a change of it is a change of the pods, and no object is left
+        # behind.
+        identity.CONFIG: config,
+        identity.SOURCE: json.dumps({"registry": settings.registry_address, "model_id": wanted.key.model_id}),
+        "kubectl.kubernetes.io/default-container": SERVER,
+    }
+    return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
+
+
+def requests(spec: pb.DeploymentSpec) -> dict[str, str]:
+    """What one pod asks its node for."""
+    resources = spec.resources
+    asked = {
+        "cpu": _quantity("cpu_request", resources.cpu_request or "1"),
+        "memory": _quantity("memory_request", resources.memory_request or "1Gi"),
+    }
+    if resources.storage_request:
+        asked["ephemeral-storage"] = _quantity("storage_request", resources.storage_request)
+    if resources.gpus:
+        asked[resources.gpu_resource or "nvidia.com/gpu"] = str(resources.gpus)
+    return asked
+
+
+def limits(spec: pb.DeploymentSpec) -> dict[str, str]:
+    """Raises BackendError if one lies below what is asked for."""
+    resources, asked = spec.resources, requests(spec)
+    given = {"memory": _quantity("memory_limit", resources.memory_limit or asked["memory"])}
+    if resources.cpu_limit:
+        given["cpu"] = _quantity("cpu_limit", resources.cpu_limit)
+    for name, limit in given.items():
+        if quantities.parse(limit) < quantities.parse(asked[name]):
+            raise BackendError(
+                Trouble.REFUSED,
+                f"the limit {limit} is below the request {asked[name]}",
+                field=f"spec.resources.{name}_limit",
+            )
+    if resources.gpus:  # an extended resource is never overcommitted
+        given[resources.gpu_resource or "nvidia.com/gpu"] = str(resources.gpus)
+    return given
+
+
+def _quantity(name: str, text: str) -> str:
+    try:
+        value = quantities.parse(text)
+    except quantities.NotAQuantity as error:
+        raise BackendError(Trouble.REFUSED, str(error), field=f"spec.resources.{name}") from error
+    if value < 0:
+        raise BackendError(Trouble.REFUSED, f"{text} is negative", field=f"spec.resources.{name}")
+    return quantities.written(value)
+
+
+def _fetch(settings: ClusterSettings) -> Object:
+    return {
+        "name": FETCH,
+        "image": settings.fetch_image,
+        "command": ["python", "-m", "neuroweaver.deployer.kubernetes.fetch"],
+        "args": [
+            "--config",
+            f"{_CONFIG_FOLDER}/{_CONFIG_FILE}",
+            "--source",
+            f"{_CONFIG_FOLDER}/{_SOURCE_FILE}",
+        ],
+        "env": [{"name": "HOME", "value": _SCRATCH}],
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
+        "securityContext": _hardened(),
+        "terminationMessagePolicy": _TERMINATION,
+        "volumeMounts": [
+            {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
+            {"name": "files", "mountPath": _FILES},
+            {"name": "scratch", "mountPath": _SCRATCH},
+        ],
+    }
+
+
+def _server(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> Object:
+    spec = wanted.spec
+    is_vllm = uses_vllm(spec)
+    mounts: list[Object] = [
+        {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
+        {"name": "files", "mountPath": _FILES, "readOnly": True},
+        {"name": "scratch", "mountPath": _SCRATCH},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # of the container, a volume of its own
+    ]
+    if is_vllm:
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108  # likewise
+    if _has_mounted_base(revision, settings):
+        mounts.append({"name": "base", "mountPath": _BASE, "readOnly": True})
+    default_image = settings.vllm_image if is_vllm else settings.server_image
+    return {
+        "name": SERVER,
+        "image": spec.kubernetes.image or default_image,
+        "command": ["vllm", "serve"] if is_vllm else ["python", "-m", "neuroweaver.serving"],
+        "args": (
+            _vllm_arguments(wanted, revision, settings)
+            if is_vllm
+            else ["--config", f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"]
+        ),
+        "env": _environment(is_vllm=is_vllm, is_offline=not _needs_hub(wanted, revision, settings)),
+        "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
+        "resources": {"requests": requests(spec), "limits": limits(spec)},
+        "securityContext": _hardened(),
+        "terminationMessagePolicy": _TERMINATION,
+        "lifecycle": {"preStop": {"sleep": {"seconds": _NOTICE_S}}},
+        "volumeMounts": mounts,
+    } | _probes(spec, is_vllm=is_vllm)
+
+
+def _probes(spec: pb.DeploymentSpec, *, is_vllm: bool) -> Object:
+    """Our server's `live` proves tokens; vLLM's `/health` that its engine has not died."""
+    live, ready = ("/health", "/health") if is_vllm else ("/health/live", "/health/ready")
+    patience_s = spec.startup_timeout.ToTimedelta().total_seconds() or 600.0
+
+    def probe(path: str, period_s: int, failures: int) -> Object:
+        return {
+            "httpGet": {"path": path, "port": PORT_NAME, "scheme": "HTTP"},
+            "periodSeconds": period_s,
+            "timeoutSeconds": 5,
+            "failureThreshold": failures,
+        }
+
+    return {
+        "startupProbe": probe(ready, 5, math.ceil(patience_s / 5)),
+        "livenessProbe": probe(live, 10, 3),
+        "readinessProbe": probe(ready, 5, 2),
+    }
+
+
+def _vllm_arguments(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> list[str]:
+    """An argument each, so that no value can become a second one."""
+    engine, bundle = wanted.spec.engine, revision.bundle
+    names = [wanted.key.model_id, f"{wanted.key.model_id}@{bundle.version}"]
+    arguments = ["--host=0.0.0.0", f"--port={PORT}", "--load-format=safetensors"]
+    if bundle.base_name:
+        arguments = [
+            f"--model={_base(revision, settings)}",
+            *arguments,
+            f"--served-model-name={_base_name(revision)}",
+            "--enable-lora",
+            f"--max-lora-rank={_LARGEST_ADAPTER_RANK}",
+            "--lora-modules",
+            *(f"{name}={_FILES}" for name in names),
+        ]
+    else:
+        arguments = [f"--model={_FILES}", *arguments, "--served-model-name", *names]
+    arguments.append(f"--dtype={_WEIGHTS[engine.weight_type]}")
+    if engine.HasField("max_context_tokens"):
+        arguments.append(f"--max-model-len={engine.max_context_tokens}")
+    if engine.HasField("max_batch_size"):
+        arguments.append(f"--max-num-seqs={engine.max_batch_size}")
+    if engine.tensor_parallel_size > 1:
+        arguments.append(f"--tensor-parallel-size={engine.tensor_parallel_size}")
+    if engine.HasField("gpu_memory_share"):
+        arguments.append(f"--gpu-memory-utilization={engine.gpu_memory_share:g}")
+    return arguments
+
+
+def _environment(*, is_vllm: bool, is_offline: bool) -> list[Object]:
+    """Everything that wants to write is sent to a volume, since the image is read-only."""
+    values = {"HOME": _SCRATCH, "XDG_CACHE_HOME": f"{_SCRATCH}/cache", "HF_HOME": f"{_SCRATCH}/hub"}
+    if is_offline:
+        values["HF_HUB_OFFLINE"] = "1"
+    if is_vllm:
+        values |= {
+            "VLLM_CACHE_ROOT": f"{_SCRATCH}/vllm",
+            "TRITON_CACHE_DIR": f"{_SCRATCH}/triton",
+            "TORCHINDUCTOR_CACHE_DIR": f"{_SCRATCH}/inductor",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _volumes(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> list[Object]:
+    volumes: list[Object] = [
+        {
+            "name": "config",
+            "downwardAPI": {
+                "items": [
+                    {
+                        "path": path,
+                        "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"},
+                    }
+                    for path, annotation in ((_CONFIG_FILE, identity.CONFIG), (_SOURCE_FILE, identity.SOURCE))
+                ]
+            },
+        },
+        {"name": "files", "emptyDir": {}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    if uses_vllm(wanted.spec):
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    if _has_mounted_base(revision, settings):
+        claim = {"claimName": settings.base_claim, "readOnly": True}
+        volumes.append({"name": "base", "persistentVolumeClaim": claim})
+    return volumes
+
+
+def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> str:
+    """The model server's configuration; the init container takes the files from it."""
+    spec, bundle = wanted.spec, revision.bundle
+    engine = spec.engine
+    config: dict[str, Any] = {
+        "model": wanted.key.model_id,
+        "version": bundle.version,
+        "revision": revision.number,
+        "host": "0.0.0.0",  # noqa: S104  # the pod's own address; the NetworkPolicy says who reaches it
+        "port": PORT,
+        "files_folder": _FILES,
+        "files": [
+            {"path": file.path, "digest": file.digest, "size_bytes": file.size_bytes} for file in bundle.files
+        ],
+        "base_folder": _base(revision, settings) if _has_mounted_base(revision, settings) else "",
+        "base_digest": bundle.base_model_digest,
+        "weight_type": _WEIGHT_TYPES[engine.weight_type],
+        "adapter_mode": "switched" if engine.adapter_mode == pb.ADAPTER_MODE_SWITCHED else "merged",
+        "max_queue_size": engine.max_queue_size if engine.HasField("max_queue_size") else 256,
+        "drain_s": spec.drain_timeout.ToTimedelta().total_seconds(),
+    }
+    for name in ("max_context_tokens", "max_batch_size"):
+        if engine.HasField(name):
+            config[name] = getattr(engine, name)
+    text = json.dumps(config, separators=(",", ":"))
+    if len(text) > _LARGEST_CONFIG:
+        raise BackendError(
+            Trouble.REFUSED,
+            f"the version has {len(bundle.files)} files, more than a pod's annotations can list",
+        )
+    return text
+
+
+def _base(revision: WantedRevision, settings: ClusterSettings) -> str:
+    name = _base_name(revision)
+    return f"{_BASE}/{name}" if settings.base_claim else name
+
+
+def _base_name(revision: WantedRevision) -> str:
+    name = revision.bundle.base_name
+    if not _MODEL_NAME.fullmatch(name) or ".." in name:
+        raise BackendError(
+            Trouble.REFUSED,
+            f"the base model {name!r} is not named as `organisation/name`, so no pod can find it",
+        )
+    return name
+
+
+def _has_mounted_base(revision: WantedRevision, settings: ClusterSettings) -> bool:
+    return bool(revision.bundle.base_name and settings.base_claim)
+
+
+def _needs_hub(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> bool:
+    return uses_vllm(wanted.spec) and bool(revision.bundle.base_name) and not settings.base_claim
+
+
+def needs_hub(wanted: Wanted, settings: ClusterSettings) -> bool:
+    """Whether pods fetch a base model from the Hugging Face hub."""
+    return any(_needs_hub(wanted, revision, settings) for revision in wanted.revisions)
+
+
+def _tolerations(spec: pb.DeploymentSpec) -> list[Object]:
+    made: list[Object] = []
+    for toleration in spec.kubernetes.tolerations:
+        is_equal = toleration.operator == pb.TOLERATION_OPERATOR_EQUAL
+        each: Object = {"operator": "Equal" if is_equal else "Exists"}
+        if toleration.key:
+            each["key"] = toleration.key
+        if is_equal:
+            each["value"] = toleration.value
+        if toleration.effect:
+            each["effect"] = _EFFECTS[toleration.effect]
+        made.append(each)
+    if spec.resources.gpus:
+        gpu = {
+            "key": spec.resources.gpu_resource or "nvidia.com/gpu",
+            "operator": "Exists",
+            "effect": "NoSchedule",
+        }
+        if gpu not in made:
+            made.append(gpu)
+    return made
+
+
+def _hardened() -> Object:
+    return {
+        "allowPrivilegeEscalation": False,
+        "privileged": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+    }

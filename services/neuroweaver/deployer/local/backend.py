@@ -1,0 +1,299 @@
+"""Deployments as processes of this machine, behind one HTTP front."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import httpx2
+
+from neuroweaver.deployer.backend import (
+    BackendError,
+    BackendPlan,
+    FetchFile,
+    Key,
+    Line,
+    Measured,
+    Observed,
+    Trouble,
+    Wanted,
+)
+from neuroweaver.deployer.local import front, planning, processes
+from neuroweaver.deployer.local.cache import Cache
+from neuroweaver.deployer.local.fleet import Fleet
+from neuroweaver.deployer.local.machine import Machine, Room, this_machine
+from neuroweaver.deployer.local.planning import Running, Situation
+from neuroweaver.deployer.local.replica import Replica, Surroundings
+from neuroweaver.deployer.local.router import Router
+from neuroweaver.deployer.local.supplies import BaseFolder, Supplies
+from neuroweaver.v1 import deployer_pb2 as pb
+
+_LOG: Final = logging.getLogger(__name__)
+
+PORT: Final = 8100
+_BLOBS: Final = "blobs"
+_RESOURCE: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_SWEEP_S: Final = 60.0
+_NOT_GONE_S: Final = 1.0
+_LAST_DRAIN_S: Final = 2.0
+# The model server needs none of the deployer's secrets, such as the URL of its database.
+_PASSED_ON: Final = re.compile(
+    r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|VIRTUAL_ENV|PYTHON\w+|LD_\w+|DYLD_\w+|SSL_CERT_\w+|CUDA_\w+|NVIDIA_\w+"
+    r"|OMP_\w+|MKL_\w+|KMP_\w+|TORCH\w*"
+)
+# Threads that spin while they wait for each other make work many times slower on a machine that is shared.
+_ENVIRON: Final = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """home: state lies in its folder `deployments`. host, port: of the HTTP front; port 0 for any.
+
+    command: starts a model server, `--config FILE` follows. shutdown_s: the most that requests under way get
+    when the deployer itself ends. wedge_grace_s: how long a replica that was ready may fail its health check.
+    probe_s: between two health checks. wake_s: how long a request waits for a sleeping deployment.
+    unused_s: how long files that no deployment names are kept, for a way back without fetching them again.
+    """
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = PORT
+    command: Sequence[str] = (sys.executable, "-m", "neuroweaver.serving")
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    shutdown_s: float = 15.0
+    wedge_grace_s: float = 10.0
+    probe_s: float = 1.0
+    wake_s: float = 120.0
+    unused_s: float = 3600.0
+
+
+class LocalBackend:
+    """A `Backend`. Made by `local_backend`; only its event loop's thread calls it."""
+
+    def __init__(
+        self,
+        settings: LocalSettings,
+        folder: Path,
+        address: str,
+        client: httpx2.AsyncClient,
+        cache: Cache,
+        base_folder: BaseFolder,
+        machine: Machine,
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._address = address
+        self._client = client
+        self._cache = cache
+        self._base_folder = base_folder
+        self._room = Room(machine)
+        self._fleets: dict[str, Fleet] = {}
+        self._by_key: dict[Key, Fleet] = {}
+        self._changed: Callable[[Key], None] = lambda _: None
+        inherited = {name: value for name, value in settings.environ.items() if _PASSED_ON.fullmatch(name)}
+        self._environ = _ENVIRON | inherited
+
+    async def plan(self, wanted: Wanted) -> BackendPlan:
+        fleet = self._fleets.get(_checked(wanted.resource_name))
+        replicas = [each for each in fleet.replicas if not each.is_leaving] if fleet else []
+        own = [each.replica_id for each in fleet.replicas] if fleet else []
+        situation = Situation(
+            wanted.resource_name,
+            tuple(_running(each) for each in replicas),
+            await asyncio.to_thread(self._room.free, besides=own),
+            self._room.machine,
+            fleet.free_numbers() if fleet else iter(range(1, sys.maxsize)),
+        )
+        return planning.plan(wanted, situation)
+
+    async def apply(self, wanted: Wanted) -> None:
+        fleet = self._fleets.get(_checked(wanted.resource_name)) or self._new_fleet(wanted.resource_name)
+        self._by_key[wanted.key] = fleet
+        try:
+            fleet.wish(wanted)
+        except OSError as error:
+            raise _disk_trouble(error) from error
+
+    async def observe(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Observed:
+        del spec
+        fleet = self._fleets.get(resource_name)
+        return fleet.observe(self.endpoint(key)) if fleet else Observed()
+
+    async def remove(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> bool:
+        fleet = self._fleets.get(_checked(resource_name))
+        if fleet is None:
+            return True
+        fleet.key = key
+        if not fleet.remove(spec):
+            return False
+        del self._fleets[resource_name]
+        self._by_key.pop(key, None)
+        await fleet.delete()
+        return True
+
+    async def logs(
+        self, key: Key, resource_name: str, spec: pb.DeploymentSpec, since: Mapping[str, str]
+    ) -> AsyncIterator[Line]:
+        del key, spec
+        if fleet := self._fleets.get(resource_name):
+            async for line in fleet.lines(since):
+                yield line
+
+    async def measure(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Sequence[Measured]:
+        del key, spec
+        fleet = self._fleets.get(resource_name)
+        return await fleet.measure() if fleet else ()
+
+    async def run(self, changed: Callable[[Key], None]) -> None:
+        self._changed = changed
+        try:
+            while True:
+                await asyncio.sleep(_SWEEP_S)
+                if evicted := await self._cache.evict(self._settings.unused_s):
+                    _LOG.info("unused artifacts are evicted", extra={"files": evicted})
+        finally:
+            self._changed = lambda _: None
+
+    def endpoint(self, key: Key) -> str:
+        """The base URL of a deployment's OpenAI-compatible interface."""
+        return f"{self._address}/{key.project}/{key.model_id}/{key.name}/v1"
+
+    def fleet(self, key: Key) -> Fleet | None:
+        return self._by_key.get(key)
+
+    async def adopt(self) -> None:
+        """Finds what an earlier deployer that was killed has left running."""
+        running = await asyncio.to_thread(processes.found, self._folder)
+        for folder in self._folder.iterdir():
+            if folder.is_dir() and _RESOURCE.fullmatch(folder.name) and folder.name != _BLOBS:
+                self._new_fleet(folder.name).adopt(running)
+
+    async def close(self) -> None:
+        """Ends every replica: what the deployer started does not outlive its orderly end.
+
+        The front has waited for the calls under way before, so that there is nothing left to drain.
+        """
+        await asyncio.gather(*(fleet.close(_LAST_DRAIN_S) for fleet in self._fleets.values()))
+
+    def _new_fleet(self, resource_name: str) -> Fleet:
+        fleet = Fleet(
+            resource_name,
+            self._folder / resource_name,
+            self._surroundings,
+            lambda folder, moved: Supplies(folder, self._cache, self._base_folder, moved),
+            self._moved,
+        )
+        self._fleets[resource_name] = fleet
+        return fleet
+
+    def _surroundings(self, supplies: Supplies) -> Surroundings:
+        return Surroundings(
+            client=self._client,
+            room=self._room,
+            command=self._settings.command,
+            environ=self._environ,
+            supplies=supplies,
+            wedge_grace_s=self._settings.wedge_grace_s,
+            probe_s=self._settings.probe_s,
+        )
+
+    def _moved(self, fleet: Fleet) -> None:
+        if fleet.key is not None:
+            self._changed(fleet.key)
+
+
+@asynccontextmanager
+async def local_backend(
+    settings: LocalSettings,
+    fetch: FetchFile,
+    base_folder: BaseFolder,
+    *,
+    machine: Machine | None = None,
+) -> AsyncIterator[LocalBackend]:
+    """The backend, its front listening; what an earlier deployer left running is found again.
+
+    At the end of the block all replicas are drained and ended. Raises BackendError NOT_CONFIGURED if the port
+    is taken, or another deployer works in the same folder.
+    """
+    folder = settings.home.absolute() / "deployments"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_alone(folder))
+        listener = stack.enter_context(_listening(settings))
+        # Proxies of the environment are not for loopback, and streams take connections for long.
+        # An idle connection is given up before the model server does so, which a request could run into.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
+        client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=limits))
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"http://{host}:{listener.getsockname()[1]}"
+        cache = Cache(folder / _BLOBS, fetch)
+        backend = LocalBackend(
+            settings, folder, address, client, cache, base_folder, machine or this_machine()
+        )
+        await backend.adopt()
+        stack.push_async_callback(backend.close)
+        router = Router(
+            client, backend.fleet, host=settings.host, endpoint=backend.endpoint, wake_s=settings.wake_s
+        )
+        await stack.enter_async_context(front.serving(listener, router, drain_s=settings.shutdown_s))
+        yield backend
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No second deployer touches the folder, or starts everything twice."""
+    with (folder / "lock").open("ab") as lock:
+        give_up = time.monotonic() + _NOT_GONE_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                # One that was just killed may hold it for another moment.
+                if time.monotonic() > give_up:
+                    raise BackendError(
+                        Trouble.NOT_CONFIGURED, f"another deployer works in {folder}"
+                    ) from error
+                time.sleep(0.05)
+        yield
+
+
+@contextmanager
+def _listening(settings: LocalSettings) -> Iterator[socket.socket]:
+    try:
+        listener = front.listen(settings.host, settings.port)
+    except OSError as error:
+        raise BackendError(
+            Trouble.NOT_CONFIGURED,
+            f"the HTTP front cannot listen on {settings.host}:{settings.port}: {error.strerror}",
+        ) from error
+    with listener:
+        yield listener
+
+
+def _checked(resource_name: str) -> str:
+    """It becomes a folder's name."""
+    if not _RESOURCE.fullmatch(resource_name) or resource_name == _BLOBS:
+        raise BackendError(Trouble.REFUSED, f"{resource_name!r} cannot name a deployment on this machine")
+    return resource_name
+
+
+def _running(replica: Replica) -> Running:
+    return Running(replica.replica_id, replica.target, replica.frame, replica.need, replica.description)
+
+
+def _disk_trouble(error: OSError) -> BackendError:
+    trouble = Trouble.NO_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else Trouble.NOT_CONFIGURED
+    return BackendError(trouble, f"the state of the deployment cannot be written: {error.strerror}")

@@ -1,0 +1,56 @@
+"""What the router counted of one revision: the ground of measurements and of a rollout's analysis."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping
+from typing import Final
+
+# Milliseconds. Fine where thresholds usually lie: a percentile is read off between two bounds.
+BOUNDS_MS: Final = (
+    *(5, 10, 25, 50, 75, 100, 150, 200, 300, 400, 500, 650, 800, 1000, 1250, 1500, 1750, 2000, 2500, 3000),
+    *(4000, 5000, 7500, 10000, 15000, 20000, 30000, 45000, 60000, 120000, 300000, 600000),
+)
+
+
+class Histogram:
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BOUNDS_MS) + 1)
+
+    def add(self, milliseconds: float) -> None:
+        self._counts[bisect.bisect_left(BOUNDS_MS, milliseconds)] += 1
+
+    def cumulative(self) -> Mapping[float, int]:
+        """Upper bound, the last one infinite, to how many are not above it."""
+        total, buckets = 0, {}
+        for bound, count in zip((*BOUNDS_MS, math.inf), self._counts, strict=True):
+            total += count
+            buckets[float(bound)] = total
+        return buckets
+
+
+class Counts:
+    """requests: that ended, also by the revision's failure (`errors`) or the caller's mistake.
+
+    One whose caller went away is not counted. Times are of successes, those of the first token of streams.
+    """
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.errors = 0
+        self.latency = Histogram()
+        self.first_token = Histogram()
+
+    def succeeded(self, first_ms: float | None, total_ms: float) -> None:
+        self.requests += 1
+        self.latency.add(total_ms)
+        if first_ms is not None:
+            self.first_token.add(first_ms)
+
+    def refused(self) -> None:
+        self.requests += 1
+
+    def failed(self) -> None:
+        self.requests += 1
+        self.errors += 1

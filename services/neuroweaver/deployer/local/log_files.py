@@ -1,0 +1,141 @@
+"""The logs of one replica: a file for each start, its name the revision and the number of the start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+_NAME: Final = re.compile(r"(\d{8})-r(\d+)\.log")
+_KEPT: Final = 5
+_TAIL_BYTES: Final = 64 * 1024
+_LARGEST_BYTES: Final = 16 << 20
+_LONGEST: Final = 16 * 1024
+_QUOTED: Final = 300
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?")
+_LEVEL: Final = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
+_TELLING: Final = re.compile(r"error|exception|fatal|refused|cannot|killed|out of memory", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A line. cursor: where the next one begins."""
+
+    revision: int
+    time: datetime
+    message: str
+    level: str
+    cursor: str
+
+
+def new_file(folder: Path, revision: int) -> Path:
+    """For a further start; the oldest files beyond five are deleted."""
+    files = _files(folder)
+    for old in files[: -(_KEPT - 1)]:
+        old.unlink(missing_ok=True)
+    number = int(files[-1].name[:8]) + 1 if files else 1
+    return folder / f"{number:08d}-r{revision}.log"
+
+
+def bound(folder: Path, largest_bytes: int = _LARGEST_BYTES) -> None:
+    """Empties the file of the running process if it is larger; that one appends, and goes on at its start."""
+    files = _files(folder)
+    if files and files[-1].stat().st_size > largest_bytes:
+        os.truncate(files[-1], 0)
+
+
+def lines(folder: Path, cursor: str) -> list[Written]:
+    """The complete lines after `cursor`; all that are kept if it is empty. Blocks."""
+    after_name, _, after_at = cursor.partition(":")
+    later = [file for file in _files(folder) if file.name >= after_name]
+    return [
+        line for file in later for line in _lines(file, int(after_at or 0) if file.name == after_name else 0)
+    ]
+
+
+def reason(folder: Path) -> str:
+    """What the last start's log says of its end, in one line; empty if it says nothing. Blocks."""
+    files = _files(folder)
+    if not files:
+        return ""
+    with files[-1].open("rb") as file:
+        file.seek(max(0, files[-1].stat().st_size - _TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    last = [_message(line.strip()) for line in text.splitlines()[-20:] if line.strip()]
+    telling = [told for told, _, _ in last if _TELLING.search(told) and not told.startswith("Traceback")]
+    # A last line that only informs was no reason.
+    unleveled = [told for told, _, level in last if level not in {"DEBUG", "INFO"}]
+    line = (telling or unleveled or [""])[-1]
+    return line if len(line) <= _QUOTED else line[: _QUOTED - 1] + "…"
+
+
+def _lines(file: Path, begin: int) -> Iterator[Written]:
+    matched = _NAME.fullmatch(file.name)
+    revision = int(matched[2]) if matched else 0
+    try:
+        with file.open("rb") as source:
+            state = file.stat()
+            time = datetime.fromtimestamp(state.st_ctime, UTC)
+            # One that was emptied meanwhile is read from its start.
+            at = begin if begin <= state.st_size else 0
+            source.seek(at)
+            for raw in source:
+                if not raw.endswith(b"\n"):
+                    return
+                at += len(raw)
+                message, told, level = _message(raw.decode(errors="replace").rstrip())
+                time = told or time
+                if message:
+                    yield Written(revision, time, _cut(message), level, f"{file.name}:{at:012d}")
+    except FileNotFoundError:
+        return
+
+
+def _message(line: str) -> tuple[str, datetime | None, str]:
+    """The message, its time if it tells it, its level if it names one."""
+    if line.startswith("{"):
+        try:
+            fields = json.loads(line)
+            text = str(fields.get("message") or fields.get("msg") or line)
+            if fields.get("exception"):
+                text += ": " + str(fields["exception"]).strip().splitlines()[-1]
+            return (
+                text,
+                _time(str(fields.get("time") or fields.get("timestamp") or "")),
+                _known(str(fields.get("level") or "")),
+            )
+        except (ValueError, AttributeError):
+            pass
+    matched = _LEVEL.search(line[:80])
+    return line, _time(line[:40]), _known(matched[1]) if matched else ""
+
+
+def _known(level: str) -> str:
+    level = level.upper()
+    return {"CRITICAL": "ERROR", "WARN": "WARNING"}.get(level, level)
+
+
+def _time(text: str) -> datetime | None:
+    matched = _TIME.search(text)
+    if not matched:
+        return None
+    try:
+        time = datetime.fromisoformat(matched[0].replace(",", "."))
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _cut(message: str) -> str:
+    if len(message.encode()) <= _LONGEST:
+        return message
+    return message.encode()[: _LONGEST - 3].decode(errors="ignore") + "…"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.log") if _NAME.fullmatch(file.name))

@@ -1,0 +1,304 @@
+"""What a wish would do on this machine, changing nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from neuroweaver.deployer.backend import (
+    BackendPlan,
+    Capacity,
+    FieldChange,
+    Finding,
+    Planned,
+    Wanted,
+    WantedRevision,
+)
+from neuroweaver.deployer.local import quantities
+from neuroweaver.deployer.local.autoscaler import least_of
+from neuroweaver.deployer.local.launch import Launch
+from neuroweaver.deployer.local.machine import Machine, Need, lack
+from neuroweaver.v1 import deployer_pb2 as pb
+
+_NAMES: Final = {
+    pb.REPLACEMENT_MODE_SURGE: "SURGE",
+    pb.REPLACEMENT_MODE_RECREATE: "RECREATE",
+    pb.REPLACEMENT_MODE_SWAP_ADAPTER: "SWAP_ADAPTER",
+}
+
+
+@dataclass(frozen=True)
+class Running:
+    """A replica that is there. target, frame, description: those of its `Launch`; None where not known."""
+
+    replica_id: str
+    target: str
+    frame: str
+    need: Need
+    description: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """free: set aside for nobody, or for the deployment's own replicas. numbers: of the next replicas."""
+
+    resource_name: str
+    running: tuple[Running, ...]
+    free: Need
+    machine: Machine
+    numbers: Iterator[int]
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Needs of the deployment. surge, canary: at the peak of such a way there. step: one more replica."""
+
+    end: Need
+    surge: Need
+    canary: Need
+    step: Need
+
+
+def plan(wanted: Wanted, now: Situation) -> BackendPlan:
+    launches = [(revision, Launch.of(wanted, revision)) for revision in wanted.revisions]
+    old = [each for each in now.running if each.target not in {launch.target for _, launch in launches}]
+    sizes = _sizes(wanted, launches, old)
+    is_canary = wanted.spec.rollout.HasField("canary") and bool(old or len(launches) > 1)
+    mode, reason = _mode(wanted, launches, old, sizes, now.free, is_canary)
+    peak = sizes.canary if is_canary else _peak(mode, sizes, is_replacing=bool(old))
+    findings = [*_refusals(wanted.spec, now.machine), *_room(wanted, mode, sizes, peak, now, is_canary)]
+    return BackendPlan(
+        objects=tuple(_objects(launches, old, mode, now)),
+        findings=tuple(findings),
+        capacity=tuple(_capacity(wanted, sizes.end, peak, now)),
+        replacement=mode,
+        replacement_reason=reason,
+        has_downtime=bool(old) and mode == pb.REPLACEMENT_MODE_RECREATE,
+    )
+
+
+def replicas_of(revision: WantedRevision) -> int:
+    bounds = revision.autoscaling
+    return max(1, least_of(bounds)) if bounds is not None else revision.replicas
+
+
+def _sizes(wanted: Wanted, launches: list[tuple[WantedRevision, Launch]], old: list[Running]) -> _Sizes:
+    # Of a stable revision and its candidate one is left in the end.
+    each = [launch.need.times(replicas_of(revision)) for revision, launch in launches]
+    end = max(each, key=lambda need: (need.memory_bytes, need.cores), default=Need(0.0, 0))
+    step = launches[-1][1].need if launches else Need(0.0, 0)
+    rollout = wanted.spec.rollout
+    wished = max((replicas_of(revision) for revision, _ in launches), default=0)
+    surge = min(rollout.max_surge if rollout.HasField("max_surge") else 1, wished)
+    there = _sum(replica.need for replica in old)
+    # Old replicas may go first as far as some may be missing.
+    spared = min(rollout.max_unavailable, len(old))
+    at_once = step.times(max(surge, spared))
+    given_back = _sum(replica.need for replica in old[:spared])
+    surging = Need(
+        there.cores - given_back.cores + at_once.cores,
+        there.memory_bytes - given_back.memory_bytes + at_once.memory_bytes,
+    )
+    return _Sizes(end, _most(end, surging), _sum([*each, there]), step)
+
+
+def _mode(
+    wanted: Wanted,
+    launches: list[tuple[WantedRevision, Launch]],
+    old: list[Running],
+    sizes: _Sizes,
+    free: Need,
+    is_canary: bool,
+) -> tuple[pb.ReplacementMode.ValueType, str]:
+    asked = wanted.spec.rollout.replacement
+    can_swap = _can_swap(launches, old)
+    if is_canary:
+        return pb.REPLACEMENT_MODE_SURGE, "a canary runs beside the stable revision"
+    if asked == pb.REPLACEMENT_MODE_SWAP_ADAPTER and old and not can_swap:
+        return (
+            pb.REPLACEMENT_MODE_SURGE,
+            "base model or engine options change, so that no adapter can be swapped",
+        )
+    return (asked, "as asked for") if asked else _chosen(old, sizes, free, can_swap=can_swap)
+
+
+def _chosen(
+    old: list[Running], sizes: _Sizes, free: Need, *, can_swap: bool
+) -> tuple[pb.ReplacementMode.ValueType, str]:
+    """Where nothing was asked for: a swap before a surge before a gap in service."""
+    if not old:
+        return pb.REPLACEMENT_MODE_SURGE, "there is nothing to replace"
+    if can_swap:
+        return (
+            pb.REPLACEMENT_MODE_SWAP_ADAPTER,
+            "base model and engine options stay, so that running replicas load the other adapter",
+        )
+    if sizes.surge.fits(free):
+        return pb.REPLACEMENT_MODE_SURGE, "there is room for a new replica beside the old ones"
+    told = lack(sizes.surge, free).message
+    return pb.REPLACEMENT_MODE_RECREATE, f"there is no room beside the old replicas: the surge {told}"
+
+
+def _can_swap(launches: list[tuple[WantedRevision, Launch]], old: list[Running]) -> bool:
+    frames = {launch.frame for _, launch in launches}
+    return len(frames) == 1 and "" not in frames and all(each.frame in frames for each in old)
+
+
+def _peak(mode: pb.ReplacementMode.ValueType, sizes: _Sizes, *, is_replacing: bool) -> Need:
+    return sizes.surge if is_replacing and mode == pb.REPLACEMENT_MODE_SURGE else sizes.end
+
+
+def _room(
+    wanted: Wanted,
+    mode: pb.ReplacementMode.ValueType,
+    sizes: _Sizes,
+    peak: Need,
+    now: Situation,
+    is_canary: bool,
+) -> Iterator[Finding]:
+    if not sizes.end.fits(now.free):
+        lacking = lack(sizes.end, now.free)
+        field = "resources.cpu_request" if lacking.resource == "cpu" else "resources.memory_request"
+        yield Finding(
+            f"INSUFFICIENT_{lacking.resource.upper()}", f"the deployment {lacking.message}", field, True
+        )
+    elif not peak.fits(now.free):
+        told = lack(peak, now.free).message
+        how = "a canary beside the stable revision" if is_canary else "a surge"
+        ways = "fewer replicas, or less set aside for each (resources)"
+        if is_canary:
+            ways = f"a rollout without a canary, {ways}"
+        else:
+            ways = f"replacement RECREATE, max_unavailable 1 with max_surge 0, {ways}"
+        yield Finding(
+            "SURGE_WOULD_DEADLOCK",
+            f"{how} {told}: it would wait for ever. What helps: {ways}",
+            "rollout.canary" if is_canary else "rollout.replacement",
+            True,
+        )
+    for revision in wanted.revisions:
+        bounds = revision.autoscaling
+        if bounds is not None and not sizes.step.times(bounds.max_replicas).fits(now.free):
+            yield Finding(
+                "MAX_REPLICAS_BEYOND_ROOM",
+                f"there is no room for {bounds.max_replicas} replicas; autoscaling ends where the room does",
+                "autoscaling.max_replicas",
+            )
+    asked = wanted.spec.rollout.replacement
+    if asked == pb.REPLACEMENT_MODE_SWAP_ADAPTER and mode != asked:
+        yield Finding(
+            "SWAP_NOT_POSSIBLE",
+            "base model or engine options change, so that replicas are started anew",
+            "rollout.replacement",
+            True,
+        )
+
+
+def _refusals(spec: pb.DeploymentSpec, machine: Machine) -> Iterator[Finding]:
+    if spec.resources.gpus > machine.gpus:
+        yield Finding(
+            "INSUFFICIENT_GPU",
+            f"this machine has {machine.gpus} GPUs, and each replica asks for {spec.resources.gpus}",
+            "resources.gpus",
+            True,
+        )
+    if spec.engine.weight_type == pb.WEIGHT_TYPE_FP16 and not spec.resources.gpus:
+        yield Finding("FP16_NEEDS_GPU", "half precision needs a GPU; use BF16", "engine.weight_type", True)
+    if spec.autoscaling.custom_metrics:
+        yield Finding(
+            "CUSTOM_METRICS_UNSUPPORTED",
+            "this machine has no custom metrics API",
+            "autoscaling.custom_metrics",
+            True,
+        )
+
+
+def _capacity(wanted: Wanted, end: Need, peak: Need, now: Situation) -> Iterator[Capacity]:
+    free = now.free
+    yield Capacity(
+        "cpu",
+        quantities.of_cores(end.cores),
+        quantities.of_cores(peak.cores),
+        quantities.of_cores(free.cores),
+        Need(peak.cores, 0).fits(free),
+    )
+    yield Capacity(
+        "memory",
+        quantities.of_bytes(end.memory_bytes),
+        quantities.of_bytes(peak.memory_bytes),
+        quantities.of_bytes(free.memory_bytes),
+        Need(0.0, peak.memory_bytes).fits(free),
+    )
+    if gpus := wanted.spec.resources.gpus:
+        total = gpus * sum(replicas_of(revision) for revision in wanted.revisions)
+        resource = wanted.spec.resources.gpu_resource or "nvidia.com/gpu"
+        enough = total <= now.machine.gpus
+        yield Capacity(resource, str(total), str(total), str(now.machine.gpus), enough)
+
+
+def _objects(
+    launches: list[tuple[WantedRevision, Launch]],
+    old: list[Running],
+    mode: pb.ReplacementMode.ValueType,
+    now: Situation,
+) -> Iterator[Planned]:
+    swapped = list(old) if mode == pb.REPLACEMENT_MODE_SWAP_ADAPTER else []
+    going = [] if swapped else list(old)
+    for revision, launch in launches:
+        alike = [each for each in now.running if each.target == launch.target]
+        count = replicas_of(revision)
+        for each in alike[:count]:
+            yield _planned(each.replica_id, pb.PLANNED_ACTION_UNCHANGED, launch)
+        going += alike[count:]
+        for _ in range(count - len(alike)):
+            if swapped:
+                each = swapped.pop(0)
+                changes = _changes(each.replica_id, each.description, launch.description(each.replica_id))
+                yield _planned(each.replica_id, pb.PLANNED_ACTION_UPDATE, launch, changes)
+            else:
+                name = f"{now.resource_name}-{next(now.numbers)}"
+                yield _planned(name, pb.PLANNED_ACTION_CREATE, launch)
+    for each in (*going, *swapped):
+        yield Planned("local/v1", "Process", "", each.replica_id, pb.PLANNED_ACTION_DELETE, "")
+
+
+def _planned(
+    replica_id: str,
+    action: pb.PlannedAction.ValueType,
+    launch: Launch,
+    changes: tuple[FieldChange, ...] = (),
+) -> Planned:
+    return Planned("local/v1", "Process", "", replica_id, action, launch.manifest(replica_id), changes)
+
+
+def _changes(
+    replica_id: str, before: Mapping[str, Any] | None, after: Mapping[str, Any]
+) -> tuple[FieldChange, ...]:
+    if before is None:
+        return ()
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    return tuple(
+        FieldChange(f"Process/{replica_id}", path, old.get(path, ""), new.get(path, ""))
+        for path in sorted({*old, *new})
+        if old.get(path) != new.get(path)
+    )
+
+
+def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Each value that is no mapping, as JSON, by its path."""
+    for name, each in value.items():
+        if isinstance(each, Mapping):
+            yield from _leaves(each, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", json.dumps(each)
+
+
+def _sum(needs: Collection[Need] | Iterator[Need]) -> Need:
+    each = list(needs)
+    return Need(sum(need.cores for need in each), sum(need.memory_bytes for need in each))
+
+
+def _most(one: Need, other: Need) -> Need:
+    return Need(max(one.cores, other.cores), max(one.memory_bytes, other.memory_bytes))

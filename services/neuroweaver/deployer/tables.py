@@ -1,0 +1,155 @@
+"""The Deployer's tables. Migrations make them; these definitions are what the queries speak of."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+from neuroweaver.mesh import idempotency
+from neuroweaver.mesh.database import UtcDateTime
+
+METADATA: Final = MetaData()
+
+
+def ascii_text(length: int) -> Any:
+    """Text that sorts byte by byte in both databases, whatever the language of the server."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
+def key_columns() -> list[Column[Any]]:
+    """Those that name a deployment."""
+    return [
+        Column("project", ascii_text(128), primary_key=True),
+        Column("model_id", ascii_text(63), primary_key=True),
+        Column("name", ascii_text(32), primary_key=True),
+    ]
+
+
+def _of_deployment() -> ForeignKeyConstraint:
+    key = ["project", "model_id", "name"]
+    return ForeignKeyConstraint(key, [f"deployments.{name}" for name in key])
+
+
+# A deployment that is gone keeps its row: its events go on from there if it is made again.
+deployments: Final = Table(
+    "deployments",
+    METADATA,
+    *key_columns(),
+    Column("resource_name", ascii_text(63), nullable=False, unique=True),
+    Column("state", Integer, nullable=False),
+    Column("alias", ascii_text(63), nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    # Of the last event, and of the first one since it was made last.
+    Column("last_sequence", BigInteger, nullable=False),
+    Column("first_sequence", BigInteger, nullable=False),
+    Column("record", Text, nullable=False),
+    Index("deployments_by_time", "project", "create_time", "model_id", "name"),
+    Index("deployments_by_state", "state"),
+)
+
+# Labels once more, to be searched.
+labels: Final = Table(
+    "labels",
+    METADATA,
+    *key_columns(),
+    Column("label", ascii_text(253), primary_key=True),
+    Column("value", ascii_text(63), nullable=False),
+    _of_deployment(),
+    Index("labels_by_value", "project", "label", "value", "model_id", "name"),
+)
+
+# What happened, by whom: for watches, and as the audit.
+events: Final = Table(
+    "events",
+    METADATA,
+    *key_columns(),
+    Column("sequence", BigInteger, primary_key=True),
+    Column("time", UtcDateTime, nullable=False),
+    Column("actor", ascii_text(256), nullable=False),
+    Column("event", LargeBinary, nullable=False),
+    _of_deployment(),
+    Index("events_by_time", "time"),
+)
+
+log_lines: Final = Table(
+    "log_lines",
+    METADATA,
+    *key_columns(),
+    Column("sequence", BigInteger, primary_key=True),
+    Column("time", UtcDateTime, nullable=False),
+    Column("replica_id", ascii_text(253), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("level", ascii_text(16), nullable=False),
+    Column("message", Text, nullable=False),
+    _of_deployment(),
+)
+
+# How far each replica's log has been read.
+log_cursors: Final = Table(
+    "log_cursors",
+    METADATA,
+    *key_columns(),
+    Column("replica_id", ascii_text(253), primary_key=True),
+    Column("cursor", Text, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    _of_deployment(),
+)
+
+# What the replicas of a revision had counted at a moment.
+measurements: Final = Table(
+    "measurements",
+    METADATA,
+    *key_columns(),
+    Column("time", UtcDateTime, primary_key=True),
+    Column("revision", BigInteger, primary_key=True),
+    Column("record", Text, nullable=False),
+    _of_deployment(),
+    Index("measurements_by_time", "time"),
+)
+
+# What routers measured from outside.
+samples: Final = Table(
+    "samples",
+    METADATA,
+    *key_columns(),
+    Column("sequence", BigInteger, primary_key=True),
+    Column("time", UtcDateTime, nullable=False),
+    Column("source", String(128), nullable=False),
+    Column("actor", ascii_text(256), nullable=False),
+    Column("version", ascii_text(128), nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("accuracy", Float),
+    Column("latency_ms", Float),
+    Column("throughput_rps", Float),
+    Column("error_rate", Float),
+    Column("cost_per_request", Float),
+    Column("judged_quality", Float),
+    _of_deployment(),
+    Index("samples_of_deployment", "project", "model_id", "name", "time"),
+    Index("samples_by_time", "time"),
+)
+
+# Who runs the loop. token rises with every new holder, beat while one lives.
+leases: Final = Table(
+    "leases",
+    METADATA,
+    Column("lease", ascii_text(63), primary_key=True),
+    Column("holder", ascii_text(64), nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("beat", BigInteger, nullable=False),
+)
+
+answers: Final = idempotency.table(METADATA)

@@ -1,0 +1,98 @@
+"""The files of a model, looked at byte for byte before any of them is loaded."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from neuroweaver.mesh.base_models.folders import digest_of, digests
+from neuroweaver.serving.config import ModelFile
+
+ADAPTER_CONFIG: Final = "adapter_config.json"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
+MODEL_CONFIG: Final = "config.json"
+
+
+class DamagedArtifacts(Exception):
+    """A file is missing, has other bytes than were registered, or no model is among the files."""
+
+
+def verify_base(folder: Path, digest: str) -> None:
+    """Raises DamagedArtifacts unless weights and architecture in `folder` have `digest`; empty fits all."""
+    if not (folder / MODEL_CONFIG).is_file() or not any(folder.glob("*.safetensors")):
+        raise DamagedArtifacts(f"the base model's folder {folder} holds no config.json with safetensors")
+    if digest and (found := digests(folder).base) != digest:
+        raise DamagedArtifacts(f"the base model in {folder} has digest {found}, not {digest}")
+
+
+@contextmanager
+def verified(folder: Path, files: Sequence[ModelFile]) -> Iterator[Path]:
+    """A folder with `files` and nothing else, after each was found to have its size and its SHA-256.
+
+    What else lies in `folder` cannot be loaded by mistake. Raises DamagedArtifacts.
+    """
+    for file in files:
+        _verify(folder / file.path, file)
+    with tempfile.TemporaryDirectory(prefix="neuroweaver-serving-") as view:
+        for file in files:
+            place = Path(view) / file.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to((folder / file.path).resolve())
+        yield Path(view)
+
+
+def adapter_folder(files: Sequence[ModelFile]) -> PurePosixPath | None:
+    """Where the adapter lies among the files; None if they hold none. Raises DamagedArtifacts."""
+    found = _folders_with(files, ADAPTER_CONFIG)
+    if not found:
+        return None
+    if len(found) > 1:
+        raise DamagedArtifacts(f"the files hold {len(found)} adapters, where one is served at a time")
+    if not any(PurePosixPath(file.path) == found[0] / ADAPTER_WEIGHTS for file in files):
+        raise DamagedArtifacts(f"the files hold no {found[0] / ADAPTER_WEIGHTS}")
+    return found[0]
+
+
+def model_folder(files: Sequence[ModelFile]) -> PurePosixPath:
+    """Where a whole model lies among the files. Raises DamagedArtifacts."""
+    candidates = [
+        folder
+        for folder in _folders_with(files, MODEL_CONFIG)
+        if any(PurePosixPath(file.path).match(str(folder / "*.safetensors")) for file in files)
+    ]
+    if len(candidates) != 1:
+        raise DamagedArtifacts(
+            "without a base model, the files must hold one folder with config.json and safetensors, "
+            f"not {len(candidates)}"
+        )
+    return candidates[0]
+
+
+def adapter_kind(folder: Path) -> str:
+    """The `peft_type` of the adapter in `folder`. Raises DamagedArtifacts."""
+    try:
+        kind = json.loads((folder / ADAPTER_CONFIG).read_bytes()).get("peft_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedArtifacts(f"{ADAPTER_CONFIG} cannot be read") from error
+    return str(kind)
+
+
+def _folders_with(files: Sequence[ModelFile], name: str) -> list[PurePosixPath]:
+    paths = [PurePosixPath(file.path) for file in files]
+    return sorted(path.parent for path in paths if path.name == name)
+
+
+def _verify(path: Path, file: ModelFile) -> None:
+    try:
+        size = path.stat().st_size
+        if size != file.size_bytes:
+            raise DamagedArtifacts(f"{file.path} has {size} bytes, not {file.size_bytes}")
+        digest = digest_of(path)
+    except OSError as error:
+        raise DamagedArtifacts(f"{file.path} cannot be read: {error.strerror}") from error
+    if digest != file.digest:
+        raise DamagedArtifacts(f"{file.path} has SHA-256 {digest}, not {file.digest}")

@@ -1,0 +1,43 @@
+"""Prompts as token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neuroweaver.serving.api import ApiError, Message
+
+
+def token_ids(tokenizer: Any, prompt: list[Message] | str | list[int]) -> list[int]:
+    """Raises ApiError."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    if prompt and isinstance(prompt[0], dict):
+        return _of_chat(tokenizer, prompt)
+    ids = [each for each in prompt if isinstance(each, int)]
+    if max(ids) >= len(tokenizer):
+        raise ApiError(
+            f"Invalid value for 'prompt': the vocabulary ends at {len(tokenizer) - 1}.",
+            parameter="prompt",
+            code="invalid_value",
+        )
+    return ids
+
+
+def _of_chat(tokenizer: Any, messages: Any) -> list[int]:
+    if not tokenizer.chat_template:
+        raise ApiError(
+            "This model has no chat template; use /v1/completions.",
+            parameter="messages",
+            code="no_chat_template",
+        )
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception as error:
+        # A template refuses, for example, two turns of a user in a row, by Jinja's errors or any other.
+        raise ApiError(
+            f"The model's chat template refuses these messages: {error}",
+            parameter="messages",
+            code="invalid_value",
+        ) from error
+    # The template has written the special tokens already.
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,35 @@
+"""Which versions a server can answer with, and which of them a request means."""
+
+from __future__ import annotations
+
+from neuroweaver.serving.api import ApiError
+
+
+class Versions:
+    """`name` is the current version, `name@version` any that is loaded. Of the event loop's thread alone."""
+
+    def __init__(self, name: str, version: str) -> None:
+        self.name = name
+        self.current = version
+        self.loaded = [version]
+
+    def full_name(self, version: str) -> str:
+        return f"{self.name}@{version}" if version else self.name
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys([self.name, *(self.full_name(version) for version in self.loaded)]))
+
+    def meant(self, model: str) -> str:
+        """Raises ApiError."""
+        name, at, version = model.partition("@")
+        if name == self.name and not at:
+            return self.current
+        if name == self.name and version in self.loaded:
+            return version
+        raise ApiError(
+            f"The model '{model[:200]}' does not exist here; there is {', '.join(self.names)}.",
+            status=404,
+            parameter="model",
+            code="model_not_found",
+        )

@@ -1,0 +1,109 @@
+"""What the HTTP endpoints share: the engine once it is there, the answers under way, the versions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from neuroweaver.serving import prompts
+from neuroweaver.serving.answer import Answer, Delta, Generation
+from neuroweaver.serving.api import ApiError, Message
+from neuroweaver.serving.engine import Engine
+from neuroweaver.serving.status import Phase, Status
+from neuroweaver.serving.versions import Versions
+
+Deltas = asyncio.Queue[Delta | None]
+"""None: there will be no more, since nobody listens."""
+
+
+class Work:
+    """Belongs to the event loop; only `deliver` may be called from another thread."""
+
+    def __init__(self, status: Status, versions: Versions, loop: asyncio.AbstractEventLoop) -> None:
+        self.status = status
+        self.versions = versions
+        self.requests = 0
+        self.max_context = 0
+        self._loop = loop
+        self._engine: Engine | None = None
+        self._tokenizer: Any = None
+        self._streams: dict[Answer, Deltas] = {}
+        # Templates and tokenizers may take long; one thread keeps them off the event loop and in turn.
+        self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
+
+    def attach(self, engine: Engine, tokenizer: Any, max_context: int) -> None:
+        """The engine is warm: requests are taken."""
+        self._engine, self._tokenizer, self.max_context = engine, tokenizer, max_context
+        self.status.loaded_versions = tuple(self.versions.loaded)
+        self.status.enter(Phase.READY)
+
+    @property
+    def engine(self) -> Engine | None:
+        return self._engine
+
+    @property
+    def running(self) -> int:
+        return self._engine.running if self._engine else 0
+
+    @property
+    def waiting(self) -> int:
+        return self._engine.waiting if self._engine else 0
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Counts among the requests that a drain waits for."""
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    def refuse_unless_ready(self) -> None:
+        """Raises ApiError while the model loads, and once the server drains."""
+        phase = self.status.phase
+        if phase is Phase.READY and self._engine is not None:
+            return
+        raise ApiError(
+            f"The server is {phase} and takes no requests now.",
+            status=503,
+            kind="server_error",
+            code="draining" if phase is Phase.DRAINING else "not_ready",
+            retry_after_s=1,
+        )
+
+    async def tokenize(self, prompt: list[Message] | str | list[int]) -> list[int]:
+        """Raises ApiError."""
+        ids = await self._loop.run_in_executor(self._tokenizing, prompts.token_ids, self._tokenizer, prompt)
+        if not ids:
+            raise ApiError("The prompt has no token.", parameter="prompt", code="invalid_value")
+        return ids
+
+    def submit(self, generation: Generation) -> Answer:
+        """Raises QueueFull; ApiError if a drain began or the version was dropped in the meantime."""
+        self.refuse_unless_ready()
+        self.versions.meant(self.versions.full_name(generation.version))
+        assert self._engine is not None
+        answer = self._engine.submit(generation)
+        self._streams[answer] = asyncio.Queue()
+        return answer
+
+    def deltas(self, answer: Answer) -> Deltas:
+        return self._streams[answer]
+
+    def leave(self, answer: Answer) -> None:
+        """Nobody listens to `answer` any more; what is left of it is not made."""
+        del self._streams[answer]
+        if self._engine is not None:
+            self._engine.cancel(answer)
+
+    def deliver(self, made: Sequence[tuple[Answer, Delta]]) -> None:
+        """Hands on what a step of the engine made; for its thread."""
+        self._loop.call_soon_threadsafe(self._distribute, made)
+
+    def _distribute(self, made: Sequence[tuple[Answer, Delta]]) -> None:
+        for answer, delta in made:
+            if stream := self._streams.get(answer):
+                stream.put_nowait(delta)

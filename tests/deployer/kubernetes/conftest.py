@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deployer.kubernetes.fake import Fake, kubeconfig, serving
+from deployer.kubernetes.wishes import SETTINGS
+from neuroweaver.deployer.kubernetes.api import Api, Patience
+from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
+from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.connection import Access
+from neuroweaver.deployer.kubernetes.watching import Backoff
+
+QUICK = Patience(attempt_s=2.0, whole_s=4.0, first_wait_s=0.01)
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[Fake]:
+    async with serving(Fake()) as made:
+        yield made
+
+
+@pytest.fixture
+def settings(fake: Fake, tmp_path: Path) -> ClusterSettings:
+    return replace(SETTINGS, access=Access(kubeconfig(fake.url, tmp_path)))
+
+
+@pytest.fixture
+async def api(settings: ClusterSettings) -> AsyncIterator[Api]:
+    made = Api(settings.access, QUICK)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def backend(settings: ClusterSettings, api: Api) -> AsyncIterator[KubernetesBackend]:
+    made = KubernetesBackend(settings, api, Backoff(first_s=0.01, longest_s=0.1))
+    yield made
+    await made.close()

@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deployer.kubernetes import promql, schemas
+from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, seconds, spec, wanted
+from neuroweaver.deployer.backend import Wanted
+from neuroweaver.deployer.kubernetes import capacity, identity, kinds, quantities
+from neuroweaver.deployer.kubernetes.kinds import Object
+from neuroweaver.deployer.kubernetes.manifests import Cluster, manifests, record
+from neuroweaver.v1 import deployer_pb2 as pb
+
+EVERYTHING = Cluster(frozenset(kind for kind in kinds.OWNED if kind.is_custom))
+ABLE = replace(
+    SETTINGS,
+    own_namespace="neuroweaver",
+    gateway="infra/edge",
+    prometheus_url="http://prometheus.monitoring.svc:9090",
+    activation_query='sum(rate(router_requests_total{deployment="{deployment}"}[1m]))',
+)
+ZERO = pb.Autoscaling(min_replicas=0, max_replicas=3, target_concurrency=4)
+GPUS = pb.ReplicaResources(gpus=2, cpu_limit="4", cpu_request="2", memory_request="8Gi", memory_limit="16Gi")
+
+
+def made(wish: Wanted, cluster: Cluster = EVERYTHING) -> list[Object]:
+    objects = manifests(wish, ABLE, cluster)
+    return [*objects, record(wish, ABLE, objects)]
+
+
+def of(objects: list[Object], kind: kinds.Kind) -> list[Object]:
+    return [each for each in objects if each["kind"] == kind.name]
+
+
+def server(deployment: Object) -> Object:
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+autoscalings = st.one_of(
+    st.none(),
+    st.builds(
+        lambda low, more, cpu, memory, concurrency, custom, delay: pb.Autoscaling(
+            min_replicas=low,
+            max_replicas=low + more + (low == 0),
+            target_cpu_percent=cpu,
+            target_memory_percent=memory,
+            target_concurrency=concurrency,
+            custom_metrics=[pb.CustomMetricTarget(name="queue_depth", average_value=custom)]
+            if custom
+            else [],
+            scale_down_delay=seconds(delay),
+            idle_timeout=seconds(600) if low == 0 else None,
+        ),
+        st.integers(0, 5),
+        st.integers(0, 5),
+        st.none() | st.integers(1, 100),
+        st.none() | st.integers(1, 100),
+        st.none() | st.floats(0.01, 100),
+        st.none() | st.sampled_from(["10", "500m", "2k", "1Gi"]),
+        st.integers(0, 3600),
+    ),
+)
+texts = st.text(max_size=40)
+tolerations = st.builds(
+    lambda key, value, effect: pb.Toleration(
+        key=key,
+        operator=pb.TOLERATION_OPERATOR_EQUAL if value else pb.TOLERATION_OPERATOR_EXISTS,
+        value=value,
+        effect=effect,
+    ),
+    st.sampled_from(["a", "example.org/b"]),
+    st.sampled_from(["", "c"]),
+    st.sampled_from(list(pb.TaintEffect.values())),
+)
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> Wanted:
+    count = draw(st.integers(1, 2))
+    weights = draw(st.sampled_from([(100,), (0,)] if count == 1 else [(100, 0), (90, 10), (0, 100), (0, 0)]))
+    revisions = []
+    for index, weight in enumerate(weights):
+        base = draw(st.sampled_from(["", "HuggingFaceTB/SmolLM2-135M-Instruct", "plain"]))
+        version = draw(st.sampled_from(["1.0.0", "1.0.0-rc.1+build.5"]) | texts)
+        revisions.append(
+            replace(
+                revision(draw(st.integers(1, 10**9)) + index, draw(st.integers(0, 1000)), weight),
+                autoscaling=draw(autoscalings),
+                bundle=bundle(version, base),
+            )
+        )
+    request, more = draw(st.integers(1, 64)), draw(st.integers(0, 64))
+    resources = pb.ReplicaResources(
+        cpu_request=draw(st.sampled_from(["0.5", "1", "250m", "2.125"])),
+        memory_request=f"{request}Gi",
+        memory_limit=f"{request + more}Gi",
+        storage_request=draw(st.sampled_from(["", "20Gi", "1.5T"])),
+        gpus=draw(st.integers(0, 8)),
+        gpu_resource=draw(st.sampled_from(["nvidia.com/gpu", "amd.com/gpu"])),
+    )
+    options = pb.KubernetesOptions(
+        namespace="models",
+        image=draw(st.sampled_from(["", "registry.example.org:5000/a/b@sha256:" + "0" * 64])),
+        image_pull_secrets=draw(st.sampled_from([[], ["pull"]])),
+        node_selector=draw(st.sampled_from([{}, {"pool": "gpu"}])),
+        tolerations=draw(st.lists(tolerations, max_size=3)),
+        service_account=draw(st.sampled_from(["", "own"])),
+        min_available=draw(st.none() | st.integers(0, 1000)),
+        client_namespaces=draw(st.sampled_from([[], ["a", "b"]])),
+        monitoring=draw(st.none() | st.booleans()),
+    )
+    engine = pb.EngineOptions(
+        weight_type=draw(st.sampled_from(list(pb.WeightType.values()))),
+        adapter_mode=draw(st.sampled_from(list(pb.AdapterMode.values()))),
+        max_context_tokens=draw(st.none() | st.integers(16, 4096)),
+        max_batch_size=draw(st.none() | st.integers(1, 64)),
+        gpu_memory_share=draw(st.none() | st.floats(0.1, 1)),
+        tensor_parallel_size=draw(st.integers(1, 8)),
+    )
+    made = spec(resources=resources, kubernetes=options, engine=engine)
+    made.labels.update(draw(st.sampled_from([{}, {"team": "speech", "example.org/cost": "a.b_c-1"}])))
+    made.rollout.max_surge = draw(st.integers(0, 3))
+    made.rollout.max_unavailable = draw(st.integers(0, 3))
+    made.drain_timeout.CopyFrom(seconds(draw(st.integers(0, 3600))))
+    key = replace(wanted().key, project=draw(texts), name=draw(texts))
+    return wanted(
+        *revisions,
+        spec=made,
+        key=key,
+        replacement=draw(st.sampled_from([pb.REPLACEMENT_MODE_SURGE, pb.REPLACEMENT_MODE_RECREATE])),
+    )
+
+
+@given(wishes())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_is_wished_the_objects_are_valid_and_fit_together(wish: Wanted):
+    objects = made(wish)
+    for each in objects:
+        schemas.check(each)
+        assert yaml.safe_load(yaml.safe_dump(each)) == each
+        assert set(each["metadata"]) == {"name", "namespace", "labels", "annotations"}
+        assert len(each["metadata"]["name"]) <= 63
+        assert each["metadata"]["labels"][identity.DEPLOYMENT] == NAME
+        assert identity.key_of(each) == wish.key
+    names = {(each["kind"], each["metadata"]["name"]) for each in objects}
+    assert len(names) == len(objects)
+    check_deployments(objects, wish)
+    check_services(objects)
+    check_autoscalers(objects, names)
+    check_budgets(objects, wish)
+
+
+def check_deployments(objects: list[Object], wish: Wanted) -> None:
+    deployments = of(objects, kinds.DEPLOYMENT)
+    assert len(deployments) == len(wish.revisions)
+    selectors = [each["spec"]["selector"]["matchLabels"] for each in deployments]
+    assert len({json.dumps(each, sort_keys=True) for each in selectors}) == len(selectors)
+    for each in deployments:
+        spec = each["spec"]
+        template = spec["template"]
+        assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        if spec["strategy"]["type"] == "RollingUpdate":
+            assert any(spec["strategy"]["rollingUpdate"].values())
+        pod = template["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["automountServiceAccountToken"] is False
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in [*pod["containers"], *pod["initContainers"]]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"]
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert not context["allowPrivilegeEscalation"]
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            resources = container["resources"]
+            for resource, limit in resources["limits"].items():
+                assert quantities.parse(resources["requests"].get(resource, "0")) <= quantities.parse(limit)
+        ports = {port["name"] for port in server(each)["ports"]}
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert server(each)[probe]["httpGet"]["port"] in ports
+        assert pod["terminationGracePeriodSeconds"] > wish.spec.drain_timeout.seconds
+        gpus = wish.spec.resources.gpus
+        assert server(each)["resources"]["limits"].get(wish.spec.resources.gpu_resource) == (
+            str(gpus) if gpus else None
+        )
+        if gpus:
+            tolerated = {toleration.get("key") for toleration in pod["tolerations"]}
+            assert wish.spec.resources.gpu_resource in tolerated
+
+
+def check_services(objects: list[Object]) -> None:
+    pods = [each["spec"]["template"]["metadata"]["labels"] for each in of(objects, kinds.DEPLOYMENT)]
+    for each in of(objects, kinds.SERVICE):
+        selected = [labels for labels in pods if each["spec"]["selector"].items() <= labels.items()]
+        if each["metadata"]["labels"][identity.ROLE] == "revision":
+            assert len(selected) == 1
+        assert {port["targetPort"] for port in each["spec"]["ports"]} == {"http"}
+
+
+def check_autoscalers(objects: list[Object], names: set[tuple[str, str]]) -> None:
+    for each in of(objects, kinds.AUTOSCALER):
+        assert 1 <= each["spec"]["minReplicas"] <= each["spec"]["maxReplicas"]
+        assert each["spec"]["metrics"]
+        assert ("Deployment", each["spec"]["scaleTargetRef"]["name"]) in names
+    scaled = {
+        each["spec"]["scaleTargetRef"]["name"] for each in objects if "scaleTargetRef" in each.get("spec", {})
+    }
+    for each in of(objects, kinds.DEPLOYMENT):
+        # A number beside an autoscaler would be fought over.
+        assert ("replicas" in each["spec"]) != (each["metadata"]["name"] in scaled)
+
+
+def check_budgets(objects: list[Object], wish: Wanted) -> None:
+    budgets = {each["metadata"]["name"]: each for each in of(objects, kinds.DISRUPTION_BUDGET)}
+    for each in wish.revisions:
+        least = each.autoscaling.min_replicas if each.autoscaling else each.replicas
+        budget = budgets.get(identity.of_revision(NAME, each.number))
+        assert (budget is not None) == (least >= 2)
+        if budget is not None:
+            allowed = budget["spec"].get("maxUnavailable", least - budget["spec"].get("minAvailable", 0))
+            assert allowed >= 1
+
+
+@pytest.mark.parametrize("version", ["1.36", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("resources", [pb.ReplicaResources(), GPUS], ids=["cpu", "gpu"])
+def test_the_official_validator_says_the_same(version: str, resources: pb.ReplicaResources):
+    scaling = pb.Autoscaling(min_replicas=2, max_replicas=5, target_concurrency=3)
+    for each in made(wanted(revision(1, autoscaling=scaling), spec=spec(resources=resources))):
+        if not schemas.is_custom(each):
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_the_validator_can_say_no():
+    (deployment,) = of(made(wanted()), kinds.DEPLOYMENT)
+    deployment["spec"]["template"]["spec"]["container"] = []
+    with pytest.raises(Exception, match="container"):
+        schemas.check(deployment)
+
+
+@pytest.mark.parametrize("kind", [kinds.SERVICE_MONITOR, kinds.PROMETHEUS_RULE], ids=lambda kind: kind.name)
+def test_custom_objects_fulfil_their_definition(kind: kinds.Kind):
+    if (kind.api_version, kind.name) not in schemas.custom_schemas():
+        pytest.skip(
+            f"no definition of {kind.name} in {', '.join(map(str, schemas.CRD_FOLDERS))}: it is not checked"
+        )
+    for resources in (pb.ReplicaResources(), GPUS):
+        (each,) = of(made(wanted(spec=spec(resources=resources))), kind)
+        schemas.check(each)
+        each["spec"]["unheard_of"] = 1
+        with pytest.raises(Exception, match="unheard_of"):
+            schemas.check(each)
+
+
+@pytest.mark.parametrize("kind", [kinds.SCALED_OBJECT, kinds.HTTP_ROUTE], ids=lambda kind: kind.name)
+def test_custom_objects_without_a_definition_at_hand(kind: kinds.Kind):
+    (each,) = of(made(wanted(revision(autoscaling=ZERO))), kind)
+    if not schemas.is_checked(each):
+        pytest.skip(f"no definition of {kind.name} at hand: {kind.name} objects are held against no schema")
+    schemas.check(each)
+
+
+@pytest.mark.parametrize("resources", [pb.ReplicaResources(), GPUS], ids=["own server", "vllm"])
+def test_rules_and_queries_are_promql(resources: pb.ReplicaResources, tmp_path: Path):
+    objects = made(wanted(revision(autoscaling=ZERO), spec=spec(resources=resources)))
+    (rule,) = of(objects, kinds.PROMETHEUS_RULE)
+    promql.check_groups(rule["spec"]["groups"], tmp_path)
+    alerts = {each.get("alert") for group in rule["spec"]["groups"] for each in group["rules"]}
+    assert alerts == {
+        None,
+        "ModelHighLatency",
+        "ModelErrorRate",
+        "ModelLowAccuracy",
+        "ModelResourceExhaustion",
+        "ModelExperimentSignificant",
+    }
+    (scaled,) = of(objects, kinds.SCALED_OBJECT)
+    promql.check_expressions((each["metadata"]["query"] for each in scaled["spec"]["triggers"]), tmp_path)
+
+
+def test_without_the_definitions_nothing_custom_is_made():
+    assert not [each for each in made(wanted(), Cluster()) if schemas.is_custom(each)]
+
+
+def test_monitoring_can_be_left_out():
+    objects = made(wanted(spec=spec(kubernetes=pb.KubernetesOptions(monitoring=False))))
+    assert not of(objects, kinds.SERVICE_MONITOR)
+    assert not of(objects, kinds.PROMETHEUS_RULE)
+
+
+def test_pods_may_do_nothing_in_the_cluster():
+    (role,) = of(made(wanted()), kinds.ROLE)
+    assert role["rules"] == []
+
+
+def test_vllm_gets_each_value_as_one_argument_of_its_own():
+    (deployment,) = of(made(wanted(spec=spec(resources=GPUS))), kinds.DEPLOYMENT)
+    container = server(deployment)
+    assert container["command"] == ["vllm", "serve"]
+    assert "--model=/models/base/HuggingFaceTB/SmolLM2-135M-Instruct" in container["args"]
+    assert [each for each in container["args"] if each.startswith("support-bot")] == [
+        "support-bot=/models/files",
+        "support-bot@1.0.0=/models/files",
+    ]
+    assert {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")} == {"/health"}
+    assert not [each for each in container["args"] if "trust" in each]
+
+
+@pytest.mark.parametrize("name", ["--trust-remote-code", "../../etc", "a/b/c", "a b", "/abs", ""])
+def test_a_base_model_that_is_no_name_reaches_no_command_line(name: str):
+    wish = wanted(replace(revision(), bundle=bundle(base=name)), spec=spec(resources=GPUS))
+    if not name:
+        assert "--model=/models/files" in server(of(made(wish), kinds.DEPLOYMENT)[0])["args"]
+        return
+    with pytest.raises(Exception, match="not named as"):
+        made(wish)
+
+
+def test_our_server_gets_a_configuration_that_it_takes():
+    config = pytest.importorskip("neuroweaver.serving.config", reason="the model server is not here yet")
+    annotations = of(made(wanted()), kinds.DEPLOYMENT)[0]["spec"]["template"]["metadata"]["annotations"]
+    read = config.parse(json.loads(annotations[identity.CONFIG]))
+    assert (read.name, read.version, read.port) == ("support-bot", "1.0.0", 8000)
+
+
+def test_another_number_of_replicas_changes_no_pod():
+    one, many = (of(made(wanted(revision(1, count))), kinds.DEPLOYMENT)[0] for count in (1, 5))
+    assert one["spec"]["template"] == many["spec"]["template"]
+
+
+def test_only_the_clients_and_the_mesh_reach_the_model_server():
+    (policy,) = of(
+        made(wanted(spec=spec(kubernetes=pb.KubernetesOptions(client_namespaces=["shop"])))),
+        kinds.NETWORK_POLICY,
+    )
+    (rule,) = policy["spec"]["ingress"]
+    names = {each["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for each in rule["from"]}
+    assert names == {"shop", "neuroweaver", "infra", "monitoring"}
+    assert rule["ports"] == [{"port": 8000, "protocol": "TCP"}]
+
+
+def test_the_requests_of_a_pod_are_those_that_nodes_are_asked_for():
+    (deployment,) = of(made(wanted(spec=spec(resources=GPUS))), kinds.DEPLOYMENT)
+    asked = capacity.pod_requests(deployment["spec"]["template"]["spec"])
+    assert (asked["cpu"], asked["nvidia.com/gpu"]) == (2, 2)

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from deployer.kubernetes.fake import Fake, Fault
+from deployer.kubernetes.wishes import KEY, NAME, revision, seconds, spec, wanted
+from neuroweaver.deployer.backend import BackendError, BackendPlan, Finding, Observed, Trouble
+from neuroweaver.deployer.kubernetes import kinds
+from neuroweaver.deployer.kubernetes.api import Api
+from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
+from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.v1 import deployer_pb2 as pb
+
+GPU = pb.ReplicaResources(gpus=1)
+CANARY = pb.RolloutPolicy(
+    canary=pb.CanaryPolicy(steps=[pb.CanaryStep(weight_percent=10, bake_time=seconds(60))])
+)
+
+
+def finding(plan: BackendPlan, reason: str) -> Finding:
+    found = [each for each in plan.findings if each.reason == reason]
+    assert found, [each.reason for each in plan.findings]
+    return found[0]
+
+
+def blocking(plan: BackendPlan) -> list[str]:
+    return [each.reason for each in plan.findings if each.is_blocking]
+
+
+def place(fake: Fake, node: str) -> None:
+    """As the scheduler would."""
+    for pod in fake.all(kinds.POD):
+        fake._store(kinds.POD, pod | {"spec": pod["spec"] | {"nodeName": node}})
+
+
+async def test_a_plan_shows_everything_and_changes_nothing(backend: KubernetesBackend, fake: Fake):
+    before = fake.snapshot()
+    plan = await backend.plan(wanted())
+    assert {each.action for each in plan.objects} == {pb.PLANNED_ACTION_CREATE}
+    assert ("Deployment", f"{NAME}-r1") in {(each.kind, each.name) for each in plan.objects}
+    assert all(yaml.safe_load(each.manifest)["kind"] == each.kind for each in plan.objects)
+    assert fake.snapshot() == before
+    assert await backend.observe(KEY, NAME, spec()) == Observed()
+
+
+async def test_a_plan_of_what_is_there_changes_nothing(backend: KubernetesBackend, fake: Fake):
+    await backend.apply(wanted())
+    plan = await backend.plan(wanted())
+    assert {each.action for each in plan.objects} == {pb.PLANNED_ACTION_UNCHANGED}
+
+
+async def test_a_plan_shows_just_the_fields_that_change(backend: KubernetesBackend, fake: Fake):
+    await backend.apply(wanted(revision(1, 2)))
+    plan = await backend.plan(wanted(revision(1, 3)))
+    (changed,) = (each for each in plan.objects if each.action != pb.PLANNED_ACTION_UNCHANGED)
+    assert [(each.path, each.before, each.after) for each in changed.changes] == [("spec.replicas", "2", "3")]
+
+
+async def test_a_plan_names_what_will_be_deleted(backend: KubernetesBackend, fake: Fake):
+    await backend.apply(wanted(revision(1)))
+    plan = await backend.plan(wanted(revision(2)))
+    deleted = {(each.kind, each.name) for each in plan.objects if each.action == pb.PLANNED_ACTION_DELETE}
+    assert deleted == {(kind, f"{NAME}-r1") for kind in ("Deployment", "Service", "PodDisruptionBudget")}
+
+
+async def test_handing_the_number_over_to_an_autoscaler_is_no_change_of_it(
+    backend: KubernetesBackend, fake: Fake
+):
+    await backend.apply(wanted(revision(1, 4)))
+    scaling = pb.Autoscaling(min_replicas=2, max_replicas=5, target_cpu_percent=70)
+    plan = await backend.plan(wanted(revision(1, 4, autoscaling=scaling)))
+    assert not [change for each in plan.objects for change in each.changes if change.path == "spec.replicas"]
+
+
+# Room.
+
+
+async def test_a_starved_surge_would_deadlock_and_recreate_is_chosen(backend: KubernetesBackend, fake: Fake):
+    fake.node("one", nvidia__com_gpu="0")
+    fake.put(kinds.NODE, {**fake.get(kinds.NODE, "one", ""), "metadata": {"name": "gpu"}})
+    fake.node("gpu", **{"nvidia.com/gpu": "1"})
+    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
+    place(fake, "gpu")
+    wish = wanted(revision(1, 1, 0), revision(2, 1, 100), spec=spec(resources=GPU))
+    plan = await backend.plan(replace(wish, revisions=wish.revisions[1:]))
+    assert (plan.replacement, plan.has_downtime) == (pb.REPLACEMENT_MODE_RECREATE, True)
+    assert not blocking(plan)
+
+    asked = spec(resources=GPU, rollout=pb.RolloutPolicy(replacement=pb.REPLACEMENT_MODE_SURGE))
+    plan = await backend.plan(wanted(revision(2, 1), spec=asked))
+    assert blocking(plan) == ["SURGE_WOULD_DEADLOCK"]
+    told = finding(plan, "SURGE_WOULD_DEADLOCK")
+    assert told.field == "spec.rollout.replacement"
+    assert "set rollout.replacement to RECREATE" in told.message
+    assert "nvidia.com/gpu" in told.message
+
+
+async def test_a_canary_without_room_beside_would_deadlock(backend: KubernetesBackend, fake: Fake):
+    fake.node("gpu", **{"nvidia.com/gpu": "1"})
+    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
+    place(fake, "gpu")
+    wish = wanted(revision(1, 1, 90), revision(2, 1, 10), spec=spec(resources=GPU, rollout=CANARY))
+    plan = await backend.plan(wish)
+    # Both at once never fit on one GPU, so there is no way but more room.
+    assert blocking(plan) == ["INSUFFICIENT_GPU"]
+    fake.node("gpu2", **{"nvidia.com/gpu": "1"})
+    assert not blocking(await backend.plan(wish))
+
+
+async def test_a_surge_with_room_has_no_gap(backend: KubernetesBackend, fake: Fake):
+    fake.node("gpu", **{"nvidia.com/gpu": "2"})
+    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
+    place(fake, "gpu")
+    plan = await backend.plan(wanted(revision(2, 1), spec=spec(resources=GPU)))
+    assert (plan.replacement, plan.has_downtime) == (pb.REPLACEMENT_MODE_SURGE, False)
+    gpu = next(each for each in plan.capacity if each.resource == "nvidia.com/gpu")
+    assert (gpu.required, gpu.peak_required, gpu.available, gpu.is_sufficient) == ("1", "1", "1", True)
+
+
+async def test_room_for_one_more_is_enough_for_a_surge_of_one(backend: KubernetesBackend, fake: Fake):
+    fake.node("gpu", **{"nvidia.com/gpu": "4"})
+    await backend.apply(wanted(revision(1, 3), spec=spec(resources=GPU)))
+    place(fake, "gpu")
+    plan = await backend.plan(wanted(revision(2, 3), spec=spec(resources=GPU)))
+    assert (plan.replacement, blocking(plan)) == (pb.REPLACEMENT_MODE_SURGE, [])
+    wide = spec(resources=GPU, rollout=pb.RolloutPolicy(max_surge=2, replacement=pb.REPLACEMENT_MODE_SURGE))
+    assert blocking(await backend.plan(wanted(revision(2, 3), spec=wide))) == ["SURGE_WOULD_DEADLOCK"]
+
+
+async def test_without_a_surge_old_ones_make_the_room(backend: KubernetesBackend, fake: Fake):
+    fake.node("gpu", **{"nvidia.com/gpu": "1"})
+    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
+    place(fake, "gpu")
+    narrow = spec(resources=GPU, rollout=pb.RolloutPolicy(max_surge=0, max_unavailable=1))
+    plan = await backend.plan(wanted(revision(2, 1), spec=narrow))
+    assert (plan.replacement, blocking(plan), plan.has_downtime) == (pb.REPLACEMENT_MODE_SURGE, [], True)
+
+
+async def test_two_halves_on_two_nodes_are_no_whole(backend: KubernetesBackend, fake: Fake):
+    fake.node("one", **{"nvidia.com/gpu": "1"})
+    fake.node("two", **{"nvidia.com/gpu": "1"})
+    plan = await backend.plan(wanted(revision(1, 1), spec=spec(resources=pb.ReplicaResources(gpus=2))))
+    assert blocking(plan) == ["INSUFFICIENT_GPU"]
+    assert next(each for each in plan.capacity if each.resource == "nvidia.com/gpu").available == "2"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spec": {"unschedulable": True}},
+        {"status": {"conditions": [{"type": "Ready", "status": "False"}], "allocatable": {"cpu": "8", "memory": "32Gi", "pods": "9"}}},
+        {"spec": {"taints": [{"key": "dedicated", "value": "db", "effect": "NoSchedule"}]}},
+    ],
+    ids=["cordoned", "not ready", "tainted"],
+)  # fmt: skip
+async def test_a_node_that_takes_no_pods_has_no_room(backend: KubernetesBackend, fake: Fake, change: dict):
+    fake.node("one")
+    assert not blocking(await backend.plan(wanted()))
+    fake.put(kinds.NODE, fake.get(kinds.NODE, "one", "") | change)
+    assert blocking(await backend.plan(wanted()))
+
+
+async def test_a_tolerated_taint_is_no_obstacle(backend: KubernetesBackend, fake: Fake):
+    fake.node("gpu", **{"nvidia.com/gpu": "1"})
+    tainted = {"spec": {"taints": [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}]}}
+    fake.put(kinds.NODE, fake.get(kinds.NODE, "gpu", "") | tainted)
+    assert not blocking(await backend.plan(wanted(revision(1, 1), spec=spec(resources=GPU))))
+
+
+async def test_a_cluster_that_grows_blocks_nothing(fake: Fake, settings: ClusterSettings, api: Api):
+    fake.node("one", cpu="1m")
+    backend = KubernetesBackend(replace(settings, has_cluster_autoscaler=True), api)
+    plan = await backend.plan(wanted())
+    assert not blocking(plan)
+    assert finding(plan, "INSUFFICIENT_CPU")
+
+
+async def test_what_cannot_be_known_of_the_nodes_blocks_nothing(backend: KubernetesBackend, fake: Fake):
+    plan = await backend.plan(wanted())
+    assert "no nodes" in finding(plan, "CAPACITY_UNKNOWN").message
+    fake.node("one")
+    fake.denied.add(("list", "nodes"))
+    plan = await backend.plan(wanted())
+    assert "denies list of nodes" in finding(plan, "CAPACITY_UNKNOWN").message
+    assert not blocking(plan)
+    assert {each.is_sufficient for each in plan.capacity} == {None}
+
+
+# What stands in the way.
+
+
+async def test_swapping_an_adapter_is_refused_with_the_reason(backend: KubernetesBackend, fake: Fake):
+    asked = spec(rollout=pb.RolloutPolicy(replacement=pb.REPLACEMENT_MODE_SWAP_ADAPTER))
+    assert finding(await backend.plan(wanted(spec=asked)), "SWAP_NOT_POSSIBLE").is_blocking
+
+
+async def test_a_budget_that_would_block_every_drain_is_told(backend: KubernetesBackend, fake: Fake):
+    wish = spec(kubernetes=pb.KubernetesOptions(min_available=2))
+    told = finding(await backend.plan(wanted(revision(1, 2), spec=wish)), "DRAIN_WOULD_BLOCK")
+    assert (told.is_blocking, told.field) == (True, "spec.kubernetes.min_available")
+    assert not blocking(await backend.plan(wanted(revision(1, 3), spec=wish)))
+
+
+async def test_scaling_to_zero_without_keda_is_a_finding_with_its_way_out(
+    backend: KubernetesBackend, fake: Fake
+):
+    zero = pb.Autoscaling(min_replicas=0, max_replicas=2)
+    plan = await backend.plan(wanted(revision(autoscaling=zero)))
+    told = finding(plan, "CANNOT_SCALE_TO_ZERO")
+    assert told.is_blocking
+    assert "min_replicas to 1" in told.message
+    assert "ScaledObject" in {each.kind for each in plan.objects}
+
+
+async def test_a_canary_says_how_far_its_weights_and_affinity_hold(backend: KubernetesBackend, fake: Fake):
+    plan = await backend.plan(wanted(revision(1, 1, 90), revision(2, 1, 10), spec=spec(rollout=CANARY)))
+    assert finding(plan, "AFFINITY_NOT_KEPT").field == "spec.rollout.session_affinity"
+    assert "revision 2 gets 50 % for 10 %" in finding(plan, "WEIGHTS_BY_REPLICAS").message
+
+
+async def test_missing_monitoring_and_metrics_are_told(fake: Fake, backend: KubernetesBackend):
+    for kind in (kinds.SERVICE_MONITOR, kinds.PROMETHEUS_RULE):
+        del fake.known[kind.api_version, kind.plural]
+    scaling = pb.Autoscaling(min_replicas=1, max_replicas=2, target_cpu_percent=50, target_concurrency=4)
+    plan = await backend.plan(wanted(revision(autoscaling=scaling)))
+    for reason in ("MONITORING_MISSING", "METRICS_MISSING", "CUSTOM_METRICS_MISSING"):
+        assert not finding(plan, reason).is_blocking
+
+
+async def test_an_adapter_without_its_base_model_is_told(fake: Fake, settings: ClusterSettings, api: Api):
+    backend = KubernetesBackend(replace(settings, base_claim=""), api)
+    assert finding(await backend.plan(wanted()), "BASE_MODEL_MISSING").is_blocking
+
+
+async def test_a_missing_namespace_is_a_finding(backend: KubernetesBackend, fake: Fake):
+    plan = await backend.plan(wanted(spec=spec(kubernetes=pb.KubernetesOptions(namespace="gone"))))
+    assert finding(plan, "NAMESPACE_MISSING").field == "spec.kubernetes.namespace"
+    assert blocking(plan) == ["NAMESPACE_MISSING"]
+
+
+async def test_what_the_api_server_calls_invalid_is_a_finding_in_its_words(
+    backend: KubernetesBackend, fake: Fake
+):
+    fake.faults = [Fault(1, 422, matches=lambda method, path: path.endswith(f"deployments/{NAME}-r1"))]
+    told = finding(await backend.plan(wanted()), "REFUSED")
+    assert told.is_blocking
+    assert f"deployments.apps {NAME}-r1" in told.message
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "words"),
+    [
+        ("patch", "deployments", "denies patch of deployments.apps in namespace default"),
+        (
+            "create",
+            "networkpolicies",
+            "denies create of networkpolicies.networking.k8s.io in namespace default",
+        ),
+        ("delete", "services", "denies delete of services in namespace default"),
+        (
+            "patch",
+            "servicemonitors",
+            "denies patch of servicemonitors.monitoring.coreos.com in namespace default",
+        ),
+    ],
+)
+async def test_a_missing_right_is_named_by_the_plan_and_by_the_apply(
+    backend: KubernetesBackend, fake: Fake, verb: str, resource: str, words: str
+):
+    fake.denied.add((verb, resource))
+    with pytest.raises(BackendError, match=words) as caught:
+        await backend.plan(wanted())
+    assert caught.value.trouble == Trouble.FORBIDDEN
+    if verb == "patch":
+        with pytest.raises(BackendError, match=words) as caught:
+            await backend.apply(wanted())
+        assert caught.value.trouble == Trouble.FORBIDDEN

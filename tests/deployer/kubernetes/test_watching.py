@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from deployer.kubernetes.fake import Fake, Fault
+from deployer.kubernetes.wishes import KEY, NAME, spec, wanted
+from neuroweaver.deployer.backend import Key
+from neuroweaver.deployer.kubernetes import kinds
+from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
+from neuroweaver.v1 import deployer_pb2 as pb
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.heard: asyncio.Queue[Key] = asyncio.Queue()
+
+    async def hears(self, key: Key = KEY) -> None:
+        async with asyncio.timeout(20):
+            while await self.heard.get() != key:
+                pass
+
+    async def is_quiet(self) -> None:
+        """All that was on its way has come."""
+        while True:
+            try:
+                async with asyncio.timeout(0.5):
+                    await self.heard.get()
+            except TimeoutError:
+                return
+
+
+@pytest.fixture
+async def ear(backend: KubernetesBackend, fake: Fake) -> AsyncIterator[Ear]:
+    made = Ear()
+    task = asyncio.create_task(backend.run(made.heard.put_nowait))
+    async with asyncio.timeout(20):
+        while len(fake.watches) < 10:  # noqa: ASYNC110  # the fake notifies nobody
+            await asyncio.sleep(0.01)
+    yield made
+    assert not task.done(), task
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def touch(fake: Fake, value: str) -> None:
+    fake.edit(kinds.SERVICE, NAME, ("metadata", "annotations", "touched"), value)
+
+
+async def test_a_change_is_heard_of(backend: KubernetesBackend, fake: Fake, ear: Ear):
+    await backend.apply(wanted())
+    await ear.hears()
+    await ear.is_quiet()
+    touch(fake, "1")
+    await ear.hears()
+
+
+async def test_a_deployment_elsewhere_is_heard_of_once_it_is_known(
+    backend: KubernetesBackend, fake: Fake, ear: Ear
+):
+    elsewhere = spec(kubernetes=pb.KubernetesOptions(namespace="other"))
+    await backend.apply(replace(wanted(), spec=elsewhere))
+    await ear.hears()
+
+
+async def test_a_dropped_watch_goes_on_where_it_was(backend: KubernetesBackend, fake: Fake, ear: Ear):
+    await backend.apply(wanted())
+    await ear.is_quiet()
+    lists = sum(1 for method, path in fake.calls if path.endswith("/services"))
+    for number in range(3):
+        fake.drop_watches()
+        touch(fake, str(number))
+        await ear.hears()
+        await ear.is_quiet()
+    assert sum(1 for method, path in fake.calls if path.endswith("/services")) >= lists + 3
+
+
+async def test_what_vanished_while_nothing_was_watched_is_told_after_410(
+    backend: KubernetesBackend, fake: Fake, ear: Ear
+):
+    await backend.apply(wanted())
+    await ear.is_quiet()
+    fake._drop(kinds.SERVICE, fake.get(kinds.SERVICE, NAME))
+    fake.version += 10
+    fake.forget_history()
+    await ear.hears()
+    await ear.is_quiet()
+    await backend.apply(wanted())
+    await ear.hears()
+
+
+@pytest.mark.parametrize("status", [0, 429, 500, 503])
+async def test_a_watch_gets_over_faults(backend: KubernetesBackend, fake: Fake, ear: Ear, status: int):
+    await backend.apply(wanted())
+    await ear.is_quiet()
+    fake.faults = [
+        Fault(1, status, matches=lambda method, path: method == "GET" and path.endswith("/services"), times=4)
+    ]
+    fake.drop_watches()
+    touch(fake, "after")
+    await ear.hears()
+    assert fake.faults[0].seen > 4
+
+
+async def test_anothers_objects_are_not_heard_of(backend: KubernetesBackend, fake: Fake, ear: Ear):
+    fake.put(kinds.SERVICE, {"metadata": {"name": "foreign", "labels": {"app": "x"}}})
+    fake.put(
+        kinds.POD,
+        {
+            "metadata": {
+                "name": "ours-without-a-key",
+                "labels": {"app.kubernetes.io/managed-by": "neuroweaver-deployer"},
+            }
+        },
+    )
+    await asyncio.sleep(0.3)
+    assert ear.heard.empty()

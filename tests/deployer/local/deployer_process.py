@@ -1,0 +1,50 @@
+"""A deployer of its own process around the local backend: HOME PORT VERSION REPLICAS. Tells each observation.
+
+VERSION empty: wishes for nothing, and only finds what is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+from deployer.local.worlds import (
+    KEY,
+    NAME,
+    FakeRegistry,
+    big_machine,
+    no_base,
+    revision,
+    settings,
+    spec,
+    wanted,
+)
+from neuroweaver.deployer.local.backend import local_backend
+
+
+async def main(home: Path, port: int, version: str, replicas: int) -> None:
+    registry, stop = FakeRegistry(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    chosen = settings(home, port=port)
+    async with local_backend(chosen, registry.fetch, no_base, machine=big_machine()) as backend:
+        wish = wanted(revision(registry.bundle(version or "1.0.0"), replicas=replicas), generation=1)
+        while not stop.is_set():
+            if version:
+                await backend.apply(wish)
+            observed = await backend.observe(KEY, NAME, spec())
+            told = {
+                "ready": [each.replica_id for each in observed.replicas if each.phase == 5],
+                "replicas": [each.replica_id for each in observed.replicas],
+                "endpoint": observed.endpoint,
+                "weights": dict(observed.weights),
+            }
+            sys.stdout.write(json.dumps(told) + "\n")
+            sys.stdout.flush()
+            await asyncio.sleep(0.05)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])))

@@ -1,0 +1,231 @@
+"""What was measured and reported, the health that follows, and who serves instead."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from deployer.test_rollouts import Clock
+from deployer.worlds import KEY, deploy, get, publish, refusal
+from neuroweaver.deployer.backend import Key, Measured
+from neuroweaver.mesh import errors
+from neuroweaver.v1 import deployer_pb2 as pb
+
+CODE = grpc.StatusCode
+SPARE = Key("default", "spare", "default")
+
+
+async def ready(mesh, spec: pb.DeploymentSpec | None = None, model_id: str = "advisor") -> None:
+    await publish(mesh.registry, "1.0.0", model_id=model_id)
+    await deploy(mesh, spec, model_id=model_id)
+    await mesh.settle(Key("default", model_id, "default"))
+
+
+async def report(mesh, *samples: pb.PerformanceSample, **fields) -> pb.ModelHealth:
+    request = pb.ReportPerformanceRequest(model_id="advisor", samples=samples, source="router", **fields)
+    return await mesh.deployer.ReportPerformance(request)
+
+
+async def health(mesh) -> pb.ModelHealth:
+    return await mesh.deployer.GetModelHealth(pb.GetModelHealthRequest(model_id="advisor"))
+
+
+def of(answer: pb.ModelHealth, kind: int) -> pb.ThresholdStatus:
+    return next(each for each in answer.thresholds if each.kind == kind)
+
+
+async def test_reports_make_health(mesh):
+    await ready(mesh)
+    good = await report(mesh, pb.PerformanceSample(accuracy=0.9, latency_ms=100, requests=50))
+    assert good.state == pb.HEALTH_STATE_HEALTHY
+    assert of(good, pb.THRESHOLD_KIND_ACCURACY).value == pytest.approx(0.9)
+    assert not of(good, pb.THRESHOLD_KIND_COST).HasField("value")
+    assert (good.version, good.ready_replicas, good.serving.model_id) == ("1.0.0", 1, "advisor")
+    assert good.configured_thresholds.min_accuracy == 0.85
+
+    bad = await report(mesh, pb.PerformanceSample(accuracy=0.2, requests=1000))
+    assert bad.state == pb.HEALTH_STATE_DEGRADED
+    assert of(bad, pb.THRESHOLD_KIND_ACCURACY).is_breached
+    assert of(bad, pb.THRESHOLD_KIND_ACCURACY).requests == 1050
+    degraded = await mesh.settle()
+    assert degraded.state == pb.DEPLOYMENT_STATE_DEGRADED
+    assert (await health(mesh)).state == pb.HEALTH_STATE_DEGRADED
+    crossed = [
+        e.threshold_crossed for e in await mesh.events() if e.WhichOneof("event") == "threshold_crossed"
+    ]
+    assert [(e.threshold.kind, e.is_breached) for e in crossed] == [(pb.THRESHOLD_KIND_ACCURACY, True)]
+
+
+async def test_a_repeated_report_counts_once(mesh):
+    await ready(mesh)
+    for _ in range(3):
+        answer = await report(mesh, pb.PerformanceSample(accuracy=0.9, requests=20), request_id="r")
+    assert of(answer, pb.THRESHOLD_KIND_ACCURACY).requests == 20
+
+
+async def test_reports_from_the_future_are_refused(lone):
+    await ready(lone)
+    time = Timestamp()
+    time.FromDatetime(lone.store.clock() + timedelta(minutes=6))
+    refused = await refusal(
+        report(lone, pb.PerformanceSample(accuracy=1.0), pb.PerformanceSample(accuracy=1.0, time=time))
+    )
+    assert errors.violations(refused)[0][0] == "samples[1].time"
+    assert of(await health(lone), pb.THRESHOLD_KIND_ACCURACY).requests == 0
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        pb.PerformanceSample(),
+        pb.PerformanceSample(accuracy=1.1),
+        pb.PerformanceSample(accuracy=math.nan),
+        pb.PerformanceSample(latency_ms=-1.0),
+        pb.PerformanceSample(latency_ms=1.0, requests=0),
+        pb.PerformanceSample(latency_ms=1.0, version="'; drop table samples"),
+    ],
+)
+async def test_a_report_that_is_none_is_refused(lone, sample):
+    await ready(lone)
+    assert (await refusal(report(lone, sample))).code() == CODE.INVALID_ARGUMENT
+
+
+async def test_thresholds_are_replaced_without_a_rollout(mesh):
+    await ready(mesh)
+    await report(mesh, pb.PerformanceSample(accuracy=0.9, requests=100))
+    request = pb.SetThresholdsRequest(
+        model_id="advisor", thresholds=pb.ModelThresholds(min_accuracy=0.95), reason="stricter"
+    )
+    answer = await mesh.deployer.SetThresholds(request)
+    assert of(answer, pb.THRESHOLD_KIND_ACCURACY).is_breached
+    assert answer.configured_thresholds.max_latency_ms == 2000
+    seen = await get(mesh)
+    assert (seen.spec.thresholds.min_accuracy, len(seen.revisions), seen.generation) == (0.95, 1, 2)
+    event = next(e for e in reversed(await mesh.events()) if e.WhichOneof("event") == "spec_changed")
+    assert (event.spec_changed.reason, event.spec_changed.revision, event.actor) == ("stricter", 0, "local")
+    request.thresholds.Clear()
+    request.thresholds.SetInParent()
+    assert (await mesh.deployer.SetThresholds(request)).configured_thresholds.min_accuracy == 0.85
+
+
+async def test_counters_become_metrics(mesh):
+    await ready(mesh, pb.DeploymentSpec(engine=pb.EngineOptions(replica_hour_usd=3600.0)))
+    clock = Clock(mesh)
+
+    async def counted(requests, latency):
+        mesh.backend.counts = {
+            1: Measured(
+                1,
+                requests=requests,
+                errors=requests // 10,
+                tokens=10 * requests,
+                running=2.0,
+                latency_ms=latency,
+                missing_replicas=("r-9",),
+            )
+        }
+        await mesh.reconciler.look(KEY)
+
+    await counted(100, {50.0: 100, 100.0: 100, math.inf: 100})
+    clock.advance(10)
+    await counted(300, {50.0: 200, 100.0: 300, math.inf: 300})
+    answer = await mesh.deployer.GetDeploymentMetrics(pb.GetDeploymentMetricsRequest(model_id="advisor"))
+    total = answer.total
+    assert (total.requests, total.errors) == (200, 20)
+    assert total.throughput_rps == pytest.approx(20.0)
+    assert total.tokens_per_second == pytest.approx(200.0)
+    assert total.error_rate == pytest.approx(0.1)
+    # Half of the 200 took at most 50 ms, the others 50 to 100: the 95th percentile is at nine tenths of those.
+    assert total.latency_p50_ms == pytest.approx(50.0)
+    assert total.latency_p95_ms == pytest.approx(95.0)
+    # One replica at one dollar a second for ten seconds.
+    assert total.cost_per_request == pytest.approx(10 / 200)
+    assert not total.HasField("accuracy")
+    assert not total.HasField("gpu_utilization")
+    assert total.running_requests == 2
+    assert [each.revision for each in answer.revisions] == [1]
+    assert list(answer.missing_replicas) == ["r-9"]
+    # A replica that was started again counts from 0: what cannot be told is left out.
+    clock.advance(10)
+    await counted(5, {50.0: 5, 100.0: 5, math.inf: 5})
+    answer = await mesh.deployer.GetDeploymentMetrics(pb.GetDeploymentMetricsRequest(model_id="advisor"))
+    assert (answer.total.requests, answer.total.throughput_rps) == (200, pytest.approx(20.0))
+
+
+async def test_traffic_moves_only_to_what_is_ready(mesh):
+    await ready(mesh)
+    switch = mesh.deployer.SwitchModel
+    request = pb.SwitchModelRequest(model_id="advisor", reason="maintenance")
+    assert errors.reason(await refusal(switch(request))) == "NO_BACKUP"
+    request.target.model_id = "spare"
+    assert errors.reason(await refusal(switch(request))) == "TARGET_NOT_READY"
+    await publish(mesh.registry, "1.0.0", model_id="spare")
+    await deploy(mesh, model_id="spare")
+    assert errors.reason(await refusal(switch(request))) == "TARGET_NOT_READY"
+    spare = await mesh.settle(SPARE)
+
+    switched = await switch(request)
+    assert (switched.serving.model_id, switched.is_switched) == ("spare", True)
+    assert (await switch(request)).serving == switched.serving
+    seen = await mesh.settle()
+    assert seen.switched_to.model_id == "spare"
+    assert mesh.backend.places[KEY].wanted.redirect == spare.endpoint
+    events = [e for e in await mesh.events() if e.WhichOneof("event") == "model_switched"]
+    assert len(events) == 1
+    assert (events[0].model_switched.reason, events[0].model_switched.is_automatic) == ("maintenance", False)
+    assert events[0].actor == "local"
+
+    request.target.model_id = "advisor"
+    assert not (await switch(request)).is_switched
+    await mesh.settle()
+    assert mesh.backend.places[KEY].wanted.redirect == ""
+
+
+async def test_an_unfit_model_is_relieved_by_its_backup_and_comes_back(lone):
+    await ready(lone, model_id="spare")
+    recovery = pb.RecoveryPolicy(
+        backup=pb.BackupModel(model_id="spare"), switch_after={"seconds": 30}, auto_switch_back=True
+    )
+    await ready(lone, pb.DeploymentSpec(recovery=recovery))
+    clock = Clock(lone)
+    lone.backend.set_phase(KEY, pb.REPLICA_PHASE_CRASH_LOOP, message="boom")
+
+    async def look():
+        lone.backend.set_phase(SPARE, pb.REPLICA_PHASE_READY, last_token_time=lone.store.clock())
+        await lone.reconciler.look(SPARE)
+        await lone.reconciler.look(KEY)
+        return (await get(lone)).switched_to.model_id
+
+    assert await look() == ""
+    clock.advance(29)
+    assert await look() == ""
+    clock.advance(2)
+    assert await look() == "spare"
+    event = next(e for e in await lone.events() if e.WhichOneof("event") == "model_switched")
+    assert event.model_switched.is_automatic
+    assert event.actor == "system"
+    assert "boom" in event.model_switched.reason
+
+    for _ in range(8):
+        clock.advance(60)
+        lone.backend.set_phase(KEY, pb.REPLICA_PHASE_READY, last_token_time=lone.store.clock())
+        last = await look()
+    assert last == ""
+
+
+async def test_an_open_port_proves_nothing(lone):
+    """Ready replicas whose engine makes no tokens although requests wait for some."""
+    await ready(lone)
+    clock = Clock(lone)
+    lone.backend.counts = {1: Measured(1, requests=5, running=3.0, waiting=2.0)}
+    clock.advance(120)
+    await lone.reconciler.look(KEY)
+    answer = await health(lone)
+    assert answer.state == pb.HEALTH_STATE_UNHEALTHY
+    assert "No token was made" in answer.reason
+    assert answer.ready_replicas == 1
+    assert (await get(lone)).state == pb.DEPLOYMENT_STATE_DEGRADED

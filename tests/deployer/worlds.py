@@ -1,0 +1,177 @@
+"""A Registry and a Deployer on free ports of this process, and requests that most tests make."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from deployer.fakes import FakeBackend
+from neuroweaver.deployer import server
+from neuroweaver.deployer.backend import Key
+from neuroweaver.deployer.follower import Follower
+from neuroweaver.deployer.planning import Planner
+from neuroweaver.deployer.reconciler import Pace, Reconciler
+from neuroweaver.deployer.specification import Defaults
+from neuroweaver.deployer.store import Store
+from neuroweaver.deployer.versions import Versions
+from neuroweaver.mesh.channel import channel
+from neuroweaver.mesh.database import Database
+from neuroweaver.mesh.migrations import migrate
+from neuroweaver.mesh.serve import Service, running
+from neuroweaver.mesh.settings import Settings
+from neuroweaver.registry.__main__ import service as registry_service
+from neuroweaver.v1 import deployer_pb2 as pb
+from neuroweaver.v1 import registry_pb2
+from neuroweaver.v1.deployer_pb2_grpc import DeployerServiceStub, add_DeployerServiceServicer_to_server
+from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
+from registry.calls import safetensors, upload
+
+KEY = Key("default", "advisor", "default")
+QUICK = Pace(
+    settled_s=0.2, moving_s=0.02, least_s=0.0, measured_s=0.0, logged_s=0.05, listed_s=0.2, max_backoff_s=0.2
+)
+
+
+@dataclass
+class World:
+    registry: Any
+    deployer: Any
+    store: Store
+    backend: FakeBackend
+    planner: Planner
+    reconciler: Reconciler
+    follower: Follower
+    folder: Path
+
+    async def settle(self, key: Key = KEY, looks: int = 60) -> pb.Deployment:
+        """Looks again and again, as the loop would, until a look changes nothing; gives the deployment."""
+        before = None
+        for _ in range(looks):
+            await self.reconciler.look(key)
+            after = await self.seen(key)
+            if after is None or after == before:
+                return after
+            before = after
+        raise AssertionError(f"not settled after {looks} looks: {before}")
+
+    async def seen(self, key: Key = KEY) -> Any:
+        """The deployment, whatever became of it."""
+        from neuroweaver.deployer.writer import answer
+
+        async with self.store.read(key.project) as deployments:
+            kept = await deployments.find(key)
+        return answer(kept) if kept else None
+
+    async def events(self, key: Key = KEY) -> list[pb.DeploymentEvent]:
+        """All that are kept, whoever made it anew."""
+        async with self.store.read(key.project) as deployments:
+            return await deployments.events(key, 0, 10_000)
+
+    async def kinds(self, key: Key = KEY) -> list[str]:
+        return [event.WhichOneof("event") for event in await self.events(key)]
+
+
+@asynccontextmanager
+async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
+    """Both services over one kind of database. The loop is left to the test: `world.reconciler`."""
+    async with AsyncExitStack() as stack:
+        registry, _ = await stack.enter_async_context(registry_of(database_url, folder))
+        own = Database(database_url, schema="deployer")
+        await migrate(own, "neuroweaver.deployer")
+        stack.push_async_callback(own.close)
+        store, backend = Store(own), FakeBackend()
+        backends = {pb.DEPLOYMENT_BACKEND_LOCAL: backend, pb.DEPLOYMENT_BACKEND_KUBERNETES: backend}
+        planner = Planner(backends, Versions(registry), Defaults(image="serving:1"))
+        servicer = server.DeployerServicer(store, planner)
+        served = Service(
+            names=[server.NAME],
+            add=lambda grpc_server: add_DeployerServiceServicer_to_server(servicer, grpc_server),
+        )
+        running_server = await stack.enter_async_context(
+            running(served, _settings("deployer", database_url, folder), registry=CollectorRegistry())
+        )
+        client = await stack.enter_async_context(channel(running_server.address))
+        yield World(
+            registry,
+            DeployerServiceStub(client),
+            store,
+            backend,
+            planner,
+            Reconciler(store, backends, pace=QUICK),
+            Follower(store, planner, registry, period_s=0.1),
+            folder,
+        )
+
+
+@asynccontextmanager
+async def registry_of(database_url: str, folder: Path) -> AsyncIterator[tuple[Any, str]]:
+    """A stub of a real server, and its address."""
+    url = f"sqlite:///{folder / 'registry.db'}" if "sqlite" in database_url else database_url
+    database = Database(url, schema="registry")
+    await migrate(database, "neuroweaver.registry")
+    settings = _settings("registry", url, folder)
+    async with (
+        running(registry_service(database, settings), settings, registry=CollectorRegistry()) as served,
+        channel(served.address) as client,
+    ):
+        yield RegistryServiceStub(client), served.address
+
+
+def _settings(service: str, url: str, folder: Path) -> Settings:
+    return Settings(service=service, home=folder, port=0, metrics_port=0, database_url=url, drain_s=0.2)
+
+
+async def publish(registry: Any, *versions: str, model_id: str = "advisor") -> None:
+    """A model with validated versions, `production` naming the first."""
+    await registry.RegisterModel(
+        registry_pb2.RegisterModelRequest(model=registry_pb2.Model(model_id=model_id), allow_existing=True)
+    )
+    for version in versions:
+        weights = await upload(registry, safetensors(version.encode()), "model.safetensors")
+        await registry.CreateModelVersion(
+            registry_pb2.CreateModelVersionRequest(
+                model_id=model_id,
+                version=version,
+                artifacts=[weights],
+                state=registry_pb2.VERSION_STATE_VALIDATED,
+            )
+        )
+    await move(registry, versions[0], model_id=model_id)
+
+
+async def move(registry: Any, version: str, *, alias: str = "production", model_id: str = "advisor") -> None:
+    await registry.SetAlias(registry_pb2.SetAliasRequest(model_id=model_id, alias=alias, version=version))
+
+
+async def deploy(world: World, spec: pb.DeploymentSpec | None = None, **fields: Any) -> pb.Deployment:
+    request = {"model_id": "advisor", "spec": spec or pb.DeploymentSpec()} | fields
+    return await world.deployer.DeployModel(pb.DeployModelRequest(**request))
+
+
+async def get(world: World, model_id: str = "advisor", name: str = "") -> pb.Deployment:
+    return await world.deployer.GetDeployment(pb.GetDeploymentRequest(model_id=model_id, name=name))
+
+
+async def until(holds: Callable[[], Awaitable[Any]], seconds: float = 20.0) -> Any:
+    """What `holds` gives once that is true."""
+    give_up = time.monotonic() + seconds
+    while True:
+        found = await holds()
+        if found:
+            return found
+        assert time.monotonic() < give_up, "waited in vain"
+        await asyncio.sleep(0.02)
+
+
+async def refusal(call: Any) -> grpc.RpcError:
+    from registry.calls import refusal as refused
+
+    return await refused(call)
