@@ -14,7 +14,8 @@ from rich.console import Console
 from clients import scripted
 from neuroweaver.client import Client, demo, report
 from neuroweaver.client.history import History
-from neuroweaver.client.processes import SERVICES, Fleet, Place, free_ports
+from neuroweaver.client.processes import SERVICES, Fleet, Place
+from ports import free_ports
 
 
 @pytest.fixture

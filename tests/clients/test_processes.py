@@ -17,11 +17,12 @@ from neuroweaver.client.processes import (
     Place,
     ProcessError,
     end_recorded,
-    free_ports,
     is_free,
     is_service,
     recorded,
+    unwinding_on_signals,
 )
+from ports import free_ports
 
 
 @pytest.fixture
@@ -67,10 +68,19 @@ def read_document(stream):
             continue
 
 
+@pytest.fixture
+def hangup():
+    """Sets what SIGHUP does here, and so in processes that are started: under nohup they would ignore it."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_up_serves_until_a_signal_and_leaves_nothing_behind(environ, places, number, code):
+def test_up_serves_until_a_signal_and_leaves_nothing_behind(environ, places, hangup, number, code):
+    hangup(signal.SIG_DFL)
     process = command_line(environ, "up", "--json")
     try:
         started = read_document(process.stdout)
@@ -86,6 +96,14 @@ def test_up_serves_until_a_signal_and_leaves_nothing_behind(environ, places, num
     assert not any(is_alive(service["pid"]) for service in started["services"])
     assert all(is_free(place.host, place.port) for place in places)
     assert all("serving" in place.log.read_text() for place in places)
+
+
+def test_a_program_started_by_nohup_outlives_its_terminal(hangup):
+    hangup(signal.SIG_IGN)
+    with unwinding_on_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_a_service_that_ends_takes_the_others_with_it(environ, places):

@@ -17,7 +17,8 @@ import pytest
 
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
-from registry.test_process import free_port, serving
+from ports import free_port
+from registry.test_process import serving
 
 MIB = 1024 * 1024
 DISK_MIB = 64
