@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
+import protovalidate
 import pytest
+import yaml
 from google.protobuf import json_format
 
 from clients import fake_deployer
 from clients.fake_deployer import FakeDeployer
 from neuroweaver.client.cli import output
+from neuroweaver.client.cli.spec_file import to_spec
 from neuroweaver.mesh.errors import Aborted, FailedPrecondition
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -537,3 +542,10 @@ def test_what_a_server_says_does_not_steer_the_terminal(neuroweaver, deployer):
 
     for command in ("status", "plan"):
         assert "\x1b" not in neuroweaver("deploy", command, "advisor").out
+
+
+def test_the_readmes_spec_is_taken():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    [block] = [each for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "alias:" in each]
+
+    protovalidate.validate(to_spec(yaml.safe_load(block), pb.DeploymentSpec))

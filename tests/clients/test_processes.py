@@ -10,6 +10,7 @@ import sys
 import grpc
 import pytest
 
+import foreground
 from neuroweaver.client import Client
 from neuroweaver.client.processes import (
     SERVICES,
@@ -44,13 +45,7 @@ def places(environ):
 
 
 def command_line(environ, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "neuroweaver.client.cli", *arguments],
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return foreground.start([sys.executable, "-m", "neuroweaver.client.cli", *arguments], env=environ)
 
 
 def is_alive(pid):
@@ -68,19 +63,10 @@ def read_document(stream):
             continue
 
 
-@pytest.fixture
-def hangup():
-    """Sets what SIGHUP does here, and so in processes that are started: under nohup they would ignore it."""
-    before = signal.getsignal(signal.SIGHUP)
-    yield lambda handler: signal.signal(signal.SIGHUP, handler)
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_up_serves_until_a_signal_and_leaves_nothing_behind(environ, places, hangup, number, code):
-    hangup(signal.SIG_DFL)
+def test_up_serves_until_a_signal_and_leaves_nothing_behind(environ, places, number, code):
     process = command_line(environ, "up", "--json")
     try:
         started = read_document(process.stdout)
@@ -98,12 +84,15 @@ def test_up_serves_until_a_signal_and_leaves_nothing_behind(environ, places, han
     assert all("serving" in place.log.read_text() for place in places)
 
 
-def test_a_program_started_by_nohup_outlives_its_terminal(hangup):
-    hangup(signal.SIG_IGN)
-    with unwinding_on_signals():
-        os.kill(os.getpid(), signal.SIGHUP)
+def test_a_program_started_by_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with unwinding_on_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
 
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_service_that_ends_takes_the_others_with_it(environ, places):
