@@ -225,6 +225,16 @@ def test_a_canary_can_be_taken_out_again(neuroweaver, deployer):
     assert "canary" not in spec_sent(deployer).get("rollout", {})
 
 
+def test_a_registry_that_is_needed_and_not_there_is_named(neuroweaver, monkeypatch):
+    monkeypatch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", "127.0.0.1:1")
+
+    outcome = neuroweaver("deploy", "plan", "advisor@^1.2")
+
+    assert outcome.code == 4
+    assert "the registry cannot be reached at 127.0.0.1:1" in outcome.err
+    assert neuroweaver("deploy", "plan", "advisor@1.2.0").code == 0
+
+
 def test_latest_is_made_exact_by_the_registry(neuroweaver, deployer):
     assert neuroweaver("deploy", "plan", "service-advisor@latest").code == 0
 

@@ -202,9 +202,10 @@ def test_a_table_moves_with_the_events(deployer):
         next((line.split()[2] for line in each.splitlines() if "advisor-3" in line), "") for each in seen
     ]
     assert phases == ["", "SCHEDULING", "PULLING", "LOADING", "WARMING", "READY", "READY", "READY", "READY"]
-    # While the canary bakes it is shown; a rollout that ended is history.
-    assert "BAKING" in seen[6]
-    assert "PROMOTED" not in seen[7]
+    # While the canary bakes it is on the board; that it ended is news.
+    assert "rollout 4 → 5  BAKING" in seen[6]
+    assert seen[6].count("BAKING") == 1
+    assert "rollout 4 → 5 PROMOTED" in seen[7]
     assert all(max(map(len, each.splitlines())) <= 80 for each in seen)
     board.interrupted(None)
     assert "connection lost, resuming…" in shown(board.render())

@@ -46,7 +46,7 @@ def plan(
     """
     version = parsed(target)
     with talking_to("deployer") as client:
-        wanted = spec_of(client, version, spec, changes, present_deployment(client, version[0], name))
+        wanted = spec_of(version, spec, changes, present_deployment(client, version[0], name))
         made = client.deployer.PlanDeployment(
             pb.PlanDeploymentRequest(model_id=version[0], name=name, spec=wanted)
         )
@@ -87,7 +87,7 @@ def apply(
     model, version = parsed(target)
     with talking_to("deployer") as client:
         present = present_deployment(client, model, name)
-        wanted = spec_of(client, (model, version), spec, changes, present)
+        wanted = spec_of((model, version), spec, changes, present)
         made = client.deployer.PlanDeployment(
             pb.PlanDeploymentRequest(model_id=model, name=name, spec=wanted)
         )

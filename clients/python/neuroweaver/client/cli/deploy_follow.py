@@ -20,14 +20,12 @@ from neuroweaver.client.cli.deploy_names import found
 from neuroweaver.client.cli.failures import Exit, Failure
 from neuroweaver.client.cli.output import console, print_json_line, to_json, when
 from neuroweaver.client.connection import Client
-from neuroweaver.client.deployments import add, is_settled, state_name, title, told
+from neuroweaver.client.deployments import UNDER_WAY, add, is_settled, state_name, title, told
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOOK_EVERY_S: Final = 1.0
 _NEWS_SHOWN: Final = 5
 _DECISIVE: Final = frozenset({"state_changed", "rollout"})
-_QUIET: Final = frozenset({"replica_changed", "rollout"})
-"""Events that the board shows in its tables already."""
 
 
 class Display(Protocol):
@@ -103,7 +101,7 @@ class Board:
         self._deployment, self._is_broken = deployment, False
         if event.WhichOneof("event") == "replica_changed":
             self._told_at[event.replica_changed.replica.replica_id] = time.monotonic()
-        if event.WhichOneof("event") not in _QUIET and (words := told(event)):
+        if not _is_on_board(event) and (words := told(event)):
             self._news.append(Text(f"{_clock(event)} {words}", "dim"))
 
     def interrupted(self, _error: grpc.RpcError) -> None:
@@ -114,6 +112,11 @@ class Board:
         running_s = {replica: now - told_at for replica, told_at in self._told_at.items()}
         broken = [Text("connection lost, resuming…", "yellow")] if self._is_broken else []
         return Group(deploy_view.board(self._deployment, running_s), Text(), *self._news, *broken)
+
+
+def _is_on_board(event: pb.DeploymentEvent) -> bool:
+    """Whether the tables show it already; a rollout is there until it has ended."""
+    return event.HasField("replica_changed") or event.rollout.state in UNDER_WAY
 
 
 class Lines:

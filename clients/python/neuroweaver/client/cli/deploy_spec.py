@@ -15,7 +15,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from neuroweaver.client.cli.deploy_names import found
-from neuroweaver.client.cli.failures import BadInput
+from neuroweaver.client.cli.failures import BadInput, talking_to
 from neuroweaver.client.cli.references import exact
 from neuroweaver.client.cli.spec_file import read_fields, seconds_of, to_spec
 from neuroweaver.client.connection import Client
@@ -48,7 +48,7 @@ def with_spec_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def spec_of(
-    client: Client, target: tuple[str, str], spec: Path | None, changes: Fields, present: pb.Deployment | None
+    target: tuple[str, str], spec: Path | None, changes: Fields, present: pb.Deployment | None
 ) -> pb.DeploymentSpec:
     """The options over the file, or else over the present spec.
 
@@ -63,7 +63,8 @@ def spec_of(
     if version.startswith("@"):
         changes = {**changes, "alias": version.removeprefix("@")}
     elif version:
-        changes = {**changes, "version": exact(client, model, version)}
+        with talking_to("registry") as registry:
+            changes = {**changes, "version": exact(registry, model, version)}
     return to_spec(laid_over(pb.DeploymentSpec.DESCRIPTOR, fields, changes), pb.DeploymentSpec)
 
 
