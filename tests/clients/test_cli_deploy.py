@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -559,3 +560,33 @@ def test_the_readmes_spec_is_taken():
     [block] = [each for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "alias:" in each]
 
     protovalidate.validate(to_spec(yaml.safe_load(block), pb.DeploymentSpec))
+
+
+@pytest.mark.parametrize(
+    ("command", "question", "request_kind"),
+    [
+        (("apply", "advisor", "--no-watch"), "Apply this to advisor?", pb.DeployModelRequest),
+        (("rollback", "advisor"), "Roll advisor back?", pb.RollbackDeploymentRequest),
+        (("delete", "advisor"), "Remove the deployment advisor?", pb.UndeployModelRequest),
+        (
+            ("switch", "advisor", "-m", "x"),
+            "Send the traffic of advisor to its backup?",
+            pb.SwitchModelRequest,
+        ),
+    ],
+)
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])
+def test_a_person_is_asked_and_may_decline(
+    neuroweaver, deployer, monkeypatch, command, question, request_kind, answer, code
+):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+
+    outcome = neuroweaver("deploy", *command)
+
+    assert outcome.code == code
+    assert f"{question} [y/N]" in outcome.err
+    assert len([each for each in deployer.requests if isinstance(each, request_kind)]) == (code == 0)
