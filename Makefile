@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 NODE_BIN := gen/ts/node_modules/.bin
 AGAINST ?= main
 PYTEST_ARGS ?=
+# More workers than four would need more memory than most machines have for them.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 
 .PHONY: help demo test up lint types gen gen-check breaking unit bench clean tools
 
@@ -32,8 +34,9 @@ lint: .venv/.dev ## Style, import rules and the contract's lint.
 	$(BIN)/buf format --diff --exit-code --path protos/neuroweaver
 
 types: .venv/.dev $(NODE_BIN)/tsc ## mypy --strict over the Python code, tsc over the generated TypeScript.
-	$(BIN)/mypy
-	cd gen/ts && npm run --silent typecheck
+	@echo "mypy and, beside it, tsc"; $(BIN)/mypy & python_types=$$!; \
+	failed=0; (cd gen/ts && npm run --silent typecheck) || failed=1; \
+	wait $$python_types && exit $$failed
 
 gen: .venv/.dev $(NODE_BIN)/tsc ## Generate gen/ from protos/; needs no network.
 	find gen/python gen/ts -name node_modules -prune -o \( -name '*_pb2*' -o -name '*_pb.ts' \) -type f -print0 | xargs -0 rm -f
@@ -49,8 +52,8 @@ breaking: .venv/.dev ## Fail if protos/ breaks callers of $(AGAINST).
 	  echo "SKIPPED: there is no '$(AGAINST)' with protos to compare with"; \
 	else $(BIN)/buf breaking --against '.git#ref=$(AGAINST)'; fi
 
-unit: .venv/.dev tools ## The tests. PYTEST_ARGS='-k ppo' picks some.
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+unit: .venv/.dev tools ## The tests, on WORKERS processes. PYTEST_ARGS='-k ppo' picks some.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/RESULTS.md.
 	$(BIN)/python bench/mesh.py

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,19 @@ import postgres
 from neuroweaver.mesh import telemetry
 
 _EXPORTER = InMemorySpanExporter()
+
+# The longest files, first: what begins last decides how long one worker goes on after the others.
+_FIRST = ("e2e/test_real_model.py", "e2e/test_main_job.py")
+
+
+def pytest_configure() -> None:
+    """Workers beside each other share the cores; threads that wait for each other crawl on a busy machine."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(_FIRST))
 
 
 @pytest.fixture(scope="session", autouse=True)

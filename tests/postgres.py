@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ports import free_port
 
 
 def binaries() -> Path | None:
@@ -49,7 +50,7 @@ def server(folder: Path, *, is_durable: bool = False) -> Iterator[str]:
             ],
             user,
         )
-        port = _free_port()
+        port = free_port()
         log = Path(base) / "log"
         with log.open("w") as output:
             options = [
@@ -102,10 +103,3 @@ def _wait_ready(folder: Path, port: int, process: subprocess.Popen[bytes], log: 
         if process.poll() is not None or time.monotonic() > give_up:
             raise RuntimeError(f"PostgreSQL did not start: {log.read_text()}")
         time.sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

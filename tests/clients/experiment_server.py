@@ -10,11 +10,11 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from clients.threaded import threaded
+from databases import prepare
 from neuroweaver.experiment.__main__ import service
 from neuroweaver.experiment.releases import Releases
 from neuroweaver.mesh.channel import channel
 from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
 from neuroweaver.mesh.serve import running
 from neuroweaver.mesh.settings import Settings
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
@@ -34,10 +34,10 @@ def experiments_at(home: Path, registry: str = NOBODY) -> Iterator[str]:
             port=0,
             metrics_port=0,
             database_url=f"sqlite:///{home / 'experiment.db'}",
-            drain_s=0.2,
+            drain_s=0.0,
         )
+        await prepare(settings.database_url, "neuroweaver.experiment")
         database = Database(settings.database_url, schema="experiment")
-        await migrate(database, "neuroweaver.experiment")
         async with channel(registry) as registry_channel:
             served = service(database, Releases(RegistryServiceStub(registry_channel)))
             async with running(served, settings, registry=CollectorRegistry()) as server:

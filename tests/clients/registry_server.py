@@ -12,9 +12,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from clients.threaded import threaded
+from databases import prepare
 from neuroweaver.client.cli.program import run
 from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
 from neuroweaver.mesh.serve import running
 from neuroweaver.mesh.settings import Settings
 from neuroweaver.registry.__main__ import service
@@ -32,10 +32,10 @@ def registry_at(home: Path) -> Iterator[str]:
             port=0,
             metrics_port=0,
             database_url=f"sqlite:///{home / 'registry.db'}",
-            drain_s=0.2,
+            drain_s=0.0,
         )
+        await prepare(settings.database_url, "neuroweaver.registry")
         database = Database(settings.database_url, schema="registry")
-        await migrate(database, "neuroweaver.registry")
         async with running(service(database, settings), settings, registry=CollectorRegistry()) as server:
             yield server.address
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 
+import foreground
 from clients import scripted
 from clients.fakes import CONTENT
 from neuroweaver.mesh.errors import (
@@ -358,12 +358,9 @@ def test_an_unforeseen_fault_is_told_in_one_line(mesh, neuroweaver, monkeypatch)
 
 
 def command_line(*arguments, **environ):
-    return subprocess.Popen(
+    return foreground.start(
         [sys.executable, "-m", "neuroweaver.client.cli", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environ},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
     )
 
 

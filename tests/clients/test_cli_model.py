@@ -8,7 +8,7 @@ from clients.registry_server import adapter, registry_at
 
 COMMANDS = [
     "list", "show", "versions", "compare", "history", "verify", "card",
-    "register", "create", "bump", "state", "delete", "rollback", "upload", "download", "export", "import",
+    "register", "update", "create", "metrics", "bump", "state", "delete", "rollback", "upload", "download", "export", "import",
     "alias list", "alias set", "alias remove", "alias resolve",
 ]  # fmt: skip
 
@@ -295,3 +295,53 @@ def test_an_adapter_is_shown_with_its_files(neuroweaver, advisor, tmp_path):
 
     assert "adapter/adapter_model.safetensors" in shown
     assert "TRAINED" in shown
+
+
+def test_an_update_changes_what_is_named_and_leaves_the_rest(neuroweaver, advisor):
+    outcome = neuroweaver("model", "update", "advisor", "--tag", "owner=ada", "--tag", "stage=trial")
+
+    assert outcome.code == 0, outcome.err
+    assert "owner=ada, stage=trial, team=service" in outcome.out
+    assert neuroweaver("model", "update", "advisor", "-m", "Answers questions").code == 0
+    assert neuroweaver("model", "update", "advisor", "--tag", "team=sales", "--untag", "stage").code == 0
+
+    shown = json.loads(neuroweaver("model", "show", "advisor", "--json").out)
+    assert shown["tags"] == {"team": "sales", "owner": "ada"}
+    assert shown["description"] == "Answers questions"
+
+
+@pytest.mark.parametrize(
+    ("command", "field"),
+    [
+        (("update", "advisor"), "advisor"),
+        (("update", "advisor", "--untag", "trial"), "--untag"),
+        (("update", "advisor", "--tag", "team"), "--tag"),
+        (("metrics", "advisor", "--metric", "accuracy=1"), "advisor"),
+        (("metrics", "advisor@1.0.0"), "advisor@1.0.0"),
+        (("metrics", "advisor@1.0.0", "--metric", "accuracy=much"), "--metric"),
+    ],
+)
+def test_a_change_that_says_nothing_or_what_cannot_be_is_refused(neuroweaver, advisor, command, field):
+    outcome = neuroweaver("model", *command, "--json")
+
+    assert outcome.code == 2
+    assert [each["field"] for each in json.loads(outcome.err)["error"]["violations"]] == [field]
+
+
+def test_metrics_are_added_in_place_of_those_of_the_same_name(neuroweaver, advisor, tmp_path):
+    file = tmp_path / "metrics.yaml"
+    file.write_text("loss: {value: 1.5, direction: lower}\nf1: 0.7\n")
+
+    outcome = neuroweaver(
+        "model", "metrics", "advisor@latest", "--metrics", file, "--metric", "accuracy=0.81:higher"
+    )
+
+    assert outcome.code == 0, outcome.err
+    assert "advisor@1.0.0" in outcome.out
+    measured = version(neuroweaver, "advisor@1.0.0")["metrics"]
+    assert {name: each["value"] for name, each in measured.items()} == {
+        "accuracy": 0.81,
+        "loss": 1.5,
+        "f1": 0.7,
+    }
+    assert measured["accuracy"]["direction"] == "METRIC_DIRECTION_HIGHER_IS_BETTER"

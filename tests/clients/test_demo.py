@@ -4,17 +4,18 @@ import io
 import os
 import signal
 import socket
-import subprocess
 import sys
 
 import protovalidate
 import pytest
 from rich.console import Console
 
+import foreground
 from clients import scripted
 from neuroweaver.client import Client, demo, report
 from neuroweaver.client.history import History
-from neuroweaver.client.processes import SERVICES, Fleet, Place, free_ports
+from neuroweaver.client.processes import SERVICES, Fleet, Place
+from ports import free_ports
 
 
 @pytest.fixture
@@ -107,14 +108,7 @@ def test_ctrl_c_ends_everything_that_the_demo_started(tmp_path):
         key: value for key, value in os.environ.items() if not key.startswith(("NEUROWEAVER_", "KEEP"))
     }
     environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "neuroweaver.client.demo"],
-        cwd=tmp_path,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = foreground.start([sys.executable, "-m", "neuroweaver.client.demo"], cwd=tmp_path, env=environ)
     addresses = {}
     try:
         for line in process.stdout:

@@ -10,6 +10,7 @@ import sys
 import grpc
 import pytest
 
+import foreground
 from neuroweaver.client import Client
 from neuroweaver.client.processes import (
     SERVICES,
@@ -17,11 +18,12 @@ from neuroweaver.client.processes import (
     Place,
     ProcessError,
     end_recorded,
-    free_ports,
     is_free,
     is_service,
     recorded,
+    unwinding_on_signals,
 )
+from ports import free_ports
 
 
 @pytest.fixture
@@ -43,13 +45,7 @@ def places(environ):
 
 
 def command_line(environ, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "neuroweaver.client.cli", *arguments],
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return foreground.start([sys.executable, "-m", "neuroweaver.client.cli", *arguments], env=environ)
 
 
 def is_alive(pid):
@@ -86,6 +82,17 @@ def test_up_serves_until_a_signal_and_leaves_nothing_behind(environ, places, num
     assert not any(is_alive(service["pid"]) for service in started["services"])
     assert all(is_free(place.host, place.port) for place in places)
     assert all("serving" in place.log.read_text() for place in places)
+
+
+def test_a_program_started_by_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with unwinding_on_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_service_that_ends_takes_the_others_with_it(environ, places):

@@ -109,7 +109,7 @@ def config(**changes: object) -> pb.TrainingConfig:
         "specialization": "service_advisor",
         "dataset_path": "builtin:automotive",
         "lora_r": 4,
-        "epochs": 1.0,
+        "epochs": 0.5,
         "learning_rate": 1e-3,
         "batch_size": 4,
         "gradient_accumulation_steps": 2,
@@ -205,9 +205,19 @@ def test_the_main_job_ends_with_a_registered_version(
     assert str(running.home) not in content.decode()
 
 
-def test_rlaif_can_be_left_out(trainer: trainer_pb2_grpc.TrainerServiceStub) -> None:
-    started(trainer, "plain", enable_rlaif=False, epochs=0.2)
-    result = events(trainer, "plain")[-1].finished.result
+@pytest.fixture(scope="module")
+def plain(running: Mesh) -> tuple[pb.JobFinished, str]:
+    """How a job without RLAIF ended, and the trace that it was started in."""
+    with sync_channel(running.addresses["trainer"]) as channel:
+        trainer = trainer_pb2_grpc.TrainerServiceStub(channel)
+        with telemetry.tracer.start_as_current_span("a user's call"):
+            started(trainer, "plain", enable_rlaif=False, epochs=0.2)
+            trace_id = telemetry.current_trace_id()
+        return events(trainer, "plain")[-1].finished, trace_id
+
+
+def test_rlaif_can_be_left_out(plain: tuple[pb.JobFinished, str]) -> None:
+    result = plain[0].result
 
     assert result.rlaif_outcome == pb.RLAIF_OUTCOME_NOT_REQUESTED
     assert not result.HasField("reward_model")
@@ -215,12 +225,10 @@ def test_rlaif_can_be_left_out(trainer: trainer_pb2_grpc.TrainerServiceStub) -> 
 
 
 def test_one_trace_spans_client_trainer_worker_and_registry(
-    trainer: trainer_pb2_grpc.TrainerServiceStub, collector: Collector
+    plain: tuple[pb.JobFinished, str], collector: Collector
 ) -> None:
-    with telemetry.tracer.start_as_current_span("a user's call"):
-        started(trainer, "traced", enable_rlaif=False, epochs=0.2)
-        trace_id = telemetry.current_trace_id()
-    assert events(trainer, "traced")[-1].finished.state == pb.JOB_STATE_SUCCEEDED
+    end, trace_id = plain
+    assert end.state == pb.JOB_STATE_SUCCEEDED
 
     give_up = time.monotonic() + 30  # spans leave in batches
     while len(collector.services[trace_id]) < 3 and time.monotonic() < give_up:
@@ -250,7 +258,7 @@ def test_a_failing_rlaif_falls_back_only_if_the_job_says_so(
 def test_a_cancelled_job_stops_within_a_step_keeps_what_is_whole_and_can_go_on(
     running: Mesh, trainer: trainer_pb2_grpc.TrainerServiceStub
 ) -> None:
-    started(trainer, "cancelled", ppo_steps=200)
+    started(trainer, "cancelled", epochs=0.2, ppo_steps=200)
     wait_for(
         trainer, "cancelled", lambda event: event.progress.stage == pb.STAGE_PPO and event.progress.step >= 3
     )
@@ -269,7 +277,7 @@ def test_a_cancelled_job_stops_within_a_step_keeps_what_is_whole_and_can_go_on(
 def test_a_killed_worker_fails_the_job_and_a_resume_goes_on_where_it_was(
     running: Mesh, trainer: trainer_pb2_grpc.TrainerServiceStub
 ) -> None:
-    started(trainer, "killed", ppo_steps=12)
+    started(trainer, "killed", epochs=0.2, ppo_steps=12)
     wait_for(trainer, "killed", lambda e: e.checkpoint_saved.stage == pb.STAGE_PPO)
     running.worker_of("killed").send_signal(signal.SIGKILL)
     first = events(trainer, "killed")
@@ -297,7 +305,7 @@ def test_a_data_set_that_changed_after_acceptance_is_not_trained_on(
     ]
     file = running.home / "data" / "changing.jsonl"
     file.write_text("\n".join(rows[:10]))
-    started(trainer, "blocking", ppo_steps=100)
+    started(trainer, "blocking", epochs=0.2, ppo_steps=100)
     started(trainer, "changed", dataset_path="changing.jsonl", enable_rlaif=False)
     file.write_text("\n".join(rows))
     trainer.CancelTraining(pb.CancelTrainingRequest(job_id="blocking"))
@@ -334,7 +342,7 @@ def test_a_trainer_that_is_shut_down_resumes_its_job_when_it_starts_again(tmp_pa
         sync_channel(own.addresses["trainer"]) as channel,
     ):
         stub = trainer_pb2_grpc.TrainerServiceStub(channel)
-        started(stub, "interrupted", ppo_steps=12)
+        started(stub, "interrupted", epochs=0.2, ppo_steps=12)
         wait_for(stub, "interrupted", lambda e: e.progress.stage == pb.STAGE_PPO)
         assert own.stop("trainer") == 0
         own.start("trainer")
@@ -352,7 +360,7 @@ def test_a_trainer_that_is_killed_finds_its_worker_again(tmp_path: Path) -> None
         sync_channel(own.addresses["trainer"]) as channel,
     ):
         stub = trainer_pb2_grpc.TrainerServiceStub(channel)
-        started(stub, "orphan", ppo_steps=12)
+        started(stub, "orphan", epochs=0.2, ppo_steps=12)
         wait_for(stub, "orphan", lambda e: e.progress.stage == pb.STAGE_PPO)
         own.stop("trainer", signal.SIGKILL)
         own.start("trainer")

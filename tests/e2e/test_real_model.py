@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,14 +37,14 @@ CONFIG = {
     "gradient_accumulation_steps": 1,
     "max_seq_length": 256,
     "validation_fraction": 0.2,
-    "rlaif_samples": 8,
+    "rlaif_samples": 4,
     "responses_per_prompt": 4,
     "rlaif_threshold": 10.0,
     "reward_model_epochs": 1,
     "ppo_steps": 2,
     "ppo_batch_size": 4,
     "ppo_epochs": 1,
-    "max_new_tokens": 48,
+    "max_new_tokens": 24,
     "feedback_model": "embedded",
 }
 
@@ -55,9 +56,9 @@ def test_the_real_model_becomes_a_better_registered_version(tmp_path: Path) -> N
         for pair in itertools.islice(training_pairs("service_advisor"), 24)
     ]
     (tmp_path / "data" / "few.jsonl").write_text("\n".join(rows))
-    # Its steps are long enough for both cores.
+    # Its steps are long enough for all cores that are to be had.
     with (
-        mesh(tmp_path, "registry", "trainer", OMP_NUM_THREADS="2") as running,
+        mesh(tmp_path, "registry", "trainer", OMP_NUM_THREADS=os.environ["OMP_NUM_THREADS"]) as running,
         sync_channel(running.addresses["trainer"]) as trainer_channel,
         sync_channel(running.addresses["registry"]) as registry_channel,
     ):

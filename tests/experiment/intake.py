@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from databases import prepare
 from experiment.serving import spec
 from neuroweaver.experiment import recompute, sketching, snapshots, specification
 from neuroweaver.experiment.events import batches_of
@@ -17,7 +18,6 @@ from neuroweaver.experiment.snapshot import Snapshot
 from neuroweaver.experiment.store import Origin, Store
 from neuroweaver.experiment.writer import Writer
 from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
 from neuroweaver.v1 import experiment_pb2 as pb
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -127,8 +127,8 @@ class Intake:
 
 @asynccontextmanager
 async def intake(database_url: str, made: pb.ExperimentSpec | None = None) -> AsyncIterator[Intake]:
+    await prepare(database_url, "neuroweaver.experiment")
     database = Database(database_url, schema="experiment")
-    await migrate(database, "neuroweaver.experiment")
     try:
         opened = Intake(database, Store(database, clock=lambda: START))
         await opened.add(made or spec())

@@ -10,6 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from databases import prepare
 from neuroweaver.experiment import server
 from neuroweaver.experiment.director import Director
 from neuroweaver.experiment.evaluators import Evaluators
@@ -17,7 +18,6 @@ from neuroweaver.experiment.releases import Releases
 from neuroweaver.experiment.store import Store
 from neuroweaver.mesh.channel import channel
 from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
 from neuroweaver.mesh.serve import Service, running
 from neuroweaver.mesh.settings import Settings
 from neuroweaver.registry.__main__ import service as registry_service
@@ -56,10 +56,14 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         registry_url = f"sqlite:///{folder / 'registry.db'}" if "sqlite" in database_url else database_url
         settings = Settings(
-            service="registry", home=folder, port=0, metrics_port=0, database_url=registry_url, drain_s=0.5
+            service="registry", home=folder, port=0, metrics_port=0, database_url=registry_url, drain_s=0.0
         )
+        if registry_url == database_url:
+            await prepare(database_url, "neuroweaver.registry", "neuroweaver.experiment")
+        else:
+            await prepare(registry_url, "neuroweaver.registry")
+            await prepare(database_url, "neuroweaver.experiment")
         database = Database(registry_url, schema="registry")
-        await migrate(database, "neuroweaver.registry")
         serving = running(registry_service(database, settings), settings, registry=CollectorRegistry())
         registry_channel = await stack.enter_async_context(
             channel((await stack.enter_async_context(serving)).address)
@@ -67,7 +71,6 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
         registry = RegistryServiceStub(registry_channel)
 
         own = Database(database_url, schema="experiment")
-        await migrate(own, "neuroweaver.experiment")
         store, said = Store(own), Said()
         servicer = server.ExperimentServicer(store, Evaluators(store), Releases(registry), said)
         served = Service(
@@ -76,7 +79,7 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
             close=own.close,
         )
         own_settings = Settings(
-            service="experiment", home=folder, port=0, metrics_port=0, database_url=database_url, drain_s=0.5
+            service="experiment", home=folder, port=0, metrics_port=0, database_url=database_url, drain_s=0.0
         )
         running_server = await stack.enter_async_context(
             running(served, own_settings, registry=CollectorRegistry())

@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from databases import prepare
 from experiment.figures import experiment, guardrail, lower, normal, snapshot
 from experiment.serving import Said, World, create, metric, spec, start
 from neuroweaver.experiment import results_methods, server, snapshots, supervision
@@ -27,7 +28,6 @@ from neuroweaver.experiment.store import Store
 from neuroweaver.experiment.study import study
 from neuroweaver.mesh.channel import channel
 from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
 from neuroweaver.mesh.serve import Service, running
 from neuroweaver.mesh.settings import Settings
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -37,8 +37,8 @@ from neuroweaver.v1.experiment_pb2_grpc import ExperimentServiceStub, add_Experi
 @pytest.fixture
 async def mesh(database_url: str, tmp_path: Path) -> AsyncIterator[World]:
     """The Experiment service without a Registry, which nothing here asks for, and with real results."""
+    await prepare(database_url, "neuroweaver.experiment")
     database = Database(database_url, schema="experiment")
-    await migrate(database, "neuroweaver.experiment")
     store = Store(database)
     desk = Desk(store, snapshots.load)
     servicer = server.ExperimentServicer(store, Evaluators(store), Releases(None), desk)
@@ -48,7 +48,7 @@ async def mesh(database_url: str, tmp_path: Path) -> AsyncIterator[World]:
         close=database.close,
     )
     settings = Settings(
-        service="experiment", home=tmp_path, port=0, metrics_port=0, database_url=database_url, drain_s=0.5
+        service="experiment", home=tmp_path, port=0, metrics_port=0, database_url=database_url, drain_s=0.0
     )
     async with running(served, settings, registry=CollectorRegistry()) as at, channel(at.address) as client:
         director = Director(store, servicer, desk)

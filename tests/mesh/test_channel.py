@@ -10,6 +10,7 @@ from opentelemetry import trace
 from mesh.echo import Echo, pb, pb_grpc, started, stub
 from neuroweaver.mesh.channel import channel, sync_channel
 from neuroweaver.mesh.errors import Aborted, Error, Unavailable
+from ports import free_port
 
 
 class Shaky(Echo):
@@ -53,8 +54,9 @@ async def test_another_refusal_is_not_retried():
 
 
 async def test_a_call_waits_out_a_restart():
-    async with started() as server:
-        address, port = server.address, int(server.address.rpartition(":")[2])
+    port = free_port()
+    async with started(port=port) as server:
+        address = server.address
     async with channel(address) as client:
         said = asyncio.ensure_future(
             pb_grpc.EchoServiceStub(client).Say(pb.Ask(text="hello"), wait_for_ready=True, timeout=60)

@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mesh.echo import NAME, Echo, pb, pb_grpc, service, settings, started, stub
 from neuroweaver.mesh.channel import MAX_MESSAGE_BYTES, channel, sync_channel
 from neuroweaver.mesh.serve import StartError, serve
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -202,22 +203,16 @@ def _get(url: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-async def test_metrics_are_served_to_prometheus(free_port):
-    async with stub(metrics_port=free_port) as echo:
+async def test_metrics_are_served_to_prometheus():
+    port = free_port()
+    async with stub(metrics_port=port) as echo:
         await echo.Say(pb.Ask())
-        status, text = await asyncio.to_thread(_get, f"http://127.0.0.1:{free_port}/metrics")
-        lost, _ = await asyncio.to_thread(_get, f"http://127.0.0.1:{free_port}/other")
+        status, text = await asyncio.to_thread(_get, f"http://127.0.0.1:{port}/metrics")
+        lost, _ = await asyncio.to_thread(_get, f"http://127.0.0.1:{port}/other")
 
     assert status == 200
     assert f'neuroweaver_rpcs_total{{code="OK",method="{NAME}/Say"}} 1.0' in text
     assert lost == 404
-
-
-@pytest.fixture
-def free_port() -> int:
-    with taken_port() as port:
-        pass
-    return port
 
 
 async def test_a_background_task_that_fails_ends_the_service():

@@ -197,3 +197,21 @@ async def test_each_resource_has_its_own_signal_for_as_long_as_it_is_held():
     assert signals.of("job-1") is one
     del one, other
     assert not signals._signals
+
+
+async def test_a_cancellation_that_meets_the_signal_is_not_lost():
+    signal = Signal()
+
+    async def wait_for_ever():
+        while True:
+            await signal.wait(signal.count, 60)
+
+    task = asyncio.create_task(wait_for_ever())
+    await asyncio.sleep(0)
+    signal.notify()
+    task.cancel()
+    await asyncio.wait({task}, timeout=1)
+    is_cancelled = task.cancelled()
+    task.cancel()
+
+    assert is_cancelled

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from databases import prepare
 from neuroweaver.mesh.channel import channel
 from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
 from neuroweaver.mesh.serve import running
 from neuroweaver.mesh.settings import Settings
 from neuroweaver.registry.__main__ import service
@@ -19,8 +19,8 @@ from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
+    await prepare(database_url, "neuroweaver.registry")
     database = Database(database_url, schema="registry")
-    await migrate(database, "neuroweaver.registry")
     yield database
     await database.close()
 
@@ -34,10 +34,10 @@ def store(database: Database) -> Store:
 async def registry(database_url: str, tmp_path: Path) -> AsyncIterator[Any]:
     """A stub of a real server."""
     settings = Settings(
-        service="registry", home=tmp_path, port=0, metrics_port=0, database_url=database_url, drain_s=1.0
+        service="registry", home=tmp_path, port=0, metrics_port=0, database_url=database_url, drain_s=0.0
     )
+    await prepare(database_url, "neuroweaver.registry")
     database = Database(settings.database_url, schema="registry")
-    await migrate(database, "neuroweaver.registry")
     async with (
         running(service(database, settings), settings, registry=CollectorRegistry()) as server,
         channel(server.address) as client,

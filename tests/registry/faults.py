@@ -24,10 +24,10 @@ from typing import Any
 import grpc
 from semver import Version
 
-from e2e.processes import free_port
 from neuroweaver.mesh import errors
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
+from ports import free_port
 from registry.calls import digest_of, safetensors
 
 MODEL = "advisor"

@@ -49,7 +49,7 @@ class Uncached(Database):
 async def serving(
     url: str, home: Path, kind: type[Database] = Database
 ) -> AsyncIterator[tuple[Any, Database]]:
-    settings = Settings(service="registry", home=home, port=0, metrics_port=0, database_url=url, drain_s=1.0)
+    settings = Settings(service="registry", home=home, port=0, metrics_port=0, database_url=url, drain_s=0.0)
     database = kind(url, schema="registry")
     await migrate(database, "neuroweaver.registry")
     async with (

@@ -14,8 +14,9 @@ import pytest
 
 from neuroweaver.mesh import errors
 from neuroweaver.v1 import registry_pb2 as pb
+from ports import free_port
 from registry import stores
-from registry.test_process import CHUNK, content, free_port, serving
+from registry.test_process import CHUNK, content, serving
 
 
 @pytest.fixture

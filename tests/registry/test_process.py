@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -21,14 +20,9 @@ import pytest
 from neuroweaver.mesh.channel import sync_channel
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
+from ports import free_port
 
 CHUNK = 256 * 1024
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def content() -> bytes:

@@ -11,9 +11,9 @@ from pathlib import Path
 import grpc
 from prometheus_client import CollectorRegistry
 
+from databases import prepare
 from neuroweaver.mesh.channel import channel
 from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
 from neuroweaver.mesh.serve import Service, running
 from neuroweaver.mesh.settings import Settings
 from neuroweaver.trainer.admission import Premises
@@ -107,8 +107,9 @@ class Trainer:
 async def trainer(
     home: Path, database_url: str = "", policy: Policy | None = None, premises: Premises | None = None
 ) -> AsyncIterator[Trainer]:
-    database = Database(database_url or f"sqlite:///{home / 'trainer.db'}", "trainer")
-    await migrate(database, "neuroweaver.trainer")
+    url = database_url or f"sqlite:///{home / 'trainer.db'}"
+    await prepare(url, "neuroweaver.trainer")
+    database = Database(url, "trainer")
     executor = PlayedExecutor()
     data = home / "data"
     data.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from neuroweaver.mesh import settings
 from neuroweaver.mesh.channel import sync_channel
-from neuroweaver.v1 import experiment_pb2, registry_pb2, trainer_pb2
+from neuroweaver.v1 import deployer_pb2, experiment_pb2, registry_pb2, trainer_pb2
+from neuroweaver.v1.deployer_pb2_grpc import DeployerServiceStub
 from neuroweaver.v1.experiment_pb2_grpc import ExperimentServiceStub
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 from neuroweaver.v1.trainer_pb2_grpc import TrainerServiceStub
@@ -78,6 +79,10 @@ class Client:
         return self._addresses.get(service) or settings.address(service)
 
     @cached_property
+    def deployer(self) -> DeployerServiceStub:
+        return DeployerServiceStub(self._channel("deployer"))
+
+    @cached_property
     def experiment(self) -> ExperimentServiceStub:
         return ExperimentServiceStub(self._channel("experiment"))
 
@@ -112,6 +117,12 @@ class Client:
             token = page.next_page_token
             if not token:
                 return
+
+    def deployments(self, query: str = "") -> Iterator[deployer_pb2.Deployment]:
+        """By model and name. query: a filter of ListDeployments."""
+        request = deployer_pb2.ListDeploymentsRequest(page_size=PAGE_SIZE, filter=query)
+        for page in _pages(self.deployer.ListDeployments, request):
+            yield from page.deployments
 
     def experiments(self, query: str = "") -> Iterator[experiment_pb2.Experiment]:
         """Newest first. query: a filter of ListExperiments."""
@@ -214,6 +225,42 @@ class Client:
             )
 
         yield from resumed(opened, since_sequence, patience_s=patience_s)
+
+    def watch_deployment(
+        self,
+        model_id: str,
+        name: str = "",
+        since_sequence: int = 0,
+        *,
+        patience_s: float = 60.0,
+        on_break: OnBreak | None = None,
+    ) -> Iterator[deployer_pb2.DeploymentEvent]:
+        """The deployment's events after `since_sequence` until it is gone, as `watch_training` gives."""
+
+        def opened(since: int) -> Iterable[deployer_pb2.DeploymentEvent]:
+            return self.deployer.WatchDeployment(
+                deployer_pb2.WatchDeploymentRequest(model_id=model_id, name=name, since_sequence=since)
+            )
+
+        for event in resumed(opened, since_sequence, patience_s=patience_s, on_break=on_break):
+            if event.WhichOneof("event") != "heartbeat":
+                yield event
+
+    def watch_deployment_logs(
+        self, wanted: deployer_pb2.WatchDeploymentLogsRequest, *, patience_s: float = 60.0
+    ) -> Iterator[deployer_pb2.DeploymentLogLine]:
+        """The log lines that are wanted, each once, as `watch_training` gives events."""
+
+        def opened(since: int) -> Iterable[deployer_pb2.DeploymentLogLine]:
+            again = deployer_pb2.WatchDeploymentLogsRequest()
+            again.CopyFrom(wanted)
+            again.since_sequence = since
+            if since > wanted.since_sequence:
+                # Lines are missed since the last one seen, however many there are.
+                again.tail_lines = 0
+            return self.deployer.WatchDeploymentLogs(again)
+
+        yield from resumed(opened, wanted.since_sequence, patience_s=patience_s)
 
     def _channel(self, service: str) -> grpc.Channel:
         if service not in self._channels:

@@ -1,4 +1,4 @@
-"""The Registry's enums as people say them. A value newer than this client goes by its number."""
+"""Enums as people say them. A value newer than this client goes by its number."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ _STYLES: Final = {
 
 def version_state(state: int) -> str:
     """VALIDATED for VERSION_STATE_VALIDATED."""
-    return _short(registry.VersionState.DESCRIPTOR, state)
+    return short_name(registry.VersionState.DESCRIPTOR, state)
 
 
 def delivery_state(state: int) -> str:
     """DEAD for DELIVERY_STATE_DEAD."""
-    return _short(registry.DeliveryState.DESCRIPTOR, state)
+    return short_name(registry.DeliveryState.DESCRIPTOR, state)
 
 
 def bump_level(level: int) -> str:
     """The level as `minor` for BUMP_LEVEL_MINOR; empty where no new version is called for."""
-    return _short(registry.BumpLevel.DESCRIPTOR, level).lower() if level else ""
+    return short_name(registry.BumpLevel.DESCRIPTOR, level).lower() if level else ""
 
 
 def styled(state: str) -> Text:
     return Text(state, _STYLES.get(state, ""))
 
 
-def _short(enum: EnumDescriptor, number: int) -> str:
+def short_name(enum: EnumDescriptor, number: int) -> str:
+    """The value's name without the enum's in front."""
     known = enum.values_by_number.get(number)
     return (
         known.name.removeprefix(enum.values_by_number[0].name.removesuffix("UNSPECIFIED"))

@@ -26,6 +26,24 @@ Tags = Annotated[
     list[str] | None,
     typer.Option("--tag", metavar="NAME=VALUE", help="A free label; repeat for several.", show_default=False),
 ]
+MetricOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME=VALUE",
+        help="A measured number; :higher or :lower behind it says what is better. Repeat for several.",
+        show_default=False,
+    ),
+]
+MetricsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--metrics",
+        help="YAML or JSON: by name a number, or value, direction (higher, lower), unit, interval, "
+        "samples. Samples let `compare` test a difference.",
+        show_default=False,
+    ),
+]
 
 _BASE: Final = "The base model that it fits on"
 _DIRECTIONS: Final = {
@@ -66,6 +84,11 @@ def tags_of(given: Iterable[str] | None) -> dict[str, str]:
     return dict(_pair("--tag", text) for text in given or ())
 
 
+def metrics_of(given: Iterable[str] | None, file: Path | None) -> dict[str, registry.Metric]:
+    """Of the file, and over them those from `name=value` texts. Raises BadInput."""
+    return {**_read_metrics(file), **dict(map(_metric, given or ()))}
+
+
 def _draft(
     *,
     version: Annotated[
@@ -102,22 +125,8 @@ def _draft(
             help="YAML or JSON that says how it was made; laid over the parent's.", show_default=False
         ),
     ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="A measured number; :higher or :lower behind it says what is better. Repeat for several.",
-            show_default=False,
-        ),
-    ] = None,
-    metrics: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML or JSON: by name a number, or value, direction (higher, lower), unit, interval, "
-            "samples. Samples let `compare` test a difference.",
-            show_default=False,
-        ),
-    ] = None,
+    metric: MetricOptions = None,
+    metrics: MetricsFile = None,
     tag: Tags = None,
     base: Annotated[
         str, typer.Option(metavar="NAME", help="Its name.", show_default=False, rich_help_panel=_BASE)
@@ -158,7 +167,7 @@ def _draft(
         parent_version=parent,
         description=description,
         state=state_of(state) if state else registry.VERSION_STATE_UNSPECIFIED,
-        metrics={**_read_metrics(metrics), **dict(map(_metric, metric or ()))},
+        metrics=metrics_of(metric, metrics),
         tags=tags_of(tag),
         base=pin if pin.ByteSize() else None,
         request_id=new_id(),

@@ -13,7 +13,6 @@ from rich.text import Text
 from neuroweaver.client.cli import experiment_plan, experiment_results, experiment_view
 from neuroweaver.client.cli.confirm import Yes, confirm, refuse_unasked
 from neuroweaver.client.cli.experiment_names import Test
-from neuroweaver.client.cli.experiment_spec import read_spec
 from neuroweaver.client.cli.failures import EPILOG, BadInput, talking_to
 from neuroweaver.client.cli.output import (
     AsJson,
@@ -25,6 +24,7 @@ from neuroweaver.client.cli.output import (
     when,
 )
 from neuroweaver.client.cli.references import Reason
+from neuroweaver.client.cli.spec_file import read_spec
 from neuroweaver.client.text import plain
 from neuroweaver.mesh.ids import new_id
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -59,7 +59,7 @@ def create(
     Example: neuroweaver experiment create tuned.yaml --id tuned-advisor
     """
     request = pb.CreateExperimentRequest(
-        test_id=test_id, spec=read_spec(spec), validate_only=check, request_id=new_id()
+        test_id=test_id, spec=read_spec(spec, pb.ExperimentSpec), validate_only=check, request_id=new_id()
     )
     with talking_to("experiment") as client:
         made = client.experiment.CreateExperiment(request)

@@ -12,6 +12,7 @@ from neuroweaver.client.cli import (
     model_compare,
     model_files,
     model_history,
+    model_update,
     model_verify,
 )
 from neuroweaver.client.cli.failures import EPILOG, talking_to
@@ -128,6 +129,6 @@ def print_model(model: registry.Model) -> None:
     )
 
 
-for part in (model_history, model_verify, model_changes, model_compare, model_files):
+for part in (model_history, model_verify, model_changes, model_update, model_compare, model_files):
     part.register(app)
 app.add_typer(model_alias.app, name="alias", rich_help_panel="Change")

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 from typer.exceptions import TyperException
 
-from neuroweaver.client.cli import experiment, mesh, model, train, webhook
+from neuroweaver.client.cli import deploy, experiment, mesh, model, train, webhook
 from neuroweaver.client.cli.failures import EPILOG, BadInput, Exit, Failure
 from neuroweaver.client.cli.output import error_console
 from neuroweaver.mesh import telemetry
@@ -30,6 +30,7 @@ mesh.register(app)
 app.add_typer(train.app, name="train")
 app.add_typer(model.app, name="model")
 app.add_typer(experiment.app, name="experiment")
+app.add_typer(deploy.app, name="deploy")
 app.add_typer(webhook.app, name="webhook")
 
 
