@@ -36,8 +36,9 @@ def configure(service: str, *, debug: bool = False, log_format: str = "auto") ->
     handler.setFormatter(HumanFormatter() if human else JsonFormatter(service))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.getLogger("neuroweaver").setLevel(logging.DEBUG if debug else logging.INFO)
-    # Alembic and SQLAlchemy's engines tell each step at INFO.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Alembic tells each step at INFO, httpx each request.
+    for name in ("alembic", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class GatheringHandler(logging.StreamHandler[TextIO]):
