@@ -74,6 +74,8 @@ def test_each_variable_is_read():
         ("NEUROWEAVER_DRAIN_S", "-1"),
         ("NEUROWEAVER_DRAIN_S", "nan"),
         ("NEUROWEAVER_DRAIN_S", "soon"),
+        ("NEUROWEAVER_EXPERIMENT_MEMORY_MIB", "0"),
+        ("NEUROWEAVER_EXPERIMENT_MEMORY_MIB", "1GiB"),
         ("NEUROWEAVER_LOG_FORMAT", "xml"),
         ("NEUROWEAVER_TRAINER_ADDRESS", "no-port"),
         ("NEUROWEAVER_TRAINER_ADDRESS", "host:0"),

@@ -6,6 +6,7 @@ from neuroweaver.experiment import server, snapshots
 from neuroweaver.experiment.director import Director
 from neuroweaver.experiment.evaluators import Evaluators
 from neuroweaver.experiment.housekeeping import keep_checkpoints, keep_house
+from neuroweaver.experiment.projection import MEBIBYTE, Projections
 from neuroweaver.experiment.releases import Releases
 from neuroweaver.experiment.results import Desk
 from neuroweaver.experiment.store import Store
@@ -22,12 +23,13 @@ async def main(settings: Settings) -> None:
     await migrate(database, "neuroweaver.experiment")
     async with channel(settings.addresses["registry"]) as registry:
         stub = registry_pb2_grpc.RegistryServiceStub(registry)
-        await serve(service(database, Releases(stub)), settings)
+        projections = Projections(settings.experiment_memory_mib * MEBIBYTE)
+        await serve(service(database, Releases(stub), projections), settings)
 
 
-def service(database: Database, releases: Releases) -> Service:
+def service(database: Database, releases: Releases, projections: Projections | None = None) -> Service:
     """The Experiment service over a migrated database, which it closes at its end."""
-    store = Store(database)
+    store = Store(database, projections=projections)
     evaluators, desk = Evaluators(store), Desk(store, snapshots.load)
     servicer = server.ExperimentServicer(store, evaluators, releases, desk)
     servicer.committer.listen(store.notify_results)

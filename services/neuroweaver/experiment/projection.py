@@ -24,6 +24,7 @@ from neuroweaver.experiment.model import Experiment
 from neuroweaver.experiment.readings import Plan
 from neuroweaver.experiment.unit_table import UnitTable
 from neuroweaver.experiment.units import Change
+from neuroweaver.mesh.settings import EXPERIMENT_MEMORY_MIB
 
 # Batches that are read and joined at once while catching up.
 _AT_ONCE: Final = 20
@@ -79,7 +80,7 @@ class Projection:
 class Projections:
     """Those of many experiments, the ones used last at hand. budget_bytes: of all together."""
 
-    def __init__(self, budget_bytes: int = 1024 * MEBIBYTE) -> None:
+    def __init__(self, budget_bytes: int = EXPERIMENT_MEMORY_MIB * MEBIBYTE) -> None:
         self._budget_bytes = budget_bytes
         self._slots: OrderedDict[tuple[str, str], _Slot] = OrderedDict()
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 PORTS: Final = {"registry": 50051, "trainer": 50052, "deployer": 50053, "experiment": 50054}
 METRICS_PORT_OFFSET: Final = 1000
 SERVING_PORT: Final = 8100
+EXPERIMENT_MEMORY_MIB: Final = 1024
 BACKENDS: Final = ("local", "kubernetes")
 LOG_FORMATS: Final = ("auto", "json", "human")
 
@@ -59,6 +60,8 @@ class Settings:
     """Where the Deployer runs what names no backend: local, or kubernetes."""
     serving_port: int = SERVING_PORT
     """The local backend's endpoints are http://<host>:<serving_port>/…; 0: any free port."""
+    experiment_memory_mib: int = EXPERIMENT_MEMORY_MIB
+    """For what the Experiment service knows of units, in all experiments; those used longest ago leave."""
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Where the other services listen, by name: host:port."""
 
@@ -94,6 +97,9 @@ class Settings:
             webhook_private=read.switch("NEUROWEAVER_WEBHOOK_PRIVATE"),
             deployment_backend=read.deployment_backend(),
             serving_port=read.number("NEUROWEAVER_SERVING_PORT", SERVING_PORT, _port),
+            experiment_memory_mib=read.number(
+                "NEUROWEAVER_EXPERIMENT_MEMORY_MIB", EXPERIMENT_MEMORY_MIB, _mebibytes
+            ),
             addresses={name: read.address(name) for name in PORTS},
         )
 
@@ -234,6 +240,12 @@ def _scheme(url: str) -> str:
 def _port(value: str) -> int:
     if not (value.isdecimal() and int(value) < 65536):
         raise ValueError("a port between 0 and 65535")
+    return int(value)
+
+
+def _mebibytes(value: str) -> int:
+    if not (value.isdecimal() and int(value)):
+        raise ValueError("a whole number of MiB above 0")
     return int(value)
 
 
