@@ -102,6 +102,50 @@ def test_whatever_else_is_said_goes_out_at_once_and_after_what_was_said_before(g
     assert [line["message"] for line in lines_of(gathering)] == ["first", "second", "third", "fourth"]
 
 
+def test_a_line_that_cannot_be_written_takes_no_other_with_it(gathering, monkeypatch):
+    blamed = []
+    monkeypatch.setattr(gathering, "handleError", blamed.append)
+    said(gathering, logs.ACCESS, logging.INFO, "first")
+    broken = logging.makeLogRecord(
+        {"name": logs.ACCESS, "levelno": logging.INFO, "msg": "%d", "args": ("x",)}
+    )
+    gathering.handle(broken)
+    said(gathering, "neuroweaver.trainer", logging.INFO, "last")
+
+    assert [line["message"] for line in lines_of(gathering)] == ["first", "last"]
+    assert blamed == [broken]
+
+
+def test_lines_go_on_once_a_full_disk_has_room_again(gathering, monkeypatch):
+    monkeypatch.setattr(gathering, "handleError", lambda _record: None)
+    stream, full = gathering.stream, FullDisk()
+    gathering.stream = full
+    said(gathering, logs.ACCESS, logging.INFO, "lost")
+    give_up = time.monotonic() + 30
+    while not full.refused:
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    gathering.stream = stream
+    said(gathering, logs.ACCESS, logging.INFO, "written")
+    while not stream.getvalue():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+    assert [line["message"] for line in lines_of(gathering)] == ["written"]
+
+
+class FullDisk(io.StringIO):
+    refused = 0
+
+    def write(self, _text: str) -> int:
+        self.refused += 1
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        if self.refused:
+            raise OSError(28, "No space left on device")
+
+
 def test_the_end_of_the_process_writes_what_waits():
     program = (
         "import logging; from neuroweaver.mesh import logs\n"

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
@@ -21,6 +22,7 @@ ACCESS: Final = "neuroweaver.access"
 """The name of the logger of which every RPC makes a line."""
 
 _GATHERED_S: Final = 0.2
+_MOST_GATHERED: Final = 1000
 _SPAN: Final = "span_context"
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", _SPAN}
@@ -48,7 +50,7 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._waiting: list[logging.LogRecord] = []
         self._is_something = threading.Event()
-        self._has_writer = False
+        self._writer: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name != ACCESS or record.levelno > logging.INFO:
@@ -57,11 +59,11 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
         # Looked up now: later another span is the current one.
         setattr(record, _SPAN, trace.get_current_span().get_span_context())
         self._waiting.append(record)
-        if not self._is_something.is_set():
+        if len(self._waiting) >= _MOST_GATHERED:
+            self._write()
+        elif not self._is_something.is_set():
             self._is_something.set()
-            if not self._has_writer:
-                self._has_writer = True
-                threading.Thread(target=self._write_again_and_again, name="access-log", daemon=True).start()
+            self._ensure_writer()
 
     def flush(self) -> None:
         with self.lock or threading.RLock():
@@ -71,19 +73,36 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
     def _write(self, *more: logging.LogRecord) -> None:
         records, self._waiting = [*self._waiting, *more], []
         self._is_something.clear()
-        if not records:
-            return
-        try:
-            self.stream.write("".join(f"{self.format(each)}\n" for each in records))
-            self.stream.flush()
-        except Exception:  # noqa: BLE001  # as all of logging's handlers do
-            self.handleError(records[-1])
+        lines = []
+        for each in records:
+            try:
+                lines.append(f"{self.format(each)}\n")
+            except Exception:  # noqa: BLE001  # as all of logging's handlers do; the other lines are not at fault
+                self.handleError(each)
+        if lines:
+            try:
+                self.stream.write("".join(lines))
+                self.stream.flush()
+            except Exception:  # noqa: BLE001  # as above
+                self.handleError(records[-1])
+
+    def _ensure_writer(self) -> None:
+        if self._writer is None:
+            writer = threading.Thread(target=self._write_again_and_again, name="access-log", daemon=True)
+            try:
+                writer.start()
+            except RuntimeError:  # no thread can be had: at once then
+                self._write()
+            else:
+                self._writer = writer
 
     def _write_again_and_again(self) -> None:
         while True:
             self._is_something.wait()
             threading.Event().wait(_GATHERED_S)
-            self.flush()
+            # What is wrong was told by `_write`; the stream may be back the next time.
+            with suppress(OSError, ValueError):
+                self.flush()
 
 
 class JsonFormatter(logging.Formatter):
