@@ -48,6 +48,15 @@ async def load(
     return row.checkpoint_batch, units
 
 
+async def covered(connection: AsyncConnection, project: str, test_id: str, plan: Plan) -> int:
+    """The number of the last batch in the checkpoint; 0 without one that the plan can read."""
+    table = tables.totals
+    statement = select(table.c.checkpoint_batch).where(
+        table.c.project == project, table.c.test_id == test_id, table.c.checkpoint_form == form_of(plan)
+    )
+    return (await connection.execute(statement)).scalar_one_or_none() or 0
+
+
 async def save(
     database: Database,
     project: str,
@@ -106,7 +115,9 @@ async def _settle(
     is_its = written.c.checkpoint_id == checkpoint_id
     there = select(func.count()).select_from(written).where(*own, is_its)
     is_whole = (await connection.execute(there)).scalar_one() == parts
-    is_newest = row is not None and (row.checkpoint_batch < batch or row.checkpoint_form != form)
+    is_newest = row is not None and (
+        row.checkpoint_batch < batch or (row.checkpoint_batch == batch and row.checkpoint_form != form)
+    )
     if not (is_whole and is_newest):  # another one was quicker
         await connection.execute(delete(written).where(*own, is_its))
         return False

@@ -76,6 +76,14 @@ class Batch:
             judges={moved[old]: each for old, each in self.judges.items() if old in moved},
         )
 
+    def trimmed(self) -> Batch:
+        """Without names and variants that no event uses."""
+        kind = self.rows["kind"]
+        rows = self.rows.copy()
+        names = _kept(self.names, rows, ("name",), kind != EXPOSURE)
+        variants = _kept(self.variants, rows, ("variant", "other"), kind != SAMPLE)
+        return replace(self, rows=rows, names=names, variants=variants)
+
     @classmethod
     def joined(cls, batches: Sequence[Batch]) -> Batch:
         """All events of some batches of one experiment."""
@@ -144,6 +152,16 @@ class Batch:
             covariates={int(index): each for index, each in header["covariates"].items()},
             judges={int(index): each for index, each in header["judges"].items()},
         )
+
+
+def _kept(
+    known: Sequence[str], rows: npt.NDArray[Any], columns: Sequence[str], has_one: npt.NDArray[np.bool_]
+) -> Sequence[str]:
+    """Those of the names that some columns use, whose places are put right; 0 in rows that have none."""
+    used = np.unique(np.concatenate([rows[column][has_one] for column in columns]))
+    for column in columns:
+        rows[column] = np.where(has_one, np.searchsorted(used, rows[column]), 0)
+    return [known[place] for place in used.tolist()]
 
 
 class _Names(dict[str, int]):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
 
@@ -36,12 +38,10 @@ async def keep_checkpoints(store: Store) -> None:
     """Again and again, for the experiments that many events came for."""
     while True:
         for project, test_id in store.projections.due():
-            try:
+            with _one_at_a_time("no checkpoint", test_id):
                 async with store.read(project) as experiments:
                     experiment = await experiments.experiment(test_id)
                 await retention.keep_checkpoint(store, experiment)
-            except (SQLAlchemyError, Error) as error:
-                _LOG.warning("no checkpoint", extra={"cause": type(error).__name__})
         await asyncio.sleep(CHECKPOINT_PERIOD_S)
 
 
@@ -51,8 +51,20 @@ async def clear(store: Store) -> int:
     await store.forget_answers(now - ANSWERS_KEPT)
     dropped = 0
     for project, test_id in await store.everything():
-        async with store.read(project) as experiments:
-            experiment = await experiments.experiment(test_id)
-        await sketching.mend(store, experiment)
-        dropped += await retention.expire(store, experiment, now)
+        with _one_at_a_time("not cleared away", test_id):
+            async with store.read(project) as experiments:
+                experiment = await experiments.experiment(test_id)
+            await sketching.mend(store, experiment)
+            dropped += await retention.expire(store, experiment, now)
     return dropped
+
+
+@contextmanager
+def _one_at_a_time(what: str, test_id: str) -> Iterator[None]:
+    """One experiment's fault is told, and holds up no other one."""
+    try:
+        yield
+    except (SQLAlchemyError, Error) as error:
+        _LOG.warning(what, extra={"cause": type(error).__name__, "test_id": test_id})
+    except Exception:  # noqa: BLE001  # whatever it is, the others go on
+        _LOG.exception(what, extra={"test_id": test_id})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -61,8 +62,13 @@ async def take_in(
     database: Database, projections: Projections, project: str, batches: Sequence[Batch], clock: Clock
 ) -> list[Outcome]:
     """What became of each batch, once that is on disk. Raises what the database raises, with nothing done."""
-    async with projections.hold(project, (batch.test_id for batch in batches)) as held:
+    test_ids = sorted({batch.test_id for batch in batches})
+    async with projections.hold(project, test_ids) as held:
         moves: list[_Move] = []
+        # Before the transaction, for which others wait.
+        for test_id in test_ids:
+            if not held.is_at_hand(project, test_id):
+                await _begin(database, project, held, test_id)
 
         async def work(connection: AsyncConnection) -> list[Outcome]:
             moves.clear()
@@ -70,8 +76,16 @@ async def take_in(
 
         outcomes = await database.transact(work)
         for move in moves:
-            move.put()
+            with move.projection.changing():
+                await asyncio.to_thread(move.put)
     return outcomes
+
+
+async def _begin(database: Database, project: str, held: Held, test_id: str) -> None:
+    async with database.read() as connection:
+        with suppress(NotFound):
+            experiment = await Reader(connection, project).experiment(test_id)
+            await held.current(connection, project, experiment, Plan(experiment.spec))
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,7 @@ async def _ingest(
     except NotFound:
         unknown = pb.EVENT_REJECTION_UNKNOWN_EXPERIMENT
         status = np.full(len(joined), unknown, np.int64)
-        return _outcomes(batches, joined, status, np.zeros(len(joined), np.bool_), ())
+        return _outcomes(batches, status, np.zeros(len(joined), np.bool_), ())
     plan = Plan(experiment.spec)
     totals = await snapshots.claim(connection, project, plan, joined.test_id)
     projection = await held.current(connection, project, experiment, plan)
@@ -141,7 +155,7 @@ async def _ingest(
         )
         await _count(connection, project, totals, projection, settled)
     await snapshots.save(connection, project, totals)
-    return _outcomes(batches, joined, settled.status, settled.is_late, plan.variants)
+    return _outcomes(batches, settled.status, settled.is_late, plan.variants)
 
 
 @dataclass(frozen=True)
@@ -161,7 +175,7 @@ def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: d
     keys = keys_of(projection.project, batch.test_id, batch.event_ids)
     status = _told_apart(read.reasons, keys, projection.event_ids.find(keys) >= 0)
     accepted = np.flatnonzero(status == _ACCEPTED)
-    chosen = read.batch.chosen(accepted)
+    chosen = read.batch.chosen(accepted).trimmed()
     return _Settled(
         status,
         (status == _ACCEPTED) & read.is_late,
@@ -297,7 +311,6 @@ def _rejections(batch: Batch, status: Ints, variants: Sequence[str]) -> list[Rej
 
 def _outcomes(
     batches: Sequence[Batch],
-    joined: Batch,
     status: Ints,
     is_late: npt.NDArray[np.bool_],
     variants: Sequence[str],
@@ -307,7 +320,7 @@ def _outcomes(
         part = slice(start, start := start + len(batch))
         found: list[Rejection] = []
         if (status[part] > 0).any():
-            found = _rejections(joined.chosen(np.arange(part.start, part.stop)), status[part], variants)
+            found = _rejections(batch, status[part], variants)
         outcomes.append(
             Outcome(
                 received=len(batch),

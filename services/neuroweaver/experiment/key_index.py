@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -67,13 +67,13 @@ class KeyIndex:
         self._size += len(keys)
         while len(self._runs) > 1 and len(self._runs[-2].high) < _RATIO * len(self._runs[-1].high):
             younger, older = self._runs.pop(), self._runs.pop()
-            self._runs.append(
-                _sorted(
-                    np.concatenate((older.high, younger.high)),
-                    np.concatenate((older.low, younger.low)),
-                    np.concatenate((older.place, younger.place)),
-                )
-            )
+            self._runs.append(_merged(older, younger))
+
+    def copy(self) -> KeyIndex:
+        """As it is now; costs nothing, since runs never change."""
+        copied = KeyIndex()
+        copied._runs, copied._size = list(self._runs), self._size
+        return copied
 
     def keys(self) -> Keys:
         """All of them, by place."""
@@ -81,6 +81,21 @@ class KeyIndex:
         for run in self._runs:
             found[run.place, 0], found[run.place, 1] = run.high, run.low
         return found
+
+
+def _merged(older: _Run, younger: _Run) -> _Run:
+    at = np.searchsorted(older.high, younger.high, side="right") + np.arange(len(younger.high))
+    is_older = np.ones(len(older.high) + len(younger.high), np.bool_)
+    is_older[at] = False
+
+    def merged(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        both = np.empty(len(is_older), one.dtype)
+        both[is_older], both[at] = one, other
+        return both
+
+    return _Run(
+        merged(older.high, younger.high), merged(older.low, younger.low), merged(older.place, younger.place)
+    )
 
 
 def _sorted(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], place: npt.NDArray[np.int32]) -> _Run:

@@ -256,6 +256,10 @@ class Ledger:
                 for code in np.unique(codes[codes >= 0]).tolist():
                     self.cell(code, reading).is_stale = True
         unit, value = change.counted.get((reading.sources[0].name, reading.span), _NOTHING)
+        if stale is not None and not self.is_whole:
+            # Some of these are in the sketch already.
+            is_new = ~np.isin(unit, stale)
+            unit, value = unit[is_new], value[is_new]
         codes = change.new.codes[unit]
         for code in np.unique(codes).tolist():
             cell = self.cell(code, reading)

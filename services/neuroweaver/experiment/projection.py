@@ -8,14 +8,17 @@ with all of them would take long once there are millions: a checkpoint (`checkpo
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import checkpoints, raw_events
+from neuroweaver.experiment import checkpoints, raw_events, tables
 from neuroweaver.experiment.events import Batch
 from neuroweaver.experiment.joining import records, units_of
 from neuroweaver.experiment.key_index import KeyIndex
@@ -26,9 +29,10 @@ from neuroweaver.experiment.unit_table import UnitTable
 from neuroweaver.experiment.units import Change
 from neuroweaver.mesh.settings import EXPERIMENT_MEMORY_MIB
 
-# Batches that are read and joined at once while catching up.
-_AT_ONCE: Final = 20
+_LOG: Final = logging.getLogger("neuroweaver.experiment")
+
 MEBIBYTE: Final = 1 << 20
+_RECENT_S: Final = 600.0
 
 # A server that begins anew joins some 300,000 events a second; a checkpoint writes some 100 bytes a unit.
 _FRESH_EVENTS: Final = 500_000
@@ -37,7 +41,7 @@ _FRESH_A_UNIT: Final = 2
 
 class Projection:
     """Up to the batch with the number `batch`. event_ids: of all raw events that are kept. fresh_events: how
-    many came since the last checkpoint.
+    many came since the last checkpoint. expired_batches: how many had left by age when it began.
     """
 
     def __init__(self, project: str, experiment: Experiment, plan: Plan) -> None:
@@ -49,10 +53,23 @@ class Projection:
         self.event_ids = KeyIndex()
         self.batch = 0
         self.fresh_events = 0
+        self.expired_batches = 0
+        self._is_torn = False
 
     @property
     def nbytes(self) -> int:
         return self.table.nbytes + self.event_ids.nbytes
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """What is done inside is done as a whole, or the projection is of no use any more."""
+        self._is_torn = True
+        yield
+        self._is_torn = False
+
+    @property
+    def is_torn(self) -> bool:
+        return self._is_torn
 
     @property
     def is_due(self) -> bool:
@@ -99,13 +116,13 @@ class Projections:
                 stack.callback(slot.leave)
                 await stack.enter_async_context(slot.lock)
                 self._slots.move_to_end(key)
+            slots = {key: self._slots[key] for key in keys}
             try:
-                yield Held({key: self._slots[key] for key in keys})
-            except BaseException:
-                # Whether it was committed is not known: what is on disk says.
-                for key in keys:
-                    self._slots[key].projection = None
-                raise
+                yield Held(slots)
+            finally:
+                for slot in slots.values():
+                    if slot.projection is not None and slot.projection.is_torn:
+                        slot.projection = None
         self._trim()
 
     def due(self) -> list[tuple[str, str]]:
@@ -128,12 +145,18 @@ class Projections:
                 continue
             size -= slot.nbytes
             del self._slots[key]
+            if slot.projection is not None and time.monotonic() - slot.used_at < _RECENT_S:
+                _LOG.warning(
+                    "what is known of units does not fit into memory, and is made anew again and again",
+                    extra={"test_id": key[1], "setting": "NEUROWEAVER_EXPERIMENT_MEMORY_MIB"},
+                )
 
 
 class _Slot:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.users = 0
+        self.used_at = 0.0
         self.projection: Projection | None = None
 
     @property
@@ -142,27 +165,40 @@ class _Slot:
 
     def leave(self) -> None:
         self.users -= 1
+        self.used_at = time.monotonic()
 
 
 class Held:
     def __init__(self, slots: dict[tuple[str, str], _Slot]) -> None:
         self._slots = slots
 
+    def is_at_hand(self, project: str, test_id: str) -> bool:
+        """Whether it is in memory, and lacks at most what others took in since."""
+        return self._slots[project, test_id].projection is not None
+
     async def current(
         self, connection: AsyncConnection, project: str, experiment: Experiment, plan: Plan
     ) -> Projection:
         """The projection over all raw events that the transaction sees."""
         slot = self._slots[project, experiment.test_id]
+        expired = await _expired(connection, project, experiment.test_id)
+        if slot.projection is not None and slot.projection.expired_batches != expired:
+            # Batches that it has not seen may have left.
+            slot.projection = None
         if slot.projection is None:
             slot.projection = await _begun(connection, project, experiment, plan)
+            slot.projection.expired_batches = expired
         projection = slot.projection
-        more = raw_events.after(connection, project, projection.test_id, projection.batch, _AT_ONCE)
-        async for read in more:
-            await asyncio.to_thread(_replay, projection, [batch for _, batch, _ in read])
-            for number, _, keys in read:
-                projection.event_ids.add(keys)
-                projection.batch = number
+        while read := await raw_events.after(connection, project, projection.test_id, projection.batch):
+            with projection.changing():
+                await asyncio.to_thread(_replay, projection, read)
         return projection
+
+
+async def _expired(connection: AsyncConnection, project: str, test_id: str) -> int:
+    table = tables.totals
+    statement = select(table.c.expired_batches).where(table.c.project == project, table.c.test_id == test_id)
+    return (await connection.execute(statement)).scalar_one_or_none() or 0
 
 
 async def _begun(connection: AsyncConnection, project: str, experiment: Experiment, plan: Plan) -> Projection:
@@ -171,9 +207,12 @@ async def _begun(connection: AsyncConnection, project: str, experiment: Experime
     if found is not None:
         projection.batch, projection.table = found
         async for keys in raw_events.keys_until(connection, project, experiment.test_id, projection.batch):
-            projection.event_ids.add(keys)
+            await asyncio.to_thread(projection.event_ids.add, keys)
     return projection
 
 
-def _replay(projection: Projection, batches: Sequence[Batch]) -> None:
-    projection.take(Batch.joined(batches))
+def _replay(projection: Projection, read: Sequence[tuple[int, Batch, Keys]]) -> None:
+    projection.take(Batch.joined([batch for _, batch, _ in read]))
+    for number, _, keys in read:
+        projection.event_ids.add(keys)
+        projection.batch = number

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ from neuroweaver.experiment.keys import Keys, from_bytes, keys_of, to_bytes
 from neuroweaver.mesh.clock import from_microseconds
 
 _TABLE: Final = tables.event_batches
+# Batches that are read and decoded at once.
+_AT_ONCE: Final = 20
 
 
 async def add(
@@ -55,38 +58,44 @@ async def until(
 
 
 async def after(
-    connection: AsyncConnection, project: str, test_id: str, number: int, at_once: int
-) -> AsyncIterator[list[tuple[int, Batch, Keys]]]:
-    """What came after a batch, some batches at a time, with the keys of their events."""
-    while True:
-        statement = select(_TABLE.c.number, _TABLE.c.payload, _TABLE.c.event_keys).where(
-            *_mine(project, test_id), _TABLE.c.number > number
-        )
-        rows = (await connection.execute(statement.order_by(_TABLE.c.number).limit(at_once))).all()
-        if not rows:
-            return
-        found = []
-        for row in rows:
-            batch = Batch.from_bytes(test_id, row.payload)
-            found.append((row.number, batch, _keys(project, batch, row.event_keys)))
-        yield found
-        number = rows[-1].number
+    connection: AsyncConnection, project: str, test_id: str, number: int
+) -> list[tuple[int, Batch, Keys]]:
+    """The next batches after one, with the keys of their events: some at a time, and none in the end."""
+    statement = select(_TABLE.c.number, _TABLE.c.payload, _TABLE.c.event_keys).where(
+        *_mine(project, test_id), _TABLE.c.number > number
+    )
+    rows = (await connection.execute(statement.order_by(_TABLE.c.number).limit(_AT_ONCE))).all()
+    return await asyncio.to_thread(_decoded, project, test_id, rows)
+
+
+def _decoded(project: str, test_id: str, rows: Sequence[Any]) -> list[tuple[int, Batch, Keys]]:
+    found = []
+    for row in rows:
+        batch = Batch.from_bytes(test_id, row.payload)
+        found.append((row.number, batch, _keys(project, batch, row.event_keys)))
+    return found
 
 
 async def keys_until(
     connection: AsyncConnection, project: str, test_id: str, number: int
 ) -> AsyncIterator[Keys]:
     """The keys of the events of each batch up to one."""
-    statement = select(_TABLE.c.event_keys, _TABLE.c.number).where(
-        *_mine(project, test_id), _TABLE.c.number <= number
-    )
-    for row in await connection.execute(statement.order_by(_TABLE.c.number)):
-        if row.event_keys is not None:
-            yield from_bytes(row.event_keys)
-            continue
-        payload = select(_TABLE.c.payload).where(*_mine(project, test_id), _TABLE.c.number == row.number)
-        batch = Batch.from_bytes(test_id, (await connection.execute(payload)).scalar_one())
-        yield _keys(project, batch, None)
+    last = 0
+    while True:
+        statement = select(_TABLE.c.event_keys, _TABLE.c.number).where(
+            *_mine(project, test_id), _TABLE.c.number <= number, _TABLE.c.number > last
+        )
+        rows = (await connection.execute(statement.order_by(_TABLE.c.number).limit(_AT_ONCE))).all()
+        if not rows:
+            return
+        for row in rows:
+            if row.event_keys is not None:
+                yield from_bytes(row.event_keys)
+                continue
+            payload = select(_TABLE.c.payload).where(*_mine(project, test_id), _TABLE.c.number == row.number)
+            batch = Batch.from_bytes(test_id, (await connection.execute(payload)).scalar_one())
+            yield _keys(project, batch, None)
+        last = rows[-1].number
 
 
 async def drop(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +30,8 @@ from neuroweaver.v1 import experiment_pb2 as pb
 TOLERANCE: Final = 1e-9
 _TOLD: Final = 100
 _SKETCHED: Final = "sketched"
+# Of the sum of squares, from which a sum of squared deviations is what is left.
+_NOISE: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,10 @@ class _Made:
 
     def _sketch(self, batches: Sequence[Batch]) -> None:
         readings = [reading for reading in self.ledger.plan.readings if reading.is_quantile]
-        made = sketching.of_means(self._projection, readings)
+        known = sketching.Known.of(self._projection)
+        made = sketching.of_means(known, readings)
         by_events = [reading for reading in readings if not reading.is_of_unit_means]
-        sketching.of_events(self._projection, by_events, batches, made)
+        sketching.of_events(known, by_events, batches, made)
         for key, cell in self.ledger.cells.items():
             cell.sketch, cell.is_stale = made.get(key), False
 
@@ -176,61 +180,72 @@ def _parts(raw: Sequence[tuple[int, Batch]], stops: set[int]) -> Iterator[list[t
 
 def compared(stored: Snapshot, recomputed: Snapshot) -> tuple[float, list[Difference]]:
     """The largest relative difference, and all statistics that differ by more than the tolerance."""
-    left, right = dict(_statistics(stored)), dict(_statistics(recomputed))
+    left = {each.key: each for each in _statistics(stored)}
+    right = {each.key: each for each in _statistics(recomputed)}
     # A sketch that is not stored is made anew whenever it is read.
     unstored = {key for key in right if key[3] == _SKETCHED and key not in left}
     largest, found = 0.0, []
     for key in sorted((left.keys() | right.keys()) - unstored):
-        one, other = left.get(key, 0.0), right.get(key, 0.0)
-        size = max(abs(one), abs(other))
-        difference = abs(one - other) / size if size else 0.0
+        one, other = left.get(key, _Statistic(key, 0.0)), right.get(key, _Statistic(key, 0.0))
+        size = max(abs(one.value), abs(other.value), one.noise, other.noise)
+        difference = abs(one.value - other.value) / size if size else 0.0
         largest = max(largest, difference)
         if difference > TOLERANCE:
-            found.append(Difference(*key, one, other))
+            found.append(Difference(*key, one.value, other.value))
     return largest, found
 
 
-_Statistic = tuple[tuple[int, str, str, str], float]
+@dataclass(frozen=True)
+class _Statistic:
+    """key: phase, variant, metric and name. noise: smaller values are rounding, as of a variance of equal
+    values after larger ones have passed through.
+    """
+
+    key: tuple[int, str, str, str]
+    value: float
+    noise: float = 0.0
 
 
 def _statistics(snapshot: Snapshot) -> Iterator[_Statistic]:
-    """Every number under (phase, variant, metric, name)."""
     for (phase, variant), group in snapshot.groups.items():
         for name in ("units", "mismatched", "multiply_exposed"):
-            yield (phase, variant, "", name), float(getattr(group, name))
+            yield _Statistic((phase, variant, "", name), float(getattr(group, name)))
     for key, cell in snapshot.cells.items():
-        yield from ((((*key, name)), value) for name, value in _of_cell(cell))
+        yield from (_Statistic((*key, name), value, noise) for name, value, noise in _of_cell(cell))
     for (phase, baseline, candidate, metric_id), tally in snapshot.tallies.items():
         for name in ("wins", "ties", "losses", "flips", "missing"):
-            yield (phase, f"{baseline}/{candidate}", metric_id, name), float(getattr(tally, name))
+            pair = f"{baseline}/{candidate}"
+            yield _Statistic((phase, pair, metric_id, name), float(getattr(tally, name)))
     for (phase, metric_id), caps in snapshot.caps.items():
         for name, value in zip(("lower_cap", "upper_cap"), caps, strict=True):
             if value is not None:
-                yield (phase, "", metric_id, name), value
+                yield _Statistic((phase, "", metric_id, name), value)
     for day, units in snapshot.units_by_day.items():
-        yield (0, "", "", f"units on {day}"), float(units)
-    yield (0, "", "", "accepted"), float(snapshot.quality.accepted)
-    yield (0, "", "", "unexposed"), float(snapshot.quality.unexposed)
+        yield _Statistic((0, "", "", f"units on {day}"), float(units))
+    yield _Statistic((0, "", "", "accepted"), float(snapshot.quality.accepted))
+    yield _Statistic((0, "", "", "unexposed"), float(snapshot.quality.unexposed))
 
 
-def _of_cell(cell: Cell) -> Iterator[tuple[str, float]]:
-    yield "events", float(cell.events)
-    yield "units_without_events", float(cell.units_without_events)
+def _of_cell(cell: Cell) -> Iterator[tuple[str, float, float]]:
+    yield "events", float(cell.events), 0.0
+    yield "units_without_events", float(cell.units_without_events), 0.0
     yield from _of_moments("", cell.sample.observed)
     if cell.sample.missing is not None:
         yield from _of_moments("missing_", cell.sample.missing)
     if cell.sketch is not None:
-        yield _SKETCHED, float(GroupedSketch.from_bytes(cell.sketch).events)
+        yield _SKETCHED, float(GroupedSketch.from_bytes(cell.sketch).events), 0.0
 
 
-def _of_moments(prefix: str, moments: Moments) -> Iterator[tuple[str, float]]:
-    yield f"{prefix}n", float(moments.n)
+def _of_moments(prefix: str, moments: Moments) -> Iterator[tuple[str, float, float]]:
+    yield f"{prefix}n", float(moments.n), 0.0
+    sizes = [moments.squares(column) for column in range(moments.columns)]
     for column in range(moments.columns if moments.n else 0):
         place = f"[{column}]" if column else ""
-        yield f"{prefix}mean{place}", moments.mean(column)
-        yield f"{prefix}m2{place}", moments.m2(column)
+        yield f"{prefix}mean{place}", moments.mean(column), 0.0
+        yield f"{prefix}m2{place}", moments.m2(column), _NOISE * sizes[column]
     if moments.n and moments.columns > 1:
         comoments = moments.comoments()
         for i in range(moments.columns):
             for j in range(i + 1, moments.columns):
-                yield f"{prefix}comoment[{i},{j}]", float(comoments[i, j])
+                noise = _NOISE * math.sqrt(sizes[i] * sizes[j])
+                yield f"{prefix}comoment[{i},{j}]", float(comoments[i, j]), noise

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import select
+import numpy.typing as npt
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import checkpoints, raw_events, sketching, snapshots, tables
+from neuroweaver.experiment import checkpoints, raw_events, sketching, snapshots
 from neuroweaver.experiment.model import Experiment
 from neuroweaver.experiment.readings import Plan
 from neuroweaver.experiment.specification import length
 from neuroweaver.experiment.store import Store
+from neuroweaver.experiment.unit_table import UnitTable
 from neuroweaver.mesh.clock import microseconds
 
 
@@ -23,11 +26,19 @@ async def keep_checkpoint(store: Store, experiment: Experiment, *, is_forced: bo
             projection = await held.current(experiments.connection, project, experiment, plan)
         if not projection.batch or not (is_forced or projection.is_due):
             return False
-        projection.fresh_events = 0
-        oldest = _oldest(experiment, store.clock())
-        projection.table.forget_loose(microseconds(oldest) - int(max(plan.lookback_us, default=0)))
-        batch, arrays = projection.batch, dict(projection.table.arrays())
-    return await checkpoints.save(store.database, project, test_id, plan, batch, arrays, store.clock())
+        oldest, lookback_us = _oldest(experiment, store.clock()), int(max(plan.lookback_us, default=0))
+        batch, fresh_events = projection.batch, projection.fresh_events
+        with projection.changing():
+            arrays = await asyncio.to_thread(_copied, projection.table, microseconds(oldest), lookback_us)
+    is_saved = await checkpoints.save(store.database, project, test_id, plan, batch, arrays, store.clock())
+    # Where another process was quicker, its checkpoint serves as well.
+    projection.fresh_events -= fresh_events
+    return is_saved
+
+
+def _copied(table: UnitTable, oldest_us: int, lookback_us: int) -> dict[str, npt.NDArray[Any]]:
+    table.forget_loose(oldest_us, lookback_us)
+    return dict(table.arrays())
 
 
 async def expire(store: Store, experiment: Experiment, now: datetime) -> int:
@@ -40,7 +51,7 @@ async def expire(store: Store, experiment: Experiment, now: datetime) -> int:
     async with store.read(project) as experiments:
         connection = experiments.connection
         last = await raw_events.last_before(connection, project, test_id, oldest)
-        known = await _checkpointed(connection, project, test_id)
+        known = await checkpoints.covered(connection, project, test_id, plan)
     if not last:
         return 0
     if known < last:
@@ -50,7 +61,10 @@ async def expire(store: Store, experiment: Experiment, now: datetime) -> int:
 
     async def drop(connection: AsyncConnection) -> int:
         totals = await snapshots.claim(connection, project, plan, test_id)
-        until = await _checkpointed(connection, project, test_id)
+        await snapshots.load_cells(connection, project, totals, None)
+        if any(cell.is_stale for cell in totals.ledger.cells.values()):
+            return 0  # a sketch became stale just now: the next time
+        until = await checkpoints.covered(connection, project, test_id, plan)
         batches, events = await raw_events.drop(connection, project, test_id, oldest, until)
         totals.expired_batches += batches
         await snapshots.save(connection, project, totals)
@@ -62,13 +76,6 @@ async def expire(store: Store, experiment: Experiment, now: datetime) -> int:
             # It still knows the ids of the events that left.
             store.projections.forget(project, test_id)
     return dropped
-
-
-async def _checkpointed(connection: AsyncConnection, project: str, test_id: str) -> int:
-    """The number of the last batch in the checkpoint; 0 without one."""
-    table = tables.totals
-    statement = select(table.c.checkpoint_batch).where(table.c.project == project, table.c.test_id == test_id)
-    return (await connection.execute(statement)).scalar_one_or_none() or 0
 
 
 def _oldest(experiment: Experiment, now: datetime) -> datetime:

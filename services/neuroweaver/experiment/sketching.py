@@ -4,49 +4,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment import raw_events, snapshots
 from neuroweaver.experiment.events import Batch
 from neuroweaver.experiment.joining import records, units_of
+from neuroweaver.experiment.key_index import KeyIndex
 from neuroweaver.experiment.keys import keys_of, sketch_groups
 from neuroweaver.experiment.ledger import CellKey, sketched, sketches_of_means
 from neuroweaver.experiment.model import Experiment
-from neuroweaver.experiment.projection import Projection
+from neuroweaver.experiment.projection import Held, Projection
 from neuroweaver.experiment.readings import Plan, Reading
 from neuroweaver.experiment.snapshot import Snapshot
 from neuroweaver.experiment.statistics.sketch import GroupedSketch
 from neuroweaver.experiment.store import Store
+from neuroweaver.experiment.units import Population
 
-_AT_ONCE: Final = 20
+
+@dataclass(frozen=True)
+class Known:
+    """What a projection knew of all units after the batch with the number `batch`."""
+
+    projection: Projection
+    index: KeyIndex
+    everyone: Population
+    batch: int
+
+    @classmethod
+    def of(cls, projection: Projection) -> Known:
+        """Copies, which the projection does not change any more."""
+        table = projection.table
+        return cls(projection, table.index.copy(), table.everyone(), projection.batch)
 
 
 async def completed(store: Store, experiment: Experiment, snapshot: Snapshot) -> Snapshot:
     """With the sketches that are not stored. To be called outside of any transaction."""
     missing = {key for key, cell in snapshot.cells.items() if cell.sketch is None and cell.events}
-    plan = Plan(experiment.spec)
-    readings = [
-        reading
-        for reading in plan.readings
-        if reading.is_quantile and any(key[2] == reading.metric_id for key in missing)
-    ]
+    readings = _quantiles_of(experiment, missing)
     if not readings:
         return snapshot
-    project, test_id = experiment.project, experiment.test_id
-    async with (
-        store.projections.hold(project, [test_id]) as held,
-        store.read(project) as experiments,
-    ):
-        projection = await held.current(experiments.connection, project, experiment, plan)
-        made = await asyncio.to_thread(of_means, projection, readings)
-        by_events = [reading for reading in readings if not reading.is_of_unit_means]
-        if by_events:
-            raw = raw_events.after(experiments.connection, project, test_id, 0, _AT_ONCE)
-            async for read in raw:
-                await asyncio.to_thread(of_events, projection, by_events, [each for _, each, _ in read], made)
+    async with store.projections.hold(experiment.project, [experiment.test_id]) as held:
+        known = await _known(store, experiment, held)
+    made = await _made(store, experiment, known, readings)
     cells = {
         key: replace(cell, sketch=made[key].to_bytes()) if key in missing and key in made else cell
         for key, cell in snapshot.cells.items()
@@ -55,23 +56,28 @@ async def completed(store: Store, experiment: Experiment, snapshot: Snapshot) ->
 
 
 async def mend(store: Store, experiment: Experiment) -> int:
-    """Puts sketches in the place of those whose events moved elsewhere. Gives how many."""
+    """Puts sketches in the place of those whose events moved elsewhere. Gives how many.
+
+    Events of the experiment wait meanwhile, other writers do not.
+    """
     project, test_id, plan = experiment.project, experiment.test_id, Plan(experiment.spec)
-    if not any(reading.is_quantile for reading in plan.readings):
+    async with store.read(project) as experiments:
+        totals = await snapshots.read(experiments.connection, project, plan, test_id)
+        await snapshots.load_cells(experiments.connection, project, totals, None)
+    stale = {key for key, cell in totals.ledger.cells.items() if cell.is_stale}
+    readings = _quantiles_of(experiment, stale)
+    if not readings or not totals.ledger.is_whole:
         return 0
     async with store.projections.hold(project, [test_id]) as held:
+        known = await _known(store, experiment, held)
+        made = await _made(store, experiment, known, readings)
 
-        async def work(connection: AsyncConnection) -> int:
+        async def put(connection: AsyncConnection) -> int:
             totals = await snapshots.claim(connection, project, plan, test_id)
+            if totals.last_batch != known.batch:
+                return 0  # another process took in more: the next time
             await snapshots.load_cells(connection, project, totals, None)
-            stale = {key for key, cell in totals.ledger.cells.items() if cell.is_stale}
-            if not stale or not totals.ledger.is_whole:
-                return 0
-            projection = await held.current(connection, project, experiment, plan)
-            readings = [each for each in plan.readings if any(key[2] == each.metric_id for key in stale)]
-            made: dict[CellKey, GroupedSketch] = {}
-            async for read in raw_events.after(connection, project, test_id, 0, _AT_ONCE):
-                await asyncio.to_thread(of_events, projection, readings, [each for _, each, _ in read], made)
+            stale = [key for key, cell in totals.ledger.cells.items() if cell.is_stale]
             for key in stale:
                 cell = totals.ledger.cells[key]
                 cell.sketch, cell.is_stale = made.get(key), False
@@ -79,33 +85,62 @@ async def mend(store: Store, experiment: Experiment) -> int:
             await snapshots.save(connection, project, totals)
             return len(stale)
 
-        return await store.database.transact(work)
+        return await store.database.transact(put)
 
 
-def of_means(projection: Projection, readings: Iterable[Reading]) -> dict[CellKey, GroupedSketch]:
+def _quantiles_of(experiment: Experiment, cells: Iterable[CellKey]) -> list[Reading]:
+    wanted = {metric_id for _, _, metric_id in cells}
+    readings = Plan(experiment.spec).readings
+    return [each for each in readings if each.is_quantile and each.metric_id in wanted]
+
+
+async def _known(store: Store, experiment: Experiment, held: Held) -> Known:
+    async with store.read(experiment.project) as experiments:
+        plan = Plan(experiment.spec)
+        projection = await held.current(experiments.connection, experiment.project, experiment, plan)
+        return await asyncio.to_thread(Known.of, projection)
+
+
+async def _made(
+    store: Store, experiment: Experiment, known: Known, readings: Sequence[Reading]
+) -> dict[CellKey, GroupedSketch]:
+    """Raw events are read in many short transactions: they never change, and no writer waits for them."""
+    made = await asyncio.to_thread(of_means, known, readings)
+    by_events = [reading for reading in readings if not reading.is_of_unit_means]
+    last = 0
+    while by_events and last < known.batch:
+        async with store.read(experiment.project) as experiments:
+            connection = experiments.connection
+            read = await raw_events.after(connection, experiment.project, experiment.test_id, last)
+        batches = [batch for number, batch, _ in read if number <= known.batch]
+        await asyncio.to_thread(of_events, known, by_events, batches, made)
+        last = read[-1][0] if read else known.batch
+    return made
+
+
+def of_means(known: Known, readings: Iterable[Reading]) -> dict[CellKey, GroupedSketch]:
     """Of the readings that sketch the means of units, over all units."""
     made: dict[CellKey, GroupedSketch] = {}
     for reading in readings:
         if reading.is_of_unit_means:
-            groups = sketch_groups(projection.table.index.keys())
-            made |= sketches_of_means(reading, projection.table.everyone(), groups)
+            made |= sketches_of_means(reading, known.everyone, sketch_groups(known.index.keys()))
     return made
 
 
 def of_events(
-    projection: Projection,
+    known: Known,
     readings: Sequence[Reading],
     batches: Sequence[Batch],
     into: dict[CellKey, GroupedSketch],
 ) -> None:
-    """Adds the events of some batches. projection: knows the units of all of them."""
-    everyone = projection.table.everyone()
+    """Adds the events of some batches, of which all units are known."""
+    projection, everyone = known.projection, known.everyone
     for batch in batches:
         unit_ids, unit = units_of(batch, projection.overrides)
         if not unit_ids:
             continue
         keys = keys_of(projection.project, projection.test_id, unit_ids)
-        places, groups = projection.table.index.find(keys), sketch_groups(keys)
+        places, groups = known.index.find(keys), sketch_groups(keys)
         _, samples, _ = records(projection.plan, batch, unit)
         first, codes = everyone.first[places], everyone.codes[places]
         for reading in readings:

@@ -12,10 +12,12 @@ import numpy.typing as npt
 from neuroweaver.experiment.key_index import KeyIndex
 from neuroweaver.experiment.keys import Keys
 from neuroweaver.experiment.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan
-from neuroweaver.experiment.units import NEVER, Change, Ints, Population, Records, Totals, unexposed
+from neuroweaver.experiment.units import Change, Ints, Population, Records, Totals, unexposed
 
 _LEAST: Final = 1024
 _NONE: Final = -1
+# Steps along a chain after which a look at all rows is quicker.
+_LONG: Final = 100
 
 
 class UnitTable:
@@ -94,9 +96,13 @@ class UnitTable:
         self._judgements.append(places[change.judgements.unit], change.judgements.rows)
         return places
 
-    def forget_loose(self, before_us: int) -> int:
-        """Drops samples of units without an exposure that are so old that none can come any more."""
-        return self._loose.prune(before_us, np.asarray(self._exposures.all(len(self))["time"]) == NEVER)
+    def forget_loose(self, oldest_us: int, lookback_us: int) -> int:
+        """Drops the samples whose part no exposure can change any more, since none before `oldest_us` comes.
+
+        All those of units that were exposed before that, and of others what no exposure would look back to.
+        """
+        first = self._exposures.all(len(self))["time"]
+        return self._loose.prune(first < oldest_us, oldest_us - lookback_us)
 
     def arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """Copies of all there is, for `from_arrays`."""
@@ -229,10 +235,10 @@ class _Chains:
         if self._dropped > max(_LEAST, self._used // 2):
             self._rebuild(self.all())
 
-    def prune(self, before_us: int, is_unit: npt.NDArray[np.bool_]) -> int:
-        """Drops the rows of chosen units that are older. Gives how many."""
+    def prune(self, is_unit: npt.NDArray[np.bool_], before_us: int) -> int:
+        """Drops all rows of chosen units, and older ones of all. Gives how many."""
         records = self.all()
-        is_old = (records.rows["time"] < before_us) & is_unit[records.unit]
+        is_old = is_unit[records.unit] | (records.rows["time"] < before_us)
         if is_old.any():
             self._rebuild(records.chosen(~is_old))
         return int(np.count_nonzero(is_old))
@@ -251,18 +257,29 @@ class _Chains:
     def _walked(self, places: Ints) -> tuple[Ints, Ints]:
         unit = np.flatnonzero(places != _NONE)
         at = self._heads[places[unit]].astype(np.int64)
-        found, units = [], []
+        found: list[Ints] = []
+        units: list[Ints] = []
         while True:
             is_there = at != _NONE
             at, unit = at[is_there], unit[is_there]
             if not len(at):
                 break
+            if len(found) == _LONG:
+                return self._searched(places)
             found.append(at)
             units.append(unit)
             at = self._next[at].astype(np.int64)
         if not found:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         return np.concatenate(found), np.concatenate(units)
+
+    def _searched(self, places: Ints) -> tuple[Ints, Ints]:
+        """As `_walked`, by a look at all rows: quicker where one unit has very many."""
+        unit = np.flatnonzero(places != _NONE)
+        unit = unit[np.argsort(places[unit])]
+        owner, mine = self._owner[: self._used], places[unit]
+        at = np.flatnonzero(np.isin(owner, mine))
+        return at, unit[np.searchsorted(mine, owner[at])]
 
     def _grow(self) -> None:
         if self._used > len(self._rows):

@@ -91,6 +91,10 @@ class Moments:
     def sum(self, column: int = 0) -> float:
         return self.high[column]
 
+    def squares(self, column: int = 0) -> float:
+        """Sum of the squares, not of deviations."""
+        return self.high[self._product(column, column)]
+
     def mean(self, column: int = 0) -> float:
         return self.high[column] / self.n
 
