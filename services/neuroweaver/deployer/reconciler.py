@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.deployer import course, wish
+from neuroweaver.deployer import course, gauges, wish
 from neuroweaver.deployer.backend import Backend, BackendError, Key, Line, Measured, Observed, Trouble, Wanted
 from neuroweaver.deployer.lease import Lease, LeaseLost
 from neuroweaver.deployer.measurement import Tally
@@ -110,6 +110,7 @@ class Reconciler:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._workers.clear()
             self._wakes.clear()
+            gauges.hide_all()
             failed.cancel()
 
     async def look(self, key: Key, lease: Lease | None = None) -> Look:
@@ -118,6 +119,8 @@ class Reconciler:
             kept = await deployments.find(key)
             redirect = await _redirect(deployments, kept.deployment) if kept else ""
         if kept is None or kept.deployment.is_gone:
+            if kept is not None:
+                gauges.show(kept.deployment)
             return Look(0.0, is_gone=True)
         deployment = kept.deployment
         wanted = wish.wanted(deployment, redirect)
@@ -234,6 +237,8 @@ class Reconciler:
             return (await deployments.save(before, after, why)).deployment
 
         after = await self._store.transact(key.project, note, lease=lease)
+        if after is not None:
+            gauges.show(after)
         if is_kept:
             self._measured[key] = self._store.clock()
         return after
