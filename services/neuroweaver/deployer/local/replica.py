@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 
 import httpx2
 
-from neuroweaver.deployer import backend
-from neuroweaver.deployer.local import log_files, processes, quantities, record
+from neuroweaver.deployer import backend, quantities
+from neuroweaver.deployer.local import log_files, processes, record
 from neuroweaver.deployer.local.launch import HOST, Launch, files
 from neuroweaver.deployer.local.machine import Need, Room
 from neuroweaver.deployer.local.probe import COLD_START, PHASES, Health, health
@@ -353,7 +353,7 @@ class Replica:
     def _environ(self, launch: Launch) -> dict[str, str]:
         environ = dict(self._around.environ)
         if launch.cpu_limit:
-            environ["OMP_NUM_THREADS"] = str(max(1, math.ceil(quantities.cores(launch.cpu_limit))))
+            environ["OMP_NUM_THREADS"] = str(max(1, math.ceil(quantities.amount(launch.cpu_limit))))
         return environ
 
     async def _attend(self, process: Process) -> _End | None:
