@@ -13,12 +13,13 @@ from neuroweaver.deployer.history import Occasion
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.planning import Planner
 from neuroweaver.deployer.recent import Memory
-from neuroweaver.deployer.specification import check_text, key_of
+from neuroweaver.deployer.specification import key_of
 from neuroweaver.deployer.store import Store
 from neuroweaver.deployer.writer import Writer
 from neuroweaver.mesh import idempotency
 from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.errors import InvalidArgument, NotFound
+from neuroweaver.mesh.text import check_text
 from neuroweaver.v1 import deployer_pb2 as pb
 
 M = TypeVar("M", bound=Message)

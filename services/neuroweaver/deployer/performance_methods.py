@@ -14,11 +14,12 @@ from neuroweaver.deployer.measurement import Sample
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.reader import Reader
 from neuroweaver.deployer.recent import Recent
-from neuroweaver.deployer.specification import DEFAULT_NAME, check_text
+from neuroweaver.deployer.specification import DEFAULT_NAME
 from neuroweaver.deployer.vitals import vitals
 from neuroweaver.deployer.writer import Writer
 from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
+from neuroweaver.mesh.text import check_text
 from neuroweaver.v1 import deployer_pb2 as pb
 
 DEFAULT_WINDOW: Final = timedelta(minutes=5)

@@ -9,11 +9,11 @@ from google.protobuf.message import Message
 
 from neuroweaver.experiment.evaluators import Evaluators
 from neuroweaver.experiment.releases import Releases
-from neuroweaver.experiment.specification import check_text
 from neuroweaver.experiment.store import Origin, Store
 from neuroweaver.experiment.writer import Writer
 from neuroweaver.mesh import idempotency
 from neuroweaver.mesh.caller import caller_of
+from neuroweaver.mesh.text import check_text
 from neuroweaver.v1 import experiment_pb2 as pb
 
 M = TypeVar("M", bound=Message)

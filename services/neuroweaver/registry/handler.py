@@ -11,9 +11,10 @@ from neuroweaver.mesh import idempotency, telemetry
 from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.errors import FailedPrecondition
 from neuroweaver.mesh.signing import SigningKey
+from neuroweaver.mesh.text import check_text
 from neuroweaver.registry.artifacts import ArtifactStore
 from neuroweaver.registry.audit import Origin
-from neuroweaver.registry.model import Artifact, ModelVersion, check_text
+from neuroweaver.registry.model import Artifact, ModelVersion
 from neuroweaver.registry.store import Store
 from neuroweaver.registry.writer import Writer
 
