@@ -18,6 +18,7 @@ from neuroweaver.deployer.specification import DEFAULT_NAME
 from neuroweaver.deployer.vitals import vitals
 from neuroweaver.deployer.writer import Writer
 from neuroweaver.mesh.caller import caller_of
+from neuroweaver.mesh.clock import timestamp
 from neuroweaver.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
 from neuroweaver.mesh.text import check_text
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -52,8 +53,8 @@ class PerformanceMethods(Handler):
         engine = deployment.spec.engine
         price = engine.replica_hour_usd if engine.HasField("replica_hour_usd") else None
         return pb.DeploymentMetrics(
-            start_time=messages.timestamp(now - window),
-            end_time=messages.timestamp(now),
+            start_time=timestamp(now - window),
+            end_time=timestamp(now),
             total=measurement.message(whole, price),
             revisions=[
                 pb.RevisionMetrics(
