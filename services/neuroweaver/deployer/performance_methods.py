@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from neuroweaver.deployer import measurement, messages, specification, vitals
+from neuroweaver.deployer import measurement, messages, specification
 from neuroweaver.deployer.backend import Key
 from neuroweaver.deployer.handler import Handler, known_key, occasion
 from neuroweaver.deployer.measurement import Sample
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.reader import Reader
-from neuroweaver.deployer.specification import DEFAULT_NAME, check_text
+from neuroweaver.deployer.specification import DEFAULT_NAME
+from neuroweaver.deployer.vitals import vitals
 from neuroweaver.deployer.writer import Writer
 from neuroweaver.mesh.caller import caller_of
+from neuroweaver.mesh.clock import timestamp
 from neuroweaver.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
+from neuroweaver.mesh.text import check_text
 from neuroweaver.v1 import deployer_pb2 as pb
 
 DEFAULT_WINDOW: Final = timedelta(minutes=5)
@@ -49,8 +52,8 @@ class PerformanceMethods(Handler):
         engine = deployment.spec.engine
         price = engine.replica_hour_usd if engine.HasField("replica_hour_usd") else None
         return pb.DeploymentMetrics(
-            start_time=messages.timestamp(now - window),
-            end_time=messages.timestamp(now),
+            start_time=timestamp(now - window),
+            end_time=timestamp(now),
             total=measurement.message(whole, price),
             revisions=[
                 pb.RevisionMetrics(
@@ -68,13 +71,13 @@ class PerformanceMethods(Handler):
         check_text("source", request.source)
         actor = caller_of(context).actor
 
-        async def report(deployments: Writer) -> pb.ModelHealth:
+        async def report(deployments: Writer) -> Deployment:
             before = await deployments.kept(key)
             samples = list(_samples(request.samples, deployments.now))
             await deployments.add_samples(key, request.source, actor, samples)
-            return await _health(deployments, before.deployment, deployments.now)
+            return before.deployment
 
-        return await self._mutate("ReportPerformance", request, context, pb.ModelHealth, report)
+        return await self._judged("ReportPerformance", request, context, report)
 
     async def GetModelHealth(self, request: pb.GetModelHealthRequest, context: Any) -> pb.ModelHealth:
         key = known_key(request, context)
@@ -87,7 +90,7 @@ class PerformanceMethods(Handler):
         def limited(spec: pb.DeploymentSpec) -> None:
             spec.thresholds.CopyFrom(request.thresholds)
 
-        async def limit(deployments: Writer) -> pb.ModelHealth:
+        async def limit(deployments: Writer) -> Deployment:
             before = await deployments.kept(key)
             current = before.deployment
             current.require_present()
@@ -95,9 +98,9 @@ class PerformanceMethods(Handler):
             asked, spec = self._changed(current, limited)
             after = current.rescaled(asked, spec, actor=why.actor, now=deployments.now)
             await deployments.save(before, after, why)
-            return await _health(deployments, after, deployments.now)
+            return after
 
-        return await self._mutate("SetThresholds", request, context, pb.ModelHealth, limit)
+        return await self._judged("SetThresholds", request, context, limit)
 
     async def SwitchModel(self, request: pb.SwitchModelRequest, context: Any) -> pb.ModelHealth:
         key, why = known_key(request, context), occasion(request, context)
@@ -116,6 +119,31 @@ class PerformanceMethods(Handler):
 
         return await self._mutate("SwitchModel", request, context, pb.ModelHealth, switch)
 
+    async def _judged(
+        self,
+        method: str,
+        request: Any,
+        context: Any,
+        operation: Callable[[Writer], Awaitable[Deployment]],
+    ) -> pb.ModelHealth:
+        """The health of the deployment that a change gives, as it follows from all that is known by then."""
+        key = known_key(request, context)
+        # Before the transaction: what is seen within may be rolled back, and a retry runs nothing.
+        async with self._store.read(key.project) as deployments:
+            kept = await deployments.find(key)
+            if kept is not None:
+                now = self._store.clock()
+                self._memory.keep(key, await self._memory.caught_up(deployments, kept.deployment, now))
+
+        async def judge(deployments: Writer) -> pb.ModelHealth:
+            deployment, now = await operation(deployments), deployments.now
+            recent = await self._memory.caught_up(deployments, deployment, now)
+            found = vitals(deployment, deployment.status.replicas, recent, now)
+            status = replace(deployment.status, health=found.health)
+            return messages.from_health(replace(deployment, status=status), now)
+
+        return await self._mutate(method, request, context, pb.ModelHealth, judge)
+
 
 def _samples(samples: Iterable[pb.PerformanceSample], now: datetime) -> Iterable[Sample]:
     """Raises InvalidArgument for one from the future."""
@@ -126,13 +154,6 @@ def _samples(samples: Iterable[pb.PerformanceSample], now: datetime) -> Iterable
         values = {name: getattr(sample, name) if sample.HasField(name) else None for name in _VALUES}
         requests = sample.requests if sample.HasField("requests") else 1
         yield Sample(time, sample.version, requests, **values)
-
-
-async def _health(deployments: Reader, deployment: Deployment, now: datetime) -> pb.ModelHealth:
-    """As it follows from all that is known by now."""
-    found = await vitals.taken(deployments, deployment, deployment.status.replicas, now)
-    deployment = replace(deployment, status=replace(deployment.status, health=found.health))
-    return messages.from_health(deployment, now)
 
 
 def _target(request: pb.SwitchModelRequest, deployment: Deployment) -> Key:

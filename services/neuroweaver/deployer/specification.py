@@ -29,8 +29,6 @@ _BYTES_PER_WEIGHT: Final = 2
 _MODEL_ID: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?", re.ASCII)
 _WEIGHTS_IN_NAME: Final = re.compile(r"(?<![0-9.])([0-9]+(?:\.[0-9]+)?)([mb])(?![a-z0-9])", re.ASCII)
-# Line breaks and tabs belong to prose; other control characters only deceive, and PostgreSQL takes no NUL.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,6 @@ def key_of(project: str, model_id: str, name: str) -> Key:
     if name and not _NAME.fullmatch(name):
         raise InvalidArgument("name", "is no DNS label of at most 32 characters that begins with a letter")
     return Key(project, model_id, name or DEFAULT_NAME)
-
-
-def check_text(field: str, text: str) -> None:
-    """Raises InvalidArgument naming the field."""
-    if _CONTROL.search(text):
-        raise InvalidArgument(field, "holds control characters")
 
 
 def backup_of(spec: pb.DeploymentSpec, project: str) -> Key | None:
@@ -146,7 +138,7 @@ def _check_filled(spec: pb.DeploymentSpec) -> None:
 
 def _parsed(name: str, text: str) -> Any:
     try:
-        return quantities.parse(text)
+        return quantities.amount(text)
     except ValueError as error:
         raise InvalidArgument(f"spec.resources.{name}", str(error)) from error
 
@@ -200,12 +192,12 @@ def _fill_resources(resources: pb.ReplicaResources, bundle: Bundle) -> None:
     weights = bundle.size_bytes + _base_bytes(bundle)
     resources.cpu_request = resources.cpu_request or "1"
     # A fifth on top of the weights for what is computed with them.
-    estimate = quantities.mebibytes(_ENGINE_BYTES + weights + weights // 5)
+    estimate = quantities.of_bytes(_ENGINE_BYTES + weights + weights // 5)
     if resources.memory_limit and not resources.memory_request:
         estimate = _least(estimate, resources.memory_limit)
     resources.memory_request = resources.memory_request or estimate
     resources.memory_limit = resources.memory_limit or resources.memory_request
-    resources.storage_request = resources.storage_request or quantities.mebibytes(_IMAGE_BYTES + weights)
+    resources.storage_request = resources.storage_request or quantities.of_bytes(_IMAGE_BYTES + weights)
     resources.gpu_resource = resources.gpu_resource or "nvidia.com/gpu"
 
 
