@@ -190,18 +190,24 @@ def test_without_pid_files_there_is_nothing_to_end(environ, places):
     assert "Nothing to end" in out
 
 
-def test_the_service_of_later_work_answers_unimplemented(environ, places):
-    from neuroweaver.v1 import deployer_pb2
-    from neuroweaver.v1.deployer_pb2_grpc import DeployerServiceStub
+def test_what_is_later_work_answers_unimplemented(environ, places):
+    from neuroweaver.v1 import trainer_pb2
+    from neuroweaver.v1.trainer_pb2_grpc import TrainerServiceStub
 
     by_name = {place.service: place.address for place in places}
-    with Fleet(environ, ["deployer"]) as fleet:
+    with Fleet(environ, ["trainer"]) as fleet:
         fleet.start()
         fleet.wait_until_healthy()
-        with grpc.insecure_channel(by_name["deployer"]) as deployer:
+        with grpc.insecure_channel(by_name["trainer"]) as trainer:
+            config = trainer_pb2.TrainingConfig(
+                model_name="advisor",
+                base_model="smollm2-135m-instruct",
+                dataset_path="builtin:automotive",
+                specialization="service_advisor",
+            )
             with pytest.raises(grpc.RpcError) as refusal:
-                DeployerServiceStub(deployer).GetDeployment(
-                    deployer_pb2.GetDeploymentRequest(model_id="service-advisor", name="default")
+                TrainerServiceStub(trainer).EstimateTraining(
+                    trainer_pb2.EstimateTrainingRequest(config=config)
                 )
             assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
-            assert "GetDeployment is not implemented by this server" in refusal.value.details()
+            assert "does not estimate jobs yet" in refusal.value.details()
