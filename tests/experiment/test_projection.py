@@ -267,7 +267,8 @@ async def test_one_experiment_that_cannot_be_read_holds_up_no_other(database_url
                 "UPDATE event_batches SET payload = '' WHERE test_id = 'another'"
             )
         events.now = NOW + timedelta(days=85)
-        assert await housekeeping.clear(Store(events.database, clock=lambda: events.now)) == 1
+        store = Store(events.database, clock=lambda: events.now)
+        assert await housekeeping.chores(store)["raw events"]() == 1
 
 
 async def test_samples_that_no_exposure_can_move_leave_memory(tmp_path):

@@ -6,18 +6,19 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.experiment import retention, sketching
 from neuroweaver.experiment.store import Store
+from neuroweaver.mesh import housekeeping
 from neuroweaver.mesh.errors import Error
+from neuroweaver.mesh.housekeeping import Chores
 
 _LOG: Final = logging.getLogger("neuroweaver.experiment")
 
-PERIOD_S: Final = 3600.0
 CHECKPOINT_PERIOD_S: Final = 5.0
 
 # How late a retry still reads the first answer.
@@ -25,13 +26,16 @@ ANSWERS_KEPT: Final = timedelta(days=7)
 
 
 async def keep_house(store: Store) -> None:
-    """Again and again. What fails is left for the next time: the database may be back."""
-    while True:
-        try:
-            await clear(store)
-        except (SQLAlchemyError, Error) as error:
-            _LOG.warning("not cleared away", extra={"cause": type(error).__name__})
-        await asyncio.sleep(PERIOD_S)
+    """Until cancelled."""
+    await housekeeping.keep_house(_LOG, lambda: chores(store))
+
+
+def chores(store: Store) -> Chores:
+    now = store.clock()
+    return {
+        "answers": lambda: store.forget_answers(now - ANSWERS_KEPT),
+        "raw events": lambda: expire_all(store, now),
+    }
 
 
 async def keep_checkpoints(store: Store) -> None:
@@ -45,10 +49,8 @@ async def keep_checkpoints(store: Store) -> None:
         await asyncio.sleep(CHECKPOINT_PERIOD_S)
 
 
-async def clear(store: Store) -> int:
-    """Old answers, and raw events beyond their experiment's retention. Gives how many events."""
-    now = store.clock()
-    await store.forget_answers(now - ANSWERS_KEPT)
+async def expire_all(store: Store, now: datetime) -> int:
+    """Raw events beyond their experiment's retention. Gives how many; mends sketches on the way."""
     dropped = 0
     for project, test_id in await store.everything():
         with _one_at_a_time("not cleared away", test_id):
