@@ -28,11 +28,11 @@ import grpc
 import numpy as np
 import uvloop
 
-from neuroweaver.experiment import retention, sketching, snapshots
-from neuroweaver.experiment.committer import Committer
 from neuroweaver.experiment.evaluators import Evaluators
-from neuroweaver.experiment.events import batches_of
-from neuroweaver.experiment.readings import Plan
+from neuroweaver.experiment.intake import retention, sketching, snapshots
+from neuroweaver.experiment.intake.committer import Committer
+from neuroweaver.experiment.intake.events import batches_of
+from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.releases import Releases
 from neuroweaver.experiment.report import report
 from neuroweaver.experiment.results import Desk

@@ -27,8 +27,8 @@ import psutil
 import uvloop
 
 from neuroweaver.client.processes import Fleet, free_ports
-from neuroweaver.experiment.committer import Committer
-from neuroweaver.experiment.events import Batch, batches_of
+from neuroweaver.experiment.intake.committer import Committer
+from neuroweaver.experiment.intake.events import Batch, batches_of
 from neuroweaver.mesh.channel import channel
 from neuroweaver.mesh.clock import utc_now
 from neuroweaver.mesh.interceptors import _VALIDATOR

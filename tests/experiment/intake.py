@@ -10,9 +10,10 @@ from typing import Any
 
 from databases import prepare
 from experiment.serving import spec
-from neuroweaver.experiment import recompute, sketching, snapshots, specification
-from neuroweaver.experiment.events import batches_of
-from neuroweaver.experiment.ingestion import Outcome, take_in
+from neuroweaver.experiment import specification
+from neuroweaver.experiment.intake import recompute, sketching, snapshots
+from neuroweaver.experiment.intake.events import batches_of
+from neuroweaver.experiment.intake.ingestion import Outcome, take_in
 from neuroweaver.experiment.model import Experiment
 from neuroweaver.experiment.snapshot import Snapshot
 from neuroweaver.experiment.store import Origin, Store

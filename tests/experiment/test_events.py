@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from experiment.serving import create, start
-from neuroweaver.experiment.events import EXPOSURE, SAMPLE, batches_of
+from neuroweaver.experiment.intake.events import EXPOSURE, SAMPLE, batches_of
 from neuroweaver.mesh.errors import InvalidArgument, reason, violations
 from neuroweaver.v1 import experiment_pb2 as pb
 

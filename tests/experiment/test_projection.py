@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from experiment.intake import NOW, PROJECT, exposure, intake, sample
 from experiment.serving import metric, spec
 from experiment.test_recompute import assert_equal, many_metrics
-from neuroweaver.experiment import checkpoints, housekeeping, raw_events, recompute, retention, sketching
-from neuroweaver.experiment.key_index import KeyIndex
-from neuroweaver.experiment.projection import Projections
-from neuroweaver.experiment.readings import Plan
+from neuroweaver.experiment import housekeeping
+from neuroweaver.experiment.intake import checkpoints, raw_events, recompute, retention, sketching
+from neuroweaver.experiment.intake.key_index import KeyIndex
+from neuroweaver.experiment.intake.projection import Projections
+from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.snapshot import Cell, Snapshot
 from neuroweaver.experiment.statistics.arm import Sample
 from neuroweaver.experiment.statistics.moments import Moments

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from experiment.intake import NOW, PROJECT, at, exposure, intake, judgement, sample
 from experiment.serving import metric, spec
-from neuroweaver.experiment import recompute, retention
-from neuroweaver.experiment.events import Batch, batches_of
+from neuroweaver.experiment.intake import recompute, retention
+from neuroweaver.experiment.intake.events import Batch, batches_of
 from neuroweaver.experiment.snapshot import Snapshot
 from neuroweaver.mesh.errors import FailedPrecondition
 from neuroweaver.v1 import experiment_pb2 as pb

@@ -17,10 +17,11 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from databases import prepare
 from experiment.figures import experiment, guardrail, lower, normal, snapshot
 from experiment.serving import Said, World, create, metric, spec, start
-from neuroweaver.experiment import results_methods, server, snapshots, supervision
+from neuroweaver.experiment import results_methods, server, supervision
 from neuroweaver.experiment.audience import conflated
 from neuroweaver.experiment.director import Director
 from neuroweaver.experiment.evaluators import Evaluators
+from neuroweaver.experiment.intake import snapshots
 from neuroweaver.experiment.releases import Releases
 from neuroweaver.experiment.results import Desk
 from neuroweaver.experiment.snapshot import Snapshot

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiment.serving import metric, spec
-from neuroweaver.experiment.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan
-from neuroweaver.experiment.unit_table import UnitTable, packed, unpacked
-from neuroweaver.experiment.units import Population, Records
+from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan
+from neuroweaver.experiment.intake.unit_table import UnitTable, packed, unpacked
+from neuroweaver.experiment.intake.units import Population, Records
 from neuroweaver.v1 import experiment_pb2 as pb
 
 # Of four units.

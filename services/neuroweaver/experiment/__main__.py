@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from neuroweaver.experiment import server, snapshots
+from neuroweaver.experiment import server
 from neuroweaver.experiment.director import Director
 from neuroweaver.experiment.evaluators import Evaluators
 from neuroweaver.experiment.housekeeping import keep_checkpoints, keep_house
-from neuroweaver.experiment.projection import MEBIBYTE, Projections
+from neuroweaver.experiment.intake import snapshots
+from neuroweaver.experiment.intake.projection import MEBIBYTE, Projections
 from neuroweaver.experiment.releases import Releases
 from neuroweaver.experiment.results import Desk
 from neuroweaver.experiment.store import Store

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.experiment import recompute
-from neuroweaver.experiment.committer import Committer
 from neuroweaver.experiment.evaluators import Evaluators
-from neuroweaver.experiment.events import batches_of
 from neuroweaver.experiment.handler import Handler, Results
-from neuroweaver.experiment.ingestion import Outcome
+from neuroweaver.experiment.intake import recompute
+from neuroweaver.experiment.intake.committer import Committer
+from neuroweaver.experiment.intake.events import batches_of
+from neuroweaver.experiment.intake.ingestion import Outcome
 from neuroweaver.experiment.releases import Releases
 from neuroweaver.experiment.report import report
 from neuroweaver.experiment.store import Store

@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.experiment import retention, sketching
+from neuroweaver.experiment.intake import retention, sketching
 from neuroweaver.experiment.store import Store
 from neuroweaver.mesh import housekeeping
 from neuroweaver.mesh.errors import Error

@@ -9,7 +9,8 @@ from datetime import datetime
 
 from sqlalchemy import select
 
-from neuroweaver.experiment import recompute, tables
+from neuroweaver.experiment import tables
+from neuroweaver.experiment.intake import recompute
 from neuroweaver.experiment.model import CREATED, Experiment
 from neuroweaver.experiment.reader import Reader
 from neuroweaver.experiment.report import report

@@ -11,7 +11,8 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import history, sketching, tables
+from neuroweaver.experiment import history, tables
+from neuroweaver.experiment.intake import sketching
 from neuroweaver.experiment.model import Experiment
 from neuroweaver.experiment.reader import Reader
 from neuroweaver.experiment.report import Report, report

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
-from neuroweaver.experiment import snapshots
 from neuroweaver.experiment.audience import PAGE, Audience, Audiences
 from neuroweaver.experiment.evaluators import Evaluators
 from neuroweaver.experiment.handler import Handler, Results
+from neuroweaver.experiment.intake import snapshots
 from neuroweaver.experiment.model import CONCLUDED
 from neuroweaver.experiment.past import replayed
 from neuroweaver.experiment.planning import planned

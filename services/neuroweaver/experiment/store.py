@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment import tables
-from neuroweaver.experiment.projection import Projections
+from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.experiment.reader import Reader, to_look_at
 from neuroweaver.experiment.writer import Writer
 from neuroweaver.mesh import idempotency

@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import raw_events, snapshots
-from neuroweaver.experiment.events import Batch
-from neuroweaver.experiment.joining import records, units_of
-from neuroweaver.experiment.key_index import KeyIndex
-from neuroweaver.experiment.keys import keys_of, sketch_groups
-from neuroweaver.experiment.ledger import CellKey, sketched, sketches_of_means
+from neuroweaver.experiment.intake import raw_events, snapshots
+from neuroweaver.experiment.intake.events import Batch
+from neuroweaver.experiment.intake.joining import records, units_of
+from neuroweaver.experiment.intake.key_index import KeyIndex
+from neuroweaver.experiment.intake.keys import keys_of, sketch_groups
+from neuroweaver.experiment.intake.ledger import CellKey, sketched, sketches_of_means
+from neuroweaver.experiment.intake.projection import Held, Projection
+from neuroweaver.experiment.intake.readings import Plan, Reading
+from neuroweaver.experiment.intake.units import Population
 from neuroweaver.experiment.model import Experiment
-from neuroweaver.experiment.projection import Held, Projection
-from neuroweaver.experiment.readings import Plan, Reading
 from neuroweaver.experiment.snapshot import Snapshot
 from neuroweaver.experiment.statistics.sketch import GroupedSketch
 from neuroweaver.experiment.store import Store
-from neuroweaver.experiment.units import Population
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import raw_events, snapshots
-from neuroweaver.experiment.events import JUDGEMENT, SAMPLE, Batch
-from neuroweaver.experiment.keys import Keys, keys_of, sketch_groups
-from neuroweaver.experiment.ledger import and_more
+from neuroweaver.experiment.intake import raw_events, snapshots
+from neuroweaver.experiment.intake.events import JUDGEMENT, SAMPLE, Batch
+from neuroweaver.experiment.intake.keys import Keys, keys_of, sketch_groups
+from neuroweaver.experiment.intake.ledger import and_more
+from neuroweaver.experiment.intake.projection import Held, Projection, Projections
+from neuroweaver.experiment.intake.readings import Plan, indexes
+from neuroweaver.experiment.intake.units import Change, Ints
 from neuroweaver.experiment.model import Experiment
-from neuroweaver.experiment.projection import Held, Projection, Projections
 from neuroweaver.experiment.reader import Reader
-from neuroweaver.experiment.readings import Plan, indexes
 from neuroweaver.experiment.snapshot import Rejection
 from neuroweaver.experiment.specification import length
-from neuroweaver.experiment.units import Change, Ints
 from neuroweaver.mesh.clock import Clock, microseconds
 from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.errors import NotFound

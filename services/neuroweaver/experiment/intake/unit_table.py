@@ -9,10 +9,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment.key_index import KeyIndex
-from neuroweaver.experiment.keys import Keys
-from neuroweaver.experiment.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan
-from neuroweaver.experiment.units import Change, Ints, Population, Records, Totals, unexposed
+from neuroweaver.experiment.intake.key_index import KeyIndex
+from neuroweaver.experiment.intake.keys import Keys
+from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan
+from neuroweaver.experiment.intake.units import Change, Ints, Population, Records, Totals, unexposed
 
 _LEAST: Final = 1024
 _NONE: Final = -1

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment.keys import Keys
+from neuroweaver.experiment.intake.keys import Keys
 
 # A run is merged with the next younger one that is more than a fourth of it: few runs to search, and each
 # key is moved a few times in all (the tiers of a log-structured merge tree).

@@ -14,8 +14,8 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment import tables
-from neuroweaver.experiment.readings import Plan
-from neuroweaver.experiment.unit_table import UnitTable, packed, unpacked
+from neuroweaver.experiment.intake.readings import Plan
+from neuroweaver.experiment.intake.unit_table import UnitTable, packed, unpacked
 from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.ids import new_id
 

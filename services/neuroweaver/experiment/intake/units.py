@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment.readings import (
+from neuroweaver.experiment.intake.readings import (
     COUNT,
     EXTREMES,
     JUDGEMENT_TYPE,

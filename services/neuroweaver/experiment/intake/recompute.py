@@ -12,14 +12,14 @@ from typing import Final
 import numpy as np
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import checkpoints, raw_events, sketching, snapshots
-from neuroweaver.experiment.events import Batch
-from neuroweaver.experiment.keys import sketch_groups
-from neuroweaver.experiment.ledger import Ledger
+from neuroweaver.experiment.intake import checkpoints, raw_events, sketching, snapshots
+from neuroweaver.experiment.intake.events import Batch
+from neuroweaver.experiment.intake.keys import sketch_groups
+from neuroweaver.experiment.intake.ledger import Ledger
+from neuroweaver.experiment.intake.projection import Projection
+from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.model import Experiment
-from neuroweaver.experiment.projection import Projection
 from neuroweaver.experiment.reader import Reader
-from neuroweaver.experiment.readings import Plan
 from neuroweaver.experiment.snapshot import Cell, Snapshot
 from neuroweaver.experiment.statistics.moments import Moments
 from neuroweaver.experiment.statistics.sketch import GroupedSketch

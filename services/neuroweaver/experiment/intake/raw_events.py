@@ -11,8 +11,8 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment import tables
-from neuroweaver.experiment.events import Batch
-from neuroweaver.experiment.keys import Keys, from_bytes, keys_of, to_bytes
+from neuroweaver.experiment.intake.events import Batch
+from neuroweaver.experiment.intake.keys import Keys, from_bytes, keys_of, to_bytes
 from neuroweaver.mesh.clock import from_microseconds
 
 _TABLE: Final = tables.event_batches

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment.events import EXPOSURE, JUDGEMENT, SAMPLE, Batch
-from neuroweaver.experiment.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan, indexes
-from neuroweaver.experiment.units import Ints, Records
+from neuroweaver.experiment.intake.events import EXPOSURE, JUDGEMENT, SAMPLE, Batch
+from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan, indexes
+from neuroweaver.experiment.intake.units import Ints, Records
 
 
 def units_of(batch: Batch, overrides: Mapping[str, str]) -> tuple[list[str], Ints]:

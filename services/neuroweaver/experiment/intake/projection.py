@@ -18,15 +18,16 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import checkpoints, raw_events, tables
-from neuroweaver.experiment.events import Batch
-from neuroweaver.experiment.joining import records, units_of
-from neuroweaver.experiment.key_index import KeyIndex
-from neuroweaver.experiment.keys import Keys, keys_of
+from neuroweaver.experiment import tables
+from neuroweaver.experiment.intake import checkpoints, raw_events
+from neuroweaver.experiment.intake.events import Batch
+from neuroweaver.experiment.intake.joining import records, units_of
+from neuroweaver.experiment.intake.key_index import KeyIndex
+from neuroweaver.experiment.intake.keys import Keys, keys_of
+from neuroweaver.experiment.intake.readings import Plan
+from neuroweaver.experiment.intake.unit_table import UnitTable
+from neuroweaver.experiment.intake.units import Change
 from neuroweaver.experiment.model import Experiment
-from neuroweaver.experiment.readings import Plan
-from neuroweaver.experiment.unit_table import UnitTable
-from neuroweaver.experiment.units import Change
 from neuroweaver.mesh.settings import EXPERIMENT_MEMORY_MIB
 
 _LOG: Final = logging.getLogger("neuroweaver.experiment")

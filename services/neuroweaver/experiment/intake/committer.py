@@ -11,9 +11,9 @@ from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.experiment.events import Batch
-from neuroweaver.experiment.ingestion import Outcome, take_in
-from neuroweaver.experiment.projection import Projections
+from neuroweaver.experiment.intake.events import Batch
+from neuroweaver.experiment.intake.ingestion import Outcome, take_in
+from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.mesh.clock import Clock
 from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.errors import Unavailable

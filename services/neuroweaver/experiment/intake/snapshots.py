@@ -13,9 +13,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment import tables
-from neuroweaver.experiment.ledger import CellKey, Ledger, Sums
+from neuroweaver.experiment.intake.ledger import CellKey, Ledger, Sums
+from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.reader import Reader
-from neuroweaver.experiment.readings import Plan
 from neuroweaver.experiment.snapshot import Snapshot
 from neuroweaver.experiment.statistics.moments import Moments
 from neuroweaver.experiment.statistics.sketch import GroupedSketch
