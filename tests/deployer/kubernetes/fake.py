@@ -443,6 +443,9 @@ class Fake:
                 )
             if spec["strategy"]["type"] == "Recreate" and "rollingUpdate" in spec["strategy"]:
                 raise Refused(422, "Invalid", "spec.strategy.rollingUpdate: Forbidden")
+        if kind == kinds.ROLE_BINDING:
+            # The check against escalation, of clients that have no right to bind.
+            self._existing(kinds.ROLE, made["metadata"]["namespace"], made["roleRef"]["name"])
         if kind == kinds.ROLE_BINDING and live is not None and live["roleRef"] != made["roleRef"]:
             raise Refused(422, "Invalid", "roleRef: cannot change roleRef")
         if kind == kinds.DISRUPTION_BUDGET and {"minAvailable", "maxUnavailable"} <= made["spec"].keys():

@@ -46,6 +46,19 @@ async def test_a_plan_shows_everything_and_changes_nothing(backend: KubernetesBa
     assert await backend.observe(KEY, NAME, spec()) == Observed()
 
 
+async def test_the_first_plan_binds_a_role_that_is_not_there_yet(backend: KubernetesBackend, fake: Fake):
+    plan = await backend.plan(wanted())
+    assert not blocking(plan)
+    (binding,) = (each for each in plan.objects if each.kind == "RoleBinding")
+    assert binding.action == pb.PLANNED_ACTION_CREATE
+    await backend.apply(wanted())
+    fake._drop(kinds.ROLE, fake.get(kinds.ROLE, NAME))
+    plan = await backend.plan(wanted())
+    assert not blocking(plan)
+    actions = {each.kind: each.action for each in plan.objects if each.kind in {"Role", "RoleBinding"}}
+    assert actions == {"Role": pb.PLANNED_ACTION_CREATE, "RoleBinding": pb.PLANNED_ACTION_UNCHANGED}
+
+
 async def test_a_plan_of_what_is_there_changes_nothing(backend: KubernetesBackend, fake: Fake):
     await backend.apply(wanted())
     plan = await backend.plan(wanted())

@@ -30,6 +30,8 @@ from neuroweaver.deployer.kubernetes.kinds import (
     POD,
     POD_METRICS,
     PROMETHEUS_RULE,
+    ROLE,
+    ROLE_BINDING,
     SCALED_OBJECT,
     SERVICE_MONITOR,
     Object,
@@ -76,7 +78,8 @@ async def plan(
 
     async def one(wish: Object) -> Planned | Finding:
         async with limit:
-            can_try = has_namespace and not (kind_of(wish).is_custom and kind_of(wish) not in cluster.kinds)
+            is_known = not kind_of(wish).is_custom or kind_of(wish) in cluster.kinds
+            can_try = has_namespace and is_known and _has_its_role(wish, found)
             return await _planned(api, wish, found.objects.get(ref(wish)), can_try=can_try)
 
     for outcome in await asyncio.gather(*map(one, objects)):
@@ -115,6 +118,9 @@ async def _planned(api: Api, wish: Object, live: Object | None, *, can_try: bool
     kind = kind_of(wish)
     action: pb.PlannedAction.ValueType = pb.PLANNED_ACTION_CREATE
     changes: tuple[FieldChange, ...] = ()
+    if not can_try and live is not None:
+        is_there = drift.holds(wish, live)
+        action = pb.PLANNED_ACTION_UNCHANGED if is_there else pb.PLANNED_ACTION_UPDATE
     if can_try:
         try:
             action, changes = await _tried(api, wish, live)
@@ -147,6 +153,13 @@ async def _tried(
     answer = await api.apply(kind, own, is_forced=True, is_dry_run=True)
     changes = drift.differences(live, answer)
     return (pb.PLANNED_ACTION_UPDATE if changes else pb.PLANNED_ACTION_UNCHANGED), changes
+
+
+def _has_its_role(wish: Object, found: Found) -> bool:
+    """Unless its client may bind anything, the API server looks into the Role of a RoleBinding even in a dry
+    run, and answers 404 as long as there is none.
+    """
+    return kind_of(wish) != ROLE_BINDING or Ref(ROLE.name, wish["roleRef"]["name"]) in found.objects
 
 
 def _deletions(objects: list[Object], found: Found) -> Iterator[Planned]:
