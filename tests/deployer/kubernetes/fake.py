@@ -91,7 +91,7 @@ class Fake:
         self.is_draining_slowly = False
         self.url = ""
         self._moved = asyncio.Event()
-        self.watches: set[web.StreamResponse] = set()
+        self.watches: dict[web.StreamResponse, str] = {}
         for name in ("default", "other"):
             self.put(kinds.NAMESPACE, {"metadata": {"name": name}})
 
@@ -332,7 +332,7 @@ class Fake:
             raise Refused(410, "Expired", f"too old resource version: {since} ({self.oldest})")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        self.watches.add(response)
+        self.watches[response] = namespace
         try:
             while True:
                 moved = self._moved
@@ -358,7 +358,7 @@ class Fake:
         except (ConnectionError, asyncio.CancelledError):
             return response
         finally:
-            self.watches.discard(response)
+            self.watches.pop(response, None)
 
     # Objects.
 
@@ -661,7 +661,7 @@ async def serving(fake: Fake) -> AsyncIterator[Fake]:
     """On a free port of the loopback; `fake.url` says which."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", fake.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -101,15 +101,15 @@ class KubernetesBackend:
         self._cluster_until = 0.0
         self._told: dict[Key, _Told] = {}
         self._silent_until: dict[str, float] = {}
-        self._namespaces = {settings.namespace}
-        self._namespace_added = asyncio.Event()
+        self._namespaces: dict[Key, str] = {}
+        self._namespaces_changed = asyncio.Event()
 
     async def close(self) -> None:
         await self._api.close()
 
     async def plan(self, wanted: Wanted) -> BackendPlan:
         with _clear_errors():
-            namespace = self._known(wanted.spec)
+            namespace = namespace_of(wanted.spec, self._settings)
             cluster = await self._discovered()
             live = await self._live(namespace, wanted.resource_name, cluster)
             own_pods = await self._pods(namespace, wanted.resource_name)
@@ -126,9 +126,11 @@ class KubernetesBackend:
 
     async def remove(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> bool:
         with _clear_errors():
-            is_gone = await self._remove(resource_name, spec)
+            is_gone = await self._remove(key, resource_name, spec)
         if is_gone:
             self._told.pop(key, None)
+            self._namespaces.pop(key, None)
+            self._namespaces_changed.set()
         return is_gone
 
     async def logs(
@@ -136,7 +138,7 @@ class KubernetesBackend:
     ) -> AsyncIterator[Line]:
         del key
         with _clear_errors():
-            found = await self._pods(self._known(spec), resource_name)
+            found = await self._pods(namespace_of(spec, self._settings), resource_name)
         for pod in found:
             for line in await self._log_of(pod, since.get(pod["metadata"]["name"], "")):
                 yield line
@@ -144,20 +146,24 @@ class KubernetesBackend:
     async def measure(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Sequence[Measured]:
         del key
         with _clear_errors():
-            return await self._measure(resource_name, self._known(spec))
+            return await self._measure(resource_name, namespace_of(spec, self._settings))
 
     async def run(self, changed: Callable[[Key], None]) -> None:
         await self._there()
-        watched: set[str] = set()
+        watches: dict[str, list[asyncio.Task[None]]] = {}
         async with asyncio.TaskGroup() as group:
             while True:
-                self._namespace_added.clear()
-                for namespace in sorted(self._namespaces - watched):
-                    for kind in (POD, *(kind for kind in OWNED if not kind.is_custom)):
-                        watcher = Watcher(self._api, kind, namespace, changed, self._backoff)
-                        group.create_task(watcher.run())
-                watched |= self._namespaces
-                await self._namespace_added.wait()
+                self._namespaces_changed.clear()
+                used = {self._settings.namespace, *self._namespaces.values()}
+                for namespace in watches.keys() - used:
+                    for watch in watches.pop(namespace):
+                        watch.cancel()
+                for namespace in sorted(used - watches.keys()):
+                    watches[namespace] = [
+                        group.create_task(Watcher(self._api, kind, namespace, changed, self._backoff).run())
+                        for kind in (POD, *(kind for kind in OWNED if not kind.is_custom))
+                    ]
+                await self._namespaces_changed.wait()
 
     async def _there(self) -> None:
         """Returns once there is a cluster to watch. A deployer may run where there is none, told once."""
@@ -178,12 +184,12 @@ class KubernetesBackend:
 
     # What is there.
 
-    def _known(self, spec: pb.DeploymentSpec) -> str:
-        """The namespace, which is watched from now on."""
+    def _known(self, key: Key, spec: pb.DeploymentSpec) -> str:
+        """The deployment's namespace, which is watched until its last deployment is removed."""
         namespace = namespace_of(spec, self._settings)
-        if namespace not in self._namespaces:
-            self._namespaces.add(namespace)
-            self._namespace_added.set()
+        if self._namespaces.get(key) != namespace:
+            self._namespaces[key] = namespace
+            self._namespaces_changed.set()
         return namespace
 
     async def _discovered(self) -> Cluster:
@@ -215,7 +221,7 @@ class KubernetesBackend:
     # Towards the wish.
 
     async def _apply(self, wanted: Wanted) -> None:
-        namespace = self._known(wanted.spec)
+        namespace = self._known(wanted.key, wanted.spec)
         cluster = await self._discovered()
         objects = manifests(wanted, self._settings, cluster)
         live = await self._live(namespace, wanted.resource_name, cluster)
@@ -315,9 +321,9 @@ class KubernetesBackend:
         }
         await self._api.apply(DEPLOYMENT, body, is_forced=True, manager=drift.HANDOVER)
 
-    async def _remove(self, name: str, spec: pb.DeploymentSpec) -> bool:
+    async def _remove(self, key: Key, name: str, spec: pb.DeploymentSpec) -> bool:
         """Pods first, so that they drain while their names still resolve; then the rest."""
-        namespace = self._known(spec)
+        namespace = self._known(key, spec)
         cluster = await self._discovered()
         live = await self._live(namespace, name, cluster)
         first = [each for each in live.values() if kind_of(each) in _TRAFFIC_AND_PODS]
@@ -340,7 +346,7 @@ class KubernetesBackend:
     # What it looks like.
 
     async def _observe(self, key: Key, name: str, spec: pb.DeploymentSpec) -> Observed:
-        namespace = self._known(spec)
+        namespace = self._known(key, spec)
         cluster = await self._discovered()
         live = await self._live(namespace, name, cluster)
         found = await self._pods(namespace, name)
