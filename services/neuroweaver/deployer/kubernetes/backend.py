@@ -54,6 +54,7 @@ from neuroweaver.deployer.kubernetes.kinds import (
     Kind,
     Object,
     Ref,
+    has_controller,
     kind_of,
     ref,
 )
@@ -111,7 +112,7 @@ class KubernetesBackend:
         with _clear_errors():
             namespace = namespace_of(wanted.spec, self._settings)
             cluster = await self._discovered()
-            live = await self._live(namespace, wanted.resource_name, cluster)
+            live = await self._own(namespace, wanted.resource_name, cluster)
             own_pods = await self._pods(namespace, wanted.resource_name)
             found = planner.Found(live, own_pods)
             return await planner.plan(self._api, self._settings, cluster, wanted, found)
@@ -215,6 +216,13 @@ class KubernetesBackend:
 
         return {ref(item): item for items in await asyncio.gather(*map(listed, kinds)) for item in items}
 
+    async def _own(self, namespace: str, name: str, cluster: Cluster) -> dict[Ref, Object]:
+        """What the deployer made. What a controller made of it, as KEDA makes an autoscaler of a
+        ScaledObject with all of its labels, is the controller's to change and to remove.
+        """
+        live = await self._live(namespace, name, cluster)
+        return {name: found for name, found in live.items() if not has_controller(found)}
+
     async def _pods(self, namespace: str, name: str) -> list[Object]:
         return (await self._api.list(POD, namespace, identity.selector(name))).items
 
@@ -224,7 +232,7 @@ class KubernetesBackend:
         namespace = self._known(wanted.key, wanted.spec)
         cluster = await self._discovered()
         objects = manifests(wanted, self._settings, cluster)
-        live = await self._live(namespace, wanted.resource_name, cluster)
+        live = await self._own(namespace, wanted.resource_name, cluster)
         the_record = record(wanted, self._settings, objects)
         kept = {ref(each) for each in objects} | {ref(the_record)}
         leftovers = [each for name, each in live.items() if name not in kept]
@@ -325,7 +333,7 @@ class KubernetesBackend:
         """Pods first, so that they drain while their names still resolve; then the rest."""
         namespace = self._known(key, spec)
         cluster = await self._discovered()
-        live = await self._live(namespace, name, cluster)
+        live = await self._own(namespace, name, cluster)
         first = [each for each in live.values() if kind_of(each) in _TRAFFIC_AND_PODS]
         sets = (await self._api.list(REPLICA_SET, namespace, identity.selector(name))).items
         # One whose Deployment was deleted and left it behind.
@@ -341,7 +349,7 @@ class KubernetesBackend:
         for each in live.values():
             if not each["metadata"].get("deletionTimestamp"):
                 await self._api.delete(kind_of(each), each)
-        return not await self._live(namespace, name, cluster)
+        return not await self._own(namespace, name, cluster)
 
     # What it looks like.
 
