@@ -15,7 +15,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -499,8 +499,9 @@ class Fake:
             assert body["propagationPolicy"] == "Foreground"
             pods = self._pods_of(found)
             if pods and self.is_draining_slowly:
+                end = datetime.now(UTC) + timedelta(seconds=40)
                 for pod in [*pods, found]:
-                    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+                    pod["metadata"]["deletionTimestamp"] = end.strftime("%Y-%m-%dT%H:%M:%SZ")
                     self._tell("MODIFIED", kinds.POD if pod in pods else kind, pod)
                 return found
             for pod in pods:

@@ -123,6 +123,18 @@ async def test_a_canary_without_room_beside_would_deadlock(backend: KubernetesBa
     assert not blocking(await backend.plan(wish))
 
 
+async def test_an_evicted_pod_takes_no_room_and_is_no_replica(backend: KubernetesBackend, fake: Fake):
+    fake.node("gpu", **{"nvidia.com/gpu": "1"})
+    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
+    place(fake, "gpu")
+    for pod in fake.all(kinds.POD):
+        fake.status(pod["metadata"]["name"], {"phase": "Failed", "reason": "Evicted"})
+    plan = await backend.plan(wanted(revision(2, 1), spec=spec(resources=GPU)))
+    assert (plan.replacement_reason, plan.has_downtime, blocking(plan)) == ("nothing is replaced", False, [])
+    gpu = next(each for each in plan.capacity if each.resource == "nvidia.com/gpu")
+    assert (gpu.peak_required, gpu.available) == ("1", "1")
+
+
 async def test_a_surge_with_room_has_no_gap(backend: KubernetesBackend, fake: Fake):
     fake.node("gpu", **{"nvidia.com/gpu": "2"})
     await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))

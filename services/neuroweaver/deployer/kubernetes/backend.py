@@ -286,7 +286,7 @@ class KubernetesBackend:
         going = [
             pod
             for pod in await self._pods(namespace, wanted.resource_name)
-            if identity.revision_of(pod) not in staying
+            if identity.revision_of(pod) not in staying and not observation.is_over(pod)
         ]
         return frozenset(waiting) if going else frozenset()
 

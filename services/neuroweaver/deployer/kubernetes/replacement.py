@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from neuroweaver.deployer.backend import Capacity, Finding, Wanted
-from neuroweaver.deployer.kubernetes import capacity, identity, quantities
+from neuroweaver.deployer.kubernetes import capacity, identity, observation, quantities
 from neuroweaver.deployer.kubernetes.capacity import Node
 from neuroweaver.deployer.kubernetes.kinds import Object
 from neuroweaver.deployer.kubernetes.scaling import least_replicas
@@ -53,7 +53,11 @@ def decide(
     """
     asked = wanted.replacement or wanted.spec.rollout.replacement
     counts = {revision.number: least_replicas(revision) for revision in wanted.revisions}
-    alive = [pod for pod in own_pods if not pod["metadata"].get("deletionTimestamp")]
+    alive = [
+        pod
+        for pod in own_pods
+        if not pod["metadata"].get("deletionTimestamp") and not observation.is_over(pod)
+    ]
     new = _at_once(wanted, counts, alive)
     if changes_pods and alive:
         new += _surge(wanted)
