@@ -71,7 +71,7 @@ async def test_a_deployment_elsewhere_is_heard_of_once_it_is_known(
 async def watched(fake: Fake, *namespaces: str) -> None:
     """Returns once just these are watched."""
     async with asyncio.timeout(20):
-        while set(fake.watches.values()) != set(namespaces):
+        while set(fake.watches.values()) != set(namespaces):  # noqa: ASYNC110  # the fake notifies nobody
             await asyncio.sleep(0.01)
 
 
@@ -104,7 +104,7 @@ async def test_any_number_of_namespaces_leaves_room_for_calls(
         await backend.observe(replace(KEY, name=name), NAME, elsewhere)
     await watched(fake, "default", *many)
     async with asyncio.timeout(20):
-        while len(fake.watches) < 10 * (1 + len(many)):
+        while len(fake.watches) < 10 * (1 + len(many)):  # noqa: ASYNC110  # likewise
             await asyncio.sleep(0.01)
     await backend.apply(wanted())
     await ear.hears()
