@@ -172,7 +172,7 @@ async def test_two_halves_on_two_nodes_are_no_whole(backend: KubernetesBackend, 
     assert next(each for each in plan.capacity if each.resource == "nvidia.com/gpu").available == "2"
 
 
-@pytest.mark.parametrize(
+CLOSED = pytest.mark.parametrize(
     "change",
     [
         {"spec": {"unschedulable": True}},
@@ -181,11 +181,34 @@ async def test_two_halves_on_two_nodes_are_no_whole(backend: KubernetesBackend, 
     ],
     ids=["cordoned", "not ready", "tainted"],
 )  # fmt: skip
+
+
+@CLOSED
 async def test_a_node_that_takes_no_pods_has_no_room(backend: KubernetesBackend, fake: Fake, change: dict):
     fake.node("one")
     assert not blocking(await backend.plan(wanted()))
     fake.put(kinds.NODE, fake.get(kinds.NODE, "one", "") | change)
     assert blocking(await backend.plan(wanted()))
+
+
+@CLOSED
+async def test_replicas_that_stay_need_no_room_anew(backend: KubernetesBackend, fake: Fake, change: dict):
+    fake.node("one")
+    beside = spec(rollout=CANARY)
+    await backend.apply(wanted(revision(1, 2, 90), revision(2, 1, 10), spec=beside))
+    place(fake, "one")
+    fake.put(kinds.NODE, fake.get(kinds.NODE, "one", "") | change)
+    for unmoved in (
+        wanted(revision(1, 2, 50), revision(2, 1, 50), spec=beside),
+        wanted(revision(1, 1, 90), revision(2, 1, 10), spec=beside),
+    ):
+        plan = await backend.plan(unmoved)
+        assert (blocking(plan), plan.has_downtime) == ([], False)
+        assert {each.is_sufficient for each in plan.capacity} == {True}
+    more = wanted(revision(1, 3, 90), revision(2, 1, 10), spec=beside)
+    assert blocking(await backend.plan(more))
+    fake.node("two")
+    assert not blocking(await backend.plan(more))
 
 
 async def test_a_tolerated_taint_is_no_obstacle(backend: KubernetesBackend, fake: Fake):

@@ -84,7 +84,8 @@ def decide(
             tuple(findings),
             shown.capacity(None),
         )
-    fits_alone = shown.fits_without(alive, sum(counts.values()))
+    # Replicas that stay where they are need no room anew, whatever became of their nodes.
+    fits_alone = shown.fits_without(alive, sum(counts.values())) or (not replaces and shown.fits(new))
     fits_beside = shown.fits(new) and fits_alone
     mode, reason, blocking = _choose(asked, shown, fits_beside, fits_alone, has_old=bool(alive) and replaces)
     if blocking:
