@@ -242,6 +242,24 @@ async def test_weights_that_the_numbers_of_replicas_do_not_give_are_told(
     assert not (await backend.observe(KEY, NAME, spec())).reasons
 
 
+async def test_a_switch_leaves_out_what_the_backup_itself_leaves_out(backend: KubernetesBackend, fake: Fake):
+    backup = replace(
+        wanted(revision(1, 2, 100), revision(2, 1, 0)),
+        resource_name="nw-spare",
+        key=replace(KEY, name="spare"),
+    )
+    await backend.apply(backup)
+    switched = wanted(redirect="http://nw-spare.default.svc:8000/v1")
+    await backend.apply(switched)
+    its_own = fake.get(kinds.SERVICE, "nw-spare")["spec"]["selector"]
+    assert its_own == {identity.DEPLOYMENT: "nw-spare", identity.REVISION: "1"}
+    assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"] == its_own
+    await backend.apply(replace(backup, revisions=(revision(2, 1, 100),)))
+    await backend.apply(switched)
+    assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"][identity.REVISION] == "2"
+    assert not (await backend.observe(KEY, NAME, spec())).drift
+
+
 async def test_a_switch_sends_the_traffic_to_the_other_model(backend: KubernetesBackend, fake: Fake):
     await backend.apply(wanted(redirect="http://nw-backup-default-aaaaaaaaaa.default.svc:8000/v1"))
     assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"] == {
@@ -254,6 +272,8 @@ async def test_a_switch_sends_the_traffic_to_the_other_model(backend: Kubernetes
         "nw-backup-default-aaaaaaaaaa.other.svc.cluster.local",
     )
     assert "selector" not in front
+    # Where there may be no right to look.
+    assert not [path for _, path in fake.calls if path.startswith("/api/v1/namespaces/other/services")]
     await backend.apply(wanted())
     front = fake.get(kinds.SERVICE, NAME)["spec"]
     assert (front["type"], front["selector"][identity.REVISION]) == ("ClusterIP", "1")

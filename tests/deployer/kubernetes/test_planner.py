@@ -283,6 +283,16 @@ async def test_an_adapter_without_its_base_model_is_told(fake: Fake, settings: C
     assert finding(await backend.plan(wanted()), "BASE_MODEL_MISSING").is_blocking
 
 
+async def test_a_backup_of_another_model_would_know_no_request(backend: KubernetesBackend, fake: Fake):
+    def backed(model_id: str) -> pb.DeploymentSpec:
+        return spec(recovery=pb.RecoveryPolicy(backup=pb.BackupModel(model_id=model_id, name="spare")))
+
+    plan = await backend.plan(wanted(spec=backed("another-bot")))
+    assert blocking(plan) == ["BACKUP_OF_ANOTHER_MODEL"]
+    assert finding(plan, "BACKUP_OF_ANOTHER_MODEL").field == "spec.recovery.backup.model_id"
+    assert not blocking(await backend.plan(wanted(spec=backed(KEY.model_id))))
+
+
 async def test_a_missing_namespace_is_a_finding(backend: KubernetesBackend, fake: Fake):
     plan = await backend.plan(wanted(spec=spec(kubernetes=pb.KubernetesOptions(namespace="gone"))))
     assert finding(plan, "NAMESPACE_MISSING").field == "spec.kubernetes.namespace"

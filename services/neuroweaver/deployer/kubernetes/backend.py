@@ -51,6 +51,7 @@ from neuroweaver.deployer.kubernetes.kinds import (
     POD_METRICS,
     REPLICA_SET,
     SCALED_OBJECT,
+    SERVICE,
     Kind,
     Object,
     Ref,
@@ -202,6 +203,16 @@ class KubernetesBackend:
             self._cluster_until = time.monotonic() + _KINDS_KNOWN_FOR_S
         return self._cluster
 
+    async def _with_backup(self, wanted: Wanted, cluster: Cluster) -> Cluster:
+        """With what the front of the backup selects now, if a backup in this namespace has the traffic."""
+        if not wanted.redirect:
+            return cluster
+        name, namespace = traffic.backup(wanted.redirect)
+        if namespace != namespace_of(wanted.spec, self._settings):  # DNS leads to its front itself
+            return cluster
+        its_front = await self._api.get(SERVICE, namespace, name)
+        return replace(cluster, backup_selector=((its_front or {}).get("spec") or {}).get("selector"))
+
     async def _live(self, namespace: str, name: str, cluster: Cluster) -> dict[Ref, Object]:
         kinds = [kind for kind in OWNED if not kind.is_custom or kind in cluster.kinds]
 
@@ -230,7 +241,7 @@ class KubernetesBackend:
 
     async def _apply(self, wanted: Wanted) -> None:
         namespace = self._known(wanted.key, wanted.spec)
-        cluster = await self._discovered()
+        cluster = await self._with_backup(wanted, await self._discovered())
         objects = manifests(wanted, self._settings, cluster)
         live = await self._own(namespace, wanted.resource_name, cluster)
         the_record = record(wanted, self._settings, objects)

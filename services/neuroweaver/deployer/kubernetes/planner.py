@@ -182,12 +182,12 @@ def _as_if_possible(settings: ClusterSettings, cluster: Cluster) -> tuple[Cluste
     """So that the objects can be shown of what a finding says is not possible here."""
     if not scaling.obstacle_to_zero(settings, has_keda=SCALED_OBJECT in cluster.kinds):
         return settings, cluster
-    shown = replace(
+    able = replace(
         settings,
         prometheus_url=settings.prometheus_url or "http://prometheus.invalid",
         activation_query=settings.activation_query or "vector(0)",
     )
-    return shown, Cluster(cluster.kinds | {SCALED_OBJECT})
+    return able, replace(cluster, kinds=cluster.kinds | {SCALED_OBJECT})
 
 
 def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> Iterator[Finding]:
@@ -203,6 +203,15 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
             "BASE_MODEL_MISSING",
             "the model server has no base model to put the adapter on: set NEUROWEAVER_BASE_MODELS_CLAIM to "
             "a volume with base models",
+            is_blocking=True,
+        )
+    if spec.recovery.HasField("backup") and spec.recovery.backup.model_id != wanted.key.model_id:
+        yield Finding(
+            "BACKUP_OF_ANOTHER_MODEL",
+            f"requests for {wanted.key.model_id} name it in their body, which no Service can rewrite, so "
+            f"{spec.recovery.backup.model_id} would answer each with 404: on Kubernetes only another "
+            "deployment of the same model can be the backup",
+            "spec.recovery.backup.model_id",
             is_blocking=True,
         )
     has_route = bool(settings.gateway) and HTTP_ROUTE in cluster.kinds
