@@ -294,6 +294,12 @@ def test_monitoring_can_be_left_out():
     assert not of(objects, kinds.PROMETHEUS_RULE)
 
 
+def test_pods_that_never_get_ready_block_no_drain():
+    for options in (pb.KubernetesOptions(), pb.KubernetesOptions(min_available=1)):
+        (budget,) = of(made(wanted(spec=spec(kubernetes=options))), kinds.DISRUPTION_BUDGET)
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_pods_may_do_nothing_in_the_cluster():
     (role,) = of(made(wanted()), kinds.ROLE)
     assert role["rules"] == []

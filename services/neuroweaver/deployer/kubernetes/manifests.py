@@ -186,10 +186,12 @@ class _Manifests:
         return scaling.scaled_object(name, self._name, self._namespace, autoscaling, self._settings, metadata)
 
     def _budget(self, revision: WantedRevision, metadata: Object) -> Object:
-        """Always lets at least one pod go: one that lets none go would block every drain of a node."""
+        """Always lets at least one pod go, and any that is not ready: one that lets none go would block every
+        drain of a node.
+        """
         replicas = scaling.least_replicas(revision)
         own = {identity.DEPLOYMENT: self._name, identity.REVISION: str(revision.number)}
-        spec: Object = {"selector": {"matchLabels": own}}
+        spec: Object = {"selector": {"matchLabels": own}, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
         if self._spec.kubernetes.HasField("min_available"):
             spec["minAvailable"] = min(self._spec.kubernetes.min_available, replicas - 1)
         else:
