@@ -208,11 +208,11 @@ class Api:
         return body.decode(errors="replace")
 
     async def log(self, namespace: str, pod: str, container: str, query: Query) -> str:
+        """Not tried again: the kubelet of the pod's node is asked, which may be away for long."""
         path = f"{POD.path(namespace, pod)}/log"
         asked = [("container", container), ("timestamps", "true"), *query]
-        return (await self._bytes("GET", path, f"read the log of pod {pod}", query=asked)).decode(
-            errors="replace"
-        )
+        text = await self._bytes("GET", path, f"read the log of pod {pod}", query=asked, repeats=False)
+        return text.decode(errors="replace")
 
     @asynccontextmanager
     async def watch(

@@ -103,6 +103,7 @@ class KubernetesBackend:
         self._cluster_until = 0.0
         self._told: dict[Key, _Told] = {}
         self._silent_until: dict[str, float] = {}
+        self._mute_until: dict[str, float] = {}
         self._namespaces: dict[Key, str] = {}
         self._namespaces_changed = asyncio.Event()
 
@@ -521,7 +522,11 @@ class KubernetesBackend:
         return made
 
     async def _log_of(self, pod: Object, cursor: str) -> list[Line]:
-        """Of its last end too, where it was started again. A pod without a log yet has no lines."""
+        """Of its last end too, where it was started again. A pod without a log yet has no lines, nor has for
+        now one on a node that does not answer: its kubelet reads the log, and the others' are not its matter.
+        """
+        if time.monotonic() < self._mute_until.get(_node_of(pod), 0.0):
+            return []
         metadata = pod["metadata"]
         number = identity.revision_of(pod)
         statuses = (pod.get("status") or {}).get("containerStatuses") or ()
@@ -541,10 +546,26 @@ class KubernetesBackend:
                 # 400: the container has not started; 404: the pod is gone, or that log is.
                 if error.status in {400, 404}:
                     continue
-                raise to_backend_error(error) from error
+                if not error.is_worth_another_try:
+                    raise to_backend_error(error) from error
+                self._mute(pod, str(error))
+                break
+            except BackendError as error:
+                if error.trouble != Trouble.UNREACHABLE:
+                    raise
+                self._mute(pod, str(error))
+                break
+            self._mute_until.pop(_node_of(pod), None)
             after = made[-1].cursor if made else cursor
             made += log_lines.lines(text, metadata["name"], number, after)
         return made
+
+    def _mute(self, pod: Object, cause: str) -> None:
+        """Leaves the logs of the node's pods alone for a while; told when it begins."""
+        node = _node_of(pod)
+        if node not in self._mute_until:
+            _LOG.warning("logs cannot be read", extra={"node": node, "cause": cause})
+        self._mute_until[node] = time.monotonic() + _ASK_AGAIN_S
 
 
 @contextmanager
@@ -593,6 +614,10 @@ def _split(weights: Mapping[int, int], replicas: Sequence[Replica]) -> str:
     if all(abs(real[number] - weights[number]) <= _TOLERATED_POINTS for number in serving):
         return ""
     return ", ".join(f"revision {number} gets {real[number]} % for {weights[number]} %" for number in serving)
+
+
+def _node_of(pod: Object) -> str:
+    return str((pod.get("spec") or {}).get("nodeName", ""))
 
 
 def _is_running(pod: Object) -> bool:
