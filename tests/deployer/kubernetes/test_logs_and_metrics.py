@@ -178,3 +178,14 @@ async def test_use_of_cpu_comes_from_the_metrics_server(backend: KubernetesBacke
     assert (seen.cpu_cores, seen.memory_bytes) == (0.25, 128 * 2**20)
     assert seen.missing_replicas == (name,)
     assert seen.running is None
+
+
+async def test_a_metrics_server_that_is_away_is_not_asked_each_time(backend: KubernetesBackend, fake: Fake):
+    await backend.apply(wanted(revision(1, 1)))
+    (name,) = names(fake)
+    fake.pages[f"{name}/metrics"] = own_page(4)
+    fake.faults = [Fault(1, 503, times=1000, matches=lambda _, path: "metrics.k8s.io" in path)]
+    for _ in range(3):
+        (seen,) = await backend.measure(KEY, NAME, spec())
+        assert (seen.requests, seen.cpu_cores) == (5, None)
+    assert fake.faults[0].seen == 1

@@ -278,6 +278,19 @@ async def test_missing_monitoring_and_metrics_are_told(fake: Fake, backend: Kube
         assert not finding(plan, reason).is_blocking
 
 
+async def test_a_metrics_server_that_is_away_is_told_at_once(fake: Fake, backend: KubernetesBackend):
+    fake.known[kinds.POD_METRICS.api_version, kinds.POD_METRICS.plural] = kinds.POD_METRICS
+    scaling = pb.Autoscaling(min_replicas=1, max_replicas=2, target_cpu_percent=50)
+    wish = wanted(revision(autoscaling=scaling))
+    fake.faults = [Fault(1, 503, times=1000, matches=lambda _, path: "metrics.k8s.io" in path)]
+    told = finding(await backend.plan(wish), "METRICS_MISSING")
+    assert not told.is_blocking
+    assert "does not answer" in told.message
+    assert fake.faults[0].seen == 1
+    fake.faults = []
+    assert "METRICS_MISSING" not in {each.reason for each in (await backend.plan(wish)).findings}
+
+
 async def test_an_adapter_without_its_base_model_is_told(fake: Fake, settings: ClusterSettings, api: Api):
     backend = KubernetesBackend(replace(settings, base_claim=""), api)
     assert finding(await backend.plan(wanted()), "BASE_MODEL_MISSING").is_blocking

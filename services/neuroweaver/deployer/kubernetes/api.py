@@ -90,7 +90,15 @@ class Api:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str = "", selector: str = "", fields: str = "") -> Listing:
+    async def list(
+        self,
+        kind: Kind,
+        namespace: str = "",
+        selector: str = "",
+        fields: str = "",
+        *,
+        repeats: bool = True,
+    ) -> Listing:
         """All of them, however many pages they take. Raises Refusal; 404 means that there is no such kind."""
         items: list[Object] = []
         token = ""
@@ -100,7 +108,9 @@ class Api:
             query += [("fieldSelector", fields)] if fields else []
             query += [("continue", token)] if token else []
             try:
-                page = await self._call("GET", kind.path(namespace), f"list {kind.resource}", query=query)
+                page = await self._call(
+                    "GET", kind.path(namespace), f"list {kind.resource}", query=query, repeats=repeats
+                )
             except Refusal as error:
                 if error.is_expired and token:  # the list grew too old between two pages
                     items, token = [], ""
@@ -174,10 +184,10 @@ class Api:
         )
         return bool(answer.get("status", {}).get("allowed"))
 
-    async def has(self, kind: Kind) -> bool:
+    async def has(self, kind: Kind, *, repeats: bool = True) -> bool:
         """Whether the cluster knows the kind."""
         try:
-            found = await self._call("GET", kind.root, f"look for {kind.api_version}")
+            found = await self._call("GET", kind.root, f"look for {kind.api_version}", repeats=repeats)
         except Refusal as error:
             if error.is_missing:
                 return False

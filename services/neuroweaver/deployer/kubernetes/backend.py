@@ -104,6 +104,7 @@ class KubernetesBackend:
         self._told: dict[Key, _Told] = {}
         self._silent_until: dict[str, float] = {}
         self._mute_until: dict[str, float] = {}
+        self._unmeasured_until = 0.0
         self._namespaces: dict[Key, str] = {}
         self._namespaces_changed = asyncio.Event()
 
@@ -508,10 +509,15 @@ class KubernetesBackend:
         return made
 
     async def _usage(self, namespace: str, name: str) -> dict[str, tuple[float, int]]:
-        """Cores and bytes by pod, from the cluster's own measurements; empty where there are none."""
+        """Cores and bytes by pod, from the cluster's own measurements; empty where there are none. A metrics
+        server that does not answer is left alone for a while.
+        """
+        if time.monotonic() < self._unmeasured_until:
+            return {}
         try:
-            found = await self._api.list(POD_METRICS, namespace, identity.selector(name))
+            found = await self._api.list(POD_METRICS, namespace, identity.selector(name), repeats=False)
         except (Refusal, BackendError):
+            self._unmeasured_until = time.monotonic() + _ASK_AGAIN_S
             return {}
         made = {}
         for item in found.items:

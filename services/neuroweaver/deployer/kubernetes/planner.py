@@ -269,14 +269,9 @@ async def _findings_of_metrics(api: Api, wanted: Wanted) -> list[Finding]:
     made = []
     if any(
         each.HasField("target_cpu_percent") or each.HasField("target_memory_percent") for each in scalings
-    ) and not (await api.has(POD_METRICS)):
-        made.append(
-            Finding(
-                "METRICS_MISSING",
-                "the cluster has no metrics server (metrics.k8s.io), so nothing is scaled by CPU or memory",
-                "spec.autoscaling",
-            )
-        )
+    ) and (obstacle := await _obstacle_to_metrics(api)):
+        words = f"{obstacle}, so nothing is scaled by CPU or memory"
+        made.append(Finding("METRICS_MISSING", words, "spec.autoscaling"))
     if any(each.HasField("target_concurrency") or each.custom_metrics for each in scalings) and not (
         await api.has_group("custom.metrics.k8s.io")
     ):
@@ -289,6 +284,17 @@ async def _findings_of_metrics(api: Api, wanted: Wanted) -> list[Finding]:
             )
         )
     return made
+
+
+async def _obstacle_to_metrics(api: Api) -> str:
+    """Empty if there is none. The metrics server is another than the API server, and may be away alone."""
+    try:
+        has_metrics = await api.has(POD_METRICS, repeats=False)
+    except Refusal as error:
+        if not error.is_worth_another_try:
+            raise
+        return f"the metrics server (metrics.k8s.io) does not answer ({error.message})"
+    return "" if has_metrics else "the cluster has no metrics server (metrics.k8s.io)"
 
 
 async def _has_namespace(api: Api, namespace: str) -> bool:
