@@ -101,6 +101,13 @@ def test_how_long_each_phase_of_a_start_took():
     assert seen.ready_time == datetime(2026, 1, 1, 0, 0, 25, tzinfo=UTC)
 
 
+def test_a_ready_one_has_a_time_though_its_condition_has_none():
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    started = observation.replica(pod(ready | server(RUNNING)), 5)
+    assert started.ready_time == datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC)
+    assert observation.replica(pod(ready), 5).ready_time == datetime(2026, 1, 1, tzinfo=UTC)
+
+
 def test_a_failed_one_says_when_it_is_started_again():
     found = pod(
         {"conditions": [SCHEDULED]} | server(waiting("CrashLoopBackOff"), restartCount=3, lastState=ended(4))

@@ -99,7 +99,7 @@ def replica(pod: Object, crash_loop_restarts: int, now: datetime | None = None) 
         last_exit=last.get("exitCode") if last else None,
         phases=_phases(pod, server),
         start_time=_time(metadata.get("creationTimestamp")),
-        ready_time=_condition_time(status, "Ready") if phase == pb.REPLICA_PHASE_READY else None,
+        ready_time=_ready_time(pod, server) if phase == pb.REPLICA_PHASE_READY else None,
         restart_at=_restart_at(failing, last) if phase in _FAILURES else None,
     )
 
@@ -269,6 +269,16 @@ def _phases(pod: Object, server: Object) -> tuple[tuple[pb.ReplicaPhase.ValueTyp
         made.append((phase, max(timedelta(), end - begin)))
         begin = end
     return tuple(made)
+
+
+def _ready_time(pod: Object, server: Object) -> datetime | None:
+    """Conditions need not say since when they hold: then at the latest mark before."""
+    running = (server.get("state") or {}).get("running") or {}
+    return (
+        _condition_time(pod.get("status") or {}, "Ready")
+        or _time(running.get("startedAt"))
+        or _time(pod["metadata"].get("creationTimestamp"))
+    )
 
 
 def _unschedulable(message: str) -> str:
