@@ -223,7 +223,9 @@ class Fake:
         if request.path == kinds.ACCESS_REVIEW.path():
             schemas.check(body)
             asked = body["spec"]["resourceAttributes"]
-            is_denied = (asked["verb"], asked["resource"]) in self.denied
+            part = asked.get("subresource")
+            resource = f"{asked['resource']}/{part}" if part else asked["resource"]
+            is_denied = (asked["verb"], resource) in self.denied
             return web.json_response(body | {"status": {"allowed": not is_denied}}, status=201)
         if (found := self._discovered(request.path)) is not None:
             return web.json_response(found)
