@@ -314,6 +314,8 @@ def test_vllm_gets_each_value_as_one_argument_of_its_own():
         "support-bot=/models/files",
         "support-bot@1.0.0=/models/files",
     ]
+    # A slot for each name: vLLM takes them for two adapters.
+    assert {"--max-loras=2", "--max-cpu-loras=2"} <= set(container["args"])
     assert {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")} == {"/health"}
     assert not [each for each in container["args"] if "trust" in each]
 

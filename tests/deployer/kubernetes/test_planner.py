@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from deployer.kubernetes.fake import Fake, Fault
-from deployer.kubernetes.wishes import KEY, NAME, revision, seconds, spec, wanted
+from deployer.kubernetes.wishes import KEY, NAME, bundle, revision, seconds, spec, wanted
 from neuroweaver.deployer.backend import BackendError, BackendPlan, Finding, Observed, Trouble
 from neuroweaver.deployer.kubernetes import kinds
 from neuroweaver.deployer.kubernetes.api import Api
@@ -304,6 +304,34 @@ async def test_a_backup_of_another_model_would_know_no_request(backend: Kubernet
     assert blocking(plan) == ["BACKUP_OF_ANOTHER_MODEL"]
     assert finding(plan, "BACKUP_OF_ANOTHER_MODEL").field == "spec.recovery.backup.model_id"
     assert not blocking(await backend.plan(wanted(spec=backed(KEY.model_id))))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "field"),
+    [
+        ({"resources": GPU}, "ADAPTER_NOT_MERGED", "spec.engine.adapter_mode"),
+        ({"recovery": pb.RecoveryPolicy(restart_backoff=seconds(5))}, "BACKOFF_OF_THE_KUBELET", "spec.recovery.restart_backoff"),
+        ({"recovery": pb.RecoveryPolicy(max_restart_backoff=seconds(30))}, "BACKOFF_OF_THE_KUBELET", "spec.recovery.max_restart_backoff"),
+    ],
+)  # fmt: skip
+async def test_what_has_no_effect_here_is_told(
+    backend: KubernetesBackend, fake: Fake, fields: dict, reason: str, field: str
+):
+    told = finding(await backend.plan(wanted(spec=spec(**fields))), reason)
+    assert (told.field, told.is_blocking) == (field, False)
+
+
+async def test_what_was_not_asked_for_is_not_told(backend: KubernetesBackend, fake: Fake):
+    completed = pb.RecoveryPolicy(restart_backoff=seconds(1), max_restart_backoff=seconds(300))
+    switched = pb.EngineOptions(adapter_mode=pb.ADAPTER_MODE_SWITCHED)
+    whole = replace(revision(), bundle=bundle(base=""))
+    for wish in (
+        wanted(spec=spec(recovery=completed)),
+        wanted(spec=spec(resources=GPU, engine=switched)),
+        wanted(whole, spec=spec(resources=GPU)),
+    ):
+        reasons = {each.reason for each in (await backend.plan(wish)).findings}
+        assert not reasons & {"ADAPTER_NOT_MERGED", "BACKOFF_OF_THE_KUBELET"}
 
 
 async def test_a_missing_namespace_is_a_finding(backend: KubernetesBackend, fake: Fake):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Final
 
 import yaml
@@ -45,6 +46,8 @@ from neuroweaver.v1 import deployer_pb2 as pb
 
 _AT_ONCE: Final = 8
 _DEFAULT_QUEUE: Final = 256
+_DEFAULT_BACKOFF: Final = timedelta(seconds=1)
+_DEFAULT_LONGEST_BACKOFF: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,31 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
         yield Finding(
             "QUEUE_NOT_BOUNDED", "vLLM takes every request into its queue", "spec.engine.max_queue_size"
         )
+    yield from _findings_without_effect(wanted)
+
+
+def _findings_without_effect(wanted: Wanted) -> Iterator[Finding]:
+    """What was asked for and does nothing here."""
+    spec = wanted.spec
+    has_adapter = any(revision.bundle.base_name for revision in wanted.revisions)
+    if pods.uses_vllm(spec) and has_adapter and spec.engine.adapter_mode == pb.ADAPTER_MODE_MERGED:
+        yield Finding(
+            "ADAPTER_NOT_MERGED",
+            "vLLM applies the adapter beside the base model at each token, and merges none",
+            "spec.engine.adapter_mode",
+        )
+    recovery = spec.recovery
+    asked = {
+        "restart_backoff": (recovery.restart_backoff.ToTimedelta(), _DEFAULT_BACKOFF),
+        "max_restart_backoff": (recovery.max_restart_backoff.ToTimedelta(), _DEFAULT_LONGEST_BACKOFF),
+    }
+    for name, (wait, default) in asked.items():
+        if wait and wait != default:
+            yield Finding(
+                "BACKOFF_OF_THE_KUBELET",
+                "the kubelet starts pods again by its own back-off: 10 seconds, doubled up to 5 minutes",
+                f"spec.recovery.{name}",
+            )
 
 
 def _findings_of_canary(wanted: Wanted, *, has_route: bool) -> Iterator[Finding]:

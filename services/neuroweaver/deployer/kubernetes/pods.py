@@ -248,6 +248,10 @@ def _vllm_arguments(wanted: Wanted, revision: WantedRevision, settings: ClusterS
             f"--served-model-name={_base_name(revision)}",
             "--enable-lora",
             f"--max-lora-rank={_LARGEST_ADAPTER_RANK}",
+            # Two names are two adapters to vLLM, though of the same files: with one slot they would take
+            # turns, batch by batch.
+            f"--max-loras={len(names)}",
+            f"--max-cpu-loras={len(names)}",
             "--lora-modules",
             *(f"{name}={_FILES}" for name in names),
         ]
