@@ -337,6 +337,18 @@ def test_our_server_gets_a_configuration_that_it_takes():
     assert (read.name, read.version, read.port) == ("support-bot", "1.0.0", 8000)
 
 
+def test_the_base_model_of_vllm_is_verified_before_it_starts():
+    (deployment,) = of(made(wanted(spec=spec(resources=GPUS))), kinds.DEPLOYMENT)
+    template = deployment["spec"]["template"]
+    source = json.loads(template["metadata"]["annotations"][identity.SOURCE])
+    assert source["base_digest"] == "d" * 64
+    assert f"--model={source['base_folder']}" in server(deployment)["args"]
+    (first,) = template["spec"]["initContainers"]
+    mounts = {each["name"]: each for each in first["volumeMounts"]}
+    assert source["base_folder"].startswith(f"{mounts['base']['mountPath']}/")
+    assert mounts["base"]["readOnly"]
+
+
 def test_another_number_of_replicas_changes_no_pod():
     one, many = (of(made(wanted(revision(1, count))), kinds.DEPLOYMENT)[0] for count in (1, 5))
     assert one["spec"]["template"] == many["spec"]["template"]

@@ -334,6 +334,16 @@ async def test_what_was_not_asked_for_is_not_told(backend: KubernetesBackend, fa
         assert not reasons & {"ADAPTER_NOT_MERGED", "BACKOFF_OF_THE_KUBELET"}
 
 
+async def test_a_base_model_from_the_hub_is_told_to_be_unverified(
+    fake: Fake, backend: KubernetesBackend, settings: ClusterSettings, api: Api
+):
+    wish = wanted(spec=spec(resources=GPU))
+    from_hub = await KubernetesBackend(replace(settings, base_claim=""), api).plan(wish)
+    assert not finding(from_hub, "BASE_MODEL_NOT_VERIFIED").is_blocking
+    for verified in (await backend.plan(wish), await backend.plan(wanted())):
+        assert "BASE_MODEL_NOT_VERIFIED" not in {each.reason for each in verified.findings}
+
+
 async def test_a_missing_namespace_is_a_finding(backend: KubernetesBackend, fake: Fake):
     plan = await backend.plan(wanted(spec=spec(kubernetes=pb.KubernetesOptions(namespace="gone"))))
     assert finding(plan, "NAMESPACE_MISSING").field == "spec.kubernetes.namespace"

@@ -241,6 +241,13 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
         yield Finding(
             "QUEUE_NOT_BOUNDED", "vLLM takes every request into its queue", "spec.engine.max_queue_size"
         )
+    if pods.needs_hub(wanted, settings):
+        yield Finding(
+            "BASE_MODEL_NOT_VERIFIED",
+            "pods fetch the newest base model from the Hugging Face hub, and nothing holds it against the "
+            "digest of the one that was trained on: set NEUROWEAVER_BASE_MODELS_CLAIM to a volume with base "
+            "models",
+        )
     yield from _findings_without_effect(wanted)
 
 
