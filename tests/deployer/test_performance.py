@@ -205,6 +205,21 @@ async def test_counters_become_metrics(mesh):
     assert (answer.total.requests, answer.total.throughput_rps) == (200, pytest.approx(20.0))
 
 
+async def test_in_a_cluster_traffic_moves_only_to_the_same_model(mesh):
+    in_cluster = pb.DeploymentSpec(backend=pb.DEPLOYMENT_BACKEND_KUBERNETES)
+    await ready(mesh, in_cluster)
+    await ready(mesh, in_cluster, model_id="spare")
+    await deploy(mesh, in_cluster, name="second")
+    await mesh.settle(Key("default", "advisor", "second"))
+    spare = pb.BackupModel(model_id="spare")
+    request = pb.SwitchModelRequest(model_id="advisor", target=spare, reason="maintenance")
+    assert errors.reason(await refusal(mesh.deployer.SwitchModel(request))) == "TARGET_OF_ANOTHER_MODEL"
+    request.target.CopyFrom(pb.BackupModel(model_id="advisor", name="second"))
+    assert (await mesh.deployer.SwitchModel(request)).is_switched
+    request.target.name = "default"
+    assert not (await mesh.deployer.SwitchModel(request)).is_switched
+
+
 async def test_traffic_moves_only_to_what_is_ready(mesh):
     await ready(mesh)
     switch = mesh.deployer.SwitchModel

@@ -111,6 +111,7 @@ class PerformanceMethods(Handler):
             current.require_present()
             current.require(request.etag)
             target = _target(request, current)
+            _require_same_name(current, target)
             if target != (current.switched_to or key):
                 await _require_ready(deployments, target, key)
             after = current.switched(target)
@@ -165,6 +166,18 @@ def _target(request: pb.SwitchModelRequest, deployment: Deployment) -> Key:
     if backup is None:
         raise FailedPrecondition("NO_BACKUP", "the deployment has no backup model: name a target")
     return backup
+
+
+def _require_same_name(deployment: Deployment, target: Key) -> None:
+    """Raises FailedPrecondition for a target that would know none of the requests: in a cluster nothing
+    rewrites their bodies, which name the model.
+    """
+    is_in_cluster = deployment.spec.backend == pb.DEPLOYMENT_BACKEND_KUBERNETES
+    if is_in_cluster and target.model_id != deployment.key.model_id:
+        raise FailedPrecondition(
+            "TARGET_OF_ANOTHER_MODEL",
+            "on Kubernetes the traffic goes to another deployment of the same model alone",
+        )
 
 
 async def _require_ready(deployments: Reader, target: Key, key: Key) -> None:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class Fake:
         self.is_draining_slowly = False
         self.url = ""
         self._moved = asyncio.Event()
-        self.watches: set[web.StreamResponse] = set()
+        self.watches: dict[web.StreamResponse, str] = {}
         for name in ("default", "other"):
             self.put(kinds.NAMESPACE, {"metadata": {"name": name}})
 
@@ -223,7 +223,9 @@ class Fake:
         if request.path == kinds.ACCESS_REVIEW.path():
             schemas.check(body)
             asked = body["spec"]["resourceAttributes"]
-            is_denied = (asked["verb"], asked["resource"]) in self.denied
+            part = asked.get("subresource")
+            resource = f"{asked['resource']}/{part}" if part else asked["resource"]
+            is_denied = (asked["verb"], resource) in self.denied
             return web.json_response(body | {"status": {"allowed": not is_denied}}, status=201)
         if (found := self._discovered(request.path)) is not None:
             return web.json_response(found)
@@ -332,7 +334,7 @@ class Fake:
             raise Refused(410, "Expired", f"too old resource version: {since} ({self.oldest})")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        self.watches.add(response)
+        self.watches[response] = namespace
         try:
             while True:
                 moved = self._moved
@@ -358,7 +360,7 @@ class Fake:
         except (ConnectionError, asyncio.CancelledError):
             return response
         finally:
-            self.watches.discard(response)
+            self.watches.pop(response, None)
 
     # Objects.
 
@@ -443,6 +445,9 @@ class Fake:
                 )
             if spec["strategy"]["type"] == "Recreate" and "rollingUpdate" in spec["strategy"]:
                 raise Refused(422, "Invalid", "spec.strategy.rollingUpdate: Forbidden")
+        if kind == kinds.ROLE_BINDING:
+            # The check against escalation, of clients that have no right to bind.
+            self._existing(kinds.ROLE, made["metadata"]["namespace"], made["roleRef"]["name"])
         if kind == kinds.ROLE_BINDING and live is not None and live["roleRef"] != made["roleRef"]:
             raise Refused(422, "Invalid", "roleRef: cannot change roleRef")
         if kind == kinds.DISRUPTION_BUDGET and {"minAvailable", "maxUnavailable"} <= made["spec"].keys():
@@ -496,8 +501,9 @@ class Fake:
             assert body["propagationPolicy"] == "Foreground"
             pods = self._pods_of(found)
             if pods and self.is_draining_slowly:
+                end = datetime.now(UTC) + timedelta(seconds=40)
                 for pod in [*pods, found]:
-                    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+                    pod["metadata"]["deletionTimestamp"] = end.strftime("%Y-%m-%dT%H:%M:%SZ")
                     self._tell("MODIFIED", kinds.POD if pod in pods else kind, pod)
                 return found
             for pod in pods:
@@ -658,7 +664,7 @@ async def serving(fake: Fake) -> AsyncIterator[Fake]:
     """On a free port of the loopback; `fake.url` says which."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", fake.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

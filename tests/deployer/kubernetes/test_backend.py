@@ -188,6 +188,36 @@ async def test_scaling_to_zero_is_kedas_where_it_is_known_what_wakes_it(
     assert (await backend.observe(KEY, NAME, spec())).is_idle
 
 
+async def test_what_a_controller_made_of_it_is_left_to_the_controller(
+    fake: Fake, settings: ClusterSettings, api: Api
+):
+    fake.known[kinds.SCALED_OBJECT.api_version, kinds.SCALED_OBJECT.plural] = kinds.SCALED_OBJECT
+    told = replace(
+        settings, prometheus_url="http://prometheus.monitoring.svc:9090", activation_query="vector(0)"
+    )
+    backend = KubernetesBackend(told, api)
+    wish = wanted(revision(autoscaling=pb.Autoscaling(min_replicas=0, max_replicas=2)))
+    await backend.apply(wish)
+    (scaled,) = fake.all(kinds.SCALED_OBJECT)
+    owner = {"kind": "ScaledObject", "name": scaled["metadata"]["name"], "uid": scaled["metadata"]["uid"]}
+    metadata = {
+        "name": f"keda-hpa-{NAME}-r1",
+        "labels": scaled["metadata"]["labels"],
+        "ownerReferences": [owner | {"apiVersion": "keda.sh/v1alpha1", "controller": True}],
+    }
+    made = fake.put(kinds.AUTOSCALER, {"metadata": metadata, "spec": {"minReplicas": 1, "maxReplicas": 2}})
+    await backend.apply(wish)
+    assert fake.all(kinds.AUTOSCALER) == [made]
+    plan = await backend.plan(wish)
+    assert not [each for each in plan.objects if each.action == pb.PLANNED_ACTION_DELETE]
+    # It goes with its owner, by the garbage collector, which the fake has none of.
+    for _ in range(5):
+        await backend.remove(KEY, NAME, spec())
+    assert await backend.remove(KEY, NAME, spec())
+    assert not fake.all(kinds.SCALED_OBJECT)
+    assert fake.all(kinds.AUTOSCALER) == [made]
+
+
 async def test_a_gateway_splits_by_exact_weights(fake: Fake, settings: ClusterSettings, api: Api):
     fake.known[kinds.HTTP_ROUTE.api_version, kinds.HTTP_ROUTE.plural] = kinds.HTTP_ROUTE
     told = replace(settings, gateway="infra/edge", gateway_url="https://models.example.org")
@@ -212,6 +242,24 @@ async def test_weights_that_the_numbers_of_replicas_do_not_give_are_told(
     assert not (await backend.observe(KEY, NAME, spec())).reasons
 
 
+async def test_a_switch_leaves_out_what_the_backup_itself_leaves_out(backend: KubernetesBackend, fake: Fake):
+    backup = replace(
+        wanted(revision(1, 2, 100), revision(2, 1, 0)),
+        resource_name="nw-spare",
+        key=replace(KEY, name="spare"),
+    )
+    await backend.apply(backup)
+    switched = wanted(redirect="http://nw-spare.default.svc:8000/v1")
+    await backend.apply(switched)
+    its_own = fake.get(kinds.SERVICE, "nw-spare")["spec"]["selector"]
+    assert its_own == {identity.DEPLOYMENT: "nw-spare", identity.REVISION: "1"}
+    assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"] == its_own
+    await backend.apply(replace(backup, revisions=(revision(2, 1, 100),)))
+    await backend.apply(switched)
+    assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"][identity.REVISION] == "2"
+    assert not (await backend.observe(KEY, NAME, spec())).drift
+
+
 async def test_a_switch_sends_the_traffic_to_the_other_model(backend: KubernetesBackend, fake: Fake):
     await backend.apply(wanted(redirect="http://nw-backup-default-aaaaaaaaaa.default.svc:8000/v1"))
     assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"] == {
@@ -224,6 +272,8 @@ async def test_a_switch_sends_the_traffic_to_the_other_model(backend: Kubernetes
         "nw-backup-default-aaaaaaaaaa.other.svc.cluster.local",
     )
     assert "selector" not in front
+    # Where there may be no right to look.
+    assert not [path for _, path in fake.calls if path.startswith("/api/v1/namespaces/other/services")]
     await backend.apply(wanted())
     front = fake.get(kinds.SERVICE, NAME)["spec"]
     assert (front["type"], front["selector"][identity.REVISION]) == ("ClusterIP", "1")

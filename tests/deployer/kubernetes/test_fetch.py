@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from neuroweaver.mesh.base_models.folders import digests
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
 
 FILES = {"adapter_config.json": b"{}", "sub/adapter_model.safetensors": os.urandom(300_000)}
@@ -49,7 +50,9 @@ async def registry() -> AsyncIterator[tuple[FakeRegistry, str]]:
     await server.stop(None)
 
 
-async def run(folder: Path, address: str, **changes) -> subprocess.CompletedProcess[str]:
+async def run(
+    folder: Path, address: str, base: dict[str, str] | None = None, **changes
+) -> subprocess.CompletedProcess[str]:
     """As the init container runs it."""
     files = [
         {"path": path, "digest": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
@@ -57,7 +60,9 @@ async def run(folder: Path, address: str, **changes) -> subprocess.CompletedProc
     ]
     config = {"version": "1.0.0", "files_folder": str(folder / "files"), "files": files} | changes
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "source.json").write_text(json.dumps({"registry": address, "model_id": "support-bot"}))
+    (folder / "source.json").write_text(
+        json.dumps({"registry": address, "model_id": "support-bot"} | (base or {}))
+    )
     command = [sys.executable, "-m", "neuroweaver.deployer.kubernetes.fetch"]
     command += ["--config", str(folder / "config.json"), "--source", str(folder / "source.json")]
     process = await asyncio.create_subprocess_exec(
@@ -102,6 +107,25 @@ async def test_a_missing_file_ends_it_with_the_reason(registry, tmp_path: Path):
     done = await run(tmp_path, registry[1])
     assert done.returncode == 3
     assert done.stderr.strip() == "adapter_config.json: NOT_FOUND: no adapter_config.json"
+
+
+async def test_a_base_model_of_another_digest_ends_it_before_anything_is_fetched(registry, tmp_path: Path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    base = {"base_folder": str(folder), "base_digest": digests(folder).base}
+    done = await run(tmp_path, registry[1], base)
+    assert (done.returncode, done.stderr) == (0, "")
+    (folder / "model.safetensors").write_bytes(b"Weights")
+    asked = len(registry[0].offsets)
+    done = await run(tmp_path, registry[1], base)
+    assert done.returncode == 3
+    assert f"the base model in {folder} has digest" in done.stderr
+    done = await run(tmp_path, registry[1], base | {"base_folder": str(tmp_path / "none")})
+    assert done.returncode == 3
+    assert "cannot be read" in done.stderr
+    assert len(registry[0].offsets) == asked
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", ""])

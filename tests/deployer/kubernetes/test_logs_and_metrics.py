@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from deployer.kubernetes.fake import Fake
+from deployer.kubernetes.conftest import QUICK
+from deployer.kubernetes.fake import Fake, Fault
 from deployer.kubernetes.wishes import KEY, NAME, revision, spec, wanted
 from neuroweaver.deployer.kubernetes import kinds, log_lines, measuring
+from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
+from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 
 LOG = """2026-01-01T00:00:01.000000001Z {"level": "info", "message": "loading"}
 2026-01-01T00:00:01.000000001Z WARNING: slow
@@ -54,6 +58,35 @@ async def test_the_log_of_each_replica_after_its_cursor(backend: KubernetesBacke
     fake.pod_logs[one] += "2026-01-01T00:00:04Z more\n"
     more = [line async for line in backend.logs(KEY, NAME, spec(), {one: found[-1].cursor})]
     assert {each.message for each in more} == {"hello", "more"}
+
+
+@pytest.mark.parametrize("status", [500, 504, -2], ids=["refused", "in vain", "silent"])
+async def test_a_node_that_does_not_answer_silences_no_other(
+    fake: Fake, settings: ClusterSettings, caplog: pytest.LogCaptureFixture, status: int
+):
+    api = Api(settings.access, replace(QUICK, attempt_s=0.3))
+    backend = KubernetesBackend(settings, api)
+    await backend.apply(wanted(revision(1, 4)))
+    lost, *others = names(fake)
+    for name in names(fake):
+        pod = fake.get(kinds.POD, name)
+        node = "lost" if name in {lost, others[-1]} else "well"
+        fake._store(kinds.POD, pod | {"spec": pod["spec"] | {"nodeName": node}})
+        fake.pod_logs[name] = "2026-01-01T00:00:03Z hello\n"
+    of_the_lost = {f"/{name}/log" for name in (lost, others[-1])}
+    fake.faults = [
+        Fault(1, status, times=1000, matches=lambda _, path: path[-len(f"/{lost}/log") :] in of_the_lost)
+    ]
+    for _ in range(3):
+        found = [line async for line in backend.logs(KEY, NAME, spec(), {})]
+        assert {line.replica_id for line in found} == set(others[:-1])
+    assert fake.faults[0].seen == 1
+    assert [each.node for each in caplog.records if each.message == "logs cannot be read"] == ["lost"]
+    fake.faults = []
+    backend._mute_until["lost"] = 0.0
+    found = [line async for line in backend.logs(KEY, NAME, spec(), {})]
+    assert {line.replica_id for line in found} == set(names(fake))
+    await api.close()
 
 
 def own_page(requests: int, seconds: float = 0.3) -> str:
@@ -145,3 +178,14 @@ async def test_use_of_cpu_comes_from_the_metrics_server(backend: KubernetesBacke
     assert (seen.cpu_cores, seen.memory_bytes) == (0.25, 128 * 2**20)
     assert seen.missing_replicas == (name,)
     assert seen.running is None
+
+
+async def test_a_metrics_server_that_is_away_is_not_asked_each_time(backend: KubernetesBackend, fake: Fake):
+    await backend.apply(wanted(revision(1, 1)))
+    (name,) = names(fake)
+    fake.pages[f"{name}/metrics"] = own_page(4)
+    fake.faults = [Fault(1, 503, times=1000, matches=lambda _, path: "metrics.k8s.io" in path)]
+    for _ in range(3):
+        (seen,) = await backend.measure(KEY, NAME, spec())
+        assert (seen.requests, seen.cpu_cores) == (5, None)
+    assert fake.faults[0].seen == 1

@@ -295,6 +295,12 @@ def test_monitoring_can_be_left_out():
     assert not of(objects, kinds.PROMETHEUS_RULE)
 
 
+def test_pods_that_never_get_ready_block_no_drain():
+    for options in (pb.KubernetesOptions(), pb.KubernetesOptions(min_available=1)):
+        (budget,) = of(made(wanted(spec=spec(kubernetes=options))), kinds.DISRUPTION_BUDGET)
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_pods_may_do_nothing_in_the_cluster():
     (role,) = of(made(wanted()), kinds.ROLE)
     assert role["rules"] == []
@@ -309,6 +315,8 @@ def test_vllm_gets_each_value_as_one_argument_of_its_own():
         "support-bot=/models/files",
         "support-bot@1.0.0=/models/files",
     ]
+    # A slot for each name: vLLM takes them for two adapters.
+    assert {"--max-loras=2", "--max-cpu-loras=2"} <= set(container["args"])
     assert {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")} == {"/health"}
     assert not [each for each in container["args"] if "trust" in each]
 
@@ -328,6 +336,18 @@ def test_our_server_gets_a_configuration_that_it_takes():
     annotations = of(made(wanted()), kinds.DEPLOYMENT)[0]["spec"]["template"]["metadata"]["annotations"]
     read = config.parse(json.loads(annotations[identity.CONFIG]))
     assert (read.name, read.version, read.port) == ("support-bot", "1.0.0", 8000)
+
+
+def test_the_base_model_of_vllm_is_verified_before_it_starts():
+    (deployment,) = of(made(wanted(spec=spec(resources=GPUS))), kinds.DEPLOYMENT)
+    template = deployment["spec"]["template"]
+    source = json.loads(template["metadata"]["annotations"][identity.SOURCE])
+    assert source["base_digest"] == "d" * 64
+    assert f"--model={source['base_folder']}" in server(deployment)["args"]
+    (first,) = template["spec"]["initContainers"]
+    mounts = {each["name"]: each for each in first["volumeMounts"]}
+    assert source["base_folder"].startswith(f"{mounts['base']['mountPath']}/")
+    assert mounts["base"]["readOnly"]
 
 
 def test_another_number_of_replicas_changes_no_pod():

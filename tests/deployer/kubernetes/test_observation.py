@@ -13,6 +13,7 @@ from neuroweaver.deployer.kubernetes.observation import Health
 from neuroweaver.v1 import deployer_pb2 as pb
 
 BEGIN = "2026-01-01T00:00:00Z"
+NOW = datetime(2026, 1, 1, 0, 0, 20, tzinfo=UTC)
 SCHEDULED = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:02Z"}
 
 
@@ -60,7 +61,9 @@ RUNNING = {"running": {"startedAt": "2026-01-01T00:00:10Z"}}
         (pod({"conditions": [SCHEDULED, {"type": "Ready", "status": "True"}]} | server(RUNNING)), "READY", ""),
         (pod({"conditions": [{"type": "Ready", "status": "True"}]}, ""), "READY", ""),
         (pod({"conditions": [{"type": "Ready", "status": "True"}]}, deletionTimestamp=BEGIN), "DRAINING", ""),
-        (pod({"phase": "Failed", "reason": "Evicted", "message": "out of disk"}), "FAILED", "Evicted out of disk"),
+        (pod({"phase": "Failed", "reason": "Evicted", "message": "out of disk"}), "GONE", "Evicted out of disk"),
+        (pod({"phase": "Failed"} | server(ended(137)), deletionTimestamp=BEGIN), "GONE", "server ended with exit code 137"),
+        (pod({"conditions": [{"type": "Ready", "status": "True"}]}, deletionTimestamp="2025-12-31T23:59:00Z"), "GONE", ""),
         (pod({"phase": "Succeeded"}), "GONE", ""),
         (
             pod({"conditions": [SCHEDULED]} | server(waiting("CrashLoopBackOff"), restartCount=7, lastState=ended(4, "cannot load"))),
@@ -81,7 +84,7 @@ RUNNING = {"running": {"startedAt": "2026-01-01T00:00:10Z"}}
     ],
 )  # fmt: skip
 def test_a_pod_is_in_one_phase_with_its_reason(found: dict, phase: str, message: str):
-    seen = observation.replica(found, crash_loop_restarts=5)
+    seen = observation.replica(found, crash_loop_restarts=5, now=NOW)
     assert pb.ReplicaPhase.Name(seen.phase) == f"REPLICA_PHASE_{phase}"
     assert seen.message == message
     assert seen.revision == 3
@@ -96,6 +99,13 @@ def test_how_long_each_phase_of_a_start_took():
         (pb.REPLICA_PHASE_LOADING, timedelta(seconds=15)),
     )
     assert seen.ready_time == datetime(2026, 1, 1, 0, 0, 25, tzinfo=UTC)
+
+
+def test_a_ready_one_has_a_time_though_its_condition_has_none():
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    started = observation.replica(pod(ready | server(RUNNING)), 5)
+    assert started.ready_time == datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC)
+    assert observation.replica(pod(ready), 5).ready_time == datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def test_a_failed_one_says_when_it_is_started_again():
@@ -201,6 +211,19 @@ async def test_the_reason_of_a_crash_loop_comes_from_the_log(backend: Kubernetes
     (seen,) = (await backend.observe(KEY, NAME, spec())).replicas
     assert seen.phase == pb.REPLICA_PHASE_CRASH_LOOP
     assert seen.message == "server ended with exit code 4: cannot load: no memory"
+
+
+async def test_an_evicted_pod_does_not_hold_up_a_recreate(backend: KubernetesBackend, fake: Fake):
+    await backend.apply(wanted(revision(1, 1)))
+    (name,) = names(fake)
+    fake.is_draining_slowly = True
+    wish = wanted(revision(2, 1), replacement=pb.REPLACEMENT_MODE_RECREATE, generation=2)
+    await backend.apply(wish)
+    assert {each.revision for each in (await backend.observe(KEY, NAME, spec())).replicas} == {1}
+    fake.status(name, {"phase": "Failed", "reason": "Evicted"})
+    await backend.apply(wish)
+    seen = {each.revision: each.phase for each in (await backend.observe(KEY, NAME, spec())).replicas}
+    assert seen == {1: pb.REPLICA_PHASE_GONE, 2: pb.REPLICA_PHASE_READY}
 
 
 async def test_an_adapter_missing_on_one_replica_shows(backend: KubernetesBackend, fake: Fake):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from deployer.kubernetes.fake import Fake, Fault
-from deployer.kubernetes.wishes import KEY, NAME, revision, seconds, spec, wanted
+from deployer.kubernetes.wishes import KEY, NAME, bundle, revision, seconds, spec, wanted
 from neuroweaver.deployer.backend import BackendError, BackendPlan, Finding, Observed, Trouble
 from neuroweaver.deployer.kubernetes import kinds
 from neuroweaver.deployer.kubernetes.api import Api
@@ -44,6 +44,19 @@ async def test_a_plan_shows_everything_and_changes_nothing(backend: KubernetesBa
     assert all(yaml.safe_load(each.manifest)["kind"] == each.kind for each in plan.objects)
     assert fake.snapshot() == before
     assert await backend.observe(KEY, NAME, spec()) == Observed()
+
+
+async def test_the_first_plan_binds_a_role_that_is_not_there_yet(backend: KubernetesBackend, fake: Fake):
+    plan = await backend.plan(wanted())
+    assert not blocking(plan)
+    (binding,) = (each for each in plan.objects if each.kind == "RoleBinding")
+    assert binding.action == pb.PLANNED_ACTION_CREATE
+    await backend.apply(wanted())
+    fake._drop(kinds.ROLE, fake.get(kinds.ROLE, NAME))
+    plan = await backend.plan(wanted())
+    assert not blocking(plan)
+    actions = {each.kind: each.action for each in plan.objects if each.kind in {"Role", "RoleBinding"}}
+    assert actions == {"Role": pb.PLANNED_ACTION_CREATE, "RoleBinding": pb.PLANNED_ACTION_UNCHANGED}
 
 
 async def test_a_plan_of_what_is_there_changes_nothing(backend: KubernetesBackend, fake: Fake):
@@ -110,6 +123,18 @@ async def test_a_canary_without_room_beside_would_deadlock(backend: KubernetesBa
     assert not blocking(await backend.plan(wish))
 
 
+async def test_an_evicted_pod_takes_no_room_and_is_no_replica(backend: KubernetesBackend, fake: Fake):
+    fake.node("gpu", **{"nvidia.com/gpu": "1"})
+    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
+    place(fake, "gpu")
+    for pod in fake.all(kinds.POD):
+        fake.status(pod["metadata"]["name"], {"phase": "Failed", "reason": "Evicted"})
+    plan = await backend.plan(wanted(revision(2, 1), spec=spec(resources=GPU)))
+    assert (plan.replacement_reason, plan.has_downtime, blocking(plan)) == ("nothing is replaced", False, [])
+    gpu = next(each for each in plan.capacity if each.resource == "nvidia.com/gpu")
+    assert (gpu.peak_required, gpu.available) == ("1", "1")
+
+
 async def test_a_surge_with_room_has_no_gap(backend: KubernetesBackend, fake: Fake):
     fake.node("gpu", **{"nvidia.com/gpu": "2"})
     await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
@@ -147,7 +172,7 @@ async def test_two_halves_on_two_nodes_are_no_whole(backend: KubernetesBackend, 
     assert next(each for each in plan.capacity if each.resource == "nvidia.com/gpu").available == "2"
 
 
-@pytest.mark.parametrize(
+CLOSED = pytest.mark.parametrize(
     "change",
     [
         {"spec": {"unschedulable": True}},
@@ -156,11 +181,34 @@ async def test_two_halves_on_two_nodes_are_no_whole(backend: KubernetesBackend, 
     ],
     ids=["cordoned", "not ready", "tainted"],
 )  # fmt: skip
+
+
+@CLOSED
 async def test_a_node_that_takes_no_pods_has_no_room(backend: KubernetesBackend, fake: Fake, change: dict):
     fake.node("one")
     assert not blocking(await backend.plan(wanted()))
     fake.put(kinds.NODE, fake.get(kinds.NODE, "one", "") | change)
     assert blocking(await backend.plan(wanted()))
+
+
+@CLOSED
+async def test_replicas_that_stay_need_no_room_anew(backend: KubernetesBackend, fake: Fake, change: dict):
+    fake.node("one")
+    beside = spec(rollout=CANARY)
+    await backend.apply(wanted(revision(1, 2, 90), revision(2, 1, 10), spec=beside))
+    place(fake, "one")
+    fake.put(kinds.NODE, fake.get(kinds.NODE, "one", "") | change)
+    for unmoved in (
+        wanted(revision(1, 2, 50), revision(2, 1, 50), spec=beside),
+        wanted(revision(1, 1, 90), revision(2, 1, 10), spec=beside),
+    ):
+        plan = await backend.plan(unmoved)
+        assert (blocking(plan), plan.has_downtime) == ([], False)
+        assert {each.is_sufficient for each in plan.capacity} == {True}
+    more = wanted(revision(1, 3, 90), revision(2, 1, 10), spec=beside)
+    assert blocking(await backend.plan(more))
+    fake.node("two")
+    assert not blocking(await backend.plan(more))
 
 
 async def test_a_tolerated_taint_is_no_obstacle(backend: KubernetesBackend, fake: Fake):
@@ -230,9 +278,70 @@ async def test_missing_monitoring_and_metrics_are_told(fake: Fake, backend: Kube
         assert not finding(plan, reason).is_blocking
 
 
+async def test_a_metrics_server_that_is_away_is_told_at_once(fake: Fake, backend: KubernetesBackend):
+    fake.known[kinds.POD_METRICS.api_version, kinds.POD_METRICS.plural] = kinds.POD_METRICS
+    scaling = pb.Autoscaling(min_replicas=1, max_replicas=2, target_cpu_percent=50)
+    wish = wanted(revision(autoscaling=scaling))
+    fake.faults = [Fault(1, 503, times=1000, matches=lambda _, path: "metrics.k8s.io" in path)]
+    told = finding(await backend.plan(wish), "METRICS_MISSING")
+    assert not told.is_blocking
+    assert "does not answer" in told.message
+    assert fake.faults[0].seen == 1
+    fake.faults = []
+    assert "METRICS_MISSING" not in {each.reason for each in (await backend.plan(wish)).findings}
+
+
 async def test_an_adapter_without_its_base_model_is_told(fake: Fake, settings: ClusterSettings, api: Api):
     backend = KubernetesBackend(replace(settings, base_claim=""), api)
     assert finding(await backend.plan(wanted()), "BASE_MODEL_MISSING").is_blocking
+
+
+async def test_a_backup_of_another_model_would_know_no_request(backend: KubernetesBackend, fake: Fake):
+    def backed(model_id: str) -> pb.DeploymentSpec:
+        return spec(recovery=pb.RecoveryPolicy(backup=pb.BackupModel(model_id=model_id, name="spare")))
+
+    plan = await backend.plan(wanted(spec=backed("another-bot")))
+    assert blocking(plan) == ["BACKUP_OF_ANOTHER_MODEL"]
+    assert finding(plan, "BACKUP_OF_ANOTHER_MODEL").field == "spec.recovery.backup.model_id"
+    assert not blocking(await backend.plan(wanted(spec=backed(KEY.model_id))))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "field"),
+    [
+        ({"resources": GPU}, "ADAPTER_NOT_MERGED", "spec.engine.adapter_mode"),
+        ({"recovery": pb.RecoveryPolicy(restart_backoff=seconds(5))}, "BACKOFF_OF_THE_KUBELET", "spec.recovery.restart_backoff"),
+        ({"recovery": pb.RecoveryPolicy(max_restart_backoff=seconds(30))}, "BACKOFF_OF_THE_KUBELET", "spec.recovery.max_restart_backoff"),
+    ],
+)  # fmt: skip
+async def test_what_has_no_effect_here_is_told(
+    backend: KubernetesBackend, fake: Fake, fields: dict, reason: str, field: str
+):
+    told = finding(await backend.plan(wanted(spec=spec(**fields))), reason)
+    assert (told.field, told.is_blocking) == (field, False)
+
+
+async def test_what_was_not_asked_for_is_not_told(backend: KubernetesBackend, fake: Fake):
+    completed = pb.RecoveryPolicy(restart_backoff=seconds(1), max_restart_backoff=seconds(300))
+    switched = pb.EngineOptions(adapter_mode=pb.ADAPTER_MODE_SWITCHED)
+    whole = replace(revision(), bundle=bundle(base=""))
+    for wish in (
+        wanted(spec=spec(recovery=completed)),
+        wanted(spec=spec(resources=GPU, engine=switched)),
+        wanted(whole, spec=spec(resources=GPU)),
+    ):
+        reasons = {each.reason for each in (await backend.plan(wish)).findings}
+        assert not reasons & {"ADAPTER_NOT_MERGED", "BACKOFF_OF_THE_KUBELET"}
+
+
+async def test_a_base_model_from_the_hub_is_told_to_be_unverified(
+    fake: Fake, backend: KubernetesBackend, settings: ClusterSettings, api: Api
+):
+    wish = wanted(spec=spec(resources=GPU))
+    from_hub = await KubernetesBackend(replace(settings, base_claim=""), api).plan(wish)
+    assert not finding(from_hub, "BASE_MODEL_NOT_VERIFIED").is_blocking
+    for verified in (await backend.plan(wish), await backend.plan(wanted())):
+        assert "BASE_MODEL_NOT_VERIFIED" not in {each.reason for each in verified.findings}
 
 
 async def test_a_missing_namespace_is_a_finding(backend: KubernetesBackend, fake: Fake):
@@ -278,3 +387,24 @@ async def test_a_missing_right_is_named_by_the_plan_and_by_the_apply(
         with pytest.raises(BackendError, match=words) as caught:
             await backend.apply(wanted())
         assert caught.value.trouble == Trouble.FORBIDDEN
+
+
+async def test_a_right_without_which_less_is_known_is_told_and_blocks_nothing(
+    fake: Fake, settings: ClusterSettings, api: Api
+):
+    backend = KubernetesBackend(replace(settings, own_namespace="other"), api)
+    assert "RIGHT_MISSING" not in {each.reason for each in (await backend.plan(wanted())).findings}
+    fake.denied |= {("get", "pods/proxy"), ("update", "leases")}
+    plan = await backend.plan(wanted())
+    told = [each for each in plan.findings if each.reason == "RIGHT_MISSING"]
+    assert [each.message.partition(":")[0] for each in told] == [
+        "the cluster denies get of pods/proxy in namespace default",
+        "the cluster denies update of leases.coordination.k8s.io in namespace other",
+    ]
+    assert not blocking(plan)
+
+
+async def test_a_missing_right_to_logs_is_named(backend: KubernetesBackend, fake: Fake):
+    fake.denied.add(("get", "pods/log"))
+    with pytest.raises(BackendError, match="denies get of pods/log in namespace default"):
+        await backend.plan(wanted())

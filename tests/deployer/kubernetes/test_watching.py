@@ -68,6 +68,48 @@ async def test_a_deployment_elsewhere_is_heard_of_once_it_is_known(
     await ear.hears()
 
 
+async def watched(fake: Fake, *namespaces: str) -> None:
+    """Returns once just these are watched."""
+    async with asyncio.timeout(20):
+        while set(fake.watches.values()) != set(namespaces):  # noqa: ASYNC110  # the fake notifies nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_a_namespace_is_watched_as_long_as_it_has_a_deployment(
+    backend: KubernetesBackend, fake: Fake, ear: Ear
+):
+    elsewhere = spec(kubernetes=pb.KubernetesOptions(namespace="other"))
+    await backend.plan(replace(wanted(), spec=elsewhere))
+    await backend.apply(wanted())
+    await watched(fake, "default")
+    two = replace(KEY, name="two")
+    await backend.apply(replace(wanted(), spec=elsewhere))
+    await backend.observe(two, "nw-two", elsewhere)
+    await watched(fake, "default", "other")
+    while not await backend.remove(KEY, NAME, elsewhere):
+        pass
+    await ear.is_quiet()
+    await watched(fake, "default", "other")
+    assert await backend.remove(two, "nw-two", elsewhere)
+    await watched(fake, "default")
+
+
+async def test_any_number_of_namespaces_leaves_room_for_calls(
+    backend: KubernetesBackend, fake: Fake, ear: Ear
+):
+    many = [f"team-{number}" for number in range(12)]
+    for name in many:
+        fake.put(kinds.NAMESPACE, {"metadata": {"name": name}})
+        elsewhere = spec(kubernetes=pb.KubernetesOptions(namespace=name))
+        await backend.observe(replace(KEY, name=name), NAME, elsewhere)
+    await watched(fake, "default", *many)
+    async with asyncio.timeout(20):
+        while len(fake.watches) < 10 * (1 + len(many)):  # noqa: ASYNC110  # likewise
+            await asyncio.sleep(0.01)
+    await backend.apply(wanted())
+    await ear.hears()
+
+
 async def test_a_dropped_watch_goes_on_where_it_was(backend: KubernetesBackend, fake: Fake, ear: Ear):
     await backend.apply(wanted())
     await ear.is_quiet()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
+from neuroweaver.deployer.backend import Finding
 from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.failures import forbidden
 from neuroweaver.deployer.kubernetes.kinds import OWNED, Kind
@@ -19,12 +20,34 @@ OTHERS: Final = (
     ("delete", "apps", "replicasets"),
 )
 """What else it needs: verb, group, resource."""
+_TOLD_BY_USE: Final = "use of CPU and memory is told by nothing but the replicas' own figures"
+_FROM_OUTSIDE: Final = "from outside the cluster nothing is learned of the replicas' health and figures"
+_NO_LEADER: Final = "no deployer can become the one that works"
 
 
 def needed(custom: Iterable[Kind]) -> list[tuple[str, str, str]]:
     """custom: kinds of CustomResourceDefinitions that are used."""
     kinds = [kind for kind in OWNED if not kind.is_custom] + sorted(custom, key=lambda kind: kind.name)
     return [(verb, kind.group, kind.plural) for kind in kinds for verb in OBJECT_VERBS] + list(OTHERS)
+
+
+async def lacking(api: Api, namespace: str, own_namespace: str) -> list[Finding]:
+    """Of the rights without which a deployment comes to be all the same: what is missing, and what follows.
+
+    own_namespace: of the deployer; empty outside a cluster, where it has no Lease.
+    """
+    wished = [("list", "metrics.k8s.io", "pods", namespace, _TOLD_BY_USE)]
+    if not api.is_inside:
+        wished.append(("get", "", "pods/proxy", namespace, _FROM_OUTSIDE))
+    if own_namespace:
+        lease = ("coordination.k8s.io", "leases", own_namespace, _NO_LEADER)
+        wished += [(verb, *lease) for verb in ("get", "create", "update")]
+    answers = await asyncio.gather(*(api.may(*right) for *right, _ in wished))
+    return [
+        Finding("RIGHT_MISSING", f"{forbidden(verb, _named(group, resource), where)}: {consequence}")
+        for (verb, group, resource, where, consequence), is_allowed in zip(wished, answers, strict=True)
+        if not is_allowed
+    ]
 
 
 async def check(api: Api, namespace: str, custom: Iterable[Kind]) -> None:
@@ -41,4 +64,8 @@ async def check(api: Api, namespace: str, custom: Iterable[Kind]) -> None:
         )
     for (verb, group, resource), is_allowed in zip(rights, answers, strict=True):
         if not is_allowed:
-            raise forbidden(verb, f"{resource}.{group}" if group else resource, namespace)
+            raise forbidden(verb, _named(group, resource), namespace)
+
+
+def _named(group: str, resource: str) -> str:
+    return f"{resource}.{group}" if group else resource

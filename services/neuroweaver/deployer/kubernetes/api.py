@@ -38,6 +38,10 @@ _JSON: Final = "application/json"
 _APPLY: Final = "application/apply-patch+yaml"
 _LOST: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
 _PAGE: Final = 500
+_CALLS: Final = "calls"
+_WATCHES: Final = "watches"
+_UNBOUNDED: Final = 0
+"""As aiohttp's pool has it."""
 _OWNERS: Final = frozenset({DEPLOYMENT, REPLICA_SET, SCALED_OBJECT})
 
 Query = Sequence[tuple[str, str]]
@@ -67,13 +71,12 @@ class Api:
     def __init__(self, access: Access, patience: Patience | None = None) -> None:
         self._access = access
         self._patience = patience or Patience()
-        self._client: Any = None
+        self._clients: dict[str, Any] = {}
         self._connecting = asyncio.Lock()
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        while self._clients:
+            await self._clients.popitem()[1].close()
 
     @property
     def is_inside(self) -> bool:
@@ -87,7 +90,15 @@ class Api:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str = "", selector: str = "", fields: str = "") -> Listing:
+    async def list(
+        self,
+        kind: Kind,
+        namespace: str = "",
+        selector: str = "",
+        fields: str = "",
+        *,
+        repeats: bool = True,
+    ) -> Listing:
         """All of them, however many pages they take. Raises Refusal; 404 means that there is no such kind."""
         items: list[Object] = []
         token = ""
@@ -97,7 +108,9 @@ class Api:
             query += [("fieldSelector", fields)] if fields else []
             query += [("continue", token)] if token else []
             try:
-                page = await self._call("GET", kind.path(namespace), f"list {kind.resource}", query=query)
+                page = await self._call(
+                    "GET", kind.path(namespace), f"list {kind.resource}", query=query, repeats=repeats
+                )
             except Refusal as error:
                 if error.is_expired and token:  # the list grew too old between two pages
                     items, token = [], ""
@@ -171,10 +184,10 @@ class Api:
         )
         return bool(answer.get("status", {}).get("allowed"))
 
-    async def has(self, kind: Kind) -> bool:
+    async def has(self, kind: Kind, *, repeats: bool = True) -> bool:
         """Whether the cluster knows the kind."""
         try:
-            found = await self._call("GET", kind.root, f"look for {kind.api_version}")
+            found = await self._call("GET", kind.root, f"look for {kind.api_version}", repeats=repeats)
         except Refusal as error:
             if error.is_missing:
                 return False
@@ -205,11 +218,11 @@ class Api:
         return body.decode(errors="replace")
 
     async def log(self, namespace: str, pod: str, container: str, query: Query) -> str:
+        """Not tried again: the kubelet of the pod's node is asked, which may be away for long."""
         path = f"{POD.path(namespace, pod)}/log"
         asked = [("container", container), ("timestamps", "true"), *query]
-        return (await self._bytes("GET", path, f"read the log of pod {pod}", query=asked)).decode(
-            errors="replace"
-        )
+        text = await self._bytes("GET", path, f"read the log of pod {pod}", query=asked, repeats=False)
+        return text.decode(errors="replace")
 
     @asynccontextmanager
     async def watch(
@@ -228,7 +241,8 @@ class Api:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self._patience.attempt_s, sock_read=self._patience.silence_s
         )
-        response = await self._send("GET", kind.path(namespace), query, None, _JSON, timeout)
+        client_ = await self._connected(_WATCHES)
+        response = await self._send(client_, "GET", kind.path(namespace), query, None, _JSON, timeout)
         try:
             if response.status >= 300:
                 body = await response.read()
@@ -296,7 +310,8 @@ class Api:
         self, method: str, path: str, query: Query, body: Object | None, content_type: str
     ) -> tuple[int, Mapping[str, str], bytes]:
         timeout = aiohttp.ClientTimeout(total=self._patience.attempt_s)
-        response = await self._send(method, path, query, body, content_type, timeout)
+        client_ = await self._connected()
+        response = await self._send(client_, method, path, query, body, content_type, timeout)
         try:
             return response.status, response.headers, await response.read()
         finally:
@@ -304,6 +319,7 @@ class Api:
 
     async def _send(
         self,
+        client_: Any,
         method: str,
         path: str,
         query: Query,
@@ -311,7 +327,6 @@ class Api:
         content_type: str,
         patience: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        client_ = await self._connected()
         request = await client_.param_serialize(
             method=method,
             resource_path=path,
@@ -323,20 +338,27 @@ class Api:
         answer = await client_.call_api(*request, _request_timeout=patience)
         return answer.response  # type: ignore[no-any-return]
 
-    async def _connected(self) -> Any:
+    async def _connected(self, pool: str = _CALLS) -> Any:
+        """A watch keeps its connection for minutes: in a pool of their own, and an unbounded one, watches
+        never keep a call waiting.
+        """
         async with self._connecting:
-            if self._client is None:
-                self._client = client.ApiClient(await configuration(self._access))
-                self._client.user_agent = FIELD_MANAGER
-            return self._client
+            if pool not in self._clients:
+                read = await configuration(self._access)
+                if pool == _WATCHES:
+                    read.connection_pool_maxsize = _UNBOUNDED
+                made = client.ApiClient(read)
+                made.user_agent = FIELD_MANAGER
+                self._clients[pool] = made
+            return self._clients[pool]
 
     async def _renew(self) -> None:
         """Reads the credentials anew, under calls that are under way."""
-        client_ = await self._connected()
         fresh = await configuration(self._access)
-        client_.configuration.api_key = fresh.api_key
-        client_.configuration.api_key_prefix = fresh.api_key_prefix
-        client_.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
+        for client_ in self._clients.values():
+            client_.configuration.api_key = fresh.api_key
+            client_.configuration.api_key_prefix = fresh.api_key_prefix
+            client_.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
 
 
 async def _events(response: aiohttp.ClientResponse, what: str) -> AsyncIterator[Object]:

@@ -51,9 +51,11 @@ from neuroweaver.deployer.kubernetes.kinds import (
     POD_METRICS,
     REPLICA_SET,
     SCALED_OBJECT,
+    SERVICE,
     Kind,
     Object,
     Ref,
+    has_controller,
     kind_of,
     ref,
 )
@@ -101,17 +103,19 @@ class KubernetesBackend:
         self._cluster_until = 0.0
         self._told: dict[Key, _Told] = {}
         self._silent_until: dict[str, float] = {}
-        self._namespaces = {settings.namespace}
-        self._namespace_added = asyncio.Event()
+        self._mute_until: dict[str, float] = {}
+        self._unmeasured_until = 0.0
+        self._namespaces: dict[Key, str] = {}
+        self._namespaces_changed = asyncio.Event()
 
     async def close(self) -> None:
         await self._api.close()
 
     async def plan(self, wanted: Wanted) -> BackendPlan:
         with _clear_errors():
-            namespace = self._known(wanted.spec)
+            namespace = namespace_of(wanted.spec, self._settings)
             cluster = await self._discovered()
-            live = await self._live(namespace, wanted.resource_name, cluster)
+            live = await self._own(namespace, wanted.resource_name, cluster)
             own_pods = await self._pods(namespace, wanted.resource_name)
             found = planner.Found(live, own_pods)
             return await planner.plan(self._api, self._settings, cluster, wanted, found)
@@ -126,9 +130,11 @@ class KubernetesBackend:
 
     async def remove(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> bool:
         with _clear_errors():
-            is_gone = await self._remove(resource_name, spec)
+            is_gone = await self._remove(key, resource_name, spec)
         if is_gone:
             self._told.pop(key, None)
+            self._namespaces.pop(key, None)
+            self._namespaces_changed.set()
         return is_gone
 
     async def logs(
@@ -136,7 +142,7 @@ class KubernetesBackend:
     ) -> AsyncIterator[Line]:
         del key
         with _clear_errors():
-            found = await self._pods(self._known(spec), resource_name)
+            found = await self._pods(namespace_of(spec, self._settings), resource_name)
         for pod in found:
             for line in await self._log_of(pod, since.get(pod["metadata"]["name"], "")):
                 yield line
@@ -144,20 +150,24 @@ class KubernetesBackend:
     async def measure(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Sequence[Measured]:
         del key
         with _clear_errors():
-            return await self._measure(resource_name, self._known(spec))
+            return await self._measure(resource_name, namespace_of(spec, self._settings))
 
     async def run(self, changed: Callable[[Key], None]) -> None:
         await self._there()
-        watched: set[str] = set()
+        watches: dict[str, list[asyncio.Task[None]]] = {}
         async with asyncio.TaskGroup() as group:
             while True:
-                self._namespace_added.clear()
-                for namespace in sorted(self._namespaces - watched):
-                    for kind in (POD, *(kind for kind in OWNED if not kind.is_custom)):
-                        watcher = Watcher(self._api, kind, namespace, changed, self._backoff)
-                        group.create_task(watcher.run())
-                watched |= self._namespaces
-                await self._namespace_added.wait()
+                self._namespaces_changed.clear()
+                used = {self._settings.namespace, *self._namespaces.values()}
+                for namespace in watches.keys() - used:
+                    for watch in watches.pop(namespace):
+                        watch.cancel()
+                for namespace in sorted(used - watches.keys()):
+                    watches[namespace] = [
+                        group.create_task(Watcher(self._api, kind, namespace, changed, self._backoff).run())
+                        for kind in (POD, *(kind for kind in OWNED if not kind.is_custom))
+                    ]
+                await self._namespaces_changed.wait()
 
     async def _there(self) -> None:
         """Returns once there is a cluster to watch. A deployer may run where there is none, told once."""
@@ -178,12 +188,12 @@ class KubernetesBackend:
 
     # What is there.
 
-    def _known(self, spec: pb.DeploymentSpec) -> str:
-        """The namespace, which is watched from now on."""
+    def _known(self, key: Key, spec: pb.DeploymentSpec) -> str:
+        """The deployment's namespace, which is watched until its last deployment is removed."""
         namespace = namespace_of(spec, self._settings)
-        if namespace not in self._namespaces:
-            self._namespaces.add(namespace)
-            self._namespace_added.set()
+        if self._namespaces.get(key) != namespace:
+            self._namespaces[key] = namespace
+            self._namespaces_changed.set()
         return namespace
 
     async def _discovered(self) -> Cluster:
@@ -194,6 +204,16 @@ class KubernetesBackend:
             self._cluster = Cluster(kinds)
             self._cluster_until = time.monotonic() + _KINDS_KNOWN_FOR_S
         return self._cluster
+
+    async def _with_backup(self, wanted: Wanted, cluster: Cluster) -> Cluster:
+        """With what the front of the backup selects now, if a backup in this namespace has the traffic."""
+        if not wanted.redirect:
+            return cluster
+        name, namespace = traffic.backup(wanted.redirect)
+        if namespace != namespace_of(wanted.spec, self._settings):  # DNS leads to its front itself
+            return cluster
+        its_front = await self._api.get(SERVICE, namespace, name)
+        return replace(cluster, backup_selector=((its_front or {}).get("spec") or {}).get("selector"))
 
     async def _live(self, namespace: str, name: str, cluster: Cluster) -> dict[Ref, Object]:
         kinds = [kind for kind in OWNED if not kind.is_custom or kind in cluster.kinds]
@@ -209,16 +229,23 @@ class KubernetesBackend:
 
         return {ref(item): item for items in await asyncio.gather(*map(listed, kinds)) for item in items}
 
+    async def _own(self, namespace: str, name: str, cluster: Cluster) -> dict[Ref, Object]:
+        """What the deployer made. What a controller made of it, as KEDA makes an autoscaler of a
+        ScaledObject with all of its labels, is the controller's to change and to remove.
+        """
+        live = await self._live(namespace, name, cluster)
+        return {name: found for name, found in live.items() if not has_controller(found)}
+
     async def _pods(self, namespace: str, name: str) -> list[Object]:
         return (await self._api.list(POD, namespace, identity.selector(name))).items
 
     # Towards the wish.
 
     async def _apply(self, wanted: Wanted) -> None:
-        namespace = self._known(wanted.spec)
-        cluster = await self._discovered()
+        namespace = self._known(wanted.key, wanted.spec)
+        cluster = await self._with_backup(wanted, await self._discovered())
         objects = manifests(wanted, self._settings, cluster)
-        live = await self._live(namespace, wanted.resource_name, cluster)
+        live = await self._own(namespace, wanted.resource_name, cluster)
         the_record = record(wanted, self._settings, objects)
         kept = {ref(each) for each in objects} | {ref(the_record)}
         leftovers = [each for name, each in live.items() if name not in kept]
@@ -272,7 +299,7 @@ class KubernetesBackend:
         going = [
             pod
             for pod in await self._pods(namespace, wanted.resource_name)
-            if identity.revision_of(pod) not in staying
+            if identity.revision_of(pod) not in staying and not observation.is_over(pod)
         ]
         return frozenset(waiting) if going else frozenset()
 
@@ -315,11 +342,11 @@ class KubernetesBackend:
         }
         await self._api.apply(DEPLOYMENT, body, is_forced=True, manager=drift.HANDOVER)
 
-    async def _remove(self, name: str, spec: pb.DeploymentSpec) -> bool:
+    async def _remove(self, key: Key, name: str, spec: pb.DeploymentSpec) -> bool:
         """Pods first, so that they drain while their names still resolve; then the rest."""
-        namespace = self._known(spec)
+        namespace = self._known(key, spec)
         cluster = await self._discovered()
-        live = await self._live(namespace, name, cluster)
+        live = await self._own(namespace, name, cluster)
         first = [each for each in live.values() if kind_of(each) in _TRAFFIC_AND_PODS]
         sets = (await self._api.list(REPLICA_SET, namespace, identity.selector(name))).items
         # One whose Deployment was deleted and left it behind.
@@ -335,12 +362,12 @@ class KubernetesBackend:
         for each in live.values():
             if not each["metadata"].get("deletionTimestamp"):
                 await self._api.delete(kind_of(each), each)
-        return not await self._live(namespace, name, cluster)
+        return not await self._own(namespace, name, cluster)
 
     # What it looks like.
 
     async def _observe(self, key: Key, name: str, spec: pb.DeploymentSpec) -> Observed:
-        namespace = self._known(spec)
+        namespace = self._known(key, spec)
         cluster = await self._discovered()
         live = await self._live(namespace, name, cluster)
         found = await self._pods(namespace, name)
@@ -482,10 +509,15 @@ class KubernetesBackend:
         return made
 
     async def _usage(self, namespace: str, name: str) -> dict[str, tuple[float, int]]:
-        """Cores and bytes by pod, from the cluster's own measurements; empty where there are none."""
+        """Cores and bytes by pod, from the cluster's own measurements; empty where there are none. A metrics
+        server that does not answer is left alone for a while.
+        """
+        if time.monotonic() < self._unmeasured_until:
+            return {}
         try:
-            found = await self._api.list(POD_METRICS, namespace, identity.selector(name))
+            found = await self._api.list(POD_METRICS, namespace, identity.selector(name), repeats=False)
         except (Refusal, BackendError):
+            self._unmeasured_until = time.monotonic() + _ASK_AGAIN_S
             return {}
         made = {}
         for item in found.items:
@@ -496,7 +528,11 @@ class KubernetesBackend:
         return made
 
     async def _log_of(self, pod: Object, cursor: str) -> list[Line]:
-        """Of its last end too, where it was started again. A pod without a log yet has no lines."""
+        """Of its last end too, where it was started again. A pod without a log yet has no lines, nor has for
+        now one on a node that does not answer: its kubelet reads the log, and the others' are not its matter.
+        """
+        if time.monotonic() < self._mute_until.get(_node_of(pod), 0.0):
+            return []
         metadata = pod["metadata"]
         number = identity.revision_of(pod)
         statuses = (pod.get("status") or {}).get("containerStatuses") or ()
@@ -516,10 +552,26 @@ class KubernetesBackend:
                 # 400: the container has not started; 404: the pod is gone, or that log is.
                 if error.status in {400, 404}:
                     continue
-                raise to_backend_error(error) from error
+                if not error.is_worth_another_try:
+                    raise to_backend_error(error) from error
+                self._mute(pod, str(error))
+                break
+            except BackendError as error:
+                if error.trouble != Trouble.UNREACHABLE:
+                    raise
+                self._mute(pod, str(error))
+                break
+            self._mute_until.pop(_node_of(pod), None)
             after = made[-1].cursor if made else cursor
             made += log_lines.lines(text, metadata["name"], number, after)
         return made
+
+    def _mute(self, pod: Object, cause: str) -> None:
+        """Leaves the logs of the node's pods alone for a while; told when it begins."""
+        node = _node_of(pod)
+        if node not in self._mute_until:
+            _LOG.warning("logs cannot be read", extra={"node": node, "cause": cause})
+        self._mute_until[node] = time.monotonic() + _ASK_AGAIN_S
 
 
 @contextmanager
@@ -568,6 +620,10 @@ def _split(weights: Mapping[int, int], replicas: Sequence[Replica]) -> str:
     if all(abs(real[number] - weights[number]) <= _TOLERATED_POINTS for number in serving):
         return ""
     return ", ".join(f"revision {number} gets {real[number]} % for {weights[number]} %" for number in serving)
+
+
+def _node_of(pod: Object) -> str:
+    return str((pod.get("spec") or {}).get("nodeName", ""))
 
 
 def _is_running(pod: Object) -> bool:

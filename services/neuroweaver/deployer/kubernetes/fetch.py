@@ -1,10 +1,10 @@
-"""The init container: fetches the files of a version from the Registry and verifies them before anything
-reads them.
+"""The init container: fetches the files of a version from the Registry and verifies them, and the mounted
+base model of a server that does not verify it by itself, before anything reads them.
 
     python -m neuroweaver.deployer.kubernetes.fetch --config config.json --source source.json
 
 config.json: of the model server, which lists the files. source.json: the Registry's address and the model
-there.
+there; `base_folder` and `base_digest` where the base model is to be verified.
 
 Exit codes are those of the model server: 2 for a bad configuration, 3 for files that are missing or
 corrupt. The last line it writes is the reason, which Kubernetes shows as the termination message.
@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import grpc
 
+from neuroweaver.mesh.base_models.folders import digests
 from neuroweaver.mesh.channel import channel
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
 
@@ -56,6 +57,8 @@ class Order:
     version: str
     folder: Path
     files: tuple[Wish, ...]
+    base_folder: Path | None = None
+    base_digest: str = ""
 
     @classmethod
     def read(cls, config: Path, source: Path) -> Order:
@@ -68,6 +71,8 @@ class Order:
                 version=str(told["version"]),
                 folder=Path(told["files_folder"]),
                 files=tuple(_wish(each) for each in told["files"]),
+                base_folder=Path(origin["base_folder"]) if origin.get("base_folder") else None,
+                base_digest=str(origin.get("base_digest", "")),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadConfig(f"{config}, {source}: {type(error).__name__}: {error}") from error
@@ -143,13 +148,27 @@ def _is_right(target: Path, wish: Wish) -> bool:
     return digest.hexdigest() == wish.digest
 
 
+def verify_base(folder: Path, digest: str) -> None:
+    """Raises BadArtifact unless the weights and architecture in `folder` have `digest`."""
+    try:
+        found = digests(folder).base
+    except (OSError, ValueError) as error:
+        raise BadArtifact(f"the base model in {folder} cannot be read: {error}") from error
+    if found != digest:
+        raise BadArtifact(f"the base model in {folder} has digest {found}, not {digest}")
+    print(f"{folder}: verified", flush=True)  # noqa: T201  # the container's log
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--source", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:
-        asyncio.run(fetch(Order.read(given.config, given.source)))
+        order = Order.read(given.config, given.source)
+        if order.base_folder is not None:
+            verify_base(order.base_folder, order.base_digest)
+        asyncio.run(fetch(order))
     except BadConfig as error:
         print(error, file=sys.stderr)  # noqa: T201  # the termination message
         return _BAD_CONFIG

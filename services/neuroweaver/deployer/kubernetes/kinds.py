@@ -103,3 +103,8 @@ class Ref:
 
 def ref(found: Object) -> Ref:
     return Ref(found["kind"], found["metadata"]["name"])
+
+
+def has_controller(found: Object) -> bool:
+    """Whether another object made it and looks after it."""
+    return any(owner.get("controller") for owner in found["metadata"].get("ownerReferences") or ())

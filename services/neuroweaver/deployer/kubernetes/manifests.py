@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from neuroweaver.deployer.backend import BackendError, Trouble, Wanted, WantedRevision
@@ -38,9 +38,12 @@ from neuroweaver.v1 import deployer_pb2 as pb
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a cluster can do beyond the plain. kinds: custom ones that it knows."""
+    """What a cluster can do beyond the plain. kinds: custom ones that it knows. backup_selector: what the
+    front of the backup that has the traffic selects; None if there is none.
+    """
 
     kinds: frozenset[Kind] = frozenset()
+    backup_selector: Mapping[str, str] | None = None
 
 
 def namespace_of(spec: pb.DeploymentSpec, settings: ClusterSettings) -> str:
@@ -90,9 +93,8 @@ class _Manifests:
         }
 
     def all(self) -> list[Object]:
-        made = [
-            traffic.front(self._wanted, self._namespace, self.metadata(self._name, {identity.ROLE: "front"}))
-        ]
+        metadata = self.metadata(self._name, {identity.ROLE: "front"})
+        made = [traffic.front(self._wanted, self._namespace, metadata, self._cluster.backup_selector)]
         made.append(self._network_policy())
         if not self._spec.kubernetes.service_account:
             made += self._account()
@@ -184,10 +186,12 @@ class _Manifests:
         return scaling.scaled_object(name, self._name, self._namespace, autoscaling, self._settings, metadata)
 
     def _budget(self, revision: WantedRevision, metadata: Object) -> Object:
-        """Always lets at least one pod go: one that lets none go would block every drain of a node."""
+        """Always lets at least one pod go, and any that is not ready: one that lets none go would block every
+        drain of a node.
+        """
         replicas = scaling.least_replicas(revision)
         own = {identity.DEPLOYMENT: self._name, identity.REVISION: str(revision.number)}
-        spec: Object = {"selector": {"matchLabels": own}}
+        spec: Object = {"selector": {"matchLabels": own}, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
         if self._spec.kubernetes.HasField("min_available"):
             spec["minAvailable"] = min(self._spec.kubernetes.min_available, replicas - 1)
         else:

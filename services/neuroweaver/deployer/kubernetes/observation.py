@@ -34,6 +34,8 @@ _SERVER_PHASES: Final = {
 }
 _LONGEST_BACKOFF: Final = timedelta(minutes=5)
 """The kubelet's: 10 s, doubled at each further restart."""
+_LATEST_END: Final = timedelta(seconds=30)
+"""After a pod's grace time, for the kubelet to kill it and to say so."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,26 @@ class Health:
         )
 
 
-def replica(pod: Object, crash_loop_restarts: int) -> Replica:
+def is_over(pod: Object, now: datetime | None = None) -> bool:
+    """Whether it does not run and never will again, though it is still listed: evicted ones are kept to be
+    read, and one on a lost node says until the node comes back that it is about to end.
+    """
+    if (pod.get("status") or {}).get("phase") in {"Failed", "Succeeded"}:
+        return True
+    # The API server adds the grace time.
+    end = _time(pod["metadata"].get("deletionTimestamp"))
+    return end is not None and (now or datetime.now(UTC)) > end + _LATEST_END
+
+
+def replica(pod: Object, crash_loop_restarts: int, now: datetime | None = None) -> Replica:
+    """now: the time to judge by; the present if it is not given."""
     metadata, status = pod["metadata"], pod.get("status") or {}
     server = _container(status, "containerStatuses")
     init: Object = next(iter(status.get("initContainerStatuses") or ()), {})
-    phase, message = _phase(pod, server, init, crash_loop_restarts)
+    if is_over(pod, now):
+        phase, message = pb.REPLICA_PHASE_GONE, _last_words(status, server, init)
+    else:
+        phase, message = _phase(pod, server, init, crash_loop_restarts)
     failing = server if server.get("lastState") or server.get("state") else init
     last = _last_end(server) or _last_end(init)
     return Replica(
@@ -82,7 +99,7 @@ def replica(pod: Object, crash_loop_restarts: int) -> Replica:
         last_exit=last.get("exitCode") if last else None,
         phases=_phases(pod, server),
         start_time=_time(metadata.get("creationTimestamp")),
-        ready_time=_condition_time(status, "Ready") if phase == pb.REPLICA_PHASE_READY else None,
+        ready_time=_ready_time(pod, server) if phase == pb.REPLICA_PHASE_READY else None,
         restart_at=_restart_at(failing, last) if phase in _FAILURES else None,
     )
 
@@ -168,17 +185,17 @@ def scalings(
     )
 
 
-def _phase(  # noqa: PLR0911  # one for each way to stand
+def _last_words(status: Object, server: Object, init: Object) -> str:
+    message = status.get("message") or _ending(server) or _ending(init)
+    return f"{status.get('reason') or ''} {message}".strip()
+
+
+def _phase(
     pod: Object, server: Object, init: Object, crash_loop_restarts: int
 ) -> tuple[pb.ReplicaPhase.ValueType, str]:
     metadata, status = pod["metadata"], pod.get("status") or {}
     if metadata.get("deletionTimestamp"):
         return pb.REPLICA_PHASE_DRAINING, ""
-    if status.get("phase") == "Succeeded":
-        return pb.REPLICA_PHASE_GONE, status.get("message", "")
-    if status.get("phase") == "Failed":
-        message = status.get("message") or _ending(server) or _ending(init)
-        return pb.REPLICA_PHASE_FAILED, f"{status.get('reason', '')} {message}".strip()
     if _condition(status, "Ready").get("status") == "True":
         return pb.REPLICA_PHASE_READY, ""
     for container in (init, server):
@@ -252,6 +269,16 @@ def _phases(pod: Object, server: Object) -> tuple[tuple[pb.ReplicaPhase.ValueTyp
         made.append((phase, max(timedelta(), end - begin)))
         begin = end
     return tuple(made)
+
+
+def _ready_time(pod: Object, server: Object) -> datetime | None:
+    """Conditions need not say since when they hold: then at the latest mark before."""
+    running = (server.get("state") or {}).get("running") or {}
+    return (
+        _condition_time(pod.get("status") or {}, "Ready")
+        or _time(running.get("startedAt"))
+        or _time(pod["metadata"].get("creationTimestamp"))
+    )
 
 
 def _unschedulable(message: str) -> str:

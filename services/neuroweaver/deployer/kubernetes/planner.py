@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Final
 
 import yaml
@@ -30,6 +31,8 @@ from neuroweaver.deployer.kubernetes.kinds import (
     POD,
     POD_METRICS,
     PROMETHEUS_RULE,
+    ROLE,
+    ROLE_BINDING,
     SCALED_OBJECT,
     SERVICE_MONITOR,
     Object,
@@ -43,6 +46,8 @@ from neuroweaver.v1 import deployer_pb2 as pb
 
 _AT_ONCE: Final = 8
 _DEFAULT_QUEUE: Final = 256
+_DEFAULT_BACKOFF: Final = timedelta(seconds=1)
+_DEFAULT_LONGEST_BACKOFF: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ async def plan(
     namespace = namespace_of(wanted.spec, settings)
     await access.check(api, namespace, cluster.kinds)
     findings = list(_findings(wanted, settings, cluster))
+    findings += await access.lacking(api, namespace, settings.own_namespace)
     has_namespace = await _has_namespace(api, namespace)
     if not has_namespace:
         message = f"there is no namespace {namespace} in the cluster"
@@ -76,7 +82,8 @@ async def plan(
 
     async def one(wish: Object) -> Planned | Finding:
         async with limit:
-            can_try = has_namespace and not (kind_of(wish).is_custom and kind_of(wish) not in cluster.kinds)
+            is_known = not kind_of(wish).is_custom or kind_of(wish) in cluster.kinds
+            can_try = has_namespace and is_known and _has_its_role(wish, found)
             return await _planned(api, wish, found.objects.get(ref(wish)), can_try=can_try)
 
     for outcome in await asyncio.gather(*map(one, objects)):
@@ -115,6 +122,9 @@ async def _planned(api: Api, wish: Object, live: Object | None, *, can_try: bool
     kind = kind_of(wish)
     action: pb.PlannedAction.ValueType = pb.PLANNED_ACTION_CREATE
     changes: tuple[FieldChange, ...] = ()
+    if not can_try and live is not None:
+        is_there = drift.holds(wish, live)
+        action = pb.PLANNED_ACTION_UNCHANGED if is_there else pb.PLANNED_ACTION_UPDATE
     if can_try:
         try:
             action, changes = await _tried(api, wish, live)
@@ -149,6 +159,13 @@ async def _tried(
     return (pb.PLANNED_ACTION_UPDATE if changes else pb.PLANNED_ACTION_UNCHANGED), changes
 
 
+def _has_its_role(wish: Object, found: Found) -> bool:
+    """Unless its client may bind anything, the API server looks into the Role of a RoleBinding even in a dry
+    run, and answers 404 as long as there is none.
+    """
+    return kind_of(wish) != ROLE_BINDING or Ref(ROLE.name, wish["roleRef"]["name"]) in found.objects
+
+
 def _deletions(objects: list[Object], found: Found) -> Iterator[Planned]:
     kept = {ref(each) for each in objects}
     for each, live in sorted(found.objects.items()):
@@ -169,12 +186,12 @@ def _as_if_possible(settings: ClusterSettings, cluster: Cluster) -> tuple[Cluste
     """So that the objects can be shown of what a finding says is not possible here."""
     if not scaling.obstacle_to_zero(settings, has_keda=SCALED_OBJECT in cluster.kinds):
         return settings, cluster
-    shown = replace(
+    able = replace(
         settings,
         prometheus_url=settings.prometheus_url or "http://prometheus.invalid",
         activation_query=settings.activation_query or "vector(0)",
     )
-    return shown, Cluster(cluster.kinds | {SCALED_OBJECT})
+    return able, replace(cluster, kinds=cluster.kinds | {SCALED_OBJECT})
 
 
 def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> Iterator[Finding]:
@@ -190,6 +207,15 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
             "BASE_MODEL_MISSING",
             "the model server has no base model to put the adapter on: set NEUROWEAVER_BASE_MODELS_CLAIM to "
             "a volume with base models",
+            is_blocking=True,
+        )
+    if spec.recovery.HasField("backup") and spec.recovery.backup.model_id != wanted.key.model_id:
+        yield Finding(
+            "BACKUP_OF_ANOTHER_MODEL",
+            f"requests for {wanted.key.model_id} name it in their body, which no Service can rewrite, so "
+            f"{spec.recovery.backup.model_id} would answer each with 404: on Kubernetes only another "
+            "deployment of the same model can be the backup",
+            "spec.recovery.backup.model_id",
             is_blocking=True,
         )
     has_route = bool(settings.gateway) and HTTP_ROUTE in cluster.kinds
@@ -215,6 +241,38 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
         yield Finding(
             "QUEUE_NOT_BOUNDED", "vLLM takes every request into its queue", "spec.engine.max_queue_size"
         )
+    if pods.needs_hub(wanted, settings):
+        yield Finding(
+            "BASE_MODEL_NOT_VERIFIED",
+            "pods fetch the newest base model from the Hugging Face hub, and nothing holds it against the "
+            "digest of the one that was trained on: set NEUROWEAVER_BASE_MODELS_CLAIM to a volume with base "
+            "models",
+        )
+    yield from _findings_without_effect(wanted)
+
+
+def _findings_without_effect(wanted: Wanted) -> Iterator[Finding]:
+    """What was asked for and does nothing here."""
+    spec = wanted.spec
+    has_adapter = any(revision.bundle.base_name for revision in wanted.revisions)
+    if pods.uses_vllm(spec) and has_adapter and spec.engine.adapter_mode == pb.ADAPTER_MODE_MERGED:
+        yield Finding(
+            "ADAPTER_NOT_MERGED",
+            "vLLM applies the adapter beside the base model at each token, and merges none",
+            "spec.engine.adapter_mode",
+        )
+    recovery = spec.recovery
+    asked = {
+        "restart_backoff": (recovery.restart_backoff.ToTimedelta(), _DEFAULT_BACKOFF),
+        "max_restart_backoff": (recovery.max_restart_backoff.ToTimedelta(), _DEFAULT_LONGEST_BACKOFF),
+    }
+    for name, (wait, default) in asked.items():
+        if wait and wait != default:
+            yield Finding(
+                "BACKOFF_OF_THE_KUBELET",
+                "the kubelet starts pods again by its own back-off: 10 seconds, doubled up to 5 minutes",
+                f"spec.recovery.{name}",
+            )
 
 
 def _findings_of_canary(wanted: Wanted, *, has_route: bool) -> Iterator[Finding]:
@@ -247,14 +305,9 @@ async def _findings_of_metrics(api: Api, wanted: Wanted) -> list[Finding]:
     made = []
     if any(
         each.HasField("target_cpu_percent") or each.HasField("target_memory_percent") for each in scalings
-    ) and not (await api.has(POD_METRICS)):
-        made.append(
-            Finding(
-                "METRICS_MISSING",
-                "the cluster has no metrics server (metrics.k8s.io), so nothing is scaled by CPU or memory",
-                "spec.autoscaling",
-            )
-        )
+    ) and (obstacle := await _obstacle_to_metrics(api)):
+        words = f"{obstacle}, so nothing is scaled by CPU or memory"
+        made.append(Finding("METRICS_MISSING", words, "spec.autoscaling"))
     if any(each.HasField("target_concurrency") or each.custom_metrics for each in scalings) and not (
         await api.has_group("custom.metrics.k8s.io")
     ):
@@ -267,6 +320,17 @@ async def _findings_of_metrics(api: Api, wanted: Wanted) -> list[Finding]:
             )
         )
     return made
+
+
+async def _obstacle_to_metrics(api: Api) -> str:
+    """Empty if there is none. The metrics server is another than the API server, and may be away alone."""
+    try:
+        has_metrics = await api.has(POD_METRICS, repeats=False)
+    except Refusal as error:
+        if not error.is_worth_another_try:
+            raise
+        return f"the metrics server (metrics.k8s.io) does not answer ({error.message})"
+    return "" if has_metrics else "the cluster has no metrics server (metrics.k8s.io)"
 
 
 async def _has_namespace(api: Api, namespace: str) -> bool:

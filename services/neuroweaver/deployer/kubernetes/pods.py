@@ -84,7 +84,7 @@ def template(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "initContainers": [_fetch(settings)],
+        "initContainers": [_fetch(settings, has_base=_is_base_verified_first(wanted, revision, settings))],
         "containers": [_server(wanted, revision, settings)],
         "volumes": _volumes(wanted, revision, settings),
         # Whatever the number of replicas, so that another number changes no pod.
@@ -113,7 +113,7 @@ def template(
         # In the template itself, so that a change of it is a change of the pods, and no object is left
         # behind.
         identity.CONFIG: config,
-        identity.SOURCE: json.dumps({"registry": settings.registry_address, "model_id": wanted.key.model_id}),
+        identity.SOURCE: json.dumps(_source(wanted, revision, settings)),
         "kubectl.kubernetes.io/default-container": SERVER,
     }
     return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
@@ -158,7 +158,8 @@ def _quantity(name: str, text: str) -> str:
         raise BackendError(Trouble.REFUSED, str(error), field=f"spec.resources.{name}") from error
 
 
-def _fetch(settings: ClusterSettings) -> Object:
+def _fetch(settings: ClusterSettings, *, has_base: bool) -> Object:
+    base = [{"name": "base", "mountPath": _BASE, "readOnly": True}] if has_base else []
     return {
         "name": FETCH,
         "image": settings.fetch_image,
@@ -177,6 +178,7 @@ def _fetch(settings: ClusterSettings) -> Object:
             {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
             {"name": "files", "mountPath": _FILES},
             {"name": "scratch", "mountPath": _SCRATCH},
+            *base,
         ],
     }
 
@@ -246,6 +248,10 @@ def _vllm_arguments(wanted: Wanted, revision: WantedRevision, settings: ClusterS
             f"--served-model-name={_base_name(revision)}",
             "--enable-lora",
             f"--max-lora-rank={_LARGEST_ADAPTER_RANK}",
+            # Two names are two adapters to vLLM, though of the same files: with one slot they would take
+            # turns, batch by batch.
+            f"--max-loras={len(names)}",
+            f"--max-cpu-loras={len(names)}",
             "--lora-modules",
             *(f"{name}={_FILES}" for name in names),
         ]
@@ -335,6 +341,23 @@ def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
             f"the version has {len(bundle.files)} files, more than a pod's annotations can list",
         )
     return text
+
+
+def _source(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> dict[str, str]:
+    """The init container's own configuration."""
+    source = {"registry": settings.registry_address, "model_id": wanted.key.model_id}
+    if _is_base_verified_first(wanted, revision, settings):
+        source |= {
+            "base_folder": _base(revision, settings),
+            "base_digest": revision.bundle.base_model_digest,
+        }
+    return source
+
+
+def _is_base_verified_first(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> bool:
+    """Our own server verifies its base model by itself; vLLM reads whatever is there."""
+    is_pinned = bool(revision.bundle.base_model_digest)
+    return uses_vllm(wanted.spec) and _has_mounted_base(revision, settings) and is_pinned
 
 
 def _base(revision: WantedRevision, settings: ClusterSettings) -> str:

@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import Capacity, Finding, Wanted
-from neuroweaver.deployer.kubernetes import capacity, identity
+from neuroweaver.deployer.kubernetes import capacity, identity, observation
 from neuroweaver.deployer.kubernetes.capacity import Node
 from neuroweaver.deployer.kubernetes.kinds import Object
 from neuroweaver.deployer.kubernetes.scaling import least_replicas
@@ -54,7 +54,11 @@ def decide(
     """
     asked = wanted.replacement or wanted.spec.rollout.replacement
     counts = {revision.number: least_replicas(revision) for revision in wanted.revisions}
-    alive = [pod for pod in own_pods if not pod["metadata"].get("deletionTimestamp")]
+    alive = [
+        pod
+        for pod in own_pods
+        if not pod["metadata"].get("deletionTimestamp") and not observation.is_over(pod)
+    ]
     new = _at_once(wanted, counts, alive)
     if changes_pods and alive:
         new += _surge(wanted)
@@ -81,7 +85,8 @@ def decide(
             tuple(findings),
             shown.capacity(None),
         )
-    fits_alone = shown.fits_without(alive, sum(counts.values()))
+    # Replicas that stay where they are need no room anew, whatever became of their nodes.
+    fits_alone = shown.fits_without(alive, sum(counts.values())) or (not replaces and shown.fits(new))
     fits_beside = shown.fits(new) and fits_alone
     mode, reason, blocking = _choose(asked, shown, fits_beside, fits_alone, has_old=bool(alive) and replaces)
     if blocking:

@@ -8,6 +8,9 @@ With a Gateway, an HTTPRoute splits by the exact weights.
 
 Neither keeps a conversation with its revision: a Service knows connections and not headers, and a route's
 session persistence goes by a value that the gateway makes, not by `x-conversation-id`.
+
+Neither rewrites a body, and the body of a request names its model. So the traffic of a deployment can go to
+another one of the same model alone.
 """
 
 from __future__ import annotations
@@ -32,11 +35,29 @@ def endpoint(name: str, namespace: str) -> str:
     return f"http://{name}.{namespace}.svc:{PORT}/v1"
 
 
-def front(wanted: Wanted, namespace: str, metadata: Object) -> Object:
-    """The Service that clients use."""
+def backup(redirect: str) -> tuple[str, str]:
+    """Name and namespace of the deployment that has an endpoint. Raises BackendError for one that is none
+    on Kubernetes.
+    """
+    found = _CLUSTER_ENDPOINT.fullmatch(redirect)
+    if found is None:
+        raise BackendError(
+            Trouble.REFUSED,
+            f"the cluster cannot send traffic to {redirect}: it is no endpoint of a deployment on Kubernetes",
+            field="spec.recovery.backup",
+        )
+    return found["name"], found["namespace"]
+
+
+def front(
+    wanted: Wanted, namespace: str, metadata: Object, backup_selector: Mapping[str, str] | None = None
+) -> Object:
+    """The Service that clients use. backup_selector: that of the backup's own front, while the backup has
+    the traffic; None if it is not known.
+    """
     spec: Object = {"ports": [_port()]}
     if wanted.redirect:
-        spec |= _redirected(wanted.redirect, namespace)
+        spec |= _redirected(wanted.redirect, namespace, backup_selector)
     else:
         spec |= {"type": "ClusterIP", "selector": front_selector(wanted)}
     return {"apiVersion": SERVICE.api_version, "kind": SERVICE.name, "metadata": metadata, "spec": spec}
@@ -127,18 +148,12 @@ def shares(replicas: Mapping[int, int]) -> dict[int, int]:
     return made
 
 
-def _redirected(redirect: str, namespace: str) -> Object:
-    found = _CLUSTER_ENDPOINT.fullmatch(redirect)
-    if found is None:
-        raise BackendError(
-            Trouble.REFUSED,
-            f"the cluster cannot send traffic to {redirect}: it is no endpoint of a deployment on Kubernetes",
-            field="spec.recovery.backup",
-        )
-    if found["namespace"] == namespace:
-        return {"type": "ClusterIP", "selector": {identity.DEPLOYMENT: found["name"]}}
+def _redirected(redirect: str, namespace: str, selector: Mapping[str, str] | None) -> Object:
+    name, its_namespace = backup(redirect)
+    if its_namespace == namespace:
+        return {"type": "ClusterIP", "selector": dict(selector or {identity.DEPLOYMENT: name})}
     # DNS sends clients on. Both listen on the same port, without which this could not work.
-    return {"type": "ExternalName", "externalName": f"{found['name']}.{found['namespace']}.svc.cluster.local"}
+    return {"type": "ExternalName", "externalName": f"{name}.{its_namespace}.svc.cluster.local"}
 
 
 def _port() -> Object:
