@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from deployer.worlds import KEY, deploy, get, publish, refusal
+from deployer.worlds import KEY, deploy, get, publish, refusal, until
 from neuroweaver.deployer.backend import Measured
 from neuroweaver.mesh import errors
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -109,6 +109,24 @@ async def test_a_rollback_in_a_rollout_gives_all_traffic_back_at_once(mesh):
     seen = await mesh.settle()
     assert (seen.rollout.state, seen.stable_revision) == (pb.ROLLOUT_STATE_ROLLED_BACK, 1)
     assert {each.revision for each in seen.replica_statuses} == {1}
+
+
+async def test_a_rollback_that_meets_an_automatic_one_goes_no_further_back(mesh):
+    await started(mesh)
+    await deploy(mesh, pb.DeploymentSpec(version="2.0.0", replicas=2))
+    await mesh.settle()
+    mesh.backend.broken = {"3.0.0"}
+    await deploy(mesh, baking("3.0.0"))
+
+    async def is_returning():
+        await mesh.reconciler.look(KEY)
+        return (await get(mesh)).rollout.state == pb.ROLLOUT_STATE_ROLLING_BACK
+
+    await until(is_returning)
+    back = await mesh.deployer.RollbackDeployment(pb.RollbackDeploymentRequest(model_id="advisor"))
+    assert (back.spec.version, len(back.revisions)) == ("2.0.0", 3)
+    seen = await mesh.settle()
+    assert (seen.rollout.state, seen.stable_revision) == (pb.ROLLOUT_STATE_ROLLED_BACK, 2)
 
 
 async def test_a_rollback_goes_to_the_last_proven_revision_or_to_one_that_is_named(mesh):

@@ -204,7 +204,9 @@ class Deployment:
         return after._aimed(bundle, Cause.ALIAS_MOVED, SYSTEM, now)
 
     def way_back(self, number: int) -> Revision:
-        """The revision that a rollback goes to. number: 0: the stable one in a rollout, else the last proven.
+        """The revision that a rollback goes to.
+
+        number: 0: the stable one in a rollout, on its way back too; else the last proven.
 
         Raises NotFound, FailedPrecondition.
         """
@@ -215,7 +217,7 @@ class Deployment:
                     "NOTHING_TO_ROLL_BACK", f"revision {number} is what is rolled out already"
                 )
             return found
-        if self.candidate:
+        if self.stable and self.is_rolling:
             return self.revision(self.stable)
         current = self.revision(self.target).bundle
         for each in self.revisions:
@@ -234,7 +236,7 @@ class Deployment:
     ) -> Deployment:
         """On its way to an earlier revision, and following no alias; in a rollout, back to the stable one."""
         after = replace(self._asked(asked, spec, actor, now), followed="")
-        if self.candidate and to.number == self.stable:
+        if self.is_rolling and to.number == self.stable:
             return replace(after, target=self.stable)
         return after._aimed(to.bundle, Cause.ROLLBACK, actor, now, is_proven=to.is_proven)
 
