@@ -11,6 +11,7 @@ import pytest
 from deployer.fakes import Killed, unreachable
 from deployer.worlds import KEY, QUICK, World, deploy, get, publish, until
 from neuroweaver.deployer import tables
+from neuroweaver.deployer.__main__ import service
 from neuroweaver.deployer.backend import BackendError, Trouble
 from neuroweaver.deployer.lease import Lease, LeaseLost, Tenant
 from neuroweaver.deployer.reconciler import Reconciler
@@ -265,6 +266,36 @@ async def test_a_loop_whose_lease_was_taken_writes_nothing(mesh):
     assert await mesh.events() == before
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_deployer_that_lost_its_lease_stands_by_and_takes_it_again(mesh):
+    await publish(mesh.registry, "1.0.0")
+    deployer = service(
+        mesh.store, mesh.planner, {pb.DEPLOYMENT_BACKEND_LOCAL: mesh.backend}, mesh.registry
+    )
+    table = tables.leases
+
+    async def hold(holder: str) -> None:
+        async with mesh.store.database.write() as connection:
+            await connection.execute(table.update().values(token=table.c.token + 1, holder=holder))
+
+    working = asyncio.ensure_future(deployer.background[0]())
+    try:
+        await deploy(mesh)
+        await until(lambda: is_in(mesh, pb.DEPLOYMENT_STATE_READY))
+        await hold("another")
+        await mesh.deployer.ScaleDeployment(pb.ScaleDeploymentRequest(model_id="advisor", replicas=2))
+        await until(lambda: asyncio.sleep(0, working.done() or not mesh.backend.is_watched))
+        assert not working.done()
+        await hold("")
+
+        async def scaled() -> bool:
+            return (await get(mesh)).replicas.ready == 2
+
+        await until(scaled)
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 async def test_a_silent_holder_is_followed_by_another(mesh):
