@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from datetime import timedelta
 
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from prometheus_client import REGISTRY
 
 from deployer.test_rollouts import Clock
-from deployer.worlds import KEY, deploy, get, publish, refusal
+from deployer.worlds import KEY, deploy, get, publish, refusal, until
 from neuroweaver.deployer.backend import Key, Measured
 from neuroweaver.mesh import errors
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -76,6 +78,53 @@ async def test_reports_from_the_future_are_refused(lone):
     )
     assert errors.violations(refused)[0][0] == "samples[1].time"
     assert of(await health(lone), pb.THRESHOLD_KIND_ACCURACY).requests == 0
+
+
+def shown_accuracy(deployment: pb.Deployment) -> float | None:
+    labels = {"deployment": deployment.resource_name}
+    return REGISTRY.get_sample_value("neuroweaver_deployment_accuracy", labels)
+
+
+async def test_prometheus_reads_the_accuracy_while_it_is_known(lone):
+    await ready(lone)
+    clock, deployment = Clock(lone), await lone.settle()
+    assert shown_accuracy(deployment) is None
+    await report(lone, pb.PerformanceSample(accuracy=0.8, requests=29))
+    await lone.reconciler.look(KEY)
+    assert shown_accuracy(deployment) is None
+    await report(lone, pb.PerformanceSample(accuracy=0.2, requests=29))
+    await lone.reconciler.look(KEY)
+    assert shown_accuracy(deployment) == pytest.approx(0.5)
+    clock.advance(301)
+    await lone.reconciler.look(KEY)
+    assert shown_accuracy(deployment) is None
+
+
+async def test_prometheus_reads_nothing_of_a_deployment_that_is_gone(lone):
+    await ready(lone)
+    deployment = await lone.settle()
+    await report(lone, pb.PerformanceSample(accuracy=0.9, requests=50))
+    await lone.reconciler.look(KEY)
+    assert shown_accuracy(deployment) == pytest.approx(0.9)
+    await lone.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor"))
+    gone = await lone.settle()
+    assert gone.state == pb.DEPLOYMENT_STATE_DELETED
+    assert shown_accuracy(deployment) is None
+
+
+async def test_prometheus_reads_nothing_of_a_deployer_that_leads_no_more(lone):
+    await ready(lone)
+    deployment = await lone.settle()
+    await report(lone, pb.PerformanceSample(accuracy=0.9, requests=50))
+
+    async def is_shown() -> bool:
+        return shown_accuracy(deployment) is not None
+
+    leading = asyncio.create_task(lone.reconciler.lead())
+    await until(is_shown)
+    leading.cancel()
+    await asyncio.gather(leading, return_exceptions=True)
+    assert shown_accuracy(deployment) is None
 
 
 @pytest.mark.parametrize(

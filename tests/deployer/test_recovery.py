@@ -1,12 +1,10 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from neuroweaver.deployer.backend import Key
 from neuroweaver.deployer.health import Health
-from neuroweaver.deployer.recovery import Move, Restarts, Watch, cycle, decide
+from neuroweaver.deployer.recovery import Move, Watch, cycle, decide
 from neuroweaver.deployer.thresholds import ThresholdState
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -24,51 +22,6 @@ WITH_BACKUP = pb.RecoveryPolicy(backup=pb.BackupModel(model_id="spare"))
 
 def seconds(count):
     return NOW + timedelta(seconds=count)
-
-
-def failed(times, ran=0.5):
-    restarts = Restarts()
-    for at in times:
-        restarts = restarts.after_end(timedelta(seconds=ran), seconds(at))
-    return restarts
-
-
-def test_the_wait_doubles_up_to_its_cap_and_always_alike():
-    policy = pb.RecoveryPolicy(restart_backoff={"seconds": 2}, max_restart_backoff={"seconds": 20})
-    waits = [failed(range(count)).delay(policy).total_seconds() for count in range(7)]
-    assert waits == [0, 2, 4, 8, 16, 20, 20]
-    assert failed(range(100)).delay(pb.RecoveryPolicy()) == timedelta(minutes=5)
-
-
-def test_a_longest_wait_below_the_first_one_holds():
-    policy = pb.RecoveryPolicy(restart_backoff={"seconds": 60}, max_restart_backoff={"seconds": 5})
-    assert failed([0]).delay(policy) == timedelta(seconds=5)
-
-
-def test_after_a_long_run_the_waits_begin_anew():
-    restarts = failed(range(6)).after_end(timedelta(minutes=10), seconds(700))
-    assert restarts.delay(pb.RecoveryPolicy()) == timedelta(seconds=1)
-    assert failed(range(6)).after_end(timedelta(minutes=9), seconds(600)).in_a_row == 7
-
-
-def test_five_restarts_within_ten_minutes_are_a_crash_loop_until_they_are_past():
-    policy = pb.RecoveryPolicy()
-    assert not failed([0, 10, 20, 30]).is_crash_loop(policy, seconds(31))
-    looping = failed([0, 10, 20, 30, 40])
-    assert looping.is_crash_loop(policy, seconds(41))
-    assert looping.is_crash_loop(policy, seconds(599))
-    assert not looping.is_crash_loop(policy, seconds(600))
-    assert failed([0, 1]).is_crash_loop(pb.RecoveryPolicy(crash_loop_restarts=2), seconds(2))
-
-
-@given(st.lists(st.integers(1, 2000), max_size=200))
-def test_restarts_take_no_more_memory_than_a_crash_loop_needs(pauses):
-    restarts, at = Restarts(), 0
-    for pause in pauses:
-        at += pause
-        restarts = restarts.after_end(timedelta(seconds=pause), seconds(at))
-        assert len(restarts.times) <= 100
-    assert Restarts.from_json(restarts.to_json()) == restarts
 
 
 def moves(course, policy=WITH_BACKUP, *, backup=HEALTHY, backup_ready=1, is_switched=False, watch=None):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,20 +97,6 @@ def test_the_memory_is_estimated_from_the_artifacts():
 def test_a_limit_alone_bounds_the_estimate():
     spec = completed(pb.DeploymentSpec(resources=pb.ReplicaResources(memory_limit="512Mi")))
     assert (spec.resources.memory_request, spec.resources.memory_limit) == ("512Mi", "512Mi")
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("2", 2), ("0.5", 0.5), ("500m", 0.5), ("10k", 10_000), ("1.5Gi", 1.5 * 2**30), ("3T", 3 * 10**12)],
-)
-def test_quantities_are_those_of_kubernetes(text, value):
-    assert float(quantities.parse(text)) == value
-
-
-@pytest.mark.parametrize("text", ["10GB", "", "Gi", "1e3", "-1", "one", "1 Gi", "NaN", "Infinity", "1Ti1"])
-def test_what_is_no_quantity_is_refused(text):
-    with pytest.raises(ValueError):
-        quantities.parse(text)
 
 
 WORDS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)

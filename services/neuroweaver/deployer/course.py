@@ -13,9 +13,10 @@ from neuroweaver.deployer.history import Occasion
 from neuroweaver.deployer.measurement import Sample
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.reader import Reader
+from neuroweaver.deployer.recent import Recent
 from neuroweaver.deployer.recovery import Move
 from neuroweaver.deployer.rollout import RevisionSeen, Rollout, Seen
-from neuroweaver.deployer.vitals import Vitals, taken
+from neuroweaver.deployer.vitals import Vitals, vitals
 from neuroweaver.v1 import deployer_pb2 as pb
 
 BY_ITSELF: Final = Occasion()
@@ -48,17 +49,19 @@ class Known:
     backup: Deployment | None = None
 
 
-async def gather(deployments: Reader, deployment: Deployment, look: Look, now: datetime) -> Known:
+async def gather(
+    deployments: Reader, deployment: Deployment, look: Look, recent: Recent, now: datetime
+) -> Known:
     replicas = look.observed.replicas if look.observed else deployment.status.replicas
-    vitals = await taken(deployments, deployment, replicas, now)
+    found = vitals(deployment, replicas, recent, now)
     key = specification.backup_of(deployment.spec, deployment.key.project)
     kept = await deployments.find(key) if key else None
     backup = kept.deployment if kept and not kept.deployment.is_being_removed else None
-    cursor = await deployments.last_sample(deployment.key)
     rollout = deployment.rollout
     if rollout is None or rollout.is_over:
-        return Known(vitals, (), cursor, backup)
-    return Known(vitals, await deployments.samples_after(deployment.key, rollout.cursor), cursor, backup)
+        return Known(found, (), recent.cursor, backup)
+    reports = await deployments.samples_after(deployment.key, rollout.cursor)
+    return Known(found, reports, recent.cursor, backup)
 
 
 def advanced(deployment: Deployment, look: Look, known: Known, now: datetime) -> tuple[Deployment, Occasion]:

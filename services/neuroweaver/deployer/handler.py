@@ -12,6 +12,7 @@ from neuroweaver.deployer.backend import Key
 from neuroweaver.deployer.history import Occasion
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.planning import Planner
+from neuroweaver.deployer.recent import Memory
 from neuroweaver.deployer.specification import check_text, key_of
 from neuroweaver.deployer.store import Store
 from neuroweaver.deployer.writer import Writer
@@ -27,6 +28,7 @@ class Handler:
     def __init__(self, store: Store, planner: Planner) -> None:
         self._store = store
         self._planner = planner
+        self._memory = Memory()
 
     async def _answered(self, method: str, request: Any, context: Any, response_type: type[M]) -> M | None:
         """The answer given to this request before; None if it is new.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,10 +9,8 @@ from datetime import datetime
 from itertools import pairwise
 
 from neuroweaver.deployer.backend import Measured
+from neuroweaver.deployer.counts import Histogram
 from neuroweaver.v1 import deployer_pb2 as pb
-
-Buckets = Mapping[float, int]
-"""Upper bound (inf for the last) to cumulative count."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,8 @@ class Window:
     requests: int = 0
     errors: int = 0
     tokens: int = 0
-    latency_ms: Buckets = field(default_factory=dict)
-    first_token_ms: Buckets = field(default_factory=dict)
+    latency_ms: Histogram = field(default_factory=Histogram)
+    first_token_ms: Histogram = field(default_factory=Histogram)
     last: tuple[Measured, ...] = ()
     samples: tuple[Sample, ...] = ()
 
@@ -104,30 +101,11 @@ def total(parts: Iterable[Window]) -> Window:
         requests=sum(part.requests for part in parts),
         errors=sum(part.errors for part in parts),
         tokens=sum(part.tokens for part in parts),
-        latency_ms=_summed(part.latency_ms for part in parts),
-        first_token_ms=_summed(part.first_token_ms for part in parts),
+        latency_ms=sum((part.latency_ms for part in parts), Histogram()),
+        first_token_ms=sum((part.first_token_ms for part in parts), Histogram()),
         last=tuple(measured for part in parts for measured in part.last),
         samples=tuple(sample for part in parts for sample in part.samples),
     )
-
-
-def quantile(buckets: Buckets, share: float) -> float | None:
-    """Within a bucket as if its values were spread evenly; beyond the last bound, that bound. None: no data.
-
-    As Prometheus' histogram_quantile.
-    """
-    ordered = sorted(buckets.items())
-    count = ordered[-1][1] if ordered else 0
-    if count <= 0:
-        return None
-    rank, lower, below = share * count, 0.0, 0
-    for bound, cumulative in ordered:
-        if cumulative >= rank and cumulative > below:
-            if math.isinf(bound):
-                return lower
-            return lower + (bound - lower) * (rank - below) / (cumulative - below)
-        lower, below = (bound, cumulative) if not math.isinf(bound) else (lower, below)
-    return lower
 
 
 def message(window: Window, replica_hour_usd: float | None) -> pb.ServingMetrics:
@@ -138,14 +116,14 @@ def message(window: Window, replica_hour_usd: float | None) -> pb.ServingMetrics
         made.tokens_per_second = window.tokens / window.seconds
     if window.requests:
         made.error_rate = min(1.0, window.errors / window.requests)
-    for name, buckets, share in (
+    for name, histogram, share in (
         ("latency_p50_ms", window.latency_ms, 0.5),
         ("latency_p95_ms", window.latency_ms, 0.95),
         ("latency_p99_ms", window.latency_ms, 0.99),
         ("first_token_p50_ms", window.first_token_ms, 0.5),
         ("first_token_p95_ms", window.first_token_ms, 0.95),
     ):
-        _set(made, name, quantile(buckets, share))
+        _set(made, name, histogram.quantile(share))
     _set(made, "running_requests", _sum(each.running for each in window.last))
     _set(made, "waiting_requests", _sum(each.waiting for each in window.last))
     _set(made, "cpu_cores", _sum(each.cpu_cores for each in window.last))
@@ -179,20 +157,16 @@ def _counted(tallies: Sequence[Tally]) -> Window:
             errors=window.errors + new.errors - old.errors,
             tokens=window.tokens + new.tokens - old.tokens,
         )
-    return replace(window, latency_ms=dict(latency), first_token_ms=dict(first_token))
+    return replace(
+        window,
+        latency_ms=Histogram.of_cumulative(latency),
+        first_token_ms=Histogram.of_cumulative(first_token),
+    )
 
 
-def _add(into: dict[float, int], old: Buckets, new: Buckets) -> None:
+def _add(into: dict[float, int], old: Mapping[float, int], new: Mapping[float, int]) -> None:
     for bound, count in new.items():
         into[bound] += max(0, count - old.get(bound, 0))
-
-
-def _summed(parts: Iterable[Buckets]) -> Buckets:
-    found: dict[float, int] = defaultdict(int)
-    for part in parts:
-        for bound, count in part.items():
-            found[bound] += count
-    return dict(found)
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from neuroweaver.deployer import measurement, messages, specification, vitals
+from neuroweaver.deployer import measurement, messages, specification
 from neuroweaver.deployer.backend import Key
 from neuroweaver.deployer.handler import Handler, known_key, occasion
 from neuroweaver.deployer.measurement import Sample
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.reader import Reader
+from neuroweaver.deployer.recent import Recent
 from neuroweaver.deployer.specification import DEFAULT_NAME, check_text
+from neuroweaver.deployer.vitals import vitals
 from neuroweaver.deployer.writer import Writer
 from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -68,13 +70,13 @@ class PerformanceMethods(Handler):
         check_text("source", request.source)
         actor = caller_of(context).actor
 
-        async def report(deployments: Writer) -> pb.ModelHealth:
+        async def report(deployments: Writer) -> Deployment:
             before = await deployments.kept(key)
             samples = list(_samples(request.samples, deployments.now))
             await deployments.add_samples(key, request.source, actor, samples)
-            return await _health(deployments, before.deployment, deployments.now)
+            return before.deployment
 
-        return await self._mutate("ReportPerformance", request, context, pb.ModelHealth, report)
+        return await self._judged("ReportPerformance", request, context, report)
 
     async def GetModelHealth(self, request: pb.GetModelHealthRequest, context: Any) -> pb.ModelHealth:
         key = known_key(request, context)
@@ -87,7 +89,7 @@ class PerformanceMethods(Handler):
         def limited(spec: pb.DeploymentSpec) -> None:
             spec.thresholds.CopyFrom(request.thresholds)
 
-        async def limit(deployments: Writer) -> pb.ModelHealth:
+        async def limit(deployments: Writer) -> Deployment:
             before = await deployments.kept(key)
             current = before.deployment
             current.require_present()
@@ -95,9 +97,9 @@ class PerformanceMethods(Handler):
             asked, spec = self._changed(current, limited)
             after = current.rescaled(asked, spec, actor=why.actor, now=deployments.now)
             await deployments.save(before, after, why)
-            return await _health(deployments, after, deployments.now)
+            return after
 
-        return await self._mutate("SetThresholds", request, context, pb.ModelHealth, limit)
+        return await self._judged("SetThresholds", request, context, limit)
 
     async def SwitchModel(self, request: pb.SwitchModelRequest, context: Any) -> pb.ModelHealth:
         key, why = known_key(request, context), occasion(request, context)
@@ -116,6 +118,30 @@ class PerformanceMethods(Handler):
 
         return await self._mutate("SwitchModel", request, context, pb.ModelHealth, switch)
 
+    async def _judged(
+        self,
+        method: str,
+        request: Any,
+        context: Any,
+        operation: Callable[[Writer], Awaitable[Deployment]],
+    ) -> pb.ModelHealth:
+        """The health of the deployment that a change gives, as it follows from all that is known by then."""
+        key = known_key(request, context)
+        recent: Recent | None = None
+
+        async def judge(deployments: Writer) -> pb.ModelHealth:
+            nonlocal recent
+            deployment, now = await operation(deployments), deployments.now
+            recent = await self._memory.caught_up(deployments, deployment, now)
+            found = vitals(deployment, deployment.status.replicas, recent, now)
+            status = replace(deployment.status, health=found.health)
+            return messages.from_health(replace(deployment, status=status), now)
+
+        answer = await self._mutate(method, request, context, pb.ModelHealth, judge)
+        if recent is not None:
+            self._memory.keep(key, recent)
+        return answer
+
 
 def _samples(samples: Iterable[pb.PerformanceSample], now: datetime) -> Iterable[Sample]:
     """Raises InvalidArgument for one from the future."""
@@ -126,13 +152,6 @@ def _samples(samples: Iterable[pb.PerformanceSample], now: datetime) -> Iterable
         values = {name: getattr(sample, name) if sample.HasField(name) else None for name in _VALUES}
         requests = sample.requests if sample.HasField("requests") else 1
         yield Sample(time, sample.version, requests, **values)
-
-
-async def _health(deployments: Reader, deployment: Deployment, now: datetime) -> pb.ModelHealth:
-    """As it follows from all that is known by now."""
-    found = await vitals.taken(deployments, deployment, deployment.status.replicas, now)
-    deployment = replace(deployment, status=replace(deployment.status, health=found.health))
-    return messages.from_health(deployment, now)
 
 
 def _target(request: pb.SwitchModelRequest, deployment: Deployment) -> Key:

@@ -160,6 +160,16 @@ class Reader:
         )
         return [records.load(Tally, row.record) for row in await self.connection.execute(statement)]
 
+    async def tallies_after(self, key: Key, time: datetime) -> list[Tally]:
+        """The measurements after a moment, in order."""
+        table = tables.measurements
+        statement = (
+            select(table.c.record)
+            .where(of(table, key), table.c.time > time)
+            .order_by(table.c.time, table.c.revision)
+        )
+        return [records.load(Tally, row.record) for row in await self.connection.execute(statement)]
+
     async def samples(self, key: Key, since: datetime) -> list[Sample]:
         """What was reported of the time since a moment, in the order in which it came."""
         table = tables.samples

@@ -18,13 +18,14 @@ from typing import Final, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.deployer import course, wish
+from neuroweaver.deployer import course, gauges, wish
 from neuroweaver.deployer.backend import Backend, BackendError, Key, Line, Measured, Observed, Trouble, Wanted
 from neuroweaver.deployer.lease import Lease, LeaseLost
 from neuroweaver.deployer.measurement import Tally
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.planning import Backends
 from neuroweaver.deployer.reader import Reader
+from neuroweaver.deployer.recent import Memory, Recent
 from neuroweaver.deployer.store import Store
 from neuroweaver.deployer.writer import Writer
 from neuroweaver.mesh.errors import Error
@@ -79,6 +80,7 @@ class Reconciler:
         self._workers: dict[Key, asyncio.Task[None]] = {}
         self._troubles: dict[Key, int] = {}
         self._measured: dict[Key, datetime] = {}
+        self._memory = Memory()
         self._told_of = asyncio.Event()
         store.listen(self.wake)
 
@@ -110,6 +112,8 @@ class Reconciler:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._workers.clear()
             self._wakes.clear()
+            gauges.hide_all()
+            self._memory.clear()
             failed.cancel()
 
     async def look(self, key: Key, lease: Lease | None = None) -> Look:
@@ -118,6 +122,8 @@ class Reconciler:
             kept = await deployments.find(key)
             redirect = await _redirect(deployments, kept.deployment) if kept else ""
         if kept is None or kept.deployment.is_gone:
+            if kept is not None:
+                gauges.show(kept.deployment)
             return Look(0.0, is_gone=True)
         deployment = kept.deployment
         wanted = wish.wanted(deployment, redirect)
@@ -218,8 +224,10 @@ class Reconciler:
     ) -> Deployment | None:
         """What follows, decided on the wish as it is by now. None if there is nothing left to decide on."""
         is_kept = bool(found.measured) and self._is_due(key)
+        recent: Recent | None = None
 
         async def note(deployments: Writer) -> Deployment | None:
+            nonlocal recent
             before = await deployments.find(key)
             if before is None or before.deployment.is_gone:
                 return None
@@ -229,11 +237,16 @@ class Reconciler:
                 return (await deployments.save(before, current.gone(), course.BY_ITSELF)).deployment
             if is_kept:
                 await deployments.add_tallies(key, _tallies(found, deployments.now))
-            known = await course.gather(deployments, current, found, deployments.now)
+            recent = await self._memory.caught_up(deployments, current, deployments.now)
+            known = await course.gather(deployments, current, found, recent, deployments.now)
             after, why = course.advanced(current, found, known, deployments.now)
             return (await deployments.save(before, after, why)).deployment
 
         after = await self._store.transact(key.project, note, lease=lease)
+        if recent is not None:
+            self._memory.keep(key, recent)
+        if after is not None:
+            gauges.show(after)
         if is_kept:
             self._measured[key] = self._store.clock()
         return after

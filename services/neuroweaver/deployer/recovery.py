@@ -1,4 +1,4 @@
-"""What is done when replicas fail or a model is unfit: restarts with a back-off, a switch to the backup."""
+"""What is done when a model is unfit: a switch to its backup, and back."""
 
 from __future__ import annotations
 
@@ -13,56 +13,8 @@ from neuroweaver.deployer.health import Health
 from neuroweaver.mesh.clock import from_microseconds, microseconds
 from neuroweaver.v1 import deployer_pb2 as pb
 
-DEFAULT_BACKOFF: Final = timedelta(seconds=1)
-DEFAULT_MAX_BACKOFF: Final = timedelta(minutes=5)
-DEFAULT_CRASH_LOOP_RESTARTS: Final = 5
 DEFAULT_SWITCH_AFTER: Final = timedelta(seconds=30)
-# Restarts are counted over this time, and a replica that ran for as long begins anew with its waits.
-CRASH_LOOP_WINDOW: Final = timedelta(minutes=10)
 SWITCH_BACK_AFTER: Final = timedelta(minutes=5)
-_MOST_TIMES: Final = 100
-
-
-@dataclass(frozen=True)
-class Restarts:
-    """Failures of a replica. in_a_row: without a long run in between. times: of the latest ones."""
-
-    in_a_row: int = 0
-    times: tuple[datetime, ...] = ()
-
-    def after_end(self, ran: timedelta, now: datetime) -> Restarts:
-        """Once it ended by an error, after a run of this length."""
-        in_a_row = 0 if ran >= CRASH_LOOP_WINDOW else self.in_a_row
-        recent = tuple(time for time in self.times if now - time < CRASH_LOOP_WINDOW)
-        return Restarts(in_a_row + 1, (*recent, now)[-_MOST_TIMES:])
-
-    def delay(self, policy: pb.RecoveryPolicy) -> timedelta:
-        """The wait before the next start: doubled at each, without chance. Zero before the first failure."""
-        if not self.in_a_row:
-            return timedelta(0)
-        first: timedelta = DEFAULT_BACKOFF
-        most: timedelta = DEFAULT_MAX_BACKOFF
-        if policy.HasField("restart_backoff"):
-            first = policy.restart_backoff.ToTimedelta()
-        if policy.HasField("max_restart_backoff"):
-            most = policy.max_restart_backoff.ToTimedelta()
-        wait: timedelta = first * 2 ** min(self.in_a_row - 1, 20)
-        return min(most, wait)
-
-    def is_crash_loop(self, policy: pb.RecoveryPolicy, now: datetime) -> bool:
-        enough = (
-            policy.crash_loop_restarts
-            if policy.HasField("crash_loop_restarts")
-            else DEFAULT_CRASH_LOOP_RESTARTS
-        )
-        return sum(now - time < CRASH_LOOP_WINDOW for time in self.times) >= enough
-
-    def to_json(self) -> dict[str, Any]:
-        return {"in_a_row": self.in_a_row, "times": [microseconds(time) for time in self.times]}
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Restarts:
-        return cls(plain["in_a_row"], tuple(from_microseconds(time) for time in plain["times"]))
 
 
 class Move(StrEnum):

@@ -146,7 +146,7 @@ def _check_filled(spec: pb.DeploymentSpec) -> None:
 
 def _parsed(name: str, text: str) -> Any:
     try:
-        return quantities.parse(text)
+        return quantities.amount(text)
     except ValueError as error:
         raise InvalidArgument(f"spec.resources.{name}", str(error)) from error
 
@@ -200,12 +200,12 @@ def _fill_resources(resources: pb.ReplicaResources, bundle: Bundle) -> None:
     weights = bundle.size_bytes + _base_bytes(bundle)
     resources.cpu_request = resources.cpu_request or "1"
     # A fifth on top of the weights for what is computed with them.
-    estimate = quantities.mebibytes(_ENGINE_BYTES + weights + weights // 5)
+    estimate = quantities.of_bytes(_ENGINE_BYTES + weights + weights // 5)
     if resources.memory_limit and not resources.memory_request:
         estimate = _least(estimate, resources.memory_limit)
     resources.memory_request = resources.memory_request or estimate
     resources.memory_limit = resources.memory_limit or resources.memory_request
-    resources.storage_request = resources.storage_request or quantities.mebibytes(_IMAGE_BYTES + weights)
+    resources.storage_request = resources.storage_request or quantities.of_bytes(_IMAGE_BYTES + weights)
     resources.gpu_resource = resources.gpu_resource or "nvidia.com/gpu"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -28,6 +29,12 @@ class Window:
         if len(self._buckets) > 2 * BUCKETS:
             newest = max(self._buckets)
             self._buckets = {each: of for each, of in self._buckets.items() if each > newest - BUCKETS}
+
+    def copy(self) -> Window:
+        """One that goes its own way."""
+        other = copy(self)
+        other._buckets = dict(self._buckets)
+        return other
 
     def total(self, now: datetime) -> Counts:
         newest = self._bucket(now)

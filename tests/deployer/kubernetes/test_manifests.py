@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from deployer.kubernetes import promql, schemas
 from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, seconds, spec, wanted
+from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import Wanted
-from neuroweaver.deployer.kubernetes import capacity, identity, kinds, quantities
+from neuroweaver.deployer.kubernetes import capacity, identity, kinds
 from neuroweaver.deployer.kubernetes.kinds import Object
 from neuroweaver.deployer.kubernetes.manifests import Cluster, manifests, record
 from neuroweaver.v1 import deployer_pb2 as pb

@@ -201,7 +201,7 @@ async def test_artifacts_that_rot_on_disk_are_fetched_again(tmp_path: Path):
         blob.write_bytes(b"y" * bundle.files[1].size_bytes)
         os.kill(pid_of(tmp_path, 1), 9)
         rotten = await here.until(lambda observed: observed.replicas[0].last_exit == 3)
-        assert "artifacts are missing or corrupt" in rotten.replicas[0].message
+        assert "missing or corrupt: ERROR weights/a.bin" in rotten.replicas[0].message
         await here.until(lambda observed: observed.replicas[0].phase == READY)
         assert here.registry.fetched.count("weights/a.bin") == 2
         served = tmp_path / "deployments" / NAME / "bundles" / bundle.digest / "weights/a.bin"

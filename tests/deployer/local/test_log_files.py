@@ -74,16 +74,14 @@ def test_a_log_that_grows_too_large_begins_anew(tmp_path: Path):
     assert [line.message for line in log_files.lines(tmp_path, cursor)] == ["d"]
 
 
-def test_the_reason_is_the_last_telling_line(tmp_path: Path):
-    assert log_files.reason(tmp_path) == ""
+def test_the_last_words_are_those_of_the_last_start_and_not_those_that_only_inform(tmp_path: Path):
+    assert log_files.last_words(tmp_path) == []
     write(tmp_path, "Traceback (most recent call last):\n  File x\nOSError: no space\nINFO bye\n")
-    assert log_files.reason(tmp_path) == "OSError: no space"
-    write(tmp_path, "INFO ready\n")
-    assert log_files.reason(tmp_path) == ""
-    write(tmp_path, "Segmentation fault\n")
-    assert log_files.reason(tmp_path) == "Segmentation fault"
-    entry = {"level": "error", "message": "failed", "exception": "Traceback\nValueError: bad shape"}
-    write(tmp_path, json.dumps(entry) + "\n")
-    assert log_files.reason(tmp_path) == "failed: ValueError: bad shape"
-    write(tmp_path, "x" * 1000 + " error\n")
-    assert len(log_files.reason(tmp_path)) == 300
+    assert log_files.last_words(tmp_path) == [
+        "Traceback (most recent call last):",
+        "  File x",
+        "OSError: no space",
+    ]
+    entries = [json.dumps({"level": level, "message": "failed"}) for level in ("info", "error")]
+    write(tmp_path, "\n".join(entries))
+    assert log_files.last_words(tmp_path) == entries[1:]

@@ -106,4 +106,4 @@ async def test_a_model_that_cannot_be_loaded_says_why(tmp_path: Path, tiny: Tiny
             lambda observed: observed.replicas and observed.replicas[0].last_exit is not None
         )
         assert observed.replicas[0].last_exit == 4
-        assert "the model cannot be loaded" in observed.replicas[0].message
+        assert "cannot be loaded" in observed.replicas[0].message

@@ -9,7 +9,6 @@ import yaml
 
 from deployer.local.worlds import GIB, NAME, World, big_machine, revision, servers, wanted, world
 from neuroweaver.deployer.backend import BackendError, BackendPlan, FieldChange, Wanted
-from neuroweaver.deployer.local import quantities
 from neuroweaver.v1 import deployer_pb2 as pb
 
 SWITCHED = pb.EngineOptions(adapter_mode=pb.ADAPTER_MODE_SWITCHED)
@@ -169,22 +168,3 @@ async def test_a_name_that_is_no_folder_is_refused(tmp_path: Path):
             bad = Wanted(wish.key, name, wish.spec, wish.revisions)
             with pytest.raises(BackendError, match="cannot name a deployment"):
                 await here.backend.apply(bad)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("1Ki", 1024), ("1.5Gi", 1610612736), ("10k", 10000), ("7", 7), ("2Ti", 2 << 40)]
-)
-def test_sizes_are_read(text: str, size: int):
-    assert quantities.size_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["10GB", "", "-1", "NaN", "1 Gi", "Infinity"])
-def test_what_is_no_size_is_refused(text: str):
-    with pytest.raises(ValueError, match="is no quantity"):
-        quantities.size_bytes(text)
-
-
-def test_cpu_is_read_and_written():
-    assert [quantities.cores(each) for each in ("500m", "0.5", "2")] == [0.5, 0.5, 2.0]
-    assert [quantities.of_cores(each) for each in (0.5, 2.0, 0.0)] == ["500m", "2", "0"]
-    assert [quantities.of_bytes(each) for each in (1 << 30, (1 << 20) + 1, 5)] == ["1024Mi", "2Mi", "5"]

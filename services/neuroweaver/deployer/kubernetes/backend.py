@@ -15,6 +15,7 @@ from typing import Final
 
 import aiohttp
 
+from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import (
     BackendError,
     BackendPlan,
@@ -35,7 +36,6 @@ from neuroweaver.deployer.kubernetes import (
     observation,
     planner,
     pods,
-    quantities,
     traffic,
 )
 from neuroweaver.deployer.kubernetes.api import Api

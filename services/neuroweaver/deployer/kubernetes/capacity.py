@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from neuroweaver.deployer.kubernetes import quantities
+from neuroweaver.deployer import quantities
 from neuroweaver.deployer.kubernetes.kinds import Object
 
 Amounts = Mapping[str, Decimal]

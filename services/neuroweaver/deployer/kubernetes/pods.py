@@ -11,8 +11,9 @@ import math
 import re
 from typing import Any, Final
 
+from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import BackendError, Trouble, Wanted, WantedRevision
-from neuroweaver.deployer.kubernetes import identity, quantities
+from neuroweaver.deployer.kubernetes import identity
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.kinds import Object
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -152,12 +153,9 @@ def limits(spec: pb.DeploymentSpec) -> dict[str, str]:
 
 def _quantity(name: str, text: str) -> str:
     try:
-        value = quantities.parse(text)
+        return quantities.written(quantities.amount(text))
     except quantities.NotAQuantity as error:
         raise BackendError(Trouble.REFUSED, str(error), field=f"spec.resources.{name}") from error
-    if value < 0:
-        raise BackendError(Trouble.REFUSED, f"{text} is negative", field=f"spec.resources.{name}")
-    return quantities.written(value)
 
 
 def _fetch(settings: ClusterSettings) -> Object:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import Capacity, Finding, Wanted
-from neuroweaver.deployer.kubernetes import capacity, identity, quantities
+from neuroweaver.deployer.kubernetes import capacity, identity
 from neuroweaver.deployer.kubernetes.capacity import Node
 from neuroweaver.deployer.kubernetes.kinds import Object
 from neuroweaver.deployer.kubernetes.scaling import least_replicas

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
+from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import BackendError, Trouble, WantedRevision
-from neuroweaver.deployer.kubernetes import quantities
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.kinds import AUTOSCALER, DEPLOYMENT, SCALED_OBJECT, Object
 from neuroweaver.deployer.kubernetes.monitoring import CONCURRENCY

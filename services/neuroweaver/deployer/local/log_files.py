@@ -16,10 +16,8 @@ _KEPT: Final = 5
 _TAIL_BYTES: Final = 64 * 1024
 _LARGEST_BYTES: Final = 16 << 20
 _LONGEST: Final = 16 * 1024
-_QUOTED: Final = 300
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?")
 _LEVEL: Final = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
-_TELLING: Final = re.compile(r"error|exception|fatal|refused|cannot|killed|out of memory", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,20 +56,15 @@ def lines(folder: Path, cursor: str) -> list[Written]:
     ]
 
 
-def reason(folder: Path) -> str:
-    """What the last start's log says of its end, in one line; empty if it says nothing. Blocks."""
+def last_words(folder: Path) -> list[str]:
+    """The end of the last start's log, in order, without lines that only inform. Blocks."""
     files = _files(folder)
     if not files:
-        return ""
+        return []
     with files[-1].open("rb") as file:
         file.seek(max(0, files[-1].stat().st_size - _TAIL_BYTES))
         text = file.read().decode(errors="replace")
-    last = [_message(line.strip()) for line in text.splitlines()[-20:] if line.strip()]
-    telling = [told for told, _, _ in last if _TELLING.search(told) and not told.startswith("Traceback")]
-    # A last line that only informs was no reason.
-    unleveled = [told for told, _, level in last if level not in {"DEBUG", "INFO"}]
-    line = (telling or unleveled or [""])[-1]
-    return line if len(line) <= _QUOTED else line[: _QUOTED - 1] + "…"
+    return [line for line in text.splitlines() if _message(line)[2] not in {"DEBUG", "INFO"}]
 
 
 def _lines(file: Path, begin: int) -> Iterator[Written]:

@@ -10,8 +10,8 @@ from typing import Final
 
 import psutil
 
+from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import Bundle
-from neuroweaver.deployer.local import quantities
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _CGROUP: Final = Path("/sys/fs/cgroup")
@@ -55,8 +55,8 @@ def lack(need: Need, free: Need) -> Lack:
 def need_of(resources: pb.ReplicaResources, bundle: Bundle) -> Need:
     memory = resources.memory_request
     return Need(
-        quantities.cores(resources.cpu_request or "1"),
-        quantities.size_bytes(memory) if memory else estimated_memory(bundle.size_bytes),
+        float(quantities.amount(resources.cpu_request or "1")),
+        int(quantities.amount(memory)) if memory else estimated_memory(bundle.size_bytes),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import (
     BackendPlan,
     Capacity,
@@ -16,7 +17,6 @@ from neuroweaver.deployer.backend import (
     Wanted,
     WantedRevision,
 )
-from neuroweaver.deployer.local import quantities
 from neuroweaver.deployer.local.autoscaler import least_of
 from neuroweaver.deployer.local.launch import Launch
 from neuroweaver.deployer.local.machine import Machine, Need, lack

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -18,8 +17,9 @@ from typing import Any, Final, TypeVar
 
 import httpx2
 
-from neuroweaver.deployer import backend
-from neuroweaver.deployer.local import log_files, processes, quantities, record
+from neuroweaver.deployer import backend, quantities
+from neuroweaver.deployer.failures import explained
+from neuroweaver.deployer.local import log_files, processes, record
 from neuroweaver.deployer.local.launch import HOST, Launch, files
 from neuroweaver.deployer.local.machine import Need, Room
 from neuroweaver.deployer.local.probe import COLD_START, PHASES, Health, health
@@ -36,11 +36,6 @@ _GLANCE_S: Final = 0.1
 """Between two looks at whether the process still runs."""
 _ENDING_S: Final = 0.02
 _SWAP_S: Final = 60.0
-_EXITS: Final = {
-    2: "its configuration is refused",
-    3: "its artifacts are missing or corrupt",
-    4: "the model cannot be loaded",
-}
 _CORRUPT: Final = 3
 _KILLED_S: Final = 10.0
 """Within which the system removes a killed process, even one that gives back much memory."""
@@ -353,7 +348,7 @@ class Replica:
     def _environ(self, launch: Launch) -> dict[str, str]:
         environ = dict(self._around.environ)
         if launch.cpu_limit:
-            environ["OMP_NUM_THREADS"] = str(max(1, math.ceil(quantities.cores(launch.cpu_limit))))
+            environ["OMP_NUM_THREADS"] = str(max(1, math.ceil(quantities.amount(launch.cpu_limit))))
         return environ
 
     async def _attend(self, process: Process) -> _End | None:
@@ -425,8 +420,8 @@ class Replica:
 
     async def _ended(self, process: Process) -> _End:
         code = process.exit_code
-        said = await asyncio.to_thread(log_files.reason, self._folder)
-        return _End(": ".join(part for part in (_exit_in_words(code), said) if part), code)
+        lines = await asyncio.to_thread(log_files.last_words, self._folder)
+        return _End(explained(lines, code).message, code)
 
     async def _drain(self, process: Process) -> None:
         process.terminate()
@@ -500,18 +495,6 @@ async def _ended_within(process: Process, timeout_s: Callable[[], float]) -> Non
     began = time.monotonic()
     while not process.has_ended and time.monotonic() - began < timeout_s():  # noqa: ASYNC110  # nobody tells of it
         await asyncio.sleep(_ENDING_S)
-
-
-def _exit_in_words(code: int | None) -> str:
-    if code is None:
-        return "ended"
-    if code < 0:
-        try:
-            return f"was killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"was killed by signal {-code}"
-    told = _EXITS.get(code, "")
-    return f"ended with exit code {code}" + (f" ({told})" if told else "")
 
 
 def _free_port() -> int:

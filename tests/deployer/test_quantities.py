@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuroweaver.deployer.kubernetes import quantities
-from neuroweaver.deployer.kubernetes.quantities import NotAQuantity, canonical, parse, written
+from neuroweaver.deployer import quantities
+from neuroweaver.deployer.quantities import NotAQuantity, canonical, parse, written
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,7 @@ def test_a_quantity_is_read_exactly(text: str, value: str | int):
         "1mm",
         "0x10",
         "1\n",
+        "1Ti1",
         "1e9999",
         "\uff11",
     ],
@@ -79,3 +80,14 @@ def test_amounts_are_compared_as_amounts():
     assert quantities.equal("1", "1000m")
     assert not quantities.equal("1", "1k")
     assert quantities.equal("neither", "neither")
+
+
+def test_less_than_nothing_is_nothing_to_ask_for():
+    assert quantities.amount("0") == 0
+    with pytest.raises(NotAQuantity, match="negative"):
+        quantities.amount("-1")
+
+
+def test_cores_and_bytes_are_written_shortly():
+    assert [quantities.of_cores(each) for each in (0.5, 2.0, 0.0)] == ["500m", "2", "0"]
+    assert [quantities.of_bytes(each) for each in (1 << 30, (1 << 20) + 1, 5)] == ["1024Mi", "2Mi", "5"]
