@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
@@ -14,10 +14,13 @@ from prometheus_client import REGISTRY
 from deployer.test_rollouts import Clock
 from deployer.worlds import KEY, deploy, get, publish, refusal, until
 from neuroweaver.deployer.backend import Key, Measured
+from neuroweaver.deployer.measurement import Tally
+from neuroweaver.deployer.proof import first
 from neuroweaver.mesh import errors
 from neuroweaver.v1 import deployer_pb2 as pb
 
 CODE = grpc.StatusCode
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SPARE = Key("default", "spare", "default")
 
 
@@ -278,3 +281,63 @@ async def test_an_open_port_proves_nothing(lone):
     assert "No token was made" in answer.reason
     assert answer.ready_replicas == 1
     assert (await get(lone)).state == pb.DEPLOYMENT_STATE_DEGRADED
+
+
+class Engine:
+    """Stands for one that counts its tokens and does not tell when it made one, as vLLM does."""
+
+    def __init__(self, mesh) -> None:
+        self._mesh, self._clock, self.tokens = mesh, Clock(mesh), 0
+
+    async def run(self, seconds: int, *, tokens: int = 0, running: float = 0.0) -> list[int]:
+        """The states of health at looks 5 s apart; tokens: made between two of them."""
+        states = []
+        for _ in range(seconds // 5):
+            self._clock.advance(5)
+            self.tokens += tokens
+            self._mesh.backend.set_phase(KEY, pb.REPLICA_PHASE_READY, last_token_time=None)
+            self._mesh.backend.counts = {1: Measured(1, tokens=self.tokens, running=running)}
+            await self._mesh.reconciler.look(KEY)
+            states.append((await health(self._mesh)).state)
+        return states
+
+
+async def test_counters_prove_tokens_where_replicas_tell_of_none(lone):
+    await ready(lone)
+    engine = Engine(lone)
+    assert set(await engine.run(30)) == {pb.HEALTH_STATE_UNKNOWN}
+    busy = await engine.run(300, tokens=100, running=3.0)
+    assert set(busy) == {pb.HEALTH_STATE_HEALTHY}
+    stuck = await engine.run(90, running=3.0)
+    assert stuck == [pb.HEALTH_STATE_HEALTHY] * 12 + [pb.HEALTH_STATE_UNHEALTHY] * 6
+
+
+async def test_a_first_request_after_a_long_rest_is_given_time_for_its_token(lone):
+    await ready(lone)
+    engine = Engine(lone)
+    await engine.run(10, tokens=100, running=1.0)
+    assert (await engine.run(120))[-1] == pb.HEALTH_STATE_UNKNOWN
+    waiting = await engine.run(90, running=1.0)
+    assert waiting == [pb.HEALTH_STATE_UNKNOWN] * 13 + [pb.HEALTH_STATE_UNHEALTHY] * 5
+    assert (await engine.run(5, tokens=1, running=1.0)) == [pb.HEALTH_STATE_HEALTHY]
+
+
+async def test_requests_of_a_revision_that_is_gone_ask_for_nothing(lone):
+    await ready(lone)
+    await Engine(lone).run(10, running=5.0)
+    await publish(lone.registry, "2.0.0")
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0"))
+    lone.backend.counts = {}
+    assert (await lone.settle()).stable_revision == 2
+    clock = Clock(lone)
+    clock.advance(90)
+    lone.backend.counts = {2: Measured(2, running=0.0)}
+    await lone.reconciler.look(KEY)
+    assert (await health(lone)).state == pb.HEALTH_STATE_UNKNOWN
+
+
+def test_a_replica_that_can_be_asked_again_proves_nothing():
+    before = Tally(NOW, Measured(1, tokens=50, running=1.0, missing_replicas=("b",)))
+    after = Tally(NOW + timedelta(seconds=5), Measured(1, tokens=90, running=1.0))
+    proof = first(before).followed_by(after)
+    assert (proof.token_time, proof.asked_since) == (None, NOW)
