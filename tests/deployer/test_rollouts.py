@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from deployer.worlds import KEY, deploy, get, publish, refusal, until
-from neuroweaver.deployer.backend import Measured
+from neuroweaver.deployer.backend import Measured, Replica
 from neuroweaver.mesh import errors
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -191,6 +192,49 @@ async def test_surging_keeps_to_its_bounds(lone):
         replicas = lone.backend.places[KEY].replicas.values()
         assert len(replicas) <= 4
         assert sum(each.phase == pb.REPLICA_PHASE_READY for each in replicas) >= 3
+    assert (await lone.settle()).stable_revision == 2
+
+
+def leave_behind(mesh, phase: int, revision: int = 1) -> None:
+    """A replica that the backend tells of for ever, whatever is wished."""
+    observe = mesh.backend.observe
+
+    async def observing(*arguments):
+        seen = await observe(*arguments)
+        return replace(seen, replicas=(*seen.replicas, Replica("left-behind", revision, phase)))
+
+    mesh.backend.observe = observing
+
+
+async def test_a_replica_that_drains_for_ever_holds_up_a_rollout_no_longer_than_it_may_drain(lone):
+    await started(lone)
+    clock = Clock(lone)
+    leave_behind(lone, pb.REPLICA_PHASE_DRAINING)
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0", replicas=2))
+    waiting = await lone.settle()
+    assert (waiting.stable_revision, waiting.rollout.state) == (1, pb.ROLLOUT_STATE_STARTING)
+    clock.advance(30 + 59)
+    assert (await lone.settle()).stable_revision == 1
+    clock.advance(2)
+    seen = await lone.settle()
+    assert (seen.stable_revision, seen.rollout.state) == (2, pb.ROLLOUT_STATE_PROMOTED)
+
+
+async def test_a_candidates_replica_that_drains_for_ever_does_not_hold_up_the_way_back(lone):
+    await started(lone)
+    clock = Clock(lone)
+    leave_behind(lone, pb.REPLICA_PHASE_DRAINING, revision=2)
+    lone.backend.broken = {"2.0.0"}
+    await deploy(lone, canary("2.0.0"))
+    assert (await lone.settle()).rollout.state == pb.ROLLOUT_STATE_ROLLING_BACK
+    clock.advance(91)
+    assert (await lone.settle()).rollout.state == pb.ROLLOUT_STATE_ROLLED_BACK
+
+
+async def test_a_replica_that_is_gone_but_still_told_of_takes_no_room(lone):
+    await started(lone)
+    leave_behind(lone, pb.REPLICA_PHASE_GONE)
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0", replicas=2))
     assert (await lone.settle()).stable_revision == 2
 
 

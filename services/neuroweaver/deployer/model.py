@@ -60,7 +60,7 @@ class Status:
     """What was found at the last look. generation: of the wish that was looked at.
 
     settled_replicas: how many there were when all were ready, since the wish last changed; None before that.
-    desired, weights: by revision. counted_at: when the replicas were last measured.
+    desired, weights: by revision. draining: since when a replica was seen to drain, by its id.
     """
 
     state: pb.DeploymentState.ValueType = pb.DEPLOYMENT_STATE_PENDING
@@ -68,6 +68,7 @@ class Status:
     conditions: tuple[Condition, ...] = ()
     endpoint: str = ""
     replicas: tuple[Replica, ...] = ()
+    draining: Mapping[str, datetime] = field(default_factory=dict)
     desired: Mapping[int, int] = field(default_factory=dict)
     weights: Mapping[int, int] = field(default_factory=dict)
     drift: tuple[FieldChange, ...] = ()
@@ -273,6 +274,7 @@ class Deployment:
                 message="Removed.",
                 endpoint="",
                 replicas=(),
+                draining={},
                 desired={},
                 weights={},
                 is_idle=False,

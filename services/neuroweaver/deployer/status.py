@@ -22,6 +22,7 @@ def seen(
     observed: Observed | None,
     trouble: BackendError | None,
     health: Health,
+    now: datetime,
     *,
     generation: int,
 ) -> Status:
@@ -36,6 +37,11 @@ def seen(
         status,
         endpoint=observed.endpoint,
         replicas=tuple(each for each in observed.replicas if each.phase not in _ENDED),
+        draining={
+            each.replica_id: status.draining.get(each.replica_id, now)
+            for each in observed.replicas
+            if each.phase == pb.REPLICA_PHASE_DRAINING
+        },
         desired=dict(observed.desired),
         weights=dict(observed.weights),
         drift=observed.drift,
