@@ -285,6 +285,41 @@ async def test_scaling_without_room_is_refused(lone):
     assert (await get(lone)).spec.replicas == 1
 
 
+async def test_scaling_reads_no_files(lone):
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone)
+    await lone.settle()
+    lone.planner.versions._verified.clear()
+    for file in (lone.folder / "artifacts").rglob("*"):
+        if file.is_file():
+            file.unlink()
+    scale = pb.ScaleDeploymentRequest(model_id="advisor", replicas=2)
+    assert (await lone.deployer.ScaleDeployment(scale)).spec.replicas == 2
+
+
+async def test_what_begins_no_rollout_needs_no_room_for_a_canary(lone):
+    await publish(lone.registry, "1.0.0", "2.0.0")
+    steps = [pb.CanaryStep(weight_percent=10)]
+    spec = pb.DeploymentSpec(
+        version="1.0.0", rollout=pb.RolloutPolicy(canary=pb.CanaryPolicy(steps=steps))
+    )
+    await deploy(lone, spec)
+    await lone.settle()
+    plan, full = lone.backend.plan, Finding("INSUFFICIENT_CPU", "No room beside it.", is_blocking=True)
+
+    async def planning(wanted):
+        found = await plan(wanted)
+        return replace(found, findings=(full,)) if wanted.spec.rollout.HasField("canary") else found
+
+    lone.backend.plan = planning
+    scaled = await lone.deployer.ScaleDeployment(pb.ScaleDeploymentRequest(model_id="advisor", replicas=2))
+    assert scaled.spec.rollout.canary.steps[0].weight_percent == 10
+    spec.replicas = 3
+    assert (await deploy(lone, spec)).spec.replicas == 3
+    spec.version = "2.0.0"
+    assert errors.reason(await refusal(deploy(lone, spec))) == "INSUFFICIENT_CPU"
+
+
 async def test_while_it_is_removed_nothing_else_can_be_done(lone):
     await publish(lone.registry, "1.0.0")
     await deploy(lone)

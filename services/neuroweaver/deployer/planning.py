@@ -103,7 +103,23 @@ class Planner:
         self, asked: pb.DeploymentSpec, spec: pb.DeploymentSpec, bundle: Bundle, after: Deployment
     ) -> Draft:
         """Of a deployment as it would be."""
-        findings = await self._artifacts(after.key, bundle)
+        return await self._planned(asked, spec, bundle, after, await self._artifacts(after.key, bundle))
+
+    async def rescaled(self, after: Deployment) -> Draft:
+        """Of a deployment with other replicas of what it serves. Its files were read when it was deployed, and
+        are verified again by whatever loads them.
+        """
+        bundle = after.revision(after.target).bundle
+        return await self._planned(after.asked, after.spec, bundle, after, ())
+
+    async def _planned(
+        self,
+        asked: pb.DeploymentSpec,
+        spec: pb.DeploymentSpec,
+        bundle: Bundle,
+        after: Deployment,
+        findings: tuple[pb.PlanFinding, ...],
+    ) -> Draft:
         try:
             plan = await self.backend(spec).plan(wish.goal(after))
         except BackendError as error:

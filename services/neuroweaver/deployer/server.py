@@ -137,8 +137,7 @@ class DeployerServicer(WatchMethods, PerformanceMethods, deployer_pb2_grpc.Deplo
         asked, spec = self._changed(current, scaled)
         wanted = current.rescaled(asked, spec, actor=why.actor, now=self._store.clock())
         if wanted is not current:
-            target = current.revision(current.target)
-            (await self._planner.planned(asked, spec, target.bundle, wanted)).require_feasible()
+            (await self._planner.rescaled(wanted)).require_feasible()
 
         async def scale(deployments: Writer) -> pb.Deployment:
             before = await deployments.kept(key)
