@@ -237,36 +237,71 @@ async def test_traffic_moves_only_to_what_is_ready(mesh):
     assert mesh.backend.places[KEY].wanted.redirect == ""
 
 
+class Pair:
+    """A model with a backup that is always fit, and a clock."""
+
+    def __init__(self, mesh) -> None:
+        self._mesh, self.clock = mesh, Clock(mesh)
+
+    @classmethod
+    async def ready(cls, mesh) -> Pair:
+        await ready(mesh, model_id="spare")
+        recovery = pb.RecoveryPolicy(
+            backup=pb.BackupModel(model_id="spare"), switch_after={"seconds": 30}, auto_switch_back=True
+        )
+        await ready(mesh, pb.DeploymentSpec(recovery=recovery))
+        return cls(mesh)
+
+    async def look(self) -> str:
+        """Who has the traffic after it; empty: the model itself."""
+        mesh = self._mesh
+        mesh.backend.set_phase(SPARE, pb.REPLICA_PHASE_READY, last_token_time=mesh.store.clock())
+        await mesh.reconciler.look(SPARE)
+        await mesh.reconciler.look(KEY)
+        return (await get(mesh)).switched_to.model_id
+
+    async def fail(self) -> str:
+        """Until the backup takes over."""
+        self._mesh.backend.set_phase(KEY, pb.REPLICA_PHASE_CRASH_LOOP, message="boom")
+        await self.look()
+        self.clock.advance(31)
+        return await self.look()
+
+    async def heal(self) -> str:
+        """For longer than it takes to be trusted again."""
+        for _ in range(8):
+            self.clock.advance(60)
+            now = self._mesh.store.clock()
+            self._mesh.backend.set_phase(KEY, pb.REPLICA_PHASE_READY, last_token_time=now)
+            serving = await self.look()
+        return serving
+
+
 async def test_an_unfit_model_is_relieved_by_its_backup_and_comes_back(lone):
-    await ready(lone, model_id="spare")
-    recovery = pb.RecoveryPolicy(
-        backup=pb.BackupModel(model_id="spare"), switch_after={"seconds": 30}, auto_switch_back=True
-    )
-    await ready(lone, pb.DeploymentSpec(recovery=recovery))
-    clock = Clock(lone)
+    pair = await Pair.ready(lone)
     lone.backend.set_phase(KEY, pb.REPLICA_PHASE_CRASH_LOOP, message="boom")
-
-    async def look():
-        lone.backend.set_phase(SPARE, pb.REPLICA_PHASE_READY, last_token_time=lone.store.clock())
-        await lone.reconciler.look(SPARE)
-        await lone.reconciler.look(KEY)
-        return (await get(lone)).switched_to.model_id
-
-    assert await look() == ""
-    clock.advance(29)
-    assert await look() == ""
-    clock.advance(2)
-    assert await look() == "spare"
+    assert await pair.look() == ""
+    pair.clock.advance(29)
+    assert await pair.look() == ""
+    pair.clock.advance(2)
+    assert await pair.look() == "spare"
     event = next(e for e in await lone.events() if e.WhichOneof("event") == "model_switched")
     assert event.model_switched.is_automatic
     assert event.actor == "system"
     assert "boom" in event.model_switched.reason
+    assert await pair.heal() == ""
 
-    for _ in range(8):
-        clock.advance(60)
-        lone.backend.set_phase(KEY, pb.REPLICA_PHASE_READY, last_token_time=lone.store.clock())
-        last = await look()
-    assert last == ""
+
+async def test_asking_for_the_switch_that_is_in_force_changes_nothing(lone):
+    pair = await Pair.ready(lone)
+    assert await pair.fail() == "spare"
+    count = len(await lone.events())
+    request = pb.SwitchModelRequest(
+        model_id="advisor", target=pb.BackupModel(model_id="spare"), reason="to be sure"
+    )
+    assert (await lone.deployer.SwitchModel(request)).is_switched
+    assert len(await lone.events()) == count
+    assert await pair.heal() == ""
 
 
 async def test_an_open_port_proves_nothing(lone):

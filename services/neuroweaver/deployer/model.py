@@ -242,13 +242,15 @@ class Deployment:
         return after._aimed(to.bundle, Cause.ROLLBACK, actor, now, is_proven=to.is_proven)
 
     def switched(self, to: Key | None) -> Deployment:
-        """With its traffic at another deployment; None: at its own model. It was asked for."""
+        """With its traffic at another deployment, because it was asked for; itself if it is there already.
+
+        None: at its own model.
+        """
+        target = None if to == self.key else to
+        if target == self.switched_to:
+            return self
         watch = replace(self.status.watch, is_automatic=False)
-        return replace(
-            self,
-            switched_to=None if to == self.key else to,
-            status=replace(self.status, watch=watch),
-        )
+        return replace(self, switched_to=target, status=replace(self.status, watch=watch))
 
     def removed(self, *, actor: str, now: datetime) -> Deployment:
         """On its way out; itself if it is already."""
