@@ -503,6 +503,28 @@ async def test_drift_is_shown_until_it_is_set_back(lone):
     assert (await lone.kinds()).count("drift_found") == 1
 
 
+@pytest.mark.parametrize(
+    ("reason", "is_scheduled"),
+    [
+        ("INSUFFICIENT_GPU", False),
+        ("QUOTA_EXCEEDED", False),
+        ("UNSCHEDULABLE", False),
+        ("WEIGHTS_BY_REPLICAS", True),
+        ("AUTOSCALING_BLIND", True),
+        ("PROGRESS_DEADLINE_EXCEEDED", True),
+    ],
+)
+async def test_only_what_keeps_replicas_from_a_place_is_a_matter_of_scheduling(lone, reason, is_scheduled):
+    await publish(lone.registry, "1.0.0")
+    lone.backend.reasons = (("AUTOSCALING_BLIND", "No figures."), (reason, "In words."))
+    await deploy(lone)
+    conditions = {each.type: each for each in (await lone.settle()).conditions}
+    scheduled, available = conditions["SCHEDULED"], conditions["AVAILABLE"]
+    assert (scheduled.is_true, scheduled.reason) == (is_scheduled, "PLACED" if is_scheduled else reason)
+    assert "No figures." in available.message
+    assert ("In words." in available.message) == is_scheduled
+
+
 async def test_an_unreachable_backend_is_a_condition_and_no_alarm(lone):
     await publish(lone.registry, "1.0.0")
     await deploy(lone)
