@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from deployer.fakes import COURSE, unreachable
+from deployer.test_rollouts import Clock
 from deployer.worlds import KEY, deploy, get, publish, refusal
 from neuroweaver.deployer.backend import BackendError, FieldChange, Finding, Trouble
 from neuroweaver.mesh import errors
@@ -474,6 +475,54 @@ async def test_log_lines_can_be_read_followed_and_resumed(mesh):
     following.cancel()
     refused = await refusal(lines(since_sequence=99))
     assert refused.code() == CODE.OUT_OF_RANGE
+
+
+async def test_the_log_of_one_that_was_made_anew_begins_anew(lone):
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone)
+    await lone.settle()
+    for number in range(3):
+        lone.backend.log(KEY, "r", f"old {number}")
+    await lone.reconciler.collect(KEY)
+    await lone.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor"))
+    await lone.settle()
+
+    async def lines(**fields):
+        request = pb.WatchDeploymentLogsRequest(model_id="advisor", **fields)
+        return [line.message for line in await _all(lone.deployer.WatchDeploymentLogs(request))]
+
+    assert await lines(tail_lines=1) == ["old 2"]
+    lone.backend.lines.clear()
+    await deploy(lone)
+    await lone.settle()
+    assert await lines() == []
+    lone.backend.log(KEY, "s", "new")
+    await lone.reconciler.collect(KEY)
+    assert await lines() == await lines(tail_lines=9) == await lines(since_sequence=3) == ["new"]
+    refused = await refusal(lines(since_sequence=1))
+    assert refused.code() == CODE.OUT_OF_RANGE
+    assert errors.metadata(refused)["oldest_sequence"] == "4"
+
+
+async def test_where_the_logs_of_gone_replicas_were_read_to_is_forgotten(lone):
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone)
+    await lone.settle()
+    (there,) = lone.backend.places[KEY].replicas
+    for replica_id in (there, "gone"):
+        lone.backend.log(KEY, replica_id, "hello")
+    await lone.reconciler.collect(KEY)
+
+    async def known():
+        async with lone.store.read("default") as deployments:
+            return set(await deployments.cursors(KEY))
+
+    clock = Clock(lone)
+    await lone.reconciler.look(KEY)
+    assert await known() == {there, "gone"}
+    clock.advance(2 * 3600)
+    await lone.reconciler.look(KEY)
+    assert await known() == {there}
 
 
 async def test_a_followed_log_ends_when_the_deployment_is_gone(lone):

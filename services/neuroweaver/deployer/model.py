@@ -98,6 +98,8 @@ class Deployment:
     revisions: newest first. target: the one that shall serve in the end. stable: the one that serves, or is
     gone back to; 0 before the first is ready. replacement: how the target's replicas take others' place.
     followed: the version that the alias named when it was last acted on. switched_to: who gets the traffic.
+    first_line: the sequence that the first line of its logs has, or will have; those before it were written by
+    one of the same name that was removed.
     """
 
     key: Key
@@ -116,6 +118,7 @@ class Deployment:
     followed: str = ""
     switched_to: Key | None = None
     replacement: pb.ReplacementMode.ValueType = pb.REPLACEMENT_MODE_UNSPECIFIED
+    first_line: int = 1
     is_being_removed: bool = False
     is_gone: bool = False
     status: Status = field(default_factory=Status)

@@ -59,6 +59,8 @@ PACE: Final = Pace()
 
 _SETTLED: Final = frozenset({pb.DEPLOYMENT_STATE_READY, pb.DEPLOYMENT_STATE_IDLE})
 _MAX_LINES: Final = 1000
+# How long it is remembered where the log of a replica that is gone was read to.
+_CURSORS_KEPT: Final = timedelta(hours=1)
 _MAX_LINE_BYTES: Final = 16 * 1024
 
 
@@ -80,6 +82,7 @@ class Reconciler:
         self._workers: dict[Key, asyncio.Task[None]] = {}
         self._troubles: dict[Key, int] = {}
         self._measured: dict[Key, datetime] = {}
+        self._swept: dict[Key, datetime] = {}
         self._memory = Memory()
         self._told_of = asyncio.Event()
         store.listen(self.wake)
@@ -224,6 +227,10 @@ class Reconciler:
     ) -> Deployment | None:
         """What follows, decided on the wish as it is by now. None if there is nothing left to decide on."""
         is_kept = bool(found.measured) and self._is_due(key)
+        swept = self._swept.get(key)
+        is_swept = found.observed is not None and (
+            swept is None or self._store.clock() - swept >= _CURSORS_KEPT
+        )
         recent: Recent | None = None
 
         async def note(deployments: Writer) -> Deployment | None:
@@ -235,6 +242,9 @@ class Reconciler:
             if is_removed and current.is_being_removed:
                 await deployments.forget_logs(key)
                 return (await deployments.save(before, current.gone(), course.BY_ITSELF)).deployment
+            if is_swept and found.observed is not None:
+                there = [each.replica_id for each in found.observed.replicas]
+                await deployments.forget_cursors(key, there, deployments.now - _CURSORS_KEPT)
             if is_kept:
                 await deployments.add_tallies(key, _tallies(found, deployments.now))
             recent = await self._memory.caught_up(deployments, current, deployments.now)
@@ -249,6 +259,8 @@ class Reconciler:
             gauges.show(after)
         if is_kept:
             self._measured[key] = self._store.clock()
+        if is_swept:
+            self._swept[key] = self._store.clock()
         return after
 
     def _delay(
@@ -288,6 +300,9 @@ class Reconciler:
         for key in [key for key, worker in self._workers.items() if worker.done()]:
             del self._workers[key]
             self._wakes.pop(key, None)
+            self._troubles.pop(key, None)
+            self._measured.pop(key, None)
+            self._swept.pop(key, None)
         for deployment in deployments:
             key = deployment.key
             if key not in self._workers:
