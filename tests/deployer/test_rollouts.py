@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+from deployer.fakes import unreachable
 from deployer.worlds import KEY, deploy, get, publish, refusal, until
-from neuroweaver.deployer.backend import Measured, Replica
+from neuroweaver.deployer.backend import Finding, Measured, Replica
 from neuroweaver.mesh import errors
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -146,6 +147,47 @@ async def test_a_rollback_goes_to_the_last_proven_revision_or_to_one_that_is_nam
     assert refused.code().name == "NOT_FOUND"
     refused = await refusal(rollback(pb.RollbackDeploymentRequest(model_id="advisor", revision=5)))
     assert errors.reason(refused) == "NOTHING_TO_ROLL_BACK"
+
+
+async def test_a_rollback_takes_the_way_that_there_is_room_for(lone):
+    await started(lone)
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0", replicas=2))
+    await lone.settle()
+    lone.backend.replacement = pb.REPLACEMENT_MODE_RECREATE
+    await lone.deployer.RollbackDeployment(pb.RollbackDeploymentRequest(model_id="advisor"))
+    for _ in range(20):
+        await lone.reconciler.look(KEY)
+        assert len({each.revision for each in lone.backend.places[KEY].replicas.values()}) <= 1
+    seen = await lone.settle()
+    assert (seen.stable_revision, seen.rollout.replacement) == (3, pb.REPLACEMENT_MODE_RECREATE)
+
+
+async def test_a_rollback_that_is_planned_to_find_no_room_is_made_all_the_same_and_says_so(lone):
+    await started(lone)
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0", replicas=2))
+    await lone.settle()
+    lone.backend.findings = (Finding("INSUFFICIENT_GPU", "No GPU is free.", is_blocking=True),)
+    back = await lone.deployer.RollbackDeployment(pb.RollbackDeploymentRequest(model_id="advisor"))
+    scheduled = next(each for each in back.conditions if each.type == "SCHEDULED")
+    assert (scheduled.is_true, scheduled.reason) == (False, "INSUFFICIENT_GPU")
+    assert (await lone.settle()).stable_revision == 3
+
+
+async def test_a_rollback_that_cannot_be_planned_is_made_all_the_same(lone):
+    await started(lone)
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0", replicas=2))
+    await lone.settle()
+    planned = []
+
+    def fail(_number, name):
+        if name == "plan":
+            planned.append(name)
+            raise unreachable()
+
+    lone.backend.fail = fail
+    await lone.deployer.RollbackDeployment(pb.RollbackDeploymentRequest(model_id="advisor"))
+    assert planned
+    assert (await lone.settle()).stable_revision == 3
 
 
 async def test_there_is_no_way_back_from_the_first_revision(lone):
