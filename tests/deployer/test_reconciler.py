@@ -324,9 +324,7 @@ async def test_a_loop_whose_lease_was_taken_writes_nothing(mesh):
 
 async def test_a_deployer_that_lost_its_lease_stands_by_and_takes_it_again(mesh):
     await publish(mesh.registry, "1.0.0")
-    deployer = service(
-        mesh.store, mesh.planner, {pb.DEPLOYMENT_BACKEND_LOCAL: mesh.backend}, mesh.registry
-    )
+    deployer = service(mesh.store, mesh.planner, {pb.DEPLOYMENT_BACKEND_LOCAL: mesh.backend}, mesh.registry)
     table = tables.leases
 
     async def hold(holder: str) -> None:

@@ -301,9 +301,7 @@ async def test_scaling_reads_no_files(lone):
 async def test_what_begins_no_rollout_needs_no_room_for_a_canary(lone):
     await publish(lone.registry, "1.0.0", "2.0.0")
     steps = [pb.CanaryStep(weight_percent=10)]
-    spec = pb.DeploymentSpec(
-        version="1.0.0", rollout=pb.RolloutPolicy(canary=pb.CanaryPolicy(steps=steps))
-    )
+    spec = pb.DeploymentSpec(version="1.0.0", rollout=pb.RolloutPolicy(canary=pb.CanaryPolicy(steps=steps)))
     await deploy(lone, spec)
     await lone.settle()
     plan, full = lone.backend.plan, Finding("INSUFFICIENT_CPU", "No room beside it.", is_blocking=True)

@@ -100,7 +100,7 @@ def _without_replica(serving: Serving) -> tuple[pb.HealthState.ValueType, str]:
 def _without_token(
     serving: Serving, age: timedelta | None, now: datetime
 ) -> tuple[pb.HealthState.ValueType, str]:
-    """Without requests an engine has nothing to prove itself by; with some that waited long enough it is dead."""
+    """Without requests an engine has nothing to prove itself by; with some that waited long it is dead."""
     requests = (serving.running or 0) + (serving.waiting or 0)
     made = "No token was made yet" if age is None else f"No token was made for {_told(age)}"
     if requests and serving.asked_since is not None and now - serving.asked_since <= MAX_TOKEN_AGE:

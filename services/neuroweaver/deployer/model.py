@@ -98,8 +98,8 @@ class Deployment:
     revisions: newest first. target: the one that shall serve in the end. stable: the one that serves, or is
     gone back to; 0 before the first is ready. replacement: how the target's replicas take others' place.
     followed: the version that the alias named when it was last acted on. switched_to: who gets the traffic.
-    first_line: the sequence that the first line of its logs has, or will have; those before it were written by
-    one of the same name that was removed.
+    first_line: the sequence of the first line of its logs; those before it are of one of the same name that
+    was removed.
     """
 
     key: Key

@@ -12,8 +12,8 @@ from neuroweaver.deployer.measurement import Tally
 class Proof:
     """As of the last tally. token_time: when the tokens were last seen to have become more.
 
-    asked_since: when requests that are still at work, or others after them without a pause, were first seen to
-    ask for a token and got none since; None: nothing asks for one.
+    asked_since: when requests that are still at work, or others after them without a pause, were first seen
+    to ask for a token and got none since; None: nothing asks for one.
     """
 
     last: Tally

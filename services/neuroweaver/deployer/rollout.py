@@ -151,8 +151,8 @@ def counted(
 ) -> list[Replica]:
     """The replicas that a rollout waits for, or leaves room for. draining: since when each of them drains.
 
-    Neither those that are gone nor those that were told to end and should have long ago: whatever keeps these,
-    nothing that a rollout does ends them.
+    Neither those that are gone nor those that were told to end and should have long ago: whatever keeps
+    these, nothing that a rollout does ends them.
     """
     overdue = now - spec.drain_timeout.ToTimedelta() - DRAIN_GRACE
     return [

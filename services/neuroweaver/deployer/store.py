@@ -97,7 +97,7 @@ class Store:
         return await self.database.transact(lambda connection: compact(connection, before))
 
     async def forget_gone(self, before: datetime) -> int:
-        """Drops the deployments that were gone before a moment, with all that belongs to them. Gives how many."""
+        """Drops the deployments that were gone before a moment, with all that is theirs. Gives how many."""
         return await self.database.transact(lambda connection: forget_gone(connection, before))
 
     async def forget_answers(self, before: datetime) -> int:
