@@ -364,9 +364,18 @@ async def test_requests_of_a_revision_that_is_gone_ask_for_nothing(lone):
     await deploy(lone, pb.DeploymentSpec(version="2.0.0"))
     lone.backend.counts = {}
     assert (await lone.settle()).stable_revision == 2
-    clock = Clock(lone)
-    clock.advance(90)
+    old = lone.store.clock() - timedelta(seconds=90)
+    lone.backend.set_phase(KEY, pb.REPLICA_PHASE_READY, last_token_time=old)
     lone.backend.counts = {2: Measured(2, running=0.0)}
+    await lone.reconciler.look(KEY)
+    assert (await health(lone)).state == pb.HEALTH_STATE_UNKNOWN
+
+
+async def test_what_was_counted_long_ago_asks_for_nothing(lone):
+    await ready(lone)
+    await Engine(lone).run(10, tokens=100, running=5.0)
+    lone.backend.counts = {}
+    Clock(lone).advance(90)
     await lone.reconciler.look(KEY)
     assert (await health(lone)).state == pb.HEALTH_STATE_UNKNOWN
 
