@@ -26,12 +26,13 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from neuroweaver.mesh import database as database_module
-from neuroweaver.mesh.database import Database, UtcDateTime, as_error
+from neuroweaver.mesh.database import Database, UtcDateTime, as_error, ascii_text
 from neuroweaver.mesh.errors import Aborted, ResourceExhausted, Unavailable
 
 METADATA = MetaData()
 COUNTERS = Table("counters", METADATA, Column("name", String(20), primary_key=True), Column("value", Integer))
 MOMENTS = Table("moments", METADATA, Column("id", Integer, primary_key=True), Column("at", UtcDateTime))
+WORDS = Table("words", METADATA, Column("word", ascii_text(20), primary_key=True))
 TICKS = Table(
     "ticks",
     METADATA,
@@ -183,6 +184,18 @@ async def test_a_moment_without_a_time_zone_is_refused(database):
     with pytest.raises(StatementError, match="time zone"):
         async with database.write() as connection:
             await connection.execute(insert(MOMENTS).values(id=1, at=datetime(2026, 1, 1)))  # noqa: DTZ001
+
+
+async def test_ascii_text_sorts_byte_by_byte(database):
+    words = ["a", "B", "a-b", "ab", "a_b", "aB", "Z"]
+
+    async def add(connection):
+        await connection.execute(insert(WORDS), [{"word": word} for word in words])
+
+    await database.transact(add)
+    async with database.read() as connection:
+        found = await connection.execute(select(WORDS.c.word).order_by(WORDS.c.word))
+        assert [row.word for row in found] == sorted(words, key=str.encode)
 
 
 # SQLite

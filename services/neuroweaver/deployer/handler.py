@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -13,12 +14,13 @@ from neuroweaver.deployer.history import Occasion
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.planning import Planner
 from neuroweaver.deployer.recent import Memory
-from neuroweaver.deployer.specification import check_text, key_of
+from neuroweaver.deployer.specification import key_of
 from neuroweaver.deployer.store import Store
 from neuroweaver.deployer.writer import Writer
-from neuroweaver.mesh import idempotency
 from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.errors import InvalidArgument, NotFound
+from neuroweaver.mesh.mutations import answered, mutated
+from neuroweaver.mesh.text import check_text
 from neuroweaver.v1 import deployer_pb2 as pb
 
 M = TypeVar("M", bound=Message)
@@ -35,16 +37,8 @@ class Handler:
 
         For what looks at the world before its transaction: a retry is answered whatever has changed since.
         """
-        check_text("request_id", request.request_id)
-        async with self._store.read(caller_of(context).project) as deployments:
-            return await idempotency.answered(
-                deployments.connection,
-                project=deployments.project,
-                method=method,
-                request_id=request.request_id,
-                request=request,
-                response_type=response_type,
-            )
+        reading = self._store.read(caller_of(context).project)
+        return await answered(reading, method, request, response_type)
 
     async def _mutate(
         self,
@@ -55,14 +49,8 @@ class Handler:
         operation: Callable[[Writer], Awaitable[M]],
     ) -> M:
         """The operation's answer, once; a retry reads the first one."""
-        check_text("request_id", request.request_id)
-
-        async def work(deployments: Writer) -> M:
-            return await deployments.once(
-                method, request.request_id, request, response_type, lambda: operation(deployments)
-            )
-
-        return await self._store.transact(caller_of(context).project, work)
+        transact = partial(self._store.transact, caller_of(context).project)
+        return await mutated(transact, method, request, response_type, operation)
 
     def _changed(
         self, current: Deployment, change: Callable[[pb.DeploymentSpec], None]

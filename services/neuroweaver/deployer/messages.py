@@ -6,24 +6,15 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from neuroweaver.deployer import transitions
 from neuroweaver.deployer.backend import BackendPlan, FieldChange, Key, Replica
 from neuroweaver.deployer.health import Health
 from neuroweaver.deployer.model import Condition, Deployment, Revision
+from neuroweaver.mesh.clock import timestamp
 from neuroweaver.v1 import deployer_pb2 as pb
 
 MAX_REPLICAS: Final = 100
 MAX_CHANGES: Final = 100
-
-
-def timestamp(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
-        return None
-    made = Timestamp()
-    made.FromDatetime(moment)
-    return made
 
 
 def from_deployment(deployment: Deployment, last_sequence: int) -> pb.Deployment:

@@ -13,12 +13,13 @@ from neuroweaver.deployer.handler import Handler, known_key, occasion
 from neuroweaver.deployer.measurement import Sample
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.reader import Reader
-from neuroweaver.deployer.recent import Recent
-from neuroweaver.deployer.specification import DEFAULT_NAME, check_text
+from neuroweaver.deployer.specification import DEFAULT_NAME
 from neuroweaver.deployer.vitals import vitals
 from neuroweaver.deployer.writer import Writer
 from neuroweaver.mesh.caller import caller_of
+from neuroweaver.mesh.clock import timestamp
 from neuroweaver.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
+from neuroweaver.mesh.text import check_text
 from neuroweaver.v1 import deployer_pb2 as pb
 
 DEFAULT_WINDOW: Final = timedelta(minutes=5)
@@ -51,8 +52,8 @@ class PerformanceMethods(Handler):
         engine = deployment.spec.engine
         price = engine.replica_hour_usd if engine.HasField("replica_hour_usd") else None
         return pb.DeploymentMetrics(
-            start_time=messages.timestamp(now - window),
-            end_time=messages.timestamp(now),
+            start_time=timestamp(now - window),
+            end_time=timestamp(now),
             total=measurement.message(whole, price),
             revisions=[
                 pb.RevisionMetrics(
@@ -127,20 +128,21 @@ class PerformanceMethods(Handler):
     ) -> pb.ModelHealth:
         """The health of the deployment that a change gives, as it follows from all that is known by then."""
         key = known_key(request, context)
-        recent: Recent | None = None
+        # Before the transaction: what is seen within may be rolled back, and a retry runs nothing.
+        async with self._store.read(key.project) as deployments:
+            kept = await deployments.find(key)
+            if kept is not None:
+                now = self._store.clock()
+                self._memory.keep(key, await self._memory.caught_up(deployments, kept.deployment, now))
 
         async def judge(deployments: Writer) -> pb.ModelHealth:
-            nonlocal recent
             deployment, now = await operation(deployments), deployments.now
             recent = await self._memory.caught_up(deployments, deployment, now)
             found = vitals(deployment, deployment.status.replicas, recent, now)
             status = replace(deployment.status, health=found.health)
             return messages.from_health(replace(deployment, status=status), now)
 
-        answer = await self._mutate(method, request, context, pb.ModelHealth, judge)
-        if recent is not None:
-            self._memory.keep(key, recent)
-        return answer
+        return await self._mutate(method, request, context, pb.ModelHealth, judge)
 
 
 def _samples(samples: Iterable[pb.PerformanceSample], now: datetime) -> Iterable[Sample]:

@@ -115,7 +115,7 @@ class Memory:
         self._kept: OrderedDict[Key, Recent] = OrderedDict()
 
     async def caught_up(self, deployments: Reader, deployment: Deployment, now: datetime) -> Recent:
-        """With all that this transaction sees. To be kept by `keep` once that is known to be committed."""
+        """With all that this transaction sees. For `keep` only once what it wrote itself is committed."""
         key, basis = deployment.key, Basis.of(deployment)
         cursor = await deployments.last_sample(key)
         before = self._kept.get(key)

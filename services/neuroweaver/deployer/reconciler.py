@@ -245,6 +245,7 @@ class Reconciler:
 
         async def note(deployments: Writer) -> Deployment | None:
             nonlocal recent
+            recent = None
             before = await deployments.find(key)
             if before is None or before.deployment.is_gone:
                 return None

@@ -29,8 +29,6 @@ _BYTES_PER_WEIGHT: Final = 2
 _MODEL_ID: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?", re.ASCII)
 _WEIGHTS_IN_NAME: Final = re.compile(r"(?<![0-9.])([0-9]+(?:\.[0-9]+)?)([mb])(?![a-z0-9])", re.ASCII)
-# Line breaks and tabs belong to prose; other control characters only deceive, and PostgreSQL takes no NUL.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,6 @@ def key_of(project: str, model_id: str, name: str) -> Key:
     if name and not _NAME.fullmatch(name):
         raise InvalidArgument("name", "is no DNS label of at most 32 characters that begins with a letter")
     return Key(project, model_id, name or DEFAULT_NAME)
-
-
-def check_text(field: str, text: str) -> None:
-    """Raises InvalidArgument naming the field."""
-    if _CONTROL.search(text):
-        raise InvalidArgument(field, "holds control characters")
 
 
 def backup_of(spec: pb.DeploymentSpec, project: str) -> Key | None:

@@ -19,14 +19,9 @@ from sqlalchemy import (
 )
 
 from neuroweaver.mesh import idempotency
-from neuroweaver.mesh.database import UtcDateTime
+from neuroweaver.mesh.database import UtcDateTime, ascii_text
 
 METADATA: Final = MetaData()
-
-
-def ascii_text(length: int) -> Any:
-    """Text that sorts byte by byte in both databases, whatever the language of the server."""
-    return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
 def key_columns() -> list[Column[Any]]:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
-from neuroweaver.deployer import messages
 from neuroweaver.deployer.backend import Key
 from neuroweaver.deployer.handler import Handler, known_key
 from neuroweaver.deployer.reader import NumberedLine
 from neuroweaver.mesh import watch
+from neuroweaver.mesh.clock import timestamp
 from neuroweaver.mesh.errors import OutOfRange
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -146,7 +146,7 @@ def _is_asked(each: NumberedLine, request: pb.WatchDeploymentLogsRequest) -> boo
 def _message(each: NumberedLine) -> pb.DeploymentLogLine:
     return pb.DeploymentLogLine(
         sequence=each.sequence,
-        time=messages.timestamp(each.line.time),
+        time=timestamp(each.line.time),
         replica_id=each.line.replica_id,
         revision=each.line.revision,
         level=each.line.level,

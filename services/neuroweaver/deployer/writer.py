@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from google.protobuf.message import Message
 from sqlalchemy import and_, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,10 +17,7 @@ from neuroweaver.deployer.history import Occasion
 from neuroweaver.deployer.measurement import Sample, Tally
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.reader import Kept, Reader, of
-from neuroweaver.mesh import idempotency
 from neuroweaver.v1 import deployer_pb2 as pb
-
-M = TypeVar("M", bound=Message)
 
 LINES_KEPT: Final = 20_000
 """Of a deployment; older ones are dropped."""
@@ -35,25 +31,6 @@ class Writer(Reader):
         self.now = now
         self.touched: set[Key] = set()
         self.logged: set[Key] = set()
-
-    async def once(
-        self,
-        method: str,
-        request_id: str,
-        request: Message,
-        response_type: type[M],
-        operation: Callable[[], Awaitable[M]],
-    ) -> M:
-        """The answer of `operation`, or the one given to this request before. Raises InvalidArgument."""
-        return await idempotency.once(
-            self.connection,
-            project=self.project,
-            method=method,
-            request_id=request_id,
-            request=request,
-            response_type=response_type,
-            operation=operation,
-        )
 
     async def find(self, key: Key) -> Kept | None:
         """As the reader's, and nobody else changes it before this transaction ends."""

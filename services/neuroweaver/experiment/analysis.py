@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Final
 
 from neuroweaver.experiment.comparison import Comparison
-from neuroweaver.experiment.messages import timestamp
 from neuroweaver.experiment.snapshot import Snapshot
 from neuroweaver.experiment.statistics import bayesian, effect, fixed, multiplicity, pairwise, sample_ratio
 from neuroweaver.experiment.statistics.arm import Arm
@@ -20,6 +19,7 @@ from neuroweaver.experiment.statistics.multiplicity import Correction
 from neuroweaver.experiment.statistics.power import detectable_now
 from neuroweaver.experiment.statistics.quantile import QuantileArm
 from neuroweaver.experiment.study import Study
+from neuroweaver.mesh.clock import timestamp
 from neuroweaver.mesh.statistics.distributions import normal_quantile
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import experiment_pb2 as pb

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
 from neuroweaver.experiment.evaluators import Evaluators
 from neuroweaver.experiment.releases import Releases
-from neuroweaver.experiment.specification import check_text
 from neuroweaver.experiment.store import Origin, Store
 from neuroweaver.experiment.writer import Writer
-from neuroweaver.mesh import idempotency
 from neuroweaver.mesh.caller import caller_of
+from neuroweaver.mesh.mutations import answered, mutated
 from neuroweaver.v1 import experiment_pb2 as pb
 
 M = TypeVar("M", bound=Message)
@@ -38,16 +38,8 @@ class Handler:
 
         For what looks at the world before its transaction: a retry is answered whatever has changed since.
         """
-        check_text("request_id", request.request_id)
-        async with self._store.read(caller_of(context).project) as experiments:
-            return await idempotency.answered(
-                experiments.connection,
-                project=experiments.project,
-                method=method,
-                request_id=request.request_id,
-                request=request,
-                response_type=response_type,
-            )
+        reading = self._store.read(caller_of(context).project)
+        return await answered(reading, method, request, response_type)
 
     async def _mutate(
         self,
@@ -58,12 +50,6 @@ class Handler:
         operation: Callable[[Writer], Awaitable[M]],
     ) -> M:
         """The operation's answer, once; a retry reads the first one."""
-        check_text("request_id", request.request_id)
         caller = caller_of(context)
-
-        async def work(experiments: Writer) -> M:
-            return await experiments.once(
-                method, request.request_id, request, response_type, lambda: operation(experiments)
-            )
-
-        return await self._store.transact(Origin(caller.project, caller.actor), work)
+        transact = partial(self._store.transact, Origin(caller.project, caller.actor))
+        return await mutated(transact, method, request, response_type, operation)

@@ -10,7 +10,6 @@ from neuroweaver.experiment.conclusion import Wish
 from neuroweaver.experiment.handler import Handler
 from neuroweaver.experiment.model import CONCLUDED, CREATED, Experiment, free_share
 from neuroweaver.experiment.reader import LABEL
-from neuroweaver.experiment.specification import check_text
 from neuroweaver.experiment.store import Origin
 from neuroweaver.experiment.writer import Writer
 from neuroweaver.mesh import filters
@@ -18,6 +17,7 @@ from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.errors import AlreadyExists, FailedPrecondition
 from neuroweaver.mesh.ids import new_id
 from neuroweaver.mesh.pagination import Page
+from neuroweaver.mesh.text import check_text
 from neuroweaver.v1 import experiment_pb2 as pb
 
 

@@ -12,7 +12,7 @@ from google.protobuf import timestamp_pb2
 from neuroweaver.experiment.allocation import BUCKETS, Spans
 from neuroweaver.experiment.model import CREATED, RUNNING, Experiment, Phase, Ramp
 from neuroweaver.experiment.statistics import thompson
-from neuroweaver.mesh.clock import from_microseconds, microseconds
+from neuroweaver.mesh.clock import from_microseconds, microseconds, timestamp
 from neuroweaver.v1 import experiment_pb2 as pb
 
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -154,14 +154,6 @@ def load(record: bytes, hidden: str) -> Experiment:
         etag=seen.etag,
         last_sequence=seen.last_sequence,
     )
-
-
-def timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
-    if moment is None:
-        return None
-    message = timestamp_pb2.Timestamp()
-    message.FromDatetime(moment)
-    return message
 
 
 def _shown_spec(experiment: Experiment) -> pb.ExperimentSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -11,6 +10,7 @@ from typing import Any, Final
 from google.protobuf.duration_pb2 import Duration
 
 from neuroweaver.mesh.errors import InvalidArgument
+from neuroweaver.mesh.text import check_text
 from neuroweaver.v1 import experiment_pb2 as pb
 
 MIN_UNITS: Final = 1000
@@ -23,8 +23,6 @@ THOMPSON_INTERVAL: Final = timedelta(hours=1)
 THOMPSON_MIN_WEIGHT: Final = 0.05
 
 _WEIGHT_SUM_TOLERANCE: Final = 1e-6
-# Line breaks and tabs belong to prose; other control characters only deceive.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def completed(spec: pb.ExperimentSpec, now: datetime) -> pb.ExperimentSpec:
@@ -34,12 +32,6 @@ def completed(spec: pb.ExperimentSpec, now: datetime) -> pb.ExperimentSpec:
     _fill(made)
     _check(made, now)
     return made
-
-
-def check_text(field: str, text: str) -> None:
-    """Raises InvalidArgument naming the field."""
-    if _CONTROL.search(text):
-        raise InvalidArgument(field, "holds control characters")
 
 
 def check_weights(field: str, weights: Mapping[str, float], control: str) -> None:

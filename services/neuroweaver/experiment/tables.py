@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
 from neuroweaver.mesh import idempotency
-from neuroweaver.mesh.database import UtcDateTime
+from neuroweaver.mesh.database import UtcDateTime, ascii_text
 
 METADATA: Final = MetaData()
-
-
-def ascii_text(length: int) -> Any:
-    """Text that sorts byte by byte in both databases, whatever the language of the server."""
-    return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
 experiments: Final = Table(

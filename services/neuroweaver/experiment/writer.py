@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from google.protobuf.message import Message
 from sqlalchemy import delete, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,12 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.experiment import messages, tables
 from neuroweaver.experiment.model import Experiment
 from neuroweaver.experiment.reader import LABEL, Reader
-from neuroweaver.mesh import idempotency
 from neuroweaver.mesh.errors import AlreadyExists
 from neuroweaver.mesh.ids import new_id
 from neuroweaver.v1 import experiment_pb2 as pb
-
-M = TypeVar("M", bound=Message)
 
 
 class Writer(Reader):
@@ -37,25 +33,6 @@ class Writer(Reader):
         self.sequence = sequence
         self.now = now
         self.touched: set[str] = set()
-
-    async def once(
-        self,
-        method: str,
-        request_id: str,
-        request: Message,
-        response_type: type[M],
-        operation: Callable[[], Awaitable[M]],
-    ) -> M:
-        """The answer of `operation`, or the one given to this request before. Raises InvalidArgument."""
-        return await idempotency.once(
-            self.connection,
-            project=self.project,
-            method=method,
-            request_id=request_id,
-            request=request,
-            response_type=response_type,
-            operation=operation,
-        )
 
     async def salt_of_layer(self, layer_id: str) -> str:
         """Made with the first call for this layer."""

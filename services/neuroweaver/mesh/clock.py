@@ -6,6 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 Clock = Callable[[], datetime]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -25,3 +27,12 @@ def microseconds(moment: datetime) -> int:
 def from_microseconds(count: int) -> datetime:
     """Raises OverflowError beyond the calendar."""
     return _EPOCH + count * _MICROSECOND
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    """As a message; None, which leaves a field unset, for no moment."""
+    if moment is None:
+        return None
+    made = Timestamp()
+    made.FromDatetime(moment)
+    return made

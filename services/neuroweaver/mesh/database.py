@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 import aiosqlite
 import psycopg
-from sqlalchemy import BigInteger, Dialect, TypeDecorator, event
+from sqlalchemy import BigInteger, Dialect, String, TypeDecorator, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -63,6 +63,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         return None if value is None else from_microseconds(value)
+
+
+def ascii_text(length: int) -> String:
+    """Text that sorts byte by byte in both databases, whatever the language of the server."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
 class Database:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from neuroweaver.mesh import idempotency, telemetry
+from neuroweaver.mesh import telemetry
 from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.errors import FailedPrecondition
+from neuroweaver.mesh.mutations import answered, mutated
 from neuroweaver.mesh.signing import SigningKey
 from neuroweaver.registry.artifacts import ArtifactStore
 from neuroweaver.registry.audit import Origin
-from neuroweaver.registry.model import Artifact, ModelVersion, check_text
+from neuroweaver.registry.model import Artifact, ModelVersion
 from neuroweaver.registry.store import Store
 from neuroweaver.registry.writer import Writer
 
@@ -31,16 +33,8 @@ class Handler:
 
         For what looks at the world before its transaction: a retry is answered whatever has changed since.
         """
-        check_text("request_id", request.request_id)
-        async with self._store.read(caller_of(context).project) as registry:
-            return await idempotency.answered(
-                registry.connection,
-                project=registry.project,
-                method=method,
-                request_id=request.request_id,
-                request=request,
-                response_type=response_type,
-            )
+        reading = self._store.read(caller_of(context).project)
+        return await answered(reading, method, request, response_type)
 
     async def _mutate(
         self,
@@ -53,16 +47,10 @@ class Handler:
         reason: str = "",
     ) -> M:
         """The operation's answer, once; a retry reads the first one. reason: checked by the caller."""
-        check_text("request_id", request.request_id)
         caller = caller_of(context)
         origin = Origin(caller.project, caller.actor, reason, telemetry.current_trace_id())
-
-        async def work(registry: Writer) -> M:
-            return await registry.once(
-                method, request.request_id, request, response_type, lambda: operation(registry)
-            )
-
-        return await self._store.transact(origin, work)
+        transact = partial(self._store.transact, origin)
+        return await mutated(transact, method, request, response_type, operation)
 
     async def _hold_files(self, registry: Writer, version: ModelVersion) -> None:
         """Raises FailedPrecondition for a file that is not there; no other is collected from here on."""

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
+from neuroweaver.mesh import housekeeping
 from neuroweaver.mesh.clock import utc_now
-from neuroweaver.mesh.errors import Error
+from neuroweaver.mesh.housekeeping import Chores
 from neuroweaver.registry.artifacts import ArtifactStore
 from neuroweaver.registry.store import Store
 
 _LOG: Final = logging.getLogger("neuroweaver.registry")
-
-PERIOD_S: Final = 3600.0
 
 # How late a retry still reads the first answer.
 ANSWERS_KEPT: Final = timedelta(days=7)
@@ -34,19 +29,11 @@ EVENTS_KEPT: Final = timedelta(days=90)
 
 
 async def keep_house(store: Store, artifacts: ArtifactStore) -> None:
-    """Does every chore, again and again. What fails is left for the next time: the database may be back."""
-    while True:
-        for name, chore in chores(store, artifacts).items():
-            try:
-                if done := await chore():
-                    _LOG.info("cleared away", extra={"what": name, "count": done})
-            except (SQLAlchemyError, OSError, Error) as error:
-                _LOG.warning("not cleared away", extra={"what": name, "cause": type(error).__name__})
-        await asyncio.sleep(PERIOD_S)
+    """Until cancelled."""
+    await housekeeping.keep_house(_LOG, lambda: chores(store, artifacts))
 
 
-def chores(store: Store, artifacts: ArtifactStore) -> Mapping[str, Callable[[], Awaitable[int]]]:
-    """By the name of what they clear away; each gives how many."""
+def chores(store: Store, artifacts: ArtifactStore) -> Chores:
     now = utc_now()
     return {
         "answers": lambda: store.forget_answers(now - ANSWERS_KEPT),

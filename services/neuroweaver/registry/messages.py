@@ -10,6 +10,7 @@ from typing import Any, Final
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.protobuf.json_format import SerializeToJsonError
 
+from neuroweaver.mesh.clock import timestamp
 from neuroweaver.mesh.errors import InvalidArgument
 from neuroweaver.registry import audit, formats
 from neuroweaver.registry.aliases import Alias
@@ -308,11 +309,3 @@ def _to_artifact(artifact: registry_pb2.Artifact) -> Artifact:
 
 def _value(plain: Any) -> struct_pb2.Value | None:
     return None if plain is None else json_format.ParseDict(plain, struct_pb2.Value())
-
-
-def timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
-    if moment is None:
-        return None
-    message = timestamp_pb2.Timestamp()
-    message.FromDatetime(moment)
-    return message

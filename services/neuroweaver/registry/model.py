@@ -14,6 +14,7 @@ from typing import Any, Final
 from semver import Version
 
 from neuroweaver.mesh.errors import Aborted, FailedPrecondition, InvalidArgument
+from neuroweaver.mesh.text import check_text
 from neuroweaver.registry import formats
 
 MAX_TAGS: Final = 64
@@ -21,8 +22,6 @@ MAX_METRICS: Final = 1000
 MAX_CONFIG_BYTES: Final = 256 * 1024
 
 _MODEL_ID: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
-# Line breaks and tabs belong to prose; other control characters only deceive, and PostgreSQL takes no NUL.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class State(StrEnum):
@@ -333,12 +332,6 @@ def check_model_id(name: str, model_id: str) -> None:
     """Raises InvalidArgument naming the field `name`."""
     if _MODEL_ID.fullmatch(model_id) is None:
         raise InvalidArgument(name, "is not a model id: lower-case letters, digits and -, at most 63")
-
-
-def check_text(name: str, text: str) -> None:
-    """Raises InvalidArgument naming the field `name` for control characters."""
-    if _CONTROL.search(text):
-        raise InvalidArgument(name, "holds control characters")
 
 
 def check_tags(name: str, tags: Mapping[str, str]) -> None:

@@ -9,13 +9,14 @@ from typing import Any, Final
 from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.clock import utc_now
 from neuroweaver.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
+from neuroweaver.mesh.text import check_text
 from neuroweaver.registry import messages
 from neuroweaver.registry.aliases import Alias, check_alias, check_expected, check_gate, protects
 from neuroweaver.registry.cache import cache_of
 from neuroweaver.registry.card import card
 from neuroweaver.registry.comparison import Comparison, compare
 from neuroweaver.registry.handler import Handler
-from neuroweaver.registry.model import ModelVersion, check_model_id, check_text
+from neuroweaver.registry.model import ModelVersion, check_model_id
 from neuroweaver.registry.reader import Reader
 from neuroweaver.registry.versions import DEFAULT_LABEL, Level, parse
 from neuroweaver.registry.writer import Writer

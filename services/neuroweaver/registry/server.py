@@ -12,6 +12,7 @@ from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.clock import utc_now
 from neuroweaver.mesh.errors import InvalidArgument, NotFound
 from neuroweaver.mesh.pagination import Page
+from neuroweaver.mesh.text import check_text
 from neuroweaver.registry import feed, messages
 from neuroweaver.registry.audit import Head, SignedHead
 from neuroweaver.registry.cache import cache_of
@@ -22,7 +23,6 @@ from neuroweaver.registry.model import (
     Draft,
     check_adapter,
     check_model_id,
-    check_text,
     is_adapter_config,
 )
 from neuroweaver.registry.release_methods import ReleaseMethods

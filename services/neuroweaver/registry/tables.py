@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import (
     BigInteger,
@@ -12,21 +12,15 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
-    String,
     Table,
     Text,
     literal_column,
 )
 
 from neuroweaver.mesh import idempotency
-from neuroweaver.mesh.database import UtcDateTime
+from neuroweaver.mesh.database import UtcDateTime, ascii_text
 
 METADATA: Final = MetaData()
-
-
-def ascii_text(length: int) -> Any:
-    """Text that sorts byte by byte in both databases, whatever the language of the server."""
-    return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
 models: Final = Table(

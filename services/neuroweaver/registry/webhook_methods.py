@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from neuroweaver.mesh.caller import caller_of
+from neuroweaver.mesh.clock import timestamp
 from neuroweaver.mesh.errors import InvalidArgument
 from neuroweaver.mesh.pagination import Page
-from neuroweaver.registry import deliveries, messages
+from neuroweaver.registry import deliveries
 from neuroweaver.registry.deliveries import Standing
 from neuroweaver.registry.handler import Handler
 from neuroweaver.registry.records import Change
@@ -123,7 +124,7 @@ def _from_standing(standing: Standing) -> pb.Webhook:
         url=webhook.url,
         actions=webhook.actions,
         model_id=webhook.model_id,
-        create_time=messages.timestamp(webhook.create_time),
+        create_time=timestamp(webhook.create_time),
         pending=standing.pending,
         dead=standing.dead,
         last_error=standing.last_error,
@@ -136,9 +137,9 @@ def _from_delivery(delivery: Delivery) -> pb.WebhookDelivery:
         action=delivery.action,
         state=_STATE_NUMBERS[delivery.state],
         attempts=delivery.attempts,
-        next_attempt_time=messages.timestamp(delivery.next_attempt_time),
-        last_attempt_time=messages.timestamp(delivery.last_attempt_time),
+        next_attempt_time=timestamp(delivery.next_attempt_time),
+        last_attempt_time=timestamp(delivery.last_attempt_time),
         last_status=delivery.last_status,
         last_error=delivery.last_error,
-        create_time=messages.timestamp(delivery.create_time),
+        create_time=timestamp(delivery.create_time),
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from google.protobuf.message import Message
 from sqlalchemy import ColumnElement, and_, delete, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.mesh import idempotency
 from neuroweaver.mesh.errors import AlreadyExists, InvalidArgument
 from neuroweaver.registry import audit, deliveries, records, tables
 from neuroweaver.registry.aliases import Alias
@@ -21,8 +19,6 @@ from neuroweaver.registry.model import Model, ModelVersion
 from neuroweaver.registry.reader import Reader, kind_of
 from neuroweaver.registry.records import Change, Subject
 from neuroweaver.registry.versions import precedence
-
-M = TypeVar("M", bound=Message)
 
 # With it, one version is a message below the limit of 4 MiB.
 MAX_RECORD_CHARACTERS: Final = 2 * 1024 * 1024
@@ -36,25 +32,6 @@ class Writer(Reader):
         self.origin = origin
         self._head = head
         self.now = now
-
-    async def once(
-        self,
-        method: str,
-        request_id: str,
-        request: Message,
-        response_type: type[M],
-        operation: Callable[[], Awaitable[M]],
-    ) -> M:
-        """The answer of `operation`, or the one given to this request before. Raises InvalidArgument."""
-        return await idempotency.once(
-            self.connection,
-            project=self.project,
-            method=method,
-            request_id=request_id,
-            request=request,
-            response_type=response_type,
-            operation=operation,
-        )
 
     async def add_model(self, model: Model) -> Model:
         """Raises AlreadyExists, also for a hidden model."""

@@ -1,0 +1,72 @@
+"""Changes that RPCs make: each once, however often its request is repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import Message
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuroweaver.mesh import idempotency
+from neuroweaver.mesh.text import check_text
+
+
+class Transaction(Protocol):
+    """What a service reads and writes a project with."""
+
+    connection: AsyncConnection
+    project: str
+
+
+W = TypeVar("W", bound=Transaction)
+M = TypeVar("M", bound=Message)
+
+
+async def answered(
+    reading: AbstractAsyncContextManager[Transaction], method: str, request: Any, response_type: type[M]
+) -> M | None:
+    """The answer given to this request before; None if it is new.
+
+    For what looks at the world before its transaction: a retry is answered whatever has changed since.
+    reading: of the caller's project. Raises InvalidArgument if `request_id` was used with another request.
+    """
+    check_text("request_id", request.request_id)
+    async with reading as transaction:
+        return await idempotency.answered(
+            transaction.connection,
+            project=transaction.project,
+            method=method,
+            request_id=request.request_id,
+            request=request,
+            response_type=response_type,
+        )
+
+
+async def mutated(
+    transact: Callable[[Callable[[W], Awaitable[M]]], Awaitable[M]],
+    method: str,
+    request: Any,
+    response_type: type[M],
+    operation: Callable[[W], Awaitable[M]],
+) -> M:
+    """The operation's answer, once; a retry reads the first one.
+
+    transact: runs it in a write transaction of the caller's project. Raises InvalidArgument if `request_id`
+    was used with another request.
+    """
+    check_text("request_id", request.request_id)
+
+    async def work(transaction: W) -> M:
+        return await idempotency.once(
+            transaction.connection,
+            project=transaction.project,
+            method=method,
+            request_id=request.request_id,
+            request=request,
+            response_type=response_type,
+            operation=lambda: operation(transaction),
+        )
+
+    return await transact(work)
