@@ -12,6 +12,7 @@ from neuroweaver.deployer import model, records, tables, transitions
 from neuroweaver.deployer.backend import Bundle, File, Key, Line, Measured, Replica
 from neuroweaver.deployer.health import Health
 from neuroweaver.deployer.history import Occasion
+from neuroweaver.deployer.housekeeping import chores
 from neuroweaver.deployer.measurement import Sample, Tally
 from neuroweaver.deployer.model import Condition, Deployment
 from neuroweaver.deployer.naming import resource_name
@@ -159,8 +160,10 @@ async def test_deployments_that_are_gone_for_long_leave_nothing_behind(store):
                 await deployments.save(kept, kept.deployment.gone(), WHY)
 
     await store.transact("default", save)
-    assert await store.forget_gone(store.clock() - timedelta(days=1)) == 0
-    assert await store.forget_gone(store.clock() + timedelta(days=1)) == 1
+    now = store.clock()
+    for days, dropped in ((89, 0), (91, 1)):
+        store.clock = lambda days=days: now + timedelta(days=days)
+        assert await chores(store)["deployments"]() == dropped
     async with store.database.read() as connection:
         for table in tables.METADATA.sorted_tables:
             if "model_id" in table.c:
