@@ -174,6 +174,10 @@ class FakeBackend:
         finally:
             self._changed.discard(changed)
 
+    @property
+    def is_watched(self) -> bool:
+        return bool(self._changed)
+
     def change(self, key: Key) -> None:
         """Says that something moved, as a watch of a cluster would."""
         for changed in list(self._changed):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from deployer.worlds import KEY, QUICK, deploy, get, move, publish, until
+from neuroweaver.deployer.backend import Finding, Key
 from neuroweaver.deployer.follower import Follower
+from neuroweaver.deployer.lease import Lease, LeaseLost
 from neuroweaver.deployer.reconciler import Reconciler
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import registry_pb2
@@ -132,6 +136,77 @@ async def test_corrupt_files_behind_a_moved_alias_change_nothing(lone):
     condition = next(each for each in seen.conditions if each.type == "ALIAS_RESOLVED")
     assert condition.reason == "ARTIFACT_CORRUPT"
     assert (seen.stable_revision, len(seen.revisions)) == (1, 1)
+
+
+async def test_what_cannot_be_rolled_out_is_planned_less_and_less_often(lone):
+    await publish(lone.registry, "1.0.0", "2.0.0", "3.0.0")
+    await deploy(lone)
+    await lone.settle()
+    lone.backend.findings = (Finding("INSUFFICIENT_GPU", "No GPU is free.", is_blocking=True),)
+    now = 0.0
+    follower = Follower(lone.store, lone.planner, lone.registry, period_s=5.0, clock=lambda: now)
+
+    async def planned() -> int:
+        lone.backend.calls.clear()
+        await follower.look()
+        return lone.backend.calls.count("plan")
+
+    await move(lone.registry, "2.0.0")
+    tried = []
+    for now in range(0, 300, 5):
+        if await planned():
+            tried.append(now)
+    assert tried == [0, 10, 30, 70, 130, 190, 250]
+    # Another version or another spec may fit.
+    await move(lone.registry, "3.0.0")
+    assert (await planned(), await planned()) == (1, 0)
+    thresholds = pb.ModelThresholds(min_accuracy=0.5)
+    await lone.deployer.SetThresholds(pb.SetThresholdsRequest(model_id="advisor", thresholds=thresholds))
+    assert (await planned(), await planned()) == (1, 0)
+    lone.backend.findings = ()
+    now += 10
+    assert await planned() == 1
+    assert (await get(lone)).revisions[0].version == "3.0.0"
+
+
+async def test_a_plan_that_hangs_is_given_up_and_holds_up_no_other(lone):
+    for model_id in ("advisor", "buyer"):
+        await publish(lone.registry, "1.0.0", "2.0.0", model_id=model_id)
+        await deploy(lone, model_id=model_id)
+        await lone.settle(Key("default", model_id, "default"))
+        await move(lone.registry, "2.0.0", model_id=model_id)
+    plan = lone.backend.plan
+
+    async def hanging(wanted):
+        if wanted.key == KEY:
+            await asyncio.Event().wait()
+        return await plan(wanted)
+
+    lone.backend.plan = hanging
+
+    async def moved() -> bool:
+        return (await get(lone, "buyer")).revisions[0].version == "2.0.0"
+
+    patient = Follower(lone.store, lone.planner, lone.registry, plan_s=3600.0)
+    looking = asyncio.create_task(patient.look())
+    try:
+        await until(moved)
+        assert not looking.done()
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+    impatient = Follower(lone.store, lone.planner, lone.registry, plan_s=0.01)
+    await asyncio.wait_for(impatient.look(), 20)
+
+
+async def test_a_lost_lease_ends_the_following(lone):
+    await publish(lone.registry, "1.0.0", "2.0.0")
+    await deploy(lone)
+    await lone.settle()
+    await move(lone.registry, "2.0.0")
+    with pytest.raises(LeaseLost):
+        await lone.follower.look(Lease(token=7))
+    assert len((await get(lone)).revisions) == 1
 
 
 async def test_a_rollback_stops_following(lone):

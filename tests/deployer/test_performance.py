@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
@@ -14,10 +14,13 @@ from prometheus_client import REGISTRY
 from deployer.test_rollouts import Clock
 from deployer.worlds import KEY, deploy, get, publish, refusal, until
 from neuroweaver.deployer.backend import Key, Measured
+from neuroweaver.deployer.measurement import Tally
+from neuroweaver.deployer.proof import first
 from neuroweaver.mesh import errors
 from neuroweaver.v1 import deployer_pb2 as pb
 
 CODE = grpc.StatusCode
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SPARE = Key("default", "spare", "default")
 
 
@@ -249,36 +252,71 @@ async def test_traffic_moves_only_to_what_is_ready(mesh):
     assert mesh.backend.places[KEY].wanted.redirect == ""
 
 
+class Pair:
+    """A model with a backup that is always fit, and a clock."""
+
+    def __init__(self, mesh) -> None:
+        self._mesh, self.clock = mesh, Clock(mesh)
+
+    @classmethod
+    async def ready(cls, mesh) -> Pair:
+        await ready(mesh, model_id="spare")
+        recovery = pb.RecoveryPolicy(
+            backup=pb.BackupModel(model_id="spare"), switch_after={"seconds": 30}, auto_switch_back=True
+        )
+        await ready(mesh, pb.DeploymentSpec(recovery=recovery))
+        return cls(mesh)
+
+    async def look(self) -> str:
+        """Who has the traffic after it; empty: the model itself."""
+        mesh = self._mesh
+        mesh.backend.set_phase(SPARE, pb.REPLICA_PHASE_READY, last_token_time=mesh.store.clock())
+        await mesh.reconciler.look(SPARE)
+        await mesh.reconciler.look(KEY)
+        return (await get(mesh)).switched_to.model_id
+
+    async def fail(self) -> str:
+        """Until the backup takes over."""
+        self._mesh.backend.set_phase(KEY, pb.REPLICA_PHASE_CRASH_LOOP, message="boom")
+        await self.look()
+        self.clock.advance(31)
+        return await self.look()
+
+    async def heal(self) -> str:
+        """For longer than it takes to be trusted again."""
+        for _ in range(8):
+            self.clock.advance(60)
+            now = self._mesh.store.clock()
+            self._mesh.backend.set_phase(KEY, pb.REPLICA_PHASE_READY, last_token_time=now)
+            serving = await self.look()
+        return serving
+
+
 async def test_an_unfit_model_is_relieved_by_its_backup_and_comes_back(lone):
-    await ready(lone, model_id="spare")
-    recovery = pb.RecoveryPolicy(
-        backup=pb.BackupModel(model_id="spare"), switch_after={"seconds": 30}, auto_switch_back=True
-    )
-    await ready(lone, pb.DeploymentSpec(recovery=recovery))
-    clock = Clock(lone)
+    pair = await Pair.ready(lone)
     lone.backend.set_phase(KEY, pb.REPLICA_PHASE_CRASH_LOOP, message="boom")
-
-    async def look():
-        lone.backend.set_phase(SPARE, pb.REPLICA_PHASE_READY, last_token_time=lone.store.clock())
-        await lone.reconciler.look(SPARE)
-        await lone.reconciler.look(KEY)
-        return (await get(lone)).switched_to.model_id
-
-    assert await look() == ""
-    clock.advance(29)
-    assert await look() == ""
-    clock.advance(2)
-    assert await look() == "spare"
+    assert await pair.look() == ""
+    pair.clock.advance(29)
+    assert await pair.look() == ""
+    pair.clock.advance(2)
+    assert await pair.look() == "spare"
     event = next(e for e in await lone.events() if e.WhichOneof("event") == "model_switched")
     assert event.model_switched.is_automatic
     assert event.actor == "system"
     assert "boom" in event.model_switched.reason
+    assert await pair.heal() == ""
 
-    for _ in range(8):
-        clock.advance(60)
-        lone.backend.set_phase(KEY, pb.REPLICA_PHASE_READY, last_token_time=lone.store.clock())
-        last = await look()
-    assert last == ""
+
+async def test_asking_for_the_switch_that_is_in_force_changes_nothing(lone):
+    pair = await Pair.ready(lone)
+    assert await pair.fail() == "spare"
+    count = len(await lone.events())
+    request = pb.SwitchModelRequest(
+        model_id="advisor", target=pb.BackupModel(model_id="spare"), reason="to be sure"
+    )
+    assert (await lone.deployer.SwitchModel(request)).is_switched
+    assert len(await lone.events()) == count
+    assert await pair.heal() == ""
 
 
 async def test_an_open_port_proves_nothing(lone):
@@ -293,3 +331,72 @@ async def test_an_open_port_proves_nothing(lone):
     assert "No token was made" in answer.reason
     assert answer.ready_replicas == 1
     assert (await get(lone)).state == pb.DEPLOYMENT_STATE_DEGRADED
+
+
+class Engine:
+    """Stands for one that counts its tokens and does not tell when it made one, as vLLM does."""
+
+    def __init__(self, mesh) -> None:
+        self._mesh, self._clock, self.tokens = mesh, Clock(mesh), 0
+
+    async def run(self, seconds: int, *, tokens: int = 0, running: float = 0.0) -> list[int]:
+        """The states of health at looks 5 s apart; tokens: made between two of them."""
+        states = []
+        for _ in range(seconds // 5):
+            self._clock.advance(5)
+            self.tokens += tokens
+            self._mesh.backend.set_phase(KEY, pb.REPLICA_PHASE_READY, last_token_time=None)
+            self._mesh.backend.counts = {1: Measured(1, tokens=self.tokens, running=running)}
+            await self._mesh.reconciler.look(KEY)
+            states.append((await health(self._mesh)).state)
+        return states
+
+
+async def test_counters_prove_tokens_where_replicas_tell_of_none(lone):
+    await ready(lone)
+    engine = Engine(lone)
+    assert set(await engine.run(30)) == {pb.HEALTH_STATE_UNKNOWN}
+    busy = await engine.run(300, tokens=100, running=3.0)
+    assert set(busy) == {pb.HEALTH_STATE_HEALTHY}
+    stuck = await engine.run(90, running=3.0)
+    assert stuck == [pb.HEALTH_STATE_HEALTHY] * 12 + [pb.HEALTH_STATE_UNHEALTHY] * 6
+
+
+async def test_a_first_request_after_a_long_rest_is_given_time_for_its_token(lone):
+    await ready(lone)
+    engine = Engine(lone)
+    await engine.run(10, tokens=100, running=1.0)
+    assert (await engine.run(120))[-1] == pb.HEALTH_STATE_UNKNOWN
+    waiting = await engine.run(90, running=1.0)
+    assert waiting == [pb.HEALTH_STATE_UNKNOWN] * 13 + [pb.HEALTH_STATE_UNHEALTHY] * 5
+    assert (await engine.run(5, tokens=1, running=1.0)) == [pb.HEALTH_STATE_HEALTHY]
+
+
+async def test_requests_of_a_revision_that_is_gone_ask_for_nothing(lone):
+    await ready(lone)
+    await Engine(lone).run(10, running=5.0)
+    await publish(lone.registry, "2.0.0")
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0"))
+    lone.backend.counts = {}
+    assert (await lone.settle()).stable_revision == 2
+    old = lone.store.clock() - timedelta(seconds=90)
+    lone.backend.set_phase(KEY, pb.REPLICA_PHASE_READY, last_token_time=old)
+    lone.backend.counts = {2: Measured(2, running=0.0)}
+    await lone.reconciler.look(KEY)
+    assert (await health(lone)).state == pb.HEALTH_STATE_UNKNOWN
+
+
+async def test_what_was_counted_long_ago_asks_for_nothing(lone):
+    await ready(lone)
+    await Engine(lone).run(10, tokens=100, running=5.0)
+    lone.backend.counts = {}
+    Clock(lone).advance(90)
+    await lone.reconciler.look(KEY)
+    assert (await health(lone)).state == pb.HEALTH_STATE_UNKNOWN
+
+
+def test_a_replica_that_can_be_asked_again_proves_nothing():
+    before = Tally(NOW, Measured(1, tokens=50, running=1.0, missing_replicas=("b",)))
+    after = Tally(NOW + timedelta(seconds=5), Measured(1, tokens=90, running=1.0))
+    proof = first(before).followed_by(after)
+    assert (proof.token_time, proof.asked_since) == (None, NOW)

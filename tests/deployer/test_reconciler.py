@@ -11,6 +11,7 @@ import pytest
 from deployer.fakes import Killed, unreachable
 from deployer.worlds import KEY, QUICK, World, deploy, get, publish, until
 from neuroweaver.deployer import tables
+from neuroweaver.deployer.__main__ import service
 from neuroweaver.deployer.backend import BackendError, Trouble
 from neuroweaver.deployer.lease import Lease, LeaseLost, Tenant
 from neuroweaver.deployer.reconciler import Reconciler
@@ -194,6 +195,60 @@ async def test_one_broken_deployment_holds_up_no_other(lone):
         await asyncio.gather(loop, return_exceptions=True)
 
 
+def cut_short(mesh: World) -> None:
+    """Logs that end in an error after their first new line."""
+    logs = mesh.backend.logs
+
+    async def cut(*arguments):
+        async for line in logs(*arguments):
+            yield line
+            break
+        raise unreachable()
+
+    mesh.backend.logs = cut
+
+
+async def test_lines_that_came_before_an_error_are_kept_and_not_read_again(lone):
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone)
+    for number in range(3):
+        lone.backend.log(KEY, "r", f"line {number}")
+    cut_short(lone)
+    for known in (1, 2, 3, 3):
+        with pytest.raises(BackendError):
+            await lone.reconciler.collect(KEY)
+        async with lone.store.read("default") as deployments:
+            lines = await deployments.lines(KEY, 0, 100)
+        assert [each.line.message for each in lines] == [f"line {number}" for number in range(known)]
+
+
+async def test_logs_that_cannot_be_read_are_told_of_once(lone, caplog):
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone)
+    logs = lone.backend.logs
+    loop = asyncio.create_task(lone.reconciler.lead())
+
+    async def read_again(times: int = 5) -> None:
+        wanted = lone.backend.calls.count("logs") + times
+        await until(lambda: asyncio.sleep(0, lone.backend.calls.count("logs") >= wanted))
+
+    def told() -> list[str]:
+        return [each.cause for each in caplog.records if each.message == "logs not read"]
+
+    try:
+        cut_short(lone)
+        await read_again()
+        assert told() == ["UNREACHABLE"]
+        lone.backend.logs = logs
+        await read_again()
+        cut_short(lone)
+        await read_again()
+        assert told() == ["UNREACHABLE"] * 2
+    finally:
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+
+
 async def test_trouble_is_met_with_longer_and_longer_waits(lone):
     await publish(lone.registry, "1.0.0")
     await deploy(lone)
@@ -265,6 +320,34 @@ async def test_a_loop_whose_lease_was_taken_writes_nothing(mesh):
     assert await mesh.events() == before
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_deployer_that_lost_its_lease_stands_by_and_takes_it_again(mesh):
+    await publish(mesh.registry, "1.0.0")
+    deployer = service(mesh.store, mesh.planner, {pb.DEPLOYMENT_BACKEND_LOCAL: mesh.backend}, mesh.registry)
+    table = tables.leases
+
+    async def hold(holder: str) -> None:
+        async with mesh.store.database.write() as connection:
+            await connection.execute(table.update().values(token=table.c.token + 1, holder=holder))
+
+    working = asyncio.ensure_future(deployer.background[0]())
+    try:
+        await deploy(mesh)
+        await until(lambda: is_in(mesh, pb.DEPLOYMENT_STATE_READY))
+        await hold("another")
+        await mesh.deployer.ScaleDeployment(pb.ScaleDeploymentRequest(model_id="advisor", replicas=2))
+        await until(lambda: asyncio.sleep(0, working.done() or not mesh.backend.is_watched))
+        assert not working.done()
+        await hold("")
+
+        async def scaled() -> bool:
+            return (await get(mesh)).replicas.ready == 2
+
+        await until(scaled)
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 async def test_a_silent_holder_is_followed_by_another(mesh):

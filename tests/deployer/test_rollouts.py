@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
-from deployer.worlds import KEY, deploy, get, publish, refusal
-from neuroweaver.deployer.backend import Measured
+from deployer.fakes import unreachable
+from deployer.worlds import KEY, deploy, get, publish, refusal, until
+from neuroweaver.deployer.backend import Finding, Measured, Replica
 from neuroweaver.mesh import errors
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -111,6 +113,24 @@ async def test_a_rollback_in_a_rollout_gives_all_traffic_back_at_once(mesh):
     assert {each.revision for each in seen.replica_statuses} == {1}
 
 
+async def test_a_rollback_that_meets_an_automatic_one_goes_no_further_back(mesh):
+    await started(mesh)
+    await deploy(mesh, pb.DeploymentSpec(version="2.0.0", replicas=2))
+    await mesh.settle()
+    mesh.backend.broken = {"3.0.0"}
+    await deploy(mesh, baking("3.0.0"))
+
+    async def is_returning():
+        await mesh.reconciler.look(KEY)
+        return (await get(mesh)).rollout.state == pb.ROLLOUT_STATE_ROLLING_BACK
+
+    await until(is_returning)
+    back = await mesh.deployer.RollbackDeployment(pb.RollbackDeploymentRequest(model_id="advisor"))
+    assert (back.spec.version, len(back.revisions)) == ("2.0.0", 3)
+    seen = await mesh.settle()
+    assert (seen.rollout.state, seen.stable_revision) == (pb.ROLLOUT_STATE_ROLLED_BACK, 2)
+
+
 async def test_a_rollback_goes_to_the_last_proven_revision_or_to_one_that_is_named(mesh):
     await started(mesh)
     for version in ("2.0.0", "3.0.0"):
@@ -127,6 +147,47 @@ async def test_a_rollback_goes_to_the_last_proven_revision_or_to_one_that_is_nam
     assert refused.code().name == "NOT_FOUND"
     refused = await refusal(rollback(pb.RollbackDeploymentRequest(model_id="advisor", revision=5)))
     assert errors.reason(refused) == "NOTHING_TO_ROLL_BACK"
+
+
+async def test_a_rollback_takes_the_way_that_there_is_room_for(lone):
+    await started(lone)
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0", replicas=2))
+    await lone.settle()
+    lone.backend.replacement = pb.REPLACEMENT_MODE_RECREATE
+    await lone.deployer.RollbackDeployment(pb.RollbackDeploymentRequest(model_id="advisor"))
+    for _ in range(20):
+        await lone.reconciler.look(KEY)
+        assert len({each.revision for each in lone.backend.places[KEY].replicas.values()}) <= 1
+    seen = await lone.settle()
+    assert (seen.stable_revision, seen.rollout.replacement) == (3, pb.REPLACEMENT_MODE_RECREATE)
+
+
+async def test_a_rollback_that_is_planned_to_find_no_room_is_made_all_the_same_and_says_so(lone):
+    await started(lone)
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0", replicas=2))
+    await lone.settle()
+    lone.backend.findings = (Finding("INSUFFICIENT_GPU", "No GPU is free.", is_blocking=True),)
+    back = await lone.deployer.RollbackDeployment(pb.RollbackDeploymentRequest(model_id="advisor"))
+    scheduled = next(each for each in back.conditions if each.type == "SCHEDULED")
+    assert (scheduled.is_true, scheduled.reason) == (False, "INSUFFICIENT_GPU")
+    assert (await lone.settle()).stable_revision == 3
+
+
+async def test_a_rollback_that_cannot_be_planned_is_made_all_the_same(lone):
+    await started(lone)
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0", replicas=2))
+    await lone.settle()
+    planned = []
+
+    def fail(_number, name):
+        if name == "plan":
+            planned.append(name)
+            raise unreachable()
+
+    lone.backend.fail = fail
+    await lone.deployer.RollbackDeployment(pb.RollbackDeploymentRequest(model_id="advisor"))
+    assert planned
+    assert (await lone.settle()).stable_revision == 3
 
 
 async def test_there_is_no_way_back_from_the_first_revision(lone):
@@ -173,6 +234,49 @@ async def test_surging_keeps_to_its_bounds(lone):
         replicas = lone.backend.places[KEY].replicas.values()
         assert len(replicas) <= 4
         assert sum(each.phase == pb.REPLICA_PHASE_READY for each in replicas) >= 3
+    assert (await lone.settle()).stable_revision == 2
+
+
+def leave_behind(mesh, phase: int, revision: int = 1) -> None:
+    """A replica that the backend tells of for ever, whatever is wished."""
+    observe = mesh.backend.observe
+
+    async def observing(*arguments):
+        seen = await observe(*arguments)
+        return replace(seen, replicas=(*seen.replicas, Replica("left-behind", revision, phase)))
+
+    mesh.backend.observe = observing
+
+
+async def test_a_replica_that_drains_for_ever_holds_up_a_rollout_no_longer_than_it_may_drain(lone):
+    await started(lone)
+    clock = Clock(lone)
+    leave_behind(lone, pb.REPLICA_PHASE_DRAINING)
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0", replicas=2))
+    waiting = await lone.settle()
+    assert (waiting.stable_revision, waiting.rollout.state) == (1, pb.ROLLOUT_STATE_STARTING)
+    clock.advance(30 + 59)
+    assert (await lone.settle()).stable_revision == 1
+    clock.advance(2)
+    seen = await lone.settle()
+    assert (seen.stable_revision, seen.rollout.state) == (2, pb.ROLLOUT_STATE_PROMOTED)
+
+
+async def test_a_candidates_replica_that_drains_for_ever_does_not_hold_up_the_way_back(lone):
+    await started(lone)
+    clock = Clock(lone)
+    leave_behind(lone, pb.REPLICA_PHASE_DRAINING, revision=2)
+    lone.backend.broken = {"2.0.0"}
+    await deploy(lone, canary("2.0.0"))
+    assert (await lone.settle()).rollout.state == pb.ROLLOUT_STATE_ROLLING_BACK
+    clock.advance(91)
+    assert (await lone.settle()).rollout.state == pb.ROLLOUT_STATE_ROLLED_BACK
+
+
+async def test_a_replica_that_is_gone_but_still_told_of_takes_no_room(lone):
+    await started(lone)
+    leave_behind(lone, pb.REPLICA_PHASE_GONE)
+    await deploy(lone, pb.DeploymentSpec(version="2.0.0", replicas=2))
     assert (await lone.settle()).stable_revision == 2
 
 

@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from deployer.fakes import COURSE, unreachable
+from deployer.test_rollouts import Clock
 from deployer.worlds import KEY, deploy, get, publish, refusal
 from neuroweaver.deployer.backend import BackendError, FieldChange, Finding, Trouble
 from neuroweaver.mesh import errors
@@ -285,6 +286,39 @@ async def test_scaling_without_room_is_refused(lone):
     assert (await get(lone)).spec.replicas == 1
 
 
+async def test_scaling_reads_no_files(lone):
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone)
+    await lone.settle()
+    lone.planner.versions._verified.clear()
+    for file in (lone.folder / "artifacts").rglob("*"):
+        if file.is_file():
+            file.unlink()
+    scale = pb.ScaleDeploymentRequest(model_id="advisor", replicas=2)
+    assert (await lone.deployer.ScaleDeployment(scale)).spec.replicas == 2
+
+
+async def test_what_begins_no_rollout_needs_no_room_for_a_canary(lone):
+    await publish(lone.registry, "1.0.0", "2.0.0")
+    steps = [pb.CanaryStep(weight_percent=10)]
+    spec = pb.DeploymentSpec(version="1.0.0", rollout=pb.RolloutPolicy(canary=pb.CanaryPolicy(steps=steps)))
+    await deploy(lone, spec)
+    await lone.settle()
+    plan, full = lone.backend.plan, Finding("INSUFFICIENT_CPU", "No room beside it.", is_blocking=True)
+
+    async def planning(wanted):
+        found = await plan(wanted)
+        return replace(found, findings=(full,)) if wanted.spec.rollout.HasField("canary") else found
+
+    lone.backend.plan = planning
+    scaled = await lone.deployer.ScaleDeployment(pb.ScaleDeploymentRequest(model_id="advisor", replicas=2))
+    assert scaled.spec.rollout.canary.steps[0].weight_percent == 10
+    spec.replicas = 3
+    assert (await deploy(lone, spec)).spec.replicas == 3
+    spec.version = "2.0.0"
+    assert errors.reason(await refusal(deploy(lone, spec))) == "INSUFFICIENT_CPU"
+
+
 async def test_while_it_is_removed_nothing_else_can_be_done(lone):
     await publish(lone.registry, "1.0.0")
     await deploy(lone)
@@ -441,6 +475,54 @@ async def test_log_lines_can_be_read_followed_and_resumed(mesh):
     assert refused.code() == CODE.OUT_OF_RANGE
 
 
+async def test_the_log_of_one_that_was_made_anew_begins_anew(lone):
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone)
+    await lone.settle()
+    for number in range(3):
+        lone.backend.log(KEY, "r", f"old {number}")
+    await lone.reconciler.collect(KEY)
+    await lone.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor"))
+    await lone.settle()
+
+    async def lines(**fields):
+        request = pb.WatchDeploymentLogsRequest(model_id="advisor", **fields)
+        return [line.message for line in await _all(lone.deployer.WatchDeploymentLogs(request))]
+
+    assert await lines(tail_lines=1) == ["old 2"]
+    lone.backend.lines.clear()
+    await deploy(lone)
+    await lone.settle()
+    assert await lines() == []
+    lone.backend.log(KEY, "s", "new")
+    await lone.reconciler.collect(KEY)
+    assert await lines() == await lines(tail_lines=9) == await lines(since_sequence=3) == ["new"]
+    refused = await refusal(lines(since_sequence=1))
+    assert refused.code() == CODE.OUT_OF_RANGE
+    assert errors.metadata(refused)["oldest_sequence"] == "4"
+
+
+async def test_where_the_logs_of_gone_replicas_were_read_to_is_forgotten(lone):
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone)
+    await lone.settle()
+    (there,) = lone.backend.places[KEY].replicas
+    for replica_id in (there, "gone"):
+        lone.backend.log(KEY, replica_id, "hello")
+    await lone.reconciler.collect(KEY)
+
+    async def known():
+        async with lone.store.read("default") as deployments:
+            return set(await deployments.cursors(KEY))
+
+    clock = Clock(lone)
+    await lone.reconciler.look(KEY)
+    assert await known() == {there, "gone"}
+    clock.advance(2 * 3600)
+    await lone.reconciler.look(KEY)
+    assert await known() == {there}
+
+
 async def test_a_followed_log_ends_when_the_deployment_is_gone(lone):
     await publish(lone.registry, "1.0.0")
     await deploy(lone)
@@ -466,6 +548,28 @@ async def test_drift_is_shown_until_it_is_set_back(lone):
     after = await lone.settle()
     assert not after.drift
     assert (await lone.kinds()).count("drift_found") == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_scheduled"),
+    [
+        ("INSUFFICIENT_GPU", False),
+        ("QUOTA_EXCEEDED", False),
+        ("UNSCHEDULABLE", False),
+        ("WEIGHTS_BY_REPLICAS", True),
+        ("AUTOSCALING_BLIND", True),
+        ("PROGRESS_DEADLINE_EXCEEDED", True),
+    ],
+)
+async def test_only_what_keeps_replicas_from_a_place_is_a_matter_of_scheduling(lone, reason, is_scheduled):
+    await publish(lone.registry, "1.0.0")
+    lone.backend.reasons = (("AUTOSCALING_BLIND", "No figures."), (reason, "In words."))
+    await deploy(lone)
+    conditions = {each.type: each for each in (await lone.settle()).conditions}
+    scheduled, available = conditions["SCHEDULED"], conditions["AVAILABLE"]
+    assert (scheduled.is_true, scheduled.reason) == (is_scheduled, "PLACED" if is_scheduled else reason)
+    assert "No figures." in available.message
+    assert ("In words." in available.message) == is_scheduled
 
 
 async def test_an_unreachable_backend_is_a_condition_and_no_alarm(lone):

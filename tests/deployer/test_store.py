@@ -6,10 +6,13 @@ import contextlib
 import math
 from datetime import UTC, datetime, timedelta
 
-from neuroweaver.deployer import model, records, transitions
+from sqlalchemy import select
+
+from neuroweaver.deployer import model, records, tables, transitions
 from neuroweaver.deployer.backend import Bundle, File, Key, Line, Measured, Replica
 from neuroweaver.deployer.health import Health
 from neuroweaver.deployer.history import Occasion
+from neuroweaver.deployer.housekeeping import chores
 from neuroweaver.deployer.measurement import Sample, Tally
 from neuroweaver.deployer.model import Condition, Deployment
 from neuroweaver.deployer.naming import resource_name
@@ -142,6 +145,30 @@ async def test_old_events_go_and_the_last_one_stays(store):
     async with store.read("default") as deployments:
         (last,) = await deployments.events(KEY, 0, 100)
     assert last.sequence == kept.last_sequence
+
+
+async def test_deployments_that_are_gone_for_long_leave_nothing_behind(store):
+    other = Key("default", "buyer", "default")
+
+    async def save(deployments: Writer):
+        for key in (KEY, other):
+            kept = await deployments.save(None, made(key, labels={"team": "a"}), WHY)
+            await deployments.add_lines(key, [Line("r", 1, NOW, "hello")], {"r": "1"})
+            await deployments.add_tallies(key, [Tally(NOW, Measured(1), 1)])
+            await deployments.add_samples(key, "router", "ada", [Sample(NOW, "", 3)])
+            if key == KEY:
+                await deployments.save(kept, kept.deployment.gone(), WHY)
+
+    await store.transact("default", save)
+    now = store.clock()
+    for days, dropped in ((89, 0), (91, 1)):
+        store.clock = lambda days=days: now + timedelta(days=days)
+        assert await chores(store)["deployments"]() == dropped
+    async with store.database.read() as connection:
+        for table in tables.METADATA.sorted_tables:
+            if "model_id" in table.c:
+                found = await connection.execute(select(table.c.model_id).distinct())
+                assert set(found.scalars()) == {"buyer"}, table.name
 
 
 async def test_only_the_newest_lines_of_a_log_are_kept(store, monkeypatch):

@@ -18,7 +18,7 @@ from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.lease import Election
-from neuroweaver.deployer.lease import Lease, Tenant
+from neuroweaver.deployer.lease import Lease, LeaseLost, Tenant
 from neuroweaver.deployer.local.backend import LocalSettings, local_backend
 from neuroweaver.deployer.planning import Backends, Planner
 from neuroweaver.deployer.reconciler import Reconciler
@@ -86,10 +86,16 @@ def service(
     tenant = Tenant(store.database, is_alone=is_alone)
 
     async def lead(lease: Lease) -> None:
-        """Both, until one of them has lost the lease."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(reconciler.lead(lease))
-            tasks.create_task(follower.run(lease))
+        """Both, until one of them has lost the lease. Raises LeaseLost then."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(reconciler.lead(lease))
+                tasks.create_task(follower.run(lease))
+        except ExceptionGroup as failed:
+            _, others = failed.split(LeaseLost)
+            if others is not None:
+                raise
+            raise LeaseLost from failed
 
     async def work() -> None:
         claim = partial(tenant.run, lead)

@@ -8,14 +8,14 @@ from datetime import datetime
 from typing import Final
 
 from neuroweaver.deployer import counts, recovery, specification, status, transitions
-from neuroweaver.deployer.backend import BackendError, Measured, Observed
+from neuroweaver.deployer.backend import BackendError, Measured, Observed, Replica
 from neuroweaver.deployer.history import Occasion
 from neuroweaver.deployer.measurement import Sample
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.reader import Reader
 from neuroweaver.deployer.recent import Recent
 from neuroweaver.deployer.recovery import Move
-from neuroweaver.deployer.rollout import RevisionSeen, Rollout, Seen
+from neuroweaver.deployer.rollout import RevisionSeen, Rollout, Seen, counted
 from neuroweaver.deployer.vitals import Vitals, vitals
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -69,7 +69,9 @@ def advanced(deployment: Deployment, look: Look, known: Known, now: datetime) ->
     observed, health = look.observed, known.vitals.health
     deployment = replace(
         deployment,
-        status=status.seen(deployment.status, observed, look.trouble, health, generation=look.generation),
+        status=status.seen(
+            deployment.status, observed, look.trouble, health, now, generation=look.generation
+        ),
     )
     why = Occasion(scalings=observed.scalings if observed else ())
     if observed is not None and not deployment.is_being_removed:
@@ -120,7 +122,7 @@ def _further(deployment: Deployment, look: Look, known: Known, now: datetime) ->
         return replace(deployment, rollout=rollout)
     # The candidate of a rollout that another one replaced may have taken over already.
     deployment = replace(deployment, stable=rollout.stable)
-    rollout = transitions.step(rollout, deployment.spec, _seen(deployment, rollout, look, known), now)
+    rollout = transitions.step(rollout, deployment.spec, _seen(deployment, rollout, look, known, now), now)
     return _with_rollout(deployment, rollout)
 
 
@@ -141,17 +143,20 @@ def _with_rollout(deployment: Deployment, rollout: Rollout) -> Deployment:
     return deployment
 
 
-def _seen(deployment: Deployment, rollout: Rollout, look: Look, known: Known) -> Seen:
-    replicas = deployment.status.replicas
+def _seen(deployment: Deployment, rollout: Rollout, look: Look, known: Known, now: datetime) -> Seen:
+    shown = deployment.status
+    replicas = counted(shown.replicas, shown.draining, deployment.spec, now)
     return Seen(
-        stable=_revision_seen(deployment, rollout.stable, look, known),
-        candidate=_revision_seen(deployment, rollout.candidate, look, known),
+        stable=_revision_seen(deployment, rollout.stable, replicas, look, known),
+        candidate=_revision_seen(deployment, rollout.candidate, replicas, look, known),
         others=sum(each.revision not in {rollout.stable, rollout.candidate} for each in replicas),
         cursor=known.cursor,
     )
 
 
-def _revision_seen(deployment: Deployment, number: int, look: Look, known: Known) -> RevisionSeen:
+def _revision_seen(
+    deployment: Deployment, number: int, replicas: Sequence[Replica], look: Look, known: Known
+) -> RevisionSeen:
     measured = look.measured.get(number)
     is_loaded = bool(measured and measured.waiting)
     reported = counts.total(
@@ -161,7 +166,7 @@ def _revision_seen(deployment: Deployment, number: int, look: Look, known: Known
     )
     return RevisionSeen.of(
         number,
-        deployment.status.replicas,
+        replicas,
         breaches=known.vitals.breaches.get(number),
         measured=measured,
         reported=reported,

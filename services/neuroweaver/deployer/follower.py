@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final
 
 import grpc
@@ -31,7 +33,26 @@ _LOG: Final = logging.getLogger("neuroweaver.deployer")
 
 PERIOD_S: Final = 5.0
 RECONNECT_S: Final = 2.0
+MAX_BACKOFF_S: Final = 60.0
+# A plan reads files of up to half a gigabyte.
+PLAN_S: Final = 120.0
 _BATCH_S: Final = 0.05
+_MOST_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A version that could not be rolled out by the spec of a generation: how often in a row, and the time at
+    which it is tried again.
+    """
+
+    version: str
+    generation: int
+    times: int
+    retry_at: float
+
+    def is_of(self, deployment: Deployment, bundle: Bundle) -> bool:
+        return (self.version, self.generation) == (bundle.version, deployment.generation)
 
 
 class Follower:
@@ -42,11 +63,16 @@ class Follower:
         registry: registry_pb2_grpc.RegistryServiceAsyncStub,
         *,
         period_s: float = PERIOD_S,
+        plan_s: float = PLAN_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._planner = planner
         self._registry = registry
         self._period_s = period_s
+        self._plan_s = plan_s
+        self._clock = clock
+        self._refusals: dict[Key, Refusal] = {}
         self._moved = asyncio.Event()
         self._sequence = 0
 
@@ -73,18 +99,30 @@ class Follower:
         except (SQLAlchemyError, Error) as error:  # the database may be back in a second
             _LOG.warning("aliases not looked at", extra={"cause": type(error).__name__})
             return
-        for deployment in following:
+        keys = {each.key for each in following}
+        self._refusals = {key: refusal for key, refusal in self._refusals.items() if key in keys}
+        places = asyncio.Semaphore(_MOST_AT_ONCE)
+        looks = [self._looked_at(each, lease, places) for each in following]
+        for found in await asyncio.gather(*looks, return_exceptions=True):
+            if found is not None:
+                raise found
+
+    async def _looked_at(
+        self, deployment: Deployment, lease: Lease | None, places: asyncio.Semaphore
+    ) -> None:
+        """Raises LeaseLost."""
+        model_id = deployment.key.model_id
+        async with places:
             try:
                 await self._look_at(deployment, lease)
-            except (SQLAlchemyError, Unavailable) as error:
+            except (SQLAlchemyError, Unavailable, TimeoutError) as error:
                 _LOG.warning(
-                    "alias not looked at",
-                    extra={"model_id": deployment.key.model_id, "cause": type(error).__name__},
+                    "alias not looked at", extra={"model_id": model_id, "cause": type(error).__name__}
                 )
             except LeaseLost:
                 raise
             except Exception:  # noqa: BLE001  # one deployment's fault must not hold up all others
-                _LOG.exception("alias not looked at", extra={"model_id": deployment.key.model_id})
+                _LOG.exception("alias not looked at", extra={"model_id": model_id})
 
     async def _look_at(self, deployment: Deployment, lease: Lease | None) -> None:
         key, alias = deployment.key, deployment.alias
@@ -97,6 +135,8 @@ class Follower:
             await self._say(key, alias, False, error.reason, error.description, lease)
             return
         if bundle.version != deployment.followed:
+            if self._must_wait(deployment, bundle):
+                return
             await self._roll_out(deployment, bundle, lease)
             return
         await self._say(key, alias, True, "RESOLVED", f"{alias} names {bundle.version}.", lease)
@@ -107,11 +147,14 @@ class Follower:
         try:
             spec = specification.completed(deployment.asked, key, bundle, self._planner.defaults)
             draft_of = deployment.followed_to(bundle, spec, now=self._store.clock())
-            draft = await self._planner.planned(deployment.asked, spec, bundle, draft_of)
+            async with asyncio.timeout(self._plan_s):
+                draft = await self._planner.planned(deployment.asked, spec, bundle, draft_of)
             draft.require_feasible()
-        except Unavailable:
+        except (Unavailable, TimeoutError):
+            self._refuse(deployment, bundle)
             raise
         except Error as error:
+            self._refuse(deployment, bundle)
             text = f"{alias} names {bundle.version}, which cannot be rolled out: {error.description}"
             await self._say(key, alias, False, error.reason, text, lease)
             return
@@ -138,6 +181,19 @@ class Follower:
             await deployments.save(before, replace(after, status=status), Occasion(cause="SPEC"))
 
         await self._store.transact(key.project, follow, lease=lease)
+        self._refusals.pop(key, None)
+
+    def _must_wait(self, deployment: Deployment, bundle: Bundle) -> bool:
+        """Whether the same was refused just now. Another version, or another spec, is tried at once."""
+        known = self._refusals.get(deployment.key)
+        return known is not None and known.is_of(deployment, bundle) and self._clock() < known.retry_at
+
+    def _refuse(self, deployment: Deployment, bundle: Bundle) -> None:
+        known = self._refusals.get(deployment.key)
+        times = known.times + 1 if known is not None and known.is_of(deployment, bundle) else 1
+        delay_s = min(self._period_s * 2.0 ** min(times, 10), MAX_BACKOFF_S)
+        retry_at = self._clock() + delay_s
+        self._refusals[deployment.key] = Refusal(bundle.version, deployment.generation, times, retry_at)
 
     async def _say(
         self, key: Key, alias: str, is_true: bool, reason: str, message: str, lease: Lease | None

@@ -21,6 +21,7 @@ class Serving:
     """What is there of a deployment. failed: replicas that ended by an error. reason: why, in words.
 
     running, waiting: requests now; None: not known. last_token_time: of any replica that is ready.
+    asked_since: when requests began to ask for a token that none made; None: not known.
     """
 
     desired: int
@@ -30,6 +31,7 @@ class Serving:
     running: float | None = None
     waiting: float | None = None
     last_token_time: datetime | None = None
+    asked_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def _judged(
         return _without_replica(serving)
     age = None if serving.last_token_time is None else now - serving.last_token_time
     if age is None or age > MAX_TOKEN_AGE:
-        return _without_token(serving, age)
+        return _without_token(serving, age, now)
     broken = [thresholds.told(each) for each in states if each.is_breached]
     if broken:
         return pb.HEALTH_STATE_DEGRADED, f"Serves with {'; with '.join(broken)}."
@@ -95,10 +97,14 @@ def _without_replica(serving: Serving) -> tuple[pb.HealthState.ValueType, str]:
     return pb.HEALTH_STATE_UNHEALTHY, f"None of {serving.desired} replicas is ready{reason}"
 
 
-def _without_token(serving: Serving, age: timedelta | None) -> tuple[pb.HealthState.ValueType, str]:
-    """Without requests an engine has nothing to prove itself by; with some it is dead."""
+def _without_token(
+    serving: Serving, age: timedelta | None, now: datetime
+) -> tuple[pb.HealthState.ValueType, str]:
+    """Without requests an engine has nothing to prove itself by; with some that waited long it is dead."""
     requests = (serving.running or 0) + (serving.waiting or 0)
     made = "No token was made yet" if age is None else f"No token was made for {_told(age)}"
+    if requests and serving.asked_since is not None and now - serving.asked_since <= MAX_TOKEN_AGE:
+        return pb.HEALTH_STATE_UNKNOWN, f"{made}; {requests:.0f} requests have just asked for one."
     if requests:
         return pb.HEALTH_STATE_UNHEALTHY, f"{made}, though {requests:.0f} requests ask for one."
     return pb.HEALTH_STATE_UNKNOWN, f"{made}; nothing asks for one."

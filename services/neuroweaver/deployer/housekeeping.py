@@ -18,6 +18,8 @@ ANSWERS_KEPT: Final = timedelta(days=7)
 MEASUREMENTS_KEPT: Final = timedelta(hours=25)
 # From how far back a watch can resume, and how far back the audit goes.
 EVENTS_KEPT: Final = timedelta(days=90)
+# After its removal. One of the same name that is made later counts its events and lines from 1 again.
+GONE_KEPT: Final = EVENTS_KEPT
 
 
 async def keep_house(store: Store) -> None:
@@ -31,4 +33,5 @@ def chores(store: Store) -> Chores:
         "answers": lambda: store.forget_answers(now - ANSWERS_KEPT),
         "measurements": lambda: store.forget_measured(now - MEASUREMENTS_KEPT),
         "events": lambda: store.compact(now - EVENTS_KEPT),
+        "deployments": lambda: store.forget_gone(now - GONE_KEPT),
     }

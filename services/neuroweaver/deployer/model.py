@@ -60,7 +60,7 @@ class Status:
     """What was found at the last look. generation: of the wish that was looked at.
 
     settled_replicas: how many there were when all were ready, since the wish last changed; None before that.
-    desired, weights: by revision. counted_at: when the replicas were last measured.
+    desired, weights: by revision. draining: since when a replica was seen to drain, by its id.
     """
 
     state: pb.DeploymentState.ValueType = pb.DEPLOYMENT_STATE_PENDING
@@ -68,6 +68,7 @@ class Status:
     conditions: tuple[Condition, ...] = ()
     endpoint: str = ""
     replicas: tuple[Replica, ...] = ()
+    draining: Mapping[str, datetime] = field(default_factory=dict)
     desired: Mapping[int, int] = field(default_factory=dict)
     weights: Mapping[int, int] = field(default_factory=dict)
     drift: tuple[FieldChange, ...] = ()
@@ -97,6 +98,8 @@ class Deployment:
     revisions: newest first. target: the one that shall serve in the end. stable: the one that serves, or is
     gone back to; 0 before the first is ready. replacement: how the target's replicas take others' place.
     followed: the version that the alias named when it was last acted on. switched_to: who gets the traffic.
+    first_line: the sequence of the first line of its logs; those before it are of one of the same name that
+    was removed.
     """
 
     key: Key
@@ -115,6 +118,7 @@ class Deployment:
     followed: str = ""
     switched_to: Key | None = None
     replacement: pb.ReplacementMode.ValueType = pb.REPLACEMENT_MODE_UNSPECIFIED
+    first_line: int = 1
     is_being_removed: bool = False
     is_gone: bool = False
     status: Status = field(default_factory=Status)
@@ -204,7 +208,9 @@ class Deployment:
         return after._aimed(bundle, Cause.ALIAS_MOVED, SYSTEM, now)
 
     def way_back(self, number: int) -> Revision:
-        """The revision that a rollback goes to. number: 0: the stable one in a rollout, else the last proven.
+        """The revision that a rollback goes to.
+
+        number: 0: the stable one in a rollout, on its way back too; else the last proven.
 
         Raises NotFound, FailedPrecondition.
         """
@@ -215,7 +221,7 @@ class Deployment:
                     "NOTHING_TO_ROLL_BACK", f"revision {number} is what is rolled out already"
                 )
             return found
-        if self.candidate:
+        if self.stable and self.is_rolling:
             return self.revision(self.stable)
         current = self.revision(self.target).bundle
         for each in self.revisions:
@@ -234,18 +240,20 @@ class Deployment:
     ) -> Deployment:
         """On its way to an earlier revision, and following no alias; in a rollout, back to the stable one."""
         after = replace(self._asked(asked, spec, actor, now), followed="")
-        if self.candidate and to.number == self.stable:
+        if self.is_rolling and to.number == self.stable:
             return replace(after, target=self.stable)
         return after._aimed(to.bundle, Cause.ROLLBACK, actor, now, is_proven=to.is_proven)
 
     def switched(self, to: Key | None) -> Deployment:
-        """With its traffic at another deployment; None: at its own model. It was asked for."""
+        """With its traffic at another deployment, because it was asked for; itself if it is there already.
+
+        None: at its own model.
+        """
+        target = None if to == self.key else to
+        if target == self.switched_to:
+            return self
         watch = replace(self.status.watch, is_automatic=False)
-        return replace(
-            self,
-            switched_to=None if to == self.key else to,
-            status=replace(self.status, watch=watch),
-        )
+        return replace(self, switched_to=target, status=replace(self.status, watch=watch))
 
     def removed(self, *, actor: str, now: datetime) -> Deployment:
         """On its way out; itself if it is already."""
@@ -271,6 +279,7 @@ class Deployment:
                 message="Removed.",
                 endpoint="",
                 replicas=(),
+                draining={},
                 desired={},
                 weights={},
                 is_idle=False,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from neuroweaver.deployer import messages, model, naming, specification, wish
 from neuroweaver.deployer.backend import Backend, BackendError, BackendPlan, Bundle, Key, Trouble
@@ -20,6 +22,8 @@ from neuroweaver.mesh.errors import (
     Unavailable,
 )
 from neuroweaver.v1 import deployer_pb2 as pb
+
+_LOG: Final = logging.getLogger("neuroweaver.deployer")
 
 Backends = Mapping[int, Backend]
 
@@ -103,7 +107,33 @@ class Planner:
         self, asked: pb.DeploymentSpec, spec: pb.DeploymentSpec, bundle: Bundle, after: Deployment
     ) -> Draft:
         """Of a deployment as it would be."""
-        findings = await self._artifacts(after.key, bundle)
+        return await self._planned(asked, spec, bundle, after, await self._artifacts(after.key, bundle))
+
+    async def replanned(self, after: Deployment) -> Draft:
+        """Of a deployment whose files are known already. Whatever loads them verifies them again."""
+        bundle = after.revision(after.target).bundle
+        return await self._planned(after.asked, after.spec, bundle, after, ())
+
+    async def way_back(self, after: Deployment) -> tuple[pb.ReplacementMode.ValueType, pb.PlanFinding | None]:
+        """How the target of a rollback takes its place, and what stands against that. It is gone back all the
+        same: what serves now may be worse than a wait for room.
+        """
+        try:
+            draft = await self.replanned(after)
+        except Error as error:
+            _LOG.warning("rollback not planned", extra={"cause": error.description})
+            return after.replacement, None
+        blocking = [each for each in draft.message().findings if each.is_blocking]
+        return draft.plan.replacement, blocking[0] if blocking else None
+
+    async def _planned(
+        self,
+        asked: pb.DeploymentSpec,
+        spec: pb.DeploymentSpec,
+        bundle: Bundle,
+        after: Deployment,
+        findings: tuple[pb.PlanFinding, ...],
+    ) -> Draft:
         try:
             plan = await self.backend(spec).plan(wish.goal(after))
         except BackendError as error:

@@ -13,10 +13,11 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from neuroweaver.deployer import counts
-from neuroweaver.deployer.backend import Key, Measured
+from neuroweaver.deployer.backend import Key
 from neuroweaver.deployer.counts import Counts
 from neuroweaver.deployer.measurement import Sample, Tally
 from neuroweaver.deployer.model import Deployment
+from neuroweaver.deployer.proof import Proof, first
 from neuroweaver.deployer.reader import Reader
 from neuroweaver.deployer.window import Window
 
@@ -45,23 +46,18 @@ class Basis:
 class Recent:
     """As of one state of the database. tallied: the time of the last tally. cursor: of the last sample.
 
-    windows, tallies: by revision; of tallies the last.
+    windows, proofs: by revision.
     """
 
     basis: Basis
     tallied: datetime
     cursor: int = 0
     windows: Mapping[int, Window] = field(default_factory=dict)
-    tallies: Mapping[int, Tally] = field(default_factory=dict)
+    proofs: Mapping[int, Proof] = field(default_factory=dict)
 
     def counts(self, now: datetime) -> Mapping[int, Counts]:
         """By revision."""
         return {revision: window.total(now) for revision, window in self.windows.items()}
-
-    def last(self, now: datetime) -> list[Measured]:
-        """What each revision's replicas had counted last, if that was within the window."""
-        since = now - self.basis.length
-        return [each.measured for each in self.tallies.values() if each.time >= since]
 
     def followed_by(
         self,
@@ -76,7 +72,7 @@ class Recent:
             return replace(self, cursor=cursor)
         known = {0, *(each.number for each in deployment.revisions)}
         windows = {number: window.copy() for number, window in self.windows.items() if number in known}
-        last = {number: tally for number, tally in self.tallies.items() if number in known}
+        proofs = {number: proof for number, proof in self.proofs.items() if number in known}
 
         def add(revision: int, time: datetime, found: Counts) -> None:
             # A report may come from a clock that is ahead; it counts from now on.
@@ -86,15 +82,16 @@ class Recent:
         for each in sorted(entries, key=lambda entry: entry.time):
             if isinstance(each, Tally):
                 revision = each.measured.revision
-                if revision in last:
-                    add(revision, each.time, self._between(last[revision], each))
-                last[revision] = each
+                proof = proofs.get(revision)
+                if proof is not None:
+                    add(revision, each.time, self._between(proof.last, each))
+                proofs[revision] = proof.followed_by(each) if proof is not None else first(each)
             else:
                 revision = deployment.served_by(each.version)
-                is_loaded = revision in last and bool(last[revision].measured.waiting)
+                is_loaded = revision in proofs and bool(proofs[revision].last.measured.waiting)
                 add(revision, each.time, counts.reported(each, is_loaded=is_loaded))
         tallied = max([self.tallied, *(each.time for each in tallies)])
-        return replace(self, tallied=tallied, cursor=cursor, windows=windows, tallies=last)
+        return replace(self, tallied=tallied, cursor=cursor, windows=windows, proofs=proofs)
 
     def _between(self, before: Tally, after: Tally) -> Counts:
         elapsed = after.time - before.time

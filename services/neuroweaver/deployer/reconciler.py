@@ -58,7 +58,10 @@ class Pace:
 PACE: Final = Pace()
 
 _SETTLED: Final = frozenset({pb.DEPLOYMENT_STATE_READY, pb.DEPLOYMENT_STATE_IDLE})
+_FORESEEN: Final = (BackendError, TimeoutError, SQLAlchemyError, Error)
 _MAX_LINES: Final = 1000
+# How long it is remembered where the log of a replica that is gone was read to.
+_CURSORS_KEPT: Final = timedelta(hours=1)
 _MAX_LINE_BYTES: Final = 16 * 1024
 
 
@@ -80,6 +83,7 @@ class Reconciler:
         self._workers: dict[Key, asyncio.Task[None]] = {}
         self._troubles: dict[Key, int] = {}
         self._measured: dict[Key, datetime] = {}
+        self._swept: dict[Key, datetime] = {}
         self._memory = Memory()
         self._told_of = asyncio.Event()
         store.listen(self.wake)
@@ -146,7 +150,10 @@ class Reconciler:
         return Look(self._delay(key, after, wanted, redirect, trouble), trouble=trouble)
 
     async def collect(self, key: Key, lease: Lease | None = None) -> bool:
-        """Takes in the lines that the replicas wrote since the last time; whether there are more at once."""
+        """Takes in the lines that the replicas wrote since the last time; whether there are more at once.
+
+        What came before an error is kept. Raises BackendError, TimeoutError.
+        """
         async with self._store.read(key.project) as deployments:
             kept = await deployments.find(key)
             cursors = await deployments.cursors(key)
@@ -157,12 +164,16 @@ class Reconciler:
         lines: list[Line] = []
         reached: dict[str, str] = {}
         stream = backend.logs(key, deployment.resource_name, deployment.spec, cursors)
-        async with asyncio.timeout(self._pace.call_s), aclosing(stream) as arriving:  # type: ignore[type-var]
-            async for line in arriving:
-                lines.append(_cut(line))
-                reached[line.replica_id] = line.cursor
-                if len(lines) >= _MAX_LINES:
-                    break
+        failure: BackendError | TimeoutError | None = None
+        try:
+            async with asyncio.timeout(self._pace.call_s), aclosing(stream) as arriving:  # type: ignore[type-var]
+                async for line in arriving:
+                    lines.append(_cut(line))
+                    reached[line.replica_id] = line.cursor
+                    if len(lines) >= _MAX_LINES:
+                        break
+        except (BackendError, TimeoutError) as error:
+            failure = error
         if lines:
 
             async def add(deployments: Writer) -> None:
@@ -170,6 +181,8 @@ class Reconciler:
                     await deployments.add_lines(key, lines, reached)
 
             await self._store.transact(key.project, add, lease=lease)
+        if failure is not None:
+            raise failure
         return len(lines) >= _MAX_LINES
 
     async def _carry_out(
@@ -224,6 +237,10 @@ class Reconciler:
     ) -> Deployment | None:
         """What follows, decided on the wish as it is by now. None if there is nothing left to decide on."""
         is_kept = bool(found.measured) and self._is_due(key)
+        swept = self._swept.get(key)
+        is_swept = found.observed is not None and (
+            swept is None or self._store.clock() - swept >= _CURSORS_KEPT
+        )
         recent: Recent | None = None
 
         async def note(deployments: Writer) -> Deployment | None:
@@ -236,6 +253,9 @@ class Reconciler:
             if is_removed and current.is_being_removed:
                 await deployments.forget_logs(key)
                 return (await deployments.save(before, current.gone(), course.BY_ITSELF)).deployment
+            if is_swept and found.observed is not None:
+                there = [each.replica_id for each in found.observed.replicas]
+                await deployments.forget_cursors(key, there, deployments.now - _CURSORS_KEPT)
             if is_kept:
                 await deployments.add_tallies(key, _tallies(found, deployments.now))
             recent = await self._memory.caught_up(deployments, current, deployments.now)
@@ -250,6 +270,8 @@ class Reconciler:
             gauges.show(after)
         if is_kept:
             self._measured[key] = self._store.clock()
+        if is_swept:
+            self._swept[key] = self._store.clock()
         return after
 
     def _delay(
@@ -289,6 +311,9 @@ class Reconciler:
         for key in [key for key, worker in self._workers.items() if worker.done()]:
             del self._workers[key]
             self._wakes.pop(key, None)
+            self._troubles.pop(key, None)
+            self._measured.pop(key, None)
+            self._swept.pop(key, None)
         for deployment in deployments:
             key = deployment.key
             if key not in self._workers:
@@ -328,16 +353,25 @@ class Reconciler:
         return None if look.is_gone else look.delay_s
 
     async def _collect(self, key: Key, lease: Lease | None) -> None:
+        """Again and again. What stands against it is told once, until it is over or something else does."""
+        told = ""
         while True:
-            has_more = False
+            has_more, failure = False, None
             try:
                 has_more = await self.collect(key, lease)
-            except (BackendError, TimeoutError, SQLAlchemyError, Error) as error:
-                _LOG.debug("logs not read", extra={"model_id": key.model_id, "cause": type(error).__name__})
             except LeaseLost:
                 return
-            except Exception:  # noqa: BLE001  # likewise
-                _LOG.exception("logs not read", extra={"model_id": key.model_id, "deployment": key.name})
+            except Exception as error:  # noqa: BLE001  # likewise
+                failure = error
+            cause = _cause(failure)
+            if failure is not None and cause != told:
+                where = {"model_id": key.model_id, "deployment": key.name}
+                _LOG.warning(
+                    "logs not read",
+                    extra={**where, "cause": cause, "told": str(failure)},
+                    exc_info=None if isinstance(failure, _FORESEEN) else failure,
+                )
+            told = cause
             if not has_more:
                 await asyncio.sleep(self._pace.logged_s)
 
@@ -355,6 +389,13 @@ class Reconciler:
                 _LOG.exception("backend not watched")
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, self._pace.max_backoff_s)
+
+
+def _cause(failure: Exception | None) -> str:
+    """In a word; empty for none."""
+    if isinstance(failure, BackendError):
+        return failure.trouble.value
+    return "" if failure is None else type(failure).__name__
 
 
 def _tallies(found: course.Look, now: datetime) -> list[Tally]:

@@ -17,6 +17,8 @@ DEFAULT_BAKE_TIME: Final = timedelta(minutes=5)
 DEFAULT_INTERVAL: Final = timedelta(seconds=30)
 DEFAULT_PROGRESS_DEADLINE: Final = timedelta(minutes=10)
 DEFAULT_MAX_SURGE: Final = 1
+# What a replica may take to end beyond its drain timeout. One of a node that is lost drains for ever.
+DRAIN_GRACE: Final = timedelta(minutes=1)
 
 _ENDED: Final = frozenset({pb.ROLLOUT_STATE_PROMOTED, pb.ROLLOUT_STATE_ROLLED_BACK})
 _ON_THE_WAY: Final = (
@@ -53,7 +55,7 @@ class RevisionSeen:
         measured: Measured | None = None,
         reported: Counts | None = None,
     ) -> RevisionSeen:
-        """Of all the replicas that a backend observed."""
+        """Of all the replicas that a backend observed and that `counted` leaves."""
         own = [each for each in replicas if each.revision == revision and each.phase != pb.REPLICA_PHASE_GONE]
         reasons = [each.message for each in own if each.phase != pb.REPLICA_PHASE_READY and each.message]
         return cls(
@@ -142,6 +144,22 @@ class Rollout:
     def has_taken_over(self) -> bool:
         """The candidate is on its way to be stable and serves everything."""
         return self.state == pb.ROLLOUT_STATE_PROMOTING and self.candidate_weight == WHOLE
+
+
+def counted(
+    replicas: Iterable[Replica], draining: Mapping[str, datetime], spec: pb.DeploymentSpec, now: datetime
+) -> list[Replica]:
+    """The replicas that a rollout waits for, or leaves room for. draining: since when each of them drains.
+
+    Neither those that are gone nor those that were told to end and should have long ago: whatever keeps
+    these, nothing that a rollout does ends them.
+    """
+    overdue = now - spec.drain_timeout.ToTimedelta() - DRAIN_GRACE
+    return [
+        each
+        for each in replicas
+        if each.phase != pb.REPLICA_PHASE_GONE and draining.get(each.replica_id, now) > overdue
+    ]
 
 
 def interval(spec: pb.DeploymentSpec) -> timedelta:

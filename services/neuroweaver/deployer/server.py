@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, Final
 
 from neuroweaver.deployer import planning, specification
 from neuroweaver.deployer.backend import Key
 from neuroweaver.deployer.handler import asked_key, known_key, occasion
-from neuroweaver.deployer.model import Deployment
+from neuroweaver.deployer.model import Deployment, Revision
 from neuroweaver.deployer.performance_methods import PerformanceMethods
 from neuroweaver.deployer.reader import LABELS, Reader
+from neuroweaver.deployer.status import with_condition
 from neuroweaver.deployer.watch_methods import WatchMethods
 from neuroweaver.deployer.writer import Writer, answer
 from neuroweaver.mesh import filters
@@ -137,8 +139,7 @@ class DeployerServicer(WatchMethods, PerformanceMethods, deployer_pb2_grpc.Deplo
         asked, spec = self._changed(current, scaled)
         wanted = current.rescaled(asked, spec, actor=why.actor, now=self._store.clock())
         if wanted is not current:
-            target = current.revision(current.target)
-            (await self._planner.planned(asked, spec, target.bundle, wanted)).require_feasible()
+            (await self._planner.replanned(wanted)).require_feasible()
 
         async def scale(deployments: Writer) -> pb.Deployment:
             before = await deployments.kept(key)
@@ -160,6 +161,19 @@ class DeployerServicer(WatchMethods, PerformanceMethods, deployer_pb2_grpc.Deplo
         goal = current.way_back(request.revision)
         await self._planner.versions.verify(key.model_id, goal.bundle)
 
+        def gone_back(current: Deployment, to: Revision, now: datetime) -> Deployment:
+            asked = specification.changed(
+                current.asked, lambda spec: setattr(spec, "version", to.bundle.version)
+            )
+            spec = specification.completed(asked, key, to.bundle, self._planner.defaults)
+            return current.rolled_back(to, asked, spec, actor=why.actor, now=now)
+
+        # Before the transaction, as in a deploy. What only gives up a candidate needs no plan.
+        wanted = gone_back(current, goal, self._store.clock())
+        mode, finding = wanted.replacement, None
+        if wanted.last_revision != current.last_revision:
+            mode, finding = await self._planner.way_back(wanted)
+
         async def roll_back(deployments: Writer) -> pb.Deployment:
             before = await deployments.kept(key)
             current = before.deployment
@@ -167,11 +181,9 @@ class DeployerServicer(WatchMethods, PerformanceMethods, deployer_pb2_grpc.Deplo
             to = current.way_back(request.revision)
             if to.bundle != goal.bundle:
                 raise FailedPrecondition("REVISION_MOVED", "another call changed the deployment; call again")
-            asked = specification.changed(
-                current.asked, lambda spec: setattr(spec, "version", to.bundle.version)
-            )
-            spec = specification.completed(asked, key, to.bundle, self._planner.defaults)
-            after = current.rolled_back(to, asked, spec, actor=why.actor, now=deployments.now)
+            after = gone_back(current, to, deployments.now)
+            if after.last_revision != current.last_revision:
+                after = _replaced(after, mode, finding, deployments.now)
             return answer(await deployments.save(before, after, why))
 
         return await self._mutate("RollbackDeployment", request, context, pb.Deployment, roll_back)
@@ -185,6 +197,21 @@ def _check_present(current: Deployment | None, etag: str) -> None:
         return
     current.require_present()
     current.require(etag)
+
+
+def _replaced(
+    deployment: Deployment,
+    mode: pb.ReplacementMode.ValueType,
+    finding: pb.PlanFinding | None,
+    now: datetime,
+) -> Deployment:
+    """With the way that was chosen for its target, and what stands against that, until the next look."""
+    status = deployment.status
+    if finding is not None:
+        status = with_condition(
+            status, "SCHEDULED", is_true=False, reason=finding.reason, message=finding.message, now=now
+        )
+    return replace(deployment, replacement=mode, status=status)
 
 
 async def _check_backups(deployments: Reader, key: Key, spec: pb.DeploymentSpec) -> None:

@@ -14,6 +14,8 @@ from neuroweaver.v1 import deployer_pb2 as pb
 
 _FAILING: Final = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})
 _ENDED: Final = frozenset({pb.REPLICA_PHASE_GONE})
+# Why a replica finds no place. Others, such as an autoscaler without figures, keep none from its place.
+_UNPLACED: Final = frozenset({"UNSCHEDULABLE", "QUOTA_EXCEEDED", "REPLICA_REFUSED", "NO_ROOM", "DISK_FULL"})
 _OUT_OF_REACH: Final = frozenset({Trouble.UNREACHABLE, Trouble.FORBIDDEN, Trouble.NOT_CONFIGURED})
 
 
@@ -22,6 +24,7 @@ def seen(
     observed: Observed | None,
     trouble: BackendError | None,
     health: Health,
+    now: datetime,
     *,
     generation: int,
 ) -> Status:
@@ -36,6 +39,11 @@ def seen(
         status,
         endpoint=observed.endpoint,
         replicas=tuple(each for each in observed.replicas if each.phase not in _ENDED),
+        draining={
+            each.replica_id: status.draining.get(each.replica_id, now)
+            for each in observed.replicas
+            if each.phase == pb.REPLICA_PHASE_DRAINING
+        },
         desired=dict(observed.desired),
         weights=dict(observed.weights),
         drift=observed.drift,
@@ -134,7 +142,7 @@ def _conditions(
         say("ARTIFACTS_VERIFIED", True, "VERIFIED", "The files are there and have their digests.")
     if observed is not None:
         say("SCHEDULED", *_scheduled(deployment, observed, trouble))
-        say("AVAILABLE", *_available(deployment))
+        say("AVAILABLE", *_available(deployment, observed))
         say("DRIFT_FREE", *_drift_free(status))
     say("ROLLED_OUT", *_rolled_out(deployment))
     say("THRESHOLDS_KEPT", *_thresholds_kept(status.health))
@@ -144,9 +152,9 @@ def _conditions(
 def _scheduled(
     deployment: Deployment, observed: Observed, trouble: BackendError | None
 ) -> tuple[bool | None, str, str]:
-    if observed.reasons:
-        reason, message = observed.reasons[0]
-        return False, reason, message
+    for reason, message in observed.reasons:
+        if _is_unplaced(reason):
+            return False, reason, message
     if trouble is not None and trouble.trouble not in _OUT_OF_REACH | {Trouble.ARTIFACTS}:
         return False, trouble.trouble.value, str(trouble)
     waiting = sum(each.phase == pb.REPLICA_PHASE_SCHEDULING for each in observed.replicas)
@@ -157,7 +165,18 @@ def _scheduled(
     return True, "PLACED", "Every replica has its place."
 
 
-def _available(deployment: Deployment) -> tuple[bool | None, str, str]:
+def _is_unplaced(reason: str) -> bool:
+    return reason in _UNPLACED or reason.startswith("INSUFFICIENT_")
+
+
+def _available(deployment: Deployment, observed: Observed) -> tuple[bool | None, str, str]:
+    """With what else the backend has to say of how it serves."""
+    is_true, reason, message = _serving(deployment)
+    others = [text for word, text in observed.reasons if not _is_unplaced(word) and text not in message]
+    return is_true, reason, " ".join([message, *others])
+
+
+def _serving(deployment: Deployment) -> tuple[bool | None, str, str]:
     status = deployment.status
     ready = status.ready()
     if ready:

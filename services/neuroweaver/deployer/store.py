@@ -18,7 +18,7 @@ from neuroweaver.deployer.backend import Key
 from neuroweaver.deployer.lease import Lease
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.reader import Reader, everything
-from neuroweaver.deployer.writer import Writer, compact, forget
+from neuroweaver.deployer.writer import Writer, compact, forget, forget_gone
 from neuroweaver.mesh import idempotency
 from neuroweaver.mesh.clock import Clock, utc_now
 from neuroweaver.mesh.database import Database
@@ -95,6 +95,10 @@ class Store:
     async def compact(self, before: datetime) -> int:
         """Drops the events from before a moment, except each deployment's last. Gives how many."""
         return await self.database.transact(lambda connection: compact(connection, before))
+
+    async def forget_gone(self, before: datetime) -> int:
+        """Drops the deployments that were gone before a moment, with all that is theirs. Gives how many."""
+        return await self.database.transact(lambda connection: forget_gone(connection, before))
 
     async def forget_answers(self, before: datetime) -> int:
         """Drops the answers kept for retries of calls made before a moment. Gives how many."""

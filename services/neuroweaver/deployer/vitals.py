@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from neuroweaver.deployer import counts, health, thresholds
-from neuroweaver.deployer.backend import Measured, Replica
-from neuroweaver.deployer.health import Health, Serving
+from neuroweaver.deployer.backend import Replica
+from neuroweaver.deployer.health import MAX_TOKEN_AGE, Health, Serving
 from neuroweaver.deployer.model import Deployment
+from neuroweaver.deployer.proof import Proof
 from neuroweaver.deployer.recent import Recent
 from neuroweaver.deployer.thresholds import ThresholdState
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -36,7 +37,7 @@ def vitals(deployment: Deployment, replicas: Sequence[Replica], recent: Recent, 
     states = thresholds.evaluated(
         before.thresholds if before else (), policy, counts.total(by_revision.values()), now
     )
-    found = health.judged(before, _serving(deployment, replicas, recent.last(now)), states, now)
+    found = health.judged(before, _serving(deployment, replicas, recent.proofs, now), states, now)
     breaches = {
         revision: _breaches(thresholds.evaluated((), policy, own, now))
         for revision, own in by_revision.items()
@@ -44,18 +45,26 @@ def vitals(deployment: Deployment, replicas: Sequence[Replica], recent: Recent, 
     return Vitals(found, breaches)
 
 
-def _serving(deployment: Deployment, replicas: Sequence[Replica], last: Sequence[Measured]) -> Serving:
+def _serving(
+    deployment: Deployment, replicas: Sequence[Replica], proofs: Mapping[int, Proof], now: datetime
+) -> Serving:
     ready = [each for each in replicas if each.phase == pb.REPLICA_PHASE_READY]
     failed = [each for each in replicas if each.phase in _FAILING]
-    tokens = [each.last_token_time for each in ready if each.last_token_time is not None]
+    known = [proofs[revision] for revision in {each.revision for each in ready} if revision in proofs]
+    fresh = [each for each in known if now - each.last.time <= MAX_TOKEN_AGE]
+    told = [each.last_token_time for each in ready if each.last_token_time is not None]
+    tokens = [*told, *(each.token_time for each in known if each.token_time is not None)]
+    asked = [each.asked_since for each in fresh if each.asked_since is not None]
     return Serving(
         desired=deployment.replicas,
         ready=len(ready),
         failed=len(failed),
         reason=next((each.message for each in failed if each.message), ""),
-        running=_sum([each.running for each in last]),
-        waiting=_sum([each.waiting for each in last]),
+        running=_sum([each.last.measured.running for each in fresh]),
+        waiting=_sum([each.last.measured.waiting for each in fresh]),
         last_token_time=max(tokens) if tokens else None,
+        # A server that tells of its tokens makes some by itself, so that an old one is proof enough.
+        asked_since=min(asked) if asked and not told else None,
     )
 
 

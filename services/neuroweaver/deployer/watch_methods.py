@@ -97,16 +97,22 @@ class WatchMethods(Handler):
     async def _first_line(self, key: Key, request: pb.WatchDeploymentLogsRequest) -> tuple[int, int]:
         """The sequence after which to begin, and that of the last line known. Raises NotFound, OutOfRange."""
         async with self._store.read(key.project) as deployments:
-            await deployments.kept(key, show_gone=True)
+            kept = await deployments.kept(key, show_gone=True)
             oldest, last = await deployments.line_bounds(key)
-            since = request.since_sequence
+            since, first = request.since_sequence, kept.deployment.first_line
             if since > last:
                 raise OutOfRange(f"no line with sequence {since} was written yet; the last one is {last}")
+            if since and since < first - 1:
+                raise OutOfRange(
+                    f"the deployment was made anew since: watch from {first - 1}",
+                    metadata={"oldest_sequence": str(first)},
+                )
             if since and since < oldest - 1:
                 raise OutOfRange(
                     f"the lines between {since} and {oldest} are no longer kept; watch from {oldest - 1}",
                     metadata={"oldest_sequence": str(oldest)},
                 )
+            since = max(since, first - 1)
             if request.tail_lines:
                 tail = await deployments.tail(
                     key,

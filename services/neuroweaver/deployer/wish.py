@@ -31,13 +31,22 @@ def goal(deployment: Deployment) -> Wanted:
     steps = deployment.spec.rollout.canary.steps
     target = deployment.find(deployment.target)
     if not (deployment.candidate and steps) or (target is not None and target.is_proven):
-        return _asked(deployment, (whole,))
+        found = _asked(deployment, (whole,))
+        return _without_canary(found) if deployment.stable else found
     weight = steps[-1].weight_percent
     stable = replace(_whole(deployment, deployment.stable), weight_percent=WHOLE - weight)
     replicas = max(1, scaling.portion(whole.replicas, weight)) if whole.replicas else 0
     autoscaling = scaling.share(whole.autoscaling, weight) if whole.autoscaling else None
     candidate = replace(whole, weight_percent=weight, replicas=replicas, autoscaling=autoscaling)
     return replace(_asked(deployment, (stable, candidate)), replacement=pb.REPLACEMENT_MODE_SURGE)
+
+
+def _without_canary(wanted: Wanted) -> Wanted:
+    """For what begins no rollout, or one whose target served before: no canary comes, and none needs room."""
+    spec = pb.DeploymentSpec()
+    spec.CopyFrom(wanted.spec)
+    spec.rollout.ClearField("canary")
+    return replace(wanted, spec=spec)
 
 
 def _asked(deployment: Deployment, revisions: tuple[WantedRevision, ...]) -> Wanted:

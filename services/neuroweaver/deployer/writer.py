@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import and_, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -47,6 +47,9 @@ class Writer(Reader):
         was = before.deployment if before and not before.deployment.is_gone else None
         if before is not None and was == after:
             return before
+        if before is not None and was is None:
+            _, last_line = await self.line_bounds(after.key)
+            after = replace(after, first_line=last_line + 1)
         events = history.events_of(was, after, why, self.now)
         last = before.last_sequence if before else 0
         first = before.first_sequence if before and was else last + 1
@@ -160,6 +163,12 @@ class Writer(Reader):
         )
         await self.connection.execute(statement, rows)
 
+    async def forget_cursors(self, key: Key, replica_ids: Iterable[str], before: datetime) -> None:
+        """Those of other replicas than these that nothing was read of since a moment."""
+        table = tables.log_cursors
+        is_other = table.c.replica_id.not_in(list(replica_ids))
+        await self.connection.execute(delete(table).where(of(table, key), is_other, table.c.time < before))
+
     async def forget_logs(self, key: Key) -> None:
         """Where each replica's log was read to, after the replicas have gone; the lines stay."""
         table = tables.log_cursors
@@ -173,6 +182,27 @@ def answer(kept: Kept) -> pb.Deployment:
 async def forget(connection: AsyncConnection, table: Any, before: datetime) -> int:
     """Drops the rows from before a moment. Gives how many."""
     return (await connection.execute(delete(table).where(table.c.time < before))).rowcount
+
+
+async def forget_gone(connection: AsyncConnection, before: datetime) -> int:
+    """Drops the deployments that were gone before a moment, with all that belongs to them. Gives how many."""
+    table, events = tables.deployments, tables.events
+    statement = (
+        select(table.c.project, table.c.model_id, table.c.name)
+        .join(events, and_(*(events.c[name] == table.c[name] for name in ("project", "model_id", "name"))))
+        .where(
+            table.c.state == pb.DEPLOYMENT_STATE_DELETED,
+            events.c.sequence == table.c.last_sequence,
+            events.c.time < before,
+        )
+        .with_for_update(of=table)
+    )
+    keys = [Key(*row) for row in await connection.execute(statement)]
+    for key in keys:
+        for each in reversed(tables.METADATA.sorted_tables):
+            if table in {each, *(foreign.referred_table for foreign in each.foreign_key_constraints)}:
+                await connection.execute(delete(each).where(of(each, key)))
+    return len(keys)
 
 
 async def compact(connection: AsyncConnection, before: datetime) -> int:
