@@ -29,13 +29,14 @@ from ports import free_ports
 @pytest.fixture
 def environ(tmp_path, monkeypatch):
     """An environment with a home and ports of its own."""
-    ports = iter(free_ports(2 * len(SERVICES)))
+    ports = iter(free_ports(2 * len(SERVICES) + 1))
     made = {key: value for key, value in os.environ.items() if not key.startswith("NEUROWEAVER_")}
     made["NEUROWEAVER_HOME"] = str(tmp_path / "home")
     made["PYTHONPATH"] = os.pathsep.join(sys.path)
     for service in SERVICES:
         made[f"NEUROWEAVER_{service.upper()}_PORT"] = str(next(ports))
         made[f"NEUROWEAVER_{service.upper()}_METRICS_PORT"] = str(next(ports))
+    made["NEUROWEAVER_SERVING_PORT"] = str(next(ports))
     return made
 
 
@@ -56,7 +57,9 @@ def read_document(stream):
     """The JSON document that a running command has printed."""
     text = ""
     while True:
-        text += stream.readline()
+        line = stream.readline()
+        assert line, f"the command has ended: {text}"
+        text += line
         try:
             return json.loads(text)
         except json.JSONDecodeError:
@@ -143,13 +146,20 @@ def test_detached_services_run_on_until_down_ends_exactly_them(environ, places):
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("what", ["PORT", "METRICS_PORT"])
-def test_a_taken_port_is_named_with_its_variable_before_anything_starts(environ, places, what):
-    taken = int(environ[f"NEUROWEAVER_TRAINER_{what}"])
+@pytest.mark.parametrize(
+    ("service", "variable"),
+    [
+        ("trainer", "NEUROWEAVER_TRAINER_PORT"),
+        ("trainer", "NEUROWEAVER_TRAINER_METRICS_PORT"),
+        ("deployer", "NEUROWEAVER_SERVING_PORT"),
+    ],
+)
+def test_a_taken_port_is_named_with_its_variable_before_anything_starts(environ, places, service, variable):
+    taken = int(environ[variable])
     with socket.socket() as listener, Fleet(environ) as fleet:
         listener.bind(("127.0.0.1", taken))
         listener.listen()
-        with pytest.raises(ProcessError, match=rf"port {taken} of the trainer .* NEUROWEAVER_TRAINER_{what}"):
+        with pytest.raises(ProcessError, match=rf"port {taken} of the {service} .* {variable}"):
             fleet.start()
 
     assert not places[0].home.exists()

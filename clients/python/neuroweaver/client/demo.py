@@ -29,7 +29,6 @@ from neuroweaver.client.processes import (
     Place,
     ProcessError,
     free_ports,
-    is_free,
     unwinding_on_signals,
 )
 from neuroweaver.client.progress import display
@@ -157,17 +156,11 @@ def _environment(console: Console) -> dict[str, str]:
     ):
         environ.pop(variable, None)
     places = [Place.from_environment(service, environ) for service in SERVICES]
-    taken = [
-        place
-        for place in places
-        if not (is_free(place.host, place.port) and is_free(place.host, place.metrics_port))
-    ]
+    taken = [place for place in places if not place.is_free]
     if taken:
-        ports = iter(free_ports(2 * len(places)))
-        for place in places:
-            environ[f"NEUROWEAVER_{place.service.upper()}_PORT"] = str(next(ports))
-            environ[f"NEUROWEAVER_{place.service.upper()}_METRICS_PORT"] = str(next(ports))
-        listed = ", ".join(f"{place.port} or {place.metrics_port}" for place in taken)
+        variables = [variable for place in places for variable in place.ports]
+        environ |= zip(variables, map(str, free_ports(len(variables))), strict=True)
+        listed = ", ".join(" or ".join(map(str, place.ports.values())) for place in taken)
         _say(console, f"Ports are taken ({listed}): using free ones instead.", "yellow")
     return environ
 

@@ -40,12 +40,30 @@ class Place:
     port: int
     metrics_port: int
     home: Path
+    serving_port: int = 0
+    """Of the router in front of the deployer's local model servers; 0: there is none, or any will do."""
 
     @classmethod
     def from_environment(cls, service: str, environ: Mapping[str, str]) -> Place:
         """Raises SettingsError."""
         settings = Settings.from_environment(service, environ)
-        return cls(service, settings.host, settings.port, settings.metrics_port, settings.home)
+        has_router = service == "deployer" and settings.deployment_backend == "local"
+        serving_port = settings.serving_port if has_router else 0
+        return cls(service, settings.host, settings.port, settings.metrics_port, settings.home, serving_port)
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Those that it listens on, by the variables that set them."""
+        found = {
+            _variable(self.service, "PORT"): self.port,
+            _variable(self.service, "METRICS_PORT"): self.metrics_port,
+        }
+        return found | ({"NEUROWEAVER_SERVING_PORT": self.serving_port} if self.serving_port else {})
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing else listens where it would."""
+        return all(is_free(self.host, port) for port in self.ports.values())
 
     @property
     def address(self) -> str:
@@ -84,11 +102,11 @@ class Fleet:
     def check_ports(self) -> None:
         """Raises ProcessError naming the first port that is taken and its variable."""
         for place in self.places:
-            for port, what in ((place.port, "PORT"), (place.metrics_port, "METRICS_PORT")):
+            for variable, port in place.ports.items():
                 if not is_free(place.host, port):
                     raise ProcessError(
                         f"port {port} of the {place.service} is taken on {place.host}: end what listens "
-                        f"there, or set {_variable(place.service, what)} to another port"
+                        f"there, or set {variable} to another port"
                     )
 
     def start(self) -> None:
