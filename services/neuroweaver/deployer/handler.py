@@ -19,26 +19,18 @@ from neuroweaver.deployer.store import Store
 from neuroweaver.deployer.writer import Writer
 from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.errors import InvalidArgument, NotFound
-from neuroweaver.mesh.mutations import answered, mutated
+from neuroweaver.mesh.mutations import Answering, mutated
 from neuroweaver.mesh.text import check_text
 from neuroweaver.v1 import deployer_pb2 as pb
 
 M = TypeVar("M", bound=Message)
 
 
-class Handler:
+class Handler(Answering[Store]):
     def __init__(self, store: Store, planner: Planner) -> None:
-        self._store = store
+        super().__init__(store)
         self._planner = planner
         self._memory = Memory()
-
-    async def _answered(self, method: str, request: Any, context: Any, response_type: type[M]) -> M | None:
-        """The answer given to this request before; None if it is new.
-
-        For what looks at the world before its transaction: a retry is answered whatever has changed since.
-        """
-        reading = self._store.read(caller_of(context).project)
-        return await answered(reading, method, request, response_type)
 
     async def _mutate(
         self,

@@ -13,7 +13,7 @@ from neuroweaver.experiment.releases import Releases
 from neuroweaver.experiment.store import Origin, Store
 from neuroweaver.experiment.writer import Writer
 from neuroweaver.mesh.caller import caller_of
-from neuroweaver.mesh.mutations import answered, mutated
+from neuroweaver.mesh.mutations import Answering, mutated
 from neuroweaver.v1 import experiment_pb2 as pb
 
 M = TypeVar("M", bound=Message)
@@ -26,20 +26,12 @@ class Results(Protocol):
         """As of now, over all phases. Raises NotFound."""
 
 
-class Handler:
+class Handler(Answering[Store]):
     def __init__(self, store: Store, evaluators: Evaluators, releases: Releases, results: Results) -> None:
-        self._store = store
+        super().__init__(store)
         self._evaluators = evaluators
         self._releases = releases
         self._results = results
-
-    async def _answered(self, method: str, request: Any, context: Any, response_type: type[M]) -> M | None:
-        """The answer given to this request before; None if it is new.
-
-        For what looks at the world before its transaction: a retry is answered whatever has changed since.
-        """
-        reading = self._store.read(caller_of(context).project)
-        return await answered(reading, method, request, response_type)
 
     async def _mutate(
         self,

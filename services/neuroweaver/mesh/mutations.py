@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.mesh import idempotency
+from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.text import check_text
 
 
@@ -22,6 +23,27 @@ class Transaction(Protocol):
 
 W = TypeVar("W", bound=Transaction)
 M = TypeVar("M", bound=Message)
+
+
+class Readable(Protocol):
+    """A service's store."""
+
+    def read(self, project: str) -> AbstractAsyncContextManager[Transaction]:
+        """One state of a project, whatever is written meanwhile."""
+
+
+S = TypeVar("S", bound=Readable)
+
+
+class Answering(Generic[S]):
+    """RPCs over a store, whose repeated requests are answered as the first time."""
+
+    def __init__(self, store: S) -> None:
+        self._store = store
+
+    async def _answered(self, method: str, request: Any, context: Any, response_type: type[M]) -> M | None:
+        """As `answered`, in the caller's project."""
+        return await answered(self._store.read(caller_of(context).project), method, request, response_type)
 
 
 async def answered(

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from neuroweaver.mesh import telemetry
 from neuroweaver.mesh.caller import caller_of
 from neuroweaver.mesh.errors import FailedPrecondition
-from neuroweaver.mesh.mutations import answered, mutated
+from neuroweaver.mesh.mutations import Answering, mutated
 from neuroweaver.mesh.signing import SigningKey
 from neuroweaver.registry.artifacts import ArtifactStore
 from neuroweaver.registry.audit import Origin
@@ -22,19 +22,11 @@ from neuroweaver.registry.writer import Writer
 M = TypeVar("M", bound=Message)
 
 
-class Handler:
+class Handler(Answering[Store]):
     def __init__(self, store: Store, artifacts: ArtifactStore, key: SigningKey) -> None:
-        self._store = store
+        super().__init__(store)
         self._artifacts = artifacts
         self._key = key
-
-    async def _answered(self, method: str, request: Any, context: Any, response_type: type[M]) -> M | None:
-        """The answer given to this request before; None if it is new.
-
-        For what looks at the world before its transaction: a retry is answered whatever has changed since.
-        """
-        reading = self._store.read(caller_of(context).project)
-        return await answered(reading, method, request, response_type)
 
     async def _mutate(
         self,
