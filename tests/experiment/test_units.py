@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from experiment.serving import metric, spec
 from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan
 from neuroweaver.experiment.intake.unit_table import UnitTable, packed, unpacked
-from neuroweaver.experiment.intake.units import Population, Records
+from neuroweaver.experiment.intake.units import Records
 from neuroweaver.v1 import experiment_pb2 as pb
 
 # Of four units.
@@ -44,7 +44,8 @@ def events(plan, exposures, samples):
 
 
 def population(plan, exposures, samples):
-    return Population.fresh(plan, 4).joined(*events(plan, exposures, samples)).new
+    told = events(plan, exposures, samples)
+    return UnitTable(plan).population(KEYS, told[0], told[2]).joined(*told).new
 
 
 def rows_of(made, exposures, samples):

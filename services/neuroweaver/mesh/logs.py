@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
@@ -99,7 +100,7 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
     def _write_again_and_again(self) -> None:
         while True:
             self._is_something.wait()
-            threading.Event().wait(_GATHERED_S)
+            time.sleep(_GATHERED_S)
             # What is wrong was told by `_write`; the stream may be back the next time.
             with suppress(OSError, ValueError):
                 self.flush()

@@ -23,7 +23,6 @@ from neuroweaver.experiment.intake.units import Change, Ints
 from neuroweaver.experiment.model import Experiment
 from neuroweaver.experiment.reader import Reader
 from neuroweaver.experiment.snapshot import Rejection
-from neuroweaver.experiment.specification import length
 from neuroweaver.mesh.clock import Clock, microseconds
 from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.errors import NotFound
@@ -62,17 +61,27 @@ async def take_in(
     database: Database, projections: Projections, project: str, batches: Sequence[Batch], clock: Clock
 ) -> list[Outcome]:
     """What became of each batch, once that is on disk. Raises what the database raises, with nothing done."""
-    test_ids = sorted({batch.test_id for batch in batches})
-    async with projections.hold(project, test_ids) as held:
+    # In one order everywhere, so that two that write the same experiments do not wait for each other.
+    places: dict[str, list[int]] = {test_id: [] for test_id in sorted({batch.test_id for batch in batches})}
+    for place, batch in enumerate(batches):
+        places[batch.test_id].append(place)
+    async with projections.hold(project, places) as held:
         moves: list[_Move] = []
         # Before the transaction, for which others wait.
-        for test_id in test_ids:
+        for test_id in places:
             if not held.is_at_hand(project, test_id):
                 await _begin(database, project, held, test_id)
 
         async def work(connection: AsyncConnection) -> list[Outcome]:
             moves.clear()
-            return await _ingest_all(connection, project, held, batches, clock(), moves)
+            now, outcomes = clock(), [Outcome() for _ in batches]
+            for its in places.values():
+                found = await _ingest(
+                    connection, project, held, [batches[place] for place in its], now, moves
+                )
+                for place, outcome in zip(its, found, strict=True):
+                    outcomes[place] = outcome
+            return outcomes
 
         outcomes = await database.transact(work)
         for move in moves:
@@ -103,24 +112,6 @@ class _Move:
             self.projection.table.put(*self.units)
         self.projection.batch = self.number
         self.projection.fresh_events += len(self.event_ids)
-
-
-async def _ingest_all(
-    connection: AsyncConnection,
-    project: str,
-    held: Held,
-    batches: Sequence[Batch],
-    now: datetime,
-    moves: list[_Move],
-) -> list[Outcome]:
-    outcomes = [Outcome() for _ in batches]
-    # In one order everywhere, so that two that write the same experiments do not wait for each other.
-    for test_id in sorted({batch.test_id for batch in batches}):
-        places = [place for place, batch in enumerate(batches) if batch.test_id == test_id]
-        found = await _ingest(connection, project, held, [batches[place] for place in places], now, moves)
-        for place, outcome in zip(places, found, strict=True):
-            outcomes[place] = outcome
-    return outcomes
 
 
 async def _ingest(
@@ -264,8 +255,7 @@ def _reasons(experiment: Experiment, plan: Plan, batch: Batch, now: datetime) ->
         reads_back = is_sample & (names >= 0)
         start[reads_back] -= plan.lookback_us[names[reads_back]] if len(plan.lookback_us) else 0
         reasons[time < start] = pb.EVENT_REJECTION_BEFORE_START
-    oldest = now - length(experiment.spec.raw_event_retention)
-    reasons[time < microseconds(oldest)] = pb.EVENT_REJECTION_TOO_OLD
+    reasons[time < microseconds(raw_events.oldest(experiment, now))] = pb.EVENT_REJECTION_TOO_OLD
     reasons[time > microseconds(now + FUTURE)] = pb.EVENT_REJECTION_IN_FUTURE
     return reasons
 

@@ -55,7 +55,7 @@ class Projection:
         self.batch = 0
         self.fresh_events = 0
         self.expired_batches = 0
-        self._is_torn = False
+        self.is_torn = False
 
     @property
     def nbytes(self) -> int:
@@ -64,13 +64,9 @@ class Projection:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """What is done inside is done as a whole, or the projection is of no use any more."""
-        self._is_torn = True
+        self.is_torn = True
         yield
-        self._is_torn = False
-
-    @property
-    def is_torn(self) -> bool:
-        return self._is_torn
+        self.is_torn = False
 
     @property
     def is_due(self) -> bool:

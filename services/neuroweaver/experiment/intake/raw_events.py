@@ -13,11 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.experiment import tables
 from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.keys import Keys, from_bytes, keys_of, to_bytes
+from neuroweaver.experiment.model import Experiment
+from neuroweaver.experiment.specification import length
 from neuroweaver.mesh.clock import from_microseconds
 
 _TABLE: Final = tables.event_batches
 # Batches that are read and decoded at once.
 _AT_ONCE: Final = 20
+
+
+def oldest(experiment: Experiment, now: datetime) -> datetime:
+    """When what is taken in and kept happened at the earliest."""
+    return now - length(experiment.spec.raw_event_retention)
 
 
 async def add(

@@ -13,7 +13,6 @@ from neuroweaver.experiment.intake import checkpoints, raw_events, sketching, sn
 from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.intake.unit_table import UnitTable
 from neuroweaver.experiment.model import Experiment
-from neuroweaver.experiment.specification import length
 from neuroweaver.experiment.store import Store
 from neuroweaver.mesh.clock import microseconds
 
@@ -26,7 +25,10 @@ async def keep_checkpoint(store: Store, experiment: Experiment, *, is_forced: bo
             projection = await held.current(experiments.connection, project, experiment, plan)
         if not projection.batch or not (is_forced or projection.is_due):
             return False
-        oldest, lookback_us = _oldest(experiment, store.clock()), int(max(plan.lookback_us, default=0))
+        oldest, lookback_us = (
+            raw_events.oldest(experiment, store.clock()),
+            int(max(plan.lookback_us, default=0)),
+        )
         batch, fresh_events = projection.batch, projection.fresh_events
         with projection.changing():
             arrays = await asyncio.to_thread(_copied, projection.table, microseconds(oldest), lookback_us)
@@ -47,7 +49,7 @@ async def expire(store: Store, experiment: Experiment, now: datetime) -> int:
     Results stay as they are.
     """
     project, test_id, plan = experiment.project, experiment.test_id, Plan(experiment.spec)
-    oldest = _oldest(experiment, now)
+    oldest = raw_events.oldest(experiment, now)
     async with store.read(project) as experiments:
         connection = experiments.connection
         last = await raw_events.last_before(connection, project, test_id, oldest)
@@ -76,7 +78,3 @@ async def expire(store: Store, experiment: Experiment, now: datetime) -> int:
             # It still knows the ids of the events that left.
             store.projections.forget(project, test_id)
     return dropped
-
-
-def _oldest(experiment: Experiment, now: datetime) -> datetime:
-    return now - length(experiment.spec.raw_event_retention)

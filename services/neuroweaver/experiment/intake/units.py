@@ -18,7 +18,6 @@ import numpy.typing as npt
 from neuroweaver.experiment.intake.readings import (
     COUNT,
     EXTREMES,
-    JUDGEMENT_TYPE,
     MEAN,
     SAMPLE_TYPE,
     Plan,
@@ -166,17 +165,6 @@ class Population:
     totals: Totals
     loose: Records
     judgements: Records
-
-    @classmethod
-    def fresh(cls, plan: Plan, units: int) -> Population:
-        """Units of which nothing is known."""
-        return cls(
-            plan,
-            unexposed(plan, units),
-            Totals.none(plan, units),
-            Records.none(SAMPLE_TYPE),
-            Records.none(JUDGEMENT_TYPE),
-        )
 
     def __len__(self) -> int:
         return len(self.exposures)
