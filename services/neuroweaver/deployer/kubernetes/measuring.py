@@ -15,7 +15,11 @@ _MS: Final = 1000.0
 
 
 @dataclass(frozen=True)
-class _Names:
+class Names:
+    """What a model server calls its figures. errors: empty where `requests` counts successes alone, and what
+    failed is told by the status of HTTP_REQUESTS.
+    """
+
     requests: str
     errors: str
     tokens: str
@@ -23,10 +27,9 @@ class _Names:
     waiting: str
     latency: str
     first_token: str
-    gpu_memory_share: str = ""
 
 
-_OWN: Final = _Names(
+OWN: Final = Names(
     requests="neuroweaver_serving_requests_total",
     errors="neuroweaver_serving_errors_total",
     tokens="neuroweaver_serving_tokens_total",
@@ -35,7 +38,7 @@ _OWN: Final = _Names(
     latency="neuroweaver_serving_request_duration_seconds",
     first_token="neuroweaver_serving_first_token_seconds",
 )
-_VLLM: Final = _Names(
+VLLM: Final = Names(
     requests="vllm:request_success_total",
     errors="",
     tokens="vllm:generation_tokens_total",
@@ -44,7 +47,7 @@ _VLLM: Final = _Names(
     latency="vllm:e2e_request_latency_seconds",
     first_token="vllm:time_to_first_token_seconds",
 )
-_HTTP_REQUESTS: Final = "http_requests_total"
+HTTP_REQUESTS: Final = "http_requests_total"
 _MEMORY: Final = "process_resident_memory_bytes"
 
 
@@ -79,11 +82,11 @@ def page(text: str) -> Page:
                     bound = float(sample.labels["le"])
                     of = buckets.setdefault(sample.name, {})
                     of[bound] = of.get(bound, 0.0) + sample.value
-                if sample.name == _HTTP_REQUESTS and sample.labels.get("status", "").startswith("5"):
+                if sample.name == HTTP_REQUESTS and sample.labels.get("status", "").startswith("5"):
                     failed += sample.value
     except ValueError as error:
         raise NoMetrics(str(error)) from error
-    for names in (_OWN, _VLLM):
+    for names in (OWN, VLLM):
         if names.running in sums or names.requests in sums:
             errors = sums.get(names.errors, 0.0) if names.errors else failed
             succeeded = sums.get(names.requests, 0.0)

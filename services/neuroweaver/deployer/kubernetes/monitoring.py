@@ -7,11 +7,11 @@ Two sources of figures: NeuroWeaver's own model server and vLLM, whose metrics h
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Final
 
 from neuroweaver.deployer.kubernetes import identity
 from neuroweaver.deployer.kubernetes.kinds import PROMETHEUS_RULE, SERVICE_MONITOR, Object
+from neuroweaver.deployer.kubernetes.measuring import HTTP_REQUESTS, OWN, VLLM, Names
 from neuroweaver.deployer.kubernetes.pods import PORT_NAME, SERVER, uses_vllm
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -20,38 +20,6 @@ CONCURRENCY: Final = "neuroweaver_serving_concurrency"
 
 _DEPLOYMENT_LABEL: Final = "neuroweaver_dev_deployment"
 """As Prometheus writes `neuroweaver.dev/deployment`."""
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """What a model server calls its figures. failed: a selector of failed requests within `requests`; empty
-    where `errors` counts them by itself.
-    """
-
-    requests: str
-    errors: str
-    failed: str
-    duration: str
-    running: str
-    waiting: str
-
-
-OWN: Final = Metrics(
-    requests="neuroweaver_serving_requests_total",
-    errors="neuroweaver_serving_errors_total",
-    failed="",
-    duration="neuroweaver_serving_request_duration_seconds",
-    running="neuroweaver_serving_requests_running",
-    waiting="neuroweaver_serving_requests_waiting",
-)
-VLLM: Final = Metrics(
-    requests="http_requests_total",
-    errors="http_requests_total",
-    failed=',status="5xx"',
-    duration="vllm:e2e_request_latency_seconds",
-    running="vllm:num_requests_running",
-    waiting="vllm:num_requests_waiting",
-)
 
 
 def service_monitor(name: str, metadata: Object) -> Object:
@@ -71,7 +39,7 @@ def service_monitor(name: str, metadata: Object) -> Object:
 def prometheus_rule(
     name: str, namespace: str, spec: pb.DeploymentSpec, model_id: str, metadata: Object
 ) -> Object:
-    metrics = VLLM if uses_vllm(spec) else OWN
+    names = VLLM if uses_vllm(spec) else OWN
     where = f"{_DEPLOYMENT_LABEL}={_quoted(name)},namespace={_quoted(namespace)}"
     return {
         "apiVersion": PROMETHEUS_RULE.api_version,
@@ -86,24 +54,26 @@ def prometheus_rule(
                         {
                             "record": CONCURRENCY,
                             "expr": f"sum by (namespace, pod, {_DEPLOYMENT_LABEL}) "
-                            f"({metrics.running}{{{where}}} + {metrics.waiting}{{{where}}})",
+                            f"({names.running}{{{where}}} + {names.waiting}{{{where}}})",
                         }
                     ],
                 },
-                {"name": f"{name}.alerts", "rules": _alerts(name, namespace, spec, model_id, metrics, where)},
+                {"name": f"{name}.alerts", "rules": _alerts(name, namespace, spec, model_id, names, where)},
             ]
         },
     }
 
 
 def _alerts(
-    name: str, namespace: str, spec: pb.DeploymentSpec, model_id: str, metrics: Metrics, where: str
+    name: str, namespace: str, spec: pb.DeploymentSpec, model_id: str, names: Names, where: str
 ) -> list[Object]:
     thresholds = spec.thresholds
     window = f"{max(60, round(thresholds.window.ToTimedelta().total_seconds()) or 300)}s"
-    requests = f"sum(rate({metrics.requests}{{{where}}}[{window}]))"
-    errors = f"sum(rate({metrics.errors}{{{where}{metrics.failed}}}[{window}]))"
-    buckets = f"sum by (le) (rate({metrics.duration}_bucket{{{where}}}[{window}]))"
+    answered = names.requests if names.errors else HTTP_REQUESTS
+    failed = f"{names.errors}{{{where}}}" if names.errors else f'{HTTP_REQUESTS}{{{where},status="5xx"}}'
+    requests = f"sum(rate({answered}{{{where}}}[{window}]))"
+    errors = f"sum(rate({failed}[{window}]))"
+    buckets = f"sum by (le) (rate({names.latency}_bucket{{{where}}}[{window}]))"
     pods = f"namespace={_quoted(namespace)},pod=~{_quoted(f'{name}-r[0-9]+-.*')},container={_quoted(SERVER)}"
     own = f"deployment={_quoted(name)}"
     return [
