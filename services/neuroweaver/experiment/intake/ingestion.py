@@ -76,9 +76,8 @@ async def take_in(
             moves.clear()
             now, outcomes = clock(), [Outcome() for _ in batches]
             for its in places.values():
-                found = await _ingest(
-                    connection, project, held, [batches[place] for place in its], now, moves
-                )
+                some = [batches[place] for place in its]
+                found = await _ingest(connection, project, held, some, now, moves)
                 for place, outcome in zip(its, found, strict=True):
                     outcomes[place] = outcome
             return outcomes

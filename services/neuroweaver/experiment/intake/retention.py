@@ -25,10 +25,8 @@ async def keep_checkpoint(store: Store, experiment: Experiment, *, is_forced: bo
             projection = await held.current(experiments.connection, project, experiment, plan)
         if not projection.batch or not (is_forced or projection.is_due):
             return False
-        oldest, lookback_us = (
-            raw_events.oldest(experiment, store.clock()),
-            int(max(plan.lookback_us, default=0)),
-        )
+        oldest = raw_events.oldest(experiment, store.clock())
+        lookback_us = int(max(plan.lookback_us, default=0))
         batch, fresh_events = projection.batch, projection.fresh_events
         with projection.changing():
             arrays = await asyncio.to_thread(_copied, projection.table, microseconds(oldest), lookback_us)
