@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
-from neuroweaver.deployer import planning, specification
+from neuroweaver.deployer import planning, recovery, specification
 from neuroweaver.deployer.backend import Key
 from neuroweaver.deployer.handler import asked_key, known_key, occasion
 from neuroweaver.deployer.model import Deployment, Revision
@@ -216,14 +216,15 @@ def _replaced(
 
 async def _check_backups(deployments: Reader, key: Key, spec: pb.DeploymentSpec) -> None:
     """Raises InvalidArgument if the traffic could be sent in a circle."""
-    seen = {key}
-    following = specification.backup_of(spec, key.project)
-    while following is not None:
-        if following in seen:
-            raise InvalidArgument("spec.recovery.backup", "leads back to this deployment, or to itself")
-        seen.add(following)
-        found = await deployments.find(following)
-        is_there = found is not None and not found.deployment.is_gone
-        following = (
-            specification.backup_of(found.deployment.spec, key.project) if is_there and found else None
-        )
+    first = at = specification.backup_of(spec, key.project)
+    backups: dict[Key, Key] = {}
+    while at is not None and at != key and at not in backups:
+        found = await deployments.find(at)
+        if found is None or found.deployment.is_gone:
+            break
+        following = specification.backup_of(found.deployment.spec, key.project)
+        if following is not None:
+            backups[at] = following
+        at = following
+    if recovery.cycle(key, first, backups):
+        raise InvalidArgument("spec.recovery.backup", "leads back to this deployment, or to itself")

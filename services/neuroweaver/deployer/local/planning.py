@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import (
@@ -21,12 +21,6 @@ from neuroweaver.deployer.local.autoscaler import least_of
 from neuroweaver.deployer.local.launch import Launch
 from neuroweaver.deployer.local.machine import Machine, Need, lack
 from neuroweaver.v1 import deployer_pb2 as pb
-
-_NAMES: Final = {
-    pb.REPLACEMENT_MODE_SURGE: "SURGE",
-    pb.REPLACEMENT_MODE_RECREATE: "RECREATE",
-    pb.REPLACEMENT_MODE_SWAP_ADAPTER: "SWAP_ADAPTER",
-}
 
 
 @dataclass(frozen=True)
