@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from deployer.test_rollouts import Clock
 from deployer.worlds import KEY, deploy, get, publish, refusal, until
-from neuroweaver.deployer.backend import Key, Measured
+from neuroweaver.deployer.backend import Key, Measured, Redirect
 from neuroweaver.deployer.measurement import Tally
 from neuroweaver.deployer.proof import first
 from neuroweaver.mesh import errors
@@ -223,6 +223,20 @@ async def test_in_a_cluster_traffic_moves_only_to_the_same_model(mesh):
     assert not (await mesh.deployer.SwitchModel(request)).is_switched
 
 
+async def test_a_router_hands_traffic_to_any_model(mesh):
+    await ready(mesh, pb.DeploymentSpec(backend=pb.DEPLOYMENT_BACKEND_KUBERNETES), model_id="spare")
+    spare = pb.BackupModel(model_id="spare")
+    # A backup of another model brings the router along.
+    backed = pb.DeploymentSpec(
+        backend=pb.DEPLOYMENT_BACKEND_KUBERNETES, recovery=pb.RecoveryPolicy(backup=spare)
+    )
+    await ready(mesh, backed)
+    request = pb.SwitchModelRequest(model_id="advisor", reason="maintenance")
+    assert (await mesh.deployer.SwitchModel(request)).is_switched
+    await mesh.settle()
+    assert mesh.backend.places[KEY].wanted.redirect.model_id == "spare"
+
+
 async def test_traffic_moves_only_to_what_is_ready(mesh):
     await ready(mesh)
     switch = mesh.deployer.SwitchModel
@@ -240,7 +254,7 @@ async def test_traffic_moves_only_to_what_is_ready(mesh):
     assert (await switch(request)).serving == switched.serving
     seen = await mesh.settle()
     assert seen.switched_to.model_id == "spare"
-    assert mesh.backend.places[KEY].wanted.redirect == spare.endpoint
+    assert mesh.backend.places[KEY].wanted.redirect == Redirect(spare.endpoint, "spare")
     events = [e for e in await mesh.events() if e.WhichOneof("event") == "model_switched"]
     assert len(events) == 1
     assert (events[0].model_switched.reason, events[0].model_switched.is_automatic) == ("maintenance", False)
@@ -249,7 +263,7 @@ async def test_traffic_moves_only_to_what_is_ready(mesh):
     request.target.model_id = "advisor"
     assert not (await switch(request)).is_switched
     await mesh.settle()
-    assert mesh.backend.places[KEY].wanted.redirect == ""
+    assert mesh.backend.places[KEY].wanted.redirect is None
 
 
 class Pair:

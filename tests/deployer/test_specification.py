@@ -48,6 +48,27 @@ def test_every_default_that_the_contract_names_is_filled_in():
     assert not spec.HasField("kubernetes")
 
 
+def test_a_router_comes_where_nothing_less_will_do():
+    def routing(asked: pb.DeploymentSpec) -> int:
+        asked.backend = pb.DEPLOYMENT_BACKEND_KUBERNETES
+        return completed(asked).kubernetes.traffic_routing
+
+    def backed(model_id: str) -> pb.DeploymentSpec:
+        backup = pb.BackupModel(model_id=model_id, name="spare")
+        return pb.DeploymentSpec(recovery=pb.RecoveryPolicy(backup=backup))
+
+    canary = pb.RolloutPolicy(canary=pb.CanaryPolicy(steps=[pb.CanaryStep(weight_percent=5)]))
+    assert routing(pb.DeploymentSpec()) == pb.TRAFFIC_ROUTING_SERVICE
+    assert routing(pb.DeploymentSpec(rollout=canary)) == pb.TRAFFIC_ROUTING_ROUTER
+    canary.session_affinity = pb.SESSION_AFFINITY_NONE
+    assert routing(pb.DeploymentSpec(rollout=canary)) == pb.TRAFFIC_ROUTING_SERVICE
+    assert routing(backed(KEY.model_id)) == pb.TRAFFIC_ROUTING_SERVICE
+    assert routing(backed("another")) == pb.TRAFFIC_ROUTING_ROUTER
+    asked = backed("another")
+    asked.kubernetes.traffic_routing = pb.TRAFFIC_ROUTING_SERVICE
+    assert routing(asked) == pb.TRAFFIC_ROUTING_SERVICE
+
+
 def test_a_completed_spec_stays_as_it_is():
     steps = [pb.CanaryStep(weight_percent=5), pb.CanaryStep(weight_percent=50)]
     asked = pb.DeploymentSpec(

@@ -66,11 +66,21 @@ class WantedRevision:
 
 
 @dataclass(frozen=True)
+class Redirect:
+    """Who takes all traffic after a switch. url: the endpoint of another deployment. model_id: the name that
+    its model server knows.
+    """
+
+    url: str
+    model_id: str
+
+
+@dataclass(frozen=True)
 class Wanted:
     """All that one deployment should be. spec: completed with every default. resource_name: a DNS label.
 
-    revisions: the stable one first; the candidate of a rollout after it. redirect: the endpoint that takes
-    all traffic after a switch to another model; empty: none does.
+    revisions: the stable one first; the candidate of a rollout after it. redirect: None while the deployment
+    has its traffic itself.
     """
 
     key: Key
@@ -78,7 +88,7 @@ class Wanted:
     spec: pb.DeploymentSpec
     revisions: tuple[WantedRevision, ...]
     replacement: pb.ReplacementMode.ValueType = pb.REPLACEMENT_MODE_UNSPECIFIED
-    redirect: str = ""
+    redirect: Redirect | None = None
     generation: int = 0
 
 

@@ -169,14 +169,19 @@ def _target(request: pb.SwitchModelRequest, deployment: Deployment) -> Key:
 
 
 def _require_same_name(deployment: Deployment, target: Key) -> None:
-    """Raises FailedPrecondition for a target that would know none of the requests: in a cluster nothing
-    rewrites their bodies, which name the model.
+    """Raises FailedPrecondition for a target that would know none of the requests: in a cluster nothing but a
+    router rewrites their bodies, which name the model.
     """
-    is_in_cluster = deployment.spec.backend == pb.DEPLOYMENT_BACKEND_KUBERNETES
-    if is_in_cluster and target.model_id != deployment.key.model_id:
+    spec = deployment.spec
+    has_rewriting = (
+        spec.backend != pb.DEPLOYMENT_BACKEND_KUBERNETES
+        or spec.kubernetes.traffic_routing == pb.TRAFFIC_ROUTING_ROUTER
+    )
+    if not has_rewriting and target.model_id != deployment.key.model_id:
         raise FailedPrecondition(
             "TARGET_OF_ANOTHER_MODEL",
-            "on Kubernetes the traffic goes to another deployment of the same model alone",
+            "behind a Service the traffic goes to another deployment of the same model alone: set "
+            "spec.kubernetes.traffic_routing to TRAFFIC_ROUTING_ROUTER",
         )
 
 

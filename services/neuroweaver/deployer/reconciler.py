@@ -19,7 +19,17 @@ from typing import Final, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.deployer import course, gauges, wish
-from neuroweaver.deployer.backend import Backend, BackendError, Key, Line, Measured, Observed, Trouble, Wanted
+from neuroweaver.deployer.backend import (
+    Backend,
+    BackendError,
+    Key,
+    Line,
+    Measured,
+    Observed,
+    Redirect,
+    Trouble,
+    Wanted,
+)
 from neuroweaver.deployer.lease import Lease, LeaseLost
 from neuroweaver.deployer.measurement import Tally
 from neuroweaver.deployer.model import Deployment
@@ -124,7 +134,7 @@ class Reconciler:
         """At one deployment: applies its wish, sees what is there, notes what follows."""
         async with self._store.read(key.project) as deployments:
             kept = await deployments.find(key)
-            redirect = await _redirect(deployments, kept.deployment) if kept else ""
+            redirect = await _redirect(deployments, kept.deployment) if kept else None
         if kept is None or kept.deployment.is_gone:
             if kept is not None:
                 gauges.show(kept.deployment)
@@ -275,7 +285,12 @@ class Reconciler:
         return after
 
     def _delay(
-        self, key: Key, after: Deployment, wanted: Wanted, redirect: str, trouble: BackendError | None
+        self,
+        key: Key,
+        after: Deployment,
+        wanted: Wanted,
+        redirect: Redirect | None,
+        trouble: BackendError | None,
     ) -> float:
         pace = self._pace
         if trouble is not None:
@@ -404,12 +419,14 @@ def _tallies(found: course.Look, now: datetime) -> list[Tally]:
     return [Tally(now, each, there[each.revision]) for each in found.measured.values()]
 
 
-async def _redirect(deployments: Reader, deployment: Deployment) -> str:
-    """The endpoint that takes the traffic after a switch; empty if that deployment is no longer there."""
+async def _redirect(deployments: Reader, deployment: Deployment) -> Redirect | None:
+    """Who takes the traffic after a switch; None also if that deployment is no longer there."""
     if deployment.switched_to is None:
-        return ""
+        return None
     other = await deployments.find(deployment.switched_to)
-    return other.deployment.status.endpoint if other and not other.deployment.is_gone else ""
+    if other is None or other.deployment.is_gone or not other.deployment.status.endpoint:
+        return None
+    return Redirect(other.deployment.status.endpoint, deployment.switched_to.model_id)
 
 
 async def _first(failed: asyncio.Future[None] | None, event: asyncio.Event, timeout_s: float) -> None:

@@ -53,7 +53,7 @@ def completed(asked: pb.DeploymentSpec, key: Key, bundle: Bundle, defaults: Defa
     spec = sourced(asked)
     spec.backend = spec.backend or defaults.backend
     _check(spec, key)
-    _fill(spec, bundle, defaults)
+    _fill(spec, key, bundle, defaults)
     _check_filled(spec)
     return spec
 
@@ -143,7 +143,7 @@ def _parsed(name: str, text: str) -> Any:
         raise InvalidArgument(f"spec.resources.{name}", str(error)) from error
 
 
-def _fill(spec: pb.DeploymentSpec, bundle: Bundle, defaults: Defaults) -> None:
+def _fill(spec: pb.DeploymentSpec, key: Key, bundle: Bundle, defaults: Defaults) -> None:
     is_local = spec.backend == pb.DEPLOYMENT_BACKEND_LOCAL
     if spec.WhichOneof("scaling") is None:
         spec.replicas = 1
@@ -163,6 +163,8 @@ def _fill(spec: pb.DeploymentSpec, bundle: Bundle, defaults: Defaults) -> None:
     _wait(spec, "drain_timeout", timedelta(seconds=30))
     if not is_local:
         _fill_kubernetes(spec.kubernetes, defaults)
+        options = spec.kubernetes
+        options.traffic_routing = options.traffic_routing or _traffic_routing(spec, key)
 
 
 def fill_autoscaling(scaling: pb.Autoscaling) -> None:
@@ -253,6 +255,18 @@ def _fill_kubernetes(options: pb.KubernetesOptions, defaults: Defaults) -> None:
     _default(options, "monitoring", value=True)
     for toleration in options.tolerations:
         toleration.operator = toleration.operator or pb.TOLERATION_OPERATOR_EXISTS
+
+
+def _traffic_routing(spec: pb.DeploymentSpec, key: Key) -> pb.TrafficRouting.ValueType:
+    """A router where nothing less will do, since it is one more thing between a caller and the model."""
+    rollout = spec.rollout
+    keeps_conversations = rollout.HasField("canary") and (
+        rollout.session_affinity == pb.SESSION_AFFINITY_CONVERSATION
+    )
+    backup = backup_of(spec, key.project)
+    if keeps_conversations or (backup is not None and backup.model_id != key.model_id):
+        return pb.TRAFFIC_ROUTING_ROUTER
+    return pb.TRAFFIC_ROUTING_SERVICE
 
 
 def _default(message: Any, field: str, value: Any) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from neuroweaver.deployer import replacing, scaling
-from neuroweaver.deployer.backend import Wanted, WantedRevision
+from neuroweaver.deployer.backend import Redirect, Wanted, WantedRevision
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.rollout import Rollout
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -14,8 +14,8 @@ from neuroweaver.v1 import deployer_pb2 as pb
 WHOLE: Final = 100
 
 
-def wanted(deployment: Deployment, redirect: str = "") -> Wanted:
-    """redirect: the endpoint that takes all traffic after a switch to another model."""
+def wanted(deployment: Deployment, redirect: Redirect | None = None) -> Wanted:
+    """redirect: who takes all traffic after a switch to another model."""
     rollout = deployment.rollout
     if not deployment.stable:
         return _wanted(deployment, (_whole(deployment, deployment.target),), redirect)
@@ -51,7 +51,7 @@ def _without_canary(wanted: Wanted) -> Wanted:
 
 def _asked(deployment: Deployment, revisions: tuple[WantedRevision, ...]) -> Wanted:
     """With the replacement that the spec asks for, before one was chosen."""
-    return replace(_wanted(deployment, revisions, ""), replacement=deployment.spec.rollout.replacement)
+    return replace(_wanted(deployment, revisions, None), replacement=deployment.spec.rollout.replacement)
 
 
 def _in_rollout(deployment: Deployment, rollout: Rollout) -> tuple[WantedRevision, ...]:
@@ -85,7 +85,9 @@ def _whole(deployment: Deployment, number: int) -> WantedRevision:
     )
 
 
-def _wanted(deployment: Deployment, revisions: tuple[WantedRevision, ...], redirect: str) -> Wanted:
+def _wanted(
+    deployment: Deployment, revisions: tuple[WantedRevision, ...], redirect: Redirect | None
+) -> Wanted:
     return Wanted(
         key=deployment.key,
         resource_name=deployment.resource_name,

@@ -316,6 +316,7 @@ class Fake:
             for found in self.all(kind)
             if (not namespace or found["metadata"].get("namespace") == namespace)
             and _selected(found, query.get("labelSelector", ""))
+            and _is_meant(found, query.get("fieldSelector", ""))
         ]
         start = int(query.get("continue") or 0)
         limit = int(query.get("limit") or 500)
@@ -346,7 +347,9 @@ class Fake:
                     ):
                         continue
                     since = version
-                    if _selected(found, request.query.get("labelSelector", "")):
+                    if _selected(found, request.query.get("labelSelector", "")) and _is_meant(
+                        found, request.query.get("fieldSelector", "")
+                    ):
                         await response.write(json.dumps({"type": event, "object": found}).encode() + b"\n")
                 if since < self.version:
                     since = self.version
@@ -568,7 +571,8 @@ class Fake:
         live = self.objects[
             self._key(kinds.DEPLOYMENT, deployment["metadata"]["namespace"], deployment["metadata"]["name"])
         ]
-        live["status"] = {"replicas": count, "readyReplicas": count if self.pods_become_ready else 0}
+        ready = count if self.pods_become_ready else 0
+        live["status"] = {"replicas": count, "readyReplicas": ready, "availableReplicas": ready}
 
     def ready(self, name: str, namespace: str = "default") -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -593,6 +597,13 @@ class Fake:
 
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _IDENTITY = {("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace")}
+
+
+def _is_meant(found: Object, selector: str) -> bool:
+    """By the one field that all kinds can be selected by."""
+    field, _, value = selector.partition("=")
+    assert field in {"", "metadata.name"}
+    return not field or found["metadata"]["name"] == value
 
 
 def _selected(found: Object, selector: str) -> bool:

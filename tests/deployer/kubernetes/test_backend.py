@@ -12,7 +12,7 @@ import pytest
 from deployer.kubernetes import schemas
 from deployer.kubernetes.conftest import QUICK
 from deployer.kubernetes.fake import Fake, Fault, kubeconfig, serving
-from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, revision, spec, wanted
+from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, revision, routed, spec, to, wanted
 from neuroweaver.deployer.backend import BackendError, Observed, Trouble, Wanted
 from neuroweaver.deployer.kubernetes import drift, identity, kinds
 from neuroweaver.deployer.kubernetes.api import Api
@@ -249,7 +249,7 @@ async def test_a_switch_leaves_out_what_the_backup_itself_leaves_out(backend: Ku
         key=replace(KEY, name="spare"),
     )
     await backend.apply(backup)
-    switched = wanted(redirect="http://nw-spare.default.svc:8000/v1")
+    switched = wanted(redirect=to("http://nw-spare.default.svc:8000/v1"))
     await backend.apply(switched)
     its_own = fake.get(kinds.SERVICE, "nw-spare")["spec"]["selector"]
     assert its_own == {identity.DEPLOYMENT: "nw-spare", identity.REVISION: "1"}
@@ -261,11 +261,11 @@ async def test_a_switch_leaves_out_what_the_backup_itself_leaves_out(backend: Ku
 
 
 async def test_a_switch_sends_the_traffic_to_the_other_model(backend: KubernetesBackend, fake: Fake):
-    await backend.apply(wanted(redirect="http://nw-backup-default-aaaaaaaaaa.default.svc:8000/v1"))
+    await backend.apply(wanted(redirect=to("http://nw-backup-default-aaaaaaaaaa.default.svc:8000/v1")))
     assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"] == {
         identity.DEPLOYMENT: "nw-backup-default-aaaaaaaaaa"
     }
-    await backend.apply(wanted(redirect="http://nw-backup-default-aaaaaaaaaa.other.svc:8000/v1"))
+    await backend.apply(wanted(redirect=to("http://nw-backup-default-aaaaaaaaaa.other.svc:8000/v1")))
     front = fake.get(kinds.SERVICE, NAME)["spec"]
     assert (front["type"], front["externalName"]) == (
         "ExternalName",
@@ -278,7 +278,92 @@ async def test_a_switch_sends_the_traffic_to_the_other_model(backend: Kubernetes
     front = fake.get(kinds.SERVICE, NAME)["spec"]
     assert (front["type"], front["selector"][identity.REVISION]) == ("ClusterIP", "1")
     with pytest.raises(BackendError, match="cannot send traffic"):
-        await backend.apply(wanted(redirect="http://127.0.0.1:8100/v1"))
+        await backend.apply(wanted(redirect=to("http://127.0.0.1:8100/v1")))
+
+
+# The router.
+
+
+async def test_traffic_goes_through_the_router_once_it_is_ready(backend: KubernetesBackend, fake: Fake):
+    direct = {identity.DEPLOYMENT: NAME, identity.REVISION: "1"}
+    await backend.apply(wanted(spec=routed()))
+    assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"] == direct
+    seen = await backend.observe(KEY, NAME, routed())
+    assert seen.applied_generation == 0
+    assert [each.revision for each in seen.replicas] == [1, 1]
+    assert seen.desired == {1: 2}
+    await backend.apply(wanted(spec=routed()))
+    assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"] == {identity.ROUTER: NAME}
+    seen = await backend.observe(KEY, NAME, routed())
+    assert (seen.applied_generation, seen.drift, seen.reasons) == (1, (), ())
+    calls = len(fake.calls)
+    await backend.apply(wanted(spec=routed()))
+    assert {method for method, _ in fake.calls[calls:]} == {"GET"}
+    for body in fake.bodies:
+        schemas.check(body)
+
+
+async def test_without_a_router_that_is_ready_traffic_goes_straight(backend: KubernetesBackend, fake: Fake):
+    for _ in range(2):
+        await backend.apply(wanted(spec=routed()))
+    router = fake.get(kinds.DEPLOYMENT, f"{NAME}-router")
+    told = {
+        "type": "Available",
+        "status": "False",
+        "message": "Deployment does not have minimum availability.",
+    }
+    router["status"] = {"replicas": 2, "availableReplicas": 0, "conditions": [told]}
+    ((reason, words),) = (await backend.observe(KEY, NAME, routed())).reasons
+    assert reason == "ROUTER_NOT_READY"
+    assert "does not have minimum availability" in words
+    await backend.apply(wanted(spec=routed()))
+    assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"] == {
+        identity.DEPLOYMENT: NAME,
+        identity.REVISION: "1",
+    }
+    # What only the router understands waits for it.
+    spare = to("http://nw-spare.default.svc:8000/v1", "spare-bot")
+    await backend.apply(wanted(spec=routed(), redirect=spare))
+    assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"] == {identity.ROUTER: NAME}
+
+
+async def test_weights_and_a_switch_change_only_the_routes(backend: KubernetesBackend, fake: Fake):
+    for _ in range(2):
+        await backend.apply(wanted(*CANARY, spec=routed()))
+    before = fake.snapshot()
+    spare = to("http://nw-spare.other.svc:8000/v1", "spare-bot")
+    moved = (replace(CANARY[0], weight_percent=77), replace(CANARY[1], weight_percent=23))
+    await backend.apply(wanted(*moved, spec=routed(), redirect=spare))
+    after = fake.snapshot()
+    differing = {name for name in before | after if before.get(name) != after.get(name)}
+    assert differing == {
+        f"v1/configmaps/default/{NAME}-router",
+        f"v1/configmaps/default/{NAME}",
+        # It may reach the other deployment from now on.
+        f"networking.k8s.io/v1/networkpolicies/default/{NAME}-router",
+    }
+    seen = await backend.observe(KEY, NAME, routed())
+    assert seen.weights == {1: 77, 2: 23}
+    assert (
+        not seen.reasons
+    )  # 77 and 23 are no weights of nine pods and one; the router gives them all the same
+
+
+async def test_a_router_that_is_no_longer_wanted_goes(backend: KubernetesBackend, fake: Fake):
+    for _ in range(2):
+        await backend.apply(wanted(spec=routed()))
+    await backend.apply(wanted(generation=2))
+    assert not [found for found in fake.objects.values() if "router" in found["metadata"]["name"]]
+    assert fake.get(kinds.SERVICE, NAME)["spec"]["selector"][identity.REVISION] == "1"
+    assert (await backend.observe(KEY, NAME, spec())).applied_generation == 2
+
+
+async def test_removal_leaves_no_router(backend: KubernetesBackend, fake: Fake):
+    for _ in range(2):
+        await backend.apply(wanted(spec=routed()))
+    while not await backend.remove(KEY, NAME, routed()):
+        pass
+    assert {found["kind"] for found in fake.objects.values()} == {"Namespace"}
 
 
 # Drift.

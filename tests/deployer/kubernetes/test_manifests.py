@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployer.kubernetes import promql, schemas
-from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, seconds, spec, wanted
+from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, routed, seconds, spec, to, wanted
 from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import Wanted
-from neuroweaver.deployer.kubernetes import capacity, identity, kinds
+from neuroweaver.deployer.kubernetes import capacity, identity, kinds, router_pods, routes
 from neuroweaver.deployer.kubernetes.kinds import Object
 from neuroweaver.deployer.kubernetes.manifests import Cluster, manifests, record
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -117,6 +117,7 @@ def wishes(draw: st.DrawFn) -> Wanted:
         min_available=draw(st.none() | st.integers(0, 1000)),
         client_namespaces=draw(st.sampled_from([[], ["a", "b"]])),
         monitoring=draw(st.none() | st.booleans()),
+        traffic_routing=draw(st.sampled_from([pb.TRAFFIC_ROUTING_SERVICE, pb.TRAFFIC_ROUTING_ROUTER])),
     )
     engine = pb.EngineOptions(
         weight_type=draw(st.sampled_from(list(pb.WeightType.values()))),
@@ -127,6 +128,8 @@ def wishes(draw: st.DrawFn) -> Wanted:
         tensor_parallel_size=draw(st.integers(1, 8)),
     )
     made = spec(resources=resources, kubernetes=options, engine=engine)
+    if draw(st.booleans()):
+        made.recovery.backup.CopyFrom(pb.BackupModel(model_id="another-bot", name="default"))
     made.labels.update(draw(st.sampled_from([{}, {"team": "speech", "example.org/cost": "a.b_c-1"}])))
     made.rollout.max_surge = draw(st.integers(0, 3))
     made.rollout.max_unavailable = draw(st.integers(0, 3))
@@ -161,39 +164,51 @@ def test_whatever_is_wished_the_objects_are_valid_and_fit_together(wish: Wanted)
 
 def check_deployments(objects: list[Object], wish: Wanted) -> None:
     deployments = of(objects, kinds.DEPLOYMENT)
-    assert len(deployments) == len(wish.revisions)
+    routers = [each for each in deployments if router_pods.is_router(each)]
+    assert len(routers) == (wish.spec.kubernetes.traffic_routing == pb.TRAFFIC_ROUTING_ROUTER)
+    assert len(deployments) == len(wish.revisions) + len(routers)
     selectors = [each["spec"]["selector"]["matchLabels"] for each in deployments]
-    assert len({json.dumps(each, sort_keys=True) for each in selectors}) == len(selectors)
     for each in deployments:
-        spec = each["spec"]
-        template = spec["template"]
-        assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
-        if spec["strategy"]["type"] == "RollingUpdate":
-            assert any(spec["strategy"]["rollingUpdate"].values())
-        pod = template["spec"]
-        assert pod["securityContext"]["runAsNonRoot"]
-        assert pod["automountServiceAccountToken"] is False
-        volumes = {volume["name"] for volume in pod["volumes"]}
-        for container in [*pod["containers"], *pod["initContainers"]]:
-            context = container["securityContext"]
-            assert context["readOnlyRootFilesystem"]
-            assert context["capabilities"] == {"drop": ["ALL"]}
-            assert not context["allowPrivilegeEscalation"]
-            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
-            resources = container["resources"]
-            for resource, limit in resources["limits"].items():
-                assert quantities.parse(resources["requests"].get(resource, "0")) <= quantities.parse(limit)
-        ports = {port["name"] for port in server(each)["ports"]}
-        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            assert server(each)[probe]["httpGet"]["port"] in ports
-        assert pod["terminationGracePeriodSeconds"] > wish.spec.drain_timeout.seconds
-        gpus = wish.spec.resources.gpus
-        assert server(each)["resources"]["limits"].get(wish.spec.resources.gpu_resource) == (
+        labels = each["spec"]["template"]["metadata"]["labels"]
+        # One Deployment's pods are never another one's, nor a router's the deployment's own.
+        assert sum(selector.items() <= labels.items() for selector in selectors) == 1
+        assert (identity.DEPLOYMENT in labels) == (each not in routers)
+        assert identity.key_of({"metadata": each["spec"]["template"]["metadata"]}) == wish.key
+        check_pods(each, wish)
+    gpus = wish.spec.resources.gpus
+    for deployment in (each for each in deployments if each not in routers):
+        assert server(deployment)["resources"]["limits"].get(wish.spec.resources.gpu_resource) == (
             str(gpus) if gpus else None
         )
+        pod = deployment["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
         if gpus:
             tolerated = {toleration.get("key") for toleration in pod["tolerations"]}
             assert wish.spec.resources.gpu_resource in tolerated
+
+
+def check_pods(each: Object, wish: Wanted) -> None:
+    spec = each["spec"]
+    template = spec["template"]
+    assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    if spec["strategy"]["type"] == "RollingUpdate":
+        assert any(spec["strategy"]["rollingUpdate"].values())
+    pod = template["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    volumes = {volume["name"] for volume in pod.get("volumes", ())}
+    for container in [*pod["containers"], *pod.get("initContainers", ())]:
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"]
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert not context["allowPrivilegeEscalation"]
+        assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
+        resources = container["resources"]
+        for resource, limit in resources["limits"].items():
+            assert quantities.parse(resources["requests"].get(resource, "0")) <= quantities.parse(limit)
+    ports = {port["name"] for port in server(each)["ports"]}
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert server(each)[probe]["httpGet"]["port"] in ports
+    assert pod["terminationGracePeriodSeconds"] > wish.spec.drain_timeout.seconds
 
 
 def check_services(objects: list[Object]) -> None:
@@ -202,6 +217,7 @@ def check_services(objects: list[Object]) -> None:
         selected = [labels for labels in pods if each["spec"]["selector"].items() <= labels.items()]
         if each["metadata"]["labels"][identity.ROLE] == "revision":
             assert len(selected) == 1
+        assert len({identity.ROUTER in labels for labels in selected}) <= 1
         assert {port["targetPort"] for port in each["spec"]["ports"]} == {"http"}
 
 
@@ -234,6 +250,13 @@ def check_budgets(objects: list[Object], wish: Wanted) -> None:
 def test_the_official_validator_says_the_same(version: str, resources: pb.ReplicaResources):
     scaling = pb.Autoscaling(min_replicas=2, max_replicas=5, target_concurrency=3)
     for each in made(wanted(revision(1, autoscaling=scaling), spec=spec(resources=resources))):
+        if not schemas.is_custom(each):
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize("version", ["1.36", kubernetes_validate.latest_version()])
+def test_the_official_validator_says_the_same_of_a_router(version: str):
+    for each in made(wanted(spec=routed())):
         if not schemas.is_custom(each):
             kubernetes_validate.validate(each, version, strict=True)
 
@@ -289,6 +312,24 @@ def test_without_the_definitions_nothing_custom_is_made():
     assert not [each for each in made(wanted(), Cluster()) if schemas.is_custom(each)]
 
 
+def test_prometheus_finds_each_pod_once():
+    objects = made(
+        wanted(revision(1, 2, 90), revision(2, 1, 10), spec=routed()), replace(EVERYTHING, has_router=True)
+    )
+    (monitor,) = of(objects, kinds.SERVICE_MONITOR)
+    selector = monitor["spec"]["selector"]
+    (roles,) = selector["matchExpressions"]
+    selected = [
+        each["spec"]["selector"]
+        for each in of(objects, kinds.SERVICE)
+        if selector["matchLabels"].items() <= each["metadata"]["labels"].items()
+        and each["metadata"]["labels"].get(roles["key"]) in roles["values"]
+    ]
+    for deployment in of(objects, kinds.DEPLOYMENT):
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert sum(each.items() <= labels.items() for each in selected) == 1
+
+
 def test_monitoring_can_be_left_out():
     objects = made(wanted(spec=spec(kubernetes=pb.KubernetesOptions(monitoring=False))))
     assert not of(objects, kinds.SERVICE_MONITOR)
@@ -304,6 +345,77 @@ def test_pods_that_never_get_ready_block_no_drain():
 def test_pods_may_do_nothing_in_the_cluster():
     (role,) = of(made(wanted()), kinds.ROLE)
     assert role["rules"] == []
+
+
+def test_a_router_may_read_its_own_routes_and_nothing_else():
+    objects = made(wanted(spec=routed()))
+    by_name = {each["metadata"]["name"]: each for each in of(objects, kinds.ROLE)}
+    assert by_name[NAME]["rules"] == []
+    (rule,) = by_name[f"{NAME}-router"]["rules"]
+    assert (rule["apiGroups"], rule["resources"], rule["resourceNames"]) == (
+        [""],
+        ["configmaps"],
+        [f"{NAME}-router"],
+    )
+    assert set(rule["verbs"]) == {"get", "list", "watch"}
+    (router,) = (each for each in of(objects, kinds.DEPLOYMENT) if router_pods.is_router(each))
+    assert router["spec"]["template"]["spec"]["serviceAccountName"] == f"{NAME}-router"
+    (account,) = (
+        each for each in of(objects, kinds.SERVICE_ACCOUNT) if each["metadata"]["name"] == f"{NAME}-router"
+    )
+    assert account["automountServiceAccountToken"] is False
+
+
+def test_routes_say_where_the_traffic_goes():
+    spare = to("http://nw-spare.default.svc:8000/v1", "spare-bot")
+    wish = wanted(revision(1, 2, 90), revision(2, 1, 10), spec=routed(), redirect=spare)
+    (told,) = (
+        each["data"][routes.ENTRY]
+        for each in of(made(wish), kinds.CONFIG_MAP)
+        if each["metadata"]["name"] == f"{NAME}-router"
+    )
+    table = routes.Table.read(told)
+    assert table == routes.Table(
+        wish.key,
+        is_affine=True,
+        routes=(
+            routes.Route(1, f"http://{NAME}-r1.default.svc:8000", 90),
+            routes.Route(2, f"http://{NAME}-r2.default.svc:8000", 10),
+        ),
+        redirect=spare,
+    )
+    services = {each["metadata"]["name"]: each for each in of(made(wish), kinds.SERVICE)}
+    for each in table.routes:
+        selector = services[each.url.removeprefix("http://").partition(".")[0]]["spec"]["selector"]
+        assert selector == {identity.DEPLOYMENT: NAME, identity.REVISION: str(each.revision)}
+
+
+def test_the_networks_of_router_and_replicas_fit_together():
+    spare = to("https://models.example.org/default/spare-bot/default/v1", "spare-bot")
+    objects = made(
+        wanted(spec=routed(kubernetes=pb.KubernetesOptions(client_namespaces=["web"])), redirect=spare)
+    )
+    networks = {each["metadata"]["name"]: each["spec"] for each in of(objects, kinds.NETWORK_POLICY)}
+    pods = {each["metadata"]["name"]: each["spec"]["template"] for each in of(objects, kinds.DEPLOYMENT)}
+    router, replica = pods[f"{NAME}-router"], pods[f"{NAME}-r1"]
+    for policy, pod in ((networks[f"{NAME}-router"], router), (networks[NAME], replica)):
+        assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    # Only callers from `web` are allowed, and yet the router, which is in the deployment's namespace, comes in.
+    (ingress,) = networks[NAME]["ingress"]
+    (peer,) = (each["podSelector"] for each in ingress["from"] if "podSelector" in each)
+    (needed,) = peer["matchExpressions"]
+    assert needed == {"key": identity.ROUTER, "operator": "Exists"}
+    assert identity.ROUTER in router["metadata"]["labels"]
+    egress = networks[f"{NAME}-router"]["egress"]
+    (to_replicas,) = (rule for rule in egress if any("podSelector" in peer for peer in rule.get("to", ())))
+    assert to_replicas["to"][0]["podSelector"]["matchLabels"].items() <= replica["metadata"]["labels"].items()
+    open_ports = {port["port"] for rule in egress if "to" not in rule for port in rule["ports"]}
+    assert open_ports == {53, 443, 6443}
+    elsewhere = made(wanted(spec=routed(), redirect=to("http://gateway.infra:8080/spare/v1", "spare-bot")))
+    (policy,) = (
+        each for each in of(elsewhere, kinds.NETWORK_POLICY) if each["metadata"]["name"] == f"{NAME}-router"
+    )
+    assert {"ports": [{"port": 8080, "protocol": "TCP"}]} in policy["spec"]["egress"]
 
 
 def test_vllm_gets_each_value_as_one_argument_of_its_own():
@@ -361,7 +473,11 @@ def test_only_the_clients_and_the_mesh_reach_the_model_server():
         kinds.NETWORK_POLICY,
     )
     (rule,) = policy["spec"]["ingress"]
-    names = {each["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for each in rule["from"]}
+    names = {
+        each["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+        for each in rule["from"]
+        if "namespaceSelector" in each
+    }
     assert names == {"shop", "neuroweaver", "infra", "monitoring"}
     assert rule["ports"] == [{"port": 8000, "protocol": "TCP"}]
 

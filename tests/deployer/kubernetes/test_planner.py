@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from deployer.kubernetes.fake import Fake, Fault
-from deployer.kubernetes.wishes import KEY, NAME, bundle, revision, seconds, spec, wanted
+from deployer.kubernetes.wishes import KEY, NAME, bundle, revision, routed, seconds, spec, wanted
 from neuroweaver.deployer.backend import BackendError, BackendPlan, Finding, Observed, Trouble
 from neuroweaver.deployer.kubernetes import kinds
 from neuroweaver.deployer.kubernetes.api import Api
@@ -304,6 +304,30 @@ async def test_a_backup_of_another_model_would_know_no_request(backend: Kubernet
     assert blocking(plan) == ["BACKUP_OF_ANOTHER_MODEL"]
     assert finding(plan, "BACKUP_OF_ANOTHER_MODEL").field == "spec.recovery.backup.model_id"
     assert not blocking(await backend.plan(wanted(spec=backed(KEY.model_id))))
+    through_router = backed("another-bot")
+    through_router.kubernetes.traffic_routing = pb.TRAFFIC_ROUTING_ROUTER
+    assert not blocking(await backend.plan(wanted(spec=through_router)))
+
+
+async def test_a_router_splits_exactly_and_keeps_conversations(backend: KubernetesBackend, fake: Fake):
+    canary = pb.RolloutPolicy(canary=pb.CanaryPolicy(steps=[pb.CanaryStep(weight_percent=5)]))
+    told = {"AFFINITY_NOT_KEPT", "WEIGHTS_BY_REPLICAS"}
+    plan = await backend.plan(wanted(spec=spec(rollout=canary)))
+    assert told <= {each.reason for each in plan.findings}
+    plan = await backend.plan(wanted(spec=routed(rollout=canary)))
+    assert not told & {each.reason for each in plan.findings}
+    assert f"{NAME}-router" in {each.name for each in plan.objects if each.kind == "Deployment"}
+    for _ in range(2):
+        await backend.apply(wanted(spec=routed(rollout=canary)))
+    plan = await backend.plan(wanted(spec=routed(rollout=canary)))
+    assert {each.action for each in plan.objects} == {pb.PLANNED_ACTION_UNCHANGED}
+    deleted = {
+        (each.kind, each.name)
+        for each in (await backend.plan(wanted())).objects
+        if each.action == pb.PLANNED_ACTION_DELETE
+    }
+    assert ("ConfigMap", f"{NAME}-router") in deleted
+    assert ("ConfigMap", NAME) not in deleted
 
 
 @pytest.mark.parametrize(

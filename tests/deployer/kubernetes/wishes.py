@@ -7,13 +7,24 @@ from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
 
-from neuroweaver.deployer.backend import Bundle, File, Key, Wanted, WantedRevision
+from neuroweaver.deployer.backend import Bundle, File, Key, Redirect, Wanted, WantedRevision
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 KEY = Key("default", "support-bot", "default")
 NAME = "nw-support-bot-default-abcdefghij"
 SETTINGS = ClusterSettings(base_claim="base-models")
+
+
+def to(url: str, model_id: str = KEY.model_id) -> Redirect:
+    return Redirect(url, model_id)
+
+
+def routed(**fields) -> pb.DeploymentSpec:
+    """With a router in front."""
+    made = spec(**fields)
+    made.kubernetes.traffic_routing = pb.TRAFFIC_ROUTING_ROUTER
+    return made
 
 
 def seconds(count: float) -> Duration:

@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from deployer.local.test_processes import FAST, pid_of
 from deployer.local.worlds import KEY, NAME, READY, World, revision, servers, spec, wanted, world
-from neuroweaver.deployer.backend import Key
+from neuroweaver.deployer.backend import Key, Redirect
 from neuroweaver.v1 import deployer_pb2 as pb
 
 ZERO = pb.Autoscaling(min_replicas=0, max_replicas=2, target_concurrency=4, idle_timeout=Duration(seconds=2))
@@ -226,11 +226,13 @@ async def test_after_a_switch_another_deployment_answers(tmp_path: Path):
         await here.serve(wish)
         await here.backend.apply(other)
         await here.until(lambda _: here.backend.fleet(backup).weights())
-        await here.backend.apply(replace(wish, redirect=here.backend.endpoint(backup)))
+        await here.backend.apply(
+            replace(wish, redirect=Redirect(here.backend.endpoint(backup), backup.model_id))
+        )
         answer = await here.ask()
         assert (answer.json()["version"], answer.json()["model"]) == ("7.0.0", "backup")
         assert answer.headers["x-neuroweaver-revision"] == "3"
-        await here.backend.apply(replace(other, redirect=here.backend.endpoint(KEY)))
+        await here.backend.apply(replace(other, redirect=Redirect(here.backend.endpoint(KEY), KEY.model_id)))
         assert (await here.ask()).status_code == 508
         await here.backend.apply(wish)
         assert (await here.ask()).json()["version"] == "1.0.0"

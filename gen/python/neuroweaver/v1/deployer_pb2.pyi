@@ -206,6 +206,38 @@ PLANNED_ACTION_DELETE: PlannedAction.ValueType  # 4
 """It is no longer wanted."""
 Global___PlannedAction: _TypeAlias = PlannedAction  # noqa: Y015
 
+class _TrafficRouting:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrafficRoutingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrafficRouting.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRAFFIC_ROUTING_UNSPECIFIED: _TrafficRouting.ValueType  # 0
+    """As KubernetesOptions.traffic_routing says."""
+    TRAFFIC_ROUTING_SERVICE: _TrafficRouting.ValueType  # 1
+    """A Service. It splits traffic by the numbers of replicas, or by exact weights behind a Gateway; it knows no
+    conversations, and can hand traffic only to another deployment of the same model.
+    """
+    TRAFFIC_ROUTING_ROUTER: _TrafficRouting.ValueType  # 2
+    """Two small pods that read each request: exact weights, conversations that stay, and a backup of any model, whose name
+    is put into the requests.
+    """
+
+class TrafficRouting(_TrafficRouting, metaclass=_TrafficRoutingEnumTypeWrapper):
+    """What stands before the replicas in a cluster."""
+
+TRAFFIC_ROUTING_UNSPECIFIED: TrafficRouting.ValueType  # 0
+"""As KubernetesOptions.traffic_routing says."""
+TRAFFIC_ROUTING_SERVICE: TrafficRouting.ValueType  # 1
+"""A Service. It splits traffic by the numbers of replicas, or by exact weights behind a Gateway; it knows no
+conversations, and can hand traffic only to another deployment of the same model.
+"""
+TRAFFIC_ROUTING_ROUTER: TrafficRouting.ValueType  # 2
+"""Two small pods that read each request: exact weights, conversations that stay, and a backup of any model, whose name
+is put into the requests.
+"""
+Global___TrafficRouting: _TypeAlias = TrafficRouting  # noqa: Y015
+
 class _SessionAffinity:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -216,7 +248,8 @@ class _SessionAffinityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sessi
     """SESSION_AFFINITY_CONVERSATION."""
     SESSION_AFFINITY_CONVERSATION: _SessionAffinity.ValueType  # 1
     """By the conversation's id (header `x-conversation-id`): a conversation stays with the revision that it began with as
-    long as that revision has traffic. Requests without an id are split one by one.
+    long as that revision has traffic. In a cluster, where several routers share the requests and keep nothing, it may
+    move once, to the candidate, when that gets a greater share. Requests without an id are split one by one.
     """
     SESSION_AFFINITY_NONE: _SessionAffinity.ValueType  # 2
     """Each request by itself."""
@@ -228,7 +261,8 @@ SESSION_AFFINITY_UNSPECIFIED: SessionAffinity.ValueType  # 0
 """SESSION_AFFINITY_CONVERSATION."""
 SESSION_AFFINITY_CONVERSATION: SessionAffinity.ValueType  # 1
 """By the conversation's id (header `x-conversation-id`): a conversation stays with the revision that it began with as
-long as that revision has traffic. Requests without an id are split one by one.
+long as that revision has traffic. In a cluster, where several routers share the requests and keep nothing, it may
+move once, to the candidate, when that gets a greater share. Requests without an id are split one by one.
 """
 SESSION_AFFINITY_NONE: SessionAffinity.ValueType  # 2
 """Each request by itself."""
@@ -899,6 +933,7 @@ class KubernetesOptions(_message.Message):
     MIN_AVAILABLE_FIELD_NUMBER: _builtins.int
     CLIENT_NAMESPACES_FIELD_NUMBER: _builtins.int
     MONITORING_FIELD_NUMBER: _builtins.int
+    TRAFFIC_ROUTING_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace, a DNS label; must exist. Default: the server's KUBERNETES_NAMESPACE."""
     image: _builtins.str
@@ -915,6 +950,10 @@ class KubernetesOptions(_message.Message):
     """
     monitoring: _builtins.bool
     """Makes ServiceMonitor and PrometheusRule where their CRDs exist. Default true."""
+    traffic_routing: Global___TrafficRouting.ValueType
+    """Default: TRAFFIC_ROUTING_ROUTER where the spec asks for what only a router can do, which is a canary that keeps
+    conversations together, and a backup of another model; else TRAFFIC_ROUTING_SERVICE.
+    """
     @_builtins.property
     def image_pull_secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Secrets in the namespace to pull the image with, by name."""
@@ -945,10 +984,11 @@ class KubernetesOptions(_message.Message):
         min_available: _builtins.int | None = ...,
         client_namespaces: _abc.Iterable[_builtins.str] | None = ...,
         monitoring: _builtins.bool | None = ...,
+        traffic_routing: Global___TrafficRouting.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_min_available", b"_min_available", "_monitoring", b"_monitoring", "min_available", b"min_available", "monitoring", b"monitoring"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_available", b"_min_available", "_monitoring", b"_monitoring", "client_namespaces", b"client_namespaces", "image", b"image", "image_pull_secrets", b"image_pull_secrets", "min_available", b"min_available", "monitoring", b"monitoring", "namespace", b"namespace", "node_selector", b"node_selector", "priority_class", b"priority_class", "runtime_class", b"runtime_class", "service_account", b"service_account", "tolerations", b"tolerations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_available", b"_min_available", "_monitoring", b"_monitoring", "client_namespaces", b"client_namespaces", "image", b"image", "image_pull_secrets", b"image_pull_secrets", "min_available", b"min_available", "monitoring", b"monitoring", "namespace", b"namespace", "node_selector", b"node_selector", "priority_class", b"priority_class", "runtime_class", b"runtime_class", "service_account", b"service_account", "tolerations", b"tolerations", "traffic_routing", b"traffic_routing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_available: _TypeAlias = _typing.Literal["min_available"]  # noqa: Y015
     _WhichOneofArgType__min_available: _TypeAlias = _typing.Literal["_min_available", b"_min_available"]  # noqa: Y015

@@ -226,7 +226,7 @@ class Api:
 
     @asynccontextmanager
     async def watch(
-        self, kind: Kind, namespace: str, selector: str, resource_version: str
+        self, kind: Kind, namespace: str, selector: str, resource_version: str, fields: str = ""
     ) -> AsyncIterator[AsyncIterator[Object]]:
         """Events as they come, bookmarks among them; ends when the API server ends it. Raises Refusal and
         lost connections as they are: who watches knows best how to go on.
@@ -238,6 +238,7 @@ class Api:
             ("timeoutSeconds", str(random.randint(240, 300))),
             ("labelSelector", selector),
         ]
+        query += [("fieldSelector", fields)] if fields else []
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self._patience.attempt_s, sock_read=self._patience.silence_s
         )

@@ -36,6 +36,7 @@ from neuroweaver.deployer.kubernetes import (
     observation,
     planner,
     pods,
+    router_pods,
     traffic,
 )
 from neuroweaver.deployer.kubernetes.api import Api
@@ -117,6 +118,8 @@ class KubernetesBackend:
             cluster = await self._discovered()
             live = await self._own(namespace, wanted.resource_name, cluster)
             own_pods = await self._pods(namespace, wanted.resource_name)
+            # What it comes to in the end, where the router answers.
+            cluster = replace(cluster, has_router=True)
             found = planner.Found(live, own_pods)
             return await planner.plan(self._api, self._settings, cluster, wanted, found)
 
@@ -207,9 +210,9 @@ class KubernetesBackend:
 
     async def _with_backup(self, wanted: Wanted, cluster: Cluster) -> Cluster:
         """With what the front of the backup selects now, if a backup in this namespace has the traffic."""
-        if not wanted.redirect:
+        if not wanted.redirect or router_pods.is_wanted(wanted.spec):
             return cluster
-        name, namespace = traffic.backup(wanted.redirect)
+        name, namespace = traffic.backup(wanted.redirect.url)
         if namespace != namespace_of(wanted.spec, self._settings):  # DNS leads to its front itself
             return cluster
         its_front = await self._api.get(SERVICE, namespace, name)
@@ -244,8 +247,9 @@ class KubernetesBackend:
     async def _apply(self, wanted: Wanted) -> None:
         namespace = self._known(wanted.key, wanted.spec)
         cluster = await self._with_backup(wanted, await self._discovered())
-        objects = manifests(wanted, self._settings, cluster)
         live = await self._own(namespace, wanted.resource_name, cluster)
+        cluster = replace(cluster, has_router=router_pods.is_available(live))
+        objects = manifests(wanted, self._settings, cluster)
         the_record = record(wanted, self._settings, objects)
         kept = {ref(each) for each in objects} | {ref(the_record)}
         leftovers = [each for name, each in live.items() if name not in kept]
@@ -253,7 +257,7 @@ class KubernetesBackend:
         before = live.get(ref(the_record))
         was_there = _objects(before) if _generation(before) == wanted.generation else frozenset()
         told = self._told.setdefault(wanted.key, _Told())
-        is_whole = not held_back
+        is_whole = not held_back and (cluster.has_router or not router_pods.is_wanted(wanted.spec))
         corrected: list[FieldChange] = []
         left: list[FieldChange] = []
         for wish in objects:
@@ -374,7 +378,9 @@ class KubernetesBackend:
         if not live and not found:
             return Observed()
         deployments = {
-            identity.revision_of(each): each for each in live.values() if each["kind"] == DEPLOYMENT.name
+            identity.revision_of(each): each
+            for each in live.values()
+            if each["kind"] == DEPLOYMENT.name and not router_pods.is_router(each)
         }
         autoscalers = {
             identity.revision_of(each): each for each in live.values() if each["kind"] == AUTOSCALER.name
@@ -391,8 +397,11 @@ class KubernetesBackend:
         weights = _weights(the_record)
         reasons = observation.reasons(found, deployments.values(), autoscalers.values())
         has_route = any(each["kind"] == HTTP_ROUTE.name for each in live.values())
-        if not has_route and (split := _split(weights, replicas)):
+        is_exact = has_route or router_pods.is_available(live)
+        if not is_exact and (split := _split(weights, replicas)):
             reasons.append(("WEIGHTS_BY_REPLICAS", split))
+        if obstacle := router_pods.obstacle(live):
+            reasons.append((router_pods.READY_REASON, obstacle))
         corrected, told.corrected, told.desired = told.corrected, (), desired
         is_zero = any(each["kind"] == SCALED_OBJECT.name for each in live.values())
         return Observed(

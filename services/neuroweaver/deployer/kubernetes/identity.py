@@ -14,6 +14,8 @@ from neuroweaver.deployer.kubernetes.kinds import Object
 DEPLOYMENT: Final = "neuroweaver.dev/deployment"
 REVISION: Final = "neuroweaver.dev/revision"
 ROLE: Final = "neuroweaver.dev/role"
+ROUTER: Final = "neuroweaver.dev/router"
+"""On the pods of a router: the deployment that they stand before."""
 KEY: Final = "neuroweaver.dev/key"
 VERSION: Final = "neuroweaver.dev/version"
 CONFIG: Final = "neuroweaver.dev/config"

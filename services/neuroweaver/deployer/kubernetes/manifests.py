@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from neuroweaver.deployer.backend import BackendError, Trouble, Wanted, WantedRevision
-from neuroweaver.deployer.kubernetes import identity, monitoring, pods, scaling, traffic
+from neuroweaver.deployer.kubernetes import identity, monitoring, pods, router_pods, scaling, traffic
 from neuroweaver.deployer.kubernetes.api import FIELD_MANAGER
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.kinds import (
@@ -38,11 +38,13 @@ from neuroweaver.v1 import deployer_pb2 as pb
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a cluster can do beyond the plain. kinds: custom ones that it knows. backup_selector: what the
-    front of the backup that has the traffic selects; None if there is none.
+    """What a cluster can do beyond the plain. kinds: custom ones that it knows. has_router: whether the
+    deployment's router answers by now. backup_selector: what the front of the backup that has the traffic
+    selects; None if there is none.
     """
 
     kinds: frozenset[Kind] = frozenset()
+    has_router: bool = False
     backup_selector: Mapping[str, str] | None = None
 
 
@@ -68,7 +70,7 @@ def record(wanted: Wanted, settings: ClusterSettings, objects: Sequence[Object])
         "data": {
             "generation": str(wanted.generation),
             "weights": json.dumps(weights, sort_keys=True),
-            "redirect": wanted.redirect,
+            "redirect": wanted.redirect.url if wanted.redirect else "",
             "objects": json.dumps(sorted(str(ref(each)) for each in objects)),
         },
     }
@@ -93,9 +95,7 @@ class _Manifests:
         }
 
     def all(self) -> list[Object]:
-        metadata = self.metadata(self._name, {identity.ROLE: "front"})
-        made = [traffic.front(self._wanted, self._namespace, metadata, self._cluster.backup_selector)]
-        made.append(self._network_policy())
+        made = [self._front(), self._network_policy()]
         if not self._spec.kubernetes.service_account:
             made += self._account()
         for revision in self._wanted.revisions:
@@ -103,8 +103,32 @@ class _Manifests:
         if self._is_monitored:
             made += self._monitors()
         if self._settings.gateway and HTTP_ROUTE in self._cluster.kinds:
-            made.append(traffic.route(self._wanted, self._settings.gateway, self.metadata(self._name)))
+            metadata = self.metadata(self._name)
+            gateway = self._settings.gateway
+            made.append(
+                traffic.route(self._wanted, gateway, metadata, has_router=router_pods.is_wanted(self._spec))
+            )
+        if router_pods.is_wanted(self._spec):
+            labels = self._labels | {"app.kubernetes.io/name": "model-router"}
+            del labels[identity.DEPLOYMENT]
+            made += router_pods.objects(
+                self._wanted, self._namespace, self._settings, labels, self.metadata, self._callers()
+            )
         return made
+
+    def _front(self) -> Object:
+        metadata = self.metadata(self._name, {identity.ROLE: "front"})
+        wanted, backup_selector = self._wanted, self._cluster.backup_selector
+        is_answering = self._cluster.has_router or (
+            # Without it nobody would understand what was meant for another model.
+            wanted.redirect is not None and wanted.redirect.model_id != wanted.key.model_id
+        )
+        router = None
+        if is_answering and router_pods.is_wanted(self._spec):
+            router = router_pods.own_labels(self._name)
+        return traffic.front(
+            wanted, self._namespace, metadata, router=router, backup_selector=backup_selector
+        )
 
     def metadata(self, name: str, labels: dict[str, str] | None = None) -> Object:
         return {
@@ -229,12 +253,26 @@ class _Manifests:
             },
         ]
 
-    def _network_policy(self) -> Object:
+    def _callers(self) -> list[Object]:
+        """Who may call the model, as a NetworkPolicy says it: namespaces, and every router in this one, be it
+        this deployment's own, or that of one whose backup it is.
+        """
         settings = self._settings
         allowed = [*self._spec.kubernetes.client_namespaces] or [self._namespace, settings.own_namespace]
         allowed += [settings.own_namespace, settings.gateway.partition("/")[0]]
         if self._is_monitored:
             allowed.append(settings.monitoring_namespace)
+        is_router = {"key": identity.ROUTER, "operator": "Exists"}
+        return [
+            *(
+                {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+                for name in sorted({name for name in allowed if name})
+            ),
+            {"podSelector": {"matchExpressions": [is_router]}},
+        ]
+
+    def _network_policy(self) -> Object:
+        settings = self._settings
         port = [{"port": pods.PORT, "protocol": "TCP"}]
         egress: list[Object] = [
             {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
@@ -242,10 +280,6 @@ class _Manifests:
         ]
         if pods.needs_hub(self._wanted, settings):
             egress.append({"ports": [{"port": 443, "protocol": "TCP"}]})
-        sources = [
-            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
-            for name in sorted({name for name in allowed if name})
-        ]
         return {
             "apiVersion": NETWORK_POLICY.api_version,
             "kind": NETWORK_POLICY.name,
@@ -253,7 +287,7 @@ class _Manifests:
             "spec": {
                 "podSelector": {"matchLabels": {identity.DEPLOYMENT: self._name}},
                 "policyTypes": ["Ingress", "Egress"],
-                "ingress": [{"from": sources, "ports": port}],
+                "ingress": [{"from": self._callers(), "ports": port}],
                 "egress": egress,
             },
         }

@@ -23,13 +23,19 @@ _DEPLOYMENT_LABEL: Final = "neuroweaver_dev_deployment"
 
 
 def service_monitor(name: str, metadata: Object) -> Object:
-    """Each revision's pods, labelled by deployment and revision."""
+    """Each revision's pods, labelled by deployment and revision, and those of the router, if there is one."""
     return {
         "apiVersion": SERVICE_MONITOR.api_version,
         "kind": SERVICE_MONITOR.name,
         "metadata": metadata,
         "spec": {
-            "selector": {"matchLabels": {identity.DEPLOYMENT: name, identity.ROLE: "revision"}},
+            "selector": {
+                "matchLabels": {identity.DEPLOYMENT: name},
+                # Not the front, which would count the same pods once more.
+                "matchExpressions": [
+                    {"key": identity.ROLE, "operator": "In", "values": ["revision", "router"]}
+                ],
+            },
             "targetLabels": [identity.DEPLOYMENT, identity.REVISION],
             "endpoints": [{"port": PORT_NAME, "path": "/metrics", "interval": "15s"}],
         },

@@ -19,11 +19,12 @@ from neuroweaver.deployer.backend import (
     Trouble,
     Wanted,
 )
-from neuroweaver.deployer.kubernetes import access, drift, pods, scaling, traffic
+from neuroweaver.deployer.kubernetes import access, drift, pods, router_pods, scaling, traffic
 from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.failures import Refusal, to_backend_error
 from neuroweaver.deployer.kubernetes.kinds import (
+    CONFIG_MAP,
     DEPLOYMENT,
     HTTP_ROUTE,
     NAMESPACE,
@@ -91,8 +92,10 @@ async def plan(
             findings.append(outcome)
         else:
             planned.append(outcome)
-    planned += _deletions(objects, found)
-    deployments = [each for each in objects if each["kind"] == DEPLOYMENT.name]
+    planned += _deletions(objects, found, wanted.resource_name)
+    deployments = [
+        each for each in objects if each["kind"] == DEPLOYMENT.name and not router_pods.is_router(each)
+    ]
     decision = decide(
         wanted,
         found.pods,
@@ -102,7 +105,9 @@ async def plan(
         changes_pods=any(
             change.path.startswith("spec.template.")
             for each in planned
-            if each.kind == DEPLOYMENT.name and each.action == pb.PLANNED_ACTION_UPDATE
+            if each.kind == DEPLOYMENT.name
+            and each.action == pb.PLANNED_ACTION_UPDATE
+            and each.name != router_pods.named(wanted.resource_name)
             for change in each.changes
         ),
     )
@@ -166,11 +171,12 @@ def _has_its_role(wish: Object, found: Found) -> bool:
     return kind_of(wish) != ROLE_BINDING or Ref(ROLE.name, wish["roleRef"]["name"]) in found.objects
 
 
-def _deletions(objects: list[Object], found: Found) -> Iterator[Planned]:
+def _deletions(objects: list[Object], found: Found, resource_name: str) -> Iterator[Planned]:
     kept = {ref(each) for each in objects}
+    # It stands by itself: it is no part of what was asked for.
+    kept.add(Ref(CONFIG_MAP.name, resource_name))
     for each, live in sorted(found.objects.items()):
-        # The record stands by itself: it is no part of what was asked for.
-        if each in kept or each.kind == "ConfigMap":
+        if each in kept:
             continue
         yield Planned(
             api_version=live["apiVersion"],
@@ -209,21 +215,24 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
             "a volume with base models",
             is_blocking=True,
         )
-    if spec.recovery.HasField("backup") and spec.recovery.backup.model_id != wanted.key.model_id:
+    has_router = router_pods.is_wanted(spec)
+    is_other = spec.recovery.HasField("backup") and spec.recovery.backup.model_id != wanted.key.model_id
+    if is_other and not has_router:
         yield Finding(
             "BACKUP_OF_ANOTHER_MODEL",
             f"requests for {wanted.key.model_id} name it in their body, which no Service can rewrite, so "
-            f"{spec.recovery.backup.model_id} would answer each with 404: on Kubernetes only another "
-            "deployment of the same model can be the backup",
+            f"{spec.recovery.backup.model_id} would answer each with 404: set "
+            "spec.kubernetes.traffic_routing to TRAFFIC_ROUTING_ROUTER, or name another deployment of this "
+            "model",
             "spec.recovery.backup.model_id",
             is_blocking=True,
         )
     has_route = bool(settings.gateway) and HTTP_ROUTE in cluster.kinds
     if settings.gateway and not has_route:
         yield Finding(
-            "GATEWAY_MISSING", "the cluster has no HTTPRoute: traffic is split by numbers of replicas"
+            "GATEWAY_MISSING", "the cluster has no HTTPRoute: nothing outside of it leads to the deployment"
         )
-    if spec.rollout.HasField("canary"):
+    if spec.rollout.HasField("canary") and not has_router:
         yield from _findings_of_canary(wanted, has_route=has_route)
     if (spec.kubernetes.monitoring or not spec.kubernetes.HasField("monitoring")) and not (
         {SERVICE_MONITOR, PROMETHEUS_RULE} <= cluster.kinds

@@ -31,7 +31,7 @@ _CONFIG_FILE: Final = "config.json"
 _SOURCE_FILE: Final = "source.json"
 _SCRATCH: Final = "/scratch"
 _TERMINATION: Final = "FallbackToLogsOnError"
-_NOTICE_S: Final = 5
+NOTICE_S: Final = 5
 """Between the end of a pod's traffic and SIGTERM: kube-proxy on every node hears of it first."""
 _LARGEST_CONFIG: Final = 200_000
 """Annotations of an object hold 256 KiB in all."""
@@ -75,15 +75,8 @@ def template(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": math.ceil(spec.drain_timeout.ToTimedelta().total_seconds())
-        + 2 * _NOTICE_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        + 2 * NOTICE_S,
+        "securityContext": security(),
         "initContainers": [_fetch(settings, has_base=_is_base_verified_first(wanted, revision, settings))],
         "containers": [_server(wanted, revision, settings)],
         "volumes": _volumes(wanted, revision, settings),
@@ -117,6 +110,18 @@ def template(
         "kubectl.kubernetes.io/default-container": SERVER,
     }
     return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
+
+
+def security() -> Object:
+    """Of a pod: neither root nor more than the runtime's default system calls."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": _USER,
+        "runAsGroup": _USER,
+        "fsGroup": _USER,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def requests(spec: pb.DeploymentSpec) -> dict[str, str]:
@@ -172,7 +177,7 @@ def _fetch(settings: ClusterSettings, *, has_base: bool) -> Object:
         ],
         "env": [{"name": "HOME", "value": _SCRATCH}],
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
-        "securityContext": _hardened(),
+        "securityContext": hardened(),
         "terminationMessagePolicy": _TERMINATION,
         "volumeMounts": [
             {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
@@ -209,9 +214,9 @@ def _server(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
         "env": _environment(is_vllm=is_vllm, is_offline=not _needs_hub(wanted, revision, settings)),
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
         "resources": {"requests": requests(spec), "limits": limits(spec)},
-        "securityContext": _hardened(),
+        "securityContext": hardened(),
         "terminationMessagePolicy": _TERMINATION,
-        "lifecycle": {"preStop": {"sleep": {"seconds": _NOTICE_S}}},
+        "lifecycle": {"preStop": {"sleep": {"seconds": NOTICE_S}}},
         "volumeMounts": mounts,
     } | _probes(spec, is_vllm=is_vllm)
 
@@ -411,7 +416,8 @@ def _tolerations(spec: pb.DeploymentSpec) -> list[Object]:
     return made
 
 
-def _hardened() -> Object:
+def hardened() -> Object:
+    """Of a container."""
     return {
         "allowPrivilegeEscalation": False,
         "privileged": False,

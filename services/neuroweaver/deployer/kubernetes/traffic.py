@@ -7,10 +7,11 @@ ready pod the same share: the weights are those of the numbers of replicas. Neit
 With a Gateway, an HTTPRoute splits by the exact weights.
 
 Neither keeps a conversation with its revision: a Service knows connections and not headers, and a route's
-session persistence goes by a value that the gateway makes, not by `x-conversation-id`.
+session persistence goes by a value that the gateway makes, not by `x-conversation-id`. Neither rewrites a
+body, and the body of a request names its model.
 
-Neither rewrites a body, and the body of a request names its model. So the traffic of a deployment can go to
-another one of the same model alone.
+A router does all three. The Service in front then selects its pods, and the route leads to that Service. As
+long as no pod of the router is ready, the Service goes by the revisions as if there were none.
 """
 
 from __future__ import annotations
@@ -50,14 +51,22 @@ def backup(redirect: str) -> tuple[str, str]:
 
 
 def front(
-    wanted: Wanted, namespace: str, metadata: Object, backup_selector: Mapping[str, str] | None = None
+    wanted: Wanted,
+    namespace: str,
+    metadata: Object,
+    *,
+    router: Mapping[str, str] | None = None,
+    backup_selector: Mapping[str, str] | None = None,
 ) -> Object:
-    """The Service that clients use. backup_selector: that of the backup's own front, while the backup has
-    the traffic; None if it is not known.
+    """The Service that clients use. router: the labels of the router's pods, if it is to answer.
+    backup_selector: that of the backup's own front, while the backup has the traffic; None if it is not
+    known.
     """
-    spec: Object = {"ports": [_port()]}
-    if wanted.redirect:
-        spec |= _redirected(wanted.redirect, namespace, backup_selector)
+    spec: Object = {"ports": [port()]}
+    if router is not None:
+        spec |= {"type": "ClusterIP", "selector": dict(router)}
+    elif wanted.redirect:
+        spec |= _redirected(wanted.redirect.url, namespace, backup_selector)
     else:
         spec |= {"type": "ClusterIP", "selector": front_selector(wanted)}
     return {"apiVersion": SERVICE.api_version, "kind": SERVICE.name, "metadata": metadata, "spec": spec}
@@ -91,12 +100,12 @@ def of_revision(wanted: Wanted, number: int, metadata: Object) -> Object:
         "apiVersion": SERVICE.api_version,
         "kind": SERVICE.name,
         "metadata": metadata,
-        "spec": {"type": "ClusterIP", "selector": selector, "ports": [_port()]},
+        "spec": {"type": "ClusterIP", "selector": selector, "ports": [port()]},
     }
 
 
-def route(wanted: Wanted, gateway: str, metadata: Object) -> Object:
-    """The exact split, at a gateway."""
+def route(wanted: Wanted, gateway: str, metadata: Object, *, has_router: bool = False) -> Object:
+    """The exact split, at a gateway, or behind the router."""
     gateway_namespace, _, gateway_name = gateway.partition("/")
     backends = [
         {
@@ -106,7 +115,7 @@ def route(wanted: Wanted, gateway: str, metadata: Object) -> Object:
         }
         for revision in wanted.revisions
     ]
-    if wanted.redirect or not any(backend["weight"] for backend in backends):
+    if has_router or wanted.redirect or not any(backend["weight"] for backend in backends):
         backends = [{"name": wanted.resource_name, "port": PORT, "weight": 1}]
     rewrite = {
         "type": "URLRewrite",
@@ -156,5 +165,6 @@ def _redirected(redirect: str, namespace: str, selector: Mapping[str, str] | Non
     return {"type": "ExternalName", "externalName": f"{name}.{its_namespace}.svc.cluster.local"}
 
 
-def _port() -> Object:
+def port() -> Object:
+    """The one of every Service."""
     return {"name": PORT_NAME, "port": PORT, "targetPort": PORT_NAME, "protocol": "TCP"}

@@ -40,7 +40,7 @@ class Backoff:
 
 
 class Watcher:
-    """One kind in one namespace."""
+    """One kind in one namespace. fields: a field selector, for who may see just one object."""
 
     def __init__(
         self,
@@ -49,7 +49,10 @@ class Watcher:
         namespace: str,
         changed: Callable[[Key], None],
         backoff: Backoff | None = None,
+        *,
+        fields: str = "",
     ) -> None:
+        self._fields = fields
         self._api = api
         self._kind = kind
         self._namespace = namespace
@@ -83,7 +86,7 @@ class Watcher:
 
     async def _relist(self) -> str:
         """Tells what differs from what was known; gives the moment of the list."""
-        listing = await self._api.list(self._kind, self._namespace, selector=identity.MANAGED)
+        listing = await self._api.list(self._kind, self._namespace, identity.MANAGED, self._fields)
         known: dict[str, tuple[Key, str]] = {}
         for item in listing.items:
             if key := identity.key_of(item):
@@ -99,7 +102,9 @@ class Watcher:
         """Gives the last moment known, however the watch ends; and whether anything was heard."""
         heard = False
         try:
-            async with self._api.watch(self._kind, self._namespace, identity.MANAGED, moment) as events:
+            async with self._api.watch(
+                self._kind, self._namespace, identity.MANAGED, moment, self._fields
+            ) as events:
                 async for event in events:
                     heard = True
                     moment = event["object"]["metadata"]["resourceVersion"]

@@ -30,14 +30,15 @@ from neuroweaver.deployer.backend import (
     Trouble,
     Wanted,
 )
-from neuroweaver.deployer.local import front, planning, processes
+from neuroweaver.deployer.local import planning, processes
 from neuroweaver.deployer.local.cache import Cache
 from neuroweaver.deployer.local.fleet import Fleet
 from neuroweaver.deployer.local.machine import Machine, Room, this_machine
 from neuroweaver.deployer.local.planning import Running, Situation
 from neuroweaver.deployer.local.replica import Replica, Surroundings
-from neuroweaver.deployer.local.router import Router
 from neuroweaver.deployer.local.supplies import BaseFolder, Supplies
+from neuroweaver.deployer.routing import front
+from neuroweaver.deployer.routing.router import Router, by_path
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger(__name__)
@@ -245,7 +246,12 @@ async def local_backend(
         await backend.adopt()
         stack.push_async_callback(backend.close)
         router = Router(
-            client, backend.fleet, host=settings.host, endpoint=backend.endpoint, wake_s=settings.wake_s
+            client,
+            by_path,
+            backend.fleet,
+            host=settings.host,
+            endpoint=backend.endpoint,
+            wake_s=settings.wake_s,
         )
         await stack.enter_async_context(front.serving(listener, router, drain_s=settings.shutdown_s))
         yield backend

@@ -14,18 +14,18 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from neuroweaver.deployer.backend import Key, Line, Measured, Observed, Trouble, Wanted
+from neuroweaver.deployer.backend import Key, Line, Measured, Observed, Redirect, Trouble, Wanted
 from neuroweaver.deployer.local import log_files, record
-from neuroweaver.deployer.local.counts import Counts
 from neuroweaver.deployer.local.launch import Launch
 from neuroweaver.deployer.local.meter import Meter
 from neuroweaver.deployer.local.processes import Process
 from neuroweaver.deployer.local.replacement import Limits, Steps, There, next_steps
 from neuroweaver.deployer.local.replica import Adopted, Replica, Surroundings
 from neuroweaver.deployer.local.restarts import Policy
-from neuroweaver.deployer.local.shares import Affinity, at_random
 from neuroweaver.deployer.local.sizing import Load, Sizing
 from neuroweaver.deployer.local.supplies import Supplies
+from neuroweaver.deployer.routing.counts import Counts
+from neuroweaver.deployer.routing.shares import Affinity, at_random
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Fleet:
         moved: Callable[[Fleet], None],
     ) -> None:
         self.key: Key | None = None
-        self.redirect = ""
+        self.redirect: Redirect | None = None
         self._resource_name = resource_name
         self._folder = folder
         self._tell = moved

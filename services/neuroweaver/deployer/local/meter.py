@@ -13,8 +13,8 @@ import httpx2
 from neuroweaver.deployer.backend import Measured
 from neuroweaver.deployer.local import probe
 from neuroweaver.deployer.local.autoscaler import Use
-from neuroweaver.deployer.local.counts import Counts
 from neuroweaver.deployer.local.replica import Replica
+from neuroweaver.deployer.routing.counts import Counts
 
 _TOKENS: Final = "neuroweaver_serving_tokens_total"
 _RUNNING: Final = "neuroweaver_serving_requests_running"

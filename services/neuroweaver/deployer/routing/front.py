@@ -1,4 +1,4 @@
-"""Runs the router's HTTP server on the event loop of the deployer."""
+"""Runs the router's HTTP server on an event loop that others use, too."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 
-from neuroweaver.deployer.local.router import Router
+from neuroweaver.deployer.routing.router import App
 
 
 class _Server(uvicorn.Server):
-    """Signals belong to the deployer, which ends this server itself."""
+    """Signals belong to the process, which ends this server itself."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -31,10 +31,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 @asynccontextmanager
-async def serving(listener: socket.socket, router: Router, *, drain_s: float) -> AsyncIterator[None]:
+async def serving(listener: socket.socket, app: App, *, drain_s: float) -> AsyncIterator[None]:
     """At the end of the block it takes no new connections, and calls under way get `drain_s`."""
     config = uvicorn.Config(
-        router,
+        app,
         log_config=None,
         log_level="critical",
         access_log=False,

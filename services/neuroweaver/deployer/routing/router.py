@@ -1,6 +1,7 @@
-"""The HTTP front of all deployments on this machine: /PROJECT/MODEL/NAME/v1/… to a replica that is ready.
+"""The HTTP front: a request finds its deployment, and there a revision that is ready.
 
-Bodies pass through it; none is logged or kept.
+Bodies pass through it; none is logged or kept. Only that of a request which another model answers is changed:
+it names its model, and a model server knows only its own name.
 """
 
 from __future__ import annotations
@@ -9,18 +10,17 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 import httpx2
 
-from neuroweaver.deployer.backend import Key
-from neuroweaver.deployer.local.counts import Counts
-from neuroweaver.deployer.local.fleet import Fleet
-from neuroweaver.deployer.local.replica import Replica
+from neuroweaver.deployer.backend import Key, Redirect
+from neuroweaver.deployer.routing.counts import Counts
+from neuroweaver.deployer.routing.fleet import Fleet, Upstream
 from neuroweaver.mesh.settings import is_loopback
 
 _LOG: Final = logging.getLogger(__name__)
@@ -28,10 +28,14 @@ _LOG: Final = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+"""Of ASGI."""
 Headers = list[tuple[bytes, bytes]]
 
 CONVERSATION_HEADER: Final = b"x-conversation-id"
 REVISION_HEADER: Final = b"x-neuroweaver-revision"
+HOPS_HEADER: Final = b"x-neuroweaver-hops"
+"""How many routers handed a request on: two that hand traffic to each other would do so for ever."""
 _MAX_BODY_BYTES: Final = 8 << 20
 _MAX_HOPS: Final = 4
 _RETRY_AFTER_S: Final = 2
@@ -48,7 +52,9 @@ _TYPES: Final = {400: "invalid_request_error", 404: "invalid_request_error", 413
 
 
 @dataclass(frozen=True)
-class _Refusal(Exception):
+class Refusal(Exception):
+    """What a caller gets instead of an answer, in the words of the OpenAI API."""
+
     status: int
     code: str
     message: str
@@ -64,6 +70,7 @@ class _Call:
     headers: Headers
     body: bytes
     conversation: str
+    hops: int
 
 
 class _CallerGone(Exception):
@@ -71,15 +78,17 @@ class _CallerGone(Exception):
 
 
 class Router:
-    """An ASGI application. fleet: that of a key, None if there is none.
+    """An ASGI application. locate: whose path it is, and the rest of it, such as `v1/models`; raises Refusal.
+    fleet: that of a key, None if there is none.
 
-    host: where it listens. endpoint: a deployment's base URL. wake_s: how long a request waits for a sleeping
-    one.
+    host: where it listens. endpoint: the base URL of a deployment that it serves. wake_s: how long a request
+    waits for a sleeping one.
     """
 
     def __init__(
         self,
         client: httpx2.AsyncClient,
+        locate: Callable[[str], tuple[Key, str]],
         fleet: Callable[[Key], Fleet | None],
         *,
         host: str,
@@ -87,6 +96,7 @@ class Router:
         wake_s: float,
     ) -> None:
         self._client = client
+        self._locate = locate
         self._fleet = fleet
         self._is_private = is_loopback(host)
         self._endpoint = endpoint
@@ -109,86 +119,90 @@ class Router:
                 await asyncio.wait({gone, answering})
         except _CallerGone:
             return
-        except _Refusal as refusal:
-            await _refuse(send, refusal)
+        except Refusal as refusal:
+            await refuse(send, refusal)
 
     async def _read(self, scope: Scope, receive: Receive) -> tuple[Key, _Call]:
         headers: Headers = list(scope["headers"])
         self._refuse_foreign(headers)
         if scope["method"] not in _METHODS:
-            raise _Refusal(405, "method_not_allowed", f"{scope['method']} is not allowed")
-        project, model, name, path = _split(scope["path"])
-        told = dict(headers).get(CONVERSATION_HEADER, b"").decode("latin-1")
+            raise Refusal(405, "method_not_allowed", f"{scope['method']} is not allowed")
+        key, path = self._locate(scope["path"])
+        told = dict(headers)
+        conversation = told.get(CONVERSATION_HEADER, b"").decode("latin-1")
+        hops = int(text) if (text := told.get(HOPS_HEADER, b"")[:4]).isdigit() else 0
         body = await _body(receive)
-        return Key(project, model, name), _Call(
-            scope["method"], path, scope["query_string"], headers, body, told
-        )
+        return key, _Call(scope["method"], path, scope["query_string"], headers, body, conversation, hops)
 
     def _refuse_foreign(self, headers: Headers) -> None:
         """A page in a browser could otherwise make this machine work, or reach it under a name of its own."""
         told = dict(headers)
         host, origin = told.get(b"host", b""), told.get(b"origin", b"")
         if self._is_private and host and not _is_of_this_machine(b"//" + host):
-            raise _Refusal(421, "misdirected_request", "this address serves calls of this machine only")
+            raise Refusal(421, "misdirected_request", "this address serves calls of this machine only")
         if self._is_private and origin and not _is_of_this_machine(origin):
-            raise _Refusal(403, "foreign_origin", "pages from elsewhere are not served")
+            raise Refusal(403, "foreign_origin", "pages from elsewhere are not served")
 
     async def _answer(self, key: Key, call: _Call, send: Send) -> None:
         for _ in range(_MAX_HOPS):
             fleet = self._fleet(key)
             if fleet is None:
-                raise _Refusal(404, "deployment_not_found", f"there is no deployment {_name(key)} here")
-            if not fleet.redirect:
+                raise Refusal(404, "deployment_not_found", f"there is no deployment {_name(key)} here")
+            if fleet.redirect is None:
                 return await self._from_fleet(key, fleet, call, send)
-            target = self._own(fleet.redirect)
-            if target is None:
-                return await self._from_elsewhere(fleet.redirect, call, send)
-            key, call = target, _for_model(call, target.model_id)
-        raise _Refusal(
-            508, "redirect_loop", f"the deployments around {_name(key)} hand traffic to each other"
-        )
+            redirect, target = fleet.redirect, self._own(fleet.redirect)
+            call = _for_model(call, redirect.model_id)
+            if target is not None:
+                key = target
+            elif call.hops < _MAX_HOPS:
+                return await self._from_elsewhere(redirect, call, send)
+            else:
+                break
+        raise Refusal(508, "redirect_loop", f"the deployments around {_name(key)} hand traffic to each other")
 
     async def _from_fleet(self, key: Key, fleet: Fleet, call: _Call, send: Send) -> None:
         tried: set[str] = set()
         while True:
-            replica = fleet.pick(call.conversation, tried)
-            if replica is None and not tried:
-                replica = await fleet.awake(call.conversation, self._wake_s)
-            if replica is None:
+            upstream = fleet.pick(call.conversation, tried)
+            if upstream is None and not tried:
+                upstream = await fleet.awake(call.conversation, self._wake_s)
+            if upstream is None:
                 raise _unavailable(key, fleet, bool(tried))
-            tried.add(replica.replica_id)
-            with replica.busy():
-                if await self._from_replica(replica, fleet, call, send):
+            tried.add(upstream.replica_id)
+            with upstream.busy():
+                if await self._from_upstream(upstream, fleet, call, send):
                     return
 
-    async def _from_replica(self, replica: Replica, fleet: Fleet, call: _Call, send: Send) -> bool:
+    async def _from_upstream(self, upstream: Upstream, fleet: Fleet, call: _Call, send: Send) -> bool:
         """False if another one may answer: this one has not begun to."""
-        counts = fleet.counts(replica.revision)
-        extra = [(REVISION_HEADER, str(replica.revision).encode())]
+        counts = fleet.counts(upstream.revision)
+        extra = [(REVISION_HEADER, str(upstream.revision).encode())]
         began = time.monotonic()
         try:
-            async with self._open(f"{replica.base_url}/{call.path}", call) as answer:
-                if answer.status_code == 503 and fleet.pick(call.conversation, {replica.replica_id}):
+            async with self._open(f"{upstream.base_url}/{call.path}", call) as answer:
+                if answer.status_code == 503 and fleet.pick(call.conversation, {upstream.replica_id}):
                     return False
                 await _pass_on(answer, extra, send, counts, began)
         except (httpx2.ConnectError, httpx2.ConnectTimeout):
-            replica.suspect()
+            upstream.suspect()
             return False
         except _BROKEN:
             counts.failed()
             return False
         except httpx2.TimeoutException as error:
             counts.failed()
-            raise _Refusal(504, "timeout", "the model server did not answer in time") from error
+            raise Refusal(504, "timeout", "the model server did not answer in time") from error
         return True
 
-    async def _from_elsewhere(self, base_url: str, call: _Call, send: Send) -> None:
-        url = base_url.rstrip("/") + call.path.removeprefix("v1")
+    async def _from_elsewhere(self, redirect: Redirect, call: _Call, send: Send) -> None:
+        url = redirect.url.rstrip("/") + call.path.removeprefix("v1")
+        hops = (HOPS_HEADER, str(call.hops + 1).encode())
+        headers = [*(header for header in call.headers if header[0] != HOPS_HEADER), hops]
         try:
-            async with self._open(url, call) as answer:
+            async with self._open(url, replace(call, headers=headers)) as answer:
                 await _pass_on(answer, [], send, Counts(), time.monotonic())
         except httpx2.HTTPError as error:
-            raise _Refusal(502, "bad_gateway", "the deployment that takes over does not answer") from error
+            raise Refusal(502, "bad_gateway", "the deployment that takes over does not answer") from error
 
     @asynccontextmanager
     async def _open(self, url: str, call: _Call) -> AsyncIterator[httpx2.Response]:
@@ -204,13 +218,29 @@ class Router:
             stack.push_async_callback(answer.aclose)
             yield answer
 
-    def _own(self, redirect: str) -> Key | None:
+    def _own(self, redirect: Redirect) -> Key | None:
         """The deployment that the URL names, if this router serves it."""
-        parts = urlsplit(redirect).path.strip("/").split("/")
+        parts = urlsplit(redirect.url).path.strip("/").split("/")
         if len(parts) != 4:
             return None
         key = Key(*parts[:3])
-        return key if self._endpoint(key) == redirect.rstrip("/") else None
+        return key if self._endpoint(key) == redirect.url.rstrip("/") else None
+
+
+def by_path(path: str) -> tuple[Key, str]:
+    """/PROJECT/MODEL/NAME/v1/…: only the public part of the model server is reached. Raises Refusal."""
+    parts = path.removeprefix("/").split("/")
+    if len(parts) < 5 or parts[3] != "v1" or not _is_plain(parts):
+        raise Refusal(404, "not_found", "a deployment is reached at /PROJECT/MODEL/NAME/v1/…")
+    return Key(parts[0], parts[1], parts[2]), quote("/".join(parts[3:]))
+
+
+def public_path(path: str) -> str:
+    """/v1/…, where there is just one deployment. Raises Refusal."""
+    parts = path.removeprefix("/").split("/")
+    if len(parts) < 2 or parts[0] != "v1" or not _is_plain(parts):
+        raise Refusal(404, "not_found", "the model is reached at /v1/…")
+    return quote("/".join(parts))
 
 
 async def _pass_on(answer: httpx2.Response, extra: Headers, send: Send, counts: Counts, began: float) -> None:
@@ -253,7 +283,7 @@ async def _body(receive: Receive) -> bytes:
             raise _CallerGone
         body += message.get("body", b"")
         if len(body) > _MAX_BODY_BYTES:
-            raise _Refusal(413, "request_too_large", f"a request has at most {_MAX_BODY_BYTES} bytes")
+            raise Refusal(413, "request_too_large", f"a request has at most {_MAX_BODY_BYTES} bytes")
         if not message.get("more_body"):
             return bytes(body)
 
@@ -264,12 +294,9 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def _split(path: str) -> tuple[str, str, str, str]:
-    """Project, model, name, and the rest: only the public part of the model server is reached."""
-    parts = path.removeprefix("/").split("/")
-    if len(parts) < 5 or parts[3] != "v1" or any(part in ("", ".", "..") for part in parts):
-        raise _Refusal(404, "not_found", "a deployment is reached at /PROJECT/MODEL/NAME/v1/…")
-    return parts[0], parts[1], parts[2], quote("/".join(parts[3:]))
+def _is_plain(parts: Sequence[str]) -> bool:
+    """Nothing in the path leads elsewhere."""
+    return not any(part in ("", ".", "..") for part in parts)
 
 
 def _for_model(call: _Call, model_id: str) -> _Call:
@@ -280,16 +307,15 @@ def _for_model(call: _Call, model_id: str) -> _Call:
         return call
     if not isinstance(asked, dict) or "model" not in asked:
         return call
-    body = json.dumps(asked | {"model": model_id}).encode()
-    return _Call(call.method, call.path, call.query, call.headers, body, call.conversation)
+    return replace(call, body=json.dumps(asked | {"model": model_id}).encode())
 
 
-def _unavailable(key: Key, fleet: Fleet, was_tried: bool) -> _Refusal:
+def _unavailable(key: Key, fleet: Fleet, was_tried: bool) -> Refusal:
     if was_tried:
-        return _Refusal(503, "replicas_failed", f"no replica of {_name(key)} answered")
+        return Refusal(503, "replicas_failed", f"no replica of {_name(key)} answered")
     if fleet.is_expected():
-        return _Refusal(503, "not_ready", f"no replica of {_name(key)} is ready yet")
-    return _Refusal(503, "scaled_to_zero", f"{_name(key)} has no replicas")
+        return Refusal(503, "not_ready", f"no replica of {_name(key)} is ready yet")
+    return Refusal(503, "scaled_to_zero", f"{_name(key)} has no replicas")
 
 
 def _name(key: Key) -> str:
@@ -300,7 +326,8 @@ def _since(began: float) -> float:
     return (time.monotonic() - began) * 1000
 
 
-async def _refuse(send: Send, refusal: _Refusal) -> None:
+async def refuse(send: Send, refusal: Refusal) -> None:
+    """Answers so."""
     error = {
         "message": refusal.message,
         "type": _TYPES.get(refusal.status, "server_error"),

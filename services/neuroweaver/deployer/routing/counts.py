@@ -17,8 +17,10 @@ BOUNDS_MS: Final = (
 class Histogram:
     def __init__(self) -> None:
         self._counts = [0] * (len(BOUNDS_MS) + 1)
+        self.sum_ms = 0.0
 
     def add(self, milliseconds: float) -> None:
+        self.sum_ms += milliseconds
         self._counts[bisect.bisect_left(BOUNDS_MS, milliseconds)] += 1
 
     def cumulative(self) -> Mapping[float, int]:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from neuroweaver.deployer.local.shares import Affinity, at_random, by_hash
+from neuroweaver.deployer.routing.shares import Affinity, at_random, by_hash
 
 CONVERSATIONS = [f"conversation-{number}" for number in range(20_000)]
 

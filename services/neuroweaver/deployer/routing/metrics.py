@@ -1,0 +1,57 @@
+"""What Prometheus reads of a router. No prompts, no answers, no conversations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from neuroweaver.deployer.routing.counts import Counts, Histogram
+
+_PREFIX: Final = "neuroweaver_router"
+
+
+class Metrics(Collector):
+    """counts: by revision; read anew for every page."""
+
+    def __init__(self, counts: Mapping[int, Counts]) -> None:
+        self._counts = counts
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._registry.register(self)
+
+    def page(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            f"{_PREFIX}_requests", "Requests that ended, by revision.", labels=["revision"]
+        )
+        errors = CounterMetricFamily(
+            f"{_PREFIX}_errors", "Requests that failed by the revision's fault.", labels=["revision"]
+        )
+        duration = HistogramMetricFamily(
+            f"{_PREFIX}_request_duration_seconds", "To the end of an answer.", labels=["revision"]
+        )
+        first_token = HistogramMetricFamily(
+            f"{_PREFIX}_first_token_seconds", "To the first token of a stream.", labels=["revision"]
+        )
+        for revision, counts in sorted(self._counts.items()):
+            labels = [str(revision)]
+            requests.add_metric(labels, counts.requests)
+            errors.add_metric(labels, counts.errors)
+            duration.add_metric(labels, _buckets(counts.latency), counts.latency.sum_ms / 1000)
+            first_token.add_metric(labels, _buckets(counts.first_token), counts.first_token.sum_ms / 1000)
+        yield from (requests, errors, duration, first_token)
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    return [
+        ("+Inf" if math.isinf(bound) else f"{bound / 1000:g}", float(count))
+        for bound, count in histogram.cumulative().items()
+    ]
