@@ -62,6 +62,10 @@ def test_a_router_comes_where_nothing_less_will_do():
     assert routing(pb.DeploymentSpec(rollout=canary)) == pb.TRAFFIC_ROUTING_ROUTER
     canary.session_affinity = pb.SESSION_AFFINITY_NONE
     assert routing(pb.DeploymentSpec(rollout=canary)) == pb.TRAFFIC_ROUTING_SERVICE
+    sleeping = pb.Autoscaling(min_replicas=0, max_replicas=2)
+    assert routing(pb.DeploymentSpec(autoscaling=sleeping)) == pb.TRAFFIC_ROUTING_ROUTER
+    sleeping.min_replicas = 1
+    assert routing(pb.DeploymentSpec(autoscaling=sleeping)) == pb.TRAFFIC_ROUTING_SERVICE
     assert routing(backed(KEY.model_id)) == pb.TRAFFIC_ROUTING_SERVICE
     assert routing(backed("another")) == pb.TRAFFIC_ROUTING_ROUTER
     asked = backed("another")

@@ -264,7 +264,8 @@ def _traffic_routing(spec: pb.DeploymentSpec, key: Key) -> pb.TrafficRouting.Val
         rollout.session_affinity == pb.SESSION_AFFINITY_CONVERSATION
     )
     backup = backup_of(spec, key.project)
-    if keeps_conversations or (backup is not None and backup.model_id != key.model_id):
+    sleeps = spec.HasField("autoscaling") and spec.autoscaling.min_replicas == 0
+    if keeps_conversations or sleeps or (backup is not None and backup.model_id != key.model_id):
         return pb.TRAFFIC_ROUTING_ROUTER
     return pb.TRAFFIC_ROUTING_SERVICE
 

@@ -40,7 +40,7 @@ def configure(service: str, *, debug: bool = False, log_format: str = "auto") ->
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.getLogger("neuroweaver").setLevel(logging.DEBUG if debug else logging.INFO)
     # Alembic tells each step at INFO, httpx each request.
-    for name in ("alembic", "httpx"):
+    for name in ("alembic", "httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -14,7 +14,7 @@ from deployer.kubernetes.conftest import QUICK
 from deployer.kubernetes.fake import Fake, Fault, kubeconfig, serving
 from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, revision, routed, spec, to, wanted
 from neuroweaver.deployer.backend import BackendError, Observed, Trouble, Wanted
-from neuroweaver.deployer.kubernetes import drift, identity, kinds
+from neuroweaver.deployer.kubernetes import drift, identity, kinds, routes
 from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
@@ -186,6 +186,29 @@ async def test_scaling_to_zero_is_kedas_where_it_is_known_what_wakes_it(
     assert not fake.all(kinds.AUTOSCALER)
     fake.edit(kinds.DEPLOYMENT, f"{NAME}-r1", ("spec", "replicas"), 0, "keda-operator")
     assert (await backend.observe(KEY, NAME, spec())).is_idle
+
+
+async def test_requests_that_wait_in_the_router_wake_what_sleeps(
+    fake: Fake, settings: ClusterSettings, api: Api
+):
+    fake.known[kinds.SCALED_OBJECT.api_version, kinds.SCALED_OBJECT.plural] = kinds.SCALED_OBJECT
+    backend = KubernetesBackend(
+        replace(settings, prometheus_url="http://prometheus.monitoring.svc:9090"), api
+    )
+    zero = revision(autoscaling=pb.Autoscaling(min_replicas=0, max_replicas=2))
+    with pytest.raises(BackendError, match="TRAFFIC_ROUTING_ROUTER"):
+        await backend.apply(wanted(zero))
+    with pytest.raises(BackendError, match="with monitoring"):
+        await backend.apply(wanted(zero, spec=routed(kubernetes=pb.KubernetesOptions(monitoring=False))))
+    await backend.apply(wanted(zero, spec=routed()))
+    (made,) = fake.all(kinds.SCALED_OBJECT)
+    query = made["spec"]["triggers"][1]["metadata"]["query"]
+    assert query == (
+        f'sum(neuroweaver_router_requests_waiting{{namespace="default",neuroweaver_dev_deployment="{NAME}"}}) '
+        "or vector(0)"
+    )
+    told = fake.get(kinds.CONFIG_MAP, f"{NAME}-router")["data"][routes.ENTRY]
+    assert routes.Table.read(told).wake_s > 0
 
 
 async def test_what_a_controller_made_of_it_is_left_to_the_controller(

@@ -236,6 +236,35 @@ async def test_a_revision_without_pods_leaves_its_requests_to_the_other(
     assert (await routers.ask()).json()["error"]["code"] == "replicas_failed"
 
 
+async def test_a_request_waits_for_a_deployment_that_sleeps(routers: Routers, models: tuple[Model, Model]):
+    async with Model("woken").serving() as woken:
+        url_when_awake = woken.url
+    routers.write_text(
+        Table(KEY, is_affine=True, routes=(Route(1, url_when_awake, 100),), wake_s=60.0).written()
+    )
+    url = await routers.start()
+    await eventually(lambda: routers.answers(f"{url}/health/ready"))
+    assert (await _figures(routers, url))["neuroweaver_router_requests_waiting"] == 0
+    asking = asyncio.create_task(routers.ask("one"))
+    leaving = asyncio.create_task(routers.ask("two"))
+    await eventually(lambda: _are_waiting(routers, url, 2))
+    leaving.cancel()
+    await eventually(lambda: _are_waiting(routers, url, 1))
+    async with woken.serving(int(url_when_awake.rpartition(":")[2])):
+        assert who(await asking) == "woken"
+        assert who(await routers.ask()) == "woken"
+        await eventually(lambda: _are_waiting(routers, url, 0))
+    routers.write_text(
+        Table(KEY, is_affine=True, routes=(Route(1, url_when_awake, 100),), wake_s=0.5).written()
+    )
+    await routers.come_to(lambda answer: answer.status_code == 503)
+    assert (await routers.ask()).json()["error"]["code"] == "not_ready"
+
+
+async def _are_waiting(routers: Routers, url: str, count: int) -> bool:
+    return bool((await _figures(routers, url))["neuroweaver_router_requests_waiting"] == count)
+
+
 async def test_another_model_is_asked_by_its_own_name(routers: Routers, models: tuple[Model, Model]):
     async with Model("spare").serving() as spare:
         routers.write(*shares(models, 100, 0), redirect=to(f"{spare.url}/v1", "spare-bot"))
@@ -274,7 +303,12 @@ async def test_routes_that_cannot_be_read_change_nothing(routers: Routers, model
     routers.write(*shares(models, 100, 0))
     await routers.start()
     await routers.come_to(lambda answer: answer.status_code == 200)
-    for text in ("", "{", "[]", '{"key": ["a"], "is_affine": true, "routes": [], "redirect": null}'):
+    for text in (
+        "",
+        "{",
+        "[]",
+        '{"key": ["a"], "is_affine": true, "routes": [], "redirect": null, "wake_s": 0}',
+    ):
         with pytest.raises(BadRoutes):
             Table.read(text)
         routers.write_text(text)

@@ -219,8 +219,8 @@ class _TrafficRoutingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Traffi
     conversations, and can hand traffic only to another deployment of the same model.
     """
     TRAFFIC_ROUTING_ROUTER: _TrafficRouting.ValueType  # 2
-    """Two small pods that read each request: exact weights, conversations that stay, and a backup of any model, whose name
-    is put into the requests.
+    """Two small pods that read each request: exact weights, conversations that stay, a backup of any model, whose name is
+    put into the requests, and a first request that waits until a deployment without replicas has one.
     """
 
 class TrafficRouting(_TrafficRouting, metaclass=_TrafficRoutingEnumTypeWrapper):
@@ -233,8 +233,8 @@ TRAFFIC_ROUTING_SERVICE: TrafficRouting.ValueType  # 1
 conversations, and can hand traffic only to another deployment of the same model.
 """
 TRAFFIC_ROUTING_ROUTER: TrafficRouting.ValueType  # 2
-"""Two small pods that read each request: exact weights, conversations that stay, and a backup of any model, whose name
-is put into the requests.
+"""Two small pods that read each request: exact weights, conversations that stay, a backup of any model, whose name is
+put into the requests, and a first request that waits until a deployment without replicas has one.
 """
 Global___TrafficRouting: _TypeAlias = TrafficRouting  # noqa: Y015
 
@@ -952,7 +952,7 @@ class KubernetesOptions(_message.Message):
     """Makes ServiceMonitor and PrometheusRule where their CRDs exist. Default true."""
     traffic_routing: Global___TrafficRouting.ValueType
     """Default: TRAFFIC_ROUTING_ROUTER where the spec asks for what only a router can do, which is a canary that keeps
-    conversations together, and a backup of another model; else TRAFFIC_ROUTING_SERVICE.
+    conversations together, a backup of another model, and no replicas without requests; else TRAFFIC_ROUTING_SERVICE.
     """
     @_builtins.property
     def image_pull_secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

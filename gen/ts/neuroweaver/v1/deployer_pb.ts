@@ -474,7 +474,7 @@ export type KubernetesOptions = Message<"neuroweaver.v1.KubernetesOptions"> & {
 
   /**
    * Default: TRAFFIC_ROUTING_ROUTER where the spec asks for what only a router can do, which is a canary that keeps
-   * conversations together, and a backup of another model; else TRAFFIC_ROUTING_SERVICE.
+   * conversations together, a backup of another model, and no replicas without requests; else TRAFFIC_ROUTING_SERVICE.
    *
    * @generated from field: neuroweaver.v1.TrafficRouting traffic_routing = 12;
    */
@@ -3824,8 +3824,8 @@ export enum TrafficRouting {
   SERVICE = 1,
 
   /**
-   * Two small pods that read each request: exact weights, conversations that stay, and a backup of any model, whose name
-   * is put into the requests.
+   * Two small pods that read each request: exact weights, conversations that stay, a backup of any model, whose name is
+   * put into the requests, and a first request that waits until a deployment without replicas has one.
    *
    * @generated from enum value: TRAFFIC_ROUTING_ROUTER = 2;
    */

@@ -35,7 +35,8 @@ class ClusterSettings:
     traffic is split by the numbers of replicas.
 
     prometheus_url, activation_query: how KEDA learns of a first request to a deployment without replicas,
-    which no metric of its own pods can tell; `{deployment}` stands for the resource name.
+    which no metric of its own pods can tell; `{deployment}` stands for the resource name. Without a query it
+    is told by the requests that wait in the deployment's router.
 
     has_cluster_autoscaler: nodes come when pods wait for them, so that a lack of room blocks nothing.
     """

@@ -52,6 +52,18 @@ def namespace_of(spec: pb.DeploymentSpec, settings: ClusterSettings) -> str:
     return spec.kubernetes.namespace or settings.namespace
 
 
+def is_monitored(spec: pb.DeploymentSpec) -> bool:
+    return spec.kubernetes.monitoring or not spec.kubernetes.HasField("monitoring")
+
+
+def obstacle_to_zero(spec: pb.DeploymentSpec, settings: ClusterSettings, cluster: Cluster) -> str:
+    """Why nothing would ever wake a deployment without replicas; empty if something would."""
+    # A router wakes by its figures, so somebody must read them.
+    has_router = router_pods.is_wanted(spec) and is_monitored(spec) and SERVICE_MONITOR in cluster.kinds
+    has_keda = SCALED_OBJECT in cluster.kinds
+    return scaling.obstacle_to_zero(settings, has_keda=has_keda, has_router=has_router)
+
+
 def manifests(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> list[Object]:
     """All objects but the record, in the order in which they are applied. Raises BackendError for what
     cannot be.
@@ -100,7 +112,7 @@ class _Manifests:
             made += self._account()
         for revision in self._wanted.revisions:
             made += self._revision(revision)
-        if self._is_monitored:
+        if is_monitored(self._spec):
             made += self._monitors()
         if self._settings.gateway and HTTP_ROUTE in self._cluster.kinds:
             metadata = self.metadata(self._name)
@@ -137,11 +149,6 @@ class _Manifests:
             "labels": self._labels | (labels or {}),
             "annotations": {identity.KEY: identity.key_annotation(self._wanted.key)},
         }
-
-    @property
-    def _is_monitored(self) -> bool:
-        options = self._spec.kubernetes
-        return options.monitoring or not options.HasField("monitoring")
 
     def _revision(self, revision: WantedRevision) -> list[Object]:
         name = identity.of_revision(self._name, revision.number)
@@ -203,9 +210,7 @@ class _Manifests:
     ) -> Object:
         if not scaling.scales_to_zero(revision):
             return scaling.autoscaler(name, autoscaling, metadata)
-        if obstacle := scaling.obstacle_to_zero(
-            self._settings, has_keda=SCALED_OBJECT in self._cluster.kinds
-        ):
+        if obstacle := obstacle_to_zero(self._spec, self._settings, self._cluster):
             raise BackendError(Trouble.REFUSED, obstacle, field="spec.autoscaling.min_replicas")
         return scaling.scaled_object(name, self._name, self._namespace, autoscaling, self._settings, metadata)
 
@@ -260,7 +265,7 @@ class _Manifests:
         settings = self._settings
         allowed = [*self._spec.kubernetes.client_namespaces] or [self._namespace, settings.own_namespace]
         allowed += [settings.own_namespace, settings.gateway.partition("/")[0]]
-        if self._is_monitored:
+        if is_monitored(self._spec):
             allowed.append(settings.monitoring_namespace)
         is_router = {"key": identity.ROUTER, "operator": "Exists"}
         return [

@@ -18,7 +18,7 @@ from neuroweaver.v1 import deployer_pb2 as pb
 CONCURRENCY: Final = "neuroweaver_serving_concurrency"
 """Recorded per pod: requests at work and waiting. What autoscaling by concurrency looks at."""
 
-_DEPLOYMENT_LABEL: Final = "neuroweaver_dev_deployment"
+DEPLOYMENT_LABEL: Final = "neuroweaver_dev_deployment"
 """As Prometheus writes `neuroweaver.dev/deployment`."""
 
 
@@ -46,7 +46,7 @@ def prometheus_rule(
     name: str, namespace: str, spec: pb.DeploymentSpec, model_id: str, metadata: Object
 ) -> Object:
     names = VLLM if uses_vllm(spec) else OWN
-    where = f"{_DEPLOYMENT_LABEL}={_quoted(name)},namespace={_quoted(namespace)}"
+    where = f"{DEPLOYMENT_LABEL}={_quoted(name)},namespace={_quoted(namespace)}"
     return {
         "apiVersion": PROMETHEUS_RULE.api_version,
         "kind": PROMETHEUS_RULE.name,
@@ -59,7 +59,7 @@ def prometheus_rule(
                     "rules": [
                         {
                             "record": CONCURRENCY,
-                            "expr": f"sum by (namespace, pod, {_DEPLOYMENT_LABEL}) "
+                            "expr": f"sum by (namespace, pod, {DEPLOYMENT_LABEL}) "
                             f"({names.running}{{{where}}} + {names.waiting}{{{where}}})",
                         }
                     ],

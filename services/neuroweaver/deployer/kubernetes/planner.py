@@ -41,7 +41,13 @@ from neuroweaver.deployer.kubernetes.kinds import (
     kind_of,
     ref,
 )
-from neuroweaver.deployer.kubernetes.manifests import Cluster, manifests, namespace_of
+from neuroweaver.deployer.kubernetes.manifests import (
+    Cluster,
+    is_monitored,
+    manifests,
+    namespace_of,
+    obstacle_to_zero,
+)
 from neuroweaver.deployer.kubernetes.replacement import Room, decide
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -72,7 +78,7 @@ async def plan(
         message = f"there is no namespace {namespace} in the cluster"
         findings.append(Finding("NAMESPACE_MISSING", message, "spec.kubernetes.namespace", is_blocking=True))
     try:
-        objects = manifests(wanted, *_as_if_possible(settings, cluster))
+        objects = manifests(wanted, *_as_if_possible(wanted.spec, settings, cluster))
     except BackendError as error:
         if error.trouble != Trouble.REFUSED:
             raise
@@ -188,9 +194,11 @@ def _deletions(objects: list[Object], found: Found, resource_name: str) -> Itera
         )
 
 
-def _as_if_possible(settings: ClusterSettings, cluster: Cluster) -> tuple[ClusterSettings, Cluster]:
+def _as_if_possible(
+    spec: pb.DeploymentSpec, settings: ClusterSettings, cluster: Cluster
+) -> tuple[ClusterSettings, Cluster]:
     """So that the objects can be shown of what a finding says is not possible here."""
-    if not scaling.obstacle_to_zero(settings, has_keda=SCALED_OBJECT in cluster.kinds):
+    if not obstacle_to_zero(spec, settings, cluster):
         return settings, cluster
     able = replace(
         settings,
@@ -203,7 +211,7 @@ def _as_if_possible(settings: ClusterSettings, cluster: Cluster) -> tuple[Cluste
 def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> Iterator[Finding]:
     spec = wanted.spec
     if any(scaling.scales_to_zero(revision) for revision in wanted.revisions) and (
-        obstacle := scaling.obstacle_to_zero(settings, has_keda=SCALED_OBJECT in cluster.kinds)
+        obstacle := obstacle_to_zero(spec, settings, cluster)
     ):
         yield Finding("CANNOT_SCALE_TO_ZERO", obstacle, "spec.autoscaling.min_replicas", is_blocking=True)
     if not (pods.uses_vllm(spec) or settings.base_claim) and any(
@@ -234,9 +242,7 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
         )
     if spec.rollout.HasField("canary") and not has_router:
         yield from _findings_of_canary(wanted, has_route=has_route)
-    if (spec.kubernetes.monitoring or not spec.kubernetes.HasField("monitoring")) and not (
-        {SERVICE_MONITOR, PROMETHEUS_RULE} <= cluster.kinds
-    ):
+    if is_monitored(spec) and not ({SERVICE_MONITOR, PROMETHEUS_RULE} <= cluster.kinds):
         yield Finding(
             "MONITORING_MISSING",
             "the cluster has no ServiceMonitor or no PrometheusRule: nothing is scraped, nobody alerted",

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx2
 import uvloop
@@ -44,6 +45,8 @@ READY: Final = "/health/ready"
 METRICS: Final = "/metrics"
 _SUSPECT_S: Final = 1.0
 _AGAIN_S: Final = 2.0
+_POLL_S: Final = 0.25
+_CONNECT_S: Final = 1.0
 _NOT_HERE: Final = ""
 """Another deployment's endpoint is never this pod's own."""
 
@@ -54,6 +57,7 @@ class Routes:
     def __init__(self) -> None:
         self.table: Table | None = None
         self.by_revision: dict[int, Counts] = {}
+        self.waiting = 0
         self._suspects: dict[int, float] = {}
 
     def take(self, table: Table) -> None:
@@ -67,7 +71,40 @@ class Routes:
         return self.table.redirect if self.table else None
 
     def pick(self, conversation: str, tried: Collection[str]) -> _Revision | None:
-        """By hash, so that all routers find the same revision for a conversation without a memory."""
+        """By hash, so that all routers find the same revision for a conversation without a memory.
+
+        None for a deployment that may sleep: `awake` looks first whether it does.
+        """
+        if self.table is not None and self.table.wake_s and not tried:
+            return None
+        return self._pick(conversation, tried)
+
+    async def awake(self, conversation: str, within_s: float) -> _Revision | None:
+        """Once it takes connections. Its autoscaler sees how many wait, and starts it."""
+        del within_s  # the table tells, also while it changes
+        began = time.monotonic()
+        found = self._pick(conversation, ())
+        if found is None or await found.is_there():
+            return found
+        self.waiting += 1
+        try:
+            while self._may_wait(time.monotonic() - began):
+                await asyncio.sleep(_POLL_S)
+                found.suspect()
+                found = self._pick(conversation, ())
+                if found is None or await found.is_there():
+                    return found
+        finally:
+            self.waiting -= 1
+        return None
+
+    def counts(self, revision: int) -> Counts:
+        return self.by_revision.setdefault(revision, Counts())
+
+    def is_expected(self) -> bool:
+        return any(each.weight_percent for each in self._routes())
+
+    def _pick(self, conversation: str, tried: Collection[str]) -> _Revision | None:
         routes = {each.revision: each for each in self._routes() if _name(each) not in tried}
         now = time.monotonic()
         weights = {each.revision: float(each.weight_percent) for each in routes.values()}
@@ -81,16 +118,8 @@ class Routes:
             chosen = self._chosen(conversation, weights)
         return None if chosen is None else _Revision(routes[chosen], self._suspects)
 
-    async def awake(self, conversation: str, within_s: float) -> _Revision | None:
-        """What scales to zero here is woken by its autoscaler, which no request waits for."""
-        del conversation, within_s
-        return None
-
-    def counts(self, revision: int) -> Counts:
-        return self.by_revision.setdefault(revision, Counts())
-
-    def is_expected(self) -> bool:
-        return any(each.weight_percent for each in self._routes())
+    def _may_wait(self, waited_s: float) -> bool:
+        return self.table is not None and self.table.redirect is None and waited_s < self.table.wake_s
 
     def _routes(self) -> tuple[Route, ...]:
         return self.table.routes if self.table else ()
@@ -123,6 +152,17 @@ class _Revision:
     def busy(self) -> Iterator[None]:
         yield
 
+    async def is_there(self) -> bool:
+        """Whether a pod of it takes connections."""
+        parts = urlsplit(self.route.url)
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return True
+
     def suspect(self) -> None:
         """Has no pod that is ready: not asked for a moment, as long as another revision may answer."""
         self.suspects[self.route.revision] = time.monotonic() + _SUSPECT_S
@@ -133,7 +173,7 @@ class App:
 
     def __init__(self, client: httpx2.AsyncClient, routes: Routes, *, host: str) -> None:
         self._routes = routes
-        self._metrics = Metrics(routes.by_revision)
+        self._metrics = Metrics(routes.by_revision, lambda: routes.waiting)
         self._router = Router(
             client,
             self._locate,

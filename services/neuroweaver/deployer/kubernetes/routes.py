@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from neuroweaver.deployer.backend import Key, Redirect, Wanted
-from neuroweaver.deployer.kubernetes import identity
+from neuroweaver.deployer.kubernetes import identity, scaling
 from neuroweaver.deployer.kubernetes.pods import PORT
 from neuroweaver.v1 import deployer_pb2 as pb
 
 ENTRY: Final = "routes.json"
 """Under which name it stands in the ConfigMap."""
+_WAKE_S: Final = 600.0
+"""As long as clients of the OpenAI API wait by default: to be scheduled, pulled and loaded takes minutes."""
 
 
 class BadRoutes(ValueError):
@@ -30,12 +32,15 @@ class Route:
 
 @dataclass(frozen=True)
 class Table:
-    """redirect: who has all the traffic instead."""
+    """redirect: who has all the traffic instead. wake_s: how long a request waits for a deployment that
+    sleeps; 0 for one that never does.
+    """
 
     key: Key
     is_affine: bool
     routes: tuple[Route, ...]
     redirect: Redirect | None = None
+    wake_s: float = 0.0
 
     def written(self) -> str:
         redirect = self.redirect
@@ -47,6 +52,7 @@ class Table:
                 for each in self.routes
             ],
             "redirect": {"url": redirect.url, "model_id": redirect.model_id} if redirect else None,
+            "wake_s": self.wake_s,
         }
         return json.dumps(told)
 
@@ -64,6 +70,7 @@ class Table:
                     for each in told["routes"]
                 ),
                 Redirect(str(redirect["url"]), str(redirect["model_id"])) if redirect else None,
+                float(told["wake_s"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise BadRoutes(f"{type(error).__name__}: {error}") from error
@@ -80,4 +87,5 @@ def table(wanted: Wanted, namespace: str) -> Table:
         wanted.spec.rollout.session_affinity != pb.SESSION_AFFINITY_NONE,
         tuple(Route(each.number, url(each.number), each.weight_percent) for each in wanted.revisions),
         wanted.redirect,
+        _WAKE_S if any(map(scaling.scales_to_zero, wanted.revisions)) else 0.0,
     )

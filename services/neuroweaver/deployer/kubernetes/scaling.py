@@ -12,7 +12,8 @@ from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import BackendError, Trouble, WantedRevision
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.kinds import AUTOSCALER, DEPLOYMENT, SCALED_OBJECT, Object
-from neuroweaver.deployer.kubernetes.monitoring import CONCURRENCY
+from neuroweaver.deployer.kubernetes.monitoring import CONCURRENCY, DEPLOYMENT_LABEL
+from neuroweaver.deployer.routing.metrics import WAITING
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _DEFAULT_CPU_PERCENT = 80
@@ -25,14 +26,22 @@ def scales_to_zero(revision: WantedRevision) -> bool:
     return scaling is not None and scaling.HasField("min_replicas") and scaling.min_replicas == 0
 
 
-def obstacle_to_zero(settings: ClusterSettings, *, has_keda: bool) -> str:
-    """Why nothing would ever wake a deployment without replicas; empty if something would."""
+def obstacle_to_zero(settings: ClusterSettings, *, has_keda: bool, has_router: bool) -> str:
+    """Why nothing would ever wake a deployment without replicas; empty if something would.
+
+    has_router: whether requests wait in one whose figures are read.
+    """
     if not has_keda:
         return "scaling to zero needs KEDA, which the cluster has not: install it, or set min_replicas to 1"
-    if not (settings.prometheus_url and settings.activation_query):
+    if not settings.prometheus_url:
         return (
-            "nothing would tell KEDA of a first request: set NEUROWEAVER_PROMETHEUS_URL and "
-            "NEUROWEAVER_ACTIVATION_QUERY (a query of the router's requests), or set min_replicas to 1"
+            "nothing would tell KEDA of a first request: set NEUROWEAVER_PROMETHEUS_URL, or min_replicas to 1"
+        )
+    if not (settings.activation_query or has_router):
+        return (
+            "nothing would tell KEDA of a first request: set spec.kubernetes.traffic_routing to "
+            "TRAFFIC_ROUTING_ROUTER with monitoring, or NEUROWEAVER_ACTIVATION_QUERY to a query of the "
+            "requests that arrive before the deployment, or min_replicas to 1"
         )
     return ""
 
@@ -67,12 +76,17 @@ def scaled_object(
     settings: ClusterSettings,
     metadata: Object,
 ) -> Object:
-    """KEDA makes the HorizontalPodAutoscaler itself. deployment: the resource name, of all revisions."""
+    """KEDA makes the HorizontalPodAutoscaler itself. deployment: the resource name, of all revisions.
+
+    What wakes it is the query of the settings, else the requests that wait in its router.
+    """
+    arriving = f'{WAITING}{{namespace="{namespace}",{DEPLOYMENT_LABEL}="{deployment}"}}'
+    waking = settings.activation_query.replace("{deployment}", deployment) or f"sum({arriving}) or vector(0)"
     concurrency = scaling.target_concurrency or _DEFAULT_CONCURRENCY
     selected = f'{CONCURRENCY}{{namespace="{namespace}",pod=~"{name}-.*"}}'
     triggers: list[Object] = [
         _prometheus(settings, f"sum({selected}) or vector(0)", concurrency),
-        _prometheus(settings, settings.activation_query.replace("{deployment}", deployment), concurrency),
+        _prometheus(settings, waking, concurrency),
     ]
     triggers += [
         {"type": resource, "metricType": "Utilization", "metadata": {"value": str(percent)}}

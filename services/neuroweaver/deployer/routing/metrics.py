@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from neuroweaver.deployer.routing.counts import Counts, Histogram
 
 _PREFIX: Final = "neuroweaver_router"
 
+WAITING: Final = f"{_PREFIX}_requests_waiting"
+"""Requests for a deployment that sleeps: what wakes it."""
+
 
 class Metrics(Collector):
-    """counts: by revision; read anew for every page."""
+    """counts: by revision. waiting: how many requests wait. Both are read anew for every page."""
 
-    def __init__(self, counts: Mapping[int, Counts]) -> None:
+    def __init__(self, counts: Mapping[int, Counts], waiting: Callable[[], int]) -> None:
         self._counts = counts
+        self._waiting = waiting
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -48,6 +52,9 @@ class Metrics(Collector):
             duration.add_metric(labels, _buckets(counts.latency), counts.latency.sum_ms / 1000)
             first_token.add_metric(labels, _buckets(counts.first_token), counts.first_token.sum_ms / 1000)
         yield from (requests, errors, duration, first_token)
+        yield GaugeMetricFamily(
+            WAITING, "Requests that wait for a replica of a deployment without any.", value=self._waiting()
+        )
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
