@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from deployer.kubernetes import promql, schemas
 from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, seconds, spec, wanted
 from neuroweaver.deployer import quantities
-from neuroweaver.deployer.backend import Wanted
-from neuroweaver.deployer.kubernetes import capacity, identity, kinds
+from neuroweaver.deployer.backend import File, Wanted
+from neuroweaver.deployer.kubernetes import capacity, identity, kinds, liveness
 from neuroweaver.deployer.kubernetes.kinds import Object
 from neuroweaver.deployer.kubernetes.manifests import Cluster, manifests, record
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -185,7 +185,11 @@ def check_deployments(objects: list[Object], wish: Wanted) -> None:
                 assert quantities.parse(resources["requests"].get(resource, "0")) <= quantities.parse(limit)
         ports = {port["name"] for port in server(each)["ports"]}
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            assert server(each)[probe]["httpGet"]["port"] in ports
+            if probe != "livenessProbe" or not wish.spec.resources.gpus:
+                assert server(each)[probe]["httpGet"]["port"] in ports
+        annotations = template["metadata"]["annotations"]
+        for item in next(each["downwardAPI"]["items"] for each in pod["volumes"] if "downwardAPI" in each):
+            assert item["fieldRef"]["fieldPath"].split("'")[1] in annotations
         assert pod["terminationGracePeriodSeconds"] > wish.spec.drain_timeout.seconds
         gpus = wish.spec.resources.gpus
         assert server(each)["resources"]["limits"].get(wish.spec.resources.gpu_resource) == (
@@ -317,8 +321,49 @@ def test_vllm_gets_each_value_as_one_argument_of_its_own():
     ]
     # A slot for each name: vLLM takes them for two adapters.
     assert {"--max-loras=2", "--max-cpu-loras=2"} <= set(container["args"])
-    assert {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")} == {"/health"}
+    assert {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe")} == {
+        "/health"
+    }
     assert not [each for each in container["args"] if "trust" in each]
+
+
+def test_the_liveness_of_vllm_proves_tokens_by_a_script_that_lies_in_the_pod():
+    (deployment,) = of(made(wanted(spec=spec(resources=GPUS))), kinds.DEPLOYMENT)
+    container, template = server(deployment), deployment["spec"]["template"]
+    probe = container["livenessProbe"]
+    python, options, script, *arguments = probe["exec"]["command"]
+    assert (python, options) == ("python3", "-IS")
+    assert arguments == ["--port=8000", "--state=/scratch/liveness.json", "--stall-s=120"]
+    mounts = {each["name"]: each for each in container["volumeMounts"]}
+    (told,) = (
+        each["downwardAPI"]["items"] for each in template["spec"]["volumes"] if each["name"] == "config"
+    )
+    paths = {
+        f"{mounts['config']['mountPath']}/{each['path']}": each["fieldRef"]["fieldPath"] for each in told
+    }
+    assert paths[script] == f"metadata.annotations['{identity.LIVENESS}']"
+    text = template["metadata"]["annotations"][identity.LIVENESS]
+    assert text == Path(liveness.__file__).read_text()
+    assert "/scratch" in {each["mountPath"] for each in container["volumeMounts"] if not each.get("readOnly")}
+    # It asks four times at most, one after the other.
+    assert probe["timeoutSeconds"] > 4 * liveness.HTTP_S
+    assert "--enable-server-load-tracking" in container["args"]
+
+
+@pytest.mark.parametrize(("tokens", "stall_s"), [(None, 120), (120_000, 120), (1_000_000, 1000)])
+def test_a_server_may_be_silent_while_it_reads_the_longest_prompt(tokens: int | None, stall_s: int):
+    engine = pb.EngineOptions(max_context_tokens=tokens)
+    (deployment,) = of(made(wanted(spec=spec(resources=GPUS, engine=engine))), kinds.DEPLOYMENT)
+    assert f"--stall-s={stall_s}" in server(deployment)["livenessProbe"]["exec"]["command"]
+
+
+def test_the_annotations_of_a_pod_are_never_too_long():
+    """An API server takes 256 KiB of them."""
+    files = tuple(File(f"{number:060}.safetensors", "a" * 64, 10**12) for number in range(1020))
+    wish = wanted(replace(revision(), bundle=replace(bundle(), files=files)), spec=spec(resources=GPUS))
+    annotations = of(made(wish), kinds.DEPLOYMENT)[0]["spec"]["template"]["metadata"]["annotations"]
+    assert len(annotations[identity.CONFIG]) > 190_000
+    assert sum(len(f"{name}{text}".encode()) for name, text in annotations.items()) < 256 * 1024
 
 
 @pytest.mark.parametrize("name", ["--trust-remote-code", "../../etc", "a/b/c", "a b", "/abs", ""])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any, Final
 
 from neuroweaver.deployer import quantities
@@ -29,12 +30,24 @@ _BASE: Final = "/models/base"
 _CONFIG_FOLDER: Final = "/etc/neuroweaver"
 _CONFIG_FILE: Final = "config.json"
 _SOURCE_FILE: Final = "source.json"
+_LIVENESS: Final = Path(__file__).with_name("liveness.py").read_text(encoding="utf-8")
+_LIVENESS_FILE: Final = "liveness.py"
+_LIVENESS_S: Final = 20
+"""The script waits at most 16 seconds for answers."""
+_STALL_S: Final = 120
+"""A server that has work and makes no token for so long hangs. A prompt read by itself makes none before its
+end: 120 seconds are room for one of 120,000 tokens at _SLOWEST_PREFILL.
+"""
+_SLOWEST_PREFILL: Final = 1000
+"""Tokens a second. GPUs that vLLM is worth running on read a prompt faster; where a longer context is allowed
+than they read in _STALL_S, a server is given the time for it.
+"""
 _SCRATCH: Final = "/scratch"
 _TERMINATION: Final = "FallbackToLogsOnError"
 _NOTICE_S: Final = 5
 """Between the end of a pod's traffic and SIGTERM: kube-proxy on every node hears of it first."""
 _LARGEST_CONFIG: Final = 200_000
-"""Annotations of an object hold 256 KiB in all."""
+"""Annotations of an object hold 256 KiB in all; the others need less than 16."""
 _LARGEST_ADAPTER_RANK: Final = 64
 """vLLM refuses an adapter of a higher rank than it was started for, and keeps memory for that rank."""
 
@@ -114,6 +127,7 @@ def template(
         # behind.
         identity.CONFIG: config,
         identity.SOURCE: json.dumps(_source(wanted, revision, settings)),
+        **({identity.LIVENESS: _LIVENESS} if uses_vllm(spec) else {}),
         "kubectl.kubernetes.io/default-container": SERVER,
     }
     return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
@@ -217,23 +231,36 @@ def _server(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
 
 
 def _probes(spec: pb.DeploymentSpec, *, is_vllm: bool) -> Object:
-    """Our server's `live` proves tokens; vLLM's `/health` that its engine has not died."""
-    live, ready = ("/health", "/health") if is_vllm else ("/health/live", "/health/ready")
+    """Both prove tokens where they tell of life: our server by itself, vLLM through a script of ours."""
+    ready = "/health" if is_vllm else "/health/ready"
     patience_s = spec.startup_timeout.ToTimedelta().total_seconds() or 600.0
-
-    def probe(path: str, period_s: int, failures: int) -> Object:
-        return {
-            "httpGet": {"path": path, "port": PORT_NAME, "scheme": "HTTP"},
-            "periodSeconds": period_s,
-            "timeoutSeconds": 5,
-            "failureThreshold": failures,
-        }
-
+    live = {"exec": {"command": _liveness(spec)}} if is_vllm else _asking("/health/live")
     return {
-        "startupProbe": probe(ready, 5, math.ceil(patience_s / 5)),
-        "livenessProbe": probe(live, 10, 3),
-        "readinessProbe": probe(ready, 5, 2),
+        "startupProbe": _probe(_asking(ready), 5, math.ceil(patience_s / 5)),
+        "livenessProbe": _probe(live, 10, 3) | ({"timeoutSeconds": _LIVENESS_S} if is_vllm else {}),
+        "readinessProbe": _probe(_asking(ready), 5, 2),
     }
+
+
+def _asking(path: str) -> Object:
+    return {"httpGet": {"path": path, "port": PORT_NAME, "scheme": "HTTP"}}
+
+
+def _probe(action: Object, period_s: int, failures: int) -> Object:
+    return {**action, "periodSeconds": period_s, "timeoutSeconds": 5, "failureThreshold": failures}
+
+
+def _liveness(spec: pb.DeploymentSpec) -> list[str]:
+    """Python without its site packages, which vLLM's image has many of: it runs every ten seconds."""
+    stall_s = max(_STALL_S, math.ceil(spec.engine.max_context_tokens / _SLOWEST_PREFILL))
+    return [
+        "python3",
+        "-IS",
+        f"{_CONFIG_FOLDER}/{_LIVENESS_FILE}",
+        f"--port={PORT}",
+        f"--state={_SCRATCH}/liveness.json",
+        f"--stall-s={stall_s}",
+    ]
 
 
 def _vllm_arguments(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> list[str]:
@@ -241,6 +268,8 @@ def _vllm_arguments(wanted: Wanted, revision: WantedRevision, settings: ClusterS
     engine, bundle = wanted.spec.engine, revision.bundle
     names = [wanted.key.model_id, f"{wanted.key.model_id}@{bundle.version}"]
     arguments = ["--host=0.0.0.0", f"--port={PORT}", "--load-format=safetensors"]
+    # `/load` tells the liveness probe of requests that a hanging engine says nothing of.
+    arguments.append("--enable-server-load-tracking")
     if bundle.base_name:
         arguments = [
             f"--model={_base(revision, settings)}",
@@ -285,6 +314,9 @@ def _environment(*, is_vllm: bool, is_offline: bool) -> list[Object]:
 
 
 def _volumes(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> list[Object]:
+    told = [(_CONFIG_FILE, identity.CONFIG), (_SOURCE_FILE, identity.SOURCE)]
+    if uses_vllm(wanted.spec):
+        told.append((_LIVENESS_FILE, identity.LIVENESS))
     volumes: list[Object] = [
         {
             "name": "config",
@@ -294,7 +326,7 @@ def _volumes(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings
                         "path": path,
                         "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"},
                     }
-                    for path, annotation in ((_CONFIG_FILE, identity.CONFIG), (_SOURCE_FILE, identity.SOURCE))
+                    for path, annotation in told
                 ]
             },
         },
