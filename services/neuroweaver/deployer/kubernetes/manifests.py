@@ -241,7 +241,7 @@ class _Manifests:
             {"ports": [{"port": settings.registry_port, "protocol": "TCP"}]},
         ]
         if pods.needs_hub(self._wanted, settings):
-            egress.append({"ports": [{"port": 443, "protocol": "TCP"}]})
+            egress.append({"ports": [{"port": settings.hub_port, "protocol": "TCP"}]})
         sources = [
             {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
             for name in sorted({name for name in allowed if name})

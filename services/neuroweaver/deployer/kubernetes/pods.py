@@ -51,7 +51,10 @@ _LARGEST_CONFIG: Final = 200_000
 _LARGEST_ADAPTER_RANK: Final = 64
 """vLLM refuses an adapter of a higher rank than it was started for, and keeps memory for that rank."""
 
-_MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", re.ASCII)
+_MODEL_NAME: Final = re.compile(
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?)(@[A-Za-z0-9][A-Za-z0-9._-]*)?",
+    re.ASCII,
+)
 _WEIGHTS: Final = {
     pb.WEIGHT_TYPE_UNSPECIFIED: "auto",
     pb.WEIGHT_TYPE_BF16: "bfloat16",
@@ -97,7 +100,7 @@ def template(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "initContainers": [_fetch(settings, has_base=_is_base_verified_first(wanted, revision, settings))],
+        "initContainers": [_fetch(wanted, revision, settings)],
         "containers": [_server(wanted, revision, settings)],
         "volumes": _volumes(wanted, revision, settings),
         # Whatever the number of replicas, so that another number changes no pod.
@@ -172,8 +175,14 @@ def _quantity(name: str, text: str) -> str:
         raise BackendError(Trouble.REFUSED, str(error), field=f"spec.resources.{name}") from error
 
 
-def _fetch(settings: ClusterSettings, *, has_base: bool) -> Object:
-    base = [{"name": "base", "mountPath": _BASE, "readOnly": True}] if has_base else []
+def _fetch(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> Object:
+    env: list[Object] = [{"name": "HOME", "value": _SCRATCH}]
+    base: list[Object] = []
+    if _needs_hub(wanted, revision, settings):
+        env += _hub_environment(settings)
+        base = [{"name": "base", "mountPath": _BASE}]
+    elif _is_base_verified_first(wanted, revision, settings):
+        base = [{"name": "base", "mountPath": _BASE, "readOnly": True}]
     return {
         "name": FETCH,
         "image": settings.fetch_image,
@@ -184,7 +193,7 @@ def _fetch(settings: ClusterSettings, *, has_base: bool) -> Object:
             "--source",
             f"{_CONFIG_FOLDER}/{_SOURCE_FILE}",
         ],
-        "env": [{"name": "HOME", "value": _SCRATCH}],
+        "env": env,
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": _hardened(),
         "terminationMessagePolicy": _TERMINATION,
@@ -195,6 +204,21 @@ def _fetch(settings: ClusterSettings, *, has_base: bool) -> Object:
             *base,
         ],
     }
+
+
+def _hub_environment(settings: ClusterSettings) -> list[Object]:
+    """huggingface_hub's own variables. Its other way to fetch (Xet) takes more memory than the container has,
+    and mirrors lack it; progress would be all that the termination message had room for.
+    """
+    names = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY")
+    values = dict.fromkeys(names, "1") | {"HF_HUB_VERBOSITY": "error"}
+    if settings.hub_url:
+        values["HF_ENDPOINT"] = settings.hub_url
+    made: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
+    if settings.hub_token_secret:
+        key = {"name": settings.hub_token_secret, "key": "token"}
+        made.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
+    return made
 
 
 def _server(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> Object:
@@ -208,7 +232,7 @@ def _server(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
     ]
     if is_vllm:
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108  # likewise
-    if _has_mounted_base(revision, settings):
+    if _has_base(wanted, revision, settings):
         mounts.append({"name": "base", "mountPath": _BASE, "readOnly": True})
     default_image = settings.vllm_image if is_vllm else settings.server_image
     return {
@@ -216,11 +240,9 @@ def _server(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
         "image": spec.kubernetes.image or default_image,
         "command": ["vllm", "serve"] if is_vllm else ["python", "-m", "neuroweaver.serving"],
         "args": (
-            _vllm_arguments(wanted, revision, settings)
-            if is_vllm
-            else ["--config", f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"]
+            _vllm_arguments(wanted, revision) if is_vllm else ["--config", f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"]
         ),
-        "env": _environment(is_vllm=is_vllm, is_offline=not _needs_hub(wanted, revision, settings)),
+        "env": _environment(is_vllm=is_vllm),
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
         "resources": {"requests": requests(spec), "limits": limits(spec)},
         "securityContext": _hardened(),
@@ -263,7 +285,7 @@ def _liveness(spec: pb.DeploymentSpec) -> list[str]:
     ]
 
 
-def _vllm_arguments(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> list[str]:
+def _vllm_arguments(wanted: Wanted, revision: WantedRevision) -> list[str]:
     """An argument each, so that no value can become a second one."""
     engine, bundle = wanted.spec.engine, revision.bundle
     names = [wanted.key.model_id, f"{wanted.key.model_id}@{bundle.version}"]
@@ -272,7 +294,7 @@ def _vllm_arguments(wanted: Wanted, revision: WantedRevision, settings: ClusterS
     arguments.append("--enable-server-load-tracking")
     if bundle.base_name:
         arguments = [
-            f"--model={_base(revision, settings)}",
+            f"--model={_base(revision)}",
             *arguments,
             f"--served-model-name={_base_name(revision)}",
             "--enable-lora",
@@ -298,11 +320,14 @@ def _vllm_arguments(wanted: Wanted, revision: WantedRevision, settings: ClusterS
     return arguments
 
 
-def _environment(*, is_vllm: bool, is_offline: bool) -> list[Object]:
+def _environment(*, is_vllm: bool) -> list[Object]:
     """Everything that wants to write is sent to a volume, since the image is read-only."""
-    values = {"HOME": _SCRATCH, "XDG_CACHE_HOME": f"{_SCRATCH}/cache", "HF_HOME": f"{_SCRATCH}/hub"}
-    if is_offline:
-        values["HF_HUB_OFFLINE"] = "1"
+    values = {
+        "HOME": _SCRATCH,
+        "XDG_CACHE_HOME": f"{_SCRATCH}/cache",
+        "HF_HOME": f"{_SCRATCH}/hub",
+        "HF_HUB_OFFLINE": "1",
+    }
     if is_vllm:
         values |= {
             "VLLM_CACHE_ROOT": f"{_SCRATCH}/vllm",
@@ -336,7 +361,9 @@ def _volumes(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings
     ]
     if uses_vllm(wanted.spec):
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
-    if _has_mounted_base(revision, settings):
+    if _needs_hub(wanted, revision, settings):
+        volumes.append({"name": "base", "emptyDir": {}})
+    elif _has_base(wanted, revision, settings):
         claim = {"claimName": settings.base_claim, "readOnly": True}
         volumes.append({"name": "base", "persistentVolumeClaim": claim})
     return volumes
@@ -356,7 +383,7 @@ def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
         "files": [
             {"path": file.path, "digest": file.digest, "size_bytes": file.size_bytes} for file in bundle.files
         ],
-        "base_folder": _base(revision, settings) if _has_mounted_base(revision, settings) else "",
+        "base_folder": _base(revision) if _has_base(wanted, revision, settings) else "",
         "base_digest": bundle.base_model_digest,
         "weight_type": _WEIGHT_TYPES[engine.weight_type],
         "adapter_mode": "switched" if engine.adapter_mode == pb.ADAPTER_MODE_SWITCHED else "merged",
@@ -375,44 +402,47 @@ def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
     return text
 
 
-def _source(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> dict[str, str]:
+def _source(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> dict[str, Any]:
     """The init container's own configuration."""
-    source = {"registry": settings.registry_address, "model_id": wanted.key.model_id}
-    if _is_base_verified_first(wanted, revision, settings):
-        source |= {
-            "base_folder": _base(revision, settings),
-            "base_digest": revision.bundle.base_model_digest,
-        }
+    source: dict[str, Any] = {"registry": settings.registry_address, "model_id": wanted.key.model_id}
+    needs_hub = _needs_hub(wanted, revision, settings)
+    if needs_hub or _is_base_verified_first(wanted, revision, settings):
+        source |= {"base_folder": _base(revision), "base_digest": revision.bundle.base_model_digest}
+    if needs_hub:
+        _, _, commit = revision.bundle.base_name.partition("@")
+        source["hub"] = {"repository": _base_name(revision), "revision": commit}
     return source
 
 
 def _is_base_verified_first(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> bool:
     """Our own server verifies its base model by itself; vLLM reads whatever is there."""
     is_pinned = bool(revision.bundle.base_model_digest)
-    return uses_vllm(wanted.spec) and _has_mounted_base(revision, settings) and is_pinned
+    return uses_vllm(wanted.spec) and _has_base(wanted, revision, settings) and is_pinned
 
 
-def _base(revision: WantedRevision, settings: ClusterSettings) -> str:
-    name = _base_name(revision)
-    return f"{_BASE}/{name}" if settings.base_claim else name
+def _base(revision: WantedRevision) -> str:
+    return f"{_BASE}/{_base_name(revision)}"
 
 
 def _base_name(revision: WantedRevision) -> str:
+    """Without the `@revision` that a trainer may have been asked for."""
     name = revision.bundle.base_name
-    if not _MODEL_NAME.fullmatch(name) or ".." in name:
+    match = _MODEL_NAME.fullmatch(name)
+    if match is None or ".." in name:
         raise BackendError(
             Trouble.REFUSED,
             f"the base model {name!r} is not named as `organisation/name`, so no pod can find it",
         )
-    return name
+    return match["name"]
 
 
-def _has_mounted_base(revision: WantedRevision, settings: ClusterSettings) -> bool:
-    return bool(revision.bundle.base_name and settings.base_claim)
+def _has_base(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> bool:
+    """Whether a pod has the base model in a folder: of the claim, or one that it fetches by itself."""
+    return bool(revision.bundle.base_name and (settings.base_claim or uses_vllm(wanted.spec)))
 
 
 def _needs_hub(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> bool:
-    return uses_vllm(wanted.spec) and bool(revision.bundle.base_name) and not settings.base_claim
+    return _has_base(wanted, revision, settings) and not settings.base_claim
 
 
 def needs_hub(wanted: Wanted, settings: ClusterSettings) -> bool:
