@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import errors as hub_errors
 
+from neuroweaver.deployer.kubernetes import base_model
 from neuroweaver.deployer.kubernetes import hub as hub_module
-from neuroweaver.deployer.kubernetes import pods
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.mesh.base_models.folders import digests
 from ports import free_port
@@ -175,7 +175,7 @@ def fetch(
     (folder / "source.json").write_text(json.dumps(source))
     command = [sys.executable, "-m", "neuroweaver.deployer.kubernetes.fetch"]
     command += ["--config", str(folder / "config.json"), "--source", str(folder / "source.json")]
-    told = {each["name"]: each["value"] for each in pods._hub_environment(ClusterSettings(hub_url=url))}
+    told = {each["name"]: each["value"] for each in base_model.hub_environment(ClusterSettings(hub_url=url))}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
         command,

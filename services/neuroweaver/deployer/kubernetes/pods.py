@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any, Final
 
 from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import BackendError, Trouble, Wanted, WantedRevision
 from neuroweaver.deployer.kubernetes import identity
+from neuroweaver.deployer.kubernetes.base_model import BaseModel, base_model, hub_environment
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.kinds import Object
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -26,7 +26,6 @@ FETCH: Final = "fetch"
 
 _USER: Final = 10001
 _FILES: Final = "/models/files"
-_BASE: Final = "/models/base"
 _CONFIG_FOLDER: Final = "/etc/neuroweaver"
 _CONFIG_FILE: Final = "config.json"
 _SOURCE_FILE: Final = "source.json"
@@ -51,10 +50,6 @@ _LARGEST_CONFIG: Final = 200_000
 _LARGEST_ADAPTER_RANK: Final = 64
 """vLLM refuses an adapter of a higher rank than it was started for, and keeps memory for that rank."""
 
-_MODEL_NAME: Final = re.compile(
-    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?)(@[A-Za-z0-9][A-Za-z0-9._-]*)?",
-    re.ASCII,
-)
 _WEIGHTS: Final = {
     pb.WEIGHT_TYPE_UNSPECIFIED: "auto",
     pb.WEIGHT_TYPE_BF16: "bfloat16",
@@ -84,7 +79,11 @@ def template(
     """A pod template. labels: of the pods. Raises BackendError for what cannot be put into one."""
     spec = wanted.spec
     options = spec.kubernetes
-    config = _config(wanted, revision, settings)
+    is_vllm = uses_vllm(spec)
+    base = base_model(revision, settings, is_vllm=is_vllm)
+    # Our own server verifies its base model by itself; vLLM reads whatever is there.
+    supplied = base if is_vllm else None
+    config = _config(wanted, revision, base)
     own = {identity.DEPLOYMENT: wanted.resource_name, identity.REVISION: str(revision.number)}
     pod: Object = {
         "serviceAccountName": options.service_account or wanted.resource_name,
@@ -100,9 +99,9 @@ def template(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "initContainers": [_fetch(wanted, revision, settings)],
-        "containers": [_server(wanted, revision, settings)],
-        "volumes": _volumes(wanted, revision, settings),
+        "initContainers": [_fetch(supplied, settings)],
+        "containers": [_server(wanted, revision, base, settings)],
+        "volumes": _volumes(base, is_vllm=is_vllm),
         # Whatever the number of replicas, so that another number changes no pod.
         "topologySpreadConstraints": [
             {
@@ -129,8 +128,8 @@ def template(
         # In the template itself, so that a change of it is a change of the pods, and no object is left
         # behind.
         identity.CONFIG: config,
-        identity.SOURCE: json.dumps(_source(wanted, revision, settings)),
-        **({identity.LIVENESS: _LIVENESS} if uses_vllm(spec) else {}),
+        identity.SOURCE: json.dumps(_source(wanted, supplied, settings)),
+        **({identity.LIVENESS: _LIVENESS} if is_vllm else {}),
         "kubectl.kubernetes.io/default-container": SERVER,
     }
     return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
@@ -175,14 +174,11 @@ def _quantity(name: str, text: str) -> str:
         raise BackendError(Trouble.REFUSED, str(error), field=f"spec.resources.{name}") from error
 
 
-def _fetch(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> Object:
+def _fetch(base: BaseModel | None, settings: ClusterSettings) -> Object:
+    """base: the one to be fetched or verified."""
     env: list[Object] = [{"name": "HOME", "value": _SCRATCH}]
-    base: list[Object] = []
-    if _needs_hub(wanted, revision, settings):
-        env += _hub_environment(settings)
-        base = [{"name": "base", "mountPath": _BASE}]
-    elif _is_base_verified_first(wanted, revision, settings):
-        base = [{"name": "base", "mountPath": _BASE, "readOnly": True}]
+    if base is not None and base.is_from_hub:
+        env += hub_environment(settings)
     return {
         "name": FETCH,
         "image": settings.fetch_image,
@@ -201,27 +197,14 @@ def _fetch(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) 
             {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
             {"name": "files", "mountPath": _FILES},
             {"name": "scratch", "mountPath": _SCRATCH},
-            *base,
+            *(base.supply_mounts() if base is not None else ()),
         ],
     }
 
 
-def _hub_environment(settings: ClusterSettings) -> list[Object]:
-    """huggingface_hub's own variables. Its other way to fetch (Xet) takes more memory than the container has,
-    and mirrors lack it; progress would be all that the termination message had room for.
-    """
-    names = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY")
-    values = dict.fromkeys(names, "1") | {"HF_HUB_VERBOSITY": "error"}
-    if settings.hub_url:
-        values["HF_ENDPOINT"] = settings.hub_url
-    made: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
-    if settings.hub_token_secret:
-        key = {"name": settings.hub_token_secret, "key": "token"}
-        made.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
-    return made
-
-
-def _server(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> Object:
+def _server(
+    wanted: Wanted, revision: WantedRevision, base: BaseModel | None, settings: ClusterSettings
+) -> Object:
     spec = wanted.spec
     is_vllm = uses_vllm(spec)
     mounts: list[Object] = [
@@ -232,15 +215,17 @@ def _server(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
     ]
     if is_vllm:
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108  # likewise
-    if _has_base(wanted, revision, settings):
-        mounts.append({"name": "base", "mountPath": _BASE, "readOnly": True})
+    if base is not None:
+        mounts.append(base.mount())
     default_image = settings.vllm_image if is_vllm else settings.server_image
     return {
         "name": SERVER,
         "image": spec.kubernetes.image or default_image,
         "command": ["vllm", "serve"] if is_vllm else ["python", "-m", "neuroweaver.serving"],
         "args": (
-            _vllm_arguments(wanted, revision) if is_vllm else ["--config", f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"]
+            _vllm_arguments(wanted, revision, base)
+            if is_vllm
+            else ["--config", f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"]
         ),
         "env": _environment(is_vllm=is_vllm),
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
@@ -285,18 +270,18 @@ def _liveness(spec: pb.DeploymentSpec) -> list[str]:
     ]
 
 
-def _vllm_arguments(wanted: Wanted, revision: WantedRevision) -> list[str]:
+def _vllm_arguments(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) -> list[str]:
     """An argument each, so that no value can become a second one."""
     engine, bundle = wanted.spec.engine, revision.bundle
     names = [wanted.key.model_id, f"{wanted.key.model_id}@{bundle.version}"]
     arguments = ["--host=0.0.0.0", f"--port={PORT}", "--load-format=safetensors"]
     # `/load` tells the liveness probe of requests that a hanging engine says nothing of.
     arguments.append("--enable-server-load-tracking")
-    if bundle.base_name:
+    if base is not None:
         arguments = [
-            f"--model={_base(revision)}",
+            f"--model={base.folder}",
             *arguments,
-            f"--served-model-name={_base_name(revision)}",
+            f"--served-model-name={base.name}",
             "--enable-lora",
             f"--max-lora-rank={_LARGEST_ADAPTER_RANK}",
             # Two names are two adapters to vLLM, though of the same files: with one slot they would take
@@ -338,9 +323,9 @@ def _environment(*, is_vllm: bool) -> list[Object]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def _volumes(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> list[Object]:
+def _volumes(base: BaseModel | None, *, is_vllm: bool) -> list[Object]:
     told = [(_CONFIG_FILE, identity.CONFIG), (_SOURCE_FILE, identity.SOURCE)]
-    if uses_vllm(wanted.spec):
+    if is_vllm:
         told.append((_LIVENESS_FILE, identity.LIVENESS))
     volumes: list[Object] = [
         {
@@ -359,17 +344,14 @@ def _volumes(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings
         {"name": "scratch", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
     ]
-    if uses_vllm(wanted.spec):
+    if is_vllm:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
-    if _needs_hub(wanted, revision, settings):
-        volumes.append({"name": "base", "emptyDir": {}})
-    elif _has_base(wanted, revision, settings):
-        claim = {"claimName": settings.base_claim, "readOnly": True}
-        volumes.append({"name": "base", "persistentVolumeClaim": claim})
+    if base is not None:
+        volumes.append(base.volume())
     return volumes
 
 
-def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> str:
+def _config(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) -> str:
     """The model server's configuration; the init container takes the files from it."""
     spec, bundle = wanted.spec, revision.bundle
     engine = spec.engine
@@ -383,7 +365,7 @@ def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
         "files": [
             {"path": file.path, "digest": file.digest, "size_bytes": file.size_bytes} for file in bundle.files
         ],
-        "base_folder": _base(revision) if _has_base(wanted, revision, settings) else "",
+        "base_folder": base.folder if base is not None else "",
         "base_digest": bundle.base_model_digest,
         "weight_type": _WEIGHT_TYPES[engine.weight_type],
         "adapter_mode": "switched" if engine.adapter_mode == pb.ADAPTER_MODE_SWITCHED else "merged",
@@ -402,52 +384,16 @@ def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
     return text
 
 
-def _source(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> dict[str, Any]:
+def _source(wanted: Wanted, base: BaseModel | None, settings: ClusterSettings) -> dict[str, Any]:
     """The init container's own configuration."""
-    source: dict[str, Any] = {"registry": settings.registry_address, "model_id": wanted.key.model_id}
-    needs_hub = _needs_hub(wanted, revision, settings)
-    if needs_hub or _is_base_verified_first(wanted, revision, settings):
-        source |= {"base_folder": _base(revision), "base_digest": revision.bundle.base_model_digest}
-    if needs_hub:
-        _, _, commit = revision.bundle.base_name.partition("@")
-        source["hub"] = {"repository": _base_name(revision), "revision": commit}
-    return source
-
-
-def _is_base_verified_first(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> bool:
-    """Our own server verifies its base model by itself; vLLM reads whatever is there."""
-    is_pinned = bool(revision.bundle.base_model_digest)
-    return uses_vllm(wanted.spec) and _has_base(wanted, revision, settings) and is_pinned
-
-
-def _base(revision: WantedRevision) -> str:
-    return f"{_BASE}/{_base_name(revision)}"
-
-
-def _base_name(revision: WantedRevision) -> str:
-    """Without the `@revision` that a trainer may have been asked for."""
-    name = revision.bundle.base_name
-    match = _MODEL_NAME.fullmatch(name)
-    if match is None or ".." in name:
-        raise BackendError(
-            Trouble.REFUSED,
-            f"the base model {name!r} is not named as `organisation/name`, so no pod can find it",
-        )
-    return match["name"]
-
-
-def _has_base(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> bool:
-    """Whether a pod has the base model in a folder: of the claim, or one that it fetches by itself."""
-    return bool(revision.bundle.base_name and (settings.base_claim or uses_vllm(wanted.spec)))
-
-
-def _needs_hub(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> bool:
-    return _has_base(wanted, revision, settings) and not settings.base_claim
+    source = {"registry": settings.registry_address, "model_id": wanted.key.model_id}
+    return source | (base.order() if base is not None else {})
 
 
 def needs_hub(wanted: Wanted, settings: ClusterSettings) -> bool:
     """Whether pods fetch a base model from the Hugging Face hub."""
-    return any(_needs_hub(wanted, revision, settings) for revision in wanted.revisions)
+    has_adapter = any(revision.bundle.base_name for revision in wanted.revisions)
+    return uses_vllm(wanted.spec) and has_adapter and not settings.base_claim
 
 
 def _tolerations(spec: pb.DeploymentSpec) -> list[Object]:
