@@ -12,7 +12,14 @@ from types import SimpleNamespace
 import pytest
 
 from neuroweaver.mesh.base_models import folders
-from neuroweaver.mesh.base_models.folders import BaseModelUnavailable, digests, materialize, never_stop
+from neuroweaver.mesh.base_models.folders import (
+    BaseModelUnavailable,
+    base_digest,
+    digest_of,
+    digests,
+    materialize,
+    never_stop,
+)
 from trainer.tiny import tiny_llama
 
 
@@ -135,6 +142,8 @@ def test_from_the_hub_come_safetensors_and_no_code_or_pickles(folder, monkeypatc
     wanted = set(asked["allow_patterns"])
     assert "*.safetensors" in wanted
     assert not wanted & {"*", "*.py", "*.bin", "*.pt"}
+    # `tokenizer*` would take these along.
+    assert {"*.py", "*.bin", "*.pkl", "*.pt"} <= set(asked["ignore_patterns"])
 
 
 def test_an_unreachable_hub_is_told_as_an_unavailable_model(monkeypatch, tmp_path):
@@ -144,6 +153,13 @@ def test_an_unreachable_hub_is_told_as_an_unavailable_model(monkeypatch, tmp_pat
     monkeypatch.setattr(folders.huggingface_hub, "snapshot_download", download)
     with pytest.raises(BaseModelUnavailable, match="hub"):
         materialize(SimpleNamespace(kind="hub", location="a/b", name="a/b", revision=None), tmp_path)
+
+
+def test_the_digest_of_a_base_model_can_be_told_by_those_of_its_files(folder):
+    (folder / "a.safetensors").write_bytes(b"first by name")
+    weights = {path.name: digest_of(path) for path in sorted(folder.glob("*.safetensors"), reverse=True)}
+    assert len(weights) == 2
+    assert base_digest(digest_of(folder / "config.json"), weights) == digests(folder).base
 
 
 def test_digests_tell_weights_tokenizer_and_template_apart(folder):

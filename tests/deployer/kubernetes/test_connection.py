@@ -134,6 +134,9 @@ async def test_a_long_list_comes_in_pages(fake: Fake, api: Api):
         ("NEUROWEAVER_CLUSTER_REGISTRY_ADDRESS", "registry"),
         ("NEUROWEAVER_GATEWAY", "edge"),
         ("NEUROWEAVER_PROMETHEUS_URL", "ftp://x"),
+        ("NEUROWEAVER_HUB_URL", "mirror.internal"),
+        ("NEUROWEAVER_HUB_URL", "http://mirror.internal:99999"),
+        ("NEUROWEAVER_HUB_TOKEN_SECRET", "Not A Name"),
         ("NEUROWEAVER_CLUSTER_AUTOSCALER", "maybe"),
     ],
 )
@@ -147,3 +150,14 @@ def test_settings_are_read():
         {"KUBERNETES_NAMESPACE": "models", "NEUROWEAVER_GATEWAY": "infra/edge"}
     )
     assert (read.namespace, read.gateway, read.registry_port) == ("models", "infra/edge", 50051)
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [("", 443), ("https://mirror.internal/hub/", 443), ("http://mirror", 80), ("http://mirror:8081", 8081)],
+)
+def test_the_port_of_the_hub_is_that_of_its_url(url: str, port: int):
+    read = ClusterSettings.from_environment(
+        {"NEUROWEAVER_HUB_URL": url, "NEUROWEAVER_HUB_TOKEN_SECRET": "hub.token"}
+    )
+    assert (read.hub_port, read.hub_url, read.hub_token_secret) == (port, url.rstrip("/"), "hub.token")

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from deployer.kubernetes import promql, schemas
 from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, routed, seconds, spec, to, wanted
 from neuroweaver.deployer import quantities
-from neuroweaver.deployer.backend import Wanted
-from neuroweaver.deployer.kubernetes import capacity, identity, kinds, router_pods, routes
+from neuroweaver.deployer.backend import File, Wanted
+from neuroweaver.deployer.kubernetes import capacity, identity, kinds, liveness, router_pods, routes
+from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.kinds import Object
 from neuroweaver.deployer.kubernetes.manifests import Cluster, manifests, record
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -207,7 +208,11 @@ def check_pods(each: Object, wish: Wanted) -> None:
             assert quantities.parse(resources["requests"].get(resource, "0")) <= quantities.parse(limit)
     ports = {port["name"] for port in server(each)["ports"]}
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        assert server(each)[probe]["httpGet"]["port"] in ports
+        assert "exec" in server(each)[probe] or server(each)[probe]["httpGet"]["port"] in ports
+    annotations = template["metadata"]["annotations"]
+    for volume in pod.get("volumes", ()):
+        for item in volume.get("downwardAPI", {}).get("items", ()):
+            assert item["fieldRef"]["fieldPath"].split("'")[1] in annotations
     assert pod["terminationGracePeriodSeconds"] > wish.spec.drain_timeout.seconds
 
 
@@ -429,11 +434,54 @@ def test_vllm_gets_each_value_as_one_argument_of_its_own():
     ]
     # A slot for each name: vLLM takes them for two adapters.
     assert {"--max-loras=2", "--max-cpu-loras=2"} <= set(container["args"])
-    assert {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")} == {"/health"}
+    assert {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe")} == {
+        "/health"
+    }
     assert not [each for each in container["args"] if "trust" in each]
 
 
-@pytest.mark.parametrize("name", ["--trust-remote-code", "../../etc", "a/b/c", "a b", "/abs", ""])
+def test_the_liveness_of_vllm_proves_tokens_by_a_script_that_lies_in_the_pod():
+    (deployment,) = of(made(wanted(spec=spec(resources=GPUS))), kinds.DEPLOYMENT)
+    container, template = server(deployment), deployment["spec"]["template"]
+    probe = container["livenessProbe"]
+    python, options, script, *arguments = probe["exec"]["command"]
+    assert (python, options) == ("python3", "-IS")
+    assert arguments == ["--port=8000", "--state=/scratch/liveness.json", "--stall-s=120"]
+    mounts = {each["name"]: each for each in container["volumeMounts"]}
+    (told,) = (
+        each["downwardAPI"]["items"] for each in template["spec"]["volumes"] if each["name"] == "config"
+    )
+    paths = {
+        f"{mounts['config']['mountPath']}/{each['path']}": each["fieldRef"]["fieldPath"] for each in told
+    }
+    assert paths[script] == f"metadata.annotations['{identity.LIVENESS}']"
+    text = template["metadata"]["annotations"][identity.LIVENESS]
+    assert text == Path(liveness.__file__).read_text()
+    assert "/scratch" in {each["mountPath"] for each in container["volumeMounts"] if not each.get("readOnly")}
+    # It asks four times at most, one after the other.
+    assert probe["timeoutSeconds"] > 4 * liveness.HTTP_S
+    assert "--enable-server-load-tracking" in container["args"]
+
+
+@pytest.mark.parametrize(("tokens", "stall_s"), [(None, 120), (120_000, 120), (1_000_000, 1000)])
+def test_a_server_may_be_silent_while_it_reads_the_longest_prompt(tokens: int | None, stall_s: int):
+    engine = pb.EngineOptions(max_context_tokens=tokens)
+    (deployment,) = of(made(wanted(spec=spec(resources=GPUS, engine=engine))), kinds.DEPLOYMENT)
+    assert f"--stall-s={stall_s}" in server(deployment)["livenessProbe"]["exec"]["command"]
+
+
+def test_the_annotations_of_a_pod_are_never_too_long():
+    """An API server takes 256 KiB of them."""
+    files = tuple(File(f"{number:060}.safetensors", "a" * 64, 10**12) for number in range(1020))
+    wish = wanted(replace(revision(), bundle=replace(bundle(), files=files)), spec=spec(resources=GPUS))
+    annotations = of(made(wish), kinds.DEPLOYMENT)[0]["spec"]["template"]["metadata"]["annotations"]
+    assert len(annotations[identity.CONFIG]) > 190_000
+    assert sum(len(f"{name}{text}".encode()) for name, text in annotations.items()) < 256 * 1024
+
+
+@pytest.mark.parametrize(
+    "name", ["--trust-remote-code", "../../etc", "a/b/c", "a b", "/abs", "a/b@--x", "a/b@c/d", "a/b@", ""]
+)
 def test_a_base_model_that_is_no_name_reaches_no_command_line(name: str):
     wish = wanted(replace(revision(), bundle=bundle(base=name)), spec=spec(resources=GPUS))
     if not name:
@@ -460,6 +508,91 @@ def test_the_base_model_of_vllm_is_verified_before_it_starts():
     mounts = {each["name"]: each for each in first["volumeMounts"]}
     assert source["base_folder"].startswith(f"{mounts['base']['mountPath']}/")
     assert mounts["base"]["readOnly"]
+
+
+HUB = replace(ABLE, base_claim="")
+
+
+def of_hub(wish: Wanted, able: ClusterSettings = HUB) -> tuple[Object, Object]:
+    """The Deployment and the NetworkPolicy, valid by the schemas."""
+    objects = manifests(wish, able, EVERYTHING)
+    for each in objects:
+        schemas.check(each)
+        if not schemas.is_custom(each):
+            kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+    return of(objects, kinds.DEPLOYMENT)[0], of(objects, kinds.NETWORK_POLICY)[0]
+
+
+def ports_out(policy: Object) -> set[int]:
+    return {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+
+
+def test_without_a_volume_the_pod_fetches_the_base_model_before_vllm_starts_offline():
+    deployment, policy = of_hub(wanted(spec=spec(resources=GPUS)))
+    template, container = deployment["spec"]["template"], server(deployment)
+    source = json.loads(template["metadata"]["annotations"][identity.SOURCE])
+    assert source["hub"] == {"repository": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": ""}
+    assert source["base_digest"] == "d" * 64
+    assert f"--model={source['base_folder']}" in container["args"]
+    (first,) = template["spec"]["initContainers"]
+    volumes = {each["name"]: each for each in template["spec"]["volumes"]}
+    assert volumes["base"] == {"name": "base", "emptyDir": {}}
+    (written,), (read,) = (
+        [mount for mount in each["volumeMounts"] if mount["name"] == "base"] for each in (first, container)
+    )
+    assert not written.get("readOnly")
+    assert read["readOnly"]
+    assert source["base_folder"].startswith(f"{written['mountPath']}/")
+    assert {"name": "HF_HUB_OFFLINE", "value": "1"} in container["env"]
+    assert not {"HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE"} & {each["name"] for each in first["env"]}
+    assert 443 in ports_out(policy)
+
+
+def test_a_mirror_and_a_token_are_for_what_fetches_alone_and_the_token_by_reference():
+    able = replace(HUB, hub_url="http://mirror.internal:8081/hub", hub_token_secret="hub-token")
+    deployment, policy = of_hub(wanted(spec=spec(resources=GPUS)), able)
+    (first,) = deployment["spec"]["template"]["spec"]["initContainers"]
+    env = {each["name"]: each for each in first["env"]}
+    assert env["HF_ENDPOINT"]["value"] == "http://mirror.internal:8081/hub"
+    assert env["HF_TOKEN"] == {
+        "name": "HF_TOKEN",
+        "valueFrom": {"secretKeyRef": {"name": "hub-token", "key": "token"}},
+    }
+    assert not {"HF_ENDPOINT", "HF_TOKEN"} & {each["name"] for each in server(deployment)["env"]}
+    assert 8081 in ports_out(policy)
+    assert 443 not in ports_out(policy)
+
+
+@pytest.mark.parametrize(
+    ("resources", "base", "able"),
+    [
+        (GPUS, "acme/base", ABLE),
+        (GPUS, "", HUB),
+        (pb.ReplicaResources(), "acme/base", HUB),
+        (pb.ReplicaResources(), "acme/base", ABLE),
+    ],
+    ids=["claim", "no adapter", "no GPU", "no GPU, claim"],
+)
+def test_pods_that_fetch_no_base_model_reach_no_hub(
+    resources: pb.ReplicaResources, base: str, able: ClusterSettings
+):
+    able = replace(able, hub_token_secret="hub-token")
+    wish = wanted(replace(revision(), bundle=bundle(base=base)), spec=spec(resources=resources))
+    deployment, policy = of_hub(wish, able)
+    assert ports_out(policy) == {53, able.registry_port}
+    template = deployment["spec"]["template"]
+    assert "hub" not in json.loads(template["metadata"]["annotations"][identity.SOURCE])
+    assert [each["name"] for each in template["spec"]["initContainers"][0]["env"]] == ["HOME"]
+
+
+def test_the_revision_that_was_trained_on_is_fetched_and_is_no_part_of_the_folder():
+    wish = wanted(replace(revision(), bundle=bundle(base="acme/base@v1.0")), spec=spec(resources=GPUS))
+    deployment, _ = of_hub(wish)
+    source = json.loads(deployment["spec"]["template"]["metadata"]["annotations"][identity.SOURCE])
+    assert source["hub"] == {"repository": "acme/base", "revision": "v1.0"}
+    assert {"--model=/models/base/acme/base", "--served-model-name=acme/base"} <= set(
+        server(deployment)["args"]
+    )
 
 
 def test_another_number_of_replicas_changes_no_pod():

@@ -358,14 +358,30 @@ async def test_what_was_not_asked_for_is_not_told(backend: KubernetesBackend, fa
         assert not reasons & {"ADAPTER_NOT_MERGED", "BACKOFF_OF_THE_KUBELET"}
 
 
-async def test_a_base_model_from_the_hub_is_told_to_be_unverified(
+async def test_a_base_model_without_a_digest_is_told_to_be_unverified(
     fake: Fake, backend: KubernetesBackend, settings: ClusterSettings, api: Api
 ):
-    wish = wanted(spec=spec(resources=GPU))
-    from_hub = await KubernetesBackend(replace(settings, base_claim=""), api).plan(wish)
-    assert not finding(from_hub, "BASE_MODEL_NOT_VERIFIED").is_blocking
-    for verified in (await backend.plan(wish), await backend.plan(wanted())):
+    from_hub = KubernetesBackend(replace(settings, base_claim=""), api)
+    unpinned = replace(revision(), bundle=replace(bundle(), base_model_digest=""))
+    for planner in (backend, from_hub):
+        told = finding(
+            await planner.plan(wanted(unpinned, spec=spec(resources=GPU))), "BASE_MODEL_NOT_VERIFIED"
+        )
+        assert not told.is_blocking
+        assert "version 1.0.0 names no digest" in told.message
+        verified = await planner.plan(wanted(spec=spec(resources=GPU)))
         assert "BASE_MODEL_NOT_VERIFIED" not in {each.reason for each in verified.findings}
+        assert not blocking(verified)
+
+
+async def test_a_base_model_that_is_on_no_hub_is_told_before_pods_look_for_it(
+    fake: Fake, backend: KubernetesBackend, settings: ClusterSettings, api: Api
+):
+    shipped = replace(revision(), bundle=bundle(base="smollm2-135m-instruct"))
+    wish = wanted(shipped, spec=spec(resources=GPU))
+    plan = await KubernetesBackend(replace(settings, base_claim=""), api).plan(wish)
+    assert finding(plan, "BASE_MODEL_MISSING").is_blocking
+    assert not blocking(await backend.plan(wish))
 
 
 async def test_a_missing_namespace_is_a_finding(backend: KubernetesBackend, fake: Fake):

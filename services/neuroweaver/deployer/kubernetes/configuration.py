@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from neuroweaver.deployer.kubernetes.connection import Access
 from neuroweaver.mesh.settings import SettingsError
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_SUBDOMAIN: Final = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*", re.ASCII)
 _IMAGE: Final = re.compile(r"[a-z0-9]([A-Za-z0-9._/:-]*[A-Za-z0-9])?(@sha256:[0-9a-f]{64})?", re.ASCII)
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9.-]+:(?P<port>[0-9]{1,5})", re.ASCII)
 _URL: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?", re.ASCII)
@@ -29,7 +31,9 @@ class ClusterSettings:
     pods reach it.
 
     base_claim: a PersistentVolumeClaim in the deployment's namespace with base models as folders
-    `organisation/name`. Empty: vLLM fetches the base model from the Hugging Face hub.
+    `organisation/name`. Empty: pods with GPUs fetch the base model from the Hugging Face hub, or from the one
+    at hub_url, which gives files at the same port. hub_token_secret: a Secret in the deployment's namespace
+    whose `token` is shown to the hub.
 
     gateway: `namespace/name` of a Gateway that HTTPRoutes attach to; gateway_url: where it listens. Empty:
     traffic is split by the numbers of replicas.
@@ -49,6 +53,8 @@ class ClusterSettings:
     vllm_image: str = "vllm/vllm-openai:v0.11.0"
     registry_address: str = "registry.neuroweaver.svc:50051"
     base_claim: str = ""
+    hub_url: str = ""
+    hub_token_secret: str = ""
     monitoring_namespace: str = "monitoring"
     gateway: str = ""
     gateway_url: str = ""
@@ -59,6 +65,11 @@ class ClusterSettings:
     @property
     def registry_port(self) -> int:
         return int(self.registry_address.rpartition(":")[2])
+
+    @property
+    def hub_port(self) -> int:
+        address = urlsplit(self.hub_url)
+        return address.port or (80 if address.scheme == "http" else 443)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> ClusterSettings:
@@ -81,14 +92,16 @@ class ClusterSettings:
                 "NEUROWEAVER_CLUSTER_REGISTRY_ADDRESS", default.registry_address, _ADDRESS, "host:port"
             ),
             base_claim=read.matching("NEUROWEAVER_BASE_MODELS_CLAIM", "", _LABEL, "a DNS label"),
+            hub_url=read.url("NEUROWEAVER_HUB_URL").rstrip("/"),
+            hub_token_secret=read.matching("NEUROWEAVER_HUB_TOKEN_SECRET", "", _SUBDOMAIN, "a Secret's name"),
             monitoring_namespace=read.matching(
                 "NEUROWEAVER_MONITORING_NAMESPACE", default.monitoring_namespace, _LABEL, "a DNS label"
             ),
             gateway=read.matching(
                 "NEUROWEAVER_GATEWAY", "", re.compile(f"{_LABEL.pattern}/{_LABEL.pattern}"), "namespace/name"
             ),
-            gateway_url=read.matching("NEUROWEAVER_GATEWAY_URL", "", _URL, "a URL"),
-            prometheus_url=read.matching("NEUROWEAVER_PROMETHEUS_URL", "", _URL, "a URL"),
+            gateway_url=read.url("NEUROWEAVER_GATEWAY_URL"),
+            prometheus_url=read.url("NEUROWEAVER_PROMETHEUS_URL"),
             activation_query=read.text("NEUROWEAVER_ACTIVATION_QUERY", ""),
             has_cluster_autoscaler=read.switch("NEUROWEAVER_CLUSTER_AUTOSCALER"),
         )
@@ -105,6 +118,14 @@ class _Reader:
         value = self.text(name, default)
         if value and not pattern.fullmatch(value):
             raise SettingsError(f"{name}={value} is not {what}")
+        return value
+
+    def url(self, name: str) -> str:
+        value = self.matching(name, "", _URL, "a URL")
+        try:
+            urlsplit(value).port  # noqa: B018  # reading it is the check
+        except ValueError as error:
+            raise SettingsError(f"{name}={value} is not a URL: {error}") from error
         return value
 
     def switch(self, name: str) -> bool:

@@ -1,10 +1,11 @@
-"""The init container: fetches the files of a version from the Registry and verifies them, and the mounted
-base model of a server that does not verify it by itself, before anything reads them.
+"""The init container: fetches the files of a version from the Registry and verifies them, and the base model
+of a server that does not verify it by itself, before anything reads them.
 
     python -m neuroweaver.deployer.kubernetes.fetch --config config.json --source source.json
 
 config.json: of the model server, which lists the files. source.json: the Registry's address and the model
-there; `base_folder` and `base_digest` where the base model is to be verified.
+there; `base_folder` and `base_digest` where the base model is to be verified, and `hub` where it is fetched
+before, from the Hugging Face hub or the one that HF_ENDPOINT names.
 
 Exit codes are those of the model server: 2 for a bad configuration, 3 for files that are missing or
 corrupt. The last line it writes is the reason, which Kubernetes shows as the termination message.
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 import grpc
 
+from neuroweaver.deployer.kubernetes import hub
 from neuroweaver.mesh.base_models.folders import digests
 from neuroweaver.mesh.channel import channel
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
@@ -59,6 +61,7 @@ class Order:
     files: tuple[Wish, ...]
     base_folder: Path | None = None
     base_digest: str = ""
+    hub: hub.Source | None = None
 
     @classmethod
     def read(cls, config: Path, source: Path) -> Order:
@@ -73,9 +76,17 @@ class Order:
                 files=tuple(_wish(each) for each in told["files"]),
                 base_folder=Path(origin["base_folder"]) if origin.get("base_folder") else None,
                 base_digest=str(origin.get("base_digest", "")),
+                hub=_hub(origin),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadConfig(f"{config}, {source}: {type(error).__name__}: {error}") from error
+
+
+def _hub(origin: Any) -> hub.Source | None:
+    if "hub" not in origin:
+        return None
+    told = origin["hub"]
+    return hub.Source(str(told["repository"]), str(told["revision"]), str(origin["base_digest"]))
 
 
 def _wish(told: Any) -> Wish:
@@ -95,7 +106,7 @@ async def fetch(order: Order) -> None:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             await _fetch_file(stub, order, wish, target)
-            print(f"{wish.path}: {wish.size_bytes} bytes, verified", flush=True)  # noqa: T201  # the container's log
+            _say(f"{wish.path}: {wish.size_bytes} bytes, verified")
 
 
 async def _fetch_file(stub: Any, order: Order, wish: Wish, target: Path) -> None:
@@ -148,6 +159,23 @@ def _is_right(target: Path, wish: Wish) -> bool:
     return digest.hexdigest() == wish.digest
 
 
+def supply_base(order: Order) -> None:
+    """Raises BadArtifact if the base model is not to be had, or is another than was trained on."""
+    if order.base_folder is None:
+        return
+    if order.hub is None:
+        verify_base(order.base_folder, order.base_digest)
+        return
+    try:
+        hub.fetch(order.hub, order.base_folder, _say)
+    except hub.NotFetched as error:
+        raise BadArtifact(str(error)) from error
+
+
+def _say(words: str) -> None:
+    print(words, flush=True)  # noqa: T201  # the container's log
+
+
 def verify_base(folder: Path, digest: str) -> None:
     """Raises BadArtifact unless the weights and architecture in `folder` have `digest`."""
     try:
@@ -156,7 +184,7 @@ def verify_base(folder: Path, digest: str) -> None:
         raise BadArtifact(f"the base model in {folder} cannot be read: {error}") from error
     if found != digest:
         raise BadArtifact(f"the base model in {folder} has digest {found}, not {digest}")
-    print(f"{folder}: verified", flush=True)  # noqa: T201  # the container's log
+    _say(f"{folder}: verified")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -166,8 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         order = Order.read(given.config, given.source)
-        if order.base_folder is not None:
-            verify_base(order.base_folder, order.base_digest)
+        supply_base(order)
         asyncio.run(fetch(order))
     except BadConfig as error:
         print(error, file=sys.stderr)  # noqa: T201  # the termination message

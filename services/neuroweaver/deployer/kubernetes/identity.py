@@ -20,6 +20,7 @@ KEY: Final = "neuroweaver.dev/key"
 VERSION: Final = "neuroweaver.dev/version"
 CONFIG: Final = "neuroweaver.dev/config"
 SOURCE: Final = "neuroweaver.dev/source"
+LIVENESS: Final = "neuroweaver.dev/liveness"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 
 MANAGED: Final = f"{MANAGED_BY}={FIELD_MANAGER}"

@@ -284,7 +284,7 @@ class _Manifests:
             {"ports": [{"port": settings.registry_port, "protocol": "TCP"}]},
         ]
         if pods.needs_hub(self._wanted, settings):
-            egress.append({"ports": [{"port": 443, "protocol": "TCP"}]})
+            egress.append({"ports": [{"port": settings.hub_port, "protocol": "TCP"}]})
         return {
             "apiVersion": NETWORK_POLICY.api_version,
             "kind": NETWORK_POLICY.name,

@@ -49,6 +49,7 @@ from neuroweaver.deployer.kubernetes.manifests import (
     obstacle_to_zero,
 )
 from neuroweaver.deployer.kubernetes.replacement import Room, decide
+from neuroweaver.mesh.base_models.catalog import BUILTIN
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _AT_ONCE: Final = 8
@@ -214,15 +215,7 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
         obstacle := obstacle_to_zero(spec, settings, cluster)
     ):
         yield Finding("CANNOT_SCALE_TO_ZERO", obstacle, "spec.autoscaling.min_replicas", is_blocking=True)
-    if not (pods.uses_vllm(spec) or settings.base_claim) and any(
-        revision.bundle.base_name for revision in wanted.revisions
-    ):
-        yield Finding(
-            "BASE_MODEL_MISSING",
-            "the model server has no base model to put the adapter on: set NEUROWEAVER_BASE_MODELS_CLAIM to "
-            "a volume with base models",
-            is_blocking=True,
-        )
+    yield from _findings_of_base(wanted, settings)
     has_router = router_pods.is_wanted(spec)
     is_other = spec.recovery.HasField("backup") and spec.recovery.backup.model_id != wanted.key.model_id
     if is_other and not has_router:
@@ -256,14 +249,31 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
         yield Finding(
             "QUEUE_NOT_BOUNDED", "vLLM takes every request into its queue", "spec.engine.max_queue_size"
         )
-    if pods.needs_hub(wanted, settings):
+    yield from _findings_without_effect(wanted)
+
+
+def _findings_of_base(wanted: Wanted, settings: ClusterSettings) -> Iterator[Finding]:
+    adapters = [revision.bundle for revision in wanted.revisions if revision.bundle.base_name]
+    if adapters and not (pods.uses_vllm(wanted.spec) or settings.base_claim):
+        yield Finding(
+            "BASE_MODEL_MISSING",
+            "the model server has no base model to put the adapter on: set NEUROWEAVER_BASE_MODELS_CLAIM to "
+            "a volume with base models",
+            is_blocking=True,
+        )
+    elif pods.needs_hub(wanted, settings) and any(each.base_name == BUILTIN for each in adapters):
+        yield Finding(
+            "BASE_MODEL_MISSING",
+            f"the base model {BUILTIN} is converted where it is trained on, and on no hub: set "
+            "NEUROWEAVER_BASE_MODELS_CLAIM to a volume with it",
+            is_blocking=True,
+        )
+    if unpinned := sorted({each.version for each in adapters if not each.base_model_digest}):
         yield Finding(
             "BASE_MODEL_NOT_VERIFIED",
-            "pods fetch the newest base model from the Hugging Face hub, and nothing holds it against the "
-            "digest of the one that was trained on: set NEUROWEAVER_BASE_MODELS_CLAIM to a volume with base "
-            "models",
+            f"version {', '.join(unpinned)} names no digest of its base model, so nothing shows that pods "
+            "serve the one that was trained on",
         )
-    yield from _findings_without_effect(wanted)
 
 
 def _findings_without_effect(wanted: Wanted) -> Iterator[Finding]:

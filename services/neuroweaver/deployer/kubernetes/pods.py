@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
+from pathlib import Path
 from typing import Any, Final
 
 from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import BackendError, Trouble, Wanted, WantedRevision
 from neuroweaver.deployer.kubernetes import identity
+from neuroweaver.deployer.kubernetes.base_model import BaseModel, base_model, hub_environment
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.kinds import Object
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -25,20 +26,30 @@ FETCH: Final = "fetch"
 
 _USER: Final = 10001
 _FILES: Final = "/models/files"
-_BASE: Final = "/models/base"
 _CONFIG_FOLDER: Final = "/etc/neuroweaver"
 _CONFIG_FILE: Final = "config.json"
 _SOURCE_FILE: Final = "source.json"
+_LIVENESS: Final = Path(__file__).with_name("liveness.py").read_text(encoding="utf-8")
+_LIVENESS_FILE: Final = "liveness.py"
+_LIVENESS_S: Final = 20
+"""The script waits at most 16 seconds for answers."""
+_STALL_S: Final = 120
+"""A server that has work and makes no token for so long hangs. A prompt read by itself makes none before its
+end: 120 seconds are room for one of 120,000 tokens at _SLOWEST_PREFILL.
+"""
+_SLOWEST_PREFILL: Final = 1000
+"""Tokens a second. GPUs that vLLM is worth running on read a prompt faster; where a longer context is allowed
+than they read in _STALL_S, a server is given the time for it.
+"""
 _SCRATCH: Final = "/scratch"
 _TERMINATION: Final = "FallbackToLogsOnError"
 NOTICE_S: Final = 5
 """Between the end of a pod's traffic and SIGTERM: kube-proxy on every node hears of it first."""
 _LARGEST_CONFIG: Final = 200_000
-"""Annotations of an object hold 256 KiB in all."""
+"""Annotations of an object hold 256 KiB in all; the others need less than 16."""
 _LARGEST_ADAPTER_RANK: Final = 64
 """vLLM refuses an adapter of a higher rank than it was started for, and keeps memory for that rank."""
 
-_MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", re.ASCII)
 _WEIGHTS: Final = {
     pb.WEIGHT_TYPE_UNSPECIFIED: "auto",
     pb.WEIGHT_TYPE_BF16: "bfloat16",
@@ -68,7 +79,11 @@ def template(
     """A pod template. labels: of the pods. Raises BackendError for what cannot be put into one."""
     spec = wanted.spec
     options = spec.kubernetes
-    config = _config(wanted, revision, settings)
+    is_vllm = uses_vllm(spec)
+    base = base_model(revision, settings, is_vllm=is_vllm)
+    # Our own server verifies its base model by itself; vLLM reads whatever is there.
+    supplied = base if is_vllm else None
+    config = _config(wanted, revision, base)
     own = {identity.DEPLOYMENT: wanted.resource_name, identity.REVISION: str(revision.number)}
     pod: Object = {
         "serviceAccountName": options.service_account or wanted.resource_name,
@@ -77,9 +92,9 @@ def template(
         "terminationGracePeriodSeconds": math.ceil(spec.drain_timeout.ToTimedelta().total_seconds())
         + 2 * NOTICE_S,
         "securityContext": security(),
-        "initContainers": [_fetch(settings, has_base=_is_base_verified_first(wanted, revision, settings))],
-        "containers": [_server(wanted, revision, settings)],
-        "volumes": _volumes(wanted, revision, settings),
+        "initContainers": [_fetch(supplied, settings)],
+        "containers": [_server(wanted, revision, base, settings)],
+        "volumes": _volumes(base, is_vllm=is_vllm),
         # Whatever the number of replicas, so that another number changes no pod.
         "topologySpreadConstraints": [
             {
@@ -106,7 +121,8 @@ def template(
         # In the template itself, so that a change of it is a change of the pods, and no object is left
         # behind.
         identity.CONFIG: config,
-        identity.SOURCE: json.dumps(_source(wanted, revision, settings)),
+        identity.SOURCE: json.dumps(_source(wanted, supplied, settings)),
+        **({identity.LIVENESS: _LIVENESS} if is_vllm else {}),
         "kubectl.kubernetes.io/default-container": SERVER,
     }
     return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
@@ -163,8 +179,11 @@ def _quantity(name: str, text: str) -> str:
         raise BackendError(Trouble.REFUSED, str(error), field=f"spec.resources.{name}") from error
 
 
-def _fetch(settings: ClusterSettings, *, has_base: bool) -> Object:
-    base = [{"name": "base", "mountPath": _BASE, "readOnly": True}] if has_base else []
+def _fetch(base: BaseModel | None, settings: ClusterSettings) -> Object:
+    """base: the one to be fetched or verified."""
+    env: list[Object] = [{"name": "HOME", "value": _SCRATCH}]
+    if base is not None and base.is_from_hub:
+        env += hub_environment(settings)
     return {
         "name": FETCH,
         "image": settings.fetch_image,
@@ -175,7 +194,7 @@ def _fetch(settings: ClusterSettings, *, has_base: bool) -> Object:
             "--source",
             f"{_CONFIG_FOLDER}/{_SOURCE_FILE}",
         ],
-        "env": [{"name": "HOME", "value": _SCRATCH}],
+        "env": env,
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
         "securityContext": hardened(),
         "terminationMessagePolicy": _TERMINATION,
@@ -183,12 +202,14 @@ def _fetch(settings: ClusterSettings, *, has_base: bool) -> Object:
             {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
             {"name": "files", "mountPath": _FILES},
             {"name": "scratch", "mountPath": _SCRATCH},
-            *base,
+            *(base.supply_mounts() if base is not None else ()),
         ],
     }
 
 
-def _server(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> Object:
+def _server(
+    wanted: Wanted, revision: WantedRevision, base: BaseModel | None, settings: ClusterSettings
+) -> Object:
     spec = wanted.spec
     is_vllm = uses_vllm(spec)
     mounts: list[Object] = [
@@ -199,19 +220,19 @@ def _server(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
     ]
     if is_vllm:
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108  # likewise
-    if _has_mounted_base(revision, settings):
-        mounts.append({"name": "base", "mountPath": _BASE, "readOnly": True})
+    if base is not None:
+        mounts.append(base.mount())
     default_image = settings.vllm_image if is_vllm else settings.server_image
     return {
         "name": SERVER,
         "image": spec.kubernetes.image or default_image,
         "command": ["vllm", "serve"] if is_vllm else ["python", "-m", "neuroweaver.serving"],
         "args": (
-            _vllm_arguments(wanted, revision, settings)
+            _vllm_arguments(wanted, revision, base)
             if is_vllm
             else ["--config", f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"]
         ),
-        "env": _environment(is_vllm=is_vllm, is_offline=not _needs_hub(wanted, revision, settings)),
+        "env": _environment(is_vllm=is_vllm),
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
         "resources": {"requests": requests(spec), "limits": limits(spec)},
         "securityContext": hardened(),
@@ -222,35 +243,50 @@ def _server(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
 
 
 def _probes(spec: pb.DeploymentSpec, *, is_vllm: bool) -> Object:
-    """Our server's `live` proves tokens; vLLM's `/health` that its engine has not died."""
-    live, ready = ("/health", "/health") if is_vllm else ("/health/live", "/health/ready")
+    """Both prove tokens where they tell of life: our server by itself, vLLM through a script of ours."""
+    ready = "/health" if is_vllm else "/health/ready"
     patience_s = spec.startup_timeout.ToTimedelta().total_seconds() or 600.0
-
-    def probe(path: str, period_s: int, failures: int) -> Object:
-        return {
-            "httpGet": {"path": path, "port": PORT_NAME, "scheme": "HTTP"},
-            "periodSeconds": period_s,
-            "timeoutSeconds": 5,
-            "failureThreshold": failures,
-        }
-
+    live = {"exec": {"command": _liveness(spec)}} if is_vllm else _asking("/health/live")
     return {
-        "startupProbe": probe(ready, 5, math.ceil(patience_s / 5)),
-        "livenessProbe": probe(live, 10, 3),
-        "readinessProbe": probe(ready, 5, 2),
+        "startupProbe": _probe(_asking(ready), 5, math.ceil(patience_s / 5)),
+        "livenessProbe": _probe(live, 10, 3) | ({"timeoutSeconds": _LIVENESS_S} if is_vllm else {}),
+        "readinessProbe": _probe(_asking(ready), 5, 2),
     }
 
 
-def _vllm_arguments(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> list[str]:
+def _asking(path: str) -> Object:
+    return {"httpGet": {"path": path, "port": PORT_NAME, "scheme": "HTTP"}}
+
+
+def _probe(action: Object, period_s: int, failures: int) -> Object:
+    return {**action, "periodSeconds": period_s, "timeoutSeconds": 5, "failureThreshold": failures}
+
+
+def _liveness(spec: pb.DeploymentSpec) -> list[str]:
+    """Python without its site packages, which vLLM's image has many of: it runs every ten seconds."""
+    stall_s = max(_STALL_S, math.ceil(spec.engine.max_context_tokens / _SLOWEST_PREFILL))
+    return [
+        "python3",
+        "-IS",
+        f"{_CONFIG_FOLDER}/{_LIVENESS_FILE}",
+        f"--port={PORT}",
+        f"--state={_SCRATCH}/liveness.json",
+        f"--stall-s={stall_s}",
+    ]
+
+
+def _vllm_arguments(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) -> list[str]:
     """An argument each, so that no value can become a second one."""
     engine, bundle = wanted.spec.engine, revision.bundle
     names = [wanted.key.model_id, f"{wanted.key.model_id}@{bundle.version}"]
     arguments = ["--host=0.0.0.0", f"--port={PORT}", "--load-format=safetensors"]
-    if bundle.base_name:
+    # `/load` tells the liveness probe of requests that a hanging engine says nothing of.
+    arguments.append("--enable-server-load-tracking")
+    if base is not None:
         arguments = [
-            f"--model={_base(revision, settings)}",
+            f"--model={base.folder}",
             *arguments,
-            f"--served-model-name={_base_name(revision)}",
+            f"--served-model-name={base.name}",
             "--enable-lora",
             f"--max-lora-rank={_LARGEST_ADAPTER_RANK}",
             # Two names are two adapters to vLLM, though of the same files: with one slot they would take
@@ -274,11 +310,14 @@ def _vllm_arguments(wanted: Wanted, revision: WantedRevision, settings: ClusterS
     return arguments
 
 
-def _environment(*, is_vllm: bool, is_offline: bool) -> list[Object]:
+def _environment(*, is_vllm: bool) -> list[Object]:
     """Everything that wants to write is sent to a volume, since the image is read-only."""
-    values = {"HOME": _SCRATCH, "XDG_CACHE_HOME": f"{_SCRATCH}/cache", "HF_HOME": f"{_SCRATCH}/hub"}
-    if is_offline:
-        values["HF_HUB_OFFLINE"] = "1"
+    values = {
+        "HOME": _SCRATCH,
+        "XDG_CACHE_HOME": f"{_SCRATCH}/cache",
+        "HF_HOME": f"{_SCRATCH}/hub",
+        "HF_HUB_OFFLINE": "1",
+    }
     if is_vllm:
         values |= {
             "VLLM_CACHE_ROOT": f"{_SCRATCH}/vllm",
@@ -289,7 +328,10 @@ def _environment(*, is_vllm: bool, is_offline: bool) -> list[Object]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def _volumes(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> list[Object]:
+def _volumes(base: BaseModel | None, *, is_vllm: bool) -> list[Object]:
+    told = [(_CONFIG_FILE, identity.CONFIG), (_SOURCE_FILE, identity.SOURCE)]
+    if is_vllm:
+        told.append((_LIVENESS_FILE, identity.LIVENESS))
     volumes: list[Object] = [
         {
             "name": "config",
@@ -299,7 +341,7 @@ def _volumes(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings
                         "path": path,
                         "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"},
                     }
-                    for path, annotation in ((_CONFIG_FILE, identity.CONFIG), (_SOURCE_FILE, identity.SOURCE))
+                    for path, annotation in told
                 ]
             },
         },
@@ -307,15 +349,14 @@ def _volumes(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings
         {"name": "scratch", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
     ]
-    if uses_vllm(wanted.spec):
+    if is_vllm:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
-    if _has_mounted_base(revision, settings):
-        claim = {"claimName": settings.base_claim, "readOnly": True}
-        volumes.append({"name": "base", "persistentVolumeClaim": claim})
+    if base is not None:
+        volumes.append(base.volume())
     return volumes
 
 
-def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> str:
+def _config(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) -> str:
     """The model server's configuration; the init container takes the files from it."""
     spec, bundle = wanted.spec, revision.bundle
     engine = spec.engine
@@ -329,7 +370,7 @@ def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
         "files": [
             {"path": file.path, "digest": file.digest, "size_bytes": file.size_bytes} for file in bundle.files
         ],
-        "base_folder": _base(revision, settings) if _has_mounted_base(revision, settings) else "",
+        "base_folder": base.folder if base is not None else "",
         "base_digest": bundle.base_model_digest,
         "weight_type": _WEIGHT_TYPES[engine.weight_type],
         "adapter_mode": "switched" if engine.adapter_mode == pb.ADAPTER_MODE_SWITCHED else "merged",
@@ -348,49 +389,16 @@ def _config(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings)
     return text
 
 
-def _source(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> dict[str, str]:
+def _source(wanted: Wanted, base: BaseModel | None, settings: ClusterSettings) -> dict[str, Any]:
     """The init container's own configuration."""
     source = {"registry": settings.registry_address, "model_id": wanted.key.model_id}
-    if _is_base_verified_first(wanted, revision, settings):
-        source |= {
-            "base_folder": _base(revision, settings),
-            "base_digest": revision.bundle.base_model_digest,
-        }
-    return source
-
-
-def _is_base_verified_first(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> bool:
-    """Our own server verifies its base model by itself; vLLM reads whatever is there."""
-    is_pinned = bool(revision.bundle.base_model_digest)
-    return uses_vllm(wanted.spec) and _has_mounted_base(revision, settings) and is_pinned
-
-
-def _base(revision: WantedRevision, settings: ClusterSettings) -> str:
-    name = _base_name(revision)
-    return f"{_BASE}/{name}" if settings.base_claim else name
-
-
-def _base_name(revision: WantedRevision) -> str:
-    name = revision.bundle.base_name
-    if not _MODEL_NAME.fullmatch(name) or ".." in name:
-        raise BackendError(
-            Trouble.REFUSED,
-            f"the base model {name!r} is not named as `organisation/name`, so no pod can find it",
-        )
-    return name
-
-
-def _has_mounted_base(revision: WantedRevision, settings: ClusterSettings) -> bool:
-    return bool(revision.bundle.base_name and settings.base_claim)
-
-
-def _needs_hub(wanted: Wanted, revision: WantedRevision, settings: ClusterSettings) -> bool:
-    return uses_vllm(wanted.spec) and bool(revision.bundle.base_name) and not settings.base_claim
+    return source | (base.order() if base is not None else {})
 
 
 def needs_hub(wanted: Wanted, settings: ClusterSettings) -> bool:
     """Whether pods fetch a base model from the Hugging Face hub."""
-    return any(_needs_hub(wanted, revision, settings) for revision in wanted.revisions)
+    has_adapter = any(revision.bundle.base_name for revision in wanted.revisions)
+    return uses_vllm(wanted.spec) and has_adapter and not settings.base_claim
 
 
 def _tolerations(spec: pb.DeploymentSpec) -> list[Object]:

