@@ -527,13 +527,18 @@ def ports_out(policy: Object) -> set[int]:
     return {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
 
 
-def test_without_a_volume_the_pod_fetches_the_base_model_before_vllm_starts_offline():
-    deployment, policy = of_hub(wanted(spec=spec(resources=GPUS)))
+@pytest.mark.parametrize("resources", [pb.ReplicaResources(), GPUS], ids=["own server", "vllm"])
+def test_without_a_volume_the_pod_fetches_the_base_model_and_serves_it_offline(
+    resources: pb.ReplicaResources,
+):
+    deployment, policy = of_hub(wanted(spec=spec(resources=resources)))
     template, container = deployment["spec"]["template"], server(deployment)
     source = json.loads(template["metadata"]["annotations"][identity.SOURCE])
     assert source["hub"] == {"repository": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": ""}
     assert source["base_digest"] == "d" * 64
-    assert f"--model={source['base_folder']}" in container["args"]
+    config = json.loads(template["metadata"]["annotations"][identity.CONFIG])
+    assert (config["base_folder"], config["base_digest"]) == (source["base_folder"], "d" * 64)
+    assert resources.gpus == 0 or f"--model={source['base_folder']}" in container["args"]
     (first,) = template["spec"]["initContainers"]
     volumes = {each["name"]: each for each in template["spec"]["volumes"]}
     assert volumes["base"] == {"name": "base", "emptyDir": {}}
@@ -568,10 +573,10 @@ def test_a_mirror_and_a_token_are_for_what_fetches_alone_and_the_token_by_refere
     [
         (GPUS, "acme/base", ABLE),
         (GPUS, "", HUB),
-        (pb.ReplicaResources(), "acme/base", HUB),
+        (pb.ReplicaResources(), "", HUB),
         (pb.ReplicaResources(), "acme/base", ABLE),
     ],
-    ids=["claim", "no adapter", "no GPU", "no GPU, claim"],
+    ids=["claim", "no adapter", "no GPU, no adapter", "no GPU, claim"],
 )
 def test_pods_that_fetch_no_base_model_reach_no_hub(
     resources: pb.ReplicaResources, base: str, able: ClusterSettings

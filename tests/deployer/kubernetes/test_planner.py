@@ -291,11 +291,6 @@ async def test_a_metrics_server_that_is_away_is_told_at_once(fake: Fake, backend
     assert "METRICS_MISSING" not in {each.reason for each in (await backend.plan(wish)).findings}
 
 
-async def test_an_adapter_without_its_base_model_is_told(fake: Fake, settings: ClusterSettings, api: Api):
-    backend = KubernetesBackend(replace(settings, base_claim=""), api)
-    assert finding(await backend.plan(wanted()), "BASE_MODEL_MISSING").is_blocking
-
-
 async def test_a_backup_of_another_model_would_know_no_request(backend: KubernetesBackend, fake: Fake):
     def backed(model_id: str) -> pb.DeploymentSpec:
         return spec(recovery=pb.RecoveryPolicy(backup=pb.BackupModel(model_id=model_id, name="spare")))
@@ -378,10 +373,12 @@ async def test_a_base_model_that_is_on_no_hub_is_told_before_pods_look_for_it(
     fake: Fake, backend: KubernetesBackend, settings: ClusterSettings, api: Api
 ):
     shipped = replace(revision(), bundle=bundle(base="smollm2-135m-instruct"))
-    wish = wanted(shipped, spec=spec(resources=GPU))
-    plan = await KubernetesBackend(replace(settings, base_claim=""), api).plan(wish)
-    assert finding(plan, "BASE_MODEL_MISSING").is_blocking
-    assert not blocking(await backend.plan(wish))
+    from_hub = KubernetesBackend(replace(settings, base_claim=""), api)
+    for resources in (pb.ReplicaResources(), GPU):
+        wish = wanted(shipped, spec=spec(resources=resources))
+        assert finding(await from_hub.plan(wish), "BASE_MODEL_MISSING").is_blocking
+        assert not blocking(await backend.plan(wish))
+        assert not blocking(await from_hub.plan(wanted(spec=spec(resources=resources))))
 
 
 async def test_a_missing_namespace_is_a_finding(backend: KubernetesBackend, fake: Fake):

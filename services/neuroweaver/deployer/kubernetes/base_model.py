@@ -60,12 +60,10 @@ class BaseModel:
         return told if self.digest else {}
 
 
-def base_model(revision: WantedRevision, settings: ClusterSettings, *, is_vllm: bool) -> BaseModel | None:
-    """None if there is no adapter, or nothing that brings its base model. Raises BackendError for what can be
-    the name of none.
-    """
+def base_model(revision: WantedRevision, settings: ClusterSettings) -> BaseModel | None:
+    """None if there is no adapter. Raises BackendError for what can be the name of no base model."""
     name = revision.bundle.base_name
-    if not name or not (settings.base_claim or is_vllm):
+    if not name:
         return None
     match = _NAME.fullmatch(name)
     if match is None or ".." in name:

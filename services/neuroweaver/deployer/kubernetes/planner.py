@@ -254,14 +254,7 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
 
 def _findings_of_base(wanted: Wanted, settings: ClusterSettings) -> Iterator[Finding]:
     adapters = [revision.bundle for revision in wanted.revisions if revision.bundle.base_name]
-    if adapters and not (pods.uses_vllm(wanted.spec) or settings.base_claim):
-        yield Finding(
-            "BASE_MODEL_MISSING",
-            "the model server has no base model to put the adapter on: set NEUROWEAVER_BASE_MODELS_CLAIM to "
-            "a volume with base models",
-            is_blocking=True,
-        )
-    elif pods.needs_hub(wanted, settings) and any(each.base_name == BUILTIN for each in adapters):
+    if pods.needs_hub(wanted, settings) and any(each.base_name == BUILTIN for each in adapters):
         yield Finding(
             "BASE_MODEL_MISSING",
             f"the base model {BUILTIN} is converted where it is trained on, and on no hub: set "

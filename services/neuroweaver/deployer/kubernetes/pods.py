@@ -80,9 +80,9 @@ def template(
     spec = wanted.spec
     options = spec.kubernetes
     is_vllm = uses_vllm(spec)
-    base = base_model(revision, settings, is_vllm=is_vllm)
-    # Our own server verifies its base model by itself; vLLM reads whatever is there.
-    supplied = base if is_vllm else None
+    base = base_model(revision, settings)
+    # Our own server verifies a base model by itself; vLLM reads whatever is there.
+    supplied = base if base is not None and (is_vllm or base.is_from_hub) else None
     config = _config(wanted, revision, base)
     own = {identity.DEPLOYMENT: wanted.resource_name, identity.REVISION: str(revision.number)}
     pod: Object = {
@@ -397,8 +397,7 @@ def _source(wanted: Wanted, base: BaseModel | None, settings: ClusterSettings) -
 
 def needs_hub(wanted: Wanted, settings: ClusterSettings) -> bool:
     """Whether pods fetch a base model from the Hugging Face hub."""
-    has_adapter = any(revision.bundle.base_name for revision in wanted.revisions)
-    return uses_vllm(wanted.spec) and has_adapter and not settings.base_claim
+    return not settings.base_claim and any(revision.bundle.base_name for revision in wanted.revisions)
 
 
 def _tolerations(spec: pb.DeploymentSpec) -> list[Object]:
