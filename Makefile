@@ -8,6 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NODE_BIN := gen/ts/node_modules/.bin
+MODELS := tests/deployer/kubernetes/models
 AGAINST ?= main
 PYTEST_ARGS ?=
 # More workers than four would need more memory than most machines have for them.
@@ -52,7 +53,7 @@ breaking: .venv/.dev ## Fail if protos/ breaks callers of $(AGAINST).
 	  echo "SKIPPED: there is no '$(AGAINST)' with protos to compare with"; \
 	else $(BIN)/buf breaking --against '.git#ref=$(AGAINST)'; fi
 
-unit: .venv/.dev tools ## The tests, on WORKERS processes. PYTEST_ARGS='-k ppo' picks some.
+unit: .venv/.dev tools $(MODELS)/node_modules/.package-lock.json ## The tests, on WORKERS processes. PYTEST_ARGS='-k ppo' picks some.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/RESULTS.md.
@@ -67,7 +68,7 @@ bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/
 	$(BIN)/python bench/serving.py --tiny
 
 clean: ## Remove what was installed and built.
-	rm -rf .venv gen/ts/node_modules demo-report .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv gen/ts/node_modules $(MODELS)/node_modules demo-report .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
@@ -90,6 +91,10 @@ clean: ## Remove what was installed and built.
 
 $(NODE_BIN)/tsc: gen/ts/package.json gen/ts/package-lock.json | tools
 	cd gen/ts && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+$(MODELS)/node_modules/.package-lock.json: $(MODELS)/package.json $(MODELS)/package-lock.json | tools
+	cd $(MODELS) && npm ci --silent --no-audit --no-fund
 	@touch $@
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
+import subprocess
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +31,7 @@ ABLE = replace(
     prometheus_url="http://prometheus.monitoring.svc:9090",
     activation_query='sum(rate(router_requests_total{deployment="{deployment}"}[1m]))',
 )
+MODELS = Path(__file__).with_name("models")
 ZERO = pb.Autoscaling(min_replicas=0, max_replicas=3, target_concurrency=4)
 GPUS = pb.ReplicaResources(gpus=2, cpu_limit="4", cpu_request="2", memory_request="8Gi", memory_limit="16Gi")
 
@@ -287,12 +291,50 @@ def test_custom_objects_fulfil_their_definition(kind: kinds.Kind):
             schemas.check(each)
 
 
-@pytest.mark.parametrize("kind", [kinds.SCALED_OBJECT, kinds.HTTP_ROUTE], ids=lambda kind: kind.name)
-def test_custom_objects_without_a_definition_at_hand(kind: kinds.Kind):
-    (each,) = of(made(wanted(revision(autoscaling=ZERO))), kind)
-    if not schemas.is_checked(each):
-        pytest.skip(f"no definition of {kind.name} at hand: {kind.name} objects are held against no schema")
-    schemas.check(each)
+def told_by_models(objects: list[Object]) -> list[list[str]]:
+    """What the published models of KEDA and of the Gateway API find wrong with each."""
+    if not (MODELS / "node_modules").is_dir():
+        pytest.skip(f"{MODELS}: not installed (`npm ci`), so nothing of KEDA and the Gateway API is checked")
+    done = subprocess.run(
+        ["node", str(MODELS / "check.mjs")],
+        input=json.dumps(objects),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    told: list[list[str]] = json.loads(done.stdout)
+    return told
+
+
+def test_objects_of_keda_and_the_gateway_api_fulfil_their_definitions():
+    objects = []
+    for wish in (
+        wanted(revision(1, 2, 90), revision(2, 1, 10)),
+        wanted(revision(autoscaling=ZERO), spec=routed()),
+        wanted(revision(autoscaling=pb.Autoscaling(min_replicas=0, max_replicas=2, target_cpu_percent=70))),
+        wanted(redirect=to("http://nw-spare.default.svc:8000/v1")),
+    ):
+        objects += [*of(made(wish), kinds.HTTP_ROUTE), *of(made(wish), kinds.SCALED_OBJECT)]
+    assert Counter(each["kind"] for each in objects) == {"HTTPRoute": 4, "ScaledObject": 2}
+    assert told_by_models(objects) == [[]] * len(objects)
+
+
+def test_the_models_can_say_no():
+    objects = made(wanted(revision(autoscaling=ZERO)))
+    (route,), (scaled,) = of(objects, kinds.HTTP_ROUTE), of(objects, kinds.SCALED_OBJECT)
+    unheard_of, wrong = copy.deepcopy(route), copy.deepcopy(route)
+    unheard_of["spec"]["rules"][0]["unheard_of"] = 1
+    wrong["spec"]["rules"][0]["backendRefs"][0]["port"] = "http"
+    deeper, less = copy.deepcopy(scaled), copy.deepcopy(scaled)
+    deeper["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behaviour"] = {}
+    del less["spec"]["triggers"]
+    for words, told in zip(
+        ("unheard_of", "port", "behaviour", "triggers"),
+        told_by_models([unheard_of, wrong, deeper, less]),
+        strict=True,
+    ):
+        assert words in "".join(told)
 
 
 @pytest.mark.parametrize("resources", [pb.ReplicaResources(), GPUS], ids=["own server", "vllm"])
