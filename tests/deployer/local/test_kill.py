@@ -47,8 +47,10 @@ class Deployer:
 
 
 @contextmanager
-def deployer(home: Path, version: str = "1.0.0", replicas: int = 2, port: int = 0) -> Iterator[Deployer]:
-    command = [sys.executable, DEPLOYER, str(home), str(port), version, str(replicas)]
+def deployer(
+    home: Path, version: str = "1.0.0", replicas: int = 2, port: int = 0, *more: str
+) -> Iterator[Deployer]:
+    command = [sys.executable, DEPLOYER, str(home), str(port), version, str(replicas), *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=children_environment()) as process:
         try:
             yield Deployer(process)
@@ -91,6 +93,21 @@ def test_an_adopted_replica_heals(home: Path):
         second.until(lambda told: told["ready"])
         (healed,) = servers(home)
         assert healed != adopted
+
+
+@pytest.mark.parametrize("version", ["1.0.0", ""], ids=["wished for", "not wished for yet"])
+def test_an_adopted_replica_keeps_to_its_memory_limit(home: Path, version: str):
+    with deployer(home, "1.0.0", 1, 0, "128Mi") as first:
+        first.until(lambda told: told["ready"])
+        first.kill()
+    (adopted,) = servers(home)
+    port = json.loads((home / "deployments" / NAME / "1" / "replica.json").read_text())["port"]
+    with deployer(home, version, 1, 0, "128Mi") as second:
+        second.until(lambda told: told["ready"])
+        holding = httpx2.post(f"http://127.0.0.1:{port}/fake/hold", json={"mib": 200}, timeout=30)
+        assert holding.status_code == 200
+        second.until(lambda told: any(each.endswith("(OOM_KILLED)") for each in told["messages"]))
+        assert adopted not in servers(home)
 
 
 def test_another_wish_after_a_kill_replaces_what_runs(home: Path):

@@ -14,7 +14,7 @@ _NAME: Final = "replica.json"
 
 @dataclass(frozen=True)
 class Record:
-    """target, frame: as `launch.Launch`. port: of the last start.
+    """target, frame, memory_limit_bytes: as `launch.Launch`. port: of the last start.
 
     The process itself is found by its command line, which names the replica's folder: a pid on disk could by
     now be another program's.
@@ -29,6 +29,7 @@ class Record:
     restarts: int = 0
     cores: float = 0.0
     memory_bytes: int = 0
+    memory_limit_bytes: int = 0
     phase_s: Mapping[str, float] = field(default_factory=dict)
 
 
