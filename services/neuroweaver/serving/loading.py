@@ -133,7 +133,7 @@ def _max_cells(model: Any, device: torch.device, max_context: int, config: Confi
     head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     bytes_per_token = 2 * shape.num_hidden_layers * heads * head_size * model.dtype.itemsize
-    room = _cache_bytes(device, config.memory_limit_bytes) // bytes_per_token
+    room: int = _cache_bytes(device, config.memory_limit_bytes) // bytes_per_token
     if room < max_context:
         raise CannotServe(
             f"a request of {max_context} tokens needs {max_context * bytes_per_token >> 20} MiB for its keys "

@@ -1,7 +1,8 @@
-"""A deployer of its own process around the local backend: HOME PORT VERSION REPLICAS [MEMORY_LIMIT]. Tells each
-observation.
+"""A deployer of its own process around the local backend: HOME PORT VERSION REPLICAS MACHINE_GPUS [RESOURCES].
+Tells each observation.
 
-VERSION empty: wishes for nothing, and only finds what is there.
+VERSION empty: wishes for nothing, and only finds what is there. MACHINE_GPUS: names with commas between them.
+RESOURCES: of each replica, as JSON.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from neuroweaver.deployer.local.backend import local_backend
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
-async def main(home: Path, port: int, version: str, replicas: int, memory_limit: str = "") -> None:
+async def main(home: Path, port: int, version: str, replicas: int, gpus: str, resources: str = "{}") -> None:
     registry, stop = FakeRegistry(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     chosen = settings(home, port=port)
-    async with local_backend(chosen, registry.fetch, no_base, machine=big_machine()) as backend:
-        resources = pb.ReplicaResources(memory_request="64Mi", memory_limit=memory_limit)
+    machine = big_machine(gpus=tuple(gpus.split(",")) if gpus else ())
+    async with local_backend(chosen, registry.fetch, no_base, machine=machine) as backend:
         wish = wanted(
             revision(registry.bundle(version or "1.0.0"), replicas=replicas),
             generation=1,
-            resources=resources,
+            resources=pb.ReplicaResources(**json.loads(resources)),
         )
         while not stop.is_set():
             if version:

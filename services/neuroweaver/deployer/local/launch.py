@@ -73,7 +73,7 @@ class Launch:
 
     def _frame(self) -> list[Any]:
         options = {name: value for name, value in self.options if name != "model"}
-        need = [self.need.cores, self.need.memory_bytes]
+        need = [self.need.cores, self.need.memory_bytes, self.need.gpus]
         base = [self.bundle.base_name, self.bundle.base_model_digest]
         return [base, options, need, self.cpu_limit, self.memory_limit_bytes]
 
@@ -97,6 +97,7 @@ class Launch:
         return str(yaml.safe_dump(self.description(replica_id), sort_keys=False))
 
     def description(self, replica_id: str) -> dict[str, Any]:
+        requests = {"cpu": self.need.cores, "memory": self.need.memory_bytes}
         limits = {"cpu": self.cpu_limit, "memory": self.memory_limit_bytes}
         return {
             "apiVersion": "local/v1",
@@ -108,10 +109,7 @@ class Launch:
                 "baseModel": self.bundle.base_name,
                 "engine": {name: value for name, value in self.options if value not in ("", 0)},
                 "resources": {
-                    "requests": {
-                        "cpu": self.need.cores,
-                        "memory": self.need.memory_bytes,
-                    },
+                    "requests": requests | ({"gpu": self.need.gpus} if self.need.gpus else {}),
                     "limits": {name: value for name, value in limits.items() if value},
                 },
             },

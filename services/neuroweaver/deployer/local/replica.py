@@ -20,7 +20,7 @@ import httpx2
 
 from neuroweaver.deployer import backend, quantities
 from neuroweaver.deployer.failures import explained
-from neuroweaver.deployer.local import log_files, processes, record
+from neuroweaver.deployer.local import gpus, log_files, processes, record
 from neuroweaver.deployer.local.launch import HOST, Launch, files
 from neuroweaver.deployer.local.machine import Need, Room
 from neuroweaver.deployer.local.overuse import overuse
@@ -151,7 +151,7 @@ class Replica:
 
     @property
     def need(self) -> Need:
-        return Need(self._record.cores, self._record.memory_bytes)
+        return Need(self._record.cores, self._record.memory_bytes, self._record.gpus)
 
     @property
     def was_started(self) -> bool:
@@ -160,7 +160,7 @@ class Replica:
 
     @property
     def lacks(self) -> str:
-        """`cpu` or `memory`, while it waits for it; else empty."""
+        """`cpu`, `memory` or `gpu`, while it waits for it; else empty."""
         return self._lacks
 
     @property
@@ -280,7 +280,7 @@ class Replica:
     async def _live(self) -> None:
         try:
             if self._process is not None:
-                self._around.room.hold(self.replica_id, self.need)
+                self._around.room.hold(self.replica_id, self.need, self._record.devices)
             while not self.is_leaving or self._process is not None:
                 end = await self._one_run()
                 self._process = None
@@ -330,7 +330,8 @@ class Replica:
         places = await self._or_leave(coming)
         if places is None:
             return None
-        process = await asyncio.to_thread(self._spawn, launch, places)
+        devices = self._around.room.gpus_of(self.replica_id)
+        process = await asyncio.to_thread(self._spawn, launch, places, devices)
         self._own_s = {"scheduling": fetching - began, "pulling": time.monotonic() - fetching}
         return process
 
@@ -345,13 +346,13 @@ class Replica:
             self._lacks = ""
         return True
 
-    def _spawn(self, launch: Launch, places: Places) -> Process:
+    def _spawn(self, launch: Launch, places: Places, devices: Sequence[str]) -> Process:
         """The record comes before the process, so that none runs that nobody can find."""
-        started = replace(_record(self.number, launch, self._record), port=_free_port(), phase_s={})
-        self._save(started)
+        known = _record(self.number, launch, self._record)
+        self._save(replace(known, port=_free_port(), devices=devices, phase_s={}))
         self._configure(launch, places)
         log = log_files.new_file(self._folder, launch.revision)
-        process = processes.start(self._around.command, self._config, self._environ(launch), log)
+        process = processes.start(self._around.command, self._config, self._environ(launch, devices), log)
         _LOG.info("a replica is started", extra={"replica": self.replica_id, "pid": process.identity.pid})
         return process
 
@@ -359,8 +360,9 @@ class Replica:
         config = launch.config(port=self._record.port, places=places, drain_s=self.policy.drain_timeout_s)
         record.write_json(self._config, config)
 
-    def _environ(self, launch: Launch) -> dict[str, str]:
-        environ = dict(self._around.environ)
+    def _environ(self, launch: Launch, devices: Sequence[str]) -> dict[str, str]:
+        # Also without a GPU of its own: it would take one that is another's.
+        environ = dict(self._around.environ) | {gpus.VISIBLE: ",".join(devices)}
         if launch.cpu_limit:
             environ["OMP_NUM_THREADS"] = str(max(1, math.ceil(quantities.amount(launch.cpu_limit))))
         return environ
@@ -515,6 +517,8 @@ def _record(number: int, launch: Launch, before: Record | None = None) -> Record
         cores=launch.need.cores,
         memory_bytes=launch.need.memory_bytes,
         memory_limit_bytes=launch.memory_limit_bytes,
+        gpus=launch.need.gpus,
+        devices=before.devices if before else (),
         phase_s=before.phase_s if before else {},
     )
 
