@@ -200,6 +200,19 @@ def test_options_win_over_the_file(neuroweaver, deployer, tmp_path):
     assert sent["engine"]["weight_type"] == "WEIGHT_TYPE_BF16"
 
 
+def test_more_memory_lifts_the_limit_that_is_there_too(neuroweaver, deployer):
+    deployer.now.spec.resources.memory_request = deployer.now.spec.resources.memory_limit = "2Gi"
+
+    assert neuroweaver("deploy", "plan", "advisor", "--memory", "4Gi").code == 0
+    assert spec_sent(deployer)["resources"] == {"memory_request": "4Gi"}
+
+
+def test_a_limit_of_its_own_goes_beside_the_memory(neuroweaver, deployer):
+    options = ("--memory", "4Gi", "--set", "resources.memory_limit=6Gi")
+    assert neuroweaver("deploy", "plan", "advisor", *options).code == 0
+    assert spec_sent(deployer)["resources"] == {"memory_request": "4Gi", "memory_limit": "6Gi"}
+
+
 def test_without_a_file_what_is_there_stays_but_for_the_options(neuroweaver, deployer):
     deployer.now.spec.rollout.canary.steps.add(weight_percent=30)
 

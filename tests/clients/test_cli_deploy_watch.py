@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 
 import pytest
 from rich.console import Console
@@ -104,6 +105,57 @@ def test_an_apply_that_does_not_come_out_ends_with_1(neuroweaver, deployer, cour
     error = json.loads(outcome.err)["error"]
     assert error["code"] == code
     assert told in error["message"]
+
+
+def unfinished(deployer: FakeDeployer) -> None:
+    """A cold start that stays at its first replica."""
+    deployer.events = cold_start(deployer.now).events
+    del deployer.events[3:]
+
+
+def test_an_apply_that_takes_too_long_says_that_it_goes_on(neuroweaver, deployer):
+    unfinished(deployer)
+
+    outcome = neuroweaver("deploy", "apply", "advisor", "--yes", "--timeout", "1s")
+
+    assert outcome.code == 124
+    told = " ".join(outcome.err.split())
+    assert "advisor is not as it was asked for after 1.0 s (PROGRESSING: Revision 5 comes.)" in told
+    assert told.endswith("It goes on by itself; to follow it: neuroweaver deploy watch advisor")
+
+
+@pytest.mark.parametrize("command", [("scale", "3"), ("rollback", "--yes")], ids=["scale", "rollback"])
+def test_other_changes_that_are_watched_have_a_timeout_too(neuroweaver, deployer, command):
+    unfinished(deployer)
+    verb, *options = command
+
+    outcome = neuroweaver("deploy", verb, "advisor", *options, "--watch", "--timeout", "1s", "--json")
+
+    assert outcome.code == 124
+    assert json.loads(outcome.err.splitlines()[-1])["error"]["code"] == "TIMED_OUT"
+
+
+def test_what_is_ready_in_time_does_not_time_out(neuroweaver, deployer):
+    deployer.events = cold_start(deployer.now).events
+
+    assert neuroweaver("deploy", "apply", "advisor", "--yes", "--json", "--timeout", "0").code == 0
+
+
+def test_a_timeout_that_is_none_is_refused_before_anything_changes(neuroweaver, deployer):
+    outcome = neuroweaver("deploy", "apply", "advisor", "--yes", "--timeout", "soon")
+
+    assert outcome.code == 2
+    assert "--timeout: 'soon' is not a duration such as 30s, 5m or 1h30m" in " ".join(outcome.err.split())
+    assert deployer.requests == []
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [("", 900 + 2100), ("0", math.inf), ("2m", 120)])
+def test_a_canary_gets_the_time_that_it_bakes(timeout, seconds):
+    now = deployment()
+    for minutes in (5, 30):
+        now.spec.rollout.canary.steps.add(bake_time=fake_deployer.span(60 * minutes))
+
+    assert deploy_follow.patience(timeout)(now) == seconds
 
 
 def test_an_old_rollback_is_not_that_of_this_apply(neuroweaver, deployer):

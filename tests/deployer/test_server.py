@@ -591,6 +591,19 @@ async def test_an_unreachable_backend_is_a_condition_and_no_alarm(lone):
     assert (await lone.settle()).state == pb.DEPLOYMENT_STATE_READY
 
 
+async def test_what_ended_for_its_memory_is_a_failure_with_that_reason(lone):
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone)
+    await lone.settle()
+    used = "used 2355Mi of memory, more than its limit of 2Gi (OOM_KILLED)"
+    lone.backend.reasons = (("OOM_KILLED", used),)
+    lone.backend.set_phase(KEY, pb.REPLICA_PHASE_FAILED, message=used, last_exit=137)
+    failed = await lone.settle()
+    assert (failed.state, failed.message) == (pb.DEPLOYMENT_STATE_FAILED, used)
+    available = {each.type: each for each in failed.conditions}["AVAILABLE"]
+    assert (available.is_true, available.reason, available.message) == (False, "OOM_KILLED", used)
+
+
 async def test_a_crash_loop_is_a_failure_with_its_reason(lone):
     await publish(lone.registry, "1.0.0")
     lone.backend.broken = {"1.0.0"}

@@ -119,6 +119,16 @@ def test_the_memory_is_estimated_from_the_artifacts():
     assert 2 * 135 * 10**6 < memory(small) < 2 * 10**9
 
 
+def test_weights_of_four_bytes_are_estimated_as_such():
+    def memory(**engine):
+        spec = completed(pb.DeploymentSpec(engine=pb.EngineOptions(**engine)))
+        return quantities.parse(spec.resources.memory_request)
+
+    in_two = memory(weight_type=pb.WEIGHT_TYPE_BF16)
+    assert memory() == in_two
+    assert memory(weight_type=pb.WEIGHT_TYPE_FP32) > in_two + WHOLE.size_bytes
+
+
 def test_a_limit_alone_bounds_the_estimate():
     spec = completed(pb.DeploymentSpec(resources=pb.ReplicaResources(memory_limit="512Mi")))
     assert (spec.resources.memory_request, spec.resources.memory_limit) == ("512Mi", "512Mi")

@@ -149,8 +149,8 @@ def _fill(spec: pb.DeploymentSpec, key: Key, bundle: Bundle, defaults: Defaults)
         spec.replicas = 1
     if spec.HasField("autoscaling"):
         fill_autoscaling(spec.autoscaling)
-    _fill_resources(spec.resources, bundle)
     engine = spec.engine
+    _fill_resources(spec.resources, bundle, engine.weight_type)
     engine.adapter_mode = engine.adapter_mode or pb.ADAPTER_MODE_MERGED
     if is_local:
         _default(engine, "max_batch_size", 16)
@@ -190,11 +190,15 @@ def fill_thresholds(thresholds: pb.ModelThresholds) -> None:
     _wait(thresholds, "window", timedelta(minutes=5))
 
 
-def _fill_resources(resources: pb.ReplicaResources, bundle: Bundle) -> None:
+def _fill_resources(
+    resources: pb.ReplicaResources, bundle: Bundle, weight_type: pb.WeightType.ValueType
+) -> None:
     weights = bundle.size_bytes + _base_bytes(bundle)
+    # Weights are stored in two bytes each, and turned into four while they are loaded.
+    loaded = weights * 2 if weight_type == pb.WEIGHT_TYPE_FP32 else weights
     resources.cpu_request = resources.cpu_request or "1"
     # A fifth on top of the weights for what is computed with them.
-    estimate = quantities.of_bytes(_ENGINE_BYTES + weights + weights // 5)
+    estimate = quantities.of_bytes(_ENGINE_BYTES + loaded + loaded // 5)
     if resources.memory_limit and not resources.memory_request:
         estimate = _least(estimate, resources.memory_limit)
     resources.memory_request = resources.memory_request or estimate

@@ -172,6 +172,8 @@ def _is_unplaced(reason: str) -> bool:
 def _available(deployment: Deployment, observed: Observed) -> tuple[bool | None, str, str]:
     """With what else the backend has to say of how it serves."""
     is_true, reason, message = _serving(deployment)
+    if reason == "REPLICA_FAILED" and "OOM_KILLED" in dict(observed.reasons):
+        reason = "OOM_KILLED"
     others = [text for word, text in observed.reasons if not _is_unplaced(word) and text not in message]
     return is_true, reason, " ".join([message, *others])
 

@@ -13,6 +13,7 @@ import uvloop
 
 from neuroweaver.mesh import logs
 from neuroweaver.serving.config import BadConfig, Config, read
+from neuroweaver.serving.noise import quieten
 from neuroweaver.serving.server import Exit, ModelServer
 
 
@@ -28,6 +29,7 @@ def main() -> NoReturn:
     # from other replicas of this machine; see bench/RESULTS.md, "How OpenMP threads wait".
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logs.configure("serving")
+    quieten()
     # Tells of its own start and end; requests are counted, not logged.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:

@@ -41,6 +41,7 @@ class Config:
     stall_s: how long the engine may make no progress on its work before it counts as dead.
     probe_interval_s: how often an idle engine proves itself by a token of its own.
     drain_s: how long requests may still run after SIGTERM.
+    memory_limit_bytes: beyond which whoever started it ends it; 0: there is no such limit.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Config:
     stall_s: float = 30.0
     probe_interval_s: float = 10.0
     drain_s: float = 300.0
+    memory_limit_bytes: int = 0
 
 
 _KEYS: Final = {each.name for each in dataclasses.fields(Config)} - {"name"} | {"model"}
@@ -108,6 +110,7 @@ def parse(content: dict[str, Any]) -> Config:
         stall_s=given.number("stall_s", 30.0, low=0.1, high=3600, whole=False),
         probe_interval_s=given.number("probe_interval_s", 10.0, low=0.1, high=3600, whole=False),
         drain_s=given.number("drain_s", 300.0, low=0, high=86_400, whole=False),
+        memory_limit_bytes=int(given.number("memory_limit_bytes", 0, low=0, high=1 << 50)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from neuroweaver.mesh.memory import held_bytes
 from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts
 from neuroweaver.serving.config import Config
@@ -23,6 +25,8 @@ _DTYPES: Final[dict[str, Any]] = {
 }
 # Of the memory that is free once the weights are loaded, for keys and values.
 _CACHE_SHARE: Final = 0.6
+# Below a limit of its own, which nothing reclaims for it: what a forward pass takes beside them must fit too.
+_LIMITED_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def _load(config: Config, files: Path) -> Loaded:
         network=Network(
             model,
             max_context=max_context,
-            max_cells=_max_cells(model, device, max_context, config.max_batch_size),
+            max_cells=_max_cells(model, device, max_context, config),
             adapters=adapters,
         ),
         tokenizer=tokenizer,
@@ -123,19 +127,29 @@ def _max_context(model: Any, config: Config) -> int:
     return config.max_context_tokens or int(own)
 
 
-def _max_cells(model: Any, device: torch.device, max_context: int, max_batch_size: int) -> int:
+def _max_cells(model: Any, device: torch.device, max_context: int, config: Config) -> int:
     """Tokens whose keys and values may be held. Raises CannotServe if one request could not be."""
     shape = model.config.get_text_config()
     head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     bytes_per_token = 2 * shape.num_hidden_layers * heads * head_size * model.dtype.itemsize
-    room = int(_free_bytes(device) * _CACHE_SHARE) // bytes_per_token
+    room: int = _cache_bytes(device, config.memory_limit_bytes) // bytes_per_token
     if room < max_context:
         raise CannotServe(
             f"a request of {max_context} tokens needs {max_context * bytes_per_token >> 20} MiB for its keys "
-            f"and values, and there are {room * bytes_per_token >> 20}; lower max_context_tokens"
+            f"and values, and there are {room * bytes_per_token >> 20}; lower max_context_tokens, or give it "
+            "more memory"
         )
-    return min(int(room), max_context * max_batch_size)
+    return min(room, max_context * config.max_batch_size)
+
+
+def _cache_bytes(device: torch.device, memory_limit_bytes: int) -> int:
+    """memory_limit_bytes: of this process, beside its GPU; 0 for none."""
+    free = int(_free_bytes(device) * _CACHE_SHARE)
+    if not memory_limit_bytes or device.type == "cuda":
+        return free
+    left = max(0, memory_limit_bytes - held_bytes(os.getpid()))
+    return min(free, int(left * _LIMITED_SHARE))
 
 
 def _free_bytes(device: torch.device) -> int:

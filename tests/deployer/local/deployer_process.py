@@ -1,6 +1,8 @@
-"""A deployer of its own process around the local backend: HOME PORT VERSION REPLICAS. Tells each observation.
+"""A deployer of its own process around the local backend: HOME PORT VERSION REPLICAS MACHINE_GPUS [RESOURCES].
+Tells each observation.
 
-VERSION empty: wishes for nothing, and only finds what is there.
+VERSION empty: wishes for nothing, and only finds what is there. MACHINE_GPUS: names with commas between them.
+RESOURCES: of each replica, as JSON.
 """
 
 from __future__ import annotations
@@ -23,14 +25,20 @@ from deployer.local.worlds import (
     wanted,
 )
 from neuroweaver.deployer.local.backend import local_backend
+from neuroweaver.v1 import deployer_pb2 as pb
 
 
-async def main(home: Path, port: int, version: str, replicas: int) -> None:
+async def main(home: Path, port: int, version: str, replicas: int, gpus: str, resources: str = "{}") -> None:
     registry, stop = FakeRegistry(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     chosen = settings(home, port=port)
-    async with local_backend(chosen, registry.fetch, no_base, machine=big_machine()) as backend:
-        wish = wanted(revision(registry.bundle(version or "1.0.0"), replicas=replicas), generation=1)
+    machine = big_machine(gpus=tuple(gpus.split(",")) if gpus else ())
+    async with local_backend(chosen, registry.fetch, no_base, machine=machine) as backend:
+        wish = wanted(
+            revision(registry.bundle(version or "1.0.0"), replicas=replicas),
+            generation=1,
+            resources=pb.ReplicaResources(**json.loads(resources)),
+        )
         while not stop.is_set():
             if version:
                 await backend.apply(wish)
@@ -40,6 +48,7 @@ async def main(home: Path, port: int, version: str, replicas: int) -> None:
                 "replicas": [each.replica_id for each in observed.replicas],
                 "endpoint": observed.endpoint,
                 "weights": dict(observed.weights),
+                "messages": [each.message for each in observed.replicas],
             }
             sys.stdout.write(json.dumps(told) + "\n")
             sys.stdout.flush()
@@ -47,4 +56,4 @@ async def main(home: Path, port: int, version: str, replicas: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])))
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), *sys.argv[5:]))

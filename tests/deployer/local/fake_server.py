@@ -6,13 +6,16 @@ How it behaves is said by the file `behaviour.json` of the version that it serve
   exit, says                 ends while loading with this exit code, after writing this line
   refuses_adapters           answers 500 to /admin/adapters
   stubborn                   ignores SIGTERM
-`POST /fake/wedge` makes its engine stand still behind an open port.
+  holds_mib                  memory that it takes while loading
+`POST /fake/wedge` makes its engine stand still behind an open port. `POST /fake/hold` takes so many `mib` of
+memory more; `mapped`: as pages of a file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import signal
 import sys
@@ -30,6 +33,7 @@ class Engine:
         self.is_wedged = False
         self.last_token: float | None = None
         self.running = self.requests = self.tokens = 0
+        self.held: list[bytes | mmap.mmap] = []
         self.behaviour = self.read(config["files_folder"], config["files"])
 
     def read(self, folder: str, files: list[dict]) -> dict:
@@ -47,6 +51,8 @@ class Engine:
             self.phase, began = phase, time.monotonic()
             time.sleep(self.behaviour.get({"loading": "load_s", "warming": "warm_s"}.get(phase, ""), 0))
             self.phases[phase] = time.monotonic() - began
+            if phase == "loading":
+                self.hold(self.behaviour.get("holds_mib", 0))
             if phase == "loading" and "exit" in self.behaviour:
                 sys.stderr.write(self.behaviour.get("says", "") + "\n")
                 sys.stderr.flush()
@@ -54,6 +60,17 @@ class Engine:
         self.last_token, self.phase = time.time(), "ready"
         sys.stderr.write("INFO ready\n")
         sys.stderr.flush()
+
+    def hold(self, mib: int, *, mapped: bool = False) -> None:
+        if not mapped:
+            self.held.append(b"x" * (mib << 20))
+            return
+        # As often as it takes: a file of the tests' own could lie in memory.
+        with Path(sys.executable).open("rb") as file:
+            for _ in range(-(-(mib << 20) // os.fstat(file.fileno()).st_size)):
+                pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+                sum(pages[:: mmap.PAGESIZE])
+                self.held.append(pages)
 
     def health(self) -> tuple[int, dict]:
         told = {
@@ -94,6 +111,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/fake/wedge":
             engine.is_wedged = True
             self.answer(200, {})
+        elif self.path == "/fake/hold":
+            if body.get("mapped"):
+                engine.hold(**body)
+                self.answer(200, {})
+            else:
+                # First, since it may be ended for it at any moment.
+                self.answer(200, {})
+                self.wfile.flush()
+                engine.hold(**body)
         elif self.path == "/admin/adapters":
             if engine.behaviour.get("refuses_adapters"):
                 self.answer(500, {})

@@ -47,8 +47,12 @@ class Deployer:
 
 
 @contextmanager
-def deployer(home: Path, version: str = "1.0.0", replicas: int = 2, port: int = 0) -> Iterator[Deployer]:
-    command = [sys.executable, DEPLOYER, str(home), str(port), version, str(replicas)]
+def deployer(
+    home: Path, version: str = "1.0.0", replicas: int = 2, *, machine_gpus: str = "", **resources: object
+) -> Iterator[Deployer]:
+    """resources: of each replica."""
+    options = [machine_gpus, json.dumps(resources)]
+    command = [sys.executable, DEPLOYER, str(home), "0", version, str(replicas), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=children_environment()) as process:
         try:
             yield Deployer(process)
@@ -91,6 +95,38 @@ def test_an_adopted_replica_heals(home: Path):
         second.until(lambda told: told["ready"])
         (healed,) = servers(home)
         assert healed != adopted
+
+
+@pytest.mark.parametrize("version", ["1.0.0", ""], ids=["wished for", "not wished for yet"])
+def test_an_adopted_replica_keeps_to_its_memory_limit(home: Path, version: str):
+    with deployer(home, replicas=1, memory_limit="128Mi") as first:
+        first.until(lambda told: told["ready"])
+        first.kill()
+    (adopted,) = servers(home)
+    port = json.loads((home / "deployments" / NAME / "1" / "replica.json").read_text())["port"]
+    with deployer(home, version, replicas=1, memory_limit="128Mi") as second:
+        second.until(lambda told: told["ready"])
+        holding = httpx2.post(f"http://127.0.0.1:{port}/fake/hold", json={"mib": 200}, timeout=30)
+        assert holding.status_code == 200
+        second.until(lambda told: any(each.endswith("(OOM_KILLED)") for each in told["messages"]))
+        assert adopted not in servers(home)
+
+
+def test_adopted_replicas_keep_their_gpus(home: Path):
+    def seen() -> list[str]:
+        return [psutil.Process(pid).environ()["CUDA_VISIBLE_DEVICES"] for pid in before & set(servers(home))]
+
+    with deployer(home, replicas=2, machine_gpus="GPU-a,GPU-b,GPU-c", gpus=1) as first:
+        first.until(lambda told: len(told["ready"]) == 2)
+        before = set(servers(home))
+        has = sorted(seen())
+        first.kill()
+    # In another order, as after a change of the deployer's own environment.
+    with deployer(home, replicas=3, machine_gpus="GPU-c,GPU-b,GPU-a", gpus=1) as second:
+        second.until(lambda told: len(told["ready"]) == 3)
+        assert sorted(seen()) == has
+        (new,) = set(servers(home)) - before
+        assert {psutil.Process(new).environ()["CUDA_VISIBLE_DEVICES"], *has} == {"GPU-a", "GPU-b", "GPU-c"}
 
 
 def test_another_wish_after_a_kill_replaces_what_runs(home: Path):

@@ -79,7 +79,7 @@ async def test_a_killed_replica_is_started_again(tmp_path: Path):
         os.kill(killed, signal.SIGKILL)
         failed = await here.until(lambda observed: observed.replicas[0].phase == pb.REPLICA_PHASE_FAILED)
         assert failed.replicas[0].message.startswith("It was killed")
-        assert failed.replicas[0].last_exit == -signal.SIGKILL
+        assert failed.replicas[0].last_exit == 128 + signal.SIGKILL
         assert failed.replicas[0].restart_at
         assert failed.weights == {}
         healed = await here.until(lambda observed: observed.replicas[0].phase == READY)

@@ -58,7 +58,7 @@ class FakeRegistry:
         )
 
 
-def big_machine(cores: float = 64, memory_bytes: int = 64 * GIB, gpus: int = 0) -> Machine:
+def big_machine(cores: float = 64, memory_bytes: int = 64 * GIB, gpus: tuple[str, ...] = ()) -> Machine:
     return Machine(cores, memory_bytes, lambda: memory_bytes, gpus)
 
 

@@ -795,11 +795,11 @@ class ReplicaResources(_message.Message):
     memory_request: _builtins.str
     """Memory that is set aside. Default: estimated from the artifacts."""
     memory_limit: _builtins.str
-    """Memory that can be used. Default: the request."""
+    """Memory that can be used; a replica that uses more is ended, and started again. Default: the request."""
     storage_request: _builtins.str
     """Scratch disk that is set aside, for image and artifacts. Default: estimated from the artifacts."""
     gpus: _builtins.int
-    """GPUs. Default 0."""
+    """GPUs, each replica's own. Default 0: it sees none."""
     gpu_resource: _builtins.str
     """Name of the GPU resource, such as `amd.com/gpu`. Default `nvidia.com/gpu`."""
     def __init__(
@@ -1880,7 +1880,7 @@ class ReplicaStatus(_message.Message):
     restarts: _builtins.int
     """Times that it was started again."""
     last_exit_code: _builtins.int
-    """Exit code of the last end; unset before the first."""
+    """Exit code of the last end, 128 and its number after a signal; unset before the first."""
     @_builtins.property
     def loaded_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The adapters that it has loaded, by version, so that one that is missing on a replica shows."""

@@ -282,7 +282,7 @@ export type ReplicaResources = Message<"neuroweaver.v1.ReplicaResources"> & {
   memoryRequest: string;
 
   /**
-   * Memory that can be used. Default: the request.
+   * Memory that can be used; a replica that uses more is ended, and started again. Default: the request.
    *
    * @generated from field: string memory_limit = 4;
    */
@@ -296,7 +296,7 @@ export type ReplicaResources = Message<"neuroweaver.v1.ReplicaResources"> & {
   storageRequest: string;
 
   /**
-   * GPUs. Default 0.
+   * GPUs, each replica's own. Default 0: it sees none.
    *
    * @generated from field: int32 gpus = 6;
    */
@@ -1519,7 +1519,7 @@ export type ReplicaStatus = Message<"neuroweaver.v1.ReplicaStatus"> & {
   restarts: number;
 
   /**
-   * Exit code of the last end; unset before the first.
+   * Exit code of the last end, 128 and its number after a signal; unset before the first.
    *
    * @generated from field: optional int32 last_exit_code = 7;
    */

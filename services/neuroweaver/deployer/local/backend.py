@@ -114,7 +114,6 @@ class LocalBackend:
             wanted.resource_name,
             tuple(_running(each) for each in replicas),
             await asyncio.to_thread(self._room.free, besides=own),
-            self._room.machine,
             fleet.free_numbers() if fleet else iter(range(1, sys.maxsize)),
         )
         return planning.plan(wanted, situation)
@@ -240,9 +239,9 @@ async def local_backend(
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{listener.getsockname()[1]}"
         cache = Cache(folder / _BLOBS, fetch)
-        backend = LocalBackend(
-            settings, folder, address, client, cache, base_folder, machine or this_machine()
-        )
+        if machine is None:
+            machine = await asyncio.to_thread(this_machine, settings.environ)
+        backend = LocalBackend(settings, folder, address, client, cache, base_folder, machine)
         await backend.adopt()
         stack.push_async_callback(backend.close)
         router = Router(

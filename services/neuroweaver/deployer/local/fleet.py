@@ -382,6 +382,8 @@ class Fleet:
             shown = each.shown()
             if shown.phase == pb.REPLICA_PHASE_CRASH_LOOP:
                 reasons.append(("CRASH_LOOP", shown.message))
+            if each.oom_killed:
+                reasons.append(("OOM_KILLED", each.oom_killed))
             if each.lacks:
                 reasons.append((f"INSUFFICIENT_{each.lacks.upper()}", shown.message))
         return list(dict.fromkeys(reasons))

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import yaml
 
+from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import Bundle, Wanted, WantedRevision
 from neuroweaver.deployer.local.machine import Need, need_of
 from neuroweaver.deployer.local.supplies import Places
@@ -29,7 +30,7 @@ _MAX_QUEUE_SIZE: Final = 256
 class Launch:
     """options: those of the configuration file that do not depend on where it runs.
 
-    cpu_limit: "" for none.
+    cpu_limit: "" for none. memory_limit_bytes: 0 for none.
     """
 
     revision: int
@@ -37,7 +38,7 @@ class Launch:
     options: tuple[tuple[str, Any], ...]
     need: Need
     cpu_limit: str = ""
-    memory_limit: str = ""
+    memory_limit_bytes: int = 0
 
     @classmethod
     def of(cls, wanted: Wanted, revision: WantedRevision) -> Launch:
@@ -56,7 +57,7 @@ class Launch:
             tuple(sorted(options.items())),
             need_of(resources, revision.bundle),
             resources.cpu_limit,
-            resources.memory_limit,
+            int(quantities.amount(resources.memory_limit or "0")),
         )
 
     @property
@@ -72,9 +73,9 @@ class Launch:
 
     def _frame(self) -> list[Any]:
         options = {name: value for name, value in self.options if name != "model"}
-        need = [self.need.cores, self.need.memory_bytes]
+        need = [self.need.cores, self.need.memory_bytes, self.need.gpus]
         base = [self.bundle.base_name, self.bundle.base_model_digest]
-        return [base, options, need, self.cpu_limit, self.memory_limit]
+        return [base, options, need, self.cpu_limit, self.memory_limit_bytes]
 
     def config(self, *, port: int, places: Places, drain_s: float) -> dict[str, Any]:
         """The model server's configuration file. It listens on loopback: callers come through the router."""
@@ -88,6 +89,7 @@ class Launch:
             "version": self.bundle.version,
             "revision": self.revision,
             "drain_s": drain_s,
+            "memory_limit_bytes": self.memory_limit_bytes,
         }
 
     def manifest(self, replica_id: str) -> str:
@@ -95,9 +97,8 @@ class Launch:
         return str(yaml.safe_dump(self.description(replica_id), sort_keys=False))
 
     def description(self, replica_id: str) -> dict[str, Any]:
-        limits = {
-            name: value for name, value in (("cpu", self.cpu_limit), ("memory", self.memory_limit)) if value
-        }
+        requests = {"cpu": self.need.cores, "memory": self.need.memory_bytes}
+        limits = {"cpu": self.cpu_limit, "memory": self.memory_limit_bytes}
         return {
             "apiVersion": "local/v1",
             "kind": "Process",
@@ -108,11 +109,8 @@ class Launch:
                 "baseModel": self.bundle.base_name,
                 "engine": {name: value for name, value in self.options if value not in ("", 0)},
                 "resources": {
-                    "requests": {
-                        "cpu": self.need.cores,
-                        "memory": self.need.memory_bytes,
-                    },
-                    "limits": limits,
+                    "requests": requests | ({"gpu": self.need.gpus} if self.need.gpus else {}),
+                    "limits": {name: value for name, value in limits.items() if value},
                 },
             },
         }

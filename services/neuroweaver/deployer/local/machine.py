@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ import psutil
 
 from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import Bundle
+from neuroweaver.deployer.local import gpus
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _CGROUP: Final = Path("/sys/fs/cgroup")
@@ -25,18 +26,20 @@ class Need:
 
     cores: float
     memory_bytes: int
+    gpus: int = 0
 
     def times(self, replicas: int) -> Need:
-        return Need(self.cores * replicas, self.memory_bytes * replicas)
+        return Need(self.cores * replicas, self.memory_bytes * replicas, self.gpus * replicas)
 
     def fits(self, free: Need) -> bool:
         # A thousandth of a core is the smallest quantity there is.
-        return self.cores <= free.cores + 0.0005 and self.memory_bytes <= free.memory_bytes
+        has_cores = self.cores <= free.cores + 0.0005
+        return has_cores and self.memory_bytes <= free.memory_bytes and self.gpus <= free.gpus
 
 
 @dataclass(frozen=True)
 class Lack:
-    """resource: `cpu` or `memory`. message: how much is needed and how much there is."""
+    """resource: `cpu`, `memory` or `gpu`. message: how much is needed and how much there is."""
 
     resource: str
     message: str
@@ -44,6 +47,8 @@ class Lack:
 
 def lack(need: Need, free: Need) -> Lack:
     """Of a need that does not fit."""
+    if need.gpus > free.gpus:
+        return Lack("gpu", f"needs {need.gpus} GPU{'s' * (need.gpus > 1)}, and {free.gpus} are free")
     if need.memory_bytes > free.memory_bytes:
         wanted, left = quantities.of_bytes(need.memory_bytes), quantities.of_bytes(free.memory_bytes)
         return Lack("memory", f"needs {wanted} of memory, and {left} are free")
@@ -57,6 +62,7 @@ def need_of(resources: pb.ReplicaResources, bundle: Bundle) -> Need:
     return Need(
         float(quantities.amount(resources.cpu_request or "1")),
         int(quantities.amount(memory)) if memory else estimated_memory(bundle.size_bytes),
+        resources.gpus,
     )
 
 
@@ -67,22 +73,24 @@ def estimated_memory(weights_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Machine:
-    """available_bytes: memory that programs could still take; asked each time."""
+    """available_bytes: memory that programs could still take; asked each time. gpus: names, as in `gpus`."""
 
     cores: float
     memory_bytes: int
     available_bytes: Callable[[], int]
-    gpus: int = 0
+    gpus: tuple[str, ...] = ()
 
 
-def this_machine() -> Machine:
-    """As far as this process may use it: its CPU affinity and the bounds of its container count."""
+def this_machine(environ: Mapping[str, str]) -> Machine:
+    """As far as this process may use it: its CPU affinity, the bounds of its container and
+    CUDA_VISIBLE_DEVICES count. Blocks while the GPUs are looked for.
+    """
     memory = min(psutil.virtual_memory().total, _bound("memory.max") or psutil.virtual_memory().total)
     return Machine(
         cores=_cores(),
         memory_bytes=memory,
         available_bytes=lambda: min(memory, psutil.virtual_memory().available),
-        gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))),
+        gpus=gpus.of_machine(environ),
     )
 
 
@@ -92,6 +100,7 @@ class Room:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._held: dict[str, Need] = {}
+        self._gpus: dict[str, tuple[str, ...]] = {}
         self._pids: dict[str, int] = {}
 
     def take(self, holder: str, need: Need) -> Lack | None:
@@ -101,12 +110,18 @@ class Room:
         free = self.free()
         if need.fits(free):
             self._held[holder] = need
+            self._gpus[holder] = self._free_gpus()[: need.gpus]
             return None
         return lack(need, free)
 
-    def hold(self, holder: str, need: Need) -> None:
-        """For a process that is there already, whether it fits or not."""
+    def hold(self, holder: str, need: Need, devices: Sequence[str]) -> None:
+        """For a process that is there already and has these GPUs, whether it fits or not."""
         self._held[holder] = need
+        self._gpus[holder] = tuple(devices)
+
+    def gpus_of(self, holder: str) -> tuple[str, ...]:
+        """The names of those that are its own."""
+        return self._gpus.get(holder, ())
 
     def runs_as(self, holder: str, pid: int) -> None:
         """The memory that this process uses already is part of what its holder set aside."""
@@ -114,6 +129,7 @@ class Room:
 
     def give_back(self, holder: str) -> None:
         self._held.pop(holder, None)
+        self._gpus.pop(holder, None)
         self._pids.pop(holder, None)
 
     def free(self, *, besides: Collection[str] = ()) -> Need:
@@ -125,6 +141,14 @@ class Room:
         return Need(
             max(0.0, machine.cores - sum(need.cores for need in others)),
             max(0, memory - sum(need.memory_bytes for need in others)),
+            len(self._free_gpus(besides)),
+        )
+
+    def _free_gpus(self, besides: Collection[str] = ()) -> tuple[str, ...]:
+        taken = [each for holder, names in self._gpus.items() if holder not in besides for each in names]
+        # What an earlier deployer gave away may have had another name then.
+        return tuple(
+            each for each in self.machine.gpus if not any(gpus.may_be_same(each, other) for other in taken)
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from neuroweaver.deployer import quantities
 from neuroweaver.deployer.backend import (
@@ -19,8 +19,15 @@ from neuroweaver.deployer.backend import (
 )
 from neuroweaver.deployer.local.autoscaler import least_of
 from neuroweaver.deployer.local.launch import Launch
-from neuroweaver.deployer.local.machine import Machine, Need, lack
+from neuroweaver.deployer.local.machine import Need, lack
 from neuroweaver.v1 import deployer_pb2 as pb
+
+_FIELDS: Final = {
+    "cpu": "resources.cpu_request",
+    "memory": "resources.memory_request",
+    "gpu": "resources.gpus",
+}
+"""Of the spec, by what there is too little of."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,6 @@ class Situation:
     resource_name: str
     running: tuple[Running, ...]
     free: Need
-    machine: Machine
     numbers: Iterator[int]
 
 
@@ -62,7 +68,7 @@ def plan(wanted: Wanted, now: Situation) -> BackendPlan:
     is_canary = wanted.spec.rollout.HasField("canary") and bool(old or len(launches) > 1)
     mode, reason = _mode(wanted, launches, old, sizes, now.free, is_canary)
     peak = sizes.canary if is_canary else _peak(mode, sizes, is_replacing=bool(old))
-    findings = [*_refusals(wanted.spec, now.machine), *_room(wanted, mode, sizes, peak, now, is_canary)]
+    findings = [*_refusals(wanted.spec), *_room(wanted, mode, sizes, peak, now, is_canary)]
     return BackendPlan(
         objects=tuple(_objects(launches, old, mode, now)),
         findings=tuple(findings),
@@ -94,6 +100,7 @@ def _sizes(wanted: Wanted, launches: list[tuple[WantedRevision, Launch]], old: l
     surging = Need(
         there.cores - given_back.cores + at_once.cores,
         there.memory_bytes - given_back.memory_bytes + at_once.memory_bytes,
+        there.gpus - given_back.gpus + at_once.gpus,
     )
     return _Sizes(end, _most(end, surging), _sum([*each, there]), step)
 
@@ -154,9 +161,11 @@ def _room(
 ) -> Iterator[Finding]:
     if not sizes.end.fits(now.free):
         lacking = lack(sizes.end, now.free)
-        field = "resources.cpu_request" if lacking.resource == "cpu" else "resources.memory_request"
         yield Finding(
-            f"INSUFFICIENT_{lacking.resource.upper()}", f"the deployment {lacking.message}", field, True
+            f"INSUFFICIENT_{lacking.resource.upper()}",
+            f"the deployment {lacking.message}",
+            _FIELDS[lacking.resource],
+            True,
         )
     elif not peak.fits(now.free):
         told = lack(peak, now.free).message
@@ -190,14 +199,7 @@ def _room(
         )
 
 
-def _refusals(spec: pb.DeploymentSpec, machine: Machine) -> Iterator[Finding]:
-    if spec.resources.gpus > machine.gpus:
-        yield Finding(
-            "INSUFFICIENT_GPU",
-            f"this machine has {machine.gpus} GPUs, and each replica asks for {spec.resources.gpus}",
-            "resources.gpus",
-            True,
-        )
+def _refusals(spec: pb.DeploymentSpec) -> Iterator[Finding]:
     if spec.engine.weight_type == pb.WEIGHT_TYPE_FP16 and not spec.resources.gpus:
         yield Finding("FP16_NEEDS_GPU", "half precision needs a GPU; use BF16", "engine.weight_type", True)
     if spec.autoscaling.custom_metrics:
@@ -225,11 +227,10 @@ def _capacity(wanted: Wanted, end: Need, peak: Need, now: Situation) -> Iterator
         quantities.of_bytes(free.memory_bytes),
         Need(0.0, peak.memory_bytes).fits(free),
     )
-    if gpus := wanted.spec.resources.gpus:
-        total = gpus * sum(replicas_of(revision) for revision in wanted.revisions)
+    if peak.gpus:
         resource = wanted.spec.resources.gpu_resource or "nvidia.com/gpu"
-        enough = total <= now.machine.gpus
-        yield Capacity(resource, str(total), str(total), str(now.machine.gpus), enough)
+        enough = peak.gpus <= free.gpus
+        yield Capacity(resource, str(end.gpus), str(peak.gpus), str(free.gpus), enough)
 
 
 def _objects(
@@ -291,8 +292,16 @@ def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str
 
 def _sum(needs: Collection[Need] | Iterator[Need]) -> Need:
     each = list(needs)
-    return Need(sum(need.cores for need in each), sum(need.memory_bytes for need in each))
+    return Need(
+        sum(need.cores for need in each),
+        sum(need.memory_bytes for need in each),
+        sum(need.gpus for need in each),
+    )
 
 
 def _most(one: Need, other: Need) -> Need:
-    return Need(max(one.cores, other.cores), max(one.memory_bytes, other.memory_bytes))
+    return Need(
+        max(one.cores, other.cores),
+        max(one.memory_bytes, other.memory_bytes),
+        max(one.gpus, other.gpus),
+    )

@@ -17,7 +17,11 @@ from typing import Final
 
 import psutil
 
+from neuroweaver.mesh import memory
+
 CONFIG_OPTION: Final = "--config"
+SIGNALLED: Final = 128
+"""The exit code of a process that a signal ended is this and the signal's number."""
 _SAME_S: Final = 1.0
 """Start times are reckoned from the time of boot, which a corrected clock moves a little."""
 
@@ -31,7 +35,7 @@ class Identity:
 
 
 class Process:
-    """A process that was started here, or found. Everything here returns at once."""
+    """A process that was started here, or found. All but `held_bytes` returns at once."""
 
     def __init__(self, identity: Identity, config: Path, child: subprocess.Popen[bytes] | None) -> None:
         self.identity = identity
@@ -47,8 +51,11 @@ class Process:
 
     @property
     def exit_code(self) -> int | None:
-        """Minus the number of a signal that ended it; None while it runs, and for one that was only found."""
-        return self._child.poll() if self._child is not None else None
+        """None while it runs, and for one that was only found. After a signal 128 and its number, as
+        Kubernetes and shells write it.
+        """
+        code = self._child.poll() if self._child is not None else None
+        return SIGNALLED - code if code is not None and code < 0 else code
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
@@ -70,6 +77,10 @@ class Process:
         with contextlib.suppress(psutil.Error):
             return int(psutil.Process(self.identity.pid).memory_info().rss)
         return None
+
+    def held_bytes(self) -> int:
+        """As `memory.held_bytes`, with all processes of its session. Blocks for milliseconds."""
+        return memory.held_bytes(*(pid for pid in psutil.pids() if _session(pid) == self.identity.pid))
 
     def _signal(self, number: signal.Signals) -> None:
         if not self.has_ended:
@@ -115,6 +126,12 @@ def _same(identity: Identity, config: Path) -> psutil.Process | None:
         process = psutil.Process(identity.pid)
         is_same = abs(process.create_time() - identity.started) < _SAME_S and _config_of(process) == config
         return process if is_same and _runs(process) else None
+    return None
+
+
+def _session(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.getsid(pid)
     return None
 
 

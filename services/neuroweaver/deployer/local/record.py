@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,8 @@ _NAME: Final = "replica.json"
 
 @dataclass(frozen=True)
 class Record:
-    """target, frame: as `launch.Launch`. port: of the last start.
+    """target, frame, memory_limit_bytes: as `launch.Launch`. port: of the last start.
+    gpus: how many it needs. devices: which ones it has, as `gpus` names them, from its last start on.
 
     The process itself is found by its command line, which names the replica's folder: a pid on disk could by
     now be another program's.
@@ -29,6 +30,9 @@ class Record:
     restarts: int = 0
     cores: float = 0.0
     memory_bytes: int = 0
+    memory_limit_bytes: int = 0
+    gpus: int = 0
+    devices: Sequence[str] = ()
     phase_s: Mapping[str, float] = field(default_factory=dict)
 
 

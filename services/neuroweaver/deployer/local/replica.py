@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -19,9 +20,10 @@ import httpx2
 
 from neuroweaver.deployer import backend, quantities
 from neuroweaver.deployer.failures import explained
-from neuroweaver.deployer.local import log_files, processes, record
+from neuroweaver.deployer.local import gpus, log_files, processes, record
 from neuroweaver.deployer.local.launch import HOST, Launch, files
 from neuroweaver.deployer.local.machine import Need, Room
+from neuroweaver.deployer.local.overuse import overuse
 from neuroweaver.deployer.local.probe import COLD_START, PHASES, Health, health
 from neuroweaver.deployer.local.processes import Process
 from neuroweaver.deployer.local.record import Record
@@ -37,6 +39,7 @@ _GLANCE_S: Final = 0.1
 _ENDING_S: Final = 0.02
 _SWAP_S: Final = 60.0
 _CORRUPT: Final = 3
+_OOM_KILLED: Final = processes.SIGNALLED + signal.SIGKILL
 _KILLED_S: Final = 10.0
 """Within which the system removes a killed process, even one that gives back much memory."""
 
@@ -104,6 +107,8 @@ class Replica:
         self._failures = Failures()
         self._last_exit: int | None = None
         self._lacks = ""
+        self._overuse = ""
+        self._oom_killed = ""
         self._phase_s: dict[str, float] = dict(self._record.phase_s)
         self._own_s: dict[str, float] = {}
         self._start_time: datetime | None = None
@@ -146,7 +151,7 @@ class Replica:
 
     @property
     def need(self) -> Need:
-        return Need(self._record.cores, self._record.memory_bytes)
+        return Need(self._record.cores, self._record.memory_bytes, self._record.gpus)
 
     @property
     def was_started(self) -> bool:
@@ -155,8 +160,13 @@ class Replica:
 
     @property
     def lacks(self) -> str:
-        """`cpu` or `memory`, while it waits for it; else empty."""
+        """`cpu`, `memory` or `gpu`, while it waits for it; else empty."""
         return self._lacks
+
+    @property
+    def oom_killed(self) -> str:
+        """How much memory it had used, if it was ended for that and has not been ready since; else empty."""
+        return self._oom_killed
 
     @property
     def process(self) -> Process | None:
@@ -270,7 +280,7 @@ class Replica:
     async def _live(self) -> None:
         try:
             if self._process is not None:
-                self._around.room.hold(self.replica_id, self.need)
+                self._around.room.hold(self.replica_id, self.need, self._record.devices)
             while not self.is_leaving or self._process is not None:
                 end = await self._one_run()
                 self._process = None
@@ -290,7 +300,11 @@ class Replica:
             process = self._process
             self._around.room.runs_as(self.replica_id, process.identity.pid)
             self._start_time = datetime.fromtimestamp(process.identity.started, UTC)
-            end = await self._attend(process)
+            weighing = asyncio.create_task(self._limit_memory(process))
+            try:
+                end = await self._attend(process)
+            finally:
+                weighing.cancel()
         except OSError as error:
             end = _End(f"cannot be started: {error.strerror}")
         except Exception:  # noqa: BLE001  # a replica without care would never be ended
@@ -316,7 +330,8 @@ class Replica:
         places = await self._or_leave(coming)
         if places is None:
             return None
-        process = await asyncio.to_thread(self._spawn, launch, places)
+        devices = self._around.room.gpus_of(self.replica_id)
+        process = await asyncio.to_thread(self._spawn, launch, places, devices)
         self._own_s = {"scheduling": fetching - began, "pulling": time.monotonic() - fetching}
         return process
 
@@ -331,13 +346,13 @@ class Replica:
             self._lacks = ""
         return True
 
-    def _spawn(self, launch: Launch, places: Places) -> Process:
+    def _spawn(self, launch: Launch, places: Places, devices: Sequence[str]) -> Process:
         """The record comes before the process, so that none runs that nobody can find."""
-        started = replace(_record(self.number, launch, self._record), port=_free_port(), phase_s={})
-        self._save(started)
+        known = _record(self.number, launch, self._record)
+        self._save(replace(known, port=_free_port(), devices=devices, phase_s={}))
         self._configure(launch, places)
         log = log_files.new_file(self._folder, launch.revision)
-        process = processes.start(self._around.command, self._config, self._environ(launch), log)
+        process = processes.start(self._around.command, self._config, self._environ(launch, devices), log)
         _LOG.info("a replica is started", extra={"replica": self.replica_id, "pid": process.identity.pid})
         return process
 
@@ -345,8 +360,9 @@ class Replica:
         config = launch.config(port=self._record.port, places=places, drain_s=self.policy.drain_timeout_s)
         record.write_json(self._config, config)
 
-    def _environ(self, launch: Launch) -> dict[str, str]:
-        environ = dict(self._around.environ)
+    def _environ(self, launch: Launch, devices: Sequence[str]) -> dict[str, str]:
+        # Also without a GPU of its own: it would take one that is another's.
+        environ = dict(self._around.environ) | {gpus.VISIBLE: ",".join(devices)}
         if launch.cpu_limit:
             environ["OMP_NUM_THREADS"] = str(max(1, math.ceil(quantities.amount(launch.cpu_limit))))
         return environ
@@ -388,6 +404,7 @@ class Replica:
             self._time_phases(told, time.monotonic() - begun)
         self._health = told
         if told.is_ready and self._ready_since is None:
+            self._oom_killed = ""
             self._ready_since = time.monotonic()
             self._ready_time = datetime.now(UTC)
             self._save(replace(self._record, phase_s=dict(self._phase_s)))
@@ -418,7 +435,19 @@ class Replica:
             return f"was not ready within the startup timeout of {timeout_s:g} s"
         return ""
 
+    async def _limit_memory(self, process: Process) -> None:
+        """Ends it once it holds more than its limit, also while it starts or drains."""
+        if why := await overuse(process, self._memory_limit_bytes):
+            _LOG.warning("a replica is ended for its memory", extra={"replica": self.replica_id})
+            self._overuse = why
+            process.kill()
+
+    def _memory_limit_bytes(self) -> int:
+        return (self._launch or self._record).memory_limit_bytes
+
     async def _ended(self, process: Process) -> _End:
+        if self._overuse:
+            return _End(self._overuse, _OOM_KILLED)
         code = process.exit_code
         lines = await asyncio.to_thread(log_files.last_words, self._folder)
         return _End(explained(lines, code).message, code)
@@ -433,6 +462,7 @@ class Replica:
     async def _fail(self, end: _End) -> None:
         now = time.monotonic()
         self._last_exit = end.code
+        self._oom_killed, self._overuse = self._overuse, ""
         self._failures = self._failures.failed(now, self.policy, self._ready_since)
         self._ready_since = None
         delay_s = self._failures.delay_s(self.policy)
@@ -486,6 +516,9 @@ def _record(number: int, launch: Launch, before: Record | None = None) -> Record
         restarts=before.restarts if before else 0,
         cores=launch.need.cores,
         memory_bytes=launch.need.memory_bytes,
+        memory_limit_bytes=launch.memory_limit_bytes,
+        gpus=launch.need.gpus,
+        devices=before.devices if before else (),
         phase_s=before.phase_s if before else {},
     )
 

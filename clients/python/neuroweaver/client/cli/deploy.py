@@ -10,8 +10,8 @@ from rich.text import Text
 
 from neuroweaver.client.cli import deploy_change, deploy_health, deploy_plan_view, deploy_view, deploy_watch
 from neuroweaver.client.cli.confirm import Yes, confirm, refuse_unasked
-from neuroweaver.client.cli.deploy_follow import follow
-from neuroweaver.client.cli.deploy_names import DeploymentName, Model, Target, found
+from neuroweaver.client.cli.deploy_follow import follow, patience
+from neuroweaver.client.cli.deploy_names import DeploymentName, Model, Target, Timeout, found
 from neuroweaver.client.cli.deploy_spec import Fields, present_deployment, spec_of, with_spec_options
 from neuroweaver.client.cli.failures import EPILOG, Exit, Failure, talking_to
 from neuroweaver.client.cli.output import AsJson, console, print_json, print_table, to_json, when
@@ -71,19 +71,21 @@ def apply(
     watch: Annotated[
         bool, typer.Option("--watch/--no-watch", help="Show what happens until it is as it was asked for.")
     ] = True,
+    timeout: Timeout = "",
     reason: Reason = "",
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Deploy a model, or change a deployment: show the plan, ask, and show the progress until it is ready.
 
-    Ends with 1 if it fails or is rolled back. Ctrl-C ends the watching, not the deployment. With --json,
-    prints one line of JSON an event; with --no-watch, the deployment.
+    Ends with 1 if it fails or is rolled back. Ctrl-C and --timeout end the watching, not the deployment. With
+    --json, prints one line of JSON an event; with --no-watch, the deployment.
 
-    Examples: neuroweaver deploy apply advisor@production --replicas 2 --yes,
+    Examples: neuroweaver deploy apply advisor@production --replicas 2 --yes --timeout 30m,
     neuroweaver deploy apply advisor -f advisor.yaml
     """
     refuse_unasked(yes=yes, as_json=as_json)
+    within_s = patience(timeout)
     model, version = parsed(target)
     with talking_to("deployer") as client:
         present = present_deployment(client, model, name)
@@ -108,7 +110,7 @@ def apply(
         )
         if watch:
             before = max((each.number for each in present.revisions), default=0) if present else 0
-            follow(client, deployed, before=before, as_json=as_json)
+            follow(client, deployed, before=before, within_s=within_s(deployed), as_json=as_json)
         else:
             deploy_change.tell(deployed, as_json=as_json)
 

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from neuroweaver.client.cli import deploy_view
 from neuroweaver.client.cli.confirm import Yes, confirm, refuse_unasked
-from neuroweaver.client.cli.deploy_follow import follow, follow_to_the_end
-from neuroweaver.client.cli.deploy_names import DeploymentName, Model, Watch, found
+from neuroweaver.client.cli.deploy_follow import follow, follow_to_the_end, patience
+from neuroweaver.client.cli.deploy_names import DeploymentName, Model, Timeout, Watch, found, watch_command
 from neuroweaver.client.cli.failures import EPILOG, BadInput, talking_to
 from neuroweaver.client.cli.output import AsJson, console, print_json, to_json, when
 from neuroweaver.client.cli.references import Reason
@@ -38,6 +38,7 @@ def scale(
     ] = None,
     reason: Reason = "",
     watch: Watch = False,
+    timeout: Timeout = "",
     as_json: AsJson = False,
 ) -> None:
     """Set the number of replicas, or the bounds of autoscaling; no rollout begins.
@@ -48,6 +49,7 @@ def scale(
     """
     if (replicas is None) == (fewest is None and most is None):
         raise BadInput("give a number of replicas, or --min and --max", "REPLICAS")
+    within_s = patience(timeout)
     with talking_to("deployer") as client:
         present = found(client, model, name)
         request = pb.ScaleDeploymentRequest(
@@ -59,7 +61,7 @@ def scale(
             request.autoscaling.CopyFrom(_bounds(present.spec, fewest, most))
         scaled = client.deployer.ScaleDeployment(request)
         if watch:
-            follow(client, scaled, before=_newest(present), as_json=as_json)
+            follow(client, scaled, before=_newest(present), within_s=within_s(scaled), as_json=as_json)
         else:
             tell(scaled, as_json=as_json)
 
@@ -80,6 +82,7 @@ def rollback(
     ] = 0,
     reason: Reason = "",
     watch: Watch = False,
+    timeout: Timeout = "",
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -88,6 +91,7 @@ def rollback(
     Example: neuroweaver deploy rollback advisor -m "answers got longer" --watch
     """
     refuse_unasked(yes=yes, as_json=as_json)
+    within_s = patience(timeout)
     with talking_to("deployer") as client:
         present = found(client, model, name)
         if not as_json:
@@ -98,7 +102,7 @@ def rollback(
         )
         back = client.deployer.RollbackDeployment(request)
         if watch:
-            follow(client, back, before=_newest(present), as_json=as_json)
+            follow(client, back, before=_newest(present), within_s=within_s(back), as_json=as_json)
         else:
             tell(back, as_json=as_json)
 
@@ -149,9 +153,7 @@ def tell(deployment: pb.Deployment, *, as_json: bool) -> None:
         return
     console().print(deploy_view.head(deployment), soft_wrap=True)
     if deployment.state not in {pb.DEPLOYMENT_STATE_READY, pb.DEPLOYMENT_STATE_DELETED}:
-        name = f" --name {deployment.name}" if deployment.name not in {"", "default"} else ""
-        told = f"Watch it: neuroweaver deploy watch {deployment.model_id}{name}"
-        console().print(Text(told, "dim"), soft_wrap=True)
+        console().print(Text(f"Watch it: {watch_command(deployment)}", "dim"), soft_wrap=True)
 
 
 def _bounds(spec: pb.DeploymentSpec, fewest: int | None, most: int | None) -> pb.Autoscaling:

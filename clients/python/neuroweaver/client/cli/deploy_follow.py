@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
@@ -16,14 +17,18 @@ from rich.live import Live
 from rich.text import Text
 
 from neuroweaver.client.cli import deploy_view
-from neuroweaver.client.cli.deploy_names import found
+from neuroweaver.client.cli.deploy_names import found, watch_command
 from neuroweaver.client.cli.failures import Exit, Failure
 from neuroweaver.client.cli.output import console, print_json_line, to_json, when
+from neuroweaver.client.cli.spec_file import seconds_of
 from neuroweaver.client.connection import Client
 from neuroweaver.client.deployments import UNDER_WAY, add, is_settled, state_name, title, told
+from neuroweaver.client.text import duration
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOOK_EVERY_S: Final = 1.0
+_PATIENCE_S: Final = 900.0
+"""For a cold start; the bake times of a canary come on top."""
 _NEWS_SHOWN: Final = 5
 _DECISIVE: Final = frozenset({"state_changed", "rollout"})
 
@@ -61,11 +66,25 @@ def watch_until_gone(client: Client, deployment: pb.Deployment, since: int, *, a
             shown.show(event, deployment)
 
 
-def follow(client: Client, deployment: pb.Deployment, *, before: int, as_json: bool) -> None:
+def patience(timeout: str) -> Callable[[pb.Deployment], float]:
+    """How long to follow a deployment in seconds, by what was given as --timeout. Raises BadInput."""
+    given_s = seconds_of(timeout, "--timeout") if timeout not in {"", "0"} else 0.0
+
+    def within_s(deployment: pb.Deployment) -> float:
+        if timeout:
+            return given_s or math.inf
+        steps = deployment.spec.rollout.canary.steps
+        return _PATIENCE_S + sum(each.bake_time.ToTimedelta().total_seconds() for each in steps)
+
+    return within_s
+
+
+def follow(client: Client, deployment: pb.Deployment, *, before: int, within_s: float, as_json: bool) -> None:
     """Until the deployment is as its spec wants it. before: its highest revision before the change.
 
-    Raises Failure if it fails, is rolled back or removed.
+    Raises Failure if it fails, is rolled back or removed, or is not there within that time.
     """
+    give_up = time.monotonic() + within_s
     with display(deployment, as_json=as_json) as shown:
         settled: pb.Deployment | None = None
         for event in _events(client, deployment, shown):
@@ -78,6 +97,8 @@ def follow(client: Client, deployment: pb.Deployment, *, before: int, as_json: b
                 settled = now if is_settled(now) else None
             if settled and settled.last_sequence <= deployment.last_sequence:
                 break
+            if time.monotonic() >= give_up:
+                raise _too_late(deployment, within_s)
     _check(settled or deployment, before)
     if not as_json:
         console().print(deploy_view.picture(settled or deployment))
@@ -183,9 +204,22 @@ def _check(deployment: pb.Deployment, before: int) -> None:
         told_why = rollout.message or "the candidate did not pass"
         raise Failure(Exit.FAILED, f"{name} was rolled back: {told_why}", code="ROLLED_BACK")
     if deployment.state not in {pb.DEPLOYMENT_STATE_READY, pb.DEPLOYMENT_STATE_IDLE}:
-        reason = next(
-            (each.reason for each in deployment.conditions if each.HasField("is_true") and not each.is_true),
-            "",
-        )
         told_why = deployment.message or "see `neuroweaver deploy status`"
-        raise Failure(Exit.FAILED, f"{name} is {state}: {told_why}", code=state, reason=reason)
+        raise Failure(Exit.FAILED, f"{name} is {state}: {told_why}", code=state, reason=_unmet(deployment))
+
+
+def _too_late(deployment: pb.Deployment, within_s: float) -> Failure:
+    name, state = title(deployment.model_id, deployment.name), state_name(deployment.state)
+    where = f"{state}: {deployment.message}" if deployment.message else state
+    return Failure(
+        Exit.TIMED_OUT,
+        f"{name} is not as it was asked for after {duration(within_s)} ({where}). It goes on by itself; "
+        f"to follow it: {watch_command(deployment)}",
+        reason=_unmet(deployment),
+    )
+
+
+def _unmet(deployment: pb.Deployment) -> str:
+    """The reason of the first condition that does not hold; empty if there is none."""
+    unmet = (each.reason for each in deployment.conditions if each.HasField("is_true") and not each.is_true)
+    return next(unmet, "")

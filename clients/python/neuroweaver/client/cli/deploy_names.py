@@ -28,7 +28,23 @@ Watch = Annotated[
     bool, typer.Option("--watch", "-w", help="Show what happens until it is as it was asked for.")
 ]
 
+Timeout = Annotated[
+    str,
+    typer.Option(
+        metavar="SPAN",
+        help="The longest to watch, as 90s or 1h30m; then it ends with 124, and the deployment goes on. "
+        "0: no limit. Default: 15m, and the bake times of a canary.",
+        show_default=False,
+    ),
+]
+
 DEFAULT: Final = "default"
+
+
+def watch_command(deployment: pb.Deployment) -> str:
+    """What a user types to see how it goes on."""
+    name = f" --name {deployment.name}" if deployment.name not in {"", DEFAULT} else ""
+    return f"neuroweaver deploy watch {deployment.model_id}{name}"
 
 
 def found(client: Client, model: str, name: str) -> pb.Deployment:

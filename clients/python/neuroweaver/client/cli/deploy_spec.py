@@ -181,7 +181,10 @@ def _changes(
     memory: Annotated[
         str,
         typer.Option(
-            metavar="BYTES", help="Set aside, as 2Gi.", show_default=False, rich_help_panel=_REPLICA
+            metavar="BYTES",
+            help="Set aside, as 2Gi; also its limit, unless --set resources.memory_limit=4Gi says another.",
+            show_default=False,
+            rich_help_panel=_REPLICA,
         ),
     ] = "",
     gpus: Annotated[
@@ -232,6 +235,9 @@ def _changes(
     ):
         if value is not None:
             _put(changes, path, value)
+    if memory:
+        # The limit that is there may be the default of what was set aside before.
+        _put(changes, "resources.memory_limit", None)
     if canary == "none":
         _put(changes, "rollout.canary", None)
     for each in setting or ():

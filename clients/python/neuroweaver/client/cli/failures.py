@@ -22,13 +22,15 @@ class Exit(IntEnum):
     NOT_FOUND = 3
     UNAVAILABLE = 4
     CONFLICT = 5
+    TIMED_OUT = 124
+    """As `timeout` of coreutils has it."""
     INTERRUPTED = 130
 
 
 EPILOG: Final = (
     "Exit codes: 0 done; 1 failed, such as a watched job that ended FAILED or CANCELLED; 2 bad input; "
     "3 not found; 4 a service is unavailable; 5 a precondition does not hold or another call was faster; "
-    "130 interrupted. "
+    "124 the time of --timeout was over, and what was watched goes on; 130 interrupted. "
     "With --json, results are JSON on stdout and errors JSON on stderr."
 )
 
