@@ -131,6 +131,22 @@ def test_why_a_pod_finds_no_node(message: str, reason: str):
     assert observation.reasons([found], [], []) == [(reason, message)]
 
 
+def test_a_lack_of_memory_is_a_reason_until_the_pod_is_back():
+    killed = server(RUNNING, restartCount=1, lastState=ended(137, reason="OOMKilled"))
+    placed = [SCHEDULED, {"type": "Ready", "status": "False"}]
+    found = pod({"conditions": placed} | killed)
+    assert observation.reasons([found], [], []) == [
+        ("OOM_KILLED", "server ended with exit code 137 (OOMKilled)")
+    ]
+    fetching = {
+        "initContainerStatuses": [{"name": "fetch", "state": ended(137, reason="OOMKilled")}],
+        "conditions": placed,
+    }
+    assert observation.reasons([pod(fetching)], [], [])[0][0] == "OOM_KILLED"
+    back = pod({"conditions": [SCHEDULED, {"type": "Ready", "status": "True"}]} | killed)
+    assert not observation.reasons([back], [], [])
+
+
 def test_a_quota_and_a_blind_autoscaler_are_reasons():
     full = {
         "status": {

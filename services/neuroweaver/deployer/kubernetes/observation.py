@@ -138,7 +138,10 @@ def reasons(
     """Why it does not come further, each reason once."""
     found: dict[tuple[str, str], None] = {}
     for pod in pods:
-        scheduled = _condition(pod.get("status") or {}, "PodScheduled")
+        status = pod.get("status") or {}
+        if ended := _out_of_memory(status):
+            found["OOM_KILLED", ended] = None
+        scheduled = _condition(status, "PodScheduled")
         if scheduled.get("status") == "False":
             message = scheduled.get("message", "")
             found[_unschedulable(message), message] = None
@@ -234,6 +237,14 @@ def _ending(container: Object) -> str:
     if last.get("reason") not in {None, "", "Error"}:
         how += f" ({last['reason']})"
     return f"{how}: {words}" if words else how
+
+
+def _out_of_memory(status: Object) -> str:
+    """What the kernel ended for its memory and is not back yet; empty if nothing was."""
+    if _condition(status, "Ready").get("status") == "True":
+        return ""
+    containers = (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+    return next((_ending(each) for each in containers if _last_end(each).get("reason") == "OOMKilled"), "")
 
 
 def _last_end(container: Object) -> Object:
