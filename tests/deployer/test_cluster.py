@@ -19,13 +19,15 @@ import yaml
 from kubernetes.aio import client, config
 
 from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, revision, spec, wanted
-from neuroweaver.deployer.backend import BackendError, Observed, Trouble, Wanted
+from neuroweaver.deployer.backend import BackendError, Observed, Redirect, Trouble, Wanted
 from neuroweaver.deployer.kubernetes import identity, kinds
 from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.connection import Access
+from neuroweaver.deployer.kubernetes.failures import Refusal
 from neuroweaver.deployer.kubernetes.kinds import OWNED, Kind, Object
 from neuroweaver.deployer.kubernetes.lease import Election, Terms
+from neuroweaver.deployer.kubernetes.router import Routes, follow
 from neuroweaver.v1 import deployer_pb2 as pb
 
 KUBECONFIG = os.environ.get("DEPLOYER_TEST_KUBECONFIG", "")
@@ -399,31 +401,39 @@ async def test_a_missing_namespace_is_named(cluster: Cluster):
     assert "NAMESPACE_MISSING" in {finding.reason for finding in plan.findings if finding.is_blocking}
 
 
-async def test_a_missing_right_is_named(cluster: Cluster, tmp_path: Path):
+async def acting_as(cluster: Cluster, account: str, folder: Path) -> Path:
+    """A kubeconfig with nothing but the rights of a ServiceAccount in the test's namespace."""
     core = client.CoreV1Api(cluster.official)
-    account = client.V1ServiceAccount(metadata=client.V1ObjectMeta(name="nobody"))
-    await core.create_namespaced_service_account(cluster.namespace, account)
     request = client.AuthenticationV1TokenRequest(
         spec=client.V1TokenRequestSpec(audiences=[], expiration_seconds=600)
     )
     try:
-        answer = await core.create_namespaced_service_account_token("nobody", cluster.namespace, request)
+        answer = await core.create_namespaced_service_account_token(account, cluster.namespace, request)
     except client.ApiException as error:
         pytest.skip(f"the API server makes no tokens: {error.reason}")
     told = yaml.safe_load(Path(KUBECONFIG).read_text())  # noqa: ASYNC240  # a small file, in a test
     context = next(each["context"] for each in told["contexts"] if each["name"] == told["current-context"])
-    told["users"] = [{"name": "nobody", "user": {"token": answer.status.token}}]
-    context["user"] = "nobody"
-    file = tmp_path / "kubeconfig"
+    told["users"] = [{"name": account, "user": {"token": answer.status.token}}]
+    context["user"] = account
+    file = folder / f"{account}.kubeconfig"
     for each in told["clusters"]:  # a path is told from the kubeconfig's folder
         if authority := each["cluster"].get("certificate-authority"):
             each["cluster"]["certificate-authority"] = str(Path(KUBECONFIG).parent / authority)
     file.write_text(yaml.safe_dump(told))
     api = Api(Access(file))
-    if await api.may("create", "apps", "deployments", cluster.namespace):
-        await api.close()
+    is_almighty = await api.may("create", "apps", "deployments", cluster.namespace)
+    await api.close()
+    if is_almighty:
         pytest.skip("the API server allows everything to everybody")
-    backend = KubernetesBackend(replace(cluster.settings, access=Access(file)), api)
+    return file
+
+
+async def test_a_missing_right_is_named(cluster: Cluster, tmp_path: Path):
+    core = client.CoreV1Api(cluster.official)
+    account = client.V1ServiceAccount(metadata=client.V1ObjectMeta(name="nobody"))
+    await core.create_namespaced_service_account(cluster.namespace, account)
+    access = Access(await acting_as(cluster, "nobody", tmp_path))
+    backend = KubernetesBackend(replace(cluster.settings, access=access), Api(access))
     try:
         for attempt in (backend.plan(cluster.wanted()), backend.apply(cluster.wanted())):
             with pytest.raises(BackendError, match=r"denies \w+ of [a-z.0-9]+") as caught:
@@ -432,6 +442,52 @@ async def test_a_missing_right_is_named(cluster: Cluster, tmp_path: Path):
     finally:
         await backend.close()
     assert await cluster.observe() == Observed()
+
+
+async def test_traffic_goes_through_a_router_that_may_read_its_routes_alone(cluster: Cluster, tmp_path: Path):
+    routed = cluster.spec()
+    routed.kubernetes.traffic_routing = pb.TRAFFIC_ROUTING_ROUTER
+    wish = cluster.wanted(revision(1, 1, 90), revision(2, 1, 10), spec=routed)
+    await cluster.settled(wish, r1=1, r2=1)
+    assert (await cluster.get(kinds.SERVICE, NAME))["spec"]["selector"] == {identity.ROUTER: NAME}
+    budget = await cluster.get(kinds.DISRUPTION_BUDGET, f"{NAME}-router")
+    assert budget["spec"]["maxUnavailable"] == 1
+    before = await cluster.versions()
+
+    # As its pods do: with the rights of their account.
+    routes = Routes()
+    api = Api(Access(await acting_as(cluster, f"{NAME}-router", tmp_path)))
+    following = asyncio.create_task(follow(api, cluster.namespace, f"{NAME}-router", routes))
+    try:
+        await eventually(lambda: knows(routes, {1: 90, 2: 10}))
+        spare = Redirect("http://nw-spare.default.svc:8000/v1", "spare-bot")
+        moved = cluster.wanted(revision(1, 1, 40), revision(2, 1, 60), spec=routed, redirect=spare)
+        await cluster.backend.apply(moved)
+        await eventually(lambda: knows(routes, {1: 40, 2: 60}))
+        assert routes.redirect == spare
+        after = await cluster.versions()
+        assert {name for name in before | after if before.get(name) != after.get(name)} == {
+            f"ConfigMap/{NAME}",
+            f"ConfigMap/{NAME}-router",
+            f"NetworkPolicy/{NAME}-router",
+        }
+        for kind, name in ((kinds.CONFIG_MAP, NAME), (kinds.SERVICE, NAME)):
+            with pytest.raises(Refusal) as caught:
+                await api.get(kind, cluster.namespace, name)
+            assert caught.value.status == 403
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await api.close()
+    await cluster.settled(cluster.wanted(revision(2, 1), generation=2), r2=1)
+    assert (await cluster.get(kinds.SERVICE, NAME))["spec"]["selector"][identity.REVISION] == "2"
+    for kind in (kinds.DEPLOYMENT, kinds.ROLE, kinds.CONFIG_MAP):
+        await cluster.gone(kind, f"{NAME}-router")
+
+
+async def knows(routes: Routes, weights: dict[int, int]) -> bool:
+    table = routes.table
+    return table is not None and {each.revision: each.weight_percent for each in table.routes} == weights
 
 
 async def test_what_the_api_server_calls_invalid_is_refused_in_its_words(cluster: Cluster):
