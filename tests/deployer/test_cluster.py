@@ -18,8 +18,9 @@ import pytest
 import yaml
 from kubernetes.aio import client, config
 
-from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, revision, spec, wanted
-from neuroweaver.deployer.backend import BackendError, Observed, Trouble, Wanted
+from deployer.kubernetes import wishes
+from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, spec
+from neuroweaver.deployer.backend import BackendError, Observed, Trouble, Wanted, WantedRevision
 from neuroweaver.deployer.kubernetes import identity, kinds
 from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
@@ -40,6 +41,11 @@ pytestmark = [
 ]
 
 
+def revision(number: int = 1, *counts: int, **fields: Any) -> WantedRevision:
+    """Of a whole model: a scheduler would wait for the volume with an adapter's base model."""
+    return replace(wishes.revision(number, *counts, **fields), bundle=bundle(f"{number}.0.0", base=""))
+
+
 class Cluster:
     """A namespace, a backend over it, and the official client's own view."""
 
@@ -57,7 +63,8 @@ class Cluster:
         return made
 
     def wanted(self, *revisions: Any, **fields: Any) -> Wanted:
-        return wanted(*revisions, spec=fields.pop("spec", None) or self.spec(), **fields)
+        whole = revisions or (revision(),)
+        return wishes.wanted(*whole, spec=fields.pop("spec", None) or self.spec(), **fields)
 
     async def observe(self) -> Observed:
         return await self.backend.observe(KEY, NAME, self.spec())
@@ -435,10 +442,11 @@ async def test_a_missing_right_is_named(cluster: Cluster, tmp_path: Path):
 
 
 async def test_what_the_api_server_calls_invalid_is_refused_in_its_words(cluster: Cluster):
-    wish = cluster.spec(labels={"team": "a"})
-    wish.kubernetes.priority_class = "nw-test-no-such-class"
-    seen = await cluster.backend.plan(cluster.wanted(spec=wish))
-    assert {each.action for each in seen.objects} == {pb.PLANNED_ACTION_CREATE}
-    with pytest.raises(BackendError) as caught:
-        await cluster.backend.apply(cluster.wanted(revision(1, 1001), spec=wish))
-    assert (caught.value.trouble, caught.value.field) == (Trouble.REFUSED, "spec.replicas")
+    wish = cluster.spec()
+    wish.kubernetes.node_selector["zone"] = "a b"
+    plan = await cluster.backend.plan(cluster.wanted(spec=wish))
+    (finding,) = (each for each in plan.findings if "a valid label must be" in each.message)
+    assert finding.is_blocking
+    with pytest.raises(BackendError, match="a valid label must be") as caught:
+        await cluster.backend.apply(cluster.wanted(spec=wish))
+    assert caught.value.trouble == Trouble.REFUSED
