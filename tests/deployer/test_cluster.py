@@ -175,7 +175,7 @@ async def test_a_plan_shows_the_objects_and_makes_none(cluster: Cluster):
     plan = await cluster.backend.plan(cluster.wanted())
     assert {each.action for each in plan.objects} == {pb.PLANNED_ACTION_CREATE}
     # Nodes of a test cluster need not have room for anything.
-    assert {finding.reason for finding in plan.findings if finding.is_blocking} <= {"NO_ROOM"} | {
+    assert {finding.reason for finding in plan.findings if finding.is_blocking} <= {"NO_NODE", "NO_ROOM"} | {
         f"INSUFFICIENT_{resource}" for resource in ("CPU", "MEMORY", "STORAGE")
     }
     assert await cluster.observe() == Observed()

@@ -187,7 +187,12 @@ async def test_a_moment_forgotten_again_and_again_is_not_asked_for_without_a_pau
     ("status", "words"), [(0, "a watch was lost"), (403, "a watch was refused")], ids=["lost", "refused"]
 )
 async def test_a_cluster_that_is_away_for_long_is_told_once_for_each_kind(
-    backend: KubernetesBackend, fake: Fake, ear: Ear, caplog: pytest.LogCaptureFixture, status: int, words: str
+    backend: KubernetesBackend,
+    fake: Fake,
+    ear: Ear,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    words: str,
 ):
     caplog.set_level("INFO", "neuroweaver.deployer")
     services = Fault(1, status, matches=lambda _, path: path.endswith("/services"), times=1000)
