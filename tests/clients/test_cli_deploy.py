@@ -377,6 +377,20 @@ def test_another_writer_that_was_faster_ends_with_5(neuroweaver, deployer, comma
     assert "changed since" in outcome.err
 
 
+def test_status_tells_what_is_not_as_meant_though_it_serves(neuroweaver, deployer):
+    deployer.now = fake_deployer.deployment(
+        conditions=[
+            pb.DeploymentCondition(type="SCHEDULED", is_true=True, reason="PLACED", message="In its place."),
+            pb.DeploymentCondition(
+                type="AVAILABLE", is_true=True, reason="AUTOSCALING_BLIND", message="No figures."
+            ),
+        ]
+    )
+    outcome = neuroweaver("deploy", "status", "advisor")
+    assert "No figures." in outcome.out
+    assert "In its place." not in outcome.out
+
+
 def test_status_shows_traffic_cold_starts_and_what_is_wrong(neuroweaver, deployer):
     deployer.now = fake_deployer.rolling()
 

@@ -18,8 +18,9 @@ import pytest
 import yaml
 from kubernetes.aio import client, config
 
-from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, revision, spec, wanted
-from neuroweaver.deployer.backend import BackendError, Observed, Redirect, Trouble, Wanted
+from deployer.kubernetes import wishes
+from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, spec
+from neuroweaver.deployer.backend import BackendError, Observed, Redirect, Trouble, Wanted, WantedRevision
 from neuroweaver.deployer.kubernetes import identity, kinds
 from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
@@ -30,6 +31,7 @@ from neuroweaver.deployer.kubernetes.lease import Election, Terms
 from neuroweaver.deployer.kubernetes.router import Routes, follow
 from neuroweaver.v1 import deployer_pb2 as pb
 
+RIGHTS = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes" / "cluster" / "deployer-rights.yaml"
 KUBECONFIG = os.environ.get("DEPLOYER_TEST_KUBECONFIG", "")
 PATIENCE_S = float(os.environ.get("DEPLOYER_TEST_PATIENCE_S", "120"))
 
@@ -40,6 +42,11 @@ pytestmark = [
     ),
     pytest.mark.timeout(600),
 ]
+
+
+def revision(number: int = 1, *counts: int, **fields: Any) -> WantedRevision:
+    """Of a whole model: a scheduler would wait for the volume with an adapter's base model."""
+    return replace(wishes.revision(number, *counts, **fields), bundle=bundle(f"{number}.0.0", base=""))
 
 
 class Cluster:
@@ -59,7 +66,8 @@ class Cluster:
         return made
 
     def wanted(self, *revisions: Any, **fields: Any) -> Wanted:
-        return wanted(*revisions, spec=fields.pop("spec", None) or self.spec(), **fields)
+        whole = revisions or (revision(),)
+        return wishes.wanted(*whole, spec=fields.pop("spec", None) or self.spec(), **fields)
 
     async def observe(self) -> Observed:
         return await self.backend.observe(KEY, NAME, self.spec())
@@ -170,7 +178,7 @@ async def test_a_plan_shows_the_objects_and_makes_none(cluster: Cluster):
     plan = await cluster.backend.plan(cluster.wanted())
     assert {each.action for each in plan.objects} == {pb.PLANNED_ACTION_CREATE}
     # Nodes of a test cluster need not have room for anything.
-    assert {finding.reason for finding in plan.findings if finding.is_blocking} <= {"NO_ROOM"} | {
+    assert {finding.reason for finding in plan.findings if finding.is_blocking} <= {"NO_NODE", "NO_ROOM"} | {
         f"INSUFFICIENT_{resource}" for resource in ("CPU", "MEMORY", "STORAGE")
     }
     assert await cluster.observe() == Observed()
@@ -421,7 +429,7 @@ async def acting_as(cluster: Cluster, account: str, folder: Path) -> Path:
             each["cluster"]["certificate-authority"] = str(Path(KUBECONFIG).parent / authority)
     file.write_text(yaml.safe_dump(told))
     api = Api(Access(file))
-    is_almighty = await api.may("create", "apps", "deployments", cluster.namespace)
+    is_almighty = await api.may("get", "", "secrets", cluster.namespace)
     await api.close()
     if is_almighty:
         pytest.skip("the API server allows everything to everybody")
@@ -442,6 +450,49 @@ async def test_a_missing_right_is_named(cluster: Cluster, tmp_path: Path):
     finally:
         await backend.close()
     assert await cluster.observe() == Observed()
+
+
+async def test_the_rights_that_are_handed_out_are_enough(cluster: Cluster, tmp_path: Path):
+    """Those of deploy/kubernetes/cluster in the models' namespace, beside what it takes to count free room."""
+    core = client.CoreV1Api(cluster.official)
+    rbac = client.RbacAuthorizationV1Api(cluster.official)
+    (given,) = (
+        each
+        for each in yaml.safe_load_all(RIGHTS.read_text())
+        if (each["kind"], each["metadata"].get("namespace")) == ("Role", "neuroweaver-models")
+    )
+    account = client.V1ServiceAccount(metadata=client.V1ObjectMeta(name="deployer"))
+    await core.create_namespaced_service_account(cluster.namespace, account)
+    await rbac.create_namespaced_role(
+        cluster.namespace, given | {"metadata": {"name": "deployer", "namespace": cluster.namespace}}
+    )
+    binding = {
+        "metadata": {"name": "deployer", "namespace": cluster.namespace},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "deployer"},
+        "subjects": [{"kind": "ServiceAccount", "name": "deployer", "namespace": cluster.namespace}],
+    }
+    await rbac.create_namespaced_role_binding(cluster.namespace, binding)
+    access = Access(await acting_as(cluster, "deployer", tmp_path))
+    backend, cluster.backend = (
+        cluster.backend,
+        KubernetesBackend(replace(cluster.settings, access=access), Api(access)),
+    )
+    try:
+        scaled = pb.Autoscaling(min_replicas=2, max_replicas=3, target_cpu_percent=70)
+        routed = cluster.spec()
+        routed.kubernetes.traffic_routing = pb.TRAFFIC_ROUTING_ROUTER
+        wish = cluster.wanted(revision(1, 2, autoscaling=scaled), spec=routed)
+        plan = await cluster.backend.plan(wish)
+        assert {each.action for each in plan.objects} == {pb.PLANNED_ACTION_CREATE}
+        await cluster.settled(wish, r1=2)
+
+        async def is_gone() -> bool:
+            return await cluster.backend.remove(KEY, NAME, routed)
+
+        await eventually(is_gone)
+    finally:
+        await cluster.backend.close()
+        cluster.backend = backend
 
 
 async def test_traffic_goes_through_a_router_that_may_read_its_routes_alone(cluster: Cluster, tmp_path: Path):
@@ -491,10 +542,11 @@ async def knows(routes: Routes, weights: dict[int, int]) -> bool:
 
 
 async def test_what_the_api_server_calls_invalid_is_refused_in_its_words(cluster: Cluster):
-    wish = cluster.spec(labels={"team": "a"})
-    wish.kubernetes.priority_class = "nw-test-no-such-class"
-    seen = await cluster.backend.plan(cluster.wanted(spec=wish))
-    assert {each.action for each in seen.objects} == {pb.PLANNED_ACTION_CREATE}
-    with pytest.raises(BackendError) as caught:
-        await cluster.backend.apply(cluster.wanted(revision(1, 1001), spec=wish))
-    assert (caught.value.trouble, caught.value.field) == (Trouble.REFUSED, "spec.replicas")
+    wish = cluster.spec()
+    wish.kubernetes.node_selector["zone"] = "a b"
+    plan = await cluster.backend.plan(cluster.wanted(spec=wish))
+    (finding,) = (each for each in plan.findings if "a valid label must be" in each.message)
+    assert finding.is_blocking
+    with pytest.raises(BackendError, match="a valid label must be") as caught:
+        await cluster.backend.apply(cluster.wanted(spec=wish))
+    assert caught.value.trouble == Trouble.REFUSED

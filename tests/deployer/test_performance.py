@@ -65,6 +65,23 @@ async def test_reports_make_health(mesh):
     assert [(e.threshold.kind, e.is_breached) for e in crossed] == [(pb.THRESHOLD_KIND_ACCURACY, True)]
 
 
+async def test_one_that_is_made_again_is_not_judged_by_what_it_was(lone):
+    await ready(lone)
+    clock = Clock(lone)
+    await report(lone, pb.PerformanceSample(accuracy=0.2, requests=1000))
+    await lone.reconciler.look(KEY)
+    await lone.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor"))
+    assert (await lone.settle()).state == pb.DEPLOYMENT_STATE_DELETED
+    clock.advance(1)
+    await deploy(lone)
+    assert (await lone.settle()).state == pb.DEPLOYMENT_STATE_READY
+    assert of(await health(lone), pb.THRESHOLD_KIND_ACCURACY).requests == 0
+    metrics = await lone.deployer.GetDeploymentMetrics(pb.GetDeploymentMetricsRequest(model_id="advisor"))
+    assert not metrics.total.HasField("accuracy")
+    again = await report(lone, pb.PerformanceSample(accuracy=0.9, requests=50))
+    assert of(again, pb.THRESHOLD_KIND_ACCURACY).value == pytest.approx(0.9)
+
+
 async def test_a_repeated_report_counts_once(mesh):
     await ready(mesh)
     for _ in range(3):

@@ -568,6 +568,7 @@ async def test_only_what_keeps_replicas_from_a_place_is_a_matter_of_scheduling(l
     conditions = {each.type: each for each in (await lone.settle()).conditions}
     scheduled, available = conditions["SCHEDULED"], conditions["AVAILABLE"]
     assert (scheduled.is_true, scheduled.reason) == (is_scheduled, "PLACED" if is_scheduled else reason)
+    assert (available.is_true, available.reason) == (True, "AUTOSCALING_BLIND")
     assert "No figures." in available.message
     assert ("In words." in available.message) == is_scheduled
 

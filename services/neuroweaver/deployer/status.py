@@ -172,10 +172,12 @@ def _is_unplaced(reason: str) -> bool:
 def _available(deployment: Deployment, observed: Observed) -> tuple[bool | None, str, str]:
     """With what else the backend has to say of how it serves."""
     is_true, reason, message = _serving(deployment)
-    if reason == "REPLICA_FAILED" and "OOM_KILLED" in dict(observed.reasons):
+    others = [each for each in observed.reasons if not _is_unplaced(each[0]) and each[1] not in message]
+    if is_true and others:  # it serves, though not as was meant
+        reason = others[0][0]
+    elif reason == "REPLICA_FAILED" and "OOM_KILLED" in dict(observed.reasons):
         reason = "OOM_KILLED"
-    others = [text for word, text in observed.reasons if not _is_unplaced(word) and text not in message]
-    return is_true, reason, " ".join([message, *others])
+    return is_true, reason, " ".join([message, *(text for _, text in others)])
 
 
 def _serving(deployment: Deployment) -> tuple[bool | None, str, str]:

@@ -50,6 +50,7 @@ class Writer(Reader):
         if before is not None and was is None:
             _, last_line = await self.line_bounds(after.key)
             after = replace(after, first_line=last_line + 1)
+            await self._forget_measured(after.key)
         events = history.events_of(was, after, why, self.now)
         last = before.last_sequence if before else 0
         first = before.first_sequence if before and was else last + 1
@@ -124,6 +125,11 @@ class Writer(Reader):
         ]
         if rows:
             await self.connection.execute(insert(tables.measurements), rows)
+
+    async def _forget_measured(self, key: Key) -> None:
+        """What was measured and reported: one that is made again numbers its revisions anew."""
+        for table in (tables.measurements, tables.samples):
+            await self.connection.execute(delete(table).where(of(table, key)))
 
     async def add_lines(self, key: Key, lines: Sequence[Line], cursors: Mapping[str, str]) -> None:
         """Lines of a deployment's replicas, and how far each replica's log is read with them."""

@@ -171,7 +171,7 @@ class Fake:
         return made
 
     def forget_history(self) -> None:
-        """Watches from before now are answered by 410."""
+        """Watches from before now are answered by an event of 410."""
         self.oldest = self.version
         self.log.clear()
         self.drop_watches()
@@ -331,10 +331,12 @@ class Fake:
 
     async def _watch(self, request: web.Request, kind: Kind, namespace: str) -> web.StreamResponse:
         since = int(request.query["resourceVersion"])
-        if since < self.oldest:
-            raise Refused(410, "Expired", f"too old resource version: {since} ({self.oldest})")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
+        if since < self.oldest:  # told in a stream that began well
+            expired = Refused(410, "Expired", f"too old resource version: {since} ({self.oldest})")
+            await response.write(json.dumps({"type": "ERROR", "object": expired.body}).encode() + b"\n")
+            return response
         self.watches[response] = namespace
         try:
             while True:

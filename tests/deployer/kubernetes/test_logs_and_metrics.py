@@ -13,6 +13,7 @@ from neuroweaver.deployer.kubernetes import kinds, log_lines, measuring
 from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.v1 import deployer_pb2 as pb
 
 LOG = """2026-01-01T00:00:01.000000001Z {"level": "info", "message": "loading"}
 2026-01-01T00:00:01.000000001Z WARNING: slow
@@ -189,3 +190,15 @@ async def test_a_metrics_server_that_is_away_is_not_asked_each_time(backend: Kub
         (seen,) = await backend.measure(KEY, NAME, spec())
         assert (seen.requests, seen.cpu_cores) == (5, None)
     assert fake.faults[0].seen == 1
+
+
+async def test_inside_a_cluster_a_pod_without_an_address_is_not_asked(
+    backend: KubernetesBackend, fake: Fake, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Api, "is_inside", True)
+    await backend.apply(wanted())
+    assert {each.phase for each in (await backend.observe(KEY, NAME, spec())).replicas} == {
+        pb.REPLICA_PHASE_READY
+    }
+    (measured,) = await backend.measure(KEY, NAME, spec())
+    assert sorted(measured.missing_replicas) == sorted(names(fake))

@@ -188,7 +188,16 @@ async def test_a_node_that_takes_no_pods_has_no_room(backend: KubernetesBackend,
     fake.node("one")
     assert not blocking(await backend.plan(wanted()))
     fake.put(kinds.NODE, fake.get(kinds.NODE, "one", "") | change)
-    assert blocking(await backend.plan(wanted()))
+    assert blocking(await backend.plan(wanted())) == ["NO_NODE"]
+
+
+async def test_a_label_that_no_node_has_is_no_lack_of_cpu(backend: KubernetesBackend, fake: Fake):
+    fake.node("one")
+    wish = spec()
+    wish.kubernetes.node_selector["zone"] = "nowhere"
+    plan = await backend.plan(wanted(spec=wish))
+    assert blocking(plan) == ["NO_NODE"]
+    assert "none of 1 nodes takes them" in finding(plan, "NO_NODE").message
 
 
 @CLOSED

@@ -11,7 +11,9 @@ from deployer.kubernetes.fake import Fake, Fault
 from deployer.kubernetes.wishes import KEY, NAME, spec, wanted
 from neuroweaver.deployer.backend import Key
 from neuroweaver.deployer.kubernetes import kinds
+from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
+from neuroweaver.deployer.kubernetes.watching import Backoff, Watcher
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
@@ -136,7 +138,7 @@ async def test_what_vanished_while_nothing_was_watched_is_told_after_410(
     await ear.hears()
 
 
-@pytest.mark.parametrize("status", [0, 429, 500, 503])
+@pytest.mark.parametrize("status", [0, 410, 429, 500, 503])
 async def test_a_watch_gets_over_faults(backend: KubernetesBackend, fake: Fake, ear: Ear, status: int):
     await backend.apply(wanted())
     await ear.is_quiet()
@@ -162,3 +164,47 @@ async def test_anothers_objects_are_not_heard_of(backend: KubernetesBackend, fak
     )
     await asyncio.sleep(0.3)
     assert ear.heard.empty()
+
+
+async def test_a_moment_forgotten_again_and_again_is_not_asked_for_without_a_pause(api: Api, fake: Fake):
+    waits: list[int] = []
+
+    class Noting(Backoff):
+        def wait_s(self, failures: int) -> float:
+            waits.append(failures)
+            return 0.01
+
+    fake.faults = [Fault(1, 410, times=1000)]
+    watcher = asyncio.create_task(Watcher(api, kinds.SERVICE, "default", lambda key: None, Noting()).run())
+    async with asyncio.timeout(20):
+        while fake.faults[0].seen < 5:  # noqa: ASYNC110  # the fake notifies nobody
+            await asyncio.sleep(0.01)
+    watcher.cancel()
+    assert waits[:3] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(0, "a watch was lost"), (403, "a watch was refused")], ids=["lost", "refused"]
+)
+async def test_a_cluster_that_is_away_for_long_is_told_once_for_each_kind(
+    backend: KubernetesBackend,
+    fake: Fake,
+    ear: Ear,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    words: str,
+):
+    caplog.set_level("INFO", "neuroweaver.deployer")
+    services = Fault(1, status, matches=lambda _, path: path.endswith("/services"), times=1000)
+    for spell in (1, 2):
+        services.seen, fake.faults = 0, [services]
+        fake.drop_watches()
+        async with asyncio.timeout(20):
+            while services.seen < 5:  # noqa: ASYNC110  # the fake notifies nobody
+                await asyncio.sleep(0.01)
+        told = [each.message for each in caplog.records if each.kind == "Service"]
+        assert told.count(words) == spell
+        fake.faults = []
+        await backend.apply(wanted(generation=spell))
+        await ear.hears()
+        await ear.is_quiet()

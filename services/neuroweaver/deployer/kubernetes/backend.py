@@ -474,7 +474,9 @@ class KubernetesBackend:
             return await self._api.pod_text(
                 metadata["namespace"], metadata["name"], pods.PORT, path, timeout_s=_POD_TIMEOUT_S
             )
-        address = pod["status"]["podIP"]
+        address = pod["status"].get("podIP")
+        if not address:
+            raise ConnectionError("the pod has no address")
         host = f"[{address}]" if ":" in address else address
         timeout = aiohttp.ClientTimeout(total=_POD_TIMEOUT_S)
         async with (

@@ -172,6 +172,8 @@ class _Reckoning:
 
     def lack(self) -> str:
         """What there is too little of."""
+        if self._is_shut_out:
+            return "NO_NODE"
         scarce = self._scarce()
         known = {
             "cpu": "INSUFFICIENT_CPU",
@@ -184,8 +186,19 @@ class _Reckoning:
         wanted = ", ".join(
             f"{quantities.written(amount)} {name}" for name, amount in sorted(self._pod.items())
         )
-        fits = capacity.room_for(self._pod, self.nodes or ())
-        return f"{self._new} new replicas of {wanted} each do not fit {when}: {fits} would"
+        if self._is_shut_out:
+            why = (
+                f"none of {len(self._room.nodes or ())} nodes takes them: ready, with the labels asked for "
+                "and no taint that is not tolerated"
+            )
+        else:
+            why = f"{capacity.room_for(self._pod, self.nodes or ())} would"
+        return f"{self._new} new replicas of {wanted} each do not fit {when}: {why}"
+
+    @property
+    def _is_shut_out(self) -> bool:
+        """Whether there are nodes, and none that a replica may come to, however much room it has."""
+        return self.nodes is not None and not self.nodes
 
     def capacity(self, is_enough: bool | None) -> tuple[Capacity, ...]:
         total = sum(self._counts.values())

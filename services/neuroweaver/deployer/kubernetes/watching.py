@@ -59,6 +59,7 @@ class Watcher:
         self._changed = changed
         self._backoff = backoff or Backoff()
         self._known: dict[str, tuple[Key, str]] = {}
+        self._complaint = ""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -70,17 +71,19 @@ class Watcher:
                 failures = 0 if heard else failures + 1
             except Refusal as error:
                 moment = "" if error.is_expired else moment
-                failures = 0 if error.is_expired else failures + 1
+                failures += 1
                 if error.is_missing:  # the kind is not installed, or no longer
                     moment = ""
                     await asyncio.sleep(_UNKNOWN_KIND_S)
                 elif not error.is_expired:
-                    _LOG.warning("a watch was refused", extra={"kind": self._kind.name, "cause": str(error)})
+                    self._complain(logging.WARNING, "a watch was refused", error)
                     await asyncio.sleep(max(error.retry_after_s or 0.0, self._backoff.wait_s(failures)))
+                elif failures > 1:  # forgotten again, right after a list
+                    await asyncio.sleep(self._backoff.wait_s(failures))
                 continue
             except _LOST as error:
                 failures += 1
-                _LOG.info("a watch was lost", extra={"kind": self._kind.name, "cause": str(error)})
+                self._complain(logging.INFO, "a watch was lost", error)
             if failures:
                 await asyncio.sleep(self._backoff.wait_s(failures))
 
@@ -107,12 +110,19 @@ class Watcher:
             ) as events:
                 async for event in events:
                     heard = True
+                    self._complaint = ""
                     moment = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
                         self._tell(event["type"], event["object"])
         except _LOST as error:
-            _LOG.info("a watch was lost", extra={"kind": self._kind.name, "cause": str(error)})
+            self._complain(logging.INFO, "a watch was lost", error)
         return moment, heard
+
+    def _complain(self, level: int, words: str, error: Exception) -> None:
+        """Once, however long it lasts: a cluster that is away for an hour fills no log."""
+        if words != self._complaint:
+            self._complaint = words
+            _LOG.log(level, words, extra={"kind": self._kind.name, "cause": str(error)})
 
     def _tell(self, kind: str, item: Object) -> None:
         key = identity.key_of(item)

@@ -52,6 +52,10 @@ _VERDICTS: Final = {
     pb.ROLLOUT_VERDICT_FAIL: "bold red",
     pb.ROLLOUT_VERDICT_HOLD: "yellow",
 }
+_AS_MEANT: Final = frozenset(
+    {"REACHED", "VERIFIED", "RESOLVED", "PLACED", "SERVING", "AS_APPLIED", "STABLE", "KEPT"}
+)
+"""Reasons of conditions that say no more than that they hold."""
 _TRUTHS: Final = {True: ("yes", "green"), False: ("no", "red"), None: ("not known", "dim")}
 
 
@@ -246,7 +250,8 @@ def _conditions(deployment: pb.Deployment) -> Table:
     for each in deployment.conditions:
         words, style = _TRUTHS[each.is_true if each.HasField("is_true") else None]
         table.add_row(Text(plain(each.type)), Text(words, style), when(each.time), plain(each.reason))
-        if each.message and not (each.HasField("is_true") and each.is_true):
+        is_well = each.HasField("is_true") and each.is_true and each.reason in _AS_MEANT
+        if each.message and not is_well:
             table.add_row("", "", "", Text(plain(each.message), "dim"))
     return table
 
