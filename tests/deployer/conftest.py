@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deployer.worlds import World, world
-from neuroweaver.deployer.store import Store
+from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.database import Database
 from neuroweaver.mesh.migrations import migrate
 

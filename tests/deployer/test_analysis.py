@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployer.courses import NOW, SLICE, Traffic, policy, verdicts
-from neuroweaver.deployer import estimates
-from neuroweaver.deployer.analysis import analysed
 from neuroweaver.deployer.backend import Measured
-from neuroweaver.deployer.counts import Counts, Histogram, Sum, between, reported
-from neuroweaver.deployer.evidence import MOST_SLICES, Evidence, Slice
+from neuroweaver.deployer.figures.counts import Counts, Histogram, Sum, between, reported
+from neuroweaver.deployer.rollouts import estimates
+from neuroweaver.deployer.rollouts.analysis import analysed
+from neuroweaver.deployer.rollouts.evidence import MOST_SLICES, Evidence, Slice
 from neuroweaver.v1 import deployer_pb2 as pb
 
 ERRORS = pb.ROLLOUT_METRIC_ERROR_RATE

@@ -8,9 +8,9 @@ import pytest
 
 from deployer.worlds import KEY, QUICK, deploy, get, move, publish, until
 from neuroweaver.deployer.backend import Finding, Key
-from neuroweaver.deployer.follower import Follower
-from neuroweaver.deployer.lease import Lease, LeaseLost
-from neuroweaver.deployer.reconciler import Reconciler
+from neuroweaver.deployer.control.follower import Follower
+from neuroweaver.deployer.control.lease import Lease, LeaseLost
+from neuroweaver.deployer.control.reconciler import Reconciler
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import registry_pb2
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuroweaver.deployer.counts import Counts, Sum, reported, total
-from neuroweaver.deployer.health import Health, Serving, judged
-from neuroweaver.deployer.thresholds import ThresholdState, completed, evaluated, told
-from neuroweaver.deployer.window import Window
+from neuroweaver.deployer.figures.counts import Counts, Sum, reported, total
+from neuroweaver.deployer.figures.health import Health, Serving, judged
+from neuroweaver.deployer.figures.thresholds import ThresholdState, completed, evaluated, told
+from neuroweaver.deployer.figures.window import Window
 from neuroweaver.v1 import deployer_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,8 +14,8 @@ from prometheus_client import REGISTRY
 from deployer.test_rollouts import Clock
 from deployer.worlds import KEY, deploy, get, publish, refusal, until
 from neuroweaver.deployer.backend import Key, Measured, Redirect
-from neuroweaver.deployer.measurement import Tally
-from neuroweaver.deployer.proof import first
+from neuroweaver.deployer.figures.measurement import Tally
+from neuroweaver.deployer.figures.proof import first
 from neuroweaver.mesh import errors
 from neuroweaver.v1 import deployer_pb2 as pb
 

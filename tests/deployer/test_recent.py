@@ -14,9 +14,9 @@ from deployer.test_performance import of, ready, report
 from deployer.test_rollouts import Clock
 from deployer.worlds import KEY
 from neuroweaver.deployer.backend import Key, Measured
-from neuroweaver.deployer.measurement import Sample, Tally
-from neuroweaver.deployer.reader import Reader
-from neuroweaver.deployer.recent import Memory
+from neuroweaver.deployer.figures.measurement import Sample, Tally
+from neuroweaver.deployer.figures.recent import Memory
+from neuroweaver.deployer.storage.reader import Reader
 from neuroweaver.v1 import deployer_pb2 as pb
 
 DAY = pb.DeploymentSpec(thresholds=pb.ModelThresholds(window={"seconds": 86_400}))

@@ -10,11 +10,11 @@ import pytest
 
 from deployer.fakes import Killed, unreachable
 from deployer.worlds import KEY, QUICK, World, deploy, get, publish, until
-from neuroweaver.deployer import tables
 from neuroweaver.deployer.__main__ import service
 from neuroweaver.deployer.backend import BackendError, Trouble
-from neuroweaver.deployer.lease import Lease, LeaseLost, Tenant
-from neuroweaver.deployer.reconciler import Reconciler
+from neuroweaver.deployer.control.lease import Lease, LeaseLost, Tenant
+from neuroweaver.deployer.control.reconciler import Reconciler
+from neuroweaver.deployer.storage import tables
 from neuroweaver.v1 import deployer_pb2 as pb
 
 

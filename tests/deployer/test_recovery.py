@@ -3,9 +3,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from neuroweaver.deployer.backend import Key
-from neuroweaver.deployer.health import Health
+from neuroweaver.deployer.figures.health import Health
+from neuroweaver.deployer.figures.thresholds import ThresholdState
 from neuroweaver.deployer.recovery import Move, Watch, cycle, decide
-from neuroweaver.deployer.thresholds import ThresholdState
 from neuroweaver.v1 import deployer_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployer.world import CRASH_LOOP, LOADING, NOW, READY, World, spec
-from neuroweaver.deployer import replacing, transitions
-from neuroweaver.deployer.counts import Counts, Sum
-from neuroweaver.deployer.rollout import RevisionSeen, Seen
+from neuroweaver.deployer.figures.counts import Counts, Sum
+from neuroweaver.deployer.rollouts import replacing, transitions
+from neuroweaver.deployer.rollouts.rollout import RevisionSeen, Seen
 from neuroweaver.v1 import deployer_pb2 as pb
 
 STARTING = pb.ROLLOUT_STATE_STARTING

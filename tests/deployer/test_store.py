@@ -8,19 +8,21 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import select
 
-from neuroweaver.deployer import model, records, tables, transitions
+from neuroweaver.deployer import model
 from neuroweaver.deployer.backend import Bundle, File, Key, Line, Measured, Replica
-from neuroweaver.deployer.health import Health
+from neuroweaver.deployer.control.housekeeping import chores
+from neuroweaver.deployer.figures.health import Health
+from neuroweaver.deployer.figures.measurement import Sample, Tally
+from neuroweaver.deployer.figures.thresholds import ThresholdState
 from neuroweaver.deployer.history import Occasion
-from neuroweaver.deployer.housekeeping import chores
-from neuroweaver.deployer.measurement import Sample, Tally
 from neuroweaver.deployer.model import Condition, Deployment
 from neuroweaver.deployer.naming import resource_name
 from neuroweaver.deployer.recovery import Watch
-from neuroweaver.deployer.rollout import RevisionSeen, Seen
+from neuroweaver.deployer.rollouts import transitions
+from neuroweaver.deployer.rollouts.rollout import RevisionSeen, Seen
 from neuroweaver.deployer.specification import Defaults, completed
-from neuroweaver.deployer.thresholds import ThresholdState
-from neuroweaver.deployer.writer import Writer
+from neuroweaver.deployer.storage import records, tables
+from neuroweaver.deployer.storage.writer import Writer
 from neuroweaver.v1 import deployer_pb2 as pb
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
@@ -172,7 +174,7 @@ async def test_deployments_that_are_gone_for_long_leave_nothing_behind(store):
 
 
 async def test_only_the_newest_lines_of_a_log_are_kept(store, monkeypatch):
-    monkeypatch.setattr("neuroweaver.deployer.writer.LINES_KEPT", 10)
+    monkeypatch.setattr("neuroweaver.deployer.storage.writer.LINES_KEPT", 10)
 
     async def save(deployments: Writer):
         await deployments.save(None, made(), WHY)

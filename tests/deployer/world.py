@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from neuroweaver.deployer import replacing, rollout_records, transitions
 from neuroweaver.deployer.backend import Measured
-from neuroweaver.deployer.rollout import RevisionSeen, Seen
+from neuroweaver.deployer.rollouts import replacing, rollout_records, transitions
+from neuroweaver.deployer.rollouts.rollout import RevisionSeen, Seen
 from neuroweaver.v1 import deployer_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,13 +14,13 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from deployer.fakes import FakeBackend
-from neuroweaver.deployer import server
 from neuroweaver.deployer.backend import Key
-from neuroweaver.deployer.follower import Follower
+from neuroweaver.deployer.control.follower import Follower
+from neuroweaver.deployer.control.reconciler import Pace, Reconciler
+from neuroweaver.deployer.methods import server
 from neuroweaver.deployer.planning import Planner
-from neuroweaver.deployer.reconciler import Pace, Reconciler
 from neuroweaver.deployer.specification import Defaults
-from neuroweaver.deployer.store import Store
+from neuroweaver.deployer.storage.store import Store
 from neuroweaver.deployer.versions import Versions
 from neuroweaver.mesh.channel import channel
 from neuroweaver.mesh.database import Database
@@ -64,7 +64,7 @@ class World:
 
     async def seen(self, key: Key = KEY) -> Any:
         """The deployment, whatever became of it."""
-        from neuroweaver.deployer.writer import answer
+        from neuroweaver.deployer.storage.writer import answer
 
         async with self.store.read(key.project) as deployments:
             kept = await deployments.find(key)

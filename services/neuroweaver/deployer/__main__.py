@@ -10,21 +10,21 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
-from neuroweaver.deployer import server
 from neuroweaver.deployer.backend import Backend, BackendError
-from neuroweaver.deployer.follower import Follower
-from neuroweaver.deployer.housekeeping import keep_house
+from neuroweaver.deployer.control.follower import Follower
+from neuroweaver.deployer.control.housekeeping import keep_house
+from neuroweaver.deployer.control.lease import Lease, LeaseLost, Tenant
+from neuroweaver.deployer.control.reconciler import Reconciler
 from neuroweaver.deployer.kubernetes.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.lease import Election
-from neuroweaver.deployer.lease import Lease, LeaseLost, Tenant
 from neuroweaver.deployer.local.backend import LocalSettings, local_backend
+from neuroweaver.deployer.methods import server
 from neuroweaver.deployer.planning import Backends, Planner
-from neuroweaver.deployer.reconciler import Reconciler
 from neuroweaver.deployer.sources import BaseModels, Files
 from neuroweaver.deployer.specification import Defaults
-from neuroweaver.deployer.store import Store
+from neuroweaver.deployer.storage.store import Store
 from neuroweaver.deployer.versions import Versions
 from neuroweaver.mesh.channel import channel
 from neuroweaver.mesh.database import Database

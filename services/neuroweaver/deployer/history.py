@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from neuroweaver.deployer import messages
 from neuroweaver.deployer.backend import Replica, Scaling
+from neuroweaver.deployer.methods import messages
 from neuroweaver.deployer.model import SYSTEM, Condition, Deployment
 from neuroweaver.v1 import deployer_pb2 as pb
 

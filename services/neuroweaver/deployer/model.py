@@ -13,9 +13,9 @@ from enum import StrEnum
 from typing import Final
 
 from neuroweaver.deployer.backend import Bundle, FieldChange, Key, Replica
-from neuroweaver.deployer.health import Health
+from neuroweaver.deployer.figures.health import Health
 from neuroweaver.deployer.recovery import Watch
-from neuroweaver.deployer.rollout import Rollout
+from neuroweaver.deployer.rollouts.rollout import Rollout
 from neuroweaver.mesh.errors import Aborted, FailedPrecondition, NotFound
 from neuroweaver.v1 import deployer_pb2 as pb
 

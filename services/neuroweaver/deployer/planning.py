@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from neuroweaver.deployer import messages, model, naming, specification, wish
+from neuroweaver.deployer import model, naming, specification
 from neuroweaver.deployer.backend import Backend, BackendError, BackendPlan, Bundle, Key, Trouble
+from neuroweaver.deployer.control import wish
+from neuroweaver.deployer.methods import messages
 from neuroweaver.deployer.model import Deployment
 from neuroweaver.deployer.specification import Defaults
 from neuroweaver.deployer.versions import Versions

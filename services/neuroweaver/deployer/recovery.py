@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from neuroweaver.deployer.backend import Key
-from neuroweaver.deployer.health import Health
+from neuroweaver.deployer.figures.health import Health
 from neuroweaver.mesh.clock import from_microseconds, microseconds
 from neuroweaver.v1 import deployer_pb2 as pb
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from neuroweaver.deployer.backend import BackendError, File, Trouble
-from neuroweaver.deployer.store import Store
+from neuroweaver.deployer.storage.store import Store
 from neuroweaver.deployer.versions import Versions
 from neuroweaver.mesh.errors import Error, FailedPrecondition
 

@@ -1,0 +1,247 @@
+"""Follows aliases: when one moves, every deployment that follows it rolls out what it names then.
+
+What an alias names is asked for, again and again, and compared with what was last acted on; so a move that
+happened while nobody looked is found at the next look. A watch of the Registry only says when to ask at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import grpc
+from sqlalchemy.exc import SQLAlchemyError
+
+from neuroweaver.deployer import specification
+from neuroweaver.deployer.backend import Bundle, Key
+from neuroweaver.deployer.control.lease import Lease, LeaseLost
+from neuroweaver.deployer.control.status import with_condition
+from neuroweaver.deployer.history import Occasion
+from neuroweaver.deployer.model import Deployment
+from neuroweaver.deployer.planning import Planner
+from neuroweaver.deployer.storage.store import Store
+from neuroweaver.deployer.storage.writer import Writer
+from neuroweaver.mesh import errors
+from neuroweaver.mesh.errors import Error, FailedPrecondition, NotFound, Unavailable
+from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
+
+_LOG: Final = logging.getLogger("neuroweaver.deployer")
+
+PERIOD_S: Final = 5.0
+RECONNECT_S: Final = 2.0
+MAX_BACKOFF_S: Final = 60.0
+# A plan reads files of up to half a gigabyte.
+PLAN_S: Final = 120.0
+_BATCH_S: Final = 0.05
+_MOST_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A version that could not be rolled out by the spec of a generation: how often in a row, and the time at
+    which it is tried again.
+    """
+
+    version: str
+    generation: int
+    times: int
+    retry_at: float
+
+    def is_of(self, deployment: Deployment, bundle: Bundle) -> bool:
+        return (self.version, self.generation) == (bundle.version, deployment.generation)
+
+
+class Follower:
+    def __init__(
+        self,
+        store: Store,
+        planner: Planner,
+        registry: registry_pb2_grpc.RegistryServiceAsyncStub,
+        *,
+        period_s: float = PERIOD_S,
+        plan_s: float = PLAN_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._planner = planner
+        self._registry = registry
+        self._period_s = period_s
+        self._plan_s = plan_s
+        self._clock = clock
+        self._refusals: dict[Key, Refusal] = {}
+        self._moved = asyncio.Event()
+        self._sequence = 0
+
+    async def run(self, lease: Lease | None = None) -> None:
+        """Until cancelled. Raises LeaseLost once the lease is another's."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            while True:
+                self._moved.clear()
+                await self.look(lease)
+                try:
+                    await asyncio.wait_for(self._moved.wait(), self._period_s)
+                except TimeoutError:
+                    continue
+                await asyncio.sleep(_BATCH_S)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def look(self, lease: Lease | None = None) -> None:
+        """At every deployment that follows an alias."""
+        try:
+            following = [each for each in await self._store.everything() if _follows(each)]
+        except (SQLAlchemyError, Error) as error:  # the database may be back in a second
+            _LOG.warning("aliases not looked at", extra={"cause": type(error).__name__})
+            return
+        keys = {each.key for each in following}
+        self._refusals = {key: refusal for key, refusal in self._refusals.items() if key in keys}
+        places = asyncio.Semaphore(_MOST_AT_ONCE)
+        looks = [self._looked_at(each, lease, places) for each in following]
+        for found in await asyncio.gather(*looks, return_exceptions=True):
+            if found is not None:
+                raise found
+
+    async def _looked_at(
+        self, deployment: Deployment, lease: Lease | None, places: asyncio.Semaphore
+    ) -> None:
+        """Raises LeaseLost."""
+        model_id = deployment.key.model_id
+        async with places:
+            try:
+                await self._look_at(deployment, lease)
+            except (SQLAlchemyError, Unavailable, TimeoutError) as error:
+                _LOG.warning(
+                    "alias not looked at", extra={"model_id": model_id, "cause": type(error).__name__}
+                )
+            except LeaseLost:
+                raise
+            except Exception:  # noqa: BLE001  # one deployment's fault must not hold up all others
+                _LOG.exception("alias not looked at", extra={"model_id": model_id})
+
+    async def _look_at(self, deployment: Deployment, lease: Lease | None) -> None:
+        key, alias = deployment.key, deployment.alias
+        try:
+            bundle = await self._planner.versions.selected(key.model_id, f"@{alias}")
+        except NotFound:
+            await self._say(key, alias, False, "ALIAS_MISSING", f"Nothing is named {alias} any more.", lease)
+            return
+        except FailedPrecondition as error:
+            await self._say(key, alias, False, error.reason, error.description, lease)
+            return
+        if bundle.version != deployment.followed:
+            if self._must_wait(deployment, bundle):
+                return
+            await self._roll_out(deployment, bundle, lease)
+            return
+        await self._say(key, alias, True, "RESOLVED", f"{alias} names {bundle.version}.", lease)
+
+    async def _roll_out(self, deployment: Deployment, bundle: Bundle, lease: Lease | None) -> None:
+        """What the alias names now. Where that cannot be, what serves stays, and it is tried again."""
+        key, alias = deployment.key, deployment.alias
+        try:
+            spec = specification.completed(deployment.asked, key, bundle, self._planner.defaults)
+            draft_of = deployment.followed_to(bundle, spec, now=self._store.clock())
+            async with asyncio.timeout(self._plan_s):
+                draft = await self._planner.planned(deployment.asked, spec, bundle, draft_of)
+            draft.require_feasible()
+        except (Unavailable, TimeoutError):
+            self._refuse(deployment, bundle)
+            raise
+        except Error as error:
+            self._refuse(deployment, bundle)
+            text = f"{alias} names {bundle.version}, which cannot be rolled out: {error.description}"
+            await self._say(key, alias, False, error.reason, text, lease)
+            return
+
+        async def follow(deployments: Writer) -> None:
+            before = await deployments.find(key)
+            if before is None or not _follows(before.deployment) or before.deployment.alias != alias:
+                return
+            current = before.deployment
+            if current.followed == bundle.version:
+                return
+            made = specification.completed(current.asked, key, bundle, self._planner.defaults)
+            after = current.followed_to(bundle, made, now=deployments.now)
+            if after.target != current.target:
+                after = replace(after, replacement=draft.plan.replacement)
+            status = with_condition(
+                after.status,
+                "ALIAS_RESOLVED",
+                is_true=True,
+                reason="RESOLVED",
+                message=f"{alias} names {bundle.version}.",
+                now=deployments.now,
+            )
+            await deployments.save(before, replace(after, status=status), Occasion(cause="SPEC"))
+
+        await self._store.transact(key.project, follow, lease=lease)
+        self._refusals.pop(key, None)
+
+    def _must_wait(self, deployment: Deployment, bundle: Bundle) -> bool:
+        """Whether the same was refused just now. Another version, or another spec, is tried at once."""
+        known = self._refusals.get(deployment.key)
+        return known is not None and known.is_of(deployment, bundle) and self._clock() < known.retry_at
+
+    def _refuse(self, deployment: Deployment, bundle: Bundle) -> None:
+        known = self._refusals.get(deployment.key)
+        times = known.times + 1 if known is not None and known.is_of(deployment, bundle) else 1
+        delay_s = min(self._period_s * 2.0 ** min(times, 10), MAX_BACKOFF_S)
+        retry_at = self._clock() + delay_s
+        self._refusals[deployment.key] = Refusal(bundle.version, deployment.generation, times, retry_at)
+
+    async def _say(
+        self, key: Key, alias: str, is_true: bool, reason: str, message: str, lease: Lease | None
+    ) -> None:
+        """Notes whether the alias leads to something, where that is news."""
+        async with self._store.read(key.project) as deployments:
+            kept = await deployments.find(key)
+        known = kept.deployment.status.condition("ALIAS_RESOLVED") if kept else None
+        if known and (known.is_true, known.reason, known.message) == (is_true, reason, message):
+            return
+
+        async def say(deployments: Writer) -> None:
+            before = await deployments.find(key)
+            if before is None or not _follows(before.deployment) or before.deployment.alias != alias:
+                return
+            status = with_condition(
+                before.deployment.status,
+                "ALIAS_RESOLVED",
+                is_true=is_true,
+                reason=reason,
+                message=message,
+                now=deployments.now,
+            )
+            await deployments.save(before, replace(before.deployment, status=status), Occasion())
+
+        await self._store.transact(key.project, say, lease=lease)
+
+    async def _watch(self) -> None:
+        """Has the Registry say when an alias moves. Where it cannot, the timer still asks."""
+        while True:
+            request = registry_pb2.WatchModelsRequest(since_sequence=self._sequence)
+            try:
+                async for event in self._registry.WatchModels(request):
+                    self._sequence = event.sequence
+                    if event.WhichOneof("subject") == "alias":
+                        self._moved.set()
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.OUT_OF_RANGE:
+                    self._sequence = _before_oldest(error)
+                _LOG.debug("registry not watched", extra={"cause": error.code().name})
+            await asyncio.sleep(RECONNECT_S)
+
+
+def _follows(deployment: Deployment) -> bool:
+    return bool(deployment.alias) and not deployment.is_being_removed and not deployment.is_gone
+
+
+def _before_oldest(error: grpc.RpcError) -> int:
+    """Where a watch can be resumed after events were dropped; 0 if that is not told."""
+    oldest = errors.metadata(error).get("oldest_sequence", "")
+    return int(oldest) - 1 if oldest.isdecimal() and int(oldest) > 0 else 0

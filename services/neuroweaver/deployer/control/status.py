@@ -1,0 +1,230 @@
+"""Where a deployment stands, told by what its backend sees: its state, and what is true of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+
+from neuroweaver.deployer.backend import BackendError, Observed, Replica, Trouble
+from neuroweaver.deployer.figures.health import Health
+from neuroweaver.deployer.model import Condition, Deployment, Status
+from neuroweaver.v1 import deployer_pb2 as pb
+
+_FAILING: Final = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})
+_ENDED: Final = frozenset({pb.REPLICA_PHASE_GONE})
+# Why a replica finds no place. Others, such as an autoscaler without figures, keep none from its place.
+_UNPLACED: Final = frozenset({"UNSCHEDULABLE", "QUOTA_EXCEEDED", "REPLICA_REFUSED", "NO_ROOM", "DISK_FULL"})
+_OUT_OF_REACH: Final = frozenset({Trouble.UNREACHABLE, Trouble.FORBIDDEN, Trouble.NOT_CONFIGURED})
+
+
+def seen(
+    status: Status,
+    observed: Observed | None,
+    trouble: BackendError | None,
+    health: Health,
+    now: datetime,
+    *,
+    generation: int,
+) -> Status:
+    """With what a look saw. observed: None: nothing could be seen, so what was known stays.
+
+    generation: of the wish that was applied before the look.
+    """
+    status = replace(status, health=health)
+    if observed is None:
+        return status
+    return replace(
+        status,
+        endpoint=observed.endpoint,
+        replicas=tuple(each for each in observed.replicas if each.phase not in _ENDED),
+        draining={
+            each.replica_id: status.draining.get(each.replica_id, now)
+            for each in observed.replicas
+            if each.phase == pb.REPLICA_PHASE_DRAINING
+        },
+        desired=dict(observed.desired),
+        weights=dict(observed.weights),
+        drift=observed.drift,
+        drift_corrected=observed.drift_corrected,
+        is_idle=observed.is_idle,
+        generation=generation if trouble is None else status.generation,
+    )
+
+
+def told(
+    deployment: Deployment, observed: Observed | None, trouble: BackendError | None, now: datetime
+) -> Status:
+    """The status with its state and conditions, of a deployment whose status holds what was seen."""
+    status = deployment.status
+    state, message = _state(deployment, trouble)
+    if state == pb.DEPLOYMENT_STATE_READY:
+        status = replace(status, settled_replicas=status.ready())
+        if status.state != state or status.ready_time is None:
+            status = replace(status, ready_time=now)
+    conditions = _conditions(deployment, observed, trouble, now)
+    return replace(status, state=state, message=message, conditions=conditions)
+
+
+def with_condition(
+    status: Status, kind: str, *, is_true: bool | None, reason: str, message: str, now: datetime
+) -> Status:
+    """With one condition as it is now; its time stays while it says the same."""
+    known = status.condition(kind)
+    since = known.time if known and (known.is_true, known.reason) == (is_true, reason) else now
+    new = Condition(type=kind, is_true=is_true, reason=reason, message=message, time=since)
+    if known is None:
+        return replace(status, conditions=(*status.conditions, new))
+    conditions = tuple(new if each.type == kind else each for each in status.conditions)
+    return replace(status, conditions=conditions)
+
+
+def _state(  # noqa: PLR0911  # the first that holds
+    deployment: Deployment, trouble: BackendError | None
+) -> tuple[pb.DeploymentState.ValueType, str]:
+    status = deployment.status
+    ready, wanted = status.ready(), deployment.replicas
+    failing = [each for each in status.replicas if each.phase in _FAILING]
+    if deployment.is_being_removed:
+        return pb.DEPLOYMENT_STATE_DELETING, f"Draining: {len(status.replicas)} replicas are left."
+    if status.is_idle:
+        return pb.DEPLOYMENT_STATE_IDLE, "Scaled to zero; the first request starts a replica."
+    if wanted == 0 and not status.replicas:
+        return pb.DEPLOYMENT_STATE_IDLE, "Scaled to zero by request."
+    if ready == 0 and failing:
+        return pb.DEPLOYMENT_STATE_FAILED, _why(failing)
+    if ready == 0 and trouble is not None:
+        return pb.DEPLOYMENT_STATE_FAILED, str(trouble)
+    if deployment.is_rolling:
+        return pb.DEPLOYMENT_STATE_PROGRESSING, deployment.rollout.message if deployment.rollout else ""
+    if ready >= wanted and status.ready(deployment.target) >= wanted:
+        return _served(deployment)
+    if status.settled_replicas is not None and wanted <= status.settled_replicas:
+        if ready == 0:
+            return pb.DEPLOYMENT_STATE_FAILED, "No replica is ready."
+        return pb.DEPLOYMENT_STATE_DEGRADED, f"{ready} of {wanted} replicas are ready." + (
+            f" {_why(failing)}" if failing else ""
+        )
+    return pb.DEPLOYMENT_STATE_PROGRESSING, f"{ready} of {wanted} replicas are ready."
+
+
+def _served(deployment: Deployment) -> tuple[pb.DeploymentState.ValueType, str]:
+    """With all replicas ready."""
+    health = deployment.status.health
+    if health is not None and health.state in {pb.HEALTH_STATE_DEGRADED, pb.HEALTH_STATE_UNHEALTHY}:
+        return pb.DEPLOYMENT_STATE_DEGRADED, health.reason
+    return pb.DEPLOYMENT_STATE_READY, f"All {deployment.status.ready()} replicas are ready."
+
+
+def _why(failing: Iterable[Replica]) -> str:
+    """In the words of the one that says most."""
+    worst = max(failing, key=lambda each: (each.phase == pb.REPLICA_PHASE_CRASH_LOOP, len(each.message)))
+    return worst.message or f"Replica {worst.replica_id} ended with an error."
+
+
+def _conditions(
+    deployment: Deployment, observed: Observed | None, trouble: BackendError | None, now: datetime
+) -> tuple[Condition, ...]:
+    status = deployment.status
+
+    def say(kind: str, is_true: bool | None, reason: str, message: str) -> None:
+        nonlocal status
+        status = with_condition(status, kind, is_true=is_true, reason=reason, message=message, now=now)
+
+    if trouble is not None and trouble.trouble in _OUT_OF_REACH:
+        say("BACKEND_REACHABLE", False, trouble.trouble.value, str(trouble))
+    elif observed is not None:
+        say("BACKEND_REACHABLE", True, "REACHED", "The backend answers.")
+    if trouble is not None and trouble.trouble == Trouble.ARTIFACTS:
+        say("ARTIFACTS_VERIFIED", False, "DIGEST_MISMATCH", str(trouble))
+    elif observed is not None and (trouble is None or status.condition("ARTIFACTS_VERIFIED") is None):
+        say("ARTIFACTS_VERIFIED", True, "VERIFIED", "The files are there and have their digests.")
+    if observed is not None:
+        say("SCHEDULED", *_scheduled(deployment, observed, trouble))
+        say("AVAILABLE", *_available(deployment, observed))
+        say("DRIFT_FREE", *_drift_free(status))
+    say("ROLLED_OUT", *_rolled_out(deployment))
+    say("THRESHOLDS_KEPT", *_thresholds_kept(status.health))
+    return status.conditions
+
+
+def _scheduled(
+    deployment: Deployment, observed: Observed, trouble: BackendError | None
+) -> tuple[bool | None, str, str]:
+    for reason, message in observed.reasons:
+        if _is_unplaced(reason):
+            return False, reason, message
+    if trouble is not None and trouble.trouble not in _OUT_OF_REACH | {Trouble.ARTIFACTS}:
+        return False, trouble.trouble.value, str(trouble)
+    waiting = sum(each.phase == pb.REPLICA_PHASE_SCHEDULING for each in observed.replicas)
+    if waiting:
+        return None, "WAITING", f"{waiting} replicas wait for a place."
+    if len(observed.replicas) < deployment.replicas:
+        return None, "WAITING", f"{len(observed.replicas)} of {deployment.replicas} replicas are placed."
+    return True, "PLACED", "Every replica has its place."
+
+
+def _is_unplaced(reason: str) -> bool:
+    return reason in _UNPLACED or reason.startswith("INSUFFICIENT_")
+
+
+def _available(deployment: Deployment, observed: Observed) -> tuple[bool | None, str, str]:
+    """With what else the backend has to say of how it serves."""
+    is_true, reason, message = _serving(deployment)
+    others = [each for each in observed.reasons if not _is_unplaced(each[0]) and each[1] not in message]
+    if is_true and others:  # it serves, though not as was meant
+        reason = others[0][0]
+    elif reason == "REPLICA_FAILED" and "OOM_KILLED" in dict(observed.reasons):
+        reason = "OOM_KILLED"
+    return is_true, reason, " ".join([message, *(text for _, text in others)])
+
+
+def _serving(deployment: Deployment) -> tuple[bool | None, str, str]:
+    status = deployment.status
+    ready = status.ready()
+    if ready:
+        return True, "SERVING", f"{ready} replicas are ready."
+    if status.is_idle:
+        return True, "IDLE", "The first request starts a replica."
+    failing = [each for each in status.replicas if each.phase in _FAILING]
+    if any(each.phase == pb.REPLICA_PHASE_CRASH_LOOP for each in failing):
+        return False, "CRASH_LOOP", _why(failing)
+    if failing:
+        return False, "REPLICA_FAILED", _why(failing)
+    if deployment.replicas == 0:
+        return False, "STOPPED", "No replica is wanted."
+    return False, "NOT_READY", "No replica is ready yet."
+
+
+def _drift_free(status: Status) -> tuple[bool | None, str, str]:
+    if not status.drift:
+        return True, "AS_APPLIED", "Everything is as it was applied."
+    changed = ", ".join(sorted({each.object for each in status.drift})[:5])
+    if status.drift_corrected:
+        return True, "CORRECTED", f"Somebody else changed {changed}; it was set back."
+    return False, "DRIFT", f"Somebody else changed {changed}, and owns what was changed."
+
+
+def _rolled_out(deployment: Deployment) -> tuple[bool | None, str, str]:
+    if deployment.stable == deployment.target and not deployment.is_rolling:
+        return True, "STABLE", f"Revision {deployment.stable} is the one that shall serve."
+    if not deployment.stable:
+        return False, "FIRST_START", f"Revision {deployment.target} starts for the first time."
+    rollout = deployment.rollout
+    if rollout is None or rollout.is_over:
+        return False, "ROLLING_OUT", f"Revision {deployment.target} takes the place of {deployment.stable}."
+    return False, pb.RolloutState.Name(rollout.state).removeprefix("ROLLOUT_STATE_"), rollout.message
+
+
+def _thresholds_kept(health: Health | None) -> tuple[bool | None, str, str]:
+    if health is None or all(each.value is None for each in health.thresholds):
+        return None, "NO_DATA", "Too little was measured to say."
+    broken = [
+        pb.ThresholdKind.Name(each.kind).removeprefix("THRESHOLD_KIND_")
+        for each in health.thresholds
+        if each.is_breached
+    ]
+    if broken:
+        return False, broken[0], f"Beyond its limit: {', '.join(broken)}."
+    return True, "KEPT", "Every threshold with data is kept."

@@ -1,0 +1,1 @@
+"""What was measured of a deployment, and what that says of its health."""

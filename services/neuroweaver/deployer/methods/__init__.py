@@ -1,0 +1,1 @@
+"""The RPCs: from a request to its answer."""

@@ -1,0 +1,1 @@
+"""What the Deployer keeps, and how it is read and written."""

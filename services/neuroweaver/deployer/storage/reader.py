@@ -1,0 +1,244 @@
+"""What a transaction reads of a project: deployments and what belongs to them, never rows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Row, Select, and_, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuroweaver.deployer.backend import Key, Line
+from neuroweaver.deployer.figures.measurement import Sample, Tally
+from neuroweaver.deployer.model import Deployment
+from neuroweaver.deployer.storage import records, tables
+from neuroweaver.mesh import filters
+from neuroweaver.mesh.errors import InvalidArgument, NotFound
+from neuroweaver.mesh.pagination import Page
+from neuroweaver.v1 import deployer_pb2 as pb
+
+LABELS: Final = "labels."
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A deployment as it is stored. sequences: of its last event, and of the first since it was made last."""
+
+    deployment: Deployment
+    last_sequence: int
+    first_sequence: int
+
+
+@dataclass(frozen=True)
+class NumberedLine:
+    sequence: int
+    line: Line
+
+
+class Reader:
+    """What one transaction sees of a project."""
+
+    def __init__(self, connection: AsyncConnection, project: str) -> None:
+        self.connection = connection
+        self.project = project
+
+    async def find(self, key: Key) -> Kept | None:
+        """Also one that is gone."""
+        table = tables.deployments
+        row = (await self.connection.execute(select(table).where(of(table, key)))).one_or_none()
+        return _kept(row) if row else None
+
+    async def kept(self, key: Key, *, show_gone: bool = False) -> Kept:
+        """Raises NotFound."""
+        found = await self.find(key)
+        if found is None or (found.deployment.is_gone and not show_gone):
+            raise NotFound("deployment", f"{key.model_id}/{key.name}")
+        return found
+
+    async def deployment(self, key: Key) -> Deployment:
+        """Raises NotFound, also for one that is gone."""
+        return (await self.kept(key)).deployment
+
+    async def deployments(
+        self, page: Page, terms: Sequence[filters.Term], *, by_time: bool = False
+    ) -> tuple[Sequence[Kept], str]:
+        """A page, and the token of the next one. terms: of state, model_id, alias and labels.
+
+        Raises InvalidArgument for a state that is none.
+        """
+        table = tables.deployments
+        statement = select(table).where(table.c.project == self.project)
+        if not any(key == "state" for key, _ in terms):
+            statement = statement.where(table.c.state != pb.DEPLOYMENT_STATE_DELETED)
+        for key, value in terms:
+            statement = statement.where(_holds(key, value))
+        columns = [table.c.model_id, table.c.name]
+        if by_time:
+            columns = [table.c.create_time, *columns]
+        statement = page.apply(statement, *columns, descending=by_time)
+        rows = (await self.connection.execute(statement)).all()
+        shown, token = page.cut(
+            rows,
+            key=lambda row: (
+                (row.create_time, row.model_id, row.name) if by_time else (row.model_id, row.name)
+            ),
+        )
+        return [_kept(row) for row in shown], token
+
+    async def backed_by(self, key: Key) -> list[Key]:
+        """The deployments whose backup this one is, or whose traffic it has."""
+        found = await self.present()
+        return [each.key for each in found if each.key != key and key in {_backup(each), each.switched_to}]
+
+    async def present(self) -> list[Deployment]:
+        """All of the project that are not gone."""
+        table = tables.deployments
+        statement = select(table).where(
+            table.c.project == self.project, table.c.state != pb.DEPLOYMENT_STATE_DELETED
+        )
+        return [_kept(row).deployment for row in await self.connection.execute(statement)]
+
+    async def events(self, key: Key, after: int, limit: int, *, first: int = 1) -> list[pb.DeploymentEvent]:
+        """Those after a sequence, in order. first: none before that."""
+        table = tables.events
+        statement = (
+            select(table.c.sequence, table.c.event)
+            .where(of(table, key), table.c.sequence > after, table.c.sequence >= first)
+            .order_by(table.c.sequence)
+            .limit(limit)
+        )
+        return [pb.DeploymentEvent.FromString(row.event) for row in await self.connection.execute(statement)]
+
+    async def lines(self, key: Key, after: int, limit: int) -> list[NumberedLine]:
+        """The log lines after a sequence, in order."""
+        table = tables.log_lines
+        statement = (
+            select(table)
+            .where(of(table, key), table.c.sequence > after)
+            .order_by(table.c.sequence)
+            .limit(limit)
+        )
+        return [_line(row) for row in await self.connection.execute(statement)]
+
+    async def line_bounds(self, key: Key) -> tuple[int, int]:
+        """The sequences of the oldest line kept and of the last; (1, 0) if there is none."""
+        table = tables.log_lines
+        ends = []
+        for order in (table.c.sequence.asc(), table.c.sequence.desc()):
+            statement = select(table.c.sequence).where(of(table, key)).order_by(order).limit(1)
+            ends.append((await self.connection.execute(statement)).scalar_one_or_none())
+        first, last = ends
+        return (first, last) if first is not None and last is not None else (1, 0)
+
+    async def tail(self, key: Key, count: int, *, replica_id: str, revision: int, until: int) -> int:
+        """The sequence before the last `count` lines of a replica or revision, up to `until`."""
+        table = tables.log_lines
+        statement = select(table.c.sequence).where(of(table, key), table.c.sequence <= until)
+        if replica_id:
+            statement = statement.where(table.c.replica_id == replica_id)
+        if revision:
+            statement = statement.where(table.c.revision == revision)
+        statement = statement.order_by(table.c.sequence.desc()).offset(count - 1).limit(1)
+        first: int | None = (await self.connection.execute(statement)).scalar_one_or_none()
+        return first - 1 if first is not None else 0
+
+    async def cursors(self, key: Key) -> Mapping[str, str]:
+        """How far each replica's log has been read."""
+        table = tables.log_cursors
+        statement = select(table.c.replica_id, table.c.cursor).where(of(table, key))
+        return {row.replica_id: row.cursor for row in await self.connection.execute(statement)}
+
+    async def tallies(self, key: Key, since: datetime) -> list[Tally]:
+        """The measurements since a moment, in order."""
+        table = tables.measurements
+        statement = (
+            select(table.c.record)
+            .where(of(table, key), table.c.time >= since)
+            .order_by(table.c.time, table.c.revision)
+        )
+        return [records.load(Tally, row.record) for row in await self.connection.execute(statement)]
+
+    async def tallies_after(self, key: Key, time: datetime) -> list[Tally]:
+        """The measurements after a moment, in order."""
+        table = tables.measurements
+        statement = (
+            select(table.c.record)
+            .where(of(table, key), table.c.time > time)
+            .order_by(table.c.time, table.c.revision)
+        )
+        return [records.load(Tally, row.record) for row in await self.connection.execute(statement)]
+
+    async def samples(self, key: Key, since: datetime) -> list[Sample]:
+        """What was reported of the time since a moment, in the order in which it came."""
+        table = tables.samples
+        statement = select(table).where(of(table, key), table.c.time >= since).order_by(table.c.sequence)
+        return [_sample(row) for row in await self.connection.execute(statement)]
+
+    async def samples_after(self, key: Key, sequence: int) -> list[Sample]:
+        """What was reported after a report, in the order in which it came."""
+        table = tables.samples
+        statement = (
+            select(table).where(of(table, key), table.c.sequence > sequence).order_by(table.c.sequence)
+        )
+        return [_sample(row) for row in await self.connection.execute(statement)]
+
+    async def last_sample(self, key: Key) -> int:
+        """The sequence of the last report; 0 before the first."""
+        table = tables.samples
+        statement = select(func.max(table.c.sequence)).where(of(table, key))
+        return (await self.connection.execute(statement)).scalar_one_or_none() or 0
+
+
+async def everything(connection: AsyncConnection) -> AsyncIterator[Deployment]:
+    """Of all projects, those that are not gone."""
+    table = tables.deployments
+    statement = select(table).where(table.c.state != pb.DEPLOYMENT_STATE_DELETED)
+    for row in await connection.execute(statement):
+        yield _kept(row).deployment
+
+
+def of(table: Any, key: Key) -> ColumnElement[bool]:
+    """That a row belongs to a deployment."""
+    return and_(table.c.project == key.project, table.c.model_id == key.model_id, table.c.name == key.name)
+
+
+def _holds(key: str, value: str) -> ColumnElement[bool]:
+    table, labels = tables.deployments, tables.labels
+    if key == "state":
+        number = pb.DeploymentState.values()
+        names = {pb.DeploymentState.Name(each).removeprefix("DEPLOYMENT_STATE_"): each for each in number}
+        if value not in names:
+            raise InvalidArgument("filter", f"{value} is no state of a deployment")
+        return table.c.state == names[value]
+    if key in {"model_id", "alias"}:
+        is_equal: ColumnElement[bool] = table.c[key] == value
+        return is_equal
+    labelled: Select[Any] = select(labels.c.label).where(
+        labels.c.project == table.c.project,
+        labels.c.model_id == table.c.model_id,
+        labels.c.name == table.c.name,
+        labels.c.label == key.removeprefix(LABELS),
+        labels.c.value == value,
+    )
+    return labelled.exists()
+
+
+def _kept(row: Row[Any]) -> Kept:
+    return Kept(records.load(Deployment, row.record), row.last_sequence, row.first_sequence)
+
+
+def _backup(deployment: Deployment) -> Key | None:
+    recovery = deployment.spec.recovery
+    if not recovery.HasField("backup"):
+        return None
+    return Key(deployment.key.project, recovery.backup.model_id, recovery.backup.name)
+
+
+def _line(row: Row[Any]) -> NumberedLine:
+    return NumberedLine(row.sequence, Line(row.replica_id, row.revision, row.time, row.message, row.level))
+
+
+def _sample(row: Row[Any]) -> Sample:
+    return Sample(**{name: row._mapping[name] for name in Sample.__dataclass_fields__})

@@ -1,0 +1,105 @@
+"""Where deployments and what belongs to them are kept.
+
+What a write transaction changes becomes visible at once or not at all: the deployment, the events for watches
+and the answer for a retry. Writers of one deployment happen one after the other, in any process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuroweaver.deployer.backend import Key
+from neuroweaver.deployer.control.lease import Lease
+from neuroweaver.deployer.model import Deployment
+from neuroweaver.deployer.storage import tables
+from neuroweaver.deployer.storage.reader import Reader, everything
+from neuroweaver.deployer.storage.writer import Writer, compact, forget, forget_gone
+from neuroweaver.mesh import idempotency
+from neuroweaver.mesh.clock import Clock, utc_now
+from neuroweaver.mesh.database import Database
+from neuroweaver.mesh.watch import Signal, Signals
+
+T = TypeVar("T")
+
+
+class Store:
+    def __init__(self, database: Database, *, clock: Clock = utc_now) -> None:
+        self.database = database
+        self.clock = clock
+        self._events = Signals()
+        self._logs = Signals()
+        self._listeners: list[Callable[[Key], None]] = []
+
+    def listen(self, listener: Callable[[Key], None]) -> None:
+        """Has `listener` called after something of a deployment was committed."""
+        self._listeners.append(listener)
+
+    async def transact(
+        self, project: str, work: Callable[[Writer], Awaitable[T]], *, lease: Lease | None = None
+    ) -> T:
+        """What `work` returns, once what it changed is on disk. `work` may run several times.
+
+        lease: raises LeaseLost, and changes nothing, if it is another's by now.
+        """
+        writer: Writer
+
+        async def run(connection: AsyncConnection) -> T:
+            nonlocal writer
+            if lease is not None:
+                await lease.require(connection)
+            writer = Writer(connection, project, self.clock())
+            return await work(writer)
+
+        result = await self.database.transact(run)
+        for key in writer.touched:
+            self._events.notify(key)
+            for listener in self._listeners:
+                listener(key)
+        for key in writer.logged:
+            self._logs.notify(key)
+        return result
+
+    @asynccontextmanager
+    async def read(self, project: str) -> AsyncIterator[Reader]:
+        """One state of the project, whatever is written meanwhile."""
+        async with self.database.read() as connection:
+            yield Reader(connection, project)
+
+    async def everything(self) -> list[Deployment]:
+        """The deployments of all projects that are not gone."""
+        async with self.database.read() as connection:
+            return [deployment async for deployment in everything(connection)]
+
+    def events_signal(self, key: Key) -> Signal:
+        """Says that an event may have been written. Hold on to it while following it."""
+        return self._events.of(key)
+
+    def logs_signal(self, key: Key) -> Signal:
+        """Says that a line of a log may have been written. Hold on to it while following it."""
+        return self._logs.of(key)
+
+    async def forget_measured(self, before: datetime) -> int:
+        """Drops measurements and reports from before a moment. Gives how many."""
+
+        async def work(connection: AsyncConnection) -> int:
+            counted = await forget(connection, tables.measurements, before)
+            return counted + await forget(connection, tables.samples, before)
+
+        return await self.database.transact(work)
+
+    async def compact(self, before: datetime) -> int:
+        """Drops the events from before a moment, except each deployment's last. Gives how many."""
+        return await self.database.transact(lambda connection: compact(connection, before))
+
+    async def forget_gone(self, before: datetime) -> int:
+        """Drops the deployments that were gone before a moment, with all that is theirs. Gives how many."""
+        return await self.database.transact(lambda connection: forget_gone(connection, before))
+
+    async def forget_answers(self, before: datetime) -> int:
+        """Drops the answers kept for retries of calls made before a moment. Gives how many."""
+        return await self.database.transact(lambda connection: idempotency.forget(connection, before))
