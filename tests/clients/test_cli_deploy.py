@@ -391,6 +391,20 @@ def test_status_tells_what_is_not_as_meant_though_it_serves(neuroweaver, deploye
     assert "In its place." not in outcome.out
 
 
+def test_status_says_first_that_it_is_old(neuroweaver, deployer):
+    unreachable = pb.DeploymentCondition(
+        type="BACKEND_REACHABLE", is_true=False, reason="UNREACHABLE", message="the cluster does not answer"
+    )
+    unreachable.time.FromJsonString("2026-01-02T03:04:05Z")
+    deployer.now = fake_deployer.deployment(conditions=[unreachable])
+    head = neuroweaver("deploy", "status", "advisor").out.partition("CONDITION")[0]
+    assert "not seen since 2026-01-0" in head
+    assert "the cluster does not answer" in head
+    unreachable.is_true = True
+    deployer.now = fake_deployer.deployment(conditions=[unreachable])
+    assert "not seen since" not in neuroweaver("deploy", "status", "advisor").out
+
+
 def test_status_shows_traffic_cold_starts_and_what_is_wrong(neuroweaver, deployer):
     deployer.now = fake_deployer.rolling()
 

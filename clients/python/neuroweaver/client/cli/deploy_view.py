@@ -103,7 +103,15 @@ def head(deployment: pb.Deployment) -> Text:
     )
     if deployment.message:
         line.append(f"\n{plain(deployment.message)}")
+    if lost := _lost(deployment):
+        line.append(f"\nnot seen since {when(lost.time)}: {plain(lost.message)}", "yellow")
     return line
+
+
+def _lost(deployment: pb.Deployment) -> pb.DeploymentCondition | None:
+    """Says that nothing is known of it by now; None while it is seen."""
+    reachable = (each for each in deployment.conditions if each.type == "BACKEND_REACHABLE")
+    return next((each for each in reachable if each.HasField("is_true") and not each.is_true), None)
 
 
 def replicas(statuses: Sequence[pb.ReplicaStatus], running_s: Mapping[str, float]) -> Table:
