@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 from prometheus_client import CollectorRegistry
 
 from deployer.kubernetes import promql, schemas
+from neuroweaver.deployer import quantities
 from neuroweaver.deployer.kubernetes import access, kinds
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.mesh.base_models.catalog import BUILTIN_PACKAGE
@@ -182,6 +183,19 @@ def test_pods_are_hardened():
         for container in pod["containers"]:
             assert container["securityContext"]["readOnlyRootFilesystem"]
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_experiment_service_forgets_before_its_pod_is_killed(overlay: str):
+    (pod,) = (
+        each["spec"]["template"]["spec"]
+        for each in built(overlay)
+        if each["kind"] == "Deployment" and each["metadata"]["name"] == "experiment"
+    )
+    (container,) = pod["containers"]
+    environment = {each["name"]: each["value"] for each in container["env"] if "value" in each}
+    kept_mib = Settings.from_environment("experiment", environment).experiment_memory_mib
+    assert 2 * kept_mib * 2**20 <= quantities.parse(container["resources"]["limits"]["memory"])
 
 
 def test_no_secret_lies_in_the_folder():
