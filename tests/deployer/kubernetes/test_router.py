@@ -24,7 +24,7 @@ from neuroweaver.deployer.kubernetes import identity, kinds
 from neuroweaver.deployer.kubernetes.routes import ENTRY, BadRoutes, Route, Table
 
 CONFIG_MAP = f"{NAME}-router"
-PATIENCE_S = 30
+PATIENCE_S = 90
 
 
 class Model:
@@ -174,6 +174,7 @@ async def test_it_is_ready_once_it_knows_its_routes(routers: Routers, models: tu
     answer = await routers.ask()
     assert answer.json() == {"from": "stable", "model": KEY.model_id, "path": "/v1/chat/completions"}
     assert answer.headers["x-neuroweaver-revision"] == "1"
+    assert len(answer.headers.get_list("date")) == 1
     assert (await routers.client.get(f"{url}/admin/adapters")).status_code == 404
     assert (await routers.client.get(f"{url}/v1/../admin/adapters")).status_code == 404
 

@@ -41,10 +41,12 @@ _MAX_HOPS: Final = 4
 _RETRY_AFTER_S: Final = 2
 _METHODS: Final = frozenset({"GET", "HEAD", "POST"})
 _TIMEOUT: Final = httpx2.Timeout(connect=2.0, read=900.0, write=30.0, pool=None)
-# RFC 9110, 7.6.1, and what belongs to the caller's dealings with this front alone.
+# RFC 9110, 7.6.1, and what belongs to the caller's dealings with this front alone, which dates its answers
+# itself.
 _OWN_HEADERS: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer"}
     | {b"transfer-encoding", b"upgrade", b"host", b"content-length", b"authorization", b"cookie", b"expect"}
+    | {b"date"}
 )
 # Nothing was answered yet, so that another replica may: the call changes nothing but its answer.
 _BROKEN: Final = (httpx2.NetworkError, httpx2.RemoteProtocolError)
