@@ -49,28 +49,33 @@ def test_every_default_that_the_contract_names_is_filled_in():
 
 
 def test_a_router_comes_where_nothing_less_will_do():
-    def routing(asked: pb.DeploymentSpec) -> int:
+    def routed(asked: pb.DeploymentSpec) -> bool:
         asked.backend = pb.DEPLOYMENT_BACKEND_KUBERNETES
-        return completed(asked).kubernetes.traffic_routing
+        return specification.has_router(completed(asked), KEY)
 
     def backed(model_id: str) -> pb.DeploymentSpec:
         backup = pb.BackupModel(model_id=model_id, name="spare")
         return pb.DeploymentSpec(recovery=pb.RecoveryPolicy(backup=backup))
 
     canary = pb.RolloutPolicy(canary=pb.CanaryPolicy(steps=[pb.CanaryStep(weight_percent=5)]))
-    assert routing(pb.DeploymentSpec()) == pb.TRAFFIC_ROUTING_SERVICE
-    assert routing(pb.DeploymentSpec(rollout=canary)) == pb.TRAFFIC_ROUTING_ROUTER
+    assert not routed(pb.DeploymentSpec())
+    assert routed(pb.DeploymentSpec(rollout=canary))
     canary.session_affinity = pb.SESSION_AFFINITY_NONE
-    assert routing(pb.DeploymentSpec(rollout=canary)) == pb.TRAFFIC_ROUTING_SERVICE
+    assert not routed(pb.DeploymentSpec(rollout=canary))
     sleeping = pb.Autoscaling(min_replicas=0, max_replicas=2)
-    assert routing(pb.DeploymentSpec(autoscaling=sleeping)) == pb.TRAFFIC_ROUTING_ROUTER
+    assert routed(pb.DeploymentSpec(autoscaling=sleeping))
     sleeping.min_replicas = 1
-    assert routing(pb.DeploymentSpec(autoscaling=sleeping)) == pb.TRAFFIC_ROUTING_SERVICE
-    assert routing(backed(KEY.model_id)) == pb.TRAFFIC_ROUTING_SERVICE
-    assert routing(backed("another")) == pb.TRAFFIC_ROUTING_ROUTER
+    assert not routed(pb.DeploymentSpec(autoscaling=sleeping))
+    assert not routed(backed(KEY.model_id))
+    assert routed(backed("another"))
     asked = backed("another")
     asked.kubernetes.traffic_routing = pb.TRAFFIC_ROUTING_SERVICE
-    assert routing(asked) == pb.TRAFFIC_ROUTING_SERVICE
+    assert not routed(asked)
+    # What was completed without a canary gets a router with one.
+    later = completed(pb.DeploymentSpec(backend=pb.DEPLOYMENT_BACKEND_KUBERNETES))
+    assert not routed(later)
+    later.rollout.canary.steps.add(weight_percent=5)
+    assert routed(later)
 
 
 def test_a_completed_spec_stays_as_it_is():

@@ -53,7 +53,7 @@ def completed(asked: pb.DeploymentSpec, key: Key, bundle: Bundle, defaults: Defa
     spec = sourced(asked)
     spec.backend = spec.backend or defaults.backend
     _check(spec, key)
-    _fill(spec, key, bundle, defaults)
+    _fill(spec, bundle, defaults)
     _check_filled(spec)
     return spec
 
@@ -75,6 +75,21 @@ def backup_of(spec: pb.DeploymentSpec, project: str) -> Key | None:
         return None
     backup = spec.recovery.backup
     return Key(project, backup.model_id, backup.name or DEFAULT_NAME)
+
+
+def has_router(spec: pb.DeploymentSpec, key: Key) -> bool:
+    """Whether a router stands before the replicas in a cluster. By default where nothing less will do, since
+    it is one more thing between a caller and the model.
+
+    Not written into the spec with the other defaults: a change of the spec would then not change it.
+    """
+    if spec.kubernetes.traffic_routing:
+        return spec.kubernetes.traffic_routing == pb.TRAFFIC_ROUTING_ROUTER
+    affinity = spec.rollout.session_affinity
+    keeps_conversations = spec.rollout.HasField("canary") and affinity != pb.SESSION_AFFINITY_NONE
+    sleeps = spec.autoscaling.HasField("min_replicas") and spec.autoscaling.min_replicas == 0
+    backup = backup_of(spec, key.project)
+    return keeps_conversations or sleeps or (backup is not None and backup.model_id != key.model_id)
 
 
 def check_autoscaling(field: str, scaling: pb.Autoscaling, backend: pb.DeploymentBackend.ValueType) -> None:
@@ -143,7 +158,7 @@ def _parsed(name: str, text: str) -> Any:
         raise InvalidArgument(f"spec.resources.{name}", str(error)) from error
 
 
-def _fill(spec: pb.DeploymentSpec, key: Key, bundle: Bundle, defaults: Defaults) -> None:
+def _fill(spec: pb.DeploymentSpec, bundle: Bundle, defaults: Defaults) -> None:
     is_local = spec.backend == pb.DEPLOYMENT_BACKEND_LOCAL
     if spec.WhichOneof("scaling") is None:
         spec.replicas = 1
@@ -163,8 +178,6 @@ def _fill(spec: pb.DeploymentSpec, key: Key, bundle: Bundle, defaults: Defaults)
     _wait(spec, "drain_timeout", timedelta(seconds=30))
     if not is_local:
         _fill_kubernetes(spec.kubernetes, defaults)
-        options = spec.kubernetes
-        options.traffic_routing = options.traffic_routing or _traffic_routing(spec, key)
 
 
 def fill_autoscaling(scaling: pb.Autoscaling) -> None:
@@ -259,19 +272,6 @@ def _fill_kubernetes(options: pb.KubernetesOptions, defaults: Defaults) -> None:
     _default(options, "monitoring", value=True)
     for toleration in options.tolerations:
         toleration.operator = toleration.operator or pb.TOLERATION_OPERATOR_EXISTS
-
-
-def _traffic_routing(spec: pb.DeploymentSpec, key: Key) -> pb.TrafficRouting.ValueType:
-    """A router where nothing less will do, since it is one more thing between a caller and the model."""
-    rollout = spec.rollout
-    keeps_conversations = rollout.HasField("canary") and (
-        rollout.session_affinity == pb.SESSION_AFFINITY_CONVERSATION
-    )
-    backup = backup_of(spec, key.project)
-    sleeps = spec.HasField("autoscaling") and spec.autoscaling.min_replicas == 0
-    if keeps_conversations or sleeps or (backup is not None and backup.model_id != key.model_id):
-        return pb.TRAFFIC_ROUTING_ROUTER
-    return pb.TRAFFIC_ROUTING_SERVICE
 
 
 def _default(message: Any, field: str, value: Any) -> None:

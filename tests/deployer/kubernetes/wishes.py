@@ -56,7 +56,9 @@ def spec(**fields) -> pb.DeploymentSpec:
         recovery=pb.RecoveryPolicy(crash_loop_restarts=5),
         startup_timeout=seconds(600),
         drain_timeout=seconds(30),
-        kubernetes=pb.KubernetesOptions(namespace="default", monitoring=True),
+        kubernetes=pb.KubernetesOptions(
+            namespace="default", monitoring=True, traffic_routing=pb.TRAFFIC_ROUTING_SERVICE
+        ),
     )
     for name, value in fields.items():
         if hasattr(value, "DESCRIPTOR"):

@@ -210,7 +210,7 @@ class KubernetesBackend:
 
     async def _with_backup(self, wanted: Wanted, cluster: Cluster) -> Cluster:
         """With what the front of the backup selects now, if a backup in this namespace has the traffic."""
-        if not wanted.redirect or router_pods.is_wanted(wanted.spec):
+        if not wanted.redirect or router_pods.is_wanted(wanted):
             return cluster
         name, namespace = traffic.backup(wanted.redirect.url)
         if namespace != namespace_of(wanted.spec, self._settings):  # DNS leads to its front itself
@@ -257,7 +257,7 @@ class KubernetesBackend:
         before = live.get(ref(the_record))
         was_there = _objects(before) if _generation(before) == wanted.generation else frozenset()
         told = self._told.setdefault(wanted.key, _Told())
-        is_whole = not held_back and (cluster.has_router or not router_pods.is_wanted(wanted.spec))
+        is_whole = not held_back and (cluster.has_router or not router_pods.is_wanted(wanted))
         corrected: list[FieldChange] = []
         left: list[FieldChange] = []
         for wish in objects:

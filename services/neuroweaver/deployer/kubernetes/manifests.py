@@ -56,10 +56,11 @@ def is_monitored(spec: pb.DeploymentSpec) -> bool:
     return spec.kubernetes.monitoring or not spec.kubernetes.HasField("monitoring")
 
 
-def obstacle_to_zero(spec: pb.DeploymentSpec, settings: ClusterSettings, cluster: Cluster) -> str:
+def obstacle_to_zero(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> str:
     """Why nothing would ever wake a deployment without replicas; empty if something would."""
     # A router wakes by its figures, so somebody must read them.
-    has_router = router_pods.is_wanted(spec) and is_monitored(spec) and SERVICE_MONITOR in cluster.kinds
+    is_read = is_monitored(wanted.spec) and SERVICE_MONITOR in cluster.kinds
+    has_router = router_pods.is_wanted(wanted) and is_read
     has_keda = SCALED_OBJECT in cluster.kinds
     return scaling.obstacle_to_zero(settings, has_keda=has_keda, has_router=has_router)
 
@@ -118,9 +119,9 @@ class _Manifests:
             metadata = self.metadata(self._name)
             gateway = self._settings.gateway
             made.append(
-                traffic.route(self._wanted, gateway, metadata, has_router=router_pods.is_wanted(self._spec))
+                traffic.route(self._wanted, gateway, metadata, has_router=router_pods.is_wanted(self._wanted))
             )
-        if router_pods.is_wanted(self._spec):
+        if router_pods.is_wanted(self._wanted):
             labels = self._labels | {"app.kubernetes.io/name": "model-router"}
             del labels[identity.DEPLOYMENT]
             made += router_pods.objects(
@@ -136,7 +137,7 @@ class _Manifests:
             wanted.redirect is not None and wanted.redirect.model_id != wanted.key.model_id
         )
         router = None
-        if is_answering and router_pods.is_wanted(self._spec):
+        if is_answering and router_pods.is_wanted(self._wanted):
             router = router_pods.own_labels(self._name)
         return traffic.front(
             wanted, self._namespace, metadata, router=router, backup_selector=backup_selector
@@ -210,7 +211,7 @@ class _Manifests:
     ) -> Object:
         if not scaling.scales_to_zero(revision):
             return scaling.autoscaler(name, autoscaling, metadata)
-        if obstacle := obstacle_to_zero(self._spec, self._settings, self._cluster):
+        if obstacle := obstacle_to_zero(self._wanted, self._settings, self._cluster):
             raise BackendError(Trouble.REFUSED, obstacle, field="spec.autoscaling.min_replicas")
         return scaling.scaled_object(name, self._name, self._namespace, autoscaling, self._settings, metadata)
 

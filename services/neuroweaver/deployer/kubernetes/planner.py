@@ -79,7 +79,7 @@ async def plan(
         message = f"there is no namespace {namespace} in the cluster"
         findings.append(Finding("NAMESPACE_MISSING", message, "spec.kubernetes.namespace", is_blocking=True))
     try:
-        objects = manifests(wanted, *_as_if_possible(wanted.spec, settings, cluster))
+        objects = manifests(wanted, *_as_if_possible(wanted, settings, cluster))
     except BackendError as error:
         if error.trouble != Trouble.REFUSED:
             raise
@@ -196,10 +196,10 @@ def _deletions(objects: list[Object], found: Found, resource_name: str) -> Itera
 
 
 def _as_if_possible(
-    spec: pb.DeploymentSpec, settings: ClusterSettings, cluster: Cluster
+    wanted: Wanted, settings: ClusterSettings, cluster: Cluster
 ) -> tuple[ClusterSettings, Cluster]:
     """So that the objects can be shown of what a finding says is not possible here."""
-    if not obstacle_to_zero(spec, settings, cluster):
+    if not obstacle_to_zero(wanted, settings, cluster):
         return settings, cluster
     able = replace(
         settings,
@@ -212,11 +212,11 @@ def _as_if_possible(
 def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> Iterator[Finding]:
     spec = wanted.spec
     if any(scaling.scales_to_zero(revision) for revision in wanted.revisions) and (
-        obstacle := obstacle_to_zero(spec, settings, cluster)
+        obstacle := obstacle_to_zero(wanted, settings, cluster)
     ):
         yield Finding("CANNOT_SCALE_TO_ZERO", obstacle, "spec.autoscaling.min_replicas", is_blocking=True)
     yield from _findings_of_base(wanted, settings)
-    has_router = router_pods.is_wanted(spec)
+    has_router = router_pods.is_wanted(wanted)
     is_other = spec.recovery.HasField("backup") and spec.recovery.backup.model_id != wanted.key.model_id
     if is_other and not has_router:
         yield Finding(

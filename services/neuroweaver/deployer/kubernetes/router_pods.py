@@ -26,7 +26,7 @@ from neuroweaver.deployer.kubernetes.kinds import (
     Kind,
     Object,
 )
-from neuroweaver.v1 import deployer_pb2 as pb
+from neuroweaver.deployer.specification import has_router
 
 ROUTER: Final = "router"
 READY_REASON: Final = "ROUTER_NOT_READY"
@@ -38,8 +38,8 @@ _MODULE: Final = "neuroweaver.deployer.kubernetes.router"
 Metadata = Callable[[str], Object]
 
 
-def is_wanted(spec: pb.DeploymentSpec) -> bool:
-    return spec.kubernetes.traffic_routing == pb.TRAFFIC_ROUTING_ROUTER
+def is_wanted(wanted: Wanted) -> bool:
+    return has_router(wanted.spec, wanted.key)
 
 
 def named(resource_name: str) -> str:

@@ -175,11 +175,9 @@ def _require_same_name(deployment: Deployment, target: Key) -> None:
     router rewrites their bodies, which name the model.
     """
     spec = deployment.spec
-    has_rewriting = (
-        spec.backend != pb.DEPLOYMENT_BACKEND_KUBERNETES
-        or spec.kubernetes.traffic_routing == pb.TRAFFIC_ROUTING_ROUTER
-    )
-    if not has_rewriting and target.model_id != deployment.key.model_id:
+    is_in_cluster = spec.backend == pb.DEPLOYMENT_BACKEND_KUBERNETES
+    is_rewriting = not is_in_cluster or specification.has_router(spec, deployment.key)
+    if not is_rewriting and target.model_id != deployment.key.model_id:
         raise FailedPrecondition(
             "TARGET_OF_ANOTHER_MODEL",
             "behind a Service the traffic goes to another deployment of the same model alone: set "
