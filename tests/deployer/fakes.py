@@ -53,8 +53,9 @@ class FakeBackend:
     """What lives here stands for processes or pods, so it outlives the loop that a test kills.
 
     is_quick: a replica is ready at once; else it takes one phase at every look. broken: revisions, or versions,
-    whose replicas crash. fail: called with the number of each call and its name before anything is done, and again
-    with a name that ends in `!` after it was done; what it raises comes out.
+    whose replicas crash. is_replacing: something of what it replaces is left. fail: called with the number of each
+    call and its name before anything is done, and again with a name that ends in `!` after it was done; what it
+    raises comes out.
     """
 
     def __init__(self) -> None:
@@ -69,6 +70,7 @@ class FakeBackend:
         self.scalings: tuple[Scaling, ...] = ()
         self.desired: dict[int, int] = {}
         self.is_idle = False
+        self.is_replacing = False
         self.replacement: pb.ReplacementMode.ValueType = pb.REPLACEMENT_MODE_SURGE
         self.counts: dict[int, Measured] = {}
         self.lines: dict[Key, list[Line]] = {}
@@ -137,7 +139,7 @@ class FakeBackend:
             drift=self.drift,
             reasons=self.reasons,
             scalings=self.scalings,
-            applied_generation=place.wanted.generation,
+            applied_generation=place.wanted.generation - self.is_replacing,
         )
         self._advance(place)
         return seen

@@ -249,6 +249,21 @@ async def test_a_version_without_files_cannot_be_deployed(lone):
     assert (refused.code(), errors.reason(refused)) == (CODE.FAILED_PRECONDITION, "ARTIFACT_MISSING")
 
 
+async def test_a_change_of_replicas_that_stay_is_done_once_all_are_replaced(mesh):
+    await publish(mesh.registry, "1.0.0")
+    await deploy(mesh)
+    before = await mesh.settle()
+    assert before.state == pb.DEPLOYMENT_STATE_READY
+    mesh.backend.is_replacing = True
+    await deploy(mesh, pb.DeploymentSpec(resources=pb.ReplicaResources(memory_request="3Gi")))
+    after = await mesh.settle()
+    assert len(after.revisions) == 1
+    assert (after.state, after.observed_generation) == (pb.DEPLOYMENT_STATE_PROGRESSING, after.generation)
+    assert "are replaced" in after.message
+    mesh.backend.is_replacing = False
+    assert (await mesh.settle()).state == pb.DEPLOYMENT_STATE_READY
+
+
 async def test_scaling_touches_nothing_else(mesh):
     await publish(mesh.registry, "1.0.0")
     await deploy(mesh, pb.DeploymentSpec(labels={"team": "search"}))

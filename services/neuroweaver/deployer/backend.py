@@ -139,7 +139,8 @@ class Observed:
     """What is there. desired: replicas that the backend aims at now, by revision. is_idle: scaled to zero and
     able to start by the first request. drift: what others changed; `drift_corrected` says whether `apply` set
     it back. reasons: why it does not come further, such as (INSUFFICIENT_GPU, "0/3 nodes …").
-    applied_generation: of the last wish that was carried out as a whole; 0 if none was.
+    applied_generation: of the last wish that was carried out as a whole, nothing being left of what it
+    replaces; 0 if none was.
     """
 
     exists: bool = False

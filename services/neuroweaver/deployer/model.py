@@ -57,7 +57,8 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What was found at the last look. generation: of the wish that was looked at.
+    """What was found at the last look. generation: of the wish that was looked at. applied_generation: of the
+    last wish that was carried out as a whole.
 
     settled_replicas: how many there were when all were ready, since the wish last changed; None before that.
     desired, weights: by revision. draining: since when a replica was seen to drain, by its id.
@@ -75,6 +76,7 @@ class Status:
     drift_corrected: bool = False
     is_idle: bool = False
     generation: int = 0
+    applied_generation: int = 0
     settled_replicas: int | None = None
     ready_time: datetime | None = None
     health: Health | None = None

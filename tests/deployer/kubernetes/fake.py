@@ -574,7 +574,12 @@ class Fake:
             self._key(kinds.DEPLOYMENT, deployment["metadata"]["namespace"], deployment["metadata"]["name"])
         ]
         ready = count if self.pods_become_ready else 0
-        live["status"] = {"replicas": count, "readyReplicas": ready, "availableReplicas": ready}
+        live["status"] = {
+            "replicas": count,
+            "updatedReplicas": count,
+            "readyReplicas": ready,
+            "availableReplicas": ready,
+        }
 
     def ready(self, name: str, namespace: str = "default") -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -80,6 +80,19 @@ async def test_a_change_of_weights_touches_no_pod(backend: KubernetesBackend, fa
     assert {pod["metadata"]["uid"] for pod in fake.all(kinds.POD)} == before
 
 
+async def test_a_wish_is_carried_out_once_no_pod_of_before_is_left(backend: KubernetesBackend, fake: Fake):
+    await backend.apply(wanted())
+    deployment = fake.get(kinds.DEPLOYMENT, f"{NAME}-r1")
+    for replicas, updated, observed, applied in ((3, 1, 2, 0), (2, 2, 1, 0), (2, 2, 2, 1)):
+        deployment["metadata"]["generation"] = 2
+        deployment["status"] = {
+            "observedGeneration": observed,
+            "replicas": replicas,
+            "updatedReplicas": updated,
+        }
+        assert (await backend.observe(KEY, NAME, spec())).applied_generation == applied
+
+
 async def test_a_scale_touches_no_pod_that_stays(backend: KubernetesBackend, fake: Fake):
     await backend.apply(wanted(revision(1, 1)))
     before = {pod["metadata"]["uid"] for pod in fake.all(kinds.POD)}

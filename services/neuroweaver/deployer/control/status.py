@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -49,6 +49,7 @@ def seen(
         drift=observed.drift,
         drift_corrected=observed.drift_corrected,
         is_idle=observed.is_idle,
+        applied_generation=observed.applied_generation,
         generation=generation if trouble is None else status.generation,
     )
 
@@ -99,7 +100,7 @@ def _state(  # noqa: PLR0911  # the first that holds
     if deployment.is_rolling:
         return pb.DEPLOYMENT_STATE_PROGRESSING, deployment.rollout.message if deployment.rollout else ""
     if ready >= wanted and status.ready(deployment.target) >= wanted:
-        return _served(deployment)
+        return _served(deployment, failing)
     if status.settled_replicas is not None and wanted <= status.settled_replicas:
         if ready == 0:
             return pb.DEPLOYMENT_STATE_FAILED, "No replica is ready."
@@ -109,12 +110,16 @@ def _state(  # noqa: PLR0911  # the first that holds
     return pb.DEPLOYMENT_STATE_PROGRESSING, f"{ready} of {wanted} replicas are ready."
 
 
-def _served(deployment: Deployment) -> tuple[pb.DeploymentState.ValueType, str]:
-    """With all replicas ready."""
-    health = deployment.status.health
+def _served(deployment: Deployment, failing: Sequence[Replica]) -> tuple[pb.DeploymentState.ValueType, str]:
+    """With as many replicas ready as are wanted, though perhaps not yet such as the spec wants now."""
+    status, health = deployment.status, deployment.status.health
+    if status.applied_generation < deployment.generation == status.generation:
+        if failing:
+            return pb.DEPLOYMENT_STATE_DEGRADED, f"What replaces the replicas fails: {_why(failing)}"
+        return pb.DEPLOYMENT_STATE_PROGRESSING, "The replicas are replaced by such as the spec wants now."
     if health is not None and health.state in {pb.HEALTH_STATE_DEGRADED, pb.HEALTH_STATE_UNHEALTHY}:
         return pb.DEPLOYMENT_STATE_DEGRADED, health.reason
-    return pb.DEPLOYMENT_STATE_READY, f"All {deployment.status.ready()} replicas are ready."
+    return pb.DEPLOYMENT_STATE_READY, f"All {status.ready()} replicas are ready."
 
 
 def _why(failing: Iterable[Replica]) -> str:

@@ -403,6 +403,8 @@ class KubernetesBackend:
         if obstacle := router_pods.obstacle(live):
             reasons.append((router_pods.READY_REASON, obstacle))
         corrected, told.corrected, told.desired = told.corrected, (), desired
+        applied = _generation(the_record)
+        is_rolled_out = all(map(observation.is_rolled_out, deployments.values()))
         is_zero = any(each["kind"] == SCALED_OBJECT.name for each in live.values())
         return Observed(
             exists=True,
@@ -415,7 +417,7 @@ class KubernetesBackend:
             drift_corrected=bool(corrected),
             scalings=scalings,
             reasons=tuple(reasons),
-            applied_generation=_generation(the_record),
+            applied_generation=applied if is_rolled_out else max(0, applied - 1),
         )
 
     def _endpoint(self, key: Key, name: str, namespace: str, *, has_route: bool) -> str:

@@ -161,6 +161,13 @@ def reasons(
     return list(found)
 
 
+def is_rolled_out(deployment: Object) -> bool:
+    """Whether all of its pods are of its present template."""
+    status, metadata = deployment.get("status") or {}, deployment["metadata"]
+    is_seen = int(status.get("observedGeneration", 0)) >= int(metadata.get("generation", 0))
+    return is_seen and int(status.get("replicas", 0)) <= int(status.get("updatedReplicas", 0))
+
+
 def cause_of_scaling(autoscaler: Object | None) -> str:
     """Which figure lies highest above (or, if none does, nearest to) its target."""
     if autoscaler is None:
