@@ -211,6 +211,26 @@ async def test_a_canary_comes_beside_the_stable_revision_and_takes_over(cluster:
         await cluster.gone(kind, f"{NAME}-r1")
 
 
+async def test_a_change_of_the_pods_is_done_once_none_of_before_is_left(cluster: Cluster):
+    await cluster.settled(cluster.wanted(), r1=2)
+    before = {each.replica_id for each in (await cluster.observe()).replicas}
+    larger = cluster.spec(resources=pb.ReplicaResources(memory_request="24Mi", memory_limit="24Mi"))
+    wish = cluster.wanted(spec=larger, generation=2)
+    seen: list[tuple[int, bool]] = []
+
+    async def is_done() -> bool:
+        await cluster.backend.apply(wish)
+        now = await cluster.observe()
+        serving = {each.replica_id for each in now.replicas if each.phase != pb.REPLICA_PHASE_DRAINING}
+        seen.append((now.applied_generation, bool(serving & before)))
+        return now.applied_generation == 2
+
+    await eventually(is_done)
+    assert seen[0][0] == 1
+    assert not seen[-1][1]
+    await cluster.settled(wish, r1=2)
+
+
 async def test_recreate_takes_the_old_ones_away_first(cluster: Cluster):
     await cluster.settled(cluster.wanted(), r1=2)
     wish = cluster.wanted(revision(2, 2), replacement=pb.REPLACEMENT_MODE_RECREATE, generation=2)
