@@ -281,7 +281,7 @@ class _Manifests:
         settings = self._settings
         port = [{"port": pods.PORT, "protocol": "TCP"}]
         egress: list[Object] = [
-            {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
+            traffic.to_dns(),
             {"ports": [{"port": settings.registry_port, "protocol": "TCP"}]},
         ]
         if pods.needs_hub(self._wanted, settings):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,23 +97,13 @@ def template(
         "containers": [_server(wanted, revision, base, settings)],
         "volumes": _volumes(base, is_vllm=is_vllm),
         # Whatever the number of replicas, so that another number changes no pod.
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": own},
-            }
-        ],
+        "topologySpreadConstraints": [spread(own)],
     }
     if options.node_selector:
         pod["nodeSelector"] = dict(sorted(options.node_selector.items()))
     if tolerations := _tolerations(spec):
         pod["tolerations"] = tolerations
-    if options.image_pull_secrets:
-        pod["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
-    if options.priority_class:
-        pod["priorityClassName"] = options.priority_class
+    pod |= pulling_and_priority(options)
     if options.runtime_class:
         pod["runtimeClassName"] = options.runtime_class
     annotations = {
@@ -126,6 +117,26 @@ def template(
         "kubectl.kubernetes.io/default-container": SERVER,
     }
     return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
+
+
+def spread(own: Mapping[str, str]) -> Object:
+    """Over nodes, as far as there are any. own: the labels that tell these pods from others."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": dict(own)},
+    }
+
+
+def pulling_and_priority(options: pb.KubernetesOptions) -> Object:
+    """What holds for every pod of a deployment, its router's too."""
+    made: Object = {}
+    if options.image_pull_secrets:
+        made["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
+    if options.priority_class:
+        made["priorityClassName"] = options.priority_class
+    return made
 
 
 def security() -> Object:

@@ -139,7 +139,6 @@ def objects(
 
 
 def _pod(wanted: Wanted, namespace: str, name: str, own: dict[str, str], settings: ClusterSettings) -> Object:
-    options = wanted.spec.kubernetes
     drain_s = math.ceil(wanted.spec.drain_timeout.ToTimedelta().total_seconds())
     pod: Object = {
         "serviceAccountName": name,
@@ -163,27 +162,16 @@ def _pod(wanted: Wanted, namespace: str, name: str, own: dict[str, str], setting
                 "readinessProbe": _probe("/health/ready", 2, 2),
             }
         ],
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": own},
-            }
-        ],
+        "topologySpreadConstraints": [pods.spread(own)],
     }
-    if options.image_pull_secrets:
-        pod["imagePullSecrets"] = [{"name": secret} for secret in options.image_pull_secrets]
-    if options.priority_class:
-        pod["priorityClassName"] = options.priority_class
-    return pod
+    return pod | pods.pulling_and_priority(wanted.spec.kubernetes)
 
 
 def _network(wanted: Wanted, own: dict[str, str], sources: Sequence[Object]) -> Object:
     replicas = {"podSelector": {"matchLabels": {identity.DEPLOYMENT: wanted.resource_name}}}
     port = [{"port": pods.PORT, "protocol": "TCP"}]
     egress: list[Object] = [
-        {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
+        traffic.to_dns(),
         {"to": [replicas], "ports": port},
         # The API server is no pod, so no selector finds it.
         {"ports": [{"port": each, "protocol": "TCP"} for each in _API_PORTS]},

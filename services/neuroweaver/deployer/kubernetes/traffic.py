@@ -165,6 +165,11 @@ def _redirected(redirect: str, namespace: str, selector: Mapping[str, str] | Non
     return {"type": "ExternalName", "externalName": f"{name}.{its_namespace}.svc.cluster.local"}
 
 
+def to_dns() -> Object:
+    """A NetworkPolicy's egress rule: without names nothing else is found."""
+    return {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+
+
 def port() -> Object:
     """The one of every Service."""
     return {"name": PORT_NAME, "port": PORT, "targetPort": PORT_NAME, "protocol": "TCP"}
