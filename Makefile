@@ -14,13 +14,13 @@ PYTEST_ARGS ?=
 # More workers than four would need more memory than most machines have for them.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 
-.PHONY: help demo test up lint types gen gen-check breaking unit bench clean tools
+.PHONY: help demo test up lint types gen gen-check breaking unit fix bench clean tools
 
 help: ## List the commands.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.runtime ## Install, run the main job end to end on a real model, and write demo-report/. KEEP=1 keeps the servers.
-	@$(BIN)/python -m neuroweaver.client.demo
+	@$(BIN)/python -m neuroweaver.cli.demo
 
 test: lint types gen-check breaking unit ## Install what the checks need and run them all.
 
@@ -53,8 +53,13 @@ breaking: .venv/.dev ## Fail if protos/ breaks callers of $(AGAINST).
 	  echo "SKIPPED: there is no '$(AGAINST)' with protos to compare with"; \
 	else $(BIN)/buf breaking --against '.git#ref=$(AGAINST)'; fi
 
-unit: .venv/.dev tools $(MODELS)/node_modules/.package-lock.json ## The tests, on WORKERS processes. PYTEST_ARGS='-k ppo' picks some.
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+unit: .venv/.dev tools $(MODELS)/node_modules/.package-lock.json ## The tests, on WORKERS processes. T=registry picks a room, PYTEST_ARGS='-k ppo' some.
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(addprefix tests/,$(T)) $(PYTEST_ARGS)
+
+fix: .venv/.dev gen ## Format, mend what the linters can mend, and generate gen/.
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/buf format --write --path protos/neuroweaver
 
 bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/RESULTS.md.
 	$(BIN)/python bench/mesh.py

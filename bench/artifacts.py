@@ -32,7 +32,7 @@ from typing import Any
 import grpc
 import uvloop
 
-from neuroweaver.mesh.channel import sync_channel
+from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 

@@ -18,8 +18,8 @@ from itertools import pairwise
 import numpy as np
 from scipy import stats
 
-from neuroweaver.experiment.allocation import allocate
-from neuroweaver.mesh.assignment import BUCKETS, Evaluator
+from neuroweaver.experiment.domain.allocation import allocate
+from neuroweaver.mesh.wire.assignment import BUCKETS, Evaluator
 from neuroweaver.v1 import experiment_pb2 as pb
 
 

@@ -28,29 +28,31 @@ import grpc
 import numpy as np
 import uvloop
 
-from neuroweaver.experiment.evaluators import Evaluators
+from neuroweaver.experiment.analysis.report import report
+from neuroweaver.experiment.conclusion.registry import Releases
+from neuroweaver.experiment.control.evaluators import Evaluators
 from neuroweaver.experiment.intake import retention, sketching, snapshots
 from neuroweaver.experiment.intake.committer import Committer
 from neuroweaver.experiment.intake.events import batches_of
 from neuroweaver.experiment.intake.readings import Plan
-from neuroweaver.experiment.releases import Releases
-from neuroweaver.experiment.report import report
-from neuroweaver.experiment.results import Desk
-from neuroweaver.experiment.server import ExperimentServicer
-from neuroweaver.experiment.store import Store
-from neuroweaver.mesh import logs, telemetry
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.clock import microseconds as time_of
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.interceptors import Drain, server_interceptor
-from neuroweaver.mesh.migrations import migrate
+from neuroweaver.experiment.results.results import Desk
+from neuroweaver.experiment.rpc.server import ExperimentServicer
+from neuroweaver.experiment.storage.store import Store
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.migrations import migrate
+from neuroweaver.mesh.server import logs
+from neuroweaver.mesh.server.drain import Drain
+from neuroweaver.mesh.server.interceptors import server_interceptor
+from neuroweaver.mesh.wire import telemetry
+from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.clock import microseconds as time_of
 from neuroweaver.v1 import experiment_pb2 as pb
 from neuroweaver.v1 import experiment_pb2_grpc as rpc
 
 # In place of this folder, whose registry.py would hide the tests' folder of that name.
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from experiment.intake import NOW, PROJECT, START, Intake, intake
+from experiment.ingesting import NOW, PROJECT, START, Intake, intake
 
 KINDS = ("bare", "meshed", "service")
 

@@ -20,22 +20,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "services"))
 import numpy as np
 from scipy.special import gammaln
 
-from neuroweaver.experiment.statistics import (
+from neuroweaver.statistics import (
     bayesian,
+    confidence_sequence,
     fixed,
     multiplicity,
     pairwise,
     power,
     quantile,
-    sequential,
     thompson,
 )
-from neuroweaver.experiment.statistics.arm import Kind, Sample, arms
-from neuroweaver.experiment.statistics.baseline import MeanBaseline, ProportionBaseline
-from neuroweaver.experiment.statistics.effect import Effect, effect
-from neuroweaver.experiment.statistics.moments import Moments
-from neuroweaver.experiment.statistics.phases import combined
-from neuroweaver.experiment.statistics.sketch import GROUPS, GroupedSketch
+from neuroweaver.statistics.arm import Kind, Sample, arms
+from neuroweaver.statistics.baseline import MeanBaseline, ProportionBaseline
+from neuroweaver.statistics.effect import Effect, effect
+from neuroweaver.statistics.moments import Moments
+from neuroweaver.statistics.phases import combined
+from neuroweaver.statistics.sketch import GROUPS, GroupedSketch
 
 LOOKS = 100
 Draw = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
@@ -91,8 +91,10 @@ def peeking(runs: int) -> None:
         own, other = cautious(a, v, n, w, m), cautious(b, w, m, v, n)
         watched = (b - a) / np.sqrt(np.maximum(own / n + other / m, 1e-300))
         units = 2 / (1 / n + 1 / m)
-        p = sequential.p_value(watched, sequential.mixing(units, planned_units, 0.05))
-        one = sequential.p_value_one_sided(watched, sequential.mixing(units, planned_units, 0.1))
+        p = confidence_sequence.p_value(watched, confidence_sequence.mixing(units, planned_units, 0.05))
+        one = confidence_sequence.p_value_one_sided(
+            watched, confidence_sequence.mixing(units, planned_units, 0.1)
+        )
         span = f"{first[0]:,}/{first[1]:,} to {int(n[-1, 0]):,}/{int(m[-1, 0]):,}"
         row(name, span, f"{planned_units:,}", ever(np.abs(z) > 1.96), ever(p < 0.05), ever(one < 0.05))
 
@@ -222,7 +224,7 @@ def planned(runs: int) -> None:
         n, a, v = moments(draw, generator, steps, runs, pseudo=draw is not normal)
         _, b, w = moments(shifted, generator, steps, runs, pseudo=draw is not normal)
         z = (b + (delta if draw is normal else 0) - a) / np.sqrt((v + w) / n)
-        p = sequential.p_value(z, sequential.mixing(n, units, 0.05))
+        p = confidence_sequence.p_value(z, confidence_sequence.mixing(n, units, 0.05))
         row(name, f"{units:,}", ever(p < 0.05) if design.is_always_valid else float((z[-1] > 1.96).mean()))
 
 
@@ -321,7 +323,7 @@ def split_p_values(
 
 
 def significant(found: Effect | None, planned_units: float = 2000) -> bool:
-    inference = sequential.infer(found, 0.95, planned_units) if found is not None else None
+    inference = confidence_sequence.infer(found, 0.95, planned_units) if found is not None else None
     return inference is not None and inference.p_value < 0.05
 
 
@@ -476,9 +478,9 @@ def analysed(metrics: list[tuple[Kind, list[Sample]]]) -> None:
         for treatment in treatments:
             shown = effect(control, treatment)
             p_values.append(fixed.infer(shown, 0.95).p_value)
-            p_values.append(sequential.infer(shown, 0.95, 5000).p_value)
-            sequential.p_above(shown, 0.95, 5000)
-            sequential.p_below(shown, 0.95, 5000)
+            p_values.append(confidence_sequence.infer(shown, 0.95, 5000).p_value)
+            confidence_sequence.p_above(shown, 0.95, 5000)
+            confidence_sequence.p_below(shown, 0.95, 5000)
             bayesian.posterior(shown, 0.95, bayesian.Prior(), higher_is_better=True)
             power.detectable_now(shown, 0.95, 5000)
     multiplicity.adjusted(p_values, multiplicity.Correction.HOLM)

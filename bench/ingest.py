@@ -26,12 +26,12 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from neuroweaver.client.processes import Fleet, free_ports
 from neuroweaver.experiment.intake.committer import Committer
 from neuroweaver.experiment.intake.events import Batch, batches_of
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.clock import utc_now
-from neuroweaver.mesh.interceptors import _VALIDATOR
+from neuroweaver.local.processes import Fleet, free_ports
+from neuroweaver.mesh.server.interceptors import _VALIDATOR
+from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.clock import utc_now
 from neuroweaver.v1 import experiment_pb2 as pb
 from neuroweaver.v1.experiment_pb2_grpc import ExperimentServiceStub
 
@@ -39,7 +39,7 @@ from neuroweaver.v1.experiment_pb2_grpc import ExperimentServiceStub
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import postgres
-from experiment.intake import PROJECT, Intake, intake
+from experiment.ingesting import PROJECT, Intake, intake
 from experiment.serving import metric, spec
 
 SIZE = 1000

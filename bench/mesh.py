@@ -24,9 +24,11 @@ from typing import Any
 import grpc
 import uvloop
 
-from neuroweaver.mesh import logs, telemetry
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.interceptors import Drain, server_interceptor
+from neuroweaver.mesh.server import logs
+from neuroweaver.mesh.server.drain import Drain
+from neuroweaver.mesh.server.interceptors import server_interceptor
+from neuroweaver.mesh.wire import telemetry
+from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
 
 Servers = dict[str, "subprocess.Popen[bytes]"]

@@ -30,9 +30,9 @@ import torch  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from neuroweaver.trainer.worker.ppo import PPOConfig, token_logprobs  # noqa: E402
-from neuroweaver.trainer.worker.ppo_rollout import MicroBatch, Prompt  # noqa: E402
-from neuroweaver.trainer.worker.ppo_trainer import PPOTrainer  # noqa: E402
+from neuroweaver.trainer.worker.policy.ppo_losses import PPOConfig, token_logprobs  # noqa: E402
+from neuroweaver.trainer.worker.policy.ppo_trainer import PPOTrainer  # noqa: E402
+from neuroweaver.trainer.worker.policy.rollout import MicroBatch, Prompt  # noqa: E402
 from trainer.tiny import tiny_llama  # noqa: E402
 
 QUESTIONS = [

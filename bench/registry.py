@@ -40,18 +40,19 @@ from semver import Version
 from sqlalchemy import insert, text
 
 from mesh import cpu_s
-from neuroweaver.mesh import filters
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
-from neuroweaver.mesh.pagination import Key, Page
-from neuroweaver.mesh.revision import Revisions
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.migrations import migrate
+from neuroweaver.mesh.database.pagination import Key, Page
+from neuroweaver.mesh.database.revision import Revisions
+from neuroweaver.mesh.handlers import filters
+from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.registry import __main__ as registry
-from neuroweaver.registry import records, tables
-from neuroweaver.registry.listing import TAGS
-from neuroweaver.registry.model import Metric, Model, ModelVersion, State
-from neuroweaver.registry.store import Store
-from neuroweaver.registry.versions import precedence
+from neuroweaver.registry.domain import records
+from neuroweaver.registry.domain.model import Metric, Model, ModelVersion, State
+from neuroweaver.registry.domain.versions import precedence
+from neuroweaver.registry.storage import tables
+from neuroweaver.registry.storage.listing import TAGS
+from neuroweaver.registry.storage.store import Store
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1.registry_pb2_grpc import (
     RegistryServiceServicer,

@@ -34,9 +34,10 @@ import psutil  # noqa: E402
 import uvicorn  # noqa: E402
 
 from deployer.kubernetes.fake import Fake, kubeconfig, serving  # noqa: E402
-from neuroweaver.deployer.backend import Key  # noqa: E402
-from neuroweaver.deployer.kubernetes import identity, kinds  # noqa: E402
-from neuroweaver.deployer.kubernetes.routes import ENTRY, Route, Table  # noqa: E402
+from neuroweaver.cluster import kinds  # noqa: E402
+from neuroweaver.deployer.domain.backend import Key  # noqa: E402
+from neuroweaver.deployer.kubernetes.manifests.routes import ENTRY, Route, Table  # noqa: E402
+from neuroweaver.deployer.kubernetes.naming import identity  # noqa: E402
 
 KEY = Key("default", "bench", "default")
 NAME = "nw-bench-router"
@@ -202,7 +203,7 @@ async def main(args: argparse.Namespace) -> None:
     straight, through = free_port(), free_port()
     with tempfile.TemporaryDirectory() as scratch:
         async with routes(straight, Path(scratch)) as cluster:
-            router = ("-m", "neuroweaver.deployer.kubernetes.router", "--namespace=default")
+            router = ("-m", "neuroweaver.deployer.kubernetes.in_pods.router", "--namespace=default")
             router += (f"--config-map={NAME}", "--host=127.0.0.1", f"--port={through}")
             with (
                 process(__file__, "--serve", str(straight)),

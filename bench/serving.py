@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT / "services"), str(ROOT / "tests")]
 import httpx2  # noqa: E402
 from openai import AsyncOpenAI  # noqa: E402
 
-from neuroweaver.mesh.base_models.folders import digests  # noqa: E402
+from neuroweaver.base_models.folders import digests  # noqa: E402
 
 QUESTIONS = [
     "How often should the engine oil be changed?",

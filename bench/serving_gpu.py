@@ -30,9 +30,9 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig  # noqa: E402
 
-from neuroweaver.serving.answer import Answer, Delta, Generation  # noqa: E402
-from neuroweaver.serving.engine import Engine  # noqa: E402
-from neuroweaver.serving.network import Network  # noqa: E402
+from neuroweaver.serving.engine.engine import Engine  # noqa: E402
+from neuroweaver.serving.engine.generation import Answer, Delta, Generation  # noqa: E402
+from neuroweaver.serving.engine.network import Network  # noqa: E402
 from neuroweaver.serving.status import Pulse  # noqa: E402
 
 # The shape of Llama 3.2 1B: 1.24 billion weights.

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import postgres
-from neuroweaver.mesh import telemetry
+from neuroweaver.mesh.wire import telemetry
 
 _EXPORTER = InMemorySpanExporter()
 

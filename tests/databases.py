@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psycopg
 
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.migrations import migrate
 
 _SQLITE = "sqlite:///"
 _templates: dict[tuple[str, ...], str] = {}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from clients.fakes import FakeRegistry, FakeTrainer, serving
-from neuroweaver.client.cli.program import run
-from neuroweaver.mesh.settings import PORTS
+from neuroweaver.cli.program import run
+from neuroweaver.mesh.wire.settings import PORTS
 
 
 @dataclass(frozen=True)

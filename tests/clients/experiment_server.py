@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry
 from clients.threaded import threaded
 from databases import prepare
 from neuroweaver.experiment.__main__ import service
-from neuroweaver.experiment.releases import Releases
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.serve import running
-from neuroweaver.mesh.settings import Settings
+from neuroweaver.experiment.conclusion.registry import Releases
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.server.serve import running
+from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.settings import Settings
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 
 NOBODY: Final = "127.0.0.1:1"

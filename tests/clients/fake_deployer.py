@@ -16,7 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.fakes import FakeRegistry, abort
-from neuroweaver.mesh.errors import Error, NotFound, OutOfRange
+from neuroweaver.mesh.wire.errors import Error, NotFound, OutOfRange
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import deployer_pb2_grpc, registry_pb2_grpc
 from neuroweaver.v1.common_pb2 import Heartbeat

@@ -13,7 +13,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from clients import scripted
-from neuroweaver.mesh.errors import Error, NotFound, OutOfRange, to_status
+from neuroweaver.mesh.wire.errors import Error, NotFound, OutOfRange
+from neuroweaver.mesh.wire.status import to_status
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc, trainer_pb2, trainer_pb2_grpc
 
 

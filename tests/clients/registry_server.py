@@ -13,11 +13,11 @@ from prometheus_client import CollectorRegistry
 
 from clients.threaded import threaded
 from databases import prepare
-from neuroweaver.client.cli.program import run
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.serve import running
-from neuroweaver.mesh.settings import Settings
+from neuroweaver.cli.program import run
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.server.serve import running
 from neuroweaver.registry.__main__ import service
+from neuroweaver.registry.settings import RegistrySettings
 
 
 @contextmanager
@@ -26,8 +26,7 @@ def registry_at(home: Path) -> Iterator[str]:
 
     @asynccontextmanager
     async def serve() -> AsyncIterator[str]:
-        settings = Settings(
-            service="registry",
+        settings = RegistrySettings(
             home=home,
             port=0,
             metrics_port=0,

@@ -7,8 +7,8 @@ import pytest
 
 from deployer.worlds import World, world
 from neuroweaver.deployer.storage.store import Store
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.migrations import migrate
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from neuroweaver.deployer.figures.counts import Counts, Histogram, Sum
-from neuroweaver.deployer.rollouts.analysis import analysed
-from neuroweaver.deployer.rollouts.evidence import Evidence
+from neuroweaver.deployer.domain.metrics.counts import Counts, Histogram, Sum
+from neuroweaver.deployer.domain.rollouts.analysis import analysed
+from neuroweaver.deployer.domain.rollouts.evidence import Evidence
 from neuroweaver.v1 import deployer_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

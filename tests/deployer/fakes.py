@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from neuroweaver.deployer.backend import (
-    BackendError,
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.deployer.domain.backend import (
     BackendPlan,
     FieldChange,
     Finding,
@@ -21,10 +21,9 @@ from neuroweaver.deployer.backend import (
     Planned,
     Replica,
     Scaling,
-    Trouble,
     Wanted,
 )
-from neuroweaver.mesh.clock import utc_now
+from neuroweaver.mesh.wire.clock import utc_now
 from neuroweaver.v1 import deployer_pb2 as pb
 
 COURSE = (

@@ -20,15 +20,17 @@ from kubernetes.aio import client, config
 
 from deployer.kubernetes import wishes
 from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, spec
-from neuroweaver.deployer.backend import BackendError, Observed, Redirect, Trouble, Wanted, WantedRevision
-from neuroweaver.deployer.kubernetes import identity, kinds
-from neuroweaver.deployer.kubernetes.api import Api
+from neuroweaver.cluster import kinds
+from neuroweaver.cluster.api import Api
+from neuroweaver.cluster.connection import Access
+from neuroweaver.cluster.election import Election, Terms
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.cluster.failures import Refusal
+from neuroweaver.cluster.kinds import OWNED, Kind, Object
+from neuroweaver.deployer.domain.backend import Observed, Redirect, Wanted, WantedRevision
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
-from neuroweaver.deployer.kubernetes.connection import Access
-from neuroweaver.deployer.kubernetes.failures import Refusal
-from neuroweaver.deployer.kubernetes.kinds import OWNED, Kind, Object
-from neuroweaver.deployer.kubernetes.lease import Election, Terms
-from neuroweaver.deployer.kubernetes.router import Routes, follow
+from neuroweaver.deployer.kubernetes.in_pods.router import Routes, follow
+from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.v1 import deployer_pb2 as pb
 
 RIGHTS = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes" / "cluster" / "deployer-rights.yaml"

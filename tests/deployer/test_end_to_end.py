@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from deployer.worlds import move, registry_of, until
-from neuroweaver.mesh.channel import channel
+from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import registry_pb2
 from neuroweaver.v1.deployer_pb2_grpc import DeployerServiceStub

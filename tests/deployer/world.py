@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from neuroweaver.deployer.backend import Measured
-from neuroweaver.deployer.rollouts import replacing, rollout_records, transitions
-from neuroweaver.deployer.rollouts.rollout import RevisionSeen, Seen
+from neuroweaver.deployer.domain.backend import Measured
+from neuroweaver.deployer.domain.rollouts import records, replacing, transitions
+from neuroweaver.deployer.domain.rollouts.rollout import RevisionSeen, Seen
 from neuroweaver.v1 import deployer_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -90,8 +90,8 @@ class World:
         """The reconcile loop once: looks, decides (from what was stored), and has its wish carried out."""
         self.now += timedelta(seconds=s)
         self.traffic(s)
-        stored = json.loads(json.dumps(rollout_records.to_json(self.rollout)))
-        self.rollout = transitions.step(rollout_records.from_json(stored), self.spec, self.seen(), self.now)
+        stored = json.loads(json.dumps(records.to_json(self.rollout)))
+        self.rollout = transitions.step(records.from_json(stored), self.spec, self.seen(), self.now)
         self.history.append(self.rollout)
         self.apply()
 

@@ -8,31 +8,35 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from prometheus_client import CollectorRegistry
 
 from deployer.fakes import FakeBackend
-from neuroweaver.deployer.backend import Key
+from neuroweaver.deployer.artifacts.versions import Versions
 from neuroweaver.deployer.control.follower import Follower
 from neuroweaver.deployer.control.reconciler import Pace, Reconciler
-from neuroweaver.deployer.methods import server
+from neuroweaver.deployer.domain.backend import Key
+from neuroweaver.deployer.domain.specification import Defaults
 from neuroweaver.deployer.planning import Planner
-from neuroweaver.deployer.specification import Defaults
+from neuroweaver.deployer.rpc import server
+from neuroweaver.deployer.settings import DeployerSettings
 from neuroweaver.deployer.storage.store import Store
-from neuroweaver.deployer.versions import Versions
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
-from neuroweaver.mesh.serve import Service, running
-from neuroweaver.mesh.settings import Settings
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.migrations import migrate
+from neuroweaver.mesh.server.serve import Service, running
+from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.settings import Settings
 from neuroweaver.registry.__main__ import service as registry_service
+from neuroweaver.registry.settings import RegistrySettings
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import registry_pb2
 from neuroweaver.v1.deployer_pb2_grpc import DeployerServiceStub, add_DeployerServiceServicer_to_server
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 from registry.calls import safetensors, upload
+
+S = TypeVar("S", bound=Settings)
 
 KEY = Key("default", "advisor", "default")
 QUICK = Pace(
@@ -96,7 +100,7 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
             add=lambda grpc_server: add_DeployerServiceServicer_to_server(servicer, grpc_server),
         )
         running_server = await stack.enter_async_context(
-            running(served, _settings("deployer", database_url, folder), registry=CollectorRegistry())
+            running(served, _settings(DeployerSettings, database_url, folder), registry=CollectorRegistry())
         )
         client = await stack.enter_async_context(channel(running_server.address))
         yield World(
@@ -117,7 +121,7 @@ async def registry_of(database_url: str, folder: Path) -> AsyncIterator[tuple[An
     url = f"sqlite:///{folder / 'registry.db'}" if "sqlite" in database_url else database_url
     database = Database(url, schema="registry")
     await migrate(database, "neuroweaver.registry")
-    settings = _settings("registry", url, folder)
+    settings = _settings(RegistrySettings, url, folder)
     async with (
         running(registry_service(database, settings), settings, registry=CollectorRegistry()) as served,
         channel(served.address) as client,
@@ -125,8 +129,8 @@ async def registry_of(database_url: str, folder: Path) -> AsyncIterator[tuple[An
         yield RegistryServiceStub(client), served.address
 
 
-def _settings(service: str, url: str, folder: Path) -> Settings:
-    return Settings(service=service, home=folder, port=0, metrics_port=0, database_url=url, drain_s=0.2)
+def _settings(kind: type[S], url: str, folder: Path) -> S:
+    return kind(home=folder, port=0, metrics_port=0, database_url=url, drain_s=0.2)
 
 
 async def publish(registry: Any, *versions: str, model_id: str = "advisor") -> None:

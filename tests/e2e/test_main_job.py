@@ -20,8 +20,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from e2e.processes import Mesh, mesh
-from neuroweaver.mesh import telemetry
-from neuroweaver.mesh.channel import sync_channel
+from neuroweaver.mesh.wire import telemetry
+from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc, trainer_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
 from trainer.openai_server import Reply, serving

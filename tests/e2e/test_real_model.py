@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from e2e.processes import mesh
-from neuroweaver.mesh.channel import sync_channel
-from neuroweaver.trainer.specialization import training_pairs
+from neuroweaver.mesh.wire.channel import sync_channel
+from neuroweaver.trainer.data.specialization import training_pairs
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc, trainer_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
 

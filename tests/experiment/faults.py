@@ -16,8 +16,8 @@ from pathlib import Path
 import grpc
 
 from experiment.serving import metric, spec
-from neuroweaver.client.processes import Fleet, free_ports
-from neuroweaver.mesh.channel import sync_channel
+from neuroweaver.local.processes import Fleet, free_ports
+from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.v1 import experiment_pb2 as pb
 from neuroweaver.v1.experiment_pb2_grpc import ExperimentServiceStub
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment import specification
-from neuroweaver.experiment.model import CREATED, RUNNING, Experiment, Phase
-from neuroweaver.experiment.report import Report, report
-from neuroweaver.experiment.snapshot import Cell, Group, Snapshot
-from neuroweaver.experiment.statistics.arm import Sample
-from neuroweaver.experiment.statistics.moments import Moments
+from neuroweaver.experiment.analysis.report import Report, report
+from neuroweaver.experiment.domain import specification
+from neuroweaver.experiment.domain.model import CREATED, RUNNING, Experiment, Phase
+from neuroweaver.experiment.domain.snapshot import Cell, Group, Snapshot
+from neuroweaver.statistics.arm import Sample
+from neuroweaver.statistics.moments import Moments
 from neuroweaver.v1 import experiment_pb2 as pb
 
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)

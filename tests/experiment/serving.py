@@ -11,16 +11,17 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from databases import prepare
-from neuroweaver.experiment import server
-from neuroweaver.experiment.director import Director
-from neuroweaver.experiment.evaluators import Evaluators
-from neuroweaver.experiment.releases import Releases
-from neuroweaver.experiment.store import Store
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.serve import Service, running
-from neuroweaver.mesh.settings import Settings
+from neuroweaver.experiment.conclusion.registry import Releases
+from neuroweaver.experiment.control.controller import Director
+from neuroweaver.experiment.control.evaluators import Evaluators
+from neuroweaver.experiment.rpc import server
+from neuroweaver.experiment.storage.store import Store
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.server.serve import Service, running
+from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.settings import Settings
 from neuroweaver.registry.__main__ import service as registry_service
+from neuroweaver.registry.settings import RegistrySettings
 from neuroweaver.v1 import experiment_pb2 as pb
 from neuroweaver.v1 import registry_pb2 as registry_pb
 from neuroweaver.v1.experiment_pb2_grpc import ExperimentServiceStub, add_ExperimentServiceServicer_to_server
@@ -55,8 +56,8 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
     """Both services over one kind of database; the background is left to the test: `world.director.look()`."""
     async with AsyncExitStack() as stack:
         registry_url = f"sqlite:///{folder / 'registry.db'}" if "sqlite" in database_url else database_url
-        settings = Settings(
-            service="registry", home=folder, port=0, metrics_port=0, database_url=registry_url, drain_s=0.0
+        settings = RegistrySettings(
+            home=folder, port=0, metrics_port=0, database_url=registry_url, drain_s=0.0
         )
         if registry_url == database_url:
             await prepare(database_url, "neuroweaver.registry", "neuroweaver.experiment")

@@ -17,10 +17,10 @@ import grpc
 from grpc_tools import protoc
 from prometheus_client import CollectorRegistry
 
-import neuroweaver.mesh.serve
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.serve import Running, Service, running
-from neuroweaver.mesh.settings import Settings
+import neuroweaver.mesh.server.serve
+from neuroweaver.mesh.server.serve import Running, Service, running
+from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.settings import Settings
 
 NAME = "meshtest.EchoService"
 _HERE = Path(__file__).parent
@@ -108,4 +108,6 @@ class Slow(Echo):
 
 
 if __name__ == "__main__":
-    neuroweaver.mesh.serve.run("echo", lambda told: neuroweaver.mesh.serve.serve(service(Slow()), told))
+    neuroweaver.mesh.server.serve.run(
+        "echo", Settings, lambda told: neuroweaver.mesh.server.serve.serve(service(Slow()), told)
+    )

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from neuroweaver.mesh import errors
+from neuroweaver.mesh.wire import status
 from neuroweaver.v1 import registry_pb2 as pb
 from registry.calls import safetensors, upload
 from registry.oracle import (
@@ -76,7 +76,7 @@ class Both:
         try:
             answer = self.world.run(getattr(self.registry, method)(request))
         except grpc.RpcError as error:
-            answer = Refused(error.code(), errors.reason(error))
+            answer = Refused(error.code(), status.reason(error))
         is_refusal = isinstance(predicted, Refused)
         if is_refusal or isinstance(answer, Refused):
             assert str(answer) == str(predicted), f"{method} {request}"

@@ -8,12 +8,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from databases import prepare
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.serve import running
-from neuroweaver.mesh.settings import Settings
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.server.serve import running
+from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.registry.__main__ import service
-from neuroweaver.registry.store import Store
+from neuroweaver.registry.settings import RegistrySettings
+from neuroweaver.registry.storage.store import Store
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 
 
@@ -33,9 +33,7 @@ def store(database: Database) -> Store:
 @pytest.fixture
 async def registry(database_url: str, tmp_path: Path) -> AsyncIterator[Any]:
     """A stub of a real server."""
-    settings = Settings(
-        service="registry", home=tmp_path, port=0, metrics_port=0, database_url=database_url, drain_s=0.0
-    )
+    settings = RegistrySettings(home=tmp_path, port=0, metrics_port=0, database_url=database_url, drain_s=0.0)
     await prepare(database_url, "neuroweaver.registry")
     database = Database(settings.database_url, schema="registry")
     async with (

@@ -24,7 +24,7 @@ from typing import Any
 import grpc
 from semver import Version
 
-from neuroweaver.mesh import errors
+from neuroweaver.mesh.wire import status
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 from ports import free_port
@@ -156,7 +156,7 @@ class Told:
 
 def _is_open(error: grpc.RpcError) -> bool:
     if error.code() is grpc.StatusCode.ABORTED:
-        return errors.reason(error) == "CONCURRENT_UPDATE"
+        return status.reason(error) == "CONCURRENT_UPDATE"
     return error.code() in _AGAIN
 
 

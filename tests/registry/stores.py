@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from neuroweaver.mesh.ids import new_id
-from neuroweaver.registry.blobs import Blobs, FolderBlobs
-from neuroweaver.registry.object_store import RemoteBlobs, connect
+from neuroweaver.mesh.wire.ids import new_id
+from neuroweaver.registry.artifacts.blobs import Blobs, FolderBlobs
+from neuroweaver.registry.artifacts.object_store import RemoteBlobs, connect
 
 REMOTE = ("memory", "s3")
 KINDS = ("folder", *REMOTE)

@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import inspect
 
 import postgres
-from neuroweaver.mesh.database import Database
-from neuroweaver.registry import tables
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.registry.storage import tables
 from registry.faults import (
     Told,
     crashing_postgres,
@@ -34,8 +34,8 @@ EVERY_TABLE = set(tables.METADATA.tables) | {"alembic_version"}
 
 MIGRATE = """
 import asyncio, sys
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.migrations import migrate
 
 async def main():
     database = Database(sys.argv[1], schema="registry")

@@ -17,7 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from neuroweaver.mesh.channel import sync_channel
+from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 from ports import free_port

@@ -16,12 +16,12 @@ import psycopg
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
-from neuroweaver.mesh.serve import running
-from neuroweaver.mesh.settings import Settings
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.migrations import migrate
+from neuroweaver.mesh.server.serve import running
+from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.registry.__main__ import service
+from neuroweaver.registry.settings import RegistrySettings
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 
 T = TypeVar("T")
@@ -52,9 +52,7 @@ class World:
     async def serve(self, stack: AsyncExitStack) -> Any:
         """A stub of a server that ends with the stack."""
         url = stack.enter_context(self.databases.fresh())
-        settings = Settings(
-            service="registry", home=self.home, port=0, metrics_port=0, database_url=url, drain_s=0.0
-        )
+        settings = RegistrySettings(home=self.home, port=0, metrics_port=0, database_url=url, drain_s=0.0)
         database = Database(url, schema="registry")
         server = await stack.enter_async_context(
             running(service(database, settings), settings, registry=CollectorRegistry())

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from neuroweaver.mesh.base_models.folders import digests
+from neuroweaver.base_models.folders import digests
 from trainer.tiny import tiny_llama
 
 

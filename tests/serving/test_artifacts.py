@@ -66,7 +66,7 @@ def test_a_whole_model_is_found_by_its_weights():
 
 
 def test_a_base_is_checked_by_its_digest(base):
-    from neuroweaver.mesh.base_models.folders import digests
+    from neuroweaver.base_models.folders import digests
 
     artifacts.verify_base(base, digests(base).base)
     artifacts.verify_base(base, "")

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from neuroweaver.mesh.base_models.catalog import BUILTIN, resolve
-from neuroweaver.mesh.base_models.folders import materialize
+from neuroweaver.base_models.catalog import BUILTIN, resolve
+from neuroweaver.base_models.folders import materialize
 from serving.models import config_for
 from serving.processes import served
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroweaver.serving import __main__
-from neuroweaver.serving.network import Network
+from neuroweaver.serving.engine.network import Network
 
 forward = Network.forward
 

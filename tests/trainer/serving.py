@@ -12,15 +12,16 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from databases import prepare
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.serve import Service, running
-from neuroweaver.mesh.settings import Settings
-from neuroweaver.trainer.admission import Premises
-from neuroweaver.trainer.executor import Exit
-from neuroweaver.trainer.model import Job
-from neuroweaver.trainer.server import TrainerServicer, WorkerServicer
-from neuroweaver.trainer.supervisor import Policy, Supervisor
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.server.serve import Service, running
+from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.settings import Settings
+from neuroweaver.trainer.control.admission import Premises
+from neuroweaver.trainer.control.supervisor import Policy, Supervisor
+from neuroweaver.trainer.domain.job import Job
+from neuroweaver.trainer.executors.executor import Exit
+from neuroweaver.trainer.rpc.server import TrainerServicer
+from neuroweaver.trainer.rpc.worker_service import WorkerServicer
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import trainer_pb2_grpc, worker_pb2, worker_pb2_grpc
 

@@ -1,0 +1,4 @@
+"""The Deployer: deployments, here or in Kubernetes; rollouts, health, recovery.
+
+Read `domain`, `storage`, `control`, then `local` or `kubernetes`; `routing` is the HTTP front of both.
+"""

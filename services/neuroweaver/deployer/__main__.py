@@ -10,28 +10,29 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
-from neuroweaver.deployer.backend import Backend, BackendError
+from neuroweaver.cluster.api import Api
+from neuroweaver.cluster.election import Election
+from neuroweaver.cluster.errors import BackendError
+from neuroweaver.deployer.artifacts.sources import BaseModels, Files
+from neuroweaver.deployer.artifacts.versions import Versions
 from neuroweaver.deployer.control.follower import Follower
 from neuroweaver.deployer.control.housekeeping import keep_house
-from neuroweaver.deployer.control.lease import Lease, LeaseLost, Tenant
 from neuroweaver.deployer.control.reconciler import Reconciler
-from neuroweaver.deployer.kubernetes.api import Api
+from neuroweaver.deployer.domain.backend import Backend
+from neuroweaver.deployer.domain.specification import Defaults
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
-from neuroweaver.deployer.kubernetes.lease import Election
 from neuroweaver.deployer.local.backend import LocalSettings, local_backend
-from neuroweaver.deployer.methods import server
 from neuroweaver.deployer.planning import Backends, Planner
-from neuroweaver.deployer.sources import BaseModels, Files
-from neuroweaver.deployer.specification import Defaults
+from neuroweaver.deployer.rpc import server
+from neuroweaver.deployer.settings import DeployerSettings
+from neuroweaver.deployer.storage.lease import Lease, LeaseLost, Tenant
 from neuroweaver.deployer.storage.store import Store
-from neuroweaver.deployer.versions import Versions
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.ids import new_id
-from neuroweaver.mesh.migrations import migrate
-from neuroweaver.mesh.serve import Service, StartError, run, serve
-from neuroweaver.mesh.settings import Settings
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.migrations import migrate
+from neuroweaver.mesh.server.serve import Service, StartError, run, serve
+from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.ids import new_id
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import deployer_pb2_grpc, registry_pb2_grpc
 
@@ -42,7 +43,7 @@ _BACKENDS: Final[Mapping[str, pb.DeploymentBackend.ValueType]] = {
 _LEASE: Final = "neuroweaver-deployer"
 
 
-async def main(settings: Settings) -> None:
+async def main(settings: DeployerSettings) -> None:
     cluster = ClusterSettings.from_environment()
     database = Database(settings.database_url, schema="deployer")
     await migrate(database, "neuroweaver.deployer")
@@ -112,7 +113,9 @@ def service(
     )
 
 
-async def _local(stack: AsyncExitStack, settings: Settings, store: Store, versions: Versions) -> Backend:
+async def _local(
+    stack: AsyncExitStack, settings: DeployerSettings, store: Store, versions: Versions
+) -> Backend:
     """Raises StartError if it cannot be had: this machine is what this deployer is for."""
     chosen = LocalSettings(home=settings.home, host=settings.host, port=settings.serving_port)
     files, base_models = Files(store, versions), BaseModels(settings.home)
@@ -130,4 +133,4 @@ def _election(
 
 
 if __name__ == "__main__":
-    run("deployer", main)
+    run("deployer", DeployerSettings, main)

@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from neuroweaver.deployer import model, naming, specification
-from neuroweaver.deployer.backend import Backend, BackendError, BackendPlan, Bundle, Key, Trouble
-from neuroweaver.deployer.control import wish
-from neuroweaver.deployer.methods import messages
-from neuroweaver.deployer.model import Deployment
-from neuroweaver.deployer.specification import Defaults
-from neuroweaver.deployer.versions import Versions
-from neuroweaver.mesh.errors import (
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.deployer.artifacts.versions import Versions
+from neuroweaver.deployer.domain import desired, messages, model, naming, specification
+from neuroweaver.deployer.domain.backend import Backend, BackendPlan, Bundle, Key
+from neuroweaver.deployer.domain.model import Deployment
+from neuroweaver.deployer.domain.specification import Defaults
+from neuroweaver.mesh.wire.errors import (
     Error,
     FailedPrecondition,
     InvalidArgument,
@@ -137,7 +136,7 @@ class Planner:
         findings: tuple[pb.PlanFinding, ...],
     ) -> Draft:
         try:
-            plan = await self.backend(spec).plan(wish.goal(after))
+            plan = await self.backend(spec).plan(desired.goal(after))
         except BackendError as error:
             raise told(error) from error
         after = replace(after, replacement=plan.replacement)

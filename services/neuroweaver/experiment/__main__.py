@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from neuroweaver.experiment import server
-from neuroweaver.experiment.director import Director
-from neuroweaver.experiment.evaluators import Evaluators
+from neuroweaver.experiment.conclusion.registry import Releases
+from neuroweaver.experiment.control.controller import Director
+from neuroweaver.experiment.control.evaluators import Evaluators
 from neuroweaver.experiment.housekeeping import keep_checkpoints, keep_house
 from neuroweaver.experiment.intake import snapshots
 from neuroweaver.experiment.intake.projection import MEBIBYTE, Projections
-from neuroweaver.experiment.releases import Releases
-from neuroweaver.experiment.results import Desk
-from neuroweaver.experiment.store import Store
-from neuroweaver.mesh.channel import channel
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
-from neuroweaver.mesh.serve import Service, run, serve
-from neuroweaver.mesh.settings import Settings
+from neuroweaver.experiment.results.results import Desk
+from neuroweaver.experiment.rpc import server
+from neuroweaver.experiment.settings import ExperimentSettings
+from neuroweaver.experiment.storage.store import Store
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.migrations import migrate
+from neuroweaver.mesh.server.serve import Service, run, serve
+from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.v1 import experiment_pb2_grpc, registry_pb2_grpc
 
 
-async def main(settings: Settings) -> None:
+async def main(settings: ExperimentSettings) -> None:
     database = Database(settings.database_url, schema="experiment")
     await migrate(database, "neuroweaver.experiment")
     async with channel(settings.addresses["registry"]) as registry:
@@ -52,4 +52,4 @@ def service(database: Database, releases: Releases, projections: Projections | N
 
 
 if __name__ == "__main__":
-    run("experiment", main)
+    run("experiment", ExperimentSettings, main)

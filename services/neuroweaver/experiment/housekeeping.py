@@ -12,10 +12,10 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.experiment.intake import retention, sketching
-from neuroweaver.experiment.store import Store
-from neuroweaver.mesh import housekeeping
-from neuroweaver.mesh.errors import Error
-from neuroweaver.mesh.housekeeping import Chores
+from neuroweaver.experiment.storage.store import Store
+from neuroweaver.mesh.handlers import legacy as housekeeping
+from neuroweaver.mesh.handlers.housekeeping import Chores
+from neuroweaver.mesh.wire.errors import Error
 
 _LOG: Final = logging.getLogger("neuroweaver.experiment")
 

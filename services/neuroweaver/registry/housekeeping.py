@@ -1,21 +1,18 @@
-"""What the Registry clears away by itself, every hour."""
+"""What the Registry drops by itself, every hour."""
 
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
-from neuroweaver.mesh import housekeeping
-from neuroweaver.mesh.clock import utc_now
-from neuroweaver.mesh.housekeeping import Chores
-from neuroweaver.registry.artifacts import ArtifactStore
-from neuroweaver.registry.store import Store
+from neuroweaver.mesh.handlers import housekeeping
+from neuroweaver.mesh.handlers.housekeeping import Chores
+from neuroweaver.registry.artifacts.store import ArtifactStore
+from neuroweaver.registry.storage.store import Store
 
 _LOG: Final = logging.getLogger("neuroweaver.registry")
 
-# How late a retry still reads the first answer.
-ANSWERS_KEPT: Final = timedelta(days=7)
 # How long an upload may lie before it is named in a version.
 UNUSED_FILES_KEPT: Final = timedelta(days=1)
 # How long an interrupted upload can be resumed.
@@ -30,13 +27,11 @@ EVENTS_KEPT: Final = timedelta(days=90)
 
 async def keep_house(store: Store, artifacts: ArtifactStore) -> None:
     """Until cancelled."""
-    await housekeeping.keep_house(_LOG, lambda: chores(store, artifacts))
+    await housekeeping.keep_house(_LOG, store.database, lambda now: chores(store, artifacts, now))
 
 
-def chores(store: Store, artifacts: ArtifactStore) -> Chores:
-    now = utc_now()
+def chores(store: Store, artifacts: ArtifactStore, now: datetime) -> Chores:
     return {
-        "answers": lambda: store.forget_answers(now - ANSWERS_KEPT),
         "events": lambda: store.compact(now - EVENTS_KEPT),
         "deliveries": lambda: store.forget_deliveries(now - DELIVERIES_KEPT),
         "parts": lambda: artifacts.expire_parts(PARTS_KEPT),

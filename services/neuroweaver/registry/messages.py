@@ -10,13 +10,14 @@ from typing import Any, Final
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.protobuf.json_format import SerializeToJsonError
 
-from neuroweaver.mesh.clock import timestamp
-from neuroweaver.mesh.errors import InvalidArgument
-from neuroweaver.registry import audit, formats
-from neuroweaver.registry.aliases import Alias
-from neuroweaver.registry.artifacts import Progress
-from neuroweaver.registry.comparison import Comparison, MetricDifference
-from neuroweaver.registry.model import (
+from neuroweaver.mesh.wire.clock import timestamp
+from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.registry.artifacts.store import Progress
+from neuroweaver.registry.comparison.compare import Comparison, MetricDifference
+from neuroweaver.registry.domain import history
+from neuroweaver.registry.domain.aliases import Alias
+from neuroweaver.registry.domain.event import Event
+from neuroweaver.registry.domain.model import (
     Artifact,
     BasePin,
     Direction,
@@ -28,8 +29,8 @@ from neuroweaver.registry.model import (
     ModelVersion,
     State,
 )
-from neuroweaver.registry.reader import Event
-from neuroweaver.registry.versions import Level
+from neuroweaver.registry.domain.paths import media_type_of
+from neuroweaver.registry.domain.versions import Level
 from neuroweaver.v1 import common_pb2, registry_pb2
 
 LEVELS: Final = {
@@ -179,7 +180,7 @@ def from_progress(progress: Progress) -> registry_pb2.UploadArtifactResponse:
     return registry_pb2.UploadArtifactResponse(**vars(progress))
 
 
-def from_audit_event(event: audit.AuditEvent) -> registry_pb2.AuditEvent:
+def from_audit_event(event: history.AuditEvent) -> registry_pb2.AuditEvent:
     return registry_pb2.AuditEvent(
         sequence=event.sequence,
         time=timestamp(event.time),
@@ -198,7 +199,7 @@ def from_audit_event(event: audit.AuditEvent) -> registry_pb2.AuditEvent:
     )
 
 
-def from_verdict(verdict: audit.Verdict, signed: audit.SignedHead) -> registry_pb2.AuditVerification:
+def from_verdict(verdict: history.Verdict, signed: history.SignedHead) -> registry_pb2.AuditVerification:
     return registry_pb2.AuditVerification(
         is_intact=not verdict.first_bad_sequence,
         events=verdict.events,
@@ -303,7 +304,7 @@ def _to_artifact(artifact: registry_pb2.Artifact) -> Artifact:
         path=artifact.path,
         digest=artifact.digest,
         size_bytes=artifact.size_bytes,
-        media_type=artifact.media_type or formats.media_type_of(artifact.path),
+        media_type=artifact.media_type or media_type_of(artifact.path),
     )
 
 

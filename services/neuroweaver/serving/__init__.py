@@ -1,1 +1,4 @@
-"""The model server: one model, or one base with several adapters, behind OpenAI's HTTP API."""
+"""The model server: one model, or one base with several adapters, behind OpenAI's HTTP API.
+
+Read `config`, `requests`, `engine`, `work`, `http`. `http` answers before torch is imported.
+"""

@@ -11,10 +11,10 @@ from typing import NoReturn
 
 import uvloop
 
-from neuroweaver.mesh import logs
+from neuroweaver.mesh.server import logs
 from neuroweaver.serving.config import BadConfig, Config, read
-from neuroweaver.serving.noise import quieten
-from neuroweaver.serving.server import Exit, ModelServer
+from neuroweaver.serving.http.server import Exit, ModelServer
+from neuroweaver.serving.log_filters import quieten
 
 
 async def _serve(config: Config) -> Exit:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from neuroweaver.mesh.base_models.folders import digest_of, digests
+from neuroweaver.base_models.folders import digest_of, digests
 from neuroweaver.serving.config import ModelFile
 
 ADAPTER_CONFIG: Final = "adapter_config.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuroweaver.serving.api import ApiError, Message
+from neuroweaver.serving.requests import ApiError, Message
 
 
 def token_ids(tokenizer: Any, prompt: list[Message] | str | list[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neuroweaver.serving.api import ApiError
+from neuroweaver.serving.requests import ApiError
 
 
 class Versions:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from neuroweaver.serving import prompts
-from neuroweaver.serving.answer import Answer, Delta, Generation
-from neuroweaver.serving.api import ApiError, Message
-from neuroweaver.serving.engine import Engine
+from neuroweaver.serving.engine.engine import Engine
+from neuroweaver.serving.engine.generation import Answer, Delta, Generation
+from neuroweaver.serving.requests import ApiError, Message
 from neuroweaver.serving.status import Phase, Status
 from neuroweaver.serving.versions import Versions
 

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
 
 import grpc
 
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.migrations import migrate
-from neuroweaver.mesh.serve import Service, run, serve
-from neuroweaver.mesh.settings import Settings, SettingsError
-from neuroweaver.trainer.admission import EMBEDDED_JUDGE, Premises
-from neuroweaver.trainer.executor import LocalExecutor
-from neuroweaver.trainer.server import TrainerServicer, WorkerServicer
-from neuroweaver.trainer.supervisor import Policy, Supervisor
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.migrations import migrate
+from neuroweaver.mesh.server.serve import Service, run, serve
+from neuroweaver.trainer.control.admission import Premises
+from neuroweaver.trainer.control.supervisor import Policy, Supervisor
+from neuroweaver.trainer.executors.local import LocalExecutor
+from neuroweaver.trainer.rpc.server import TrainerServicer
+from neuroweaver.trainer.rpc.worker_service import WorkerServicer
+from neuroweaver.trainer.settings import TrainerSettings
 from neuroweaver.v1 import trainer_pb2_grpc, worker_pb2_grpc
 
 
-async def main(settings: Settings) -> None:
+async def main(settings: TrainerSettings) -> None:
     database = Database(settings.database_url, settings.service)
     await migrate(database, "neuroweaver.trainer")
-    premises = premises_of(settings, os.environ)
-    premises.data_folder.mkdir(parents=True, exist_ok=True)
+    premises = Premises(
+        home=settings.home,
+        data_folder=settings.data_folder,
+        feedback_model=settings.feedback_model,
+        has_judge_endpoint=settings.has_judge_key or settings.has_judge_url,
+    )
+    settings.data_folder.mkdir(parents=True, exist_ok=True)
     environ = dict(os.environ) | {
         "NEUROWEAVER_HOME": str(settings.home),
-        "NEUROWEAVER_DATA": str(premises.data_folder),
+        "NEUROWEAVER_DATA": str(settings.data_folder),
         "NEUROWEAVER_TRAINER_ADDRESS": settings.addresses["trainer"],
         "NEUROWEAVER_REGISTRY_ADDRESS": settings.addresses["registry"],
     }
-    supervisor = Supervisor(database, LocalExecutor(environ), settings.home / "jobs", policy_of(os.environ))
+    supervisor = Supervisor(
+        database, LocalExecutor(environ), settings.home / "jobs", Policy(slots=settings.slots)
+    )
     trainer = TrainerServicer(database, supervisor, premises)
 
     def add(server: grpc.aio.Server) -> None:
@@ -50,26 +56,5 @@ async def main(settings: Settings) -> None:
     await serve(service, settings)
 
 
-def premises_of(settings: Settings, environ: Mapping[str, str]) -> Premises:
-    """Raises SettingsError."""
-    data = Path(environ.get("NEUROWEAVER_DATA") or settings.home / "data").expanduser()
-    if not data.is_absolute():
-        raise SettingsError(f"NEUROWEAVER_DATA={data} is not an absolute path")
-    return Premises(
-        home=settings.home,
-        data_folder=data,
-        feedback_model=environ.get("NEUROWEAVER_FEEDBACK_MODEL") or EMBEDDED_JUDGE,
-        has_judge_endpoint=bool(environ.get("OPENAI_API_KEY") or environ.get("OPENAI_BASE_URL")),
-    )
-
-
-def policy_of(environ: Mapping[str, str]) -> Policy:
-    """Raises SettingsError."""
-    slots = environ.get("NEUROWEAVER_TRAINER_SLOTS") or "1"
-    if not (slots.isdecimal() and int(slots) > 0):
-        raise SettingsError(f"NEUROWEAVER_TRAINER_SLOTS={slots} is not a number of workers above 0")
-    return Policy(slots=int(slots))
-
-
 if __name__ == "__main__":
-    run("trainer", main)
+    run("trainer", TrainerSettings, main)

@@ -8,11 +8,11 @@ import pytest
 
 from deployer.kubernetes.fake import Fake, kubeconfig, serving
 from deployer.kubernetes.wishes import SETTINGS
-from neuroweaver.deployer.kubernetes.api import Api, Patience
+from neuroweaver.cluster.api import Api, Patience
+from neuroweaver.cluster.connection import Access
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
-from neuroweaver.deployer.kubernetes.connection import Access
-from neuroweaver.deployer.kubernetes.watching import Backoff
+from neuroweaver.deployer.kubernetes.observing.watching import Backoff
 
 QUICK = Patience(attempt_s=2.0, whole_s=4.0, first_wait_s=0.01)
 

@@ -24,8 +24,8 @@ from aiohttp import web
 from jsonschema import ValidationError
 
 from deployer.kubernetes import fields, schemas
-from neuroweaver.deployer.kubernetes import kinds
-from neuroweaver.deployer.kubernetes.kinds import Kind
+from neuroweaver.cluster import kinds
+from neuroweaver.cluster.kinds import Kind
 
 Object = dict[str, Any]
 

@@ -13,12 +13,16 @@ from deployer.kubernetes import schemas
 from deployer.kubernetes.conftest import QUICK
 from deployer.kubernetes.fake import Fake, Fault, kubeconfig, serving
 from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, revision, routed, spec, to, wanted
-from neuroweaver.deployer.backend import BackendError, Observed, Trouble, Wanted
-from neuroweaver.deployer.kubernetes import drift, identity, kinds, routes
-from neuroweaver.deployer.kubernetes.api import Api
+from neuroweaver.cluster import kinds
+from neuroweaver.cluster.api import Api
+from neuroweaver.cluster.connection import Access
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.deployer.domain.backend import Observed, Wanted
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
-from neuroweaver.deployer.kubernetes.connection import Access
+from neuroweaver.deployer.kubernetes.manifests import routes
+from neuroweaver.deployer.kubernetes.naming import identity
+from neuroweaver.deployer.kubernetes.observing import drift
 from neuroweaver.v1 import deployer_pb2 as pb
 
 CANARY = (revision(1, 9, 90), revision(2, 1, 10))

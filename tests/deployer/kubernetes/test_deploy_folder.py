@@ -19,12 +19,13 @@ from packaging.utils import canonicalize_name
 from prometheus_client import CollectorRegistry
 
 from deployer.kubernetes import promql, schemas
-from neuroweaver.deployer import quantities
-from neuroweaver.deployer.kubernetes import access, kinds
+from neuroweaver.base_models.catalog import BUILTIN_PACKAGE
+from neuroweaver.cluster import kinds, quantities
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
-from neuroweaver.mesh.base_models.catalog import BUILTIN_PACKAGE
-from neuroweaver.mesh.interceptors import Metrics
-from neuroweaver.mesh.settings import PORTS, Settings
+from neuroweaver.deployer.kubernetes.planning import access
+from neuroweaver.experiment.settings import ExperimentSettings
+from neuroweaver.mesh.server.observing import Metrics
+from neuroweaver.mesh.wire.settings import PORTS, Settings
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -156,7 +157,7 @@ def test_a_service_listens_where_it_is_probed_and_called(service: str):
     found = {each["kind"]: each for each in all_documents() if each["metadata"]["name"] == service}
     (container,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
     environment = next(each["data"] for each in all_documents() if each["kind"] == "ConfigMap")
-    settings = Settings.from_environment(service, environment)
+    settings = Settings.from_environment(environment, service=service)
     ports = {each["name"]: each["containerPort"] for each in container["ports"]}
     assert ports == {"grpc": settings.port, "metrics": settings.metrics_port}
     assert {
@@ -194,7 +195,7 @@ def test_the_experiment_service_forgets_before_its_pod_is_killed(overlay: str):
     )
     (container,) = pod["containers"]
     environment = {each["name"]: each["value"] for each in container["env"] if "value" in each}
-    kept_mib = Settings.from_environment("experiment", environment).experiment_memory_mib
+    kept_mib = ExperimentSettings.from_environment(environment).experiment_memory_mib
     assert 2 * kept_mib * 2**20 <= quantities.parse(container["resources"]["limits"]["memory"])
 
 
@@ -377,7 +378,7 @@ def test_an_image_is_built_with_extras_that_there_are(file: Path):
 
 
 def test_the_trainers_image_has_its_default_judge_and_the_model_that_needs_no_hub():
-    from neuroweaver.trainer.worker.judge_embedded import PACKAGE  # imports torch
+    from neuroweaver.trainer.worker.judging.embedded import PACKAGE  # imports torch
 
     text = (DEPLOY / "docker" / "services.Dockerfile").read_text()
     (installs,) = re.findall(r"in \*,train,\*\)(.*);; esac", text, re.DOTALL)

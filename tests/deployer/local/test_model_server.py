@@ -12,9 +12,9 @@ import httpx2
 import pytest
 
 from deployer.local.worlds import FakeRegistry, World, big_machine, children_environment, revision, wanted
-from neuroweaver.deployer.backend import Bundle, File
+from neuroweaver.base_models.folders import digests
+from neuroweaver.deployer.domain.backend import Bundle, File
 from neuroweaver.deployer.local.backend import LocalSettings, local_backend
-from neuroweaver.mesh.base_models.folders import digests
 from neuroweaver.v1 import deployer_pb2 as pb
 
 models = pytest.importorskip(

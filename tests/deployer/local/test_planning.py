@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from deployer.local.worlds import GIB, NAME, World, big_machine, revision, servers, wanted, world
-from neuroweaver.deployer.backend import BackendError, BackendPlan, FieldChange, Wanted
+from neuroweaver.cluster.errors import BackendError
+from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Wanted
 from neuroweaver.v1 import deployer_pb2 as pb
 
 SWITCHED = pb.EngineOptions(adapter_mode=pb.ADAPTER_MODE_SWITCHED)

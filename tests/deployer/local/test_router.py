@@ -13,9 +13,9 @@ import httpx2
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from deployer.local.test_processes import FAST, pid_of
+from deployer.local.replicas.test_processes import FAST, pid_of
 from deployer.local.worlds import KEY, NAME, READY, World, revision, servers, spec, wanted, world
-from neuroweaver.deployer.backend import Key, Redirect
+from neuroweaver.deployer.domain.backend import Key, Redirect
 from neuroweaver.v1 import deployer_pb2 as pb
 
 ZERO = pb.Autoscaling(min_replicas=0, max_replicas=2, target_concurrency=4, idle_timeout=Duration(seconds=2))

@@ -17,9 +17,9 @@ import httpx2
 import psutil
 from google.protobuf.duration_pb2 import Duration
 
-from neuroweaver.deployer.backend import Bundle, File, Key, Observed, Wanted, WantedRevision
+from neuroweaver.deployer.domain.backend import Bundle, File, Key, Observed, Wanted, WantedRevision
 from neuroweaver.deployer.local.backend import LocalBackend, LocalSettings, local_backend
-from neuroweaver.deployer.local.machine import Machine
+from neuroweaver.deployer.local.machine.machine import Machine
 from neuroweaver.v1 import deployer_pb2 as pb
 
 FAKE = (sys.executable, "-S", str(Path(__file__).with_name("fake_server.py")))

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
-from neuroweaver.client.connection import Client
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neuroweaver.client.connection import Client
 
 __all__ = ["Client"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Client` is imported when it is first used: with gRPC, which not every module of the package needs."""
+    if name != "Client":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from neuroweaver.client.connection import Client  # noqa: PLC0415
+
+    return Client

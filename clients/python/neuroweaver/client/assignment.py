@@ -1,12 +1,12 @@
-"""Assigns units without asking: a copy of the experiments' configurations, kept fresh by a watch.
+"""Assigns units locally: a copy of the experiments' configurations, kept up to date by a watch.
 
     with LocalAssignment(client) as local:
-        found = local.assign("greeting", user_id, {"plan": "pro"})
-        if found.is_participant:
+        assignment = local.assign("greeting", user_id, {"plan": "pro"})
+        if assignment.is_participant:
             …                                   # serve it, then send an exposure event
 
-The answers are those of AssignVariant, computed by the same code. While the service is away the last known
-configurations go on being used; `age_s` tells since when nothing was heard.
+The answers are those of AssignVariant, computed by the same code. While the service is away, the last known
+configurations stay in use; `age_s` says how long ago it was last heard.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, Final, Self
 import grpc
 
 from neuroweaver.client.connection import Client
-from neuroweaver.mesh.assignment import Assignment, Attributes, Evaluator
+from neuroweaver.mesh.wire.assignment import Assignment, Attributes, Evaluator
 from neuroweaver.v1 import experiment_pb2 as pb
 
 _MAX_BACKOFF_S: Final = 10.0
 
 
 class UnknownExperiment(LookupError):
-    """There is no such experiment, or nothing was heard of it yet. The message names it."""
+    """There is no such experiment, or its configuration has not arrived yet. The message names it."""
 
 
 class LocalAssignment:
@@ -51,7 +51,7 @@ class LocalAssignment:
         self.close()
 
     def start(self, timeout_s: float = 30.0) -> None:
-        """Returns once everything there is has been heard. Raises TimeoutError."""
+        """Returns once every configuration has arrived. Raises TimeoutError."""
         self._thread.start()
         if not self._ready.wait(timeout_s):
             self.close()
@@ -69,22 +69,19 @@ class LocalAssignment:
         return time.monotonic() - self._heard_at
 
     def assign(self, test_id: str, unit_id: str, attributes: Attributes | None = None) -> Assignment:
-        """Raises UnknownExperiment, and ValueError for what is no unit id."""
-        try:
-            evaluator = self._evaluators[test_id]
-        except KeyError:
-            raise UnknownExperiment(test_id) from None
-        return evaluator.assign(unit_id, attributes)
+        """Raises UnknownExperiment, and ValueError for an invalid unit id."""
+        return self._evaluator(test_id).assign(unit_id, attributes)
 
     def variant(self, test_id: str, variant_id: str) -> pb.ExperimentVariant:
         """What serves a variant: its target and parameters. Raises UnknownExperiment, KeyError."""
-        evaluator = self._evaluators.get(test_id)
-        if evaluator is None:
-            raise UnknownExperiment(test_id)
-        found = next((each for each in evaluator.config.variants if each.variant_id == variant_id), None)
-        if found is None:
-            raise KeyError(variant_id)
-        return found
+        variants = self._evaluator(test_id).config.variants
+        return {variant.variant_id: variant for variant in variants}[variant_id]
+
+    def _evaluator(self, test_id: str) -> Evaluator:
+        try:
+            return self._evaluators[test_id]
+        except KeyError:
+            raise UnknownExperiment(test_id) from None
 
     def _follow(self) -> None:
         last, backoff_s = 0, 0.1
@@ -97,8 +94,8 @@ class LocalAssignment:
                     self._hear(event)
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.OUT_OF_RANGE:
-                    last = 0  # another database than before: begin with everything there is
-            # Ended or failed, the server is drained or away.
+                    last = 0  # another database than before: start from the beginning
+            # Whether it ended or failed, the server is drained or away.
             self._closed.wait(backoff_s)
             backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
 

@@ -1,8 +1,11 @@
-"""Numbers, times and foreign texts in a form for people."""
+"""Numbers, times, enums and texts from elsewhere in a form for people."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import EnumDescriptor
 
 _KEPT: Final = frozenset("\n\t")
 
@@ -37,3 +40,10 @@ def number(value: float) -> str:
     if 100 <= abs(value) < 1e6:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def enum_name(enum: EnumDescriptor, number: int) -> str:
+    """The value's name without the enum's in front; the number itself for a value newer than this client."""
+    value = enum.values_by_number.get(number)
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return value.name.removeprefix(prefix) if value else str(number)

@@ -19,7 +19,7 @@ import grpc
 
 from neuroweaver.client.connection import Client
 from neuroweaver.client.text import plain
-from neuroweaver.mesh import errors
+from neuroweaver.mesh.wire import status as statuses
 from neuroweaver.v1 import registry_pb2 as registry
 
 CHUNK_BYTES: Final = 1024 * 1024
@@ -327,7 +327,7 @@ class Transfer:
             self._client.registry.UploadArtifact(parts())
         except grpc.RpcError as error:
             if not broken and not begin and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                raise TransferError(artifact.path, f"is refused: {errors.describe(error)}") from error
+                raise TransferError(artifact.path, f"is refused: {statuses.describe(error)}") from error
             if not broken:
                 raise
         if broken:
@@ -344,7 +344,7 @@ class Transfer:
 
     def _wait_after(self, error: grpc.RpcError, *, is_passing: bool = False) -> None:
         """Raises the error if waiting does not help, or no longer."""
-        self._has_answered = self._has_answered or bool(errors.reason(error))
+        self._has_answered = self._has_answered or bool(statuses.reason(error))
         self._failures += 1
         is_passing = is_passing or error.code() in _PASSING
         if not (self._has_answered and is_passing and self._failures <= _MAX_FAILURES):

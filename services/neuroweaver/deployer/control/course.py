@@ -7,18 +7,19 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
-from neuroweaver.deployer import recovery, specification
-from neuroweaver.deployer.backend import BackendError, Measured, Observed, Replica
+from neuroweaver.cluster.errors import BackendError
 from neuroweaver.deployer.control import status
-from neuroweaver.deployer.figures import counts
-from neuroweaver.deployer.figures.measurement import Sample
-from neuroweaver.deployer.figures.recent import Recent
-from neuroweaver.deployer.figures.vitals import Vitals, vitals
-from neuroweaver.deployer.history import Occasion
-from neuroweaver.deployer.model import Deployment
-from neuroweaver.deployer.recovery import Move
-from neuroweaver.deployer.rollouts import transitions
-from neuroweaver.deployer.rollouts.rollout import RevisionSeen, Rollout, Seen, counted
+from neuroweaver.deployer.control.recent import Recent
+from neuroweaver.deployer.control.vitals import Vitals, vitals
+from neuroweaver.deployer.domain import recovery, specification
+from neuroweaver.deployer.domain.backend import Measured, Observed, Replica
+from neuroweaver.deployer.domain.history import Occasion
+from neuroweaver.deployer.domain.metrics import counts
+from neuroweaver.deployer.domain.metrics.measurement import Sample
+from neuroweaver.deployer.domain.model import Deployment
+from neuroweaver.deployer.domain.recovery import Move
+from neuroweaver.deployer.domain.rollouts import transitions
+from neuroweaver.deployer.domain.rollouts.rollout import RevisionSeen, Rollout, Seen, counted
 from neuroweaver.deployer.storage.reader import Reader
 from neuroweaver.v1 import deployer_pb2 as pb
 

@@ -16,17 +16,17 @@ from typing import Final
 import grpc
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.deployer import specification
-from neuroweaver.deployer.backend import Bundle, Key
-from neuroweaver.deployer.control.lease import Lease, LeaseLost
 from neuroweaver.deployer.control.status import with_condition
-from neuroweaver.deployer.history import Occasion
-from neuroweaver.deployer.model import Deployment
+from neuroweaver.deployer.domain import specification
+from neuroweaver.deployer.domain.backend import Bundle, Key
+from neuroweaver.deployer.domain.history import Occasion
+from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.planning import Planner
+from neuroweaver.deployer.storage.lease import Lease, LeaseLost
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.deployer.storage.writer import Writer
-from neuroweaver.mesh import errors
-from neuroweaver.mesh.errors import Error, FailedPrecondition, NotFound, Unavailable
+from neuroweaver.mesh.wire import status as statuses
+from neuroweaver.mesh.wire.errors import Error, FailedPrecondition, NotFound, Unavailable
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
@@ -243,5 +243,5 @@ def _follows(deployment: Deployment) -> bool:
 
 def _before_oldest(error: grpc.RpcError) -> int:
     """Where a watch can be resumed after events were dropped; 0 if that is not told."""
-    oldest = errors.metadata(error).get("oldest_sequence", "")
+    oldest = statuses.metadata(error).get("oldest_sequence", "")
     return int(oldest) - 1 if oldest.isdecimal() and int(oldest) > 0 else 0

@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Final
 
 from neuroweaver.deployer.storage.store import Store
-from neuroweaver.mesh import housekeeping
-from neuroweaver.mesh.housekeeping import Chores
+from neuroweaver.mesh.handlers import legacy as housekeeping
+from neuroweaver.mesh.handlers.housekeeping import Chores
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
 

@@ -18,28 +18,19 @@ from typing import Final, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.deployer.backend import (
-    Backend,
-    BackendError,
-    Key,
-    Line,
-    Measured,
-    Observed,
-    Redirect,
-    Trouble,
-    Wanted,
-)
-from neuroweaver.deployer.control import course, wish
-from neuroweaver.deployer.control.lease import Lease, LeaseLost
-from neuroweaver.deployer.figures import gauges
-from neuroweaver.deployer.figures.measurement import Tally
-from neuroweaver.deployer.figures.recent import Memory, Recent
-from neuroweaver.deployer.model import Deployment
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.deployer.control import course, gauges
+from neuroweaver.deployer.control.recent import Memory, Recent
+from neuroweaver.deployer.domain import desired
+from neuroweaver.deployer.domain.backend import Backend, Key, Line, Measured, Observed, Redirect, Wanted
+from neuroweaver.deployer.domain.metrics.measurement import Tally
+from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.planning import Backends
+from neuroweaver.deployer.storage.lease import Lease, LeaseLost
 from neuroweaver.deployer.storage.reader import Reader
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.deployer.storage.writer import Writer
-from neuroweaver.mesh.errors import Error
+from neuroweaver.mesh.wire.errors import Error
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
@@ -141,7 +132,7 @@ class Reconciler:
                 gauges.show(kept.deployment)
             return Look(0.0, is_gone=True)
         deployment = kept.deployment
-        wanted = wish.wanted(deployment, redirect)
+        wanted = desired.wanted(deployment, redirect)
         observed, is_removed = None, False
         trouble: BackendError | None
         backend = self._backends.get(deployment.spec.backend)
@@ -299,7 +290,7 @@ class Reconciler:
             backoff_s = min(pace.moving_s * 2.0 ** (self._troubles[key] - 1), pace.max_backoff_s)
             return max(backoff_s, trouble.retry_after_s or 0.0)
         self._troubles.pop(key, None)
-        if not after.is_being_removed and wish.wanted(after, redirect) != wanted:
+        if not after.is_being_removed and desired.wanted(after, redirect) != wanted:
             return 0.0
         is_settled = after.status.state in _SETTLED and not after.is_rolling
         return pace.settled_s if is_settled else pace.moving_s

@@ -7,9 +7,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from neuroweaver.deployer.backend import BackendError, Observed, Replica, Trouble
-from neuroweaver.deployer.figures.health import Health
-from neuroweaver.deployer.model import Condition, Deployment, Status
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.deployer.domain.backend import Observed, Replica
+from neuroweaver.deployer.domain.metrics.health import Health
+from neuroweaver.deployer.domain.model import Condition, Deployment, Status
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _FAILING: Final = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})

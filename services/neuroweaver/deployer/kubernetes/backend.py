@@ -15,34 +15,11 @@ from typing import Final
 
 import aiohttp
 
-from neuroweaver.deployer import quantities
-from neuroweaver.deployer.backend import (
-    BackendError,
-    BackendPlan,
-    FieldChange,
-    Key,
-    Line,
-    Measured,
-    Observed,
-    Replica,
-    Trouble,
-    Wanted,
-)
-from neuroweaver.deployer.kubernetes import (
-    drift,
-    identity,
-    log_lines,
-    measuring,
-    observation,
-    planner,
-    pods,
-    router_pods,
-    traffic,
-)
-from neuroweaver.deployer.kubernetes.api import Api
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
-from neuroweaver.deployer.kubernetes.failures import Refusal, to_backend_error
-from neuroweaver.deployer.kubernetes.kinds import (
+from neuroweaver.cluster import quantities
+from neuroweaver.cluster.api import Api
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.cluster.failures import Refusal, to_backend_error
+from neuroweaver.cluster.kinds import (
     AUTOSCALER,
     CONFIG_MAP,
     DEPLOYMENT,
@@ -60,9 +37,24 @@ from neuroweaver.deployer.kubernetes.kinds import (
     kind_of,
     ref,
 )
-from neuroweaver.deployer.kubernetes.manifests import Cluster, manifests, namespace_of, record
-from neuroweaver.deployer.kubernetes.observation import Health
-from neuroweaver.deployer.kubernetes.watching import Backoff, Watcher
+from neuroweaver.deployer.domain.backend import (
+    BackendPlan,
+    FieldChange,
+    Key,
+    Line,
+    Measured,
+    Observed,
+    Replica,
+    Wanted,
+)
+from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, traffic
+from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests, namespace_of, record
+from neuroweaver.deployer.kubernetes.naming import containers, identity
+from neuroweaver.deployer.kubernetes.observing import drift, log_lines, measuring, observation
+from neuroweaver.deployer.kubernetes.observing.observation import Health
+from neuroweaver.deployer.kubernetes.observing.watching import Backoff, Watcher
+from neuroweaver.deployer.kubernetes.planning import planner
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
@@ -450,7 +442,9 @@ class KubernetesBackend:
         """A container that left no last words: the end of its log."""
         query = [("tailLines", "5"), ("previous", "true")]
         try:
-            text = await self._api.log(pod["metadata"]["namespace"], each.replica_id, pods.SERVER, query)
+            text = await self._api.log(
+                pod["metadata"]["namespace"], each.replica_id, containers.SERVER, query
+            )
         except _LOST:
             return each
         words = " / ".join(line.message for line in log_lines.lines(text, each.replica_id, each.revision))
@@ -474,7 +468,7 @@ class KubernetesBackend:
         metadata = pod["metadata"]
         if not self._api.is_inside:
             return await self._api.pod_text(
-                metadata["namespace"], metadata["name"], pods.PORT, path, timeout_s=_POD_TIMEOUT_S
+                metadata["namespace"], metadata["name"], containers.PORT, path, timeout_s=_POD_TIMEOUT_S
             )
         address = pod["status"].get("podIP")
         if not address:
@@ -483,7 +477,7 @@ class KubernetesBackend:
         timeout = aiohttp.ClientTimeout(total=_POD_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"http://{host}:{pods.PORT}{path}") as answer,
+            session.get(f"http://{host}:{containers.PORT}{path}") as answer,
         ):
             return await answer.text()
 
@@ -549,7 +543,9 @@ class KubernetesBackend:
         metadata = pod["metadata"]
         number = identity.revision_of(pod)
         statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-        has_restarted = any(each.get("restartCount") and each.get("name") == pods.SERVER for each in statuses)
+        has_restarted = any(
+            each.get("restartCount") and each.get("name") == containers.SERVER for each in statuses
+        )
         query = [("limitBytes", str(_LOG_BYTES))]
         query += [("sinceTime", log_lines.since_time(cursor))] if cursor else []
         made: list[Line] = []
@@ -558,7 +554,7 @@ class KubernetesBackend:
                 text = await self._api.log(
                     metadata["namespace"],
                     metadata["name"],
-                    pods.SERVER,
+                    containers.SERVER,
                     [*query, ("previous", "true")] if past else query,
                 )
             except Refusal as error:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from neuroweaver.deployer.kubernetes.connection import Access
-from neuroweaver.mesh.settings import SettingsError
+from neuroweaver.cluster.connection import Access
+from neuroweaver.mesh.wire.environment import SettingsError
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _SUBDOMAIN: Final = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*", re.ASCII)

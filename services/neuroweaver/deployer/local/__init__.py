@@ -1,0 +1,1 @@
+"""The local backend: deployments as processes of this machine, behind one router. Begin with `backend`."""

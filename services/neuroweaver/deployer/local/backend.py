@@ -19,24 +19,16 @@ from typing import Final
 
 import httpx2
 
-from neuroweaver.deployer.backend import (
-    BackendError,
-    BackendPlan,
-    FetchFile,
-    Key,
-    Line,
-    Measured,
-    Observed,
-    Trouble,
-    Wanted,
-)
-from neuroweaver.deployer.local import planning, processes
-from neuroweaver.deployer.local.cache import Cache
-from neuroweaver.deployer.local.fleet import Fleet
-from neuroweaver.deployer.local.machine import Machine, Room, this_machine
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.deployer.domain.backend import BackendPlan, FetchFile, Key, Line, Measured, Observed, Wanted
+from neuroweaver.deployer.local import planning
+from neuroweaver.deployer.local.files.cache import Cache
+from neuroweaver.deployer.local.files.supplies import BaseFolder, Supplies
+from neuroweaver.deployer.local.machine.machine import Machine, Room, this_machine
 from neuroweaver.deployer.local.planning import Running, Situation
-from neuroweaver.deployer.local.replica import Replica, Surroundings
-from neuroweaver.deployer.local.supplies import BaseFolder, Supplies
+from neuroweaver.deployer.local.replicas import processes
+from neuroweaver.deployer.local.replicas.fleet import Fleet
+from neuroweaver.deployer.local.replicas.replica import Replica, Surroundings
 from neuroweaver.deployer.routing import front
 from neuroweaver.deployer.routing.router import Router, by_path
 from neuroweaver.v1 import deployer_pb2 as pb

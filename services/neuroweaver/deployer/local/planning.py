@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from neuroweaver.deployer import quantities
-from neuroweaver.deployer.backend import (
+from neuroweaver.cluster import quantities
+from neuroweaver.deployer.domain.backend import (
     BackendPlan,
     Capacity,
     FieldChange,
@@ -17,9 +17,9 @@ from neuroweaver.deployer.backend import (
     Wanted,
     WantedRevision,
 )
-from neuroweaver.deployer.local.autoscaler import least_of
-from neuroweaver.deployer.local.launch import Launch
-from neuroweaver.deployer.local.machine import Need, lack
+from neuroweaver.deployer.local.machine.machine import Need, lack
+from neuroweaver.deployer.local.replicas.launch import Launch
+from neuroweaver.deployer.local.scaling.autoscaler import least_of
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _FIELDS: Final = {

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from neuroweaver.deployer.backend import Redirect
+from neuroweaver.deployer.domain.backend import Redirect
 from neuroweaver.deployer.routing.counts import Counts
 
 

@@ -18,10 +18,10 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
-from neuroweaver.deployer.backend import Key, Redirect
+from neuroweaver.deployer.domain.backend import Key, Redirect
 from neuroweaver.deployer.routing.counts import Counts
 from neuroweaver.deployer.routing.fleet import Fleet, Upstream
-from neuroweaver.mesh.settings import is_loopback
+from neuroweaver.mesh.wire.settings import is_loopback
 
 _LOG: Final = logging.getLogger(__name__)
 

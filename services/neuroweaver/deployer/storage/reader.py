@@ -10,13 +10,13 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Row, Select, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.deployer.backend import Key, Line
-from neuroweaver.deployer.figures.measurement import Sample, Tally
-from neuroweaver.deployer.model import Deployment
+from neuroweaver.deployer.domain.backend import Key, Line
+from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
+from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.storage import records, tables
-from neuroweaver.mesh import filters
-from neuroweaver.mesh.errors import InvalidArgument, NotFound
-from neuroweaver.mesh.pagination import Page
+from neuroweaver.mesh.database.pagination import Page
+from neuroweaver.mesh.handlers import filters
+from neuroweaver.mesh.wire.errors import InvalidArgument, NotFound
 from neuroweaver.v1 import deployer_pb2 as pb
 
 LABELS: Final = "labels."

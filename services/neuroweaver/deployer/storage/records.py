@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from neuroweaver.mesh.clock import from_microseconds, microseconds
+from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 
 T = TypeVar("T")
 

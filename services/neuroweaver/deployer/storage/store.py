@@ -13,16 +13,16 @@ from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.deployer.backend import Key
-from neuroweaver.deployer.control.lease import Lease
-from neuroweaver.deployer.model import Deployment
+from neuroweaver.deployer.domain.backend import Key
+from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.storage import tables
+from neuroweaver.deployer.storage.lease import Lease
 from neuroweaver.deployer.storage.reader import Reader, everything
 from neuroweaver.deployer.storage.writer import Writer, compact, forget, forget_gone
-from neuroweaver.mesh import idempotency
-from neuroweaver.mesh.clock import Clock, utc_now
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.watch import Signal, Signals
+from neuroweaver.mesh.database import idempotency
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.handlers.watch import Signal, Signals
+from neuroweaver.mesh.wire.clock import Clock, utc_now
 
 T = TypeVar("T")
 

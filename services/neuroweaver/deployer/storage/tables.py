@@ -18,8 +18,8 @@ from sqlalchemy import (
     Text,
 )
 
-from neuroweaver.mesh import idempotency
-from neuroweaver.mesh.database import UtcDateTime, ascii_text
+from neuroweaver.mesh.database import idempotency
+from neuroweaver.mesh.database.database import UtcDateTime, ascii_text
 
 METADATA: Final = MetaData()
 

@@ -11,12 +11,11 @@ from sqlalchemy import and_, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.deployer import history
-from neuroweaver.deployer.backend import Key, Line
-from neuroweaver.deployer.figures.measurement import Sample, Tally
-from neuroweaver.deployer.history import Occasion
-from neuroweaver.deployer.methods import messages
-from neuroweaver.deployer.model import Deployment
+from neuroweaver.deployer.domain import history, messages
+from neuroweaver.deployer.domain.backend import Key, Line
+from neuroweaver.deployer.domain.history import Occasion
+from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
+from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.storage import records, tables
 from neuroweaver.deployer.storage.reader import Kept, Reader, of
 from neuroweaver.v1 import deployer_pb2 as pb

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import tables
 from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.intake.unit_table import UnitTable, packed, unpacked
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.ids import new_id
+from neuroweaver.experiment.storage import tables
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.wire.ids import new_id
 
 _PART_BYTES: Final = 4 << 20
 _LEVEL: Final = 1

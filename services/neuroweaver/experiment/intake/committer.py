@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.ingestion import Outcome, take_in
 from neuroweaver.experiment.intake.projection import Projections
-from neuroweaver.mesh.clock import Clock
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.errors import Unavailable
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.wire.clock import Clock
+from neuroweaver.mesh.wire.errors import Unavailable
 
 # Events in one transaction: more would make the first of them wait longer than they save.
 _TOGETHER: Final = 20_000

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.mesh.errors import InvalidArgument
+from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.v1 import experiment_pb2 as pb
 
 EXPOSURE: Final = 0

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from neuroweaver.experiment.domain.model import Experiment
+from neuroweaver.experiment.domain.snapshot import Rejection
 from neuroweaver.experiment.intake import raw_events, snapshots
 from neuroweaver.experiment.intake.events import JUDGEMENT, SAMPLE, Batch
 from neuroweaver.experiment.intake.keys import Keys, keys_of, sketch_groups
@@ -20,12 +22,10 @@ from neuroweaver.experiment.intake.ledger import and_more
 from neuroweaver.experiment.intake.projection import Held, Projection, Projections
 from neuroweaver.experiment.intake.readings import Plan, indexes
 from neuroweaver.experiment.intake.units import Change, Ints
-from neuroweaver.experiment.model import Experiment
-from neuroweaver.experiment.reader import Reader
-from neuroweaver.experiment.snapshot import Rejection
-from neuroweaver.mesh.clock import Clock, microseconds
-from neuroweaver.mesh.database import Database
-from neuroweaver.mesh.errors import NotFound
+from neuroweaver.experiment.storage.reader import Reader
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.wire.clock import Clock, microseconds
+from neuroweaver.mesh.wire.errors import NotFound
 from neuroweaver.v1 import experiment_pb2 as pb
 
 FUTURE: Final = timedelta(hours=24)

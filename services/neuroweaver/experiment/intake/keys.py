@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment.statistics.sketch import GROUPS
+from neuroweaver.statistics.sketch import GROUPS
 
 Keys = npt.NDArray[np.uint64]
 """(n, 2): the halves of each."""

@@ -11,14 +11,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from neuroweaver.experiment.domain.snapshot import Cell, Group, Quality, Rejection, Snapshot, Tally
 from neuroweaver.experiment.intake.readings import Plan, Reading
 from neuroweaver.experiment.intake.units import NEVER, VARIANTS, Change, Ints, Population, Rows
-from neuroweaver.experiment.snapshot import Cell, Group, Quality, Rejection, Snapshot, Tally
-from neuroweaver.experiment.statistics.arm import Sample
-from neuroweaver.experiment.statistics.moments import Moments
-from neuroweaver.experiment.statistics.sketch import GroupedSketch
-from neuroweaver.experiment.statistics.winsorization import Caps, calibrated
-from neuroweaver.mesh.clock import from_microseconds
+from neuroweaver.mesh.wire.clock import from_microseconds
+from neuroweaver.statistics.arm import Sample
+from neuroweaver.statistics.moments import Moments
+from neuroweaver.statistics.sketch import GroupedSketch
+from neuroweaver.statistics.winsorization import Caps, calibrated
 from neuroweaver.v1 import experiment_pb2 as pb
 
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()

@@ -18,7 +18,7 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import tables
+from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.intake import checkpoints, raw_events
 from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.joining import records, units_of
@@ -27,8 +27,8 @@ from neuroweaver.experiment.intake.keys import Keys, keys_of
 from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.intake.unit_table import UnitTable
 from neuroweaver.experiment.intake.units import Change
-from neuroweaver.experiment.model import Experiment
-from neuroweaver.mesh.settings import EXPERIMENT_MEMORY_MIB
+from neuroweaver.experiment.settings import MEMORY_MIB
+from neuroweaver.experiment.storage import tables
 
 _LOG: Final = logging.getLogger("neuroweaver.experiment")
 
@@ -94,7 +94,7 @@ class Projection:
 class Projections:
     """Those of many experiments, the ones used last at hand. budget_bytes: of all together."""
 
-    def __init__(self, budget_bytes: int = EXPERIMENT_MEMORY_MIB * MEBIBYTE) -> None:
+    def __init__(self, budget_bytes: int = MEMORY_MIB * MEBIBYTE) -> None:
         self._budget_bytes = budget_bytes
         self._slots: OrderedDict[tuple[str, str], _Slot] = OrderedDict()
 

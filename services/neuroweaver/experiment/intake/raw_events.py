@@ -10,12 +10,12 @@ from typing import Any, Final
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import tables
+from neuroweaver.experiment.domain.model import Experiment
+from neuroweaver.experiment.domain.specification import length
 from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.keys import Keys, from_bytes, keys_of, to_bytes
-from neuroweaver.experiment.model import Experiment
-from neuroweaver.experiment.specification import length
-from neuroweaver.mesh.clock import from_microseconds
+from neuroweaver.experiment.storage import tables
+from neuroweaver.mesh.wire.clock import from_microseconds
 
 _TABLE: Final = tables.event_batches
 # Batches that are read and decoded at once.

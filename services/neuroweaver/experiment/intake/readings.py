@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment.specification import length
-from neuroweaver.experiment.statistics.winsorization import Caps
+from neuroweaver.experiment.domain.specification import length
+from neuroweaver.statistics.winsorization import Caps
 from neuroweaver.v1 import experiment_pb2 as pb
 
 SUM: Final = pb.UNIT_AGGREGATION_SUM

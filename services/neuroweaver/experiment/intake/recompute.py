@@ -12,19 +12,19 @@ from typing import Final
 import numpy as np
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from neuroweaver.experiment.domain.model import Experiment
+from neuroweaver.experiment.domain.snapshot import Cell, Snapshot
 from neuroweaver.experiment.intake import checkpoints, raw_events, sketching, snapshots
 from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.keys import sketch_groups
 from neuroweaver.experiment.intake.ledger import Ledger
 from neuroweaver.experiment.intake.projection import Projection
 from neuroweaver.experiment.intake.readings import Plan
-from neuroweaver.experiment.model import Experiment
-from neuroweaver.experiment.reader import Reader
-from neuroweaver.experiment.snapshot import Cell, Snapshot
-from neuroweaver.experiment.statistics.moments import Moments
-from neuroweaver.experiment.statistics.sketch import GroupedSketch
-from neuroweaver.mesh.clock import microseconds
-from neuroweaver.mesh.errors import FailedPrecondition
+from neuroweaver.experiment.storage.reader import Reader
+from neuroweaver.mesh.wire.clock import microseconds
+from neuroweaver.mesh.wire.errors import FailedPrecondition
+from neuroweaver.statistics.moments import Moments
+from neuroweaver.statistics.sketch import GroupedSketch
 from neuroweaver.v1 import experiment_pb2 as pb
 
 TOLERANCE: Final = 1e-9

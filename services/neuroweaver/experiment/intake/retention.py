@@ -9,12 +9,12 @@ from typing import Any
 import numpy.typing as npt
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.intake import checkpoints, raw_events, sketching, snapshots
 from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.intake.unit_table import UnitTable
-from neuroweaver.experiment.model import Experiment
-from neuroweaver.experiment.store import Store
-from neuroweaver.mesh.clock import microseconds
+from neuroweaver.experiment.storage.store import Store
+from neuroweaver.mesh.wire.clock import microseconds
 
 
 async def keep_checkpoint(store: Store, experiment: Experiment, *, is_forced: bool = False) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from neuroweaver.experiment.domain.model import Experiment
+from neuroweaver.experiment.domain.snapshot import Snapshot
 from neuroweaver.experiment.intake import raw_events, snapshots
 from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.joining import records, units_of
@@ -17,10 +19,8 @@ from neuroweaver.experiment.intake.ledger import CellKey, sketched, sketches_of_
 from neuroweaver.experiment.intake.projection import Held, Projection
 from neuroweaver.experiment.intake.readings import Plan, Reading
 from neuroweaver.experiment.intake.units import Population
-from neuroweaver.experiment.model import Experiment
-from neuroweaver.experiment.snapshot import Snapshot
-from neuroweaver.experiment.statistics.sketch import GroupedSketch
-from neuroweaver.experiment.store import Store
+from neuroweaver.experiment.storage.store import Store
+from neuroweaver.statistics.sketch import GroupedSketch
 
 
 @dataclass(frozen=True)

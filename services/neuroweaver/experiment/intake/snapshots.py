@@ -12,13 +12,13 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment import tables
+from neuroweaver.experiment.domain.snapshot import Snapshot
 from neuroweaver.experiment.intake.ledger import CellKey, Ledger, Sums
 from neuroweaver.experiment.intake.readings import Plan
-from neuroweaver.experiment.reader import Reader
-from neuroweaver.experiment.snapshot import Snapshot
-from neuroweaver.experiment.statistics.moments import Moments
-from neuroweaver.experiment.statistics.sketch import GroupedSketch
+from neuroweaver.experiment.storage import tables
+from neuroweaver.experiment.storage.reader import Reader
+from neuroweaver.statistics.moments import Moments
+from neuroweaver.statistics.sketch import GroupedSketch
 
 
 @dataclass

@@ -27,9 +27,9 @@ from neuroweaver.experiment.intake.readings import (
     Total,
     TotalKind,
 )
-from neuroweaver.experiment.statistics import double_double as dd
-from neuroweaver.experiment.statistics.moments import LARGEST
-from neuroweaver.experiment.statistics.winsorization import Caps
+from neuroweaver.statistics import double_double as dd
+from neuroweaver.statistics.moments import LARGEST
+from neuroweaver.statistics.winsorization import Caps
 from neuroweaver.v1 import experiment_pb2 as pb
 
 Ints = npt.NDArray[np.int64]

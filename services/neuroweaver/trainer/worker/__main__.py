@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from neuroweaver.mesh import logs, telemetry
-from neuroweaver.mesh.channel import sync_channel
+from neuroweaver.mesh.server import logs
+from neuroweaver.mesh.wire import telemetry
+from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.trainer.worker.failures import explain
-from neuroweaver.trainer.worker.link import Link, LinkHandler
-from neuroweaver.trainer.worker.monitor import Stopped
 from neuroweaver.trainer.worker.pipeline import Pipeline, Surroundings
-from neuroweaver.trainer.worker.stages import Stages
+from neuroweaver.trainer.worker.process.link import Link, LinkHandler
+from neuroweaver.trainer.worker.process.monitor import Stopped
+from neuroweaver.trainer.worker.process.stages import Stages
 from neuroweaver.v1 import registry_pb2_grpc, trainer_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
 

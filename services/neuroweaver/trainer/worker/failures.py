@@ -7,12 +7,12 @@ import errno
 import grpc
 import torch
 
-from neuroweaver.mesh.base_models.folders import BaseModelUnavailable
-from neuroweaver.mesh.errors import describe
-from neuroweaver.trainer.model import OUT_OF_MEMORY_ADVICE
-from neuroweaver.trainer.worker.judge import JudgeUnavailable
-from neuroweaver.trainer.worker.preferences import NotEnoughFeedback
-from neuroweaver.trainer.worker.sft import NothingToLearn, TrainingDiverged
+from neuroweaver.base_models.folders import BaseModelUnavailable
+from neuroweaver.mesh.wire.status import describe
+from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE
+from neuroweaver.trainer.worker.judging.choose import JudgeUnavailable
+from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
+from neuroweaver.trainer.worker.sft.finetune import NothingToLearn, TrainingDiverged
 from neuroweaver.v1 import trainer_pb2 as pb
 
 # Where there was no answer, another try later can help; where there was one, it says what to change.

@@ -17,28 +17,28 @@ from typing import Any, Final
 
 import torch
 
-from neuroweaver.mesh.base_models.catalog import resolve
-from neuroweaver.mesh.base_models.folders import Digests, digests, materialize
-from neuroweaver.mesh.durable import read_jsonl, write_jsonl
-from neuroweaver.trainer import dataset
-from neuroweaver.trainer.admission import system_prompts
-from neuroweaver.trainer.rows import Example
-from neuroweaver.trainer.specialization import Specialization, load_specializations
-from neuroweaver.trainer.worker import reward_model, sft
-from neuroweaver.trainer.worker.adapters import load_policy
-from neuroweaver.trainer.worker.base_model import load
-from neuroweaver.trainer.worker.evaluation import VERDICTS, evaluate
+from neuroweaver.base_models.catalog import resolve
+from neuroweaver.base_models.folders import Digests, digests, materialize
+from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
+from neuroweaver.trainer.data import dataset
+from neuroweaver.trainer.data.rows import Example
+from neuroweaver.trainer.data.specialization import Specialization, load_specializations, system_prompts
+from neuroweaver.trainer.worker.data.questions import Question, choose, messages_of, without_system
 from neuroweaver.trainer.worker.failures import DatasetChanged, explain
-from neuroweaver.trainer.worker.generation import generate
-from neuroweaver.trainer.worker.judge import judge_from_environment
-from neuroweaver.trainer.worker.judgement import Judge, JudgeItem
-from neuroweaver.trainer.worker.monitor import Monitor, Stopped
-from neuroweaver.trainer.worker.policy_stage import optimize_policy
-from neuroweaver.trainer.worker.preferences import NotEnoughFeedback
-from neuroweaver.trainer.worker.questions import Question, choose, messages_of, without_system
+from neuroweaver.trainer.worker.judging.choose import judge_from_environment
+from neuroweaver.trainer.worker.judging.judge import Judge, JudgeItem
+from neuroweaver.trainer.worker.models.base import load
+from neuroweaver.trainer.worker.models.generation import generate
+from neuroweaver.trainer.worker.policy.adapters import load_policy
+from neuroweaver.trainer.worker.policy.stage import optimize_policy
+from neuroweaver.trainer.worker.process.checkpoints import checkpoint_step, checkpoints
+from neuroweaver.trainer.worker.process.monitor import Monitor, Stopped
+from neuroweaver.trainer.worker.process.stages import Result, Stages
 from neuroweaver.trainer.worker.registration import Registration, register
-from neuroweaver.trainer.worker.sft_trainer import checkpoint_step, checkpoints
-from neuroweaver.trainer.worker.stages import Result, Stages
+from neuroweaver.trainer.worker.reward import training
+from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
+from neuroweaver.trainer.worker.sft import finetune
+from neuroweaver.trainer.worker.validation.compare import VERDICTS, evaluate
 from neuroweaver.v1 import common_pb2, registry_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -157,7 +157,7 @@ class Pipeline:
         if is_resumed and (kept := checkpoints(folder)):
             self.stages.rewound(checkpoint_step(kept[-1]))
         with self._base() as (model, tokenizer):
-            done = sft.finetune(
+            done = finetune.finetune(
                 model,
                 tokenizer,
                 [messages_of(each) for each in self.prepared.train],
@@ -246,11 +246,11 @@ class Pipeline:
 
     def train_reward_model(self, monitor: Monitor) -> Result:
         questions = {question.id: question for question in self._questions()}
-        groups = reward_model.group_feedback(
+        groups = training.group_feedback(
             read_jsonl(self.at.folder / "feedback.jsonl"),
             lambda prompt_id: without_system(questions[prompt_id].messages),
         )
-        train, heldout = reward_model.pairs_from_feedback(
+        train, heldout = training.pairs_from_feedback(
             groups, rlaif_threshold=self.config.rlaif_threshold, seed=self.config.seed
         )
         if len(train) < MIN_PAIRS or not heldout:
@@ -258,7 +258,7 @@ class Pipeline:
                 f"the feedback gives {len(train)} preference pairs to learn from and {len(heldout)} to check "
                 f"with; at least {MIN_PAIRS} and 1 are needed: raise rlaif_samples or responses_per_prompt"
             )
-        done = reward_model.train_reward_model(
+        done = training.train_reward_model(
             self.prepared.model_folder,
             train,
             heldout,
@@ -284,9 +284,7 @@ class Pipeline:
 
     def optimize(self, adapter: Path, scorer_folder: Path, monitor: Monitor) -> Result:
         with self._tuned(adapter, is_trainable=True) as (model, tokenizer):
-            scorer = reward_model.RewardModel.load(
-                scorer_folder, self.prepared.model_folder, **self._precision()
-            )
+            scorer = training.RewardModel.load(scorer_folder, self.prepared.model_folder, **self._precision())
             return optimize_policy(
                 model,
                 tokenizer,
@@ -412,9 +410,9 @@ class Pipeline:
             raise NotEnoughFeedback("the data set has no questions with answers to learn preferences on")
         return chosen
 
-    def _sft_config(self) -> sft.SFTConfig:
+    def _sft_config(self) -> finetune.SFTConfig:
         config = self.config
-        return sft.SFTConfig(
+        return finetune.SFTConfig(
             lora_r=config.lora_r,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
@@ -432,8 +430,8 @@ class Pipeline:
             seed=config.seed,
         )
 
-    def _reward_config(self) -> reward_model.RewardConfig:
-        return reward_model.RewardConfig(
+    def _reward_config(self) -> training.RewardConfig:
+        return training.RewardConfig(
             epochs=self.config.reward_model_epochs,
             max_seq_length=self.config.max_seq_length,
             seed=self.config.seed,

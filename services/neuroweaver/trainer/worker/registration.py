@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from google.protobuf import json_format, struct_pb2
 
-from neuroweaver.mesh import telemetry
-from neuroweaver.mesh.base_models.folders import Digests
-from neuroweaver.mesh.durable import write_whole
-from neuroweaver.trainer.worker.stages import Result
+from neuroweaver.base_models.folders import Digests
+from neuroweaver.mesh.machine.files import write_whole
+from neuroweaver.mesh.wire import telemetry
+from neuroweaver.trainer.worker.process.stages import Result
 from neuroweaver.v1 import common_pb2, registry_pb2, registry_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
 

@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from neuroweaver.mesh import idempotency
-from neuroweaver.mesh.database import UtcDateTime
+from neuroweaver.mesh.database import idempotency
+from neuroweaver.mesh.database.database import UtcDateTime
 
 revision = "0001"
 down_revision = None

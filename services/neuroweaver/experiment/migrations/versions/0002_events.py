@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from neuroweaver.mesh.database import UtcDateTime
+from neuroweaver.mesh.database.database import UtcDateTime
 
 revision = "0002"
 down_revision = "0001"

@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from neuroweaver.mesh.clock import utc_now
-from neuroweaver.mesh.database import UtcDateTime
+from neuroweaver.mesh.database.database import UtcDateTime
+from neuroweaver.mesh.wire.clock import utc_now
 
 revision = "0002"
 down_revision = "0001"

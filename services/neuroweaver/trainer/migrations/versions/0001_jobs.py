@@ -3,8 +3,8 @@
 from alembic import op
 from sqlalchemy import BigInteger, Column, Integer, LargeBinary, String, UniqueConstraint
 
-from neuroweaver.mesh import idempotency
-from neuroweaver.mesh.database import UtcDateTime
+from neuroweaver.mesh.database import idempotency
+from neuroweaver.mesh.database.database import UtcDateTime
 
 revision = "0001"
 down_revision = None

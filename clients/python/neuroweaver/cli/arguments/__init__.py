@@ -1,0 +1,1 @@
+"""Arguments of several commands: references to versions, values, specs in files, shared options."""

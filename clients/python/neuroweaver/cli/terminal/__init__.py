@@ -1,0 +1,1 @@
+"""What commands share on a screen: output, failures and exit codes, confirmations, progress."""

@@ -1,0 +1,1 @@
+"""`neuroweaver train …`. Begin with `commands`."""

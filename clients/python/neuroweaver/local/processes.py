@@ -1,0 +1,329 @@
+"""The services as processes of this machine: started, watched, and stopped by their ids."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final, Self
+
+from neuroweaver.mesh.wire.settings import DEPLOYMENT_BACKEND, PORTS, SERVING_PORT, Settings
+
+SERVICES: Final = tuple(PORTS)
+
+# A server drains for up to 20 s after SIGTERM (NEUROWEAVER_DRAIN_S).
+_GRACE_S: Final = 30.0
+_START_S: Final = 60.0
+_POLL_S: Final = 0.1
+_TAIL_LINES: Final = 5
+
+
+class ProcessError(Exception):
+    """A service cannot be started, or has stopped by itself. The message is one line for people."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one service listens and writes."""
+
+    service: str
+    host: str
+    port: int
+    metrics_port: int
+    home: Path
+    serving_port: int = 0
+    """Of the router in front of the deployer's local model servers; 0: there is none, or any will do."""
+
+    @classmethod
+    def from_environment(cls, service: str, environ: Mapping[str, str]) -> Place:
+        """Raises SettingsError."""
+        settings = Settings.from_environment(environ, service=service)
+        has_router = service == "deployer" and DEPLOYMENT_BACKEND.read(environ) == "local"
+        serving_port = SERVING_PORT.read(environ) if has_router else 0
+        return cls(service, settings.host, settings.port, settings.metrics_port, settings.home, serving_port)
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Those that it listens on, by the variables that set them."""
+        ports = {
+            _variable(self.service, "PORT"): self.port,
+            _variable(self.service, "METRICS_PORT"): self.metrics_port,
+        }
+        return ports | ({"NEUROWEAVER_SERVING_PORT": self.serving_port} if self.serving_port else {})
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing else listens where it would."""
+        return all(is_free(self.host, port) for port in self.ports.values())
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def metrics_url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.metrics_port}/metrics"
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether somebody accepts connections at its port."""
+        try:
+            socket.create_connection((self.host.strip("[]"), self.port), timeout=1.0).close()
+        except OSError:
+            return False
+        return True
+
+    @property
+    def log(self) -> Path:
+        return self.home / "logs" / f"{self.service}.log"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.home / "run" / f"{self.service}.pid"
+
+
+class Fleet:
+    """The services of one environment. Leaving the block ends those that it started, unless they were let go.
+
+    environ: the environment of the processes; places and addresses are read from it.
+    """
+
+    def __init__(self, environ: Mapping[str, str], services: Sequence[str] = SERVICES) -> None:
+        self.places = [Place.from_environment(service, environ) for service in services]
+        addresses = {_variable(place.service, "ADDRESS"): place.address for place in self.places}
+        # The logs go to files for people, unless somebody asks for JSON.
+        self._environ = {**addresses, "NEUROWEAVER_LOG_FORMAT": "human", **environ}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def check_ports(self) -> None:
+        """Raises ProcessError naming the first port that is taken and its variable."""
+        for place in self.places:
+            for variable, port in place.ports.items():
+                if not is_free(place.host, port):
+                    raise ProcessError(
+                        f"port {port} of the {place.service} is taken on {place.host}: stop what listens "
+                        f"there, or set {variable} to another port"
+                    )
+
+    def start(self) -> None:
+        """Starts every service. Raises ProcessError if a port is taken."""
+        self.check_ports()
+        for place in self.places:
+            self._processes[place.service] = _spawn(place, self._environ)
+
+    def wait_until_healthy(self, on_change: Callable[[Mapping[str, str]], None] | None = None) -> None:
+        """on_change: called with every state when one has changed. Raises ProcessError if one stays away."""
+        # Imported while the services start. A service is asked once it listens: gRPC backs off when refused.
+        from neuroweaver.client.connection import Client  # noqa: PLC0415
+
+        give_up = time.monotonic() + _START_S
+        states = dict.fromkeys(self._processes, "starting")
+        with Client({place.service: place.address for place in self.places}) as client:
+            while late := [place for place in self.places if states[place.service] == "starting"]:
+                self.check_alive()
+                for place in late:
+                    if place.is_listening and client.is_healthy(place.service, timeout_s=1.0):
+                        states[place.service] = "serving"
+                        if on_change:
+                            on_change(states)
+                if time.monotonic() > give_up:
+                    raise ProcessError(
+                        f"the {late[0].service} is not healthy after {_START_S:.0f} s; see {late[0].log}"
+                    )
+                time.sleep(_POLL_S)
+
+    def check_alive(self) -> None:
+        """Raises ProcessError naming a service that has stopped by itself, with its last words."""
+        for place in self.places:
+            process = self._processes.get(place.service)
+            if process is not None and process.poll() is not None:
+                how, words = _ending(process.returncode), last_words(place.log)
+                raise ProcessError(f"the {place.service} has stopped ({how}): {words} (log: {place.log})")
+
+    def pid(self, service: str) -> int:
+        return self._processes[service].pid
+
+    def let_go(self) -> None:
+        """Leaves the processes running; their ids stay in the home's `run` folder for `end_recorded`."""
+        for place in self.places:
+            place.pid_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place.pid_file.write_text(f"{self.pid(place.service)}\n", encoding="ascii")
+        self._processes.clear()
+
+    def stop(self) -> None:
+        """SIGTERM to all, SIGKILL to those still there after the grace period; a second Ctrl-C ends that."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.terminate()
+        give_up = time.monotonic() + _GRACE_S
+        with ExitStack() as stack:
+            for process in self._processes.values():
+                stack.callback(_kill, process)
+            for process in self._processes.values():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, give_up - time.monotonic()))
+        self._processes.clear()
+
+
+def recorded(places: Iterable[Place]) -> dict[str, int]:
+    """Process ids by service, of those in the home's `run` folder that still run; stale files are removed."""
+    running = {}
+    for place in places:
+        try:
+            pid = int(place.pid_file.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            pid = 0
+        if is_service(pid, place.service):
+            running[place.service] = pid
+        else:
+            place.pid_file.unlink(missing_ok=True)
+    return running
+
+
+def end_recorded(places: Sequence[Place]) -> dict[str, int]:
+    """Stops exactly the services that `let_go` recorded and that still run; returns their process ids.
+
+    Raises ProcessError for one that may not be stopped.
+    """
+    running = recorded(places)
+    for service, pid in running.items():
+        _signal(service, pid, signal.SIGTERM)
+    give_up = time.monotonic() + _GRACE_S
+    for service, pid in running.items():
+        while is_service(pid, service):
+            if time.monotonic() > give_up:
+                _signal(service, pid, signal.SIGKILL)
+                break
+            time.sleep(_POLL_S)
+    for place in places:
+        place.pid_file.unlink(missing_ok=True)
+    return running
+
+
+def is_service(pid: int, service: str) -> bool:
+    """Whether the process is that service, by its command line: ids are reused."""
+    import psutil  # noqa: PLC0415  only where a process id was recorded
+
+    try:
+        return pid > 0 and _module(service) in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
+
+
+def is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As the servers do: a port whose last connections are still in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Different ports that are free now."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def last_words(log: Path) -> str:
+    """The last lines of a log in one."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return "it wrote no log"
+    return " | ".join(line.strip() for line in lines[-_TAIL_LINES:] if line.strip()) or "its log is empty"
+
+
+@contextmanager
+def unwinding_on_signals() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the program through its `finally` blocks: exit code 128 + signal.
+
+    SIGINT raises KeyboardInterrupt, also where a shell that started the program in the background has it
+    ignored: services must not be left behind.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    handlers = {signal.SIGTERM: leave, signal.SIGHUP: leave, signal.SIGINT: signal.default_int_handler}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        del handlers[signal.SIGHUP]  # started by nohup, to outlive its terminal
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _spawn(place: Place, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    place.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place.log.parent.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):
+        place.log.replace(place.log.with_suffix(".log.1"))
+    with place.log.open("wb") as log:
+        return subprocess.Popen(  # noqa: S603
+            # -P: a folder called neuroweaver in the working directory is not imported.
+            [sys.executable, "-P", "-m", _module(place.service)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**environ, "NEUROWEAVER_HOME": str(place.home)},
+            # Ctrl-C reaches this process alone, which then ends the services in good order.
+            start_new_session=True,
+        )
+
+
+def _variable(service: str, what: str) -> str:
+    return f"NEUROWEAVER_{service.upper()}_{what}"
+
+
+def _module(service: str) -> str:
+    return f"neuroweaver.{service}"
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _signal(service: str, pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise ProcessError(f"the {service} (process {pid}) belongs to another user") from error
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,1 @@
+"""Versions as OCI layouts, out and in. Begin with `oci`."""

@@ -1,0 +1,274 @@
+"""Versions as OCI image layouts that follow the CNCF ModelPack specification, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import grpc
+from semver import Version
+
+from neuroweaver.client.connection import Client
+from neuroweaver.client.transfer import OnProgress, Transfer, TransferError, opened, place
+from neuroweaver.oci import layout as oci_layout
+from neuroweaver.oci import modelpack, tar
+from neuroweaver.oci.layout import Descriptor, Layout
+from neuroweaver.oci.modelpack import Image, Packed, name_of
+from neuroweaver.v1 import registry_pb2 as registry
+
+State: TypeAlias = "registry.VersionState.ValueType"
+
+# A version begins as DRAFT, TRAINED or VALIDATED and is moved on from there; without files, as DRAFT.
+_ROUTES: Final[Mapping[State, tuple[State, ...]]] = {
+    registry.VERSION_STATE_DEPLOYED: (registry.VERSION_STATE_VALIDATED, registry.VERSION_STATE_DEPLOYED),
+    registry.VERSION_STATE_DEPRECATED: (registry.VERSION_STATE_TRAINED, registry.VERSION_STATE_DEPRECATED),
+    registry.VERSION_STATE_ARCHIVED: (registry.VERSION_STATE_TRAINED, registry.VERSION_STATE_ARCHIVED),
+}
+_ROUTE_WITHOUT_FILES: Final = (
+    registry.VERSION_STATE_DRAFT,
+    registry.VERSION_STATE_ARCHIVED,
+    registry.VERSION_STATE_DEPRECATED,
+    registry.VERSION_STATE_VALIDATED,
+    registry.VERSION_STATE_DEPLOYED,
+)
+
+
+def export_version(
+    client: Client,
+    version: registry.ModelVersion,
+    output: Path,
+    *,
+    on_progress: OnProgress | None = None,
+) -> str:
+    """The digest of the version's manifest, `sha256:…`, once it is in the layout under the version's name.
+
+    output: a folder, or a file whose name ends in `.tar`. A layout that is there gets the version too.
+    Interrupted, the export of a folder goes on where it stopped, that of a tar begins anew.
+    Raises TransferError for an output that is something else, grpc.RpcError and OSError.
+    """
+    packed = modelpack.pack(version)
+    if output.is_symlink():
+        raise TransferError(str(output), "is a symbolic link")
+    transfer = Transfer(client, on_progress)
+    if output.suffix == ".tar":
+        _write_tar(transfer, version, packed, output)
+    else:
+        _write_folder(transfer, version, packed, output)
+    return packed.manifest.name
+
+
+def import_layout(
+    client: Client,
+    path: Path,
+    *,
+    ref: str = "",
+    model_id: str = "",
+    version: str = "",
+    without_parent: bool = False,
+    on_progress: OnProgress | None = None,
+) -> registry.ModelVersion:
+    """The version made from a layout, a folder or a tar; its model is registered if it is not there.
+
+    ref: which of several; default: the one called `version`. model_id, version: what it becomes; default:
+    what the layout says. without_parent: it has no parent here; otherwise its parent must be here already.
+    The same again gives the same version. Layouts of other tools are taken too.
+    Raises TransferError for a layout that is not taken, before anything is sent, and for a file that the
+    Registry refuses; grpc.RpcError otherwise.
+    """
+    layout = Layout.of(path)
+    manifest = _chosen(layout, ref, version)
+    image = modelpack.read(layout, manifest)
+    wanted = _wanted(image, manifest, model_id, version)
+    if without_parent:
+        wanted.parent_version = ""
+    _check_parent(client, wanted)
+    client.registry.RegisterModel(
+        registry.RegisterModelRequest(model=registry.Model(model_id=wanted.model_id), allow_existing=True)
+    )
+    transfer = Transfer(client, on_progress)
+    for artifact in wanted.artifacts:
+        transfer.send(artifact, image.files[artifact.path])
+    return _created(client, wanted, manifest.digest)
+
+
+def _write_folder(transfer: Transfer, version: registry.ModelVersion, packed: Packed, folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise TransferError(str(folder), "is a file; the name of an archive ends in .tar")
+    is_new = not folder.exists() or not any(folder.iterdir())
+    index = oci_layout.index_of([packed.manifest.to_json()])
+    if is_new:
+        oci_layout.write_whole(folder, oci_layout.MARK_FILE, oci_layout.MARK)
+    else:
+        index = Layout.of(folder).index_with(packed.manifest)
+    for artifact in version.artifacts:
+        transfer.fetch(version, artifact, place(folder, oci_layout.blob_name(artifact.digest)))
+    for digest, content in packed.blobs.items():
+        oci_layout.write_whole(folder, oci_layout.blob_name(digest), content)
+    # Last, so that whatever the index names is there.
+    oci_layout.write_whole(folder, oci_layout.INDEX_FILE, index)
+
+
+def _write_tar(transfer: Transfer, version: registry.ModelVersion, packed: Packed, file: Path) -> None:
+    if file.is_dir():
+        raise TransferError(str(file), "is a folder, yet its name is that of an archive")
+    pieces: dict[str, tar.Piece] = {}
+    index = oci_layout.index_of([packed.manifest.to_json()])
+    if file.exists():
+        before = Layout.of(file)
+        index = before.index_with(packed.manifest)
+        pieces = {piece[0]: piece for piece in oci_layout.blob_copies(before)}
+    for artifact in version.artifacts:
+        name = oci_layout.blob_name(artifact.digest)
+        pieces.setdefault(name, (name, artifact.size_bytes, transfer.receive(version, artifact)))
+    small = {oci_layout.blob_name(digest): content for digest, content in packed.blobs.items()}
+    small |= {oci_layout.INDEX_FILE: index, oci_layout.MARK_FILE: oci_layout.MARK}
+    pieces |= {name: (name, len(content), [content]) for name, content in small.items()}
+    part = file.with_name(f"{file.name}.part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with opened(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as out:
+            tar.write(out, (pieces[name] for name in sorted(pieces)))
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _chosen(layout: Layout, ref: str, version: str) -> Descriptor:
+    models = [each for each in layout.manifests() if modelpack.is_model(layout, each)]
+    if not models:
+        raise TransferError(str(layout.path), "holds no model as ModelPack describes one")
+    wanted = ref or (version if len(models) > 1 else "")
+    named = [each for each in models if not wanted or each.annotations.get(oci_layout.REF_NAME) == wanted]
+    if len(named) != 1:
+        names = ", ".join(sorted(each.annotations.get(oci_layout.REF_NAME) or each.name for each in models))
+        problem = f"does not hold one {wanted}, but" if wanted else "holds several versions, name one of"
+        raise TransferError(str(layout.path), f"{problem} {names}")
+    return named[0]
+
+
+def _wanted(image: Image, manifest: Descriptor, model_id: str, version: str) -> registry.ModelVersion:
+    """The version to be made. Raises TransferError if nobody says what it is called."""
+    ref = manifest.annotations.get(oci_layout.REF_NAME, "")
+    wanted = modelpack.portable(image.told) if image.told is not None else modelpack.described(image, ref)
+    wanted.model_id = model_id or wanted.model_id
+    wanted.version = version or wanted.version
+    if not wanted.model_id:
+        raise TransferError(manifest.name, "names no model: say which it is")
+    if not Version.is_valid(wanted.version):
+        called = wanted.version or "no version"
+        raise TransferError(
+            manifest.name, f"says {called}, which is no semantic version such as 1.4.0: say which it is"
+        )
+    return wanted
+
+
+def _check_parent(client: Client, wanted: registry.ModelVersion) -> None:
+    """Raises TransferError if the version would not be the same with the parent as it is here."""
+    if not wanted.parent_version:
+        return
+    name = f"{wanted.model_id}@{wanted.parent_version}"
+    try:
+        parent = client.registry.GetModelVersion(
+            registry.GetModelVersionRequest(model_id=wanted.model_id, version=wanted.parent_version)
+        )
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.NOT_FOUND:
+            raise
+        raise TransferError(
+            name_of(wanted),
+            f"has the parent {name}, which is not here: import that first, or this without a parent",
+        ) from error
+    inherits = (
+        not set(parent.config.fields) <= set(wanted.config.fields)
+        or not set(parent.tags) <= set(wanted.tags)
+        or (parent.HasField("base") and not wanted.HasField("base"))
+    )
+    if inherits:
+        raise TransferError(
+            name_of(wanted),
+            f"would inherit from {name}, which is another version here: import it without a parent",
+        )
+
+
+def _created(client: Client, wanted: registry.ModelVersion, manifest_digest: str) -> registry.ModelVersion:
+    first, *further = _route(wanted)
+    request = registry.CreateModelVersionRequest(
+        model_id=wanted.model_id,
+        version=wanted.version,
+        parent_version=wanted.parent_version,
+        description=wanted.description,
+        config=wanted.config if wanted.HasField("config") else None,
+        metrics=wanted.metrics,
+        tags=wanted.tags,
+        base=wanted.base if wanted.HasField("base") else None,
+        lineage=wanted.lineage if wanted.HasField("lineage") else None,
+        artifacts=wanted.artifacts,
+        state=first,
+    )
+    request.request_id = _request_id(manifest_digest, request)
+    try:
+        made = client.registry.CreateModelVersion(request)
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
+            raise
+        return _found_again(client, wanted, error)
+    for state in further:
+        move = registry.UpdateVersionStateRequest(
+            model_id=made.model_id,
+            version=made.version,
+            state=state,
+            reason=f"imported as {registry.VersionState.Name(state)}",
+        )
+        move.request_id = _request_id(manifest_digest, move)
+        made = client.registry.UpdateVersionState(move)
+    return made
+
+
+def _route(wanted: registry.ModelVersion) -> tuple[State, ...]:
+    """The states that lead to the version's own."""
+    if not wanted.artifacts and wanted.state in _ROUTE_WITHOUT_FILES:
+        return _ROUTE_WITHOUT_FILES[: _ROUTE_WITHOUT_FILES.index(wanted.state) + 1]
+    return _ROUTES.get(wanted.state, (wanted.state,))
+
+
+def _request_id(
+    manifest_digest: str, request: registry.CreateModelVersionRequest | registry.UpdateVersionStateRequest
+) -> str:
+    """The same for the same manifest and target, at any time and on any machine."""
+    told = manifest_digest.encode() + request.SerializeToString(deterministic=True)
+    return f"oci-{hashlib.sha256(told).hexdigest()[:60]}"
+
+
+def _found_again(
+    client: Client, wanted: registry.ModelVersion, refusal: grpc.RpcError
+) -> registry.ModelVersion:
+    """The version that is there, if it has this content; the Registry keeps its answers for a while only."""
+    try:
+        found = client.registry.GetModelVersion(
+            registry.GetModelVersionRequest(model_id=wanted.model_id, version=wanted.version)
+        )
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            raise refusal from error  # deleted, and taken all the same
+        raise
+    if _comparable(found) != _comparable(wanted):
+        raise refusal
+    return found
+
+
+def _comparable(version: registry.ModelVersion) -> registry.ModelVersion:
+    """The content: without the state, which moves on, and the media types, which a registry may set."""
+    kept = modelpack.portable(version)
+    kept.ClearField("state")
+    kept.ClearField("artifacts")
+    if not kept.config.fields:
+        kept.ClearField("config")
+    for each in sorted(version.artifacts, key=lambda each: each.path):
+        kept.artifacts.add(path=each.path, digest=each.digest, size_bytes=each.size_bytes)
+    return kept

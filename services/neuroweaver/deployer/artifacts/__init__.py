@@ -1,0 +1,1 @@
+"""Versions and their files, from the Registry. Imports `storage` and `domain`."""

@@ -1,0 +1,252 @@
+"""What was counted of one revision over some time: sums and histograms that add up.
+
+Two sources are kept apart, since they tell of the same requests: what the replicas counted, and what a router
+outside reported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from typing import Any, Final, Protocol
+
+from neuroweaver.deployer.domain.backend import Measured
+
+# Reported latencies fall into buckets each of whose bounds is 2**(1/8) of the one before: within 5 %.
+_BUCKETS_PER_OCTAVE: Final = 8
+_LEAST_MS: Final = 0.125
+
+
+class Report(Protocol):
+    """What a router measured: means over so many requests. None: not measured."""
+
+    @property
+    def requests(self) -> int: ...
+    @property
+    def accuracy(self) -> float | None: ...
+    @property
+    def latency_ms(self) -> float | None: ...
+    @property
+    def throughput_rps(self) -> float | None: ...
+    @property
+    def error_rate(self) -> float | None: ...
+    @property
+    def cost_per_request(self) -> float | None: ...
+    @property
+    def judged_quality(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Of a value over requests; weight: how many these are."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def __add__(self, other: Sum) -> Sum:
+        return Sum(self.total + other.total, self.weight + other.weight)
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.weight if self.weight else None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Rising upper bounds, and how many values lie in each bucket; the first one begins at 0."""
+
+    buckets: tuple[tuple[float, float], ...] = ()
+
+    @classmethod
+    def of(cls, counts: Mapping[float, float]) -> Histogram:
+        """Empty buckets are left out but where they say at what value a full one begins."""
+        ordered = sorted(counts.items())
+        following = [*(count for _, count in ordered), 0.0][1:]
+        return cls(
+            tuple(
+                (bound, count)
+                for (bound, count), after in zip(ordered, following, strict=True)
+                if count or after
+            )
+        )
+
+    @classmethod
+    def of_cumulative(cls, counts: Mapping[float, int]) -> Histogram:
+        """As Prometheus counts: every bucket holds those before it."""
+        found, below = {}, 0
+        for bound, cumulative in sorted(counts.items()):
+            found[bound] = float(max(0, cumulative - below))
+            below = max(below, cumulative)
+        return cls.of(found)
+
+    @classmethod
+    def of_value(cls, value: float, weight: float) -> Histogram:
+        """Of values that are all about the same."""
+        octaves = math.ceil(_BUCKETS_PER_OCTAVE * math.log2(max(value, _LEAST_MS) / _LEAST_MS) - 1e-9)
+        lower, upper = (
+            _LEAST_MS * 2 ** (step / _BUCKETS_PER_OCTAVE) for step in (max(octaves, 1) - 1, max(octaves, 1))
+        )
+        return cls(((lower, 0.0), (upper, weight)))
+
+    def __add__(self, other: Histogram) -> Histogram:
+        if not self.buckets or not other.buckets:
+            return self if self.buckets else other
+        counts: Counter[float] = Counter()
+        for bound, count in (*self.buckets, *other.buckets):
+            counts[bound] += count  # type: ignore[assignment]  # a Counter of floats adds floats
+        return Histogram.of(counts)
+
+    @property
+    def weight(self) -> float:
+        return sum(count for _, count in self.buckets)
+
+    def quantile(self, share: float) -> float | None:
+        """None if it is empty; beyond the last finite bound, that bound, as Prometheus has it."""
+        return self.limit(share, beyond_last=None) if self.weight else None
+
+    def limit(self, share: float, *, beyond_last: float | None) -> float:
+        """The value that this share of the values lies below; within a bucket as if they lay evenly in it.
+
+        beyond_last: where the value is in the bucket without an upper bound; None: where that bucket begins.
+        """
+        rank, lower, below = share * self.weight, 0.0, 0.0
+        for bound, count in self.buckets:
+            if count and below + count >= rank:
+                if math.isinf(bound):
+                    return lower if beyond_last is None else beyond_last
+                return lower + (bound - lower) * max(0.0, rank - below) / count
+            below += count
+            lower = lower if math.isinf(bound) else bound
+        return lower
+
+    def below(self, value: float) -> float:
+        """How many values lie below."""
+        lower, found = 0.0, 0.0
+        for bound, count in self.buckets:
+            if value >= bound:
+                found += count
+            elif value > lower and not math.isinf(bound):
+                found += count * (value - lower) / (bound - lower)
+            lower = bound
+        return found
+
+
+@dataclass(frozen=True)
+class Counts:
+    """errors: weighted by requests. loaded: requests that ended while others waited, and the seconds of it.
+
+    cost: in USD. reported_throughput: while requests waited, in requests a second.
+    """
+
+    errors: Sum = Sum()
+    cost: Sum = Sum()
+    latency_ms: Histogram = field(default_factory=Histogram)
+    loaded: Sum = Sum()
+    reported_errors: Sum = Sum()
+    reported_cost: Sum = Sum()
+    reported_latency_ms: Histogram = field(default_factory=Histogram)
+    reported_throughput: Sum = Sum()
+    accuracy: Sum = Sum()
+    quality: Sum = Sum()
+
+    def __add__(self, other: Counts) -> Counts:
+        if _NONE in {self, other}:
+            return other if self == _NONE else self
+        return Counts(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Counts)))
+
+    @property
+    def requests(self) -> float:
+        """By whichever source told of more."""
+        return max(self.errors.weight, self.reported_errors.weight, self.quality.weight, self.accuracy.weight)
+
+    def to_json(self) -> dict[str, list[Any]]:
+        """Plain; nothing of what is empty. The bound without end is null."""
+        found: dict[str, list[Any]] = {}
+        for each in fields(Counts):
+            value = getattr(self, each.name)
+            if isinstance(value, Sum) and value != Sum():
+                found[each.name] = [value.total, value.weight]
+            elif isinstance(value, Histogram) and value.buckets:
+                found[each.name] = [
+                    [None if math.isinf(bound) else bound, count] for bound, count in value.buckets
+                ]
+        return found
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Sequence[Any]]) -> Counts:
+        found: dict[str, Any] = {}
+        for name, value in plain.items():
+            if name.endswith("latency_ms"):
+                buckets = ((math.inf if bound is None else bound, count) for bound, count in value)
+                found[name] = Histogram(tuple(buckets))
+            else:
+                found[name] = Sum(*value)
+        return cls(**found)
+
+
+_NONE: Final = Counts()
+
+
+def total(parts: Iterable[Counts]) -> Counts:
+    return sum(parts, Counts())
+
+
+def between(
+    before: Measured,
+    after: Measured,
+    elapsed: timedelta,
+    *,
+    replicas: int = 0,
+    replica_hour_usd: float | None = None,
+) -> Counts | None:
+    """What one revision's replicas counted between two looks; replicas: how many there were in between.
+
+    None where it cannot be told: a counter fell, since a replica was started again or is gone; or another set
+    of replicas answered, whose older requests would seem new.
+    """
+    old, new = (
+        (
+            measured.requests,
+            measured.errors,
+            measured.tokens,
+            *(measured.latency_ms.get(bound, 0) for bound in sorted(after.latency_ms)),
+        )
+        for measured in (before, after)
+    )
+    if before.missing_replicas != after.missing_replicas or any(a > b for a, b in zip(old, new, strict=True)):
+        return None
+    requests = after.requests - before.requests
+    hours = elapsed / timedelta(hours=1)
+    is_loaded = bool(before.waiting) and bool(after.waiting)
+    latency = {bound: count - before.latency_ms.get(bound, 0) for bound, count in after.latency_ms.items()}
+    return Counts(
+        errors=Sum(min(after.errors - before.errors, requests), requests),
+        cost=Sum(hours * replicas * replica_hour_usd, requests) if replica_hour_usd is not None else Sum(),
+        latency_ms=Histogram.of_cumulative(latency),
+        loaded=Sum(requests, elapsed.total_seconds()) if is_loaded else Sum(),
+    )
+
+
+def reported(report: Report, *, is_loaded: bool = False) -> Counts:
+    """is_loaded: whether requests waited at the time, so that a low throughput means something.
+
+    A mean latency of several requests counts as that of each of them, which hides their tail: a router that
+    wants its 95th percentile to be true reports requests one by one.
+    """
+    requests = report.requests
+
+    def of(value: float | None) -> Sum:
+        return Sum() if value is None else Sum(value * requests, requests)
+
+    latency = report.latency_ms
+    return Counts(
+        reported_errors=of(report.error_rate),
+        reported_cost=of(report.cost_per_request),
+        reported_latency_ms=Histogram() if latency is None else Histogram.of_value(latency, requests),
+        reported_throughput=of(report.throughput_rps) if is_loaded else Sum(),
+        accuracy=of(report.accuracy),
+        quality=of(report.judged_quality),
+    )

@@ -1,0 +1,1 @@
+"""Programs that run inside pods: fetching files, proof of life, the router. Each is an entry point."""

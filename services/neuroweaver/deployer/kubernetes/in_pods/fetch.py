@@ -1,0 +1,209 @@
+"""The init container: fetches the files of a version from the Registry and verifies them, and the base model
+of a server that does not verify it by itself, before anything reads them.
+
+    python -m neuroweaver.deployer.kubernetes.in_pods.fetch --config config.json --source source.json
+
+config.json: of the model server, which lists the files. source.json: the Registry's address and the model
+there; `base_folder` and `base_digest` where the base model is to be verified, and `hub` where it is fetched
+before, from the Hugging Face hub or the one that HF_ENDPOINT names.
+
+Exit codes are those of the model server: 2 for a bad configuration, 3 for files that are missing or
+corrupt. The last line it writes is the reason, which Kubernetes shows as the termination message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import grpc
+
+from neuroweaver.base_models.folders import digests
+from neuroweaver.deployer.kubernetes.in_pods import hub
+from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
+
+_BAD_CONFIG: Final = 2
+_BAD_ARTIFACTS: Final = 3
+_ATTEMPTS: Final = 5
+_BLOCK: Final = 1024 * 1024
+
+
+class BadConfig(Exception):
+    """The configuration is not as agreed."""
+
+
+class BadArtifact(Exception):
+    """A file is missing, or is not what its digest says."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One file. digest: SHA-256 in hexadecimal."""
+
+    path: PurePosixPath
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Order:
+    registry: str
+    model_id: str
+    version: str
+    folder: Path
+    files: tuple[Wish, ...]
+    base_folder: Path | None = None
+    base_digest: str = ""
+    hub: hub.Source | None = None
+
+    @classmethod
+    def read(cls, config: Path, source: Path) -> Order:
+        """Raises BadConfig."""
+        try:
+            told, origin = json.loads(config.read_text()), json.loads(source.read_text())
+            return cls(
+                registry=str(origin["registry"]),
+                model_id=str(origin["model_id"]),
+                version=str(told["version"]),
+                folder=Path(told["files_folder"]),
+                files=tuple(_wish(each) for each in told["files"]),
+                base_folder=Path(origin["base_folder"]) if origin.get("base_folder") else None,
+                base_digest=str(origin.get("base_digest", "")),
+                hub=_hub(origin),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadConfig(f"{config}, {source}: {type(error).__name__}: {error}") from error
+
+
+def _hub(origin: Any) -> hub.Source | None:
+    if "hub" not in origin:
+        return None
+    told = origin["hub"]
+    return hub.Source(str(told["repository"]), str(told["revision"]), str(origin["base_digest"]))
+
+
+def _wish(told: Any) -> Wish:
+    path = PurePosixPath(told["path"])
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"{path} leads out of the folder")
+    return Wish(path, str(told["digest"]), int(told["size_bytes"]))
+
+
+async def fetch(order: Order) -> None:
+    """Raises BadArtifact. What is there already and right is not fetched again."""
+    async with channel(order.registry) as registry:
+        stub = registry_pb2_grpc.RegistryServiceStub(registry)
+        for wish in order.files:
+            target = order.folder / wish.path
+            if _is_right(target, wish):
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            await _fetch_file(stub, order, wish, target)
+            _say(f"{wish.path}: {wish.size_bytes} bytes, verified")
+
+
+async def _fetch_file(stub: Any, order: Order, wish: Wish, target: Path) -> None:
+    """A download that breaks off goes on where it was; a pod has a back-off of its own for a Registry that
+    is away.
+    """
+    part = target.with_name(f"{target.name}.part")
+    part.unlink(missing_ok=True)
+    digest = hashlib.sha256()
+    done = 0
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            request = registry_pb2.DownloadArtifactRequest(
+                model_id=order.model_id, version=order.version, path=str(wish.path), offset_bytes=done
+            )
+            with part.open("ab") as file:
+                async for answer in stub.DownloadArtifact(request):
+                    if answer.WhichOneof("part") == "chunk":
+                        file.write(answer.chunk)
+                        digest.update(answer.chunk)
+                        done += len(answer.chunk)
+            break
+        except grpc.aio.AioRpcError as error:
+            is_last = attempt == _ATTEMPTS or error.code() not in _PASSING
+            if is_last:
+                words = f"{wish.path}: {error.code().name}: {error.details()}"
+                raise BadArtifact(words) from error
+            await asyncio.sleep(0.5 * 2**attempt)
+    if (done, digest.hexdigest()) != (wish.size_bytes, wish.digest):
+        part.unlink(missing_ok=True)
+        raise BadArtifact(
+            f"{wish.path}: is {done} bytes of SHA-256 {digest.hexdigest()}, "
+            f"not {wish.size_bytes} bytes of {wish.digest}"
+        )
+    part.rename(target)
+
+
+_PASSING: Final = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED}
+)
+
+
+def _is_right(target: Path, wish: Wish) -> bool:
+    if not target.is_file() or target.stat().st_size != wish.size_bytes:
+        return False
+    digest = hashlib.sha256()
+    with target.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest() == wish.digest
+
+
+def supply_base(order: Order) -> None:
+    """Raises BadArtifact if the base model is not to be had, or is another than was trained on."""
+    if order.base_folder is None:
+        return
+    if order.hub is None:
+        verify_base(order.base_folder, order.base_digest)
+        return
+    try:
+        hub.fetch(order.hub, order.base_folder, _say)
+    except hub.NotFetched as error:
+        raise BadArtifact(str(error)) from error
+
+
+def _say(words: str) -> None:
+    print(words, flush=True)  # noqa: T201  # the container's log
+
+
+def verify_base(folder: Path, digest: str) -> None:
+    """Raises BadArtifact unless the weights and architecture in `folder` have `digest`."""
+    try:
+        found = digests(folder).base
+    except (OSError, ValueError) as error:
+        raise BadArtifact(f"the base model in {folder} cannot be read: {error}") from error
+    if found != digest:
+        raise BadArtifact(f"the base model in {folder} has digest {found}, not {digest}")
+    _say(f"{folder}: verified")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--source", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    try:
+        order = Order.read(given.config, given.source)
+        supply_base(order)
+        asyncio.run(fetch(order))
+    except BadConfig as error:
+        print(error, file=sys.stderr)  # noqa: T201  # the termination message
+        return _BAD_CONFIG
+    except BadArtifact as error:
+        print(error, file=sys.stderr)  # noqa: T201  # likewise
+        return _BAD_ARTIFACTS
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,442 @@
+"""The pods of a revision: an init container that fetches and verifies the artifacts, then the model server.
+
+Two servers: vLLM where there are GPUs, NeuroWeaver's own where there are none. Neither runs as root, writes
+to its image, or has a right in the cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from neuroweaver.cluster import quantities
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.cluster.kinds import Object
+from neuroweaver.deployer.domain.backend import Wanted, WantedRevision
+from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.manifests.base_model import BaseModel, base_model, hub_environment
+from neuroweaver.deployer.kubernetes.naming import identity
+from neuroweaver.deployer.kubernetes.naming.containers import FETCH, PORT, PORT_NAME, SERVER
+from neuroweaver.v1 import deployer_pb2 as pb
+
+_USER: Final = 10001
+_FILES: Final = "/models/files"
+_CONFIG_FOLDER: Final = "/etc/neuroweaver"
+_CONFIG_FILE: Final = "config.json"
+_SOURCE_FILE: Final = "source.json"
+_LIVENESS: Final = (Path(__file__).parents[1] / "in_pods" / "liveness.py").read_text(encoding="utf-8")
+_LIVENESS_FILE: Final = "liveness.py"
+_LIVENESS_S: Final = 20
+"""The script waits at most 16 seconds for answers."""
+_STALL_S: Final = 120
+"""A server that has work and makes no token for so long hangs. A prompt read by itself makes none before its
+end: 120 seconds are room for one of 120,000 tokens at _SLOWEST_PREFILL.
+"""
+_SLOWEST_PREFILL: Final = 1000
+"""Tokens a second. GPUs that vLLM is worth running on read a prompt faster; where a longer context is allowed
+than they read in _STALL_S, a server is given the time for it.
+"""
+_SCRATCH: Final = "/scratch"
+_TERMINATION: Final = "FallbackToLogsOnError"
+NOTICE_S: Final = 5
+"""Between the end of a pod's traffic and SIGTERM: kube-proxy on every node hears of it first."""
+_LARGEST_CONFIG: Final = 200_000
+"""Annotations of an object hold 256 KiB in all; the others need less than 16."""
+_LARGEST_ADAPTER_RANK: Final = 64
+"""vLLM refuses an adapter of a higher rank than it was started for, and keeps memory for that rank."""
+
+_WEIGHTS: Final = {
+    pb.WEIGHT_TYPE_UNSPECIFIED: "auto",
+    pb.WEIGHT_TYPE_BF16: "bfloat16",
+    pb.WEIGHT_TYPE_FP16: "half",
+    pb.WEIGHT_TYPE_FP32: "float32",
+}
+_WEIGHT_TYPES: Final = {
+    pb.WEIGHT_TYPE_UNSPECIFIED: "",
+    pb.WEIGHT_TYPE_BF16: "bf16",
+    pb.WEIGHT_TYPE_FP16: "fp16",
+    pb.WEIGHT_TYPE_FP32: "fp32",
+}
+_EFFECTS: Final = {
+    pb.TAINT_EFFECT_NO_SCHEDULE: "NoSchedule",
+    pb.TAINT_EFFECT_PREFER_NO_SCHEDULE: "PreferNoSchedule",
+    pb.TAINT_EFFECT_NO_EXECUTE: "NoExecute",
+}
+
+
+def uses_vllm(spec: pb.DeploymentSpec) -> bool:
+    return spec.resources.gpus > 0
+
+
+def template(
+    wanted: Wanted, revision: WantedRevision, labels: dict[str, str], settings: ClusterSettings
+) -> Object:
+    """A pod template. labels: of the pods. Raises BackendError for what cannot be put into one."""
+    spec = wanted.spec
+    options = spec.kubernetes
+    is_vllm = uses_vllm(spec)
+    base = base_model(revision, settings)
+    # Our own server verifies a base model by itself; vLLM reads whatever is there.
+    supplied = base if base is not None and (is_vllm or base.is_from_hub) else None
+    config = _config(wanted, revision, base)
+    own = {identity.DEPLOYMENT: wanted.resource_name, identity.REVISION: str(revision.number)}
+    pod: Object = {
+        "serviceAccountName": options.service_account or wanted.resource_name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": math.ceil(spec.drain_timeout.ToTimedelta().total_seconds())
+        + 2 * NOTICE_S,
+        "securityContext": security(),
+        "initContainers": [_fetch(supplied, settings)],
+        "containers": [_server(wanted, revision, base, settings)],
+        "volumes": _volumes(base, is_vllm=is_vllm),
+        # Whatever the number of replicas, so that another number changes no pod.
+        "topologySpreadConstraints": [spread(own)],
+    }
+    if options.node_selector:
+        pod["nodeSelector"] = dict(sorted(options.node_selector.items()))
+    if tolerations := _tolerations(spec):
+        pod["tolerations"] = tolerations
+    pod |= pulling_and_priority(options)
+    if options.runtime_class:
+        pod["runtimeClassName"] = options.runtime_class
+    annotations = {
+        identity.KEY: identity.key_annotation(wanted.key),
+        identity.VERSION: revision.bundle.version,
+        # In the template itself, so that a change of it is a change of the pods, and no object is left
+        # behind.
+        identity.CONFIG: config,
+        identity.SOURCE: json.dumps(_source(wanted, supplied, settings)),
+        **({identity.LIVENESS: _LIVENESS} if is_vllm else {}),
+        "kubectl.kubernetes.io/default-container": SERVER,
+    }
+    return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
+
+
+def spread(own: Mapping[str, str]) -> Object:
+    """Over nodes, as far as there are any. own: the labels that tell these pods from others."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": dict(own)},
+    }
+
+
+def pulling_and_priority(options: pb.KubernetesOptions) -> Object:
+    """What holds for every pod of a deployment, its router's too."""
+    made: Object = {}
+    if options.image_pull_secrets:
+        made["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
+    if options.priority_class:
+        made["priorityClassName"] = options.priority_class
+    return made
+
+
+def security() -> Object:
+    """Of a pod: neither root nor more than the runtime's default system calls."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": _USER,
+        "runAsGroup": _USER,
+        "fsGroup": _USER,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def requests(spec: pb.DeploymentSpec) -> dict[str, str]:
+    """What one pod asks its node for."""
+    resources = spec.resources
+    asked = {
+        "cpu": _quantity("cpu_request", resources.cpu_request or "1"),
+        "memory": _quantity("memory_request", resources.memory_request or "1Gi"),
+    }
+    if resources.storage_request:
+        asked["ephemeral-storage"] = _quantity("storage_request", resources.storage_request)
+    if resources.gpus:
+        asked[resources.gpu_resource or "nvidia.com/gpu"] = str(resources.gpus)
+    return asked
+
+
+def limits(spec: pb.DeploymentSpec) -> dict[str, str]:
+    """Raises BackendError if one lies below what is asked for."""
+    resources, asked = spec.resources, requests(spec)
+    given = {"memory": _quantity("memory_limit", resources.memory_limit or asked["memory"])}
+    if resources.cpu_limit:
+        given["cpu"] = _quantity("cpu_limit", resources.cpu_limit)
+    for name, limit in given.items():
+        if quantities.parse(limit) < quantities.parse(asked[name]):
+            raise BackendError(
+                Trouble.REFUSED,
+                f"the limit {limit} is below the request {asked[name]}",
+                field=f"spec.resources.{name}_limit",
+            )
+    if resources.gpus:  # an extended resource is never overcommitted
+        given[resources.gpu_resource or "nvidia.com/gpu"] = str(resources.gpus)
+    return given
+
+
+def _quantity(name: str, text: str) -> str:
+    try:
+        return quantities.written(quantities.amount(text))
+    except quantities.NotAQuantity as error:
+        raise BackendError(Trouble.REFUSED, str(error), field=f"spec.resources.{name}") from error
+
+
+def _fetch(base: BaseModel | None, settings: ClusterSettings) -> Object:
+    """base: the one to be fetched or verified."""
+    env: list[Object] = [{"name": "HOME", "value": _SCRATCH}]
+    if base is not None and base.is_from_hub:
+        env += hub_environment(settings)
+    return {
+        "name": FETCH,
+        "image": settings.fetch_image,
+        "command": ["python", "-m", "neuroweaver.deployer.kubernetes.in_pods.fetch"],
+        "args": [
+            "--config",
+            f"{_CONFIG_FOLDER}/{_CONFIG_FILE}",
+            "--source",
+            f"{_CONFIG_FOLDER}/{_SOURCE_FILE}",
+        ],
+        "env": env,
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
+        "securityContext": hardened(),
+        "terminationMessagePolicy": _TERMINATION,
+        "volumeMounts": [
+            {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
+            {"name": "files", "mountPath": _FILES},
+            {"name": "scratch", "mountPath": _SCRATCH},
+            *(base.supply_mounts() if base is not None else ()),
+        ],
+    }
+
+
+def _server(
+    wanted: Wanted, revision: WantedRevision, base: BaseModel | None, settings: ClusterSettings
+) -> Object:
+    spec = wanted.spec
+    is_vllm = uses_vllm(spec)
+    mounts: list[Object] = [
+        {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
+        {"name": "files", "mountPath": _FILES, "readOnly": True},
+        {"name": "scratch", "mountPath": _SCRATCH},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # of the container, a volume of its own
+    ]
+    if is_vllm:
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108  # likewise
+    if base is not None:
+        mounts.append(base.mount())
+    default_image = settings.vllm_image if is_vllm else settings.server_image
+    return {
+        "name": SERVER,
+        "image": spec.kubernetes.image or default_image,
+        "command": ["vllm", "serve"] if is_vllm else ["python", "-m", "neuroweaver.serving"],
+        "args": (
+            _vllm_arguments(wanted, revision, base)
+            if is_vllm
+            else ["--config", f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"]
+        ),
+        "env": _environment(is_vllm=is_vllm),
+        "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
+        "resources": {"requests": requests(spec), "limits": limits(spec)},
+        "securityContext": hardened(),
+        "terminationMessagePolicy": _TERMINATION,
+        "lifecycle": {"preStop": {"sleep": {"seconds": NOTICE_S}}},
+        "volumeMounts": mounts,
+    } | _probes(spec, is_vllm=is_vllm)
+
+
+def _probes(spec: pb.DeploymentSpec, *, is_vllm: bool) -> Object:
+    """Both prove tokens where they tell of life: our server by itself, vLLM through a script of ours."""
+    ready = "/health" if is_vllm else "/health/ready"
+    patience_s = spec.startup_timeout.ToTimedelta().total_seconds() or 600.0
+    live = {"exec": {"command": _liveness(spec)}} if is_vllm else _asking("/health/live")
+    return {
+        "startupProbe": _probe(_asking(ready), 5, math.ceil(patience_s / 5)),
+        "livenessProbe": _probe(live, 10, 3) | ({"timeoutSeconds": _LIVENESS_S} if is_vllm else {}),
+        "readinessProbe": _probe(_asking(ready), 5, 2),
+    }
+
+
+def _asking(path: str) -> Object:
+    return {"httpGet": {"path": path, "port": PORT_NAME, "scheme": "HTTP"}}
+
+
+def _probe(action: Object, period_s: int, failures: int) -> Object:
+    return {**action, "periodSeconds": period_s, "timeoutSeconds": 5, "failureThreshold": failures}
+
+
+def _liveness(spec: pb.DeploymentSpec) -> list[str]:
+    """Python without its site packages, which vLLM's image has many of: it runs every ten seconds."""
+    stall_s = max(_STALL_S, math.ceil(spec.engine.max_context_tokens / _SLOWEST_PREFILL))
+    return [
+        "python3",
+        "-IS",
+        f"{_CONFIG_FOLDER}/{_LIVENESS_FILE}",
+        f"--port={PORT}",
+        f"--state={_SCRATCH}/liveness.json",
+        f"--stall-s={stall_s}",
+    ]
+
+
+def _vllm_arguments(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) -> list[str]:
+    """An argument each, so that no value can become a second one."""
+    engine, bundle = wanted.spec.engine, revision.bundle
+    names = [wanted.key.model_id, f"{wanted.key.model_id}@{bundle.version}"]
+    arguments = ["--host=0.0.0.0", f"--port={PORT}", "--load-format=safetensors"]
+    # `/load` tells the liveness probe of requests that a hanging engine says nothing of.
+    arguments.append("--enable-server-load-tracking")
+    if base is not None:
+        arguments = [
+            f"--model={base.folder}",
+            *arguments,
+            f"--served-model-name={base.name}",
+            "--enable-lora",
+            f"--max-lora-rank={_LARGEST_ADAPTER_RANK}",
+            # Two names are two adapters to vLLM, though of the same files: with one slot they would take
+            # turns, batch by batch.
+            f"--max-loras={len(names)}",
+            f"--max-cpu-loras={len(names)}",
+            "--lora-modules",
+            *(f"{name}={_FILES}" for name in names),
+        ]
+    else:
+        arguments = [f"--model={_FILES}", *arguments, "--served-model-name", *names]
+    arguments.append(f"--dtype={_WEIGHTS[engine.weight_type]}")
+    if engine.HasField("max_context_tokens"):
+        arguments.append(f"--max-model-len={engine.max_context_tokens}")
+    if engine.HasField("max_batch_size"):
+        arguments.append(f"--max-num-seqs={engine.max_batch_size}")
+    if engine.tensor_parallel_size > 1:
+        arguments.append(f"--tensor-parallel-size={engine.tensor_parallel_size}")
+    if engine.HasField("gpu_memory_share"):
+        arguments.append(f"--gpu-memory-utilization={engine.gpu_memory_share:g}")
+    return arguments
+
+
+def _environment(*, is_vllm: bool) -> list[Object]:
+    """Everything that wants to write is sent to a volume, since the image is read-only."""
+    values = {
+        "HOME": _SCRATCH,
+        "XDG_CACHE_HOME": f"{_SCRATCH}/cache",
+        "HF_HOME": f"{_SCRATCH}/hub",
+        "HF_HUB_OFFLINE": "1",
+    }
+    if is_vllm:
+        values |= {
+            "VLLM_CACHE_ROOT": f"{_SCRATCH}/vllm",
+            "TRITON_CACHE_DIR": f"{_SCRATCH}/triton",
+            "TORCHINDUCTOR_CACHE_DIR": f"{_SCRATCH}/inductor",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _volumes(base: BaseModel | None, *, is_vllm: bool) -> list[Object]:
+    told = [(_CONFIG_FILE, identity.CONFIG), (_SOURCE_FILE, identity.SOURCE)]
+    if is_vllm:
+        told.append((_LIVENESS_FILE, identity.LIVENESS))
+    volumes: list[Object] = [
+        {
+            "name": "config",
+            "downwardAPI": {
+                "items": [
+                    {
+                        "path": path,
+                        "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"},
+                    }
+                    for path, annotation in told
+                ]
+            },
+        },
+        {"name": "files", "emptyDir": {}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    if is_vllm:
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    if base is not None:
+        volumes.append(base.volume())
+    return volumes
+
+
+def _config(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) -> str:
+    """The model server's configuration; the init container takes the files from it."""
+    spec, bundle = wanted.spec, revision.bundle
+    engine = spec.engine
+    config: dict[str, Any] = {
+        "model": wanted.key.model_id,
+        "version": bundle.version,
+        "revision": revision.number,
+        "host": "0.0.0.0",  # noqa: S104  # the pod's own address; the NetworkPolicy says who reaches it
+        "port": PORT,
+        "files_folder": _FILES,
+        "files": [
+            {"path": file.path, "digest": file.digest, "size_bytes": file.size_bytes} for file in bundle.files
+        ],
+        "base_folder": base.folder if base is not None else "",
+        "base_digest": bundle.base_model_digest,
+        "weight_type": _WEIGHT_TYPES[engine.weight_type],
+        "adapter_mode": "switched" if engine.adapter_mode == pb.ADAPTER_MODE_SWITCHED else "merged",
+        "max_queue_size": engine.max_queue_size if engine.HasField("max_queue_size") else 256,
+        "drain_s": spec.drain_timeout.ToTimedelta().total_seconds(),
+    }
+    for name in ("max_context_tokens", "max_batch_size"):
+        if engine.HasField(name):
+            config[name] = getattr(engine, name)
+    text = json.dumps(config, separators=(",", ":"))
+    if len(text) > _LARGEST_CONFIG:
+        raise BackendError(
+            Trouble.REFUSED,
+            f"the version has {len(bundle.files)} files, more than a pod's annotations can list",
+        )
+    return text
+
+
+def _source(wanted: Wanted, base: BaseModel | None, settings: ClusterSettings) -> dict[str, Any]:
+    """The init container's own configuration."""
+    source = {"registry": settings.registry_address, "model_id": wanted.key.model_id}
+    return source | (base.order() if base is not None else {})
+
+
+def needs_hub(wanted: Wanted, settings: ClusterSettings) -> bool:
+    """Whether pods fetch a base model from the Hugging Face hub."""
+    return not settings.base_claim and any(revision.bundle.base_name for revision in wanted.revisions)
+
+
+def _tolerations(spec: pb.DeploymentSpec) -> list[Object]:
+    made: list[Object] = []
+    for toleration in spec.kubernetes.tolerations:
+        is_equal = toleration.operator == pb.TOLERATION_OPERATOR_EQUAL
+        each: Object = {"operator": "Equal" if is_equal else "Exists"}
+        if toleration.key:
+            each["key"] = toleration.key
+        if is_equal:
+            each["value"] = toleration.value
+        if toleration.effect:
+            each["effect"] = _EFFECTS[toleration.effect]
+        made.append(each)
+    if spec.resources.gpus:
+        gpu = {
+            "key": spec.resources.gpu_resource or "nvidia.com/gpu",
+            "operator": "Exists",
+            "effect": "NoSchedule",
+        }
+        if gpu not in made:
+            made.append(gpu)
+    return made
+
+
+def hardened() -> Object:
+    """Of a container."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "privileged": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+    }

@@ -1,0 +1,92 @@
+"""What the routers of a deployment know: written by the deployer into a ConfigMap, read by their pods."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from neuroweaver.deployer.domain.backend import Key, Redirect, Wanted
+from neuroweaver.deployer.kubernetes.manifests import scaling
+from neuroweaver.deployer.kubernetes.naming import identity
+from neuroweaver.deployer.kubernetes.naming.containers import PORT
+from neuroweaver.v1 import deployer_pb2 as pb
+
+ENTRY: Final = "routes.json"
+"""Under which name it stands in the ConfigMap."""
+_WAKE_S: Final = 600.0
+"""As long as clients of the OpenAI API wait by default: to be scheduled, pulled and loaded takes minutes."""
+
+
+class BadRoutes(ValueError):
+    """The text is no table of routes."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A revision. url: of the Service in front of its ready pods, without `/v1`."""
+
+    revision: int
+    url: str
+    weight_percent: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """redirect: who has all the traffic instead. wake_s: how long a request waits for a deployment that
+    sleeps; 0 for one that never does.
+    """
+
+    key: Key
+    is_affine: bool
+    routes: tuple[Route, ...]
+    redirect: Redirect | None = None
+    wake_s: float = 0.0
+
+    def written(self) -> str:
+        redirect = self.redirect
+        told: dict[str, Any] = {
+            "key": [self.key.project, self.key.model_id, self.key.name],
+            "is_affine": self.is_affine,
+            "routes": [
+                {"revision": each.revision, "url": each.url, "weight_percent": each.weight_percent}
+                for each in self.routes
+            ],
+            "redirect": {"url": redirect.url, "model_id": redirect.model_id} if redirect else None,
+            "wake_s": self.wake_s,
+        }
+        return json.dumps(told)
+
+    @classmethod
+    def read(cls, text: str) -> Table:
+        """Raises BadRoutes."""
+        try:
+            told = json.loads(text)
+            redirect = told["redirect"]
+            return cls(
+                Key(*map(str, told["key"])),
+                bool(told["is_affine"]),
+                tuple(
+                    Route(int(each["revision"]), str(each["url"]), int(each["weight_percent"]))
+                    for each in told["routes"]
+                ),
+                Redirect(str(redirect["url"]), str(redirect["model_id"])) if redirect else None,
+                float(told["wake_s"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadRoutes(f"{type(error).__name__}: {error}") from error
+
+
+def table(wanted: Wanted, namespace: str) -> Table:
+    """namespace: of the deployment."""
+
+    def url(number: int) -> str:
+        return f"http://{identity.of_revision(wanted.resource_name, number)}.{namespace}.svc:{PORT}"
+
+    return Table(
+        wanted.key,
+        wanted.spec.rollout.session_affinity != pb.SESSION_AFFINITY_NONE,
+        tuple(Route(each.number, url(each.number), each.weight_percent) for each in wanted.revisions),
+        wanted.redirect,
+        _WAKE_S if any(map(scaling.scales_to_zero, wanted.revisions)) else 0.0,
+    )

@@ -1,0 +1,170 @@
+"""Who changes the number of a revision's replicas: nobody, a HorizontalPodAutoscaler, or KEDA where it may
+be zero.
+
+Each revision has its own, sized by its own share of the traffic: a candidate never inflates the stable one.
+"""
+
+from __future__ import annotations
+
+import math
+
+from neuroweaver.cluster import quantities
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.cluster.kinds import AUTOSCALER, DEPLOYMENT, SCALED_OBJECT, Object
+from neuroweaver.deployer.domain.backend import WantedRevision
+from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.manifests.monitoring import CONCURRENCY, DEPLOYMENT_LABEL
+from neuroweaver.deployer.routing.metrics import WAITING
+from neuroweaver.v1 import deployer_pb2 as pb
+
+_DEFAULT_CPU_PERCENT = 80
+_DEFAULT_CONCURRENCY = 8.0
+_LONGEST_STABILIZATION_S = 3600
+
+
+def scales_to_zero(revision: WantedRevision) -> bool:
+    scaling = revision.autoscaling
+    return scaling is not None and scaling.HasField("min_replicas") and scaling.min_replicas == 0
+
+
+def obstacle_to_zero(settings: ClusterSettings, *, has_keda: bool, has_router: bool) -> str:
+    """Why nothing would ever wake a deployment without replicas; empty if something would.
+
+    has_router: whether requests wait in one whose figures are read.
+    """
+    if not has_keda:
+        return "scaling to zero needs KEDA, which the cluster has not: install it, or set min_replicas to 1"
+    if not settings.prometheus_url:
+        return (
+            "nothing would tell KEDA of a first request: set NEUROWEAVER_PROMETHEUS_URL, or min_replicas to 1"
+        )
+    if not (settings.activation_query or has_router):
+        return (
+            "nothing would tell KEDA of a first request: set spec.kubernetes.traffic_routing to "
+            "TRAFFIC_ROUTING_ROUTER with monitoring, or NEUROWEAVER_ACTIVATION_QUERY to a query of the "
+            "requests that arrive before the deployment, or min_replicas to 1"
+        )
+    return ""
+
+
+def least_replicas(revision: WantedRevision) -> int:
+    scaling = revision.autoscaling
+    if scaling is None:
+        return revision.replicas
+    return scaling.min_replicas if scaling.HasField("min_replicas") else 1
+
+
+def autoscaler(name: str, scaling: pb.Autoscaling, metadata: Object) -> Object:
+    return {
+        "apiVersion": AUTOSCALER.api_version,
+        "kind": AUTOSCALER.name,
+        "metadata": metadata,
+        "spec": {
+            "scaleTargetRef": _target(name),
+            "minReplicas": max(1, scaling.min_replicas),
+            "maxReplicas": max(1, scaling.min_replicas, scaling.max_replicas),
+            "metrics": _metrics(scaling),
+            "behavior": _behavior(scaling),
+        },
+    }
+
+
+def scaled_object(
+    name: str,
+    deployment: str,
+    namespace: str,
+    scaling: pb.Autoscaling,
+    settings: ClusterSettings,
+    metadata: Object,
+) -> Object:
+    """KEDA makes the HorizontalPodAutoscaler itself. deployment: the resource name, of all revisions.
+
+    What wakes it is the query of the settings, else the requests that wait in its router.
+    """
+    arriving = f'{WAITING}{{namespace="{namespace}",{DEPLOYMENT_LABEL}="{deployment}"}}'
+    waking = settings.activation_query.replace("{deployment}", deployment) or f"sum({arriving}) or vector(0)"
+    concurrency = scaling.target_concurrency or _DEFAULT_CONCURRENCY
+    selected = f'{CONCURRENCY}{{namespace="{namespace}",pod=~"{name}-.*"}}'
+    triggers: list[Object] = [
+        _prometheus(settings, f"sum({selected}) or vector(0)", concurrency),
+        _prometheus(settings, waking, concurrency),
+    ]
+    triggers += [
+        {"type": resource, "metricType": "Utilization", "metadata": {"value": str(percent)}}
+        for resource, percent in _percents(scaling)
+    ]
+    return {
+        "apiVersion": SCALED_OBJECT.api_version,
+        "kind": SCALED_OBJECT.name,
+        "metadata": metadata,
+        "spec": {
+            "scaleTargetRef": {"apiVersion": DEPLOYMENT.api_version, "kind": DEPLOYMENT.name, "name": name},
+            "minReplicaCount": 0,
+            "maxReplicaCount": scaling.max_replicas,
+            "pollingInterval": 15,
+            "cooldownPeriod": math.ceil(scaling.idle_timeout.ToTimedelta().total_seconds()) or 600,
+            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(scaling)}},
+            "triggers": triggers,
+        },
+    }
+
+
+def _prometheus(settings: ClusterSettings, query: str, threshold: float) -> Object:
+    return {
+        "type": "prometheus",
+        "metadata": {
+            "serverAddress": settings.prometheus_url,
+            "query": query,
+            "threshold": f"{threshold:g}",
+            "activationThreshold": "0",
+        },
+    }
+
+
+def _target(name: str) -> Object:
+    return {"apiVersion": DEPLOYMENT.api_version, "kind": DEPLOYMENT.name, "name": name}
+
+
+def _percents(scaling: pb.Autoscaling) -> list[tuple[str, int]]:
+    """By resource; CPU where nothing else is aimed at."""
+    made = []
+    if scaling.HasField("target_cpu_percent"):
+        made.append(("cpu", scaling.target_cpu_percent))
+    if scaling.HasField("target_memory_percent"):
+        made.append(("memory", scaling.target_memory_percent))
+    if not (made or scaling.HasField("target_concurrency") or scaling.custom_metrics):
+        made.append(("cpu", _DEFAULT_CPU_PERCENT))
+    return made
+
+
+def _metrics(scaling: pb.Autoscaling) -> list[Object]:
+    metrics: list[Object] = [
+        {
+            "type": "Resource",
+            "resource": {"name": name, "target": {"type": "Utilization", "averageUtilization": percent}},
+        }
+        for name, percent in _percents(scaling)
+    ]
+    if scaling.HasField("target_concurrency"):
+        metrics.append(_pods_metric(CONCURRENCY, f"{math.ceil(scaling.target_concurrency * 1000)}m"))
+    metrics += [_pods_metric(custom.name, custom.average_value) for custom in scaling.custom_metrics]
+    return metrics
+
+
+def _pods_metric(name: str, value: str) -> Object:
+    try:
+        average = quantities.canonical(value)
+    except quantities.NotAQuantity as error:
+        field = f"spec.autoscaling.custom_metrics[{name}].average_value"
+        raise BackendError(Trouble.REFUSED, str(error), field=field) from error
+    return {
+        "type": "Pods",
+        "pods": {"metric": {"name": name}, "target": {"type": "AverageValue", "averageValue": average}},
+    }
+
+
+def _behavior(scaling: pb.Autoscaling) -> Object:
+    delay = 300.0
+    if scaling.HasField("scale_down_delay"):
+        delay = scaling.scale_down_delay.ToTimedelta().total_seconds()
+    return {"scaleDown": {"stabilizationWindowSeconds": min(math.ceil(delay), _LONGEST_STABILIZATION_S)}}

@@ -1,0 +1,176 @@
+"""How requests reach the revisions.
+
+Without a mesh there is one Service in front. While one revision has all the traffic, its selector names
+that revision. While several share it, the selector names the deployment alone, and kube-proxy gives every
+ready pod the same share: the weights are those of the numbers of replicas. Neither change touches a pod.
+
+With a Gateway, an HTTPRoute splits by the exact weights.
+
+Neither keeps a conversation with its revision: a Service knows connections and not headers, and a route's
+session persistence goes by a value that the gateway makes, not by `x-conversation-id`. Neither rewrites a
+body, and the body of a request names its model.
+
+A router does all three. The Service in front then selects its pods, and the route leads to that Service. As
+long as no pod of the router is ready, the Service goes by the revisions as if there were none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Final
+
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.cluster.kinds import HTTP_ROUTE, SERVICE, Object
+from neuroweaver.deployer.domain.backend import Key, Wanted
+from neuroweaver.deployer.kubernetes.naming import identity
+from neuroweaver.deployer.kubernetes.naming.containers import PORT, PORT_NAME
+
+_CLUSTER_ENDPOINT: Final = re.compile(
+    r"http://(?P<name>[a-z0-9-]{1,63})\.(?P<namespace>[a-z0-9-]{1,63})\.svc(\.cluster\.local)?:8000/v1",
+    re.ASCII,
+)
+
+
+def endpoint(name: str, namespace: str) -> str:
+    return f"http://{name}.{namespace}.svc:{PORT}/v1"
+
+
+def backup(redirect: str) -> tuple[str, str]:
+    """Name and namespace of the deployment that has an endpoint. Raises BackendError for one that is none
+    on Kubernetes.
+    """
+    found = _CLUSTER_ENDPOINT.fullmatch(redirect)
+    if found is None:
+        raise BackendError(
+            Trouble.REFUSED,
+            f"the cluster cannot send traffic to {redirect}: it is no endpoint of a deployment on Kubernetes",
+            field="spec.recovery.backup",
+        )
+    return found["name"], found["namespace"]
+
+
+def front(
+    wanted: Wanted,
+    namespace: str,
+    metadata: Object,
+    *,
+    router: Mapping[str, str] | None = None,
+    backup_selector: Mapping[str, str] | None = None,
+) -> Object:
+    """The Service that clients use. router: the labels of the router's pods, if it is to answer.
+    backup_selector: that of the backup's own front, while the backup has the traffic; None if it is not
+    known.
+    """
+    spec: Object = {"ports": [port()]}
+    if router is not None:
+        spec |= {"type": "ClusterIP", "selector": dict(router)}
+    elif wanted.redirect:
+        spec |= _redirected(wanted.redirect.url, namespace, backup_selector)
+    else:
+        spec |= {"type": "ClusterIP", "selector": front_selector(wanted)}
+    return {"apiVersion": SERVICE.api_version, "kind": SERVICE.name, "metadata": metadata, "spec": spec}
+
+
+def front_selector(wanted: Wanted) -> dict[str, str]:
+    serving = [revision for revision in wanted.revisions if revision.weight_percent > 0]
+    chosen = {identity.DEPLOYMENT: wanted.resource_name}
+    if len(serving) > 1:
+        check_split(wanted)
+        return chosen
+    return chosen | {identity.REVISION: str(serving[0].number) if serving else "0"}
+
+
+def check_split(wanted: Wanted) -> None:
+    """Raises BackendError where a selector cannot tell those that share the traffic from one that has
+    none.
+    """
+    weights = [revision.weight_percent for revision in wanted.revisions]
+    if sum(weight > 0 for weight in weights) > 1 and 0 in weights:
+        raise BackendError(
+            Trouble.REFUSED,
+            "a Service cannot leave out one revision while it splits traffic among several others",
+        )
+
+
+def of_revision(wanted: Wanted, number: int, metadata: Object) -> Object:
+    """One revision's own Service: for a route's weights, and for Prometheus also while it has no traffic."""
+    selector = {identity.DEPLOYMENT: wanted.resource_name, identity.REVISION: str(number)}
+    return {
+        "apiVersion": SERVICE.api_version,
+        "kind": SERVICE.name,
+        "metadata": metadata,
+        "spec": {"type": "ClusterIP", "selector": selector, "ports": [port()]},
+    }
+
+
+def route(wanted: Wanted, gateway: str, metadata: Object, *, has_router: bool = False) -> Object:
+    """The exact split, at a gateway, or behind the router."""
+    gateway_namespace, _, gateway_name = gateway.partition("/")
+    backends = [
+        {
+            "name": identity.of_revision(wanted.resource_name, revision.number),
+            "port": PORT,
+            "weight": revision.weight_percent,
+        }
+        for revision in wanted.revisions
+    ]
+    if has_router or wanted.redirect or not any(backend["weight"] for backend in backends):
+        backends = [{"name": wanted.resource_name, "port": PORT, "weight": 1}]
+    rewrite = {
+        "type": "URLRewrite",
+        "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}},
+    }
+    return {
+        "apiVersion": HTTP_ROUTE.api_version,
+        "kind": HTTP_ROUTE.name,
+        "metadata": metadata,
+        "spec": {
+            "parentRefs": [{"namespace": gateway_namespace, "name": gateway_name}],
+            "rules": [
+                {
+                    "matches": [{"path": {"type": "PathPrefix", "value": route_path(wanted.key)}}],
+                    "filters": [rewrite],
+                    "backendRefs": backends,
+                }
+            ],
+        },
+    }
+
+
+def route_path(key: Key) -> str:
+    return f"/{key.project}/{key.model_id}/{key.name}"
+
+
+def shares(replicas: Mapping[int, int]) -> dict[int, int]:
+    """The share of the traffic in percent that numbers of ready replicas give; they add up to 100, or to
+    0.
+    """
+    total = sum(replicas.values())
+    if total == 0:
+        return dict.fromkeys(replicas, 0)
+    exact = {number: Fraction(100 * count, total) for number, count in replicas.items()}
+    made = {number: int(share) for number, share in exact.items()}
+    by_rest = sorted(exact, key=lambda number: (made[number] - exact[number], number))
+    for number in by_rest[: 100 - sum(made.values())]:
+        made[number] += 1
+    return made
+
+
+def _redirected(redirect: str, namespace: str, selector: Mapping[str, str] | None) -> Object:
+    name, its_namespace = backup(redirect)
+    if its_namespace == namespace:
+        return {"type": "ClusterIP", "selector": dict(selector or {identity.DEPLOYMENT: name})}
+    # DNS sends clients on. Both listen on the same port, without which this could not work.
+    return {"type": "ExternalName", "externalName": f"{name}.{its_namespace}.svc.cluster.local"}
+
+
+def to_dns() -> Object:
+    """A NetworkPolicy's egress rule: without names nothing else is found."""
+    return {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+
+
+def port() -> Object:
+    """The one of every Service."""
+    return {"name": PORT_NAME, "port": PORT, "targetPort": PORT_NAME, "protocol": "TCP"}

@@ -1,0 +1,1 @@
+"""Names and labels by which a deployment's objects are known."""

@@ -1,0 +1,1 @@
+"""What is there: pods, drift, logs, metrics, changes. Begin with `observation`."""

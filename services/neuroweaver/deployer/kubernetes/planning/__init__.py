@@ -1,0 +1,1 @@
+"""What a change would do, and whether the cluster could. Begin with `planner`."""

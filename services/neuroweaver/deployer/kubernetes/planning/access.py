@@ -1,0 +1,71 @@
+"""Which rights the backend needs in a namespace, and whether it has them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+from neuroweaver.cluster.api import Api
+from neuroweaver.cluster.failures import forbidden
+from neuroweaver.cluster.kinds import OWNED, Kind
+from neuroweaver.deployer.domain.backend import Finding
+
+OBJECT_VERBS: Final = ("get", "list", "watch", "create", "patch", "delete")
+OTHERS: Final = (
+    ("list", "", "pods"),
+    ("watch", "", "pods"),
+    ("get", "", "pods/log"),
+    ("list", "apps", "replicasets"),
+    ("delete", "apps", "replicasets"),
+)
+"""What else it needs: verb, group, resource."""
+_TOLD_BY_USE: Final = "use of CPU and memory is told by nothing but the replicas' own figures"
+_FROM_OUTSIDE: Final = "from outside the cluster nothing is learned of the replicas' health and figures"
+_NO_LEADER: Final = "no deployer can become the one that works"
+
+
+def needed(custom: Iterable[Kind]) -> list[tuple[str, str, str]]:
+    """custom: kinds of CustomResourceDefinitions that are used."""
+    kinds = [kind for kind in OWNED if not kind.is_custom] + sorted(custom, key=lambda kind: kind.name)
+    return [(verb, kind.group, kind.plural) for kind in kinds for verb in OBJECT_VERBS] + list(OTHERS)
+
+
+async def lacking(api: Api, namespace: str, own_namespace: str) -> list[Finding]:
+    """Of the rights without which a deployment comes to be all the same: what is missing, and what follows.
+
+    own_namespace: of the deployer; empty outside a cluster, where it has no Lease.
+    """
+    wished = [("list", "metrics.k8s.io", "pods", namespace, _TOLD_BY_USE)]
+    if not api.is_inside:
+        wished.append(("get", "", "pods/proxy", namespace, _FROM_OUTSIDE))
+    if own_namespace:
+        lease = ("coordination.k8s.io", "leases", own_namespace, _NO_LEADER)
+        wished += [(verb, *lease) for verb in ("get", "create", "update")]
+    answers = await asyncio.gather(*(api.may(*right) for *right, _ in wished))
+    return [
+        Finding("RIGHT_MISSING", f"{forbidden(verb, _named(group, resource), where)}: {consequence}")
+        for (verb, group, resource, where, consequence), is_allowed in zip(wished, answers, strict=True)
+        if not is_allowed
+    ]
+
+
+async def check(api: Api, namespace: str, custom: Iterable[Kind]) -> None:
+    """Raises BackendError FORBIDDEN naming the first right that is missing: verb, resource, namespace."""
+    rights = needed(custom)
+    # A group at a time, so that the credentials' own rate limit is not spent at once.
+    answers: list[bool] = []
+    for start in range(0, len(rights), 16):
+        answers += await asyncio.gather(
+            *(
+                api.may(verb, group, resource, namespace)
+                for verb, group, resource in rights[start : start + 16]
+            )
+        )
+    for (verb, group, resource), is_allowed in zip(rights, answers, strict=True):
+        if not is_allowed:
+            raise forbidden(verb, _named(group, resource), namespace)
+
+
+def _named(group: str, resource: str) -> str:
+    return f"{resource}.{group}" if group else resource

@@ -1,0 +1,369 @@
+"""What `apply` would do, found out by dry runs, and what stands in its way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+import yaml
+
+from neuroweaver.base_models.catalog import BUILTIN
+from neuroweaver.cluster.api import Api
+from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.cluster.failures import Refusal, to_backend_error
+from neuroweaver.cluster.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    HTTP_ROUTE,
+    NAMESPACE,
+    NODE,
+    POD,
+    POD_METRICS,
+    PROMETHEUS_RULE,
+    ROLE,
+    ROLE_BINDING,
+    SCALED_OBJECT,
+    SERVICE_MONITOR,
+    Object,
+    Ref,
+    kind_of,
+    ref,
+)
+from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Finding, Planned, Wanted
+from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, scaling, traffic
+from neuroweaver.deployer.kubernetes.manifests.manifests import (
+    Cluster,
+    is_monitored,
+    manifests,
+    namespace_of,
+    obstacle_to_zero,
+)
+from neuroweaver.deployer.kubernetes.observing import drift
+from neuroweaver.deployer.kubernetes.planning import access
+from neuroweaver.deployer.kubernetes.planning.replacement import Room, decide
+from neuroweaver.v1 import deployer_pb2 as pb
+
+_AT_ONCE: Final = 8
+_DEFAULT_QUEUE: Final = 256
+_DEFAULT_BACKOFF: Final = timedelta(seconds=1)
+_DEFAULT_LONGEST_BACKOFF: Final = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there already of the deployment."""
+
+    objects: Mapping[Ref, Object]
+    pods: list[Object]
+
+
+async def plan(
+    api: Api, settings: ClusterSettings, cluster: Cluster, wanted: Wanted, found: Found
+) -> BackendPlan:
+    """Raises Refusal and BackendError."""
+    namespace = namespace_of(wanted.spec, settings)
+    await access.check(api, namespace, cluster.kinds)
+    findings = list(_findings(wanted, settings, cluster))
+    findings += await access.lacking(api, namespace, settings.own_namespace)
+    has_namespace = await _has_namespace(api, namespace)
+    if not has_namespace:
+        message = f"there is no namespace {namespace} in the cluster"
+        findings.append(Finding("NAMESPACE_MISSING", message, "spec.kubernetes.namespace", is_blocking=True))
+    try:
+        objects = manifests(wanted, *_as_if_possible(wanted, settings, cluster))
+    except BackendError as error:
+        if error.trouble != Trouble.REFUSED:
+            raise
+        findings.append(Finding("REFUSED", str(error), error.field, is_blocking=True))
+        objects = []
+    planned: list[Planned] = []
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(wish: Object) -> Planned | Finding:
+        async with limit:
+            is_known = not kind_of(wish).is_custom or kind_of(wish) in cluster.kinds
+            can_try = has_namespace and is_known and _has_its_role(wish, found)
+            return await _planned(api, wish, found.objects.get(ref(wish)), can_try=can_try)
+
+    for outcome in await asyncio.gather(*map(one, objects)):
+        if isinstance(outcome, Finding):
+            findings.append(outcome)
+        else:
+            planned.append(outcome)
+    planned += _deletions(objects, found, wanted.resource_name)
+    deployments = [
+        each for each in objects if each["kind"] == DEPLOYMENT.name and not router_pods.is_router(each)
+    ]
+    decision = decide(
+        wanted,
+        found.pods,
+        deployments[-1]["spec"]["template"]["spec"] if deployments else None,
+        await _room(api),
+        nodes_may_come=settings.has_cluster_autoscaler,
+        changes_pods=any(
+            change.path.startswith("spec.template.")
+            for each in planned
+            if each.kind == DEPLOYMENT.name
+            and each.action == pb.PLANNED_ACTION_UPDATE
+            and each.name != router_pods.named(wanted.resource_name)
+            for change in each.changes
+        ),
+    )
+    findings += decision.findings
+    findings += await _findings_of_metrics(api, wanted)
+    return BackendPlan(
+        objects=tuple(planned),
+        findings=tuple(sorted(findings, key=lambda finding: not finding.is_blocking)),
+        capacity=decision.capacity,
+        replacement=decision.mode,
+        replacement_reason=decision.reason,
+        has_downtime=decision.has_downtime,
+    )
+
+
+async def _planned(api: Api, wish: Object, live: Object | None, *, can_try: bool) -> Planned | Finding:
+    kind = kind_of(wish)
+    action: pb.PlannedAction.ValueType = pb.PLANNED_ACTION_CREATE
+    changes: tuple[FieldChange, ...] = ()
+    if not can_try and live is not None:
+        is_there = drift.holds(wish, live)
+        action = pb.PLANNED_ACTION_UNCHANGED if is_there else pb.PLANNED_ACTION_UPDATE
+    if can_try:
+        try:
+            action, changes = await _tried(api, wish, live)
+        except Refusal as error:
+            trouble = to_backend_error(error)
+            if trouble.trouble not in {Trouble.REFUSED, Trouble.NO_ROOM, Trouble.CONFLICT}:
+                raise trouble from error
+            return Finding("REFUSED", str(error), trouble.field, is_blocking=True)
+    return Planned(
+        api_version=kind.api_version,
+        kind=kind.name,
+        namespace=wish["metadata"]["namespace"],
+        name=wish["metadata"]["name"],
+        action=action,
+        manifest=yaml.safe_dump(wish, sort_keys=False, allow_unicode=True),
+        changes=changes,
+    )
+
+
+async def _tried(
+    api: Api, wish: Object, live: Object | None
+) -> tuple[pb.PlannedAction.ValueType, tuple[FieldChange, ...]]:
+    kind = kind_of(wish)
+    if live is None:
+        await api.apply(kind, wish, is_forced=True, is_dry_run=True)
+        return pb.PLANNED_ACTION_CREATE, ()
+    own, _ = drift.left_to_others(drift.stamped(wish), live)
+    if kind == DEPLOYMENT and "replicas" not in own["spec"] and drift.owns(live, "spec", "replicas"):
+        own["spec"]["replicas"] = live["spec"]["replicas"]  # handed over as it is
+    answer = await api.apply(kind, own, is_forced=True, is_dry_run=True)
+    changes = drift.differences(live, answer)
+    return (pb.PLANNED_ACTION_UPDATE if changes else pb.PLANNED_ACTION_UNCHANGED), changes
+
+
+def _has_its_role(wish: Object, found: Found) -> bool:
+    """Unless its client may bind anything, the API server looks into the Role of a RoleBinding even in a dry
+    run, and answers 404 as long as there is none.
+    """
+    return kind_of(wish) != ROLE_BINDING or Ref(ROLE.name, wish["roleRef"]["name"]) in found.objects
+
+
+def _deletions(objects: list[Object], found: Found, resource_name: str) -> Iterator[Planned]:
+    kept = {ref(each) for each in objects}
+    # It stands by itself: it is no part of what was asked for.
+    kept.add(Ref(CONFIG_MAP.name, resource_name))
+    for each, live in sorted(found.objects.items()):
+        if each in kept:
+            continue
+        yield Planned(
+            api_version=live["apiVersion"],
+            kind=each.kind,
+            namespace=live["metadata"]["namespace"],
+            name=each.name,
+            action=pb.PLANNED_ACTION_DELETE,
+            manifest="",
+        )
+
+
+def _as_if_possible(
+    wanted: Wanted, settings: ClusterSettings, cluster: Cluster
+) -> tuple[ClusterSettings, Cluster]:
+    """So that the objects can be shown of what a finding says is not possible here."""
+    if not obstacle_to_zero(wanted, settings, cluster):
+        return settings, cluster
+    able = replace(
+        settings,
+        prometheus_url=settings.prometheus_url or "http://prometheus.invalid",
+        activation_query=settings.activation_query or "vector(0)",
+    )
+    return able, replace(cluster, kinds=cluster.kinds | {SCALED_OBJECT})
+
+
+def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> Iterator[Finding]:
+    spec = wanted.spec
+    if any(scaling.scales_to_zero(revision) for revision in wanted.revisions) and (
+        obstacle := obstacle_to_zero(wanted, settings, cluster)
+    ):
+        yield Finding("CANNOT_SCALE_TO_ZERO", obstacle, "spec.autoscaling.min_replicas", is_blocking=True)
+    yield from _findings_of_base(wanted, settings)
+    has_router = router_pods.is_wanted(wanted)
+    is_other = spec.recovery.HasField("backup") and spec.recovery.backup.model_id != wanted.key.model_id
+    if is_other and not has_router:
+        yield Finding(
+            "BACKUP_OF_ANOTHER_MODEL",
+            f"requests for {wanted.key.model_id} name it in their body, which no Service can rewrite, so "
+            f"{spec.recovery.backup.model_id} would answer each with 404: set "
+            "spec.kubernetes.traffic_routing to TRAFFIC_ROUTING_ROUTER, or name another deployment of this "
+            "model",
+            "spec.recovery.backup.model_id",
+            is_blocking=True,
+        )
+    has_route = bool(settings.gateway) and HTTP_ROUTE in cluster.kinds
+    if settings.gateway and not has_route:
+        yield Finding(
+            "GATEWAY_MISSING", "the cluster has no HTTPRoute: nothing outside of it leads to the deployment"
+        )
+    if spec.rollout.HasField("canary") and not has_router:
+        yield from _findings_of_canary(wanted, has_route=has_route)
+    if is_monitored(spec) and not ({SERVICE_MONITOR, PROMETHEUS_RULE} <= cluster.kinds):
+        yield Finding(
+            "MONITORING_MISSING",
+            "the cluster has no ServiceMonitor or no PrometheusRule: nothing is scraped, nobody alerted",
+            "spec.kubernetes.monitoring",
+        )
+    if (
+        pods.uses_vllm(spec)
+        and spec.engine.HasField("max_queue_size")
+        and spec.engine.max_queue_size != _DEFAULT_QUEUE
+    ):
+        yield Finding(
+            "QUEUE_NOT_BOUNDED", "vLLM takes every request into its queue", "spec.engine.max_queue_size"
+        )
+    yield from _findings_without_effect(wanted)
+
+
+def _findings_of_base(wanted: Wanted, settings: ClusterSettings) -> Iterator[Finding]:
+    adapters = [revision.bundle for revision in wanted.revisions if revision.bundle.base_name]
+    if pods.needs_hub(wanted, settings) and any(each.base_name == BUILTIN for each in adapters):
+        yield Finding(
+            "BASE_MODEL_MISSING",
+            f"the base model {BUILTIN} is converted where it is trained on, and on no hub: set "
+            "NEUROWEAVER_BASE_MODELS_CLAIM to a volume with it",
+            is_blocking=True,
+        )
+    if unpinned := sorted({each.version for each in adapters if not each.base_model_digest}):
+        yield Finding(
+            "BASE_MODEL_NOT_VERIFIED",
+            f"version {', '.join(unpinned)} names no digest of its base model, so nothing shows that pods "
+            "serve the one that was trained on",
+        )
+
+
+def _findings_without_effect(wanted: Wanted) -> Iterator[Finding]:
+    """What was asked for and does nothing here."""
+    spec = wanted.spec
+    has_adapter = any(revision.bundle.base_name for revision in wanted.revisions)
+    if pods.uses_vllm(spec) and has_adapter and spec.engine.adapter_mode == pb.ADAPTER_MODE_MERGED:
+        yield Finding(
+            "ADAPTER_NOT_MERGED",
+            "vLLM applies the adapter beside the base model at each token, and merges none",
+            "spec.engine.adapter_mode",
+        )
+    recovery = spec.recovery
+    asked = {
+        "restart_backoff": (recovery.restart_backoff.ToTimedelta(), _DEFAULT_BACKOFF),
+        "max_restart_backoff": (recovery.max_restart_backoff.ToTimedelta(), _DEFAULT_LONGEST_BACKOFF),
+    }
+    for name, (wait, default) in asked.items():
+        if wait and wait != default:
+            yield Finding(
+                "BACKOFF_OF_THE_KUBELET",
+                "the kubelet starts pods again by its own back-off: 10 seconds, doubled up to 5 minutes",
+                f"spec.recovery.{name}",
+            )
+
+
+def _findings_of_canary(wanted: Wanted, *, has_route: bool) -> Iterator[Finding]:
+    spec = wanted.spec
+    if spec.rollout.session_affinity != pb.SESSION_AFFINITY_NONE:
+        yield Finding(
+            "AFFINITY_NOT_KEPT",
+            "neither a Service nor an HTTPRoute knows conversations: while traffic is split, a conversation "
+            "may be answered by either revision",
+            "spec.rollout.session_affinity",
+        )
+    if has_route:
+        return
+    counts = {revision.number: scaling.least_replicas(revision) for revision in wanted.revisions}
+    words = "traffic is split by numbers of ready replicas, since there is no gateway"
+    serving = [revision for revision in wanted.revisions if revision.weight_percent > 0]
+    if len(serving) > 1:
+        real = traffic.shares({revision.number: counts[revision.number] for revision in serving})
+        pairs = ", ".join(
+            f"revision {revision.number} gets {real[revision.number]} % for {revision.weight_percent} %"
+            for revision in serving
+        )
+        words += f": {pairs}"
+    yield Finding("WEIGHTS_BY_REPLICAS", words, "spec.rollout.canary.steps")
+
+
+async def _findings_of_metrics(api: Api, wanted: Wanted) -> list[Finding]:
+    """An autoscaler without its metrics never moves, and says so only in its own status."""
+    scalings = [revision.autoscaling for revision in wanted.revisions if revision.autoscaling is not None]
+    made = []
+    if any(
+        each.HasField("target_cpu_percent") or each.HasField("target_memory_percent") for each in scalings
+    ) and (obstacle := await _obstacle_to_metrics(api)):
+        words = f"{obstacle}, so nothing is scaled by CPU or memory"
+        made.append(Finding("METRICS_MISSING", words, "spec.autoscaling"))
+    if any(each.HasField("target_concurrency") or each.custom_metrics for each in scalings) and not (
+        await api.has_group("custom.metrics.k8s.io")
+    ):
+        made.append(
+            Finding(
+                "CUSTOM_METRICS_MISSING",
+                "the cluster has no custom metrics API (custom.metrics.k8s.io), so nothing is scaled by "
+                "concurrency or custom metrics",
+                "spec.autoscaling",
+            )
+        )
+    return made
+
+
+async def _obstacle_to_metrics(api: Api) -> str:
+    """Empty if there is none. The metrics server is another than the API server, and may be away alone."""
+    try:
+        has_metrics = await api.has(POD_METRICS, repeats=False)
+    except Refusal as error:
+        if not error.is_worth_another_try:
+            raise
+        return f"the metrics server (metrics.k8s.io) does not answer ({error.message})"
+    return "" if has_metrics else "the cluster has no metrics server (metrics.k8s.io)"
+
+
+async def _has_namespace(api: Api, namespace: str) -> bool:
+    """True also where it may not be asked: the first object tells then."""
+    try:
+        return await api.get(NAMESPACE, "", namespace) is not None
+    except Refusal as error:
+        if error.status == 403:
+            return True
+        raise
+
+
+async def _room(api: Api) -> Room:
+    try:
+        nodes = await api.list(NODE)
+        everywhere = await api.list(POD)
+    except Refusal as error:
+        if error.status == 403:
+            return Room(None, why_unknown=f"whether there is room is not known: {to_backend_error(error)}")
+        raise
+    if not nodes.items:
+        return Room(None, why_unknown="whether there is room is not known: the cluster has no nodes")
+    return Room(nodes.items, everywhere.items)

@@ -1,0 +1,279 @@
+"""Whether new replicas come before the old ones go (surge) or after (recreate), and what would never end.
+
+Swapping an adapter in running pods is not offered: a pod that is started again would come back with another
+adapter than its siblings have, and nobody could see which one answers. A new revision's pods are verified
+before they get traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from neuroweaver.cluster import quantities
+from neuroweaver.cluster.kinds import Object
+from neuroweaver.deployer.domain.backend import Capacity, Finding, Wanted
+from neuroweaver.deployer.kubernetes.manifests.scaling import least_replicas
+from neuroweaver.deployer.kubernetes.naming import identity
+from neuroweaver.deployer.kubernetes.observing import observation
+from neuroweaver.deployer.kubernetes.planning import capacity
+from neuroweaver.deployer.kubernetes.planning.capacity import Node
+from neuroweaver.v1 import deployer_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Decision:
+    mode: pb.ReplacementMode.ValueType
+    reason: str
+    has_downtime: bool
+    findings: tuple[Finding, ...] = ()
+    capacity: tuple[Capacity, ...] = ()
+
+
+@dataclass(frozen=True)
+class Room:
+    """nodes: None if it could not be learned. all_pods: of the whole cluster, the deployment's own among
+    them.
+    """
+
+    nodes: Sequence[Object] | None
+    all_pods: Sequence[Object] = ()
+    why_unknown: str = ""
+
+
+def decide(
+    wanted: Wanted,
+    own_pods: Iterable[Object],
+    pod_spec: Object | None,
+    room: Room,
+    *,
+    nodes_may_come: bool,
+    changes_pods: bool = False,
+) -> Decision:
+    """pod_spec: of a pod of the wish; None if it has no revision. changes_pods: pods of a revision that
+    stays change, so that the Deployment replaces them itself.
+    """
+    asked = wanted.replacement or wanted.spec.rollout.replacement
+    counts = {revision.number: least_replicas(revision) for revision in wanted.revisions}
+    alive = [
+        pod
+        for pod in own_pods
+        if not pod["metadata"].get("deletionTimestamp") and not observation.is_over(pod)
+    ]
+    new = _at_once(wanted, counts, alive)
+    if changes_pods and alive:
+        new += _surge(wanted)
+    replaces = changes_pods or any(identity.revision_of(pod) not in counts for pod in alive)
+    shown = _Reckoning(wanted, counts, new, pod_spec, room)
+    findings = list(_findings_of_wish(wanted, counts))
+    if asked == pb.REPLACEMENT_MODE_SWAP_ADAPTER:
+        findings.append(
+            Finding(
+                "SWAP_NOT_POSSIBLE",
+                "pods on Kubernetes take another adapter only by being replaced: choose SURGE or RECREATE",
+                "spec.rollout.replacement",
+                is_blocking=True,
+            )
+        )
+    if shown.nodes is None:
+        if room.why_unknown:
+            findings.append(Finding("CAPACITY_UNKNOWN", room.why_unknown))
+        mode = _known_mode(asked)
+        return Decision(
+            mode,
+            "as asked for" if asked else "whether there is room for both is not known",
+            mode == pb.REPLACEMENT_MODE_RECREATE and bool(alive) and replaces,
+            tuple(findings),
+            shown.capacity(None),
+        )
+    # Replicas that stay where they are need no room anew, whatever became of their nodes.
+    fits_alone = shown.fits_without(alive, sum(counts.values())) or (not replaces and shown.fits(new))
+    fits_beside = shown.fits(new) and fits_alone
+    mode, reason, blocking = _choose(asked, shown, fits_beside, fits_alone, has_old=bool(alive) and replaces)
+    if blocking:
+        is_hard = not nodes_may_come
+        findings.append(Finding(blocking[0], blocking[1], blocking[2], is_blocking=is_hard))
+    is_enough = fits_alone if mode == pb.REPLACEMENT_MODE_RECREATE else fits_beside
+    return Decision(
+        mode,
+        reason,
+        replaces and bool(alive) and _has_gap(wanted, mode, sum(counts.values())),
+        tuple(findings),
+        shown.capacity(is_enough),
+    )
+
+
+def _choose(
+    asked: pb.ReplacementMode.ValueType,
+    shown: _Reckoning,
+    fits_beside: bool,
+    fits_alone: bool,
+    *,
+    has_old: bool,
+) -> tuple[pb.ReplacementMode.ValueType, str, tuple[str, str, str] | None]:
+    lack = shown.lack()
+    if asked == pb.REPLACEMENT_MODE_RECREATE:
+        blocked = (
+            None if fits_alone else (lack, shown.says("even without the old replicas"), "spec.resources")
+        )
+        return pb.REPLACEMENT_MODE_RECREATE, "as asked for", blocked
+    if fits_beside:
+        reason = "there is room for old and new replicas" if has_old else "nothing is replaced"
+        return pb.REPLACEMENT_MODE_SURGE, "as asked for" if asked else reason, None
+    if not has_old and not shown.is_canary:
+        return pb.REPLACEMENT_MODE_SURGE, "nothing is replaced", (lack, shown.says("now"), "spec.resources")
+    if not fits_alone:
+        return (
+            pb.REPLACEMENT_MODE_SURGE,
+            "there is room for neither way",
+            (lack, shown.says("even without the old replicas"), "spec.resources"),
+        )
+    if asked == pb.REPLACEMENT_MODE_SURGE or shown.is_canary:
+        why = (
+            "a canary runs beside the stable revision"
+            if shown.is_canary
+            else "SURGE starts new replicas first"
+        )
+        way_out = "take the canary out and " if shown.is_canary else ""
+        message = (
+            f"{why}, and {shown.says('beside the old ones')}: the old ones would wait for the new ones and "
+            f"the new ones for their room, for ever. {way_out}set rollout.replacement to RECREATE, lower "
+            "replicas, or add nodes"
+        )
+        return (
+            pb.REPLACEMENT_MODE_SURGE,
+            "as asked for" if asked else why,
+            ("SURGE_WOULD_DEADLOCK", message, "spec.rollout.replacement"),
+        )
+    return pb.REPLACEMENT_MODE_RECREATE, shown.says("beside the old ones"), None
+
+
+class _Reckoning:
+    """The figures of one decision."""
+
+    def __init__(
+        self, wanted: Wanted, counts: Mapping[int, int], new_pods: int, pod_spec: Object | None, room: Room
+    ) -> None:
+        self._counts = counts
+        self._new = new_pods
+        self._room = room
+        self._spec = pod_spec or {}
+        self._pod = capacity.pod_requests(self._spec)
+        self.is_canary = wanted.spec.rollout.HasField("canary") and len(wanted.revisions) > 1
+        self.nodes = self._usable(room.all_pods) if room.nodes else None
+
+    def fits(self, new_pods: int) -> bool:
+        return new_pods == 0 or capacity.room_for(self._pod, self.nodes or ()) >= new_pods
+
+    def fits_without(self, gone: Sequence[Object], all_pods: int) -> bool:
+        """Once the deployment's own pods have left."""
+        uids = {pod["metadata"]["uid"] for pod in gone}
+        kept = [pod for pod in self._room.all_pods if pod["metadata"]["uid"] not in uids]
+        return all_pods == 0 or capacity.room_for(self._pod, self._usable(kept)) >= all_pods
+
+    def lack(self) -> str:
+        """What there is too little of."""
+        if self._is_shut_out:
+            return "NO_NODE"
+        scarce = self._scarce()
+        known = {
+            "cpu": "INSUFFICIENT_CPU",
+            "memory": "INSUFFICIENT_MEMORY",
+            "ephemeral-storage": "INSUFFICIENT_STORAGE",
+        }
+        return known.get(scarce, "INSUFFICIENT_GPU" if "/" in scarce else "NO_ROOM")
+
+    def says(self, when: str) -> str:
+        wanted = ", ".join(
+            f"{quantities.written(amount)} {name}" for name, amount in sorted(self._pod.items())
+        )
+        if self._is_shut_out:
+            why = (
+                f"none of {len(self._room.nodes or ())} nodes takes them: ready, with the labels asked for "
+                "and no taint that is not tolerated"
+            )
+        else:
+            why = f"{capacity.room_for(self._pod, self.nodes or ())} would"
+        return f"{self._new} new replicas of {wanted} each do not fit {when}: {why}"
+
+    @property
+    def _is_shut_out(self) -> bool:
+        """Whether there are nodes, and none that a replica may come to, however much room it has."""
+        return self.nodes is not None and not self.nodes
+
+    def capacity(self, is_enough: bool | None) -> tuple[Capacity, ...]:
+        total = sum(self._counts.values())
+        return tuple(
+            Capacity(
+                resource=name,
+                required=quantities.written(amount * total),
+                peak_required=quantities.written(amount * self._new),
+                available="" if self.nodes is None else quantities.written(capacity.free(self.nodes, name)),
+                is_sufficient=is_enough,
+            )
+            for name, amount in sorted(self._pod.items())
+        )
+
+    def _scarce(self) -> str:
+        """The resource of which alone there is room for the fewest."""
+        alone = {
+            name: capacity.room_for({name: amount}, self.nodes or ())
+            for name, amount in self._pod.items()
+            if amount > Decimal(0)
+        }
+        # Of two that are as scarce, the one that is harder to come by.
+        return min(alone, key=lambda name: (alone[name], "/" not in name, name), default="")
+
+    def _usable(self, pods: Sequence[Object]) -> list[Node]:
+        return capacity.usable_nodes(
+            self._room.nodes or (),
+            pods,
+            self._spec.get("nodeSelector") or {},
+            self._spec.get("tolerations") or (),
+        )
+
+
+def _findings_of_wish(wanted: Wanted, counts: Mapping[int, int]) -> Iterable[Finding]:
+    options = wanted.spec.kubernetes
+    most = max(counts.values(), default=0)
+    if options.HasField("min_available") and most >= 2 and options.min_available >= most:
+        yield Finding(
+            "DRAIN_WOULD_BLOCK",
+            f"{options.min_available} of {most} replicas must stay, so no node could ever be drained",
+            "spec.kubernetes.min_available",
+            is_blocking=True,
+        )
+
+
+def _at_once(wanted: Wanted, counts: Mapping[int, int], alive: Iterable[Object]) -> int:
+    """New pods that there are beside the old ones at a time: a rollout takes old ones away as new ones are
+    ready, so that there are never more than the number wanted and `max_surge`.
+    """
+    placed: dict[int, int] = {}
+    for pod in alive:
+        if pod.get("spec", {}).get("nodeName"):
+            number = identity.revision_of(pod)
+            placed[number] = placed.get(number, 0) + 1
+    missing = sum(max(0, count - placed.get(number, 0)) for number, count in counts.items())
+    old = sum(count for number, count in placed.items() if number not in counts)
+    if not old:
+        return missing
+    return min(missing, max(0, sum(counts.values()) + _surge(wanted) - old))
+
+
+def _surge(wanted: Wanted) -> int:
+    if wanted.replacement == pb.REPLACEMENT_MODE_RECREATE:
+        return 0
+    rollout = wanted.spec.rollout
+    return rollout.max_surge if rollout.HasField("max_surge") else 1
+
+
+def _has_gap(wanted: Wanted, mode: pb.ReplacementMode.ValueType, replicas: int) -> bool:
+    if mode == pb.REPLACEMENT_MODE_RECREATE:
+        return True
+    return _surge(wanted) == 0 and wanted.spec.rollout.max_unavailable >= replicas
+
+
+def _known_mode(asked: pb.ReplacementMode.ValueType) -> pb.ReplacementMode.ValueType:
+    return asked if asked == pb.REPLACEMENT_MODE_RECREATE else pb.REPLACEMENT_MODE_SURGE

@@ -1,0 +1,1 @@
+"""Files of versions and base models on this machine's disk."""

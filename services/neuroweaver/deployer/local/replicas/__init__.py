@@ -1,0 +1,1 @@
+"""Model servers as processes: started, probed, ended, adopted. Begin with `fleet` and `replica`."""

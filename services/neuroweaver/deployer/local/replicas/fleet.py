@@ -1,0 +1,403 @@
+"""One deployment on this machine: its replicas, brought to the last wish, and who answers a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+from neuroweaver.cluster.errors import Trouble
+from neuroweaver.deployer.domain.backend import Key, Line, Measured, Observed, Redirect, Wanted
+from neuroweaver.deployer.local.files.supplies import Supplies
+from neuroweaver.deployer.local.replicas import log_files, record
+from neuroweaver.deployer.local.replicas.launch import Launch
+from neuroweaver.deployer.local.replicas.meter import Meter
+from neuroweaver.deployer.local.replicas.processes import Process
+from neuroweaver.deployer.local.replicas.replacement import Limits, Steps, There, next_steps
+from neuroweaver.deployer.local.replicas.replica import Adopted, Replica, Surroundings
+from neuroweaver.deployer.local.replicas.restarts import Policy
+from neuroweaver.deployer.local.scaling.sizing import Load, Sizing
+from neuroweaver.deployer.routing.counts import Counts
+from neuroweaver.deployer.routing.shares import Affinity, at_random
+from neuroweaver.v1 import deployer_pb2 as pb
+
+_LOG: Final = logging.getLogger(__name__)
+
+LOOK_S: Final = 1.0
+"""Between two looks at the load."""
+_POLL_S: Final = 0.02
+_KEPT_LOGS: Final = 5
+_REASONS: Final = {
+    Trouble.ARTIFACTS: "ARTIFACT_CORRUPT",
+    Trouble.NO_ROOM: "DISK_FULL",
+    Trouble.UNREACHABLE: "REGISTRY_UNREACHABLE",
+}
+
+
+class Fleet:
+    """Only the event loop's thread touches it. moved: called when something changed."""
+
+    def __init__(
+        self,
+        resource_name: str,
+        folder: Path,
+        surroundings: Callable[[Supplies], Surroundings],
+        supply: Callable[[Path, Callable[[], None]], Supplies],
+        moved: Callable[[Fleet], None],
+    ) -> None:
+        self.key: Key | None = None
+        self.redirect: Redirect | None = None
+        self._resource_name = resource_name
+        self._folder = folder
+        self._tell = moved
+        self._moved = asyncio.Event()
+        self._supplies = supply(folder / "bundles", self._moved.set)
+        self._around = surroundings(self._supplies)
+        self._wanted: Wanted | None = None
+        self._launches: dict[str, Launch] = {}
+        self._replicas: dict[int, Replica] = {}
+        self._sizing = Sizing()
+        self._affinity = Affinity()
+        self._meter = Meter()
+        self._swaps: dict[int, tuple[str, asyncio.Task[None]]] = {}
+        self._unswappable: set[int] = set()
+        self._waiting = 0
+        self._is_ending = False
+        self._generation = 0
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._task = asyncio.create_task(self._care())
+
+    # What is done to it.
+
+    def adopt(self, running: Mapping[Path, Process]) -> None:
+        """Takes over what an earlier deployer started. running: processes by their configuration file."""
+        for folder in self._folders():
+            process = running.get(folder / "config.json")
+            if process is None:
+                continue
+            kept = record.read(folder)
+            if kept is None:
+                _LOG.warning("a process without a record is ended", extra={"pid": process.identity.pid})
+                process.kill()
+            else:
+                _LOG.info("a replica is adopted", extra={"replica": self._replica_id(kept.number)})
+                self._add(kept.number, Adopted(kept, process))
+
+    def wish(self, wanted: Wanted) -> None:
+        """Brings what is there nearer to it, now and from now on. Raises BackendError."""
+        self.key, self._wanted, self.redirect, self._is_ending = wanted.key, wanted, wanted.redirect, False
+        self._supplies.resume()
+        there = Counter(each.revision for each in self._replicas.values() if not each.is_leaving)
+        self._sizing.wish(wanted.revisions, there, time.monotonic())
+        launches = [Launch.of(wanted, revision) for revision in wanted.revisions]
+        self._launches = {launch.target: launch for launch in launches}
+        policy = Policy.of(wanted.spec)
+        for each in self._replicas.values():
+            each.policy = policy
+        if any(self._sizing.desired.values()):
+            for launch in launches:
+                self._supplies.prefetch(launch.bundle)
+        self.step()
+        for launch in launches:
+            if trouble := self._supplies.troubles.get(launch.bundle.digest):
+                raise trouble
+
+    def step(self) -> None:
+        """Starts, stops and swaps what can be now."""
+        self._forget_gone()
+        if self._wanted is None or self._is_ending:
+            return
+        for each in self._replicas.values():
+            if launch := self._launches.get(each.target):
+                each.launch_as(launch)
+        steps = self._next_steps(self._wanted)
+        for target, missing in steps.starts.items():
+            for _ in range(missing):
+                self._add(self._next_number(), self._launches[target])
+        for number in steps.stops:
+            each = self._replicas[number]
+            each.leave(each.policy.drain_timeout_s)
+        for number, target in steps.swaps:
+            task = asyncio.create_task(self._swap(self._replicas[number], self._launches[target]))
+            self._swaps[number] = (target, task)
+        if all(each.target in self._launches for each in self._replicas.values()):
+            self._supplies.keep_only({launch.bundle.digest for launch in self._launches.values()})
+
+    def remove(self, spec: pb.DeploymentSpec) -> bool:
+        """Drains as the spec says; True once nothing is left."""
+        for each in self._replicas.values():
+            each.policy = Policy.of(spec)
+        self._end()
+        self._forget_gone()
+        return not self._replicas
+
+    async def delete(self) -> None:
+        """Once `remove` gave True."""
+        await self._stop_care()
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    async def close(self, within_s: float) -> None:
+        """Drains for at most that long. After this no process of it is left."""
+        self._end(within_s)
+        await asyncio.gather(*(each.gone() for each in self._replicas.values()))
+        await self._stop_care()
+
+    # What the router asks.
+
+    def pick(self, conversation: str, tried: Collection[str]) -> Replica | None:
+        """Who answers: the revision by weight and conversation, within it who has least to do."""
+        self._sizing.called(time.monotonic())
+        able = [each for each in self._replicas.values() if each.is_ready and each.replica_id not in tried]
+        revisions = {each.revision for each in able}
+        weights = {each: weight for each, weight in self.weights().items() if each in revisions}
+        if conversation and self._is_affine():
+            chosen = self._affinity.revision(conversation, weights, self._weighted())
+        else:
+            chosen = at_random(weights)
+        of_revision = [each for each in able if each.revision == chosen]
+        return min(of_revision, key=lambda each: (each.in_flight, random.random()), default=None)
+
+    async def awake(self, conversation: str, within_s: float) -> Replica | None:
+        """Starts a replica of a deployment that sleeps, and waits for it; None for one that cannot sleep."""
+        if self._sizing.wake():
+            self._moved.set()
+            self.step()
+        self._waiting += 1
+        try:
+            give_up = time.monotonic() + within_s
+            while self._is_waking() and time.monotonic() < give_up:
+                if replica := self.pick(conversation, ()):
+                    return replica
+                await asyncio.sleep(_POLL_S)
+            return self.pick(conversation, ())
+        finally:
+            self._waiting -= 1
+
+    def counts(self, revision: int) -> Counts:
+        return self._meter.counts(revision)
+
+    def is_expected(self) -> bool:
+        """Whether something will serve by itself before long."""
+        return not self._is_ending and any(self._sizing.desired.values())
+
+    def weights(self) -> dict[int, float]:
+        """Where the traffic goes now: only to what is ready.
+
+        While a revision takes over from others, it has as much of its weight as of its replicas.
+        """
+        if self._wanted is None or self._is_ending:
+            return {}
+        ready = Counter(each.revision for each in self._replicas.values() if each.is_ready)
+        wished = {each.number: float(each.weight_percent) for each in self._wanted.revisions}
+        weights = {each: weight for each, weight in wished.items() if weight and ready[each]}
+        retiring = {each: number for each, number in ready.items() if each not in wished}
+        if not retiring or not any(wished.values()):
+            return weights
+        newest = self._wanted.revisions[-1].number
+        rest = 100.0
+        if weights:
+            share = min(1.0, ready[newest] / max(1, self._sizing.desired[newest]))
+            rest = wished[newest] * (1 - share)
+            weights[newest] = wished[newest] * share
+        for each, number in retiring.items():
+            weights[each] = rest * number / sum(retiring.values())
+        return {each: weight for each, weight in weights.items() if weight > 0}
+
+    # What the reconcile loop asks.
+
+    def observe(self, endpoint: str) -> Observed:
+        replicas = [each for each in self._replicas.values() if not each.is_gone]
+        return Observed(
+            exists=True,
+            endpoint=endpoint,
+            replicas=tuple(each.shown() for each in sorted(replicas, key=lambda each: each.number)),
+            desired=dict(self._sizing.desired),
+            weights=_percent(self.weights()),
+            is_idle=self._sizing.is_asleep and not replicas,
+            scalings=self._sizing.take_scalings(),
+            reasons=tuple(self._reasons()),
+            applied_generation=self._applied_generation(),
+        )
+
+    async def lines(self, since: Mapping[str, str]) -> AsyncIterator[Line]:
+        for folder in self._folders():
+            replica_id = self._replica_id(int(folder.name))
+            for each in await asyncio.to_thread(log_files.lines, folder, since.get(replica_id, "")):
+                yield Line(replica_id, each.revision, each.time, each.message, each.level, each.cursor)
+
+    async def measure(self) -> Sequence[Measured]:
+        wished = [each.number for each in self._wanted.revisions] if self._wanted else []
+        return await self._meter.measure(self._around.client, wished, self.replicas)
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        return tuple(self._replicas.values())
+
+    def free_numbers(self) -> Iterator[int]:
+        """Those of the replicas that come next."""
+        return count(self._next_number())
+
+    # How it goes on.
+
+    async def _care(self) -> None:
+        look_at = time.monotonic() + LOOK_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + LOOK_S):
+                    await self._moved.wait()
+            has_moved = self._moved.is_set()
+            self._moved.clear()
+            try:
+                if (now := time.monotonic()) >= look_at:
+                    look_at = now + LOOK_S
+                    has_moved |= self._size(now)
+                self.step()
+            except Exception:  # noqa: BLE001  # the next step may succeed; without care nothing would
+                _LOG.exception("a deployment's step failed", extra={"resource": self._resource_name})
+            if has_moved:
+                self._tell(self)
+
+    async def _stop_care(self) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    def _size(self, now: float) -> bool:
+        """Looks at the load; whether another number of replicas is aimed at now."""
+        replicas = self.replicas
+        calling = self._waiting + sum(each.in_flight for each in replicas)
+        before = dict(self._sizing.desired)
+        self._sizing.look(Load(self._meter.look(replicas, now), bool(calling)), now)
+        return before != self._sizing.desired
+
+    def _end(self, within_s: float | None = None) -> None:
+        self._is_ending = True
+        for each in self._replicas.values():
+            drain_s = each.policy.drain_timeout_s
+            each.leave(drain_s if within_s is None else min(drain_s, within_s))
+        self._supplies.end()
+
+    def _next_steps(self, wanted: Wanted) -> Steps:
+        rollout, mode = wanted.spec.rollout, wanted.replacement or pb.REPLACEMENT_MODE_SURGE
+        if mode == pb.REPLACEMENT_MODE_RECREATE and self._is_unprepared():
+            return Steps()
+        surge = rollout.max_surge if rollout.HasField("max_surge") else 1
+        # Where a swap fails, the replica is started anew, perhaps without room beside it.
+        spare = max(rollout.max_unavailable, int(mode == pb.REPLACEMENT_MODE_SWAP_ADAPTER))
+        desired = {target: self._sizing.desired[launch.revision] for target, launch in self._launches.items()}
+        return next_steps(desired, self._there(), mode, Limits(surge, spare))
+
+    def _is_unprepared(self) -> bool:
+        """Something is to be replaced by what is not on this machine yet, and perhaps cannot be had."""
+        is_replacing = any(each.target not in self._launches for each in self._replicas.values())
+        return is_replacing and not all(
+            self._supplies.has(launch.bundle)
+            for launch in self._launches.values()
+            if self._sizing.desired[launch.revision]
+        )
+
+    def _there(self) -> list[There]:
+        frames = {launch.frame for launch in self._launches.values()} - {""}
+        return [
+            There(
+                each.number,
+                self._swaps[each.number][0] if each.number in self._swaps else each.target,
+                each.is_ready,
+                each.is_leaving,
+                can_swap=each.frame in frames and each.number not in self._unswappable,
+            )
+            for each in self._replicas.values()
+        ]
+
+    def _applied_generation(self) -> int:
+        """Rises once every process of the wish has been started, and none is left that it does not know."""
+        if self._wanted is None or self._is_ending:
+            return self._generation
+        is_known = all(each.was_started and each.target in self._launches for each in self.replicas)
+        if is_known and self._next_steps(self._wanted).is_nothing:
+            self._generation = self._wanted.generation
+        return self._generation
+
+    async def _swap(self, replica: Replica, launch: Launch) -> None:
+        try:
+            if not await replica.swap(launch):
+                self._unswappable.add(replica.number)
+        finally:
+            self._swaps.pop(replica.number, None)
+            self._moved.set()
+
+    def _add(self, number: int, start: Launch | Adopted) -> None:
+        folder = self._folder / str(number)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        policy = Policy.of(self._wanted.spec) if self._wanted else Policy()
+        replica_id = self._replica_id(number)
+        self._replicas[number] = Replica(replica_id, folder, start, policy, self._around, self._moved.set)
+
+    def _forget_gone(self) -> None:
+        gone = [number for number, each in self._replicas.items() if each.is_gone]
+        for number in gone:
+            del self._replicas[number]
+            self._unswappable.discard(number)
+        if gone:
+            # Their logs are still wanted, those of the last few.
+            silent = [folder for folder in self._folders() if int(folder.name) not in self._replicas]
+            for folder in silent[:-_KEPT_LOGS]:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _replica_id(self, number: int) -> str:
+        return f"{self._resource_name}-{number}"
+
+    def _folders(self) -> list[Path]:
+        """Of the replicas that there are and were, the oldest first."""
+        numbered = [path for path in self._folder.iterdir() if path.name.isdecimal()]
+        return sorted(numbered, key=lambda path: int(path.name))
+
+    def _next_number(self) -> int:
+        folders = self._folders()
+        return int(folders[-1].name) + 1 if folders else 1
+
+    def _weighted(self) -> set[int]:
+        return (
+            {each.number for each in self._wanted.revisions if each.weight_percent} if self._wanted else set()
+        )
+
+    def _is_affine(self) -> bool:
+        affinity = self._wanted.spec.rollout.session_affinity if self._wanted else pb.SESSION_AFFINITY_NONE
+        return affinity != pb.SESSION_AFFINITY_NONE
+
+    def _is_waking(self) -> bool:
+        """May sleep, aims at replicas, and none is ready yet."""
+        return self.is_expected() and self._sizing.may_sleep and not self.weights()
+
+    def _reasons(self) -> list[tuple[str, str]]:
+        troubles = self._supplies.troubles.values()
+        reasons = [(_REASONS.get(each.trouble, str(each.trouble)), str(each)) for each in troubles]
+        for each in self._replicas.values():
+            shown = each.shown()
+            if shown.phase == pb.REPLICA_PHASE_CRASH_LOOP:
+                reasons.append(("CRASH_LOOP", shown.message))
+            if each.oom_killed:
+                reasons.append(("OOM_KILLED", each.oom_killed))
+            if each.lacks:
+                reasons.append((f"INSUFFICIENT_{each.lacks.upper()}", shown.message))
+        return list(dict.fromkeys(reasons))
+
+
+def _percent(weights: Mapping[int, float]) -> dict[int, int]:
+    """In whole percents that add up to 100: the largest remainders are rounded up."""
+    total = sum(weights.values())
+    if not total:
+        return {}
+    exact = {revision: weight * 100 / total for revision, weight in weights.items()}
+    whole = {revision: int(share) for revision, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda each: whole[each] - exact[each])
+    for revision in by_remainder[: 100 - sum(whole.values())]:
+        whole[revision] += 1
+    return whole

@@ -1,0 +1,125 @@
+"""What the replicas of one deployment use, and what is counted of their revisions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import httpx2
+
+from neuroweaver.deployer.domain.backend import Measured
+from neuroweaver.deployer.local.replicas import probe
+from neuroweaver.deployer.local.replicas.replica import Replica
+from neuroweaver.deployer.local.scaling.autoscaler import Use
+from neuroweaver.deployer.routing.counts import Counts
+
+_TOKENS: Final = "neuroweaver_serving_tokens_total"
+_RUNNING: Final = "neuroweaver_serving_requests_running"
+_WAITING: Final = "neuroweaver_serving_requests_waiting"
+
+
+@dataclass(frozen=True)
+class _Cpu:
+    """time: of the look, seconds of one monotonic clock. used_s: by then. cores: since the look before."""
+
+    time: float
+    used_s: float
+    cores: float | None
+
+
+class Meter:
+    def __init__(self) -> None:
+        self._counts: defaultdict[int, Counts] = defaultdict(Counts)
+        self._cpu: dict[int, _Cpu] = {}
+        self._tokens: Counter[int] = Counter()
+        self._tokens_seen: dict[tuple[str, int], float] = {}
+
+    def counts(self, revision: int) -> Counts:
+        return self._counts[revision]
+
+    def look(self, replicas: Collection[Replica], now: float) -> dict[int, Use]:
+        """The use of ready replicas by revision, since the last look."""
+        self._cpu = {each.number: cpu for each in replicas if (cpu := self._cpu_of(each, now))}
+        ready = [each for each in replicas if each.is_ready]
+        return {
+            revision: self._use([each for each in ready if each.revision == revision])
+            for revision in {each.revision for each in ready}
+        }
+
+    async def measure(
+        self, client: httpx2.AsyncClient, revisions: Collection[int], replicas: Collection[Replica]
+    ) -> list[Measured]:
+        """Requests, errors and times as the router saw them; the rest as the replicas tell it."""
+        running = [each for each in replicas if each.process is not None]
+        told = await asyncio.gather(*(probe.counters(client, each.base_url) for each in running))
+        samples = dict(zip((each.replica_id for each in running), told, strict=True))
+        for each in running:
+            self._count_tokens(each, samples[each.replica_id])
+        return [
+            self._measured(revision, [each for each in running if each.revision == revision], samples)
+            for revision in sorted({*revisions, *(each.revision for each in running)})
+        ]
+
+    def _use(self, ready: Sequence[Replica]) -> Use:
+        cpu = [_share(self._cores(each), each.need.cores) for each in ready]
+        memory = [_share(_memory(each), each.need.memory_bytes) for each in ready]
+        return Use(sum(each.in_flight for each in ready), _total(cpu), _total(memory))
+
+    def _cpu_of(self, replica: Replica, now: float) -> _Cpu | None:
+        used_s = replica.process.cpu_seconds() if replica.process else None
+        if used_s is None:
+            return None
+        before = self._cpu.get(replica.number)
+        # A process that was started anew begins at 0.
+        is_same = before is not None and now > before.time and used_s >= before.used_s
+        cores = (used_s - before.used_s) / (now - before.time) if before is not None and is_same else None
+        return _Cpu(now, used_s, cores)
+
+    def _cores(self, replica: Replica) -> float | None:
+        known = self._cpu.get(replica.number)
+        return known.cores if known else None
+
+    def _count_tokens(self, replica: Replica, samples: Mapping[str, float] | None) -> None:
+        """Adds up over restarts, after which a replica counts from 0 again."""
+        if replica.process is not None and samples is not None:
+            seen = (replica.replica_id, replica.process.identity.pid)
+            tokens = samples.get(_TOKENS, 0.0)
+            self._tokens[replica.revision] += int(max(0.0, tokens - self._tokens_seen.get(seen, 0.0)))
+            self._tokens_seen[seen] = tokens
+
+    def _measured(
+        self, revision: int, running: Sequence[Replica], samples: Mapping[str, Mapping[str, float] | None]
+    ) -> Measured:
+        counts = self._counts[revision]
+        told = [each for each in (samples[replica.replica_id] for replica in running) if each is not None]
+        memory = _total([_memory(each) for each in running])
+        return Measured(
+            revision=revision,
+            requests=counts.requests,
+            errors=counts.errors,
+            tokens=self._tokens[revision],
+            running=_total([each.get(_RUNNING) for each in told]),
+            waiting=_total([each.get(_WAITING) for each in told]),
+            latency_ms=counts.latency.cumulative(),
+            first_token_ms=counts.first_token.cumulative(),
+            cpu_cores=_total([self._cores(each) for each in running]),
+            memory_bytes=None if memory is None else int(memory),
+            missing_replicas=tuple(each.replica_id for each in running if samples[each.replica_id] is None),
+        )
+
+
+def _memory(replica: Replica) -> int | None:
+    return replica.process.memory_bytes() if replica.process else None
+
+
+def _share(used: float | None, set_aside: float) -> float | None:
+    return used / set_aside if used is not None and set_aside else None
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    """Of those that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

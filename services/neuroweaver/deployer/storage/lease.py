@@ -1,0 +1,189 @@
+"""Who runs the loop when several deployers share a database: a row that its holder keeps alive.
+
+A holder is gone when its row has not moved for a while by the clock of whoever waits; no two clocks are
+compared. Each new holder raises the token, and whatever a holder writes is refused once it is another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Protocol
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuroweaver.deployer.storage import tables
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.wire.ids import new_id
+
+_LOG: Final = logging.getLogger("neuroweaver.deployer")
+
+NAME: Final = "reconcile"
+BEAT_S: Final = 2.0
+SILENCE_S: Final = 10.0
+
+
+class LeaseLost(Exception):
+    """Another deployer holds the lease now: what was about to be written is not."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    token: int
+
+    async def require(self, connection: AsyncConnection) -> None:
+        """Raises LeaseLost; else nobody takes the lease before this transaction ends."""
+        table = tables.leases
+        statement = select(table.c.token).where(table.c.lease == NAME).with_for_update(read=True)
+        if (await connection.execute(statement)).scalar_one_or_none() != self.token:
+            raise LeaseLost
+
+
+class Elector(Protocol):
+    """Chooses one of several deployers; a cluster has its own way beside that of the database."""
+
+    async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
+        """Runs `lead` whenever this process is the chosen one, and cancels it when it no longer is."""
+
+
+class Everyone:
+    """No choice: for one process alone, or where another fence is enough."""
+
+    async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
+        await lead()
+
+
+class Tenant:
+    """One process's claim on the lease.
+
+    is_alone: it is known otherwise that no other process of this database lives, so that a lease which one
+    left behind is taken at once.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        beat_s: float = BEAT_S,
+        silence_s: float = SILENCE_S,
+        is_alone: bool = False,
+    ) -> None:
+        self._is_alone = is_alone
+        self._database = database
+        self._holder = new_id()
+        self._beat_s = beat_s
+        self._silence_s = silence_s
+
+    async def run(self, lead: Callable[[Lease], Awaitable[None]]) -> None:
+        """Runs `lead` while this process holds the lease, again after it was lost. Until cancelled."""
+        while True:
+            lease = await self._acquired()
+            _LOG.info("lease taken", extra={"token": lease.token})
+            leading = asyncio.ensure_future(lead(lease))
+            beating = asyncio.ensure_future(self._beat(lease))
+            try:
+                await asyncio.wait({leading, beating}, return_when=asyncio.FIRST_COMPLETED)
+                if leading.done() and not isinstance(leading.exception(), LeaseLost):
+                    leading.result()
+                    return
+            finally:
+                await _ended(leading, beating)
+                await self._release(lease)
+            _LOG.warning("lease lost", extra={"token": lease.token})
+
+    async def _acquired(self) -> Lease:
+        """Waits until the lease is free, or its holder has been silent for long."""
+        seen, since = None, time.monotonic()
+        while True:
+            try:
+                state = await self._state()
+                if state != seen:
+                    seen, since = state, time.monotonic()
+                is_free = self._is_alone or state is None or not state[0]
+                if is_free or time.monotonic() - since >= self._silence_s:
+                    taken = await self._database.transact(partial(self._take, seen=state))
+                    if taken is not None:
+                        return taken
+            except SQLAlchemyError as error:  # the database may be back in a second
+                _LOG.warning("lease not looked at", extra={"cause": type(error).__name__})
+            await asyncio.sleep(self._beat_s / 2)
+
+    async def _state(self) -> tuple[str, int, int] | None:
+        """Holder, token and beat."""
+        table = tables.leases
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(table).where(table.c.lease == NAME))).one_or_none()
+        return (row.holder, row.token, row.beat) if row else None
+
+    async def _take(self, connection: AsyncConnection, seen: tuple[str, int, int] | None) -> Lease | None:
+        """None if somebody was faster."""
+        table = tables.leases
+        if seen is None:
+            try:
+                await connection.execute(
+                    insert(table).values(lease=NAME, holder=self._holder, token=1, beat=0)
+                )
+            except IntegrityError:
+                return None
+            return Lease(1)
+        holder, token, beat = seen
+        done = await connection.execute(
+            update(table)
+            .where(
+                table.c.lease == NAME,
+                table.c.holder == holder,
+                table.c.token == token,
+                table.c.beat == beat,
+            )
+            .values(holder=self._holder, token=token + 1, beat=0)
+        )
+        return Lease(token + 1) if done.rowcount else None
+
+    async def _beat(self, lease: Lease) -> None:
+        """Ends when the lease is another's, or when it could not be renewed for long."""
+        table = tables.leases
+        renewed = time.monotonic()
+        while time.monotonic() - renewed < self._silence_s / 2:
+            await asyncio.sleep(self._beat_s)
+            try:
+                async with asyncio.timeout(self._silence_s / 2):
+                    moved = await self._database.transact(
+                        lambda connection: _moved(
+                            connection,
+                            update(table)
+                            .where(table.c.lease == NAME, table.c.token == lease.token)
+                            .values(beat=table.c.beat + 1),
+                        )
+                    )
+            except (SQLAlchemyError, TimeoutError) as error:
+                _LOG.warning("lease not renewed", extra={"cause": type(error).__name__})
+                continue
+            if not moved:
+                return
+            renewed = time.monotonic()
+
+    async def _release(self, lease: Lease) -> None:
+        """So that another need not wait. What fails here is found by silence."""
+        table = tables.leases
+        statement = update(table).where(table.c.lease == NAME, table.c.token == lease.token).values(holder="")
+        try:
+            await self._database.transact(lambda connection: _moved(connection, statement))
+        except SQLAlchemyError as error:
+            _LOG.warning("lease not released", extra={"cause": type(error).__name__})
+
+
+async def _moved(connection: AsyncConnection, statement: object) -> int:
+    rows: int = (await connection.execute(statement)).rowcount  # type: ignore[call-overload]
+    return rows
+
+
+async def _ended(*tasks: asyncio.Future[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

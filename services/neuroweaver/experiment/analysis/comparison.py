@@ -1,0 +1,158 @@
+"""A treatment against the control on one metric, whatever kind of metric it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Protocol
+
+from neuroweaver.statistics import confidence_sequence, fixed, pairwise, quantile
+from neuroweaver.statistics.effect import Effect
+from neuroweaver.statistics.estimate import Bound, Inference, Interval
+from neuroweaver.statistics.pairwise import Judgements
+from neuroweaver.statistics.quantile import QuantileArm
+
+# Of a win rate against the 0.5 of no difference: beyond, there is nothing to test.
+_FARTHEST_WIN: Final = 0.5 - 1e-9
+
+
+class Comparison(Protocol):
+    """planned: units (or judgements) per arm at which the always-valid interval is tightest. normal: the
+    effect as a normal one, for what needs no more than that; None if there is none.
+
+    What a method returns is None where nothing varies, or the data do not reach so far.
+    """
+
+    @property
+    def normal(self) -> Effect | None: ...
+
+    @property
+    def absolute(self) -> float: ...
+
+    def fixed_horizon(self, confidence: float) -> Inference | None: ...
+
+    def always_valid(self, confidence: float) -> Inference | None: ...
+
+    def p_fixed_horizon(self, bound: Bound, *, above: bool) -> float | None:
+        """One-sided: small if the effect is shown to lie above (or below) the bound."""
+
+    def p_always_valid(self, bound: Bound, confidence: float, *, above: bool) -> float | None:
+        """The same however often one looks; confidence: that of the verdict, which only tunes it."""
+
+    def z(self, bound: Bound) -> float:
+        """How many standard errors the effect lies above the bound; 0 if nothing varies."""
+
+    def bound(self, bound: Bound) -> Bound:
+        """As it applies to `normal`."""
+
+
+@dataclass(frozen=True)
+class OfUnits:
+    """Means, counts, shares and ratios; and quantiles over several phases."""
+
+    normal: Effect
+    planned: float
+
+    @property
+    def absolute(self) -> float:
+        return self.normal.absolute
+
+    def fixed_horizon(self, confidence: float) -> Inference | None:
+        return fixed.infer(self.normal, confidence)
+
+    def always_valid(self, confidence: float) -> Inference | None:
+        return confidence_sequence.infer(self.normal, confidence, self.planned)
+
+    def p_fixed_horizon(self, bound: Bound, *, above: bool) -> float | None:
+        return (fixed.p_above if above else fixed.p_below)(self.normal, bound)
+
+    def p_always_valid(self, bound: Bound, confidence: float, *, above: bool) -> float | None:
+        test = confidence_sequence.p_above if above else confidence_sequence.p_below
+        return test(self.normal, confidence, self.planned, bound)
+
+    def z(self, bound: Bound) -> float:
+        return 0.0 if self.normal.is_constant else self.normal.z(bound)
+
+    def bound(self, bound: Bound) -> Bound:
+        return bound
+
+
+@dataclass(frozen=True)
+class OfQuantiles:
+    control: QuantileArm
+    treatment: QuantileArm
+    planned: float
+
+    @cached_property
+    def normal(self) -> Effect | None:
+        return quantile.effect(self.control, self.treatment)
+
+    @property
+    def absolute(self) -> float:
+        return self.treatment.value - self.control.value
+
+    def fixed_horizon(self, confidence: float) -> Inference | None:
+        return quantile.infer(self.control, self.treatment, confidence)
+
+    def always_valid(self, confidence: float) -> Inference | None:
+        return quantile.infer_always_valid(self.control, self.treatment, confidence, self.planned)
+
+    def p_fixed_horizon(self, bound: Bound, *, above: bool) -> float | None:
+        p = quantile.p_above(self.control, self.treatment, bound)
+        return p if above else 1 - p
+
+    def p_always_valid(self, bound: Bound, confidence: float, *, above: bool) -> float | None:
+        return quantile.p_above_always_valid(
+            self.control, self.treatment, confidence, self.planned, bound, below=not above
+        )
+
+    def z(self, bound: Bound) -> float:
+        return quantile.critical_at(self.control, self.treatment, bound)
+
+    def bound(self, bound: Bound) -> Bound:
+        return bound
+
+
+@dataclass(frozen=True)
+class OfJudgements:
+    """The win rate minus 0.5; a relative bound is a share of these 0.5."""
+
+    judgements: Judgements
+    planned: float
+
+    @cached_property
+    def normal(self) -> Effect | None:
+        return pairwise.effect(self.judgements)
+
+    @property
+    def absolute(self) -> float:
+        return (self.judgements.win_rate or 0.0) - 0.5
+
+    def fixed_horizon(self, confidence: float) -> Inference | None:
+        rate = pairwise.interval(self.judgements, confidence)
+        if rate is None:
+            return None
+        around = Interval(rate.lower - 0.5, rate.upper - 0.5, confidence)
+        return Inference(around, None, pairwise.p_value(self.judgements))
+
+    def always_valid(self, confidence: float) -> Inference | None:
+        if self.normal is None:
+            return None
+        return confidence_sequence.infer(self.normal, confidence, self.planned)
+
+    def p_fixed_horizon(self, bound: Bound, *, above: bool) -> float | None:
+        test = pairwise.p_above if above else pairwise.p_below
+        return test(self.judgements, self.bound(bound).value)
+
+    def p_always_valid(self, bound: Bound, confidence: float, *, above: bool) -> float | None:
+        if self.normal is None:
+            return None
+        test = confidence_sequence.p_above if above else confidence_sequence.p_below
+        return test(self.normal, confidence, self.planned, self.bound(bound))
+
+    def z(self, bound: Bound) -> float:
+        return 0.0 if self.normal is None else self.normal.z(self.bound(bound))
+
+    def bound(self, bound: Bound) -> Bound:
+        value = bound.value / 2 if bound.is_relative else bound.value
+        return Bound(max(-_FARTHEST_WIN, min(_FARTHEST_WIN, value)))

@@ -1,0 +1,347 @@
+"""Where an experiment's data stand, as its callers read it: estimates, the split and what came in.
+
+No number in it is NaN or infinite: what cannot be said is unset, and a status says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+from neuroweaver.experiment.analysis.comparison import Comparison
+from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.domain.snapshot import Snapshot
+from neuroweaver.mesh.wire.clock import timestamp
+from neuroweaver.statistics import bayesian, effect, fixed, multiplicity, pairwise, sample_ratio
+from neuroweaver.statistics.arm import Arm
+from neuroweaver.statistics.distributions import normal_quantile
+from neuroweaver.statistics.estimate import Inference, Interval, Status
+from neuroweaver.statistics.multiplicity import Correction
+from neuroweaver.statistics.power import detectable_now
+from neuroweaver.statistics.quantile import QuantileArm
+from neuroweaver.v1 import common_pb2
+from neuroweaver.v1 import experiment_pb2 as pb
+
+_STATUSES: Final = {
+    Status.OK: pb.ESTIMATE_STATUS_OK,
+    Status.NOT_ENOUGH_DATA: pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA,
+    Status.CONSTANT: pb.ESTIMATE_STATUS_CONSTANT,
+    Status.ZERO_BASELINE: pb.ESTIMATE_STATUS_ZERO_BASELINE,
+}
+_CORRECTIONS: Final = {
+    pb.MULTIPLICITY_CORRECTION_HOLM: Correction.HOLM,
+    pb.MULTIPLICITY_CORRECTION_BENJAMINI_HOCHBERG: Correction.BENJAMINI_HOCHBERG,
+    pb.MULTIPLICITY_CORRECTION_NONE: Correction.NONE,
+}
+_METHODS: Final = ("fixed_horizon", "always_valid")
+
+
+def analyse(
+    study: Study, *, now: datetime, phase: int = 0, previous: pb.SampleRatioResult | None = None
+) -> pb.ExperimentResults:
+    """All but the verdict and the notices. previous: what the test of the split said last, which it keeps."""
+    experiment = study.experiment
+    results = pb.ExperimentResults(
+        test_id=experiment.test_id,
+        compute_time=timestamp(now),
+        as_of=timestamp(now),
+        phase=phase,
+        state=experiment.state,
+        variants=summaries(study),
+        metrics=[_metric(study, metric) for metric in experiment.spec.metrics],
+        sample_ratio=_sample_ratio(study, now, previous),
+        events=_quality(study),
+    )
+    _adjust(study, results)
+    return results
+
+
+def summaries(study: Study) -> list[pb.VariantSummary]:
+    """In the order of the experiment's variants."""
+    ids = [variant.variant_id for variant in study.experiment.spec.variants]
+    expected = _expected_shares(study, ids)
+    total = sum(map(study.units, ids))
+    result = []
+    for variant_id in ids:
+        found = [study.snapshot.groups.get((phase.number, variant_id)) for phase in study.phases]
+        groups = [group for group in found if group]
+        units = sum(group.units for group in groups)
+        mismatched = sum(group.mismatched for group in groups)
+        result.append(
+            pb.VariantSummary(
+                variant_id=variant_id,
+                units=units,
+                expected_share=expected[variant_id],
+                observed_share=units / total if total else None,
+                mismatched_units=mismatched,
+                mismatch_share=mismatched / units if units else None,
+                multiply_exposed_units=sum(group.multiply_exposed for group in groups),
+            )
+        )
+    return result
+
+
+def _expected_shares(study: Study, ids: Sequence[str]) -> Mapping[str, float]:
+    """The weights, averaged over the phases by their units."""
+    counts = {
+        phase.number: sum(study.snapshot.groups[key].units for key in _keys(study, phase.number, ids))
+        for phase in study.phases
+    }
+    total = sum(counts.values())
+    if not total:
+        return study.phases[-1].weights if study.phases else study.experiment.weights
+    return {
+        variant_id: sum(
+            phase.weights.get(variant_id, 0.0) * counts[phase.number] / total for phase in study.phases
+        )
+        for variant_id in ids
+    }
+
+
+def _keys(study: Study, phase: int, ids: Sequence[str]) -> list[tuple[int, str]]:
+    return [(phase, variant) for variant in ids if (phase, variant) in study.snapshot.groups]
+
+
+def _metric(study: Study, metric: pb.ExperimentMetric) -> pb.MetricResult:
+    definition = metric.WhichOneof("definition")
+    result = pb.MetricResult(metric_id=metric.metric_id)
+    if definition == "pairwise":
+        result.variants.extend(_judged(study, metric.metric_id, each) for each in study.experiment.treatments)
+    elif definition == "quantile":
+        result.variants.extend(_quantile(study, metric, each) for each in study.variants)
+        errors = [study.sketch(each, metric.metric_id)[0].rank_error for each in study.variants]
+        result.rank_error = max(errors)
+    else:
+        arms = study.pooled_arms(metric)
+        result.variants.extend(_mean(study, metric.metric_id, each, arms[each]) for each in study.variants)
+    for treatment in study.experiment.treatments:
+        result.effects.append(_effect(study, metric, treatment))
+    _show_caps(study, metric, result)
+    return result
+
+
+def _estimate(study: Study, metric_id: str, variant_id: str) -> pb.VariantEstimate:
+    """Without a value yet."""
+    cells = study.cells(variant_id, metric_id)
+    return pb.VariantEstimate(
+        variant_id=variant_id,
+        status=pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA,
+        units=sum(study.sampled(cell) for cell in cells),
+        events=sum(cell.events for cell in cells),
+    )
+
+
+def _mean(study: Study, metric_id: str, variant_id: str, arm: Arm | None) -> pb.VariantEstimate:
+    result = _estimate(study, metric_id, variant_id)
+    if arm is None or not study.events(metric_id) or not math.isfinite(arm.value + arm.variance):
+        return result
+    result.value = arm.value
+    result.std_dev = math.sqrt(arm.variance)
+    interval = _interval(fixed.arm_interval(arm, study.confidence))
+    if interval is None:
+        result.status = pb.ESTIMATE_STATUS_CONSTANT
+        return result
+    result.status = pb.ESTIMATE_STATUS_OK
+    result.std_error = arm.std_error
+    result.interval.CopyFrom(interval)
+    return result
+
+
+def _quantile(study: Study, metric: pb.ExperimentMetric, variant_id: str) -> pb.VariantEstimate:
+    result = _estimate(study, metric.metric_id, variant_id)
+    arm: QuantileArm | None = study.quantile_arm(metric, variant_id)
+    if arm is None:
+        return result
+    result.status = pb.ESTIMATE_STATUS_OK
+    result.value = arm.value
+    if arm.std_error is not None:
+        result.std_error = arm.std_error
+    critical = normal_quantile((1 - study.confidence) / 2)
+    interval = _interval(Interval(*arm.limits(critical), study.confidence))
+    if interval is not None:
+        result.interval.CopyFrom(interval)
+    return result
+
+
+def _judged(study: Study, metric_id: str, treatment: str) -> pb.VariantEstimate:
+    """The treatment's win rate; its units are judgements."""
+    found = study.judgements(metric_id, treatment)
+    result = pb.VariantEstimate(
+        variant_id=treatment,
+        status=pb.ESTIMATE_STATUS_OK if found.count else pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA,
+        units=found.count,
+        events=found.count + found.missing,
+        value=found.win_rate,
+        interval=_interval(pairwise.interval(found, study.confidence)),
+    )
+    normal = pairwise.effect(found)
+    if normal is not None:
+        result.std_error = normal.std_error
+    return result
+
+
+def _effect(study: Study, metric: pb.ExperimentMetric, treatment: str) -> pb.EffectEstimate:
+    result = pb.EffectEstimate(
+        variant_id=treatment,
+        baseline_variant_id=study.experiment.control,
+        status=pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA,
+    )
+    if metric.HasField("pairwise"):
+        result.pairwise.CopyFrom(_counts(study, metric.metric_id, treatment))
+    comparison = study.comparisons[metric.metric_id, treatment]
+    if comparison is None or not math.isfinite(comparison.absolute):
+        return result
+    result.absolute = comparison.absolute
+    views = [comparison.fixed_horizon(study.confidence), comparison.always_valid(study.confidence)]
+    result.status = _status(metric, comparison, views[0 if study.is_fixed_horizon else 1])
+    for name, view in zip(_METHODS, views, strict=True):
+        shown = _inference(view)
+        if shown is not None:
+            getattr(result, name).CopyFrom(shown)
+    _add_normal(study, metric, comparison, result)
+    return result
+
+
+def _status(
+    metric: pb.ExperimentMetric, comparison: Comparison, view: Inference | None
+) -> pb.EstimateStatus.ValueType:
+    if metric.HasField("pairwise"):
+        return pb.ESTIMATE_STATUS_OK  # a win rate has no baseline to be a share of
+    if metric.HasField("quantile") and view is None:
+        return pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA  # the data do not reach as far as the limits
+    return _STATUSES[effect.status(comparison.normal, view)]
+
+
+def _add_normal(
+    study: Study, metric: pb.ExperimentMetric, comparison: Comparison, result: pb.EffectEstimate
+) -> None:
+    """What follows from the effect as a normal one."""
+    normal, spec = comparison.normal, study.experiment.spec
+    if normal is None:
+        return
+    if normal.relative is not None and result.status == pb.ESTIMATE_STATUS_OK:
+        _set(result, "relative", normal.relative)
+    _set(result, "variance_reduction", normal.variance_reduction)
+    planned = None if study.is_fixed_horizon else study.planned
+    _set(result, "detectable_effect", detectable_now(normal, study.confidence, planned))
+    if not spec.HasField("bayesian"):
+        return
+    std_dev = spec.bayesian.prior_std_dev if spec.bayesian.HasField("prior_std_dev") else None
+    prior = bayesian.Prior(spec.bayesian.prior_mean, std_dev)
+    higher = metric.goal == pb.METRIC_GOAL_INCREASE
+    found = bayesian.posterior(normal, study.confidence, prior, higher_is_better=higher)
+    if found is not None and math.isfinite(found.chance_to_beat_control + found.expected_loss):
+        result.bayesian.CopyFrom(
+            pb.BayesianEstimate(
+                chance_to_beat_control=found.chance_to_beat_control,
+                expected_loss=found.expected_loss,
+                relative=_interval(found.relative),
+            )
+        )
+
+
+def _counts(study: Study, metric_id: str, treatment: str) -> pb.PairwiseCounts:
+    found = study.judgements(metric_id, treatment)
+    return pb.PairwiseCounts(
+        wins=found.wins,
+        ties=found.ties,
+        losses=found.losses,
+        flips=found.flips,
+        missing=found.missing,
+        win_rate=found.win_rate,
+        interval=_interval(pairwise.interval(found, study.confidence)),
+        always_valid_interval=_interval(
+            pairwise.always_valid_interval(found, study.confidence, study.planned)
+        ),
+    )
+
+
+def _inference(found: Inference | None) -> pb.EffectInference | None:
+    absolute = _interval(found.absolute) if found is not None else None
+    if found is None or absolute is None or not math.isfinite(found.p_value):
+        return None
+    return pb.EffectInference(
+        absolute=absolute, relative=_interval(found.relative), p_value=min(1.0, found.p_value)
+    )
+
+
+def _adjust(study: Study, results: pb.ExperimentResults) -> None:
+    """One family: every metric of every treatment."""
+    correction = _CORRECTIONS[study.experiment.spec.multiplicity_correction]
+    found = [estimate for metric in results.metrics for estimate in metric.effects]
+    for name in _METHODS:
+        views: list[pb.EffectInference] = [getattr(estimate, name) for estimate in found]
+        raw = [view.p_value if view.HasField("p_value") else None for view in views]
+        for view, adjusted in zip(views, multiplicity.adjusted(raw, correction), strict=True):
+            if adjusted is not None:
+                view.adjusted_p_value = adjusted
+                view.is_significant = adjusted < 1 - study.confidence
+
+
+def _sample_ratio(study: Study, now: datetime, previous: pb.SampleRatioResult | None) -> pb.SampleRatioResult:
+    level = study.experiment.spec.sample_ratio_level
+    counts = [
+        sample_ratio.PhaseCounts(
+            [phase.weights[each] for each in study.variants],
+            [_units(study.snapshot, phase.number, each) for each in study.variants],
+        )
+        for phase in study.phases
+    ]
+    p = sample_ratio.p_value(counts, previous.p_value if previous else 1.0)
+    result = pb.SampleRatioResult(is_mismatch=p <= level, p_value=p, level=level)
+    if result.is_mismatch:
+        result.fire_time.FromDatetime(now)
+        if previous and previous.HasField("fire_time"):
+            result.fire_time.CopyFrom(previous.fire_time)
+    return result
+
+
+def _units(snapshot: Snapshot, phase: int, variant_id: str) -> int:
+    group = snapshot.groups.get((phase, variant_id))
+    return group.units if group else 0
+
+
+def _quality(study: Study) -> pb.EventQuality:
+    quality = study.snapshot.quality
+    result = pb.EventQuality(
+        accepted=quality.accepted,
+        duplicates=quality.duplicates,
+        late=quality.late,
+        unexposed=quality.unexposed,
+        last_event_time=timestamp(quality.last_event_time),
+        rejected=[
+            pb.RejectedEvents(
+                test_id=study.experiment.test_id,
+                reason=each.reason,
+                count=each.count,
+                names=each.names,
+                event_ids=each.event_ids,
+            )
+            for each in quality.rejected
+        ],
+    )
+    known = summaries(study)
+    units = sum(each.units for each in known)
+    if units:
+        result.mismatch_share = sum(each.mismatched_units for each in known) / units
+    return result
+
+
+def _show_caps(study: Study, metric: pb.ExperimentMetric, result: pb.MetricResult) -> None:
+    """Those of the latest phase."""
+    if study.phases and (caps := study.snapshot.caps.get((study.phases[-1].number, metric.metric_id))):
+        _set(result, "winsorization_lower", caps[0])
+        _set(result, "winsorization_upper", caps[1])
+
+
+def _interval(found: Interval | None) -> common_pb2.Interval | None:
+    if found is None or not math.isfinite(found.lower) or not math.isfinite(found.upper):
+        return None
+    return common_pb2.Interval(lower=found.lower, upper=found.upper, confidence=found.confidence)
+
+
+def _set(message: pb.EffectEstimate | pb.MetricResult, field: str, value: float | None) -> None:
+    if value is not None and math.isfinite(value):
+        setattr(message, field, value)

@@ -1,0 +1,157 @@
+"""When a verdict can be expected, if the effects are what they look like and units come as they did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Final
+
+from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.analysis.verdict import Finding, Judged
+from neuroweaver.experiment.domain.model import RUNNING, Experiment
+from neuroweaver.statistics.crossing import growth
+from neuroweaver.statistics.distributions import normal_quantile
+from neuroweaver.v1 import experiment_pb2 as pb
+
+_DAYS: Final = 7
+# A younger experiment has no pace yet.
+_YOUNGEST: Final = timedelta(hours=1)
+# Nobody waits longer, and no effect stays what it looked like for so long.
+_MOST_DAYS: Final = 3650.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Units a day over all variants. days: how many of them it is taken from."""
+
+    units_per_day: float
+    days: float
+
+
+def pace(experiment: Experiment, units_by_day: Mapping[date, int], now: datetime) -> Pace | None:
+    """Of the last full days, at most seven; before the first full one, of the time since the start. None
+    without units.
+    """
+    if experiment.start_time is None:
+        return None
+    first = experiment.start_time.date() + timedelta(days=1)
+    days = [now.date() - timedelta(days=back) for back in range(1, _DAYS + 1)]
+    full = [day for day in days if day >= first]
+    if full:
+        found = Pace(sum(units_by_day.get(day, 0) for day in full) / len(full), len(full))
+    else:
+        age = now - experiment.start_time
+        if age < _YOUNGEST:
+            return None
+        length = age / timedelta(days=1)
+        found = Pace(sum(units_by_day.values()) / length, length)
+    return found if found.units_per_day > 0 else None
+
+
+def forecast(
+    study: Study, found: pb.ExperimentVerdict, judged: Sequence[Judged], now: datetime
+) -> pb.VerdictForecast | None:
+    """None if nothing can be said, or nothing more comes."""
+    is_open = found.decision == pb.DECISION_INCONCLUSIVE and study.experiment.state == RUNNING
+    is_broken = any(gap.blocker == pb.VERDICT_BLOCKER_SAMPLE_RATIO for gap in found.gaps)
+    coming = pace(study.experiment, study.snapshot.units_by_day, now)
+    if not is_open or is_broken or coming is None:
+        return None
+    candidates = [each for each in judged if each.treatment in study.candidates]
+    times = _verdict_at(study, candidates)
+    if times is None:
+        return None
+    total = sum(map(study.units, study.variants))
+    units = max(math.ceil((times - 1) * total), _short_of(study, found.gaps))
+    days = units / coming.units_per_day
+    if days > _MOST_DAYS:
+        return None
+    return pb.VerdictForecast(days=days, units=units, basis=_basis(study, coming))
+
+
+def _verdict_at(study: Study, judged: Sequence[Judged]) -> float | None:
+    """How many times the present units: the first treatment to fulfil the rule, or the last to fail."""
+    ships = [_ships_at(study, each) for each in judged]
+    keeps = [_fails_at(study, each) for each in judged]
+    known = [each for each in ships if each is not None]
+    if keeps and None not in keeps:
+        known.append(max(each for each in keeps if each is not None))
+    return min(known, default=None)
+
+
+def _ships_at(study: Study, judged: Judged) -> float | None:
+    others = [each for each in judged.findings if not each.requirement.is_alternative]
+    alternatives = [each for each in judged.findings if each.requirement.is_alternative]
+    factor = judged.factor
+    needed = [_met_at(study, each, factor) for each in others]
+    if alternatives:
+        # The best of them carries the factor of all.
+        needed.append(_first(_met_at(study, each, factor * len(alternatives)) for each in alternatives))
+    known = [each for each in needed if each is not None]
+    return max(known, default=None) if len(known) == len(needed) else None
+
+
+def _fails_at(study: Study, judged: Judged) -> float | None:
+    others = [each for each in judged.findings if not each.requirement.is_alternative]
+    alternatives = [each for each in judged.findings if each.requirement.is_alternative]
+    conjuncts = len(others) + bool(alternatives)
+    times = [_failed_at(study, each, conjuncts) for each in others]
+    together = [_failed_at(study, each, conjuncts) for each in alternatives]
+    known = [each for each in together if each is not None]
+    if known and len(known) == len(together):
+        times.append(max(known))
+    return _first(times)
+
+
+def _met_at(study: Study, finding: Finding, factor: int) -> float | None:
+    above = finding.requirement.above
+    return 1.0 if finding.is_met else _shown_at(study, finding, factor, above=above)
+
+
+def _failed_at(study: Study, finding: Finding, factor: int) -> float | None:
+    above = not finding.requirement.above
+    return 1.0 if finding.is_failed else _shown_at(study, finding, factor, above=above)
+
+
+def _shown_at(study: Study, finding: Finding, factor: int, *, above: bool) -> float | None:
+    """How many times the present units it takes until the effect is shown to lie on this side."""
+    requirement = finding.requirement
+    comparison = study.comparisons[requirement.metric_id, finding.treatment]
+    normal = comparison.normal if comparison is not None else None
+    if comparison is None or normal is None:
+        return None
+    alpha = finding.level / factor
+    if not study.is_fixed_horizon:
+        return growth(normal, alpha, study.planned, comparison.bound(requirement.bound), above=above)
+    z = comparison.z(requirement.bound) * (1 if above else -1)
+    return max(1.0, (normal_quantile(alpha) / z) ** 2) if z > 0 else None
+
+
+def _first(times: Iterable[float | None]) -> float | None:
+    return min((each for each in times if each is not None), default=None)
+
+
+def _short_of(study: Study, gaps: Iterable[pb.VerdictGap]) -> int:
+    """Units until the variant that is farthest behind has what it needs."""
+    weights = study.experiment.phase.weights if study.experiment.phase else study.experiment.weights
+    missing = [
+        gap.missing_units / weights[gap.variant_id]
+        for gap in gaps
+        if gap.HasField("missing_units") and weights.get(gap.variant_id, 0.0) > 0
+    ]
+    return math.ceil(max(missing, default=0.0))
+
+
+def _basis(study: Study, coming: Pace) -> str:
+    if coming.days >= 1:
+        since = f"the last {coming.days:.0f} full days" if coming.days > 1 else "the last full day"
+    else:
+        since = f"the {coming.days * 24:.1f} hours since the start"
+    method = "fixed-horizon" if study.is_fixed_horizon else "always-valid"
+    return (
+        f"{coming.units_per_day:.4g} units a day, as in {since}; every effect and its spread stay what they"
+        f" look like now; {method} tests at the levels of the verdict. If an effect is smaller than it looks,"
+        " it takes longer."
+    )

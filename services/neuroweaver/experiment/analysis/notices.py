@@ -1,0 +1,179 @@
+"""What a person should know before trusting the results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.statistics import effect as effects
+from neuroweaver.statistics import phases as across_phases
+from neuroweaver.statistics import thompson
+from neuroweaver.statistics.effect import Effect
+from neuroweaver.v1 import experiment_pb2 as pb
+
+# Shares of units below these are noise that every system has.
+_MISMATCH_SHARE: Final = 0.01
+_MULTIPLE_SHARE: Final = 0.01
+_LATE_SHARE: Final = 0.01
+_SILENT_SHARE: Final = 0.01
+# Standard errors, far enough out that a look a second for weeks seldom raises a false alarm.
+_CLEAR: Final = 5.0
+
+
+def notices(
+    study: Study, results: pb.ExperimentResults, *, is_ramp_held: bool
+) -> Sequence[pb.ExperimentNotice]:
+    """results: of the same study."""
+    return [
+        *_adaptive(study),
+        *_reweighted(study),
+        *_held(study, is_held=is_ramp_held),
+        *_exposures(results),
+        *_late(results),
+        *_silent(study),
+        *_calibrating(study),
+        *_fading(study),
+    ]
+
+
+def _adaptive(study: Study) -> Iterable[pb.ExperimentNotice]:
+    if study.experiment.spec.HasField("thompson"):
+        yield pb.ExperimentNotice(reason="ADAPTIVE_ALLOCATION", message=thompson.NOTICE)
+
+
+def _reweighted(study: Study) -> Iterable[pb.ExperimentNotice]:
+    if len(study.phases) > 1:
+        yield pb.ExperimentNotice(
+            reason="WEIGHTS_CHANGED",
+            message=(
+                f"The weights changed {len(study.phases) - 1} times. Every phase is compared within itself"
+                " and the effects are then averaged, so they need not be the difference of the values."
+            ),
+        )
+
+
+def _held(study: Study, *, is_held: bool) -> Iterable[pb.ExperimentNotice]:
+    if is_held:
+        step = study.experiment.ramp.step if study.experiment.ramp else 0
+        yield pb.ExperimentNotice(
+            reason="RAMP_HELD",
+            message=(
+                f"The ramp-up stays at step {step} ({study.experiment.coverage:.4g} of the units): a"
+                " guardrail is breached, or the split is not as the weights say."
+            ),
+        )
+
+
+def _exposures(results: pb.ExperimentResults) -> Iterable[pb.ExperimentNotice]:
+    for variant in results.variants:
+        if variant.mismatch_share > _MISMATCH_SHARE:
+            yield pb.ExperimentNotice(
+                reason="SERVED_MISMATCH",
+                message=(
+                    f"{variant.mismatched_units} of the {variant.units} units of {variant.variant_id} were at"
+                    " least once served another variant. They are analysed as assigned, which makes effects"
+                    " look smaller."
+                ),
+                variant_id=variant.variant_id,
+            )
+        if variant.multiply_exposed_units > _MULTIPLE_SHARE * variant.units:
+            yield pb.ExperimentNotice(
+                reason="MULTIPLE_EXPOSURE",
+                message=(
+                    f"{variant.multiply_exposed_units} of the {variant.units} units of {variant.variant_id}"
+                    " were exposed under another variant too, and are analysed under the first."
+                ),
+                variant_id=variant.variant_id,
+            )
+
+
+def _late(results: pb.ExperimentResults) -> Iterable[pb.ExperimentNotice]:
+    events = results.events
+    if events.late > _LATE_SHARE * events.accepted:
+        yield pb.ExperimentNotice(
+            reason="LATE_EVENTS",
+            message=(
+                f"{events.late} of {events.accepted} events came after the phase in which they happened; they"
+                " count there, so that results of earlier phases still move."
+            ),
+        )
+
+
+def _silent(study: Study) -> Iterable[pb.ExperimentNotice]:
+    for metric in study.experiment.spec.metrics:
+        # Without any event at all the verdict says so.
+        for variant in study.variants if study.events(metric.metric_id) else ():
+            sampled = sum(map(study.sampled, study.cells(variant, metric.metric_id)))
+            silent = study.units(variant) - sampled
+            if silent > _SILENT_SHARE * study.units(variant):
+                yield pb.ExperimentNotice(
+                    reason="UNITS_WITHOUT_EVENTS",
+                    message=(
+                        f"{silent} of the {study.units(variant)} units of {variant} have no value of"
+                        f" {metric.metric_id} and are left out. If a treatment changes which units those are,"
+                        " the comparison is not one of like with like."
+                    ),
+                    metric_id=metric.metric_id,
+                    variant_id=variant,
+                )
+
+
+def _calibrating(study: Study) -> Iterable[pb.ExperimentNotice]:
+    for metric in study.experiment.spec.metrics:
+        caps = metric.winsorization
+        if not (caps.HasField("lower_quantile") or caps.HasField("upper_quantile")):
+            continue
+        phase = study.phases[-1].number if study.phases else 0
+        if (phase, metric.metric_id) not in study.snapshot.caps:
+            yield pb.ExperimentNotice(
+                reason="WINSORIZATION_CALIBRATING",
+                message=(
+                    f"The caps of {metric.metric_id} are not set until {caps.calibration_units} units have"
+                    " come in this phase; its values are not capped yet."
+                ),
+                metric_id=metric.metric_id,
+            )
+
+
+def _fading(study: Study) -> Iterable[pb.ExperimentNotice]:
+    """Whether an effect on the target metric wears off, as far as several phases let that be seen: units of
+    the first one against those that came since. Relative effects, since later units had less time for
+    everything, in the control too.
+    """
+    target = study.experiment.metric(study.experiment.spec.target_metric_id)
+    if target is None or len(study.phases) < 2 or target.WhichOneof("definition") in {"quantile", "pairwise"}:
+        return
+    by_phase = [each.pooled_arms(target) for each in study.by_phase]
+    for treatment in study.experiment.treatments:
+        first, *later = (effects.effect(arms[study.experiment.control], arms[treatment]) for arms in by_phase)
+        since = across_phases.combined([each for each in later if each])
+        before, after = _relative(first), _relative(since)
+        if before is None or after is None or abs(before[0]) < _CLEAR * before[1]:
+            continue
+        fall = math.copysign(1.0, before[0]) * (before[0] - after[0])
+        if fall > _CLEAR * math.hypot(before[1], after[1]):
+            yield pb.ExperimentNotice(
+                reason="NOVELTY_SUSPECTED",
+                message=(
+                    f"The effect of {treatment} on {target.metric_id} was {before[0]:+.2%} for the units of"
+                    f" the first phase and is {after[0]:+.2%} for those since: it may wear off, or other"
+                    " units have come. Let it run on before deciding."
+                ),
+                metric_id=target.metric_id,
+                variant_id=treatment,
+            )
+
+
+def _relative(found: Effect | None) -> tuple[float, float] | None:
+    """With its standard error by the delta method; None where the control is not clearly away from 0."""
+    if found is None or found.relative is None or found.is_constant:
+        return None
+    size = abs(found.baseline)
+    if size <= _CLEAR * math.sqrt(found.baseline_variance):
+        return None
+    share = found.relative
+    variance = found.variance + share**2 * found.baseline_variance
+    variance -= 2 * share * math.copysign(1.0, found.baseline) * found.covariance
+    return (share, math.sqrt(variance) / size) if variance > 0 else None

@@ -1,0 +1,101 @@
+"""A plan of an experiment: how many units, how long, and what it can find."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.statistics.baseline import Baseline, MeanBaseline, ProportionBaseline, RatioBaseline
+from neuroweaver.statistics.power import Design, Plan, plan
+from neuroweaver.v1 import experiment_pb2 as pb
+
+POWER: Final = 0.8
+CONFIDENCE: Final = 0.95
+
+_WEIGHT_SUM_TOLERANCE: Final = 1e-6
+
+
+def planned(request: pb.PlanExperimentRequest) -> pb.PlanExperimentResponse:
+    """Raises InvalidArgument naming the field that makes a plan impossible."""
+    weights = tuple(request.weights) or (0.5, 0.5)
+    if abs(sum(weights) - 1) > _WEIGHT_SUM_TOLERANCE:
+        raise InvalidArgument("weights", f"they sum to {sum(weights):g}, not to 1")
+    baseline = _baseline(request)
+    design = Design(
+        baseline=baseline,
+        confidence=request.confidence_level if request.HasField("confidence_level") else CONFIDENCE,
+        is_non_inferiority=request.hypothesis == pb.PLAN_HYPOTHESIS_NON_INFERIORITY,
+        is_always_valid=request.method != pb.INFERENCE_METHOD_FIXED_HORIZON,
+        weights=weights,
+        comparisons=request.comparisons if request.HasField("comparisons") else len(weights) - 1,
+        covariate_correlation=request.covariate_correlation,
+    )
+    coverage = request.coverage if request.HasField("coverage") else 1.0
+    effect = _effect(request, baseline)
+    try:
+        found = plan(
+            design,
+            effect=effect,
+            units=request.units_per_arm if request.HasField("units_per_arm") else None,
+            power=request.power if request.HasField("power") else POWER,
+            units_per_day=request.units_per_day * coverage if request.HasField("units_per_day") else None,
+        )
+    except (ValueError, ArithmeticError) as error:
+        field = "units_per_arm" if effect is None else "effect"
+        text = str(error) if isinstance(error, ValueError) else "is beyond what can be computed"
+        raise InvalidArgument(field, text) from error
+    return _response(found)
+
+
+def _baseline(request: pb.PlanExperimentRequest) -> Baseline:
+    kind = request.WhichOneof("baseline")
+    if kind == "mean":
+        return MeanBaseline(request.mean.mean, request.mean.std_dev)
+    if kind == "proportion":
+        return ProportionBaseline(request.proportion.rate)
+    ratio = request.ratio
+    found = RatioBaseline(
+        ratio.numerator_mean,
+        ratio.numerator_std_dev,
+        ratio.denominator_mean,
+        ratio.denominator_std_dev,
+        ratio.correlation,
+    )
+    try:
+        found.variance()
+    except ValueError as error:
+        raise InvalidArgument("ratio", str(error)) from error
+    return found
+
+
+def _effect(request: pb.PlanExperimentRequest, baseline: Baseline) -> float | None:
+    """In the metric's unit; None if it is what is asked."""
+    if not request.HasField("effect"):
+        return None
+    if not request.effect.HasField("relative"):
+        return request.effect.absolute
+    if not baseline.value:
+        raise InvalidArgument("effect.relative", "the baseline is 0: give the effect in the metric's unit")
+    return request.effect.relative * abs(baseline.value)
+
+
+def _response(found: Plan) -> pb.PlanExperimentResponse:
+    response = pb.PlanExperimentResponse(
+        units_per_arm=found.units,
+        total_units=sum(found.units),
+        days=found.days,
+        power=found.power,
+        absolute_effect=found.effect,
+        relative_effect=found.relative_effect,
+        basis=found.basis,
+        curve=[
+            pb.PlanPoint(
+                units_per_arm=point.units, days=point.days, detectable_effect=point.detectable_effect
+            )
+            for point in found.curve
+        ],
+    )
+    if found.relative_effect is not None and not math.isfinite(found.relative_effect):
+        response.ClearField("relative_effect")
+    return response

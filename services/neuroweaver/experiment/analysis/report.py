@@ -1,0 +1,56 @@
+"""Everything that is said of an experiment's data at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from neuroweaver.experiment.analysis.estimates import analyse
+from neuroweaver.experiment.analysis.forecast import forecast
+from neuroweaver.experiment.analysis.guardrails import Breach, breached
+from neuroweaver.experiment.analysis.notices import notices
+from neuroweaver.experiment.analysis.study import Study, study
+from neuroweaver.experiment.analysis.verdict import judge, verdict
+from neuroweaver.experiment.domain.model import PAUSED, RUNNING, Experiment
+from neuroweaver.experiment.domain.snapshot import Snapshot
+from neuroweaver.v1 import experiment_pb2 as pb
+
+
+@dataclass(frozen=True)
+class Report:
+    """results: with the verdict. is_held: whether the ramp-up has to stay where it is."""
+
+    study: Study
+    results: pb.ExperimentResults
+    breaches: Sequence[Breach]
+
+    @property
+    def is_held(self) -> bool:
+        return bool(self.breaches) or self.results.sample_ratio.is_mismatch
+
+
+def report(
+    experiment: Experiment,
+    snapshot: Snapshot,
+    *,
+    now: datetime,
+    phase: int = 0,
+    previous: pb.SampleRatioResult | None = None,
+) -> Report:
+    """phase: 0 for all. previous: what the test of the split said last, over all phases; it keeps that.
+
+    Raises OutOfRange if there is no such phase.
+    """
+    asked = study(experiment, snapshot, phase)
+    results = analyse(asked, now=now, phase=phase, previous=previous)
+    judged = judge(asked)
+    results.verdict.CopyFrom(verdict(asked, results, judged))
+    expected = forecast(asked, results.verdict, judged, now)
+    if expected is not None:
+        results.verdict.forecast.CopyFrom(expected)
+    made = Report(asked, results, breached(asked))
+    is_ramping = experiment.ramp is not None and experiment.ramp.step < len(experiment.spec.ramp)
+    is_held = is_ramping and made.is_held and experiment.state in {RUNNING, PAUSED}
+    results.notices.extend(notices(asked, results, is_ramp_held=is_held))
+    return made

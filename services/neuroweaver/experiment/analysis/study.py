@@ -1,0 +1,199 @@
+"""What can be compared in an experiment: its statistics, put in the form that the tests ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from neuroweaver.experiment.analysis.comparison import Comparison, OfJudgements, OfQuantiles, OfUnits
+from neuroweaver.experiment.domain.model import Experiment, Phase
+from neuroweaver.experiment.domain.snapshot import Cell, Snapshot
+from neuroweaver.mesh.wire.errors import OutOfRange
+from neuroweaver.statistics import effect as effects
+from neuroweaver.statistics import phases as across_phases
+from neuroweaver.statistics import quantile
+from neuroweaver.statistics.arm import Arm, Kind, Sample, arms
+from neuroweaver.statistics.moments import Moments, merged
+from neuroweaver.statistics.pairwise import Judgements
+from neuroweaver.statistics.quantile import QuantileArm
+from neuroweaver.statistics.sketch import GroupedSketch
+from neuroweaver.v1 import experiment_pb2 as pb
+
+_KINDS: Final = {
+    "mean": Kind.MEAN,
+    "count": Kind.MEAN,
+    "proportion": Kind.PROPORTION,
+    "ratio": Kind.RATIO,
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment with its statistics in some of its phases."""
+
+    experiment: Experiment
+    snapshot: Snapshot
+    phases: Sequence[Phase]
+
+    @cached_property
+    def variants(self) -> Sequence[str]:
+        """The control first."""
+        return [self.experiment.control, *self.experiment.treatments]
+
+    @property
+    def planned(self) -> int:
+        return self.experiment.spec.planned_units_per_variant
+
+    @property
+    def confidence(self) -> float:
+        return self.experiment.spec.confidence_level
+
+    @property
+    def is_fixed_horizon(self) -> bool:
+        """Whether that is what the verdict rests on."""
+        return self.experiment.spec.verdict_method == pb.INFERENCE_METHOD_FIXED_HORIZON
+
+    @property
+    def candidates(self) -> Sequence[str]:
+        """The treatments that still get units: of the others nothing more will be learnt."""
+        weights = self.experiment.phase.weights if self.experiment.phase else self.experiment.weights
+        return [each for each in self.experiment.treatments if weights.get(each, 0.0) > 0]
+
+    def units(self, variant_id: str) -> int:
+        found = (self.snapshot.groups.get((phase.number, variant_id)) for phase in self.phases)
+        return sum(group.units for group in found if group)
+
+    def cells(self, variant_id: str, metric_id: str) -> Sequence[Cell]:
+        """Those of the phases that have one."""
+        found = (self.snapshot.cells.get((phase.number, variant_id, metric_id)) for phase in self.phases)
+        return [cell for cell in found if cell]
+
+    @staticmethod
+    def sampled(cell: Cell) -> int:
+        """The units in its sample."""
+        missing: Moments | None = cell.sample.missing
+        return cell.sample.observed.n + (missing.n if missing is not None else 0)
+
+    def events(self, metric_id: str) -> int:
+        """Of all variants."""
+        return sum(cell.events for variant in self.variants for cell in self.cells(variant, metric_id))
+
+    @cached_property
+    def comparisons(self) -> Mapping[tuple[str, str], Comparison | None]:
+        """By (metric, treatment); None: too little data."""
+        return {
+            (metric.metric_id, treatment): found
+            for metric in self.experiment.spec.metrics
+            for treatment, found in self._compared(metric).items()
+        }
+
+    def pooled_arms(self, metric: pb.ExperimentMetric) -> Mapping[str, Arm | None]:
+        """Each variant's units of all phases together."""
+        if metric.metric_id not in self._arms:
+            self._arms[metric.metric_id] = self._pooled_arms(metric)
+        return self._arms[metric.metric_id]
+
+    @cached_property
+    def by_phase(self) -> Sequence[Study]:
+        """Each of the phases by itself."""
+        if len(self.phases) == 1:
+            return [self]
+        return [Study(self.experiment, self.snapshot, [phase]) for phase in self.phases]
+
+    def sketch(self, variant_id: str, metric_id: str) -> tuple[GroupedSketch, int]:
+        """Of all phases together, and the units that its events are of."""
+        cells = self.cells(variant_id, metric_id)
+        merged_sketch = GroupedSketch()
+        for cell in cells:
+            if cell.sketch:
+                merged_sketch.merge(GroupedSketch.from_bytes(cell.sketch))
+        return merged_sketch, sum(map(self.sampled, cells))
+
+    def quantile_arm(self, metric: pb.ExperimentMetric, variant_id: str) -> QuantileArm | None:
+        sketch, units = self.sketch(variant_id, metric.metric_id)
+        return sketch.arm(units, metric.quantile.quantile) if units >= 2 and sketch.events else None
+
+    def judgements(self, metric_id: str, treatment: str) -> Judgements:
+        """Of the treatment against the control, on whichever side it was entered."""
+        control, found = self.experiment.control, Judgements()
+        for phase in self.phases:
+            tally = self.snapshot.tallies.get((phase.number, control, treatment, metric_id))
+            if tally:
+                found += Judgements(tally.wins, tally.ties, tally.losses, tally.flips, tally.missing)
+            turned = self.snapshot.tallies.get((phase.number, treatment, control, metric_id))
+            if turned:
+                found += Judgements(turned.losses, turned.ties, turned.wins, turned.flips, turned.missing)
+        return found
+
+    @cached_property
+    def _arms(self) -> dict[str, Mapping[str, Arm | None]]:
+        return {}
+
+    def _pooled_arms(self, metric: pb.ExperimentMetric) -> Mapping[str, Arm | None]:
+        kind = _KINDS[metric.WhichOneof("definition") or ""]
+        samples = [[cell.sample for cell in self.cells(v, metric.metric_id)] for v in self.variants]
+        shape = next((sample for each in samples for sample in each), None)
+        if shape is None:
+            return dict.fromkeys(self.variants)
+        pooled = [_pooled(each, shape) for each in samples]
+        return dict(zip(self.variants, arms(kind, pooled), strict=True))
+
+    def _compared(self, metric: pb.ExperimentMetric) -> Mapping[str, Comparison | None]:
+        treatments = self.experiment.treatments
+        definition = metric.WhichOneof("definition")
+        if definition == "pairwise":
+            return {each: self._by_judgements(metric.metric_id, each) for each in treatments}
+        if not self.events(metric.metric_id):
+            return dict.fromkeys(treatments)
+        if definition == "quantile":
+            return self._by_quantiles(metric)
+        return self._by_units(metric)
+
+    def _by_judgements(self, metric_id: str, treatment: str) -> Comparison | None:
+        found = self.judgements(metric_id, treatment)
+        return OfJudgements(found, self.planned) if found.count else None
+
+    def _by_units(self, metric: pb.ExperimentMetric) -> Mapping[str, Comparison | None]:
+        by_phase = [each.pooled_arms(metric) for each in self.by_phase]
+        result: dict[str, Comparison | None] = {}
+        for treatment in self.experiment.treatments:
+            found = [effects.effect(each[self.experiment.control], each[treatment]) for each in by_phase]
+            total = across_phases.combined([each for each in found if each])
+            result[treatment] = OfUnits(total, self.planned) if total else None
+        return result
+
+    def _by_quantiles(self, metric: pb.ExperimentMetric) -> Mapping[str, Comparison | None]:
+        by_phase = [{v: each.quantile_arm(metric, v) for v in self.variants} for each in self.by_phase]
+        result: dict[str, Comparison | None] = {}
+        for treatment in self.experiment.treatments:
+            pairs = [(each[self.experiment.control], each[treatment]) for each in by_phase]
+            known = [(control, treated) for control, treated in pairs if control and treated]
+            if len(known) == 1:
+                result[treatment] = OfQuantiles(*known[0], self.planned)
+            else:
+                found = [quantile.effect(control, treated) for control, treated in known]
+                total = across_phases.combined([each for each in found if each])
+                result[treatment] = OfUnits(total, self.planned) if total else None
+        return result
+
+
+def study(experiment: Experiment, snapshot: Snapshot, phase: int = 0) -> Study:
+    """phase: 0 for all of them. Raises OutOfRange if there is no such phase."""
+    if not phase:
+        return Study(experiment, snapshot, experiment.phases)
+    chosen = [each for each in experiment.phases if each.number == phase]
+    if not chosen:
+        raise OutOfRange(f"{experiment.test_id} has {len(experiment.phases)} phases, and no phase {phase}")
+    return Study(experiment, snapshot, chosen)
+
+
+def _pooled(samples: Sequence[Sample], shape: Sample) -> Sample:
+    if len(samples) == 1:
+        return samples[0]
+    lacking = [each.missing for each in samples if each.missing is not None]
+    return Sample(
+        merged([each.observed for each in samples], shape.observed.columns),
+        None if shape.missing is None else merged(lacking, shape.missing.columns),
+    )

@@ -1,0 +1,1 @@
+"""The end of an experiment, on both sides: here and in the Registry. Imports `domain`."""

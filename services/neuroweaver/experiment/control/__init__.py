@@ -1,0 +1,1 @@
+"""What happens by itself: experiments are looked at, stopped, concluded; evaluators are kept fresh."""

@@ -1,0 +1,104 @@
+"""The evaluators of all experiments, at hand: an assignment reads nothing.
+
+What this process commits is in force before the commit is answered; what another process commits, a second
+later at most, as for a client that evaluates by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from google.protobuf import struct_pb2
+from sqlalchemy.exc import SQLAlchemyError
+
+from neuroweaver.experiment.storage.store import Store
+from neuroweaver.mesh.wire.assignment import Evaluator
+from neuroweaver.mesh.wire.errors import Error, NotFound
+from neuroweaver.v1 import experiment_pb2 as pb
+
+_LOG: Final = logging.getLogger("neuroweaver.experiment")
+
+POLL_S: Final = 1.0
+
+
+class Assigner:
+    """One experiment: its evaluator, and the answer to every variant of it but for the unit."""
+
+    def __init__(self, config: pb.AssignmentConfig, sequence: int) -> None:
+        self._evaluator = Evaluator(config)
+        self._is_targeted = bool(config.targeting)
+        self._answers = {
+            variant.variant_id: pb.VariantAssignment(
+                test_id=config.test_id,
+                variant_id=variant.variant_id,
+                phase=config.phase.number,
+                target=variant.target if variant.HasField("target") else None,
+                parameters=variant.parameters if variant.HasField("parameters") else None,
+                config_sequence=sequence,
+            )
+            for variant in config.variants
+        }
+
+    def assign(self, unit_id: str, attributes: Mapping[str, struct_pb2.Value]) -> pb.VariantAssignment:
+        plain = {name: _plain(value) for name, value in attributes.items()} if self._is_targeted else None
+        found = self._evaluator.assign(unit_id, plain)
+        answer = pb.VariantAssignment()
+        answer.CopyFrom(self._answers[found.variant_id])
+        answer.unit_id = unit_id
+        answer.reason = cast("pb.AssignmentReason.ValueType", found.reason)
+        if found.bucket is not None:
+            answer.bucket = found.bucket
+            answer.is_participant = True
+        return answer
+
+
+class Evaluators:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._projects: dict[str, dict[str, Assigner]] = {}
+        self._sequences: dict[str, int] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        store.listen(self.refresh)
+
+    async def of(self, project: str, test_id: str) -> Assigner:
+        """Raises NotFound."""
+        known = self._projects.get(project)
+        if known is None:
+            await self.refresh(project)
+            known = self._projects[project]
+        assigner = known.get(test_id)
+        if assigner is None:
+            raise NotFound("experiment", test_id)
+        return assigner
+
+    async def refresh(self, project: str) -> None:
+        """Takes over what was committed so far."""
+        async with self._locks.setdefault(project, asyncio.Lock()):
+            seen = self._sequences.get(project, 0)
+            async with self._store.read(project) as experiments:
+                changes = await experiments.configs(seen)
+            known = self._projects.setdefault(project, {})
+            for change in changes:
+                known[change.config.test_id] = Assigner(change.config, change.sequence)
+                self._sequences[project] = change.sequence
+
+    async def keep_fresh(self) -> None:
+        """Until cancelled: finds what other processes changed."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            for project in list(self._projects):
+                try:
+                    await self.refresh(project)
+                except (SQLAlchemyError, Error) as error:  # the database may be back in a second
+                    _LOG.warning("configurations not read", extra={"cause": type(error).__name__})
+
+
+def _plain(value: struct_pb2.Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "list_value":
+        return [_plain(each) for each in value.list_value.values]
+    # A structure fulfils no condition but that it exists.
+    return None if kind in {None, "null_value"} else getattr(value, kind)

@@ -1,0 +1,1 @@
+"""Experiments and their rules: states, allocation, specification. Pure. Begin with `model`."""

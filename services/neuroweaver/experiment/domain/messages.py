@@ -1,0 +1,203 @@
+"""Protobuf messages from experiments, and experiments from what is kept of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from google.protobuf import timestamp_pb2
+
+from neuroweaver.experiment.domain.allocation import BUCKETS, Spans
+from neuroweaver.experiment.domain.model import CREATED, RUNNING, Experiment, Phase, Ramp
+from neuroweaver.mesh.wire.clock import from_microseconds, microseconds, timestamp
+from neuroweaver.statistics import thompson
+from neuroweaver.v1 import experiment_pb2 as pb
+
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def from_experiment(experiment: Experiment) -> pb.Experiment:
+    """As its callers see it."""
+    return pb.Experiment(
+        test_id=experiment.test_id,
+        project=experiment.project,
+        spec=_shown_spec(experiment),
+        state=experiment.state,
+        stop_cause=experiment.stop_cause,
+        state_reason=experiment.state_reason,
+        phases=map(from_phase, experiment.phases),
+        coverage=experiment.coverage,
+        ramp_step=experiment.ramp.step if experiment.ramp else 0,
+        salt=experiment.salt,
+        conclusion=experiment.conclusion,
+        created_by=experiment.created_by,
+        create_time=timestamp(experiment.create_time),
+        start_time=timestamp(experiment.start_time),
+        stop_time=timestamp(experiment.stop_time),
+        update_time=timestamp(experiment.update_time),
+        etag=experiment.etag,
+        last_sequence=experiment.last_sequence,
+        notices=notices(experiment),
+    )
+
+
+def notices(experiment: Experiment) -> Sequence[pb.ExperimentNotice]:
+    if not experiment.spec.HasField("thompson"):
+        return []
+    return [pb.ExperimentNotice(reason="ADAPTIVE_ALLOCATION", message=thompson.NOTICE)]
+
+
+def from_phase(phase: Phase) -> pb.AnalysisPhase:
+    return pb.AnalysisPhase(
+        number=phase.number,
+        start_time=timestamp(phase.start_time),
+        end_time=timestamp(phase.end_time),
+        allocations=[
+            pb.VariantAllocation(variant_id=variant, weight=weight, ranges=_ranges(phase.ranges[variant]))
+            for variant, weight in phase.weights.items()
+        ],
+        moved_share=phase.moved_share,
+        reason=phase.reason,
+    )
+
+
+def config_of(experiment: Experiment) -> pb.AssignmentConfig:
+    """All that is needed to assign its units."""
+    weights = experiment.phase.weights if experiment.phase else experiment.weights
+    return pb.AssignmentConfig(
+        test_id=experiment.test_id,
+        state=experiment.state,
+        salt=experiment.salt,
+        layer_salt=experiment.layer_salt,
+        layer_ranges=_ranges(experiment.layer_ranges),
+        coverage_buckets=round(experiment.coverage * BUCKETS) if experiment.state == RUNNING else 0,
+        targeting=experiment.spec.targeting,
+        overrides=experiment.spec.overrides,
+        phase=from_phase(experiment.phase) if experiment.phase else None,
+        variants=_variants(experiment, weights),
+        control_variant_id=experiment.control,
+        winner_variant_id=experiment.winner,
+    )
+
+
+def events_of(before: Experiment, after: Experiment, actor: str) -> list[pb.ResultsEvent]:
+    """What watches are told of a change."""
+    events = []
+    if after.state != before.state:
+        changed = pb.ExperimentStateChanged(
+            from_state=before.state,
+            to_state=after.state,
+            stop_cause=after.stop_cause,
+            reason=after.state_reason,
+            actor=actor,
+        )
+        events.append(pb.ResultsEvent(state_changed=changed))
+    events += [
+        pb.ResultsEvent(phase_opened=from_phase(phase)) for phase in after.phases[len(before.phases) :]
+    ]
+    if after.start_time and after.coverage != before.coverage:
+        step = after.ramp.step if after.ramp else 0
+        covered = pb.CoverageChanged(ramp_step=step, coverage=after.coverage)
+        events.append(pb.ResultsEvent(coverage_changed=covered))
+    if after.conclusion and after.conclusion != before.conclusion:
+        events.append(pb.ResultsEvent(conclusion=after.conclusion))
+    # A stream ends with CONCLUDED, so that comes last.
+    return sorted(events, key=lambda event: event.state_changed.to_state == pb.EXPERIMENT_STATE_CONCLUDED)
+
+
+def dump(experiment: Experiment) -> tuple[bytes, str]:
+    """What is kept of it: what callers see, and as JSON what they do not."""
+    hidden = {
+        "weights": dict(experiment.weights),
+        "layer_salt": experiment.layer_salt,
+        "layer_ranges": experiment.layer_ranges,
+        "pinned": dict(experiment.pinned),
+        "baseline": dict(experiment.baseline),
+        "ramp": experiment.ramp
+        and [
+            experiment.ramp.step,
+            experiment.ramp.since and microseconds(experiment.ramp.since),
+            experiment.ramp.held // _MICROSECOND,
+        ],
+    }
+    record = from_experiment(experiment)
+    record.spec.CopyFrom(experiment.spec)
+    return record.SerializeToString(deterministic=True), json.dumps(hidden)
+
+
+def load(record: bytes, hidden: str) -> Experiment:
+    seen = pb.Experiment.FromString(record)
+    own: dict[str, Any] = json.loads(hidden)
+    return Experiment(
+        project=seen.project,
+        test_id=seen.test_id,
+        spec=seen.spec,
+        state=seen.state,
+        weights=own["weights"],
+        salt=seen.salt,
+        layer_salt=own["layer_salt"],
+        layer_ranges=tuple((start, end) for start, end in own["layer_ranges"]),
+        pinned=own["pinned"],
+        baseline=own["baseline"],
+        phases=tuple(map(_phase, seen.phases)),
+        ramp=own["ramp"] and _ramp(own["ramp"]),
+        stop_cause=seen.stop_cause,
+        state_reason=seen.state_reason,
+        conclusion=seen.conclusion if seen.HasField("conclusion") else None,
+        created_by=seen.created_by,
+        create_time=_moment(seen.create_time),
+        start_time=_moment(seen.start_time) if seen.HasField("start_time") else None,
+        stop_time=_moment(seen.stop_time) if seen.HasField("stop_time") else None,
+        update_time=_moment(seen.update_time),
+        etag=seen.etag,
+        last_sequence=seen.last_sequence,
+    )
+
+
+def _shown_spec(experiment: Experiment) -> pb.ExperimentSpec:
+    shown = pb.ExperimentSpec()
+    shown.CopyFrom(experiment.spec)
+    weights = experiment.weights if experiment.state == CREATED else {}
+    for variant in shown.variants:
+        variant.weight = weights.get(variant.variant_id, variant.weight)
+        if variant.variant_id in experiment.pinned:
+            variant.target.version = experiment.pinned[variant.variant_id]
+    return shown
+
+
+def _variants(experiment: Experiment, weights: Mapping[str, float]) -> Sequence[pb.ExperimentVariant]:
+    variants = list(_shown_spec(experiment).variants)
+    for variant in variants:
+        variant.weight = weights[variant.variant_id]
+    return variants
+
+
+def _ranges(spans: Spans) -> list[pb.BucketRange]:
+    return [pb.BucketRange(start=start, end=end) for start, end in spans]
+
+
+def _phase(message: pb.AnalysisPhase) -> Phase:
+    return Phase(
+        number=message.number,
+        start_time=_moment(message.start_time),
+        weights={each.variant_id: each.weight for each in message.allocations},
+        ranges={
+            each.variant_id: tuple((span.start, span.end) for span in each.ranges)
+            for each in message.allocations
+        },
+        moved_share=message.moved_share,
+        reason=message.reason,
+        end_time=_moment(message.end_time) if message.HasField("end_time") else None,
+    )
+
+
+def _ramp(plain: Sequence[int | None]) -> Ramp:
+    step, since, held = plain
+    return Ramp(step or 1, None if since is None else from_microseconds(since), (held or 0) * _MICROSECOND)
+
+
+def _moment(message: timestamp_pb2.Timestamp) -> datetime:
+    found: datetime = message.ToDatetime(tzinfo=UTC)
+    return found

@@ -1,0 +1,136 @@
+"""What an experiment is asked to be: its defaults filled in, and the checks that its messages cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any, Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.mesh.wire.text import check_text
+from neuroweaver.v1 import experiment_pb2 as pb
+
+MIN_UNITS: Final = 1000
+CONFIDENCE: Final = 0.95
+SAMPLE_RATIO_LEVEL: Final = 0.001
+CALIBRATION_UNITS: Final = 1000
+RETENTION: Final = timedelta(days=90)
+RAMP_HOLD: Final = timedelta(days=1)
+THOMPSON_INTERVAL: Final = timedelta(hours=1)
+THOMPSON_MIN_WEIGHT: Final = 0.05
+
+_WEIGHT_SUM_TOLERANCE: Final = 1e-6
+
+
+def completed(spec: pb.ExperimentSpec, now: datetime) -> pb.ExperimentSpec:
+    """With every default written out. Raises InvalidArgument naming the field that is wrong."""
+    made = pb.ExperimentSpec()
+    made.CopyFrom(spec)
+    _fill(made)
+    _check(made, now)
+    return made
+
+
+def check_weights(field: str, weights: Mapping[str, float], control: str) -> None:
+    """Raises InvalidArgument naming the field unless these can be the weights of an experiment."""
+    total = sum(weights.values())
+    if abs(total - 1) > _WEIGHT_SUM_TOLERANCE:
+        raise InvalidArgument(field, f"their weights sum to {total:g}, not to 1")
+    if weights[control] <= 0:
+        raise InvalidArgument(
+            field, f"the control {control} needs a weight above 0: all are compared with it"
+        )
+    if sum(weight > 0 for weight in weights.values()) < 2:
+        raise InvalidArgument(field, "at least one besides the control needs a weight above 0")
+
+
+def _fill(spec: pb.ExperimentSpec) -> None:
+    spec.unit = spec.unit or "user"
+    spec.alias = spec.alias or "production"
+    spec.verdict_method = spec.verdict_method or pb.INFERENCE_METHOD_ALWAYS_VALID
+    spec.multiplicity_correction = spec.multiplicity_correction or pb.MULTIPLICITY_CORRECTION_HOLM
+    _default(spec, "min_units_per_variant", MIN_UNITS)
+    _default(spec, "confidence_level", CONFIDENCE)
+    _default(spec, "planned_units_per_variant", spec.min_units_per_variant)
+    _default(spec, "sample_ratio_level", SAMPLE_RATIO_LEVEL)
+    _default(spec, "stop_on_guardrail_breach", value=True)
+    if not spec.ramp:
+        _default(spec, "coverage", 1.0)
+    for step in spec.ramp:
+        _default(step, "hold", RAMP_HOLD)
+    _default(spec, "raw_event_retention", RETENTION)
+    rule = spec.decision_rule
+    if not rule.all_of and not rule.any_of:
+        rule.all_of.add(metric_id=spec.target_metric_id, superiority=pb.EffectSize(absolute=0.0))
+    for variant in spec.variants:
+        if variant.HasField("target"):
+            variant.target.deployment = variant.target.deployment or "default"
+    for metric in spec.metrics:
+        _fill_metric(metric)
+    if spec.HasField("thompson"):
+        spec.thompson.metric_id = spec.thompson.metric_id or spec.target_metric_id
+        _default(spec.thompson, "update_interval", THOMPSON_INTERVAL)
+        _default(spec.thompson, "min_weight", THOMPSON_MIN_WEIGHT)
+
+
+def _fill_metric(metric: pb.ExperimentMetric) -> None:
+    sources = {"mean": [metric.mean.source], "ratio": [metric.ratio.numerator, metric.ratio.denominator]}
+    for source in sources.get(metric.WhichOneof("definition") or "", []):
+        source.aggregation = source.aggregation or pb.UNIT_AGGREGATION_SUM
+    caps = metric.winsorization
+    if caps.HasField("lower_quantile") or caps.HasField("upper_quantile"):
+        _default(caps, "calibration_units", CALIBRATION_UNITS)
+
+
+def _default(message: Any, field: str, value: Any) -> None:
+    if message.HasField(field):
+        return
+    if isinstance(value, timedelta):
+        getattr(message, field).FromTimedelta(value)
+    else:
+        setattr(message, field, value)
+
+
+def _check(spec: pb.ExperimentSpec, now: datetime) -> None:
+    for field, text in _texts(spec):
+        check_text(field, text)
+    weights = {variant.variant_id: variant.weight for variant in spec.variants}
+    check_weights("spec.variants", weights, spec.control_variant_id)
+    for index, (step, following) in enumerate(pairwise(spec.ramp), start=1):
+        if following.coverage <= step.coverage:
+            raise InvalidArgument(f"spec.ramp[{index}].coverage", "is not above that of the step before")
+    if spec.HasField("end_time") and moment("spec.end_time", spec.end_time) <= now:
+        raise InvalidArgument("spec.end_time", "has passed")
+    if spec.HasField("thompson") and spec.thompson.min_weight * len(spec.variants) > 1:
+        raise InvalidArgument("spec.thompson.min_weight", "is above an equal share of each variant")
+    for unit_id in spec.overrides:
+        check_text("spec.overrides", unit_id)
+
+
+def moment(field: str, timestamp: Any) -> datetime:
+    """Raises InvalidArgument naming the field for a moment that no calendar has."""
+    try:
+        found: datetime = timestamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(field, "is not a moment between the years 1 and 9999") from error
+    return found
+
+
+def length(duration: Duration) -> timedelta:
+    found: timedelta = duration.ToTimedelta()
+    return found
+
+
+def _texts(spec: pb.ExperimentSpec) -> Iterable[tuple[str, str]]:
+    yield "spec.title", spec.title
+    yield "spec.hypothesis", spec.hypothesis
+    for index, variant in enumerate(spec.variants):
+        yield f"spec.variants[{index}].title", variant.title
+    for index, metric in enumerate(spec.metrics):
+        yield f"spec.metrics[{index}].title", metric.title
+        yield f"spec.metrics[{index}].unit", metric.unit
+    for name, value in spec.labels.items():
+        yield f'spec.labels["{name}"]', value

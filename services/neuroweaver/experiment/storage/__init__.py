@@ -1,0 +1,1 @@
+"""Experiments, configurations and results in the database. Begin with `store`. Imports `domain`."""

@@ -1,0 +1,185 @@
+"""What a transaction reads of a project's experiments: model objects, never rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Row, Select, exists, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuroweaver.experiment.domain import messages
+from neuroweaver.experiment.domain.allocation import Span
+from neuroweaver.experiment.domain.model import CONCLUDING, RUNNING, Experiment
+from neuroweaver.experiment.storage import tables
+from neuroweaver.mesh.database.pagination import Page
+from neuroweaver.mesh.wire.errors import InvalidArgument, NotFound
+from neuroweaver.v1 import experiment_pb2 as pb
+
+LABEL: Final = "labels."
+
+RESULTS: Final = "results"
+"""The kind of an event that a later one of its kind makes superfluous for a watch."""
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """A configuration under the sequence of the change that made it."""
+
+    sequence: int
+    time: datetime
+    config: pb.AssignmentConfig
+
+
+class Reader:
+    """What one transaction sees of a project."""
+
+    def __init__(self, connection: AsyncConnection, project: str) -> None:
+        self.connection = connection
+        self.project = project
+
+    async def experiment(self, test_id: str) -> Experiment:
+        """Raises NotFound."""
+        table = tables.experiments
+        statement = select(table.c.record, table.c.hidden).where(
+            table.c.project == self.project, table.c.test_id == test_id
+        )
+        row = (await self.connection.execute(statement)).one_or_none()
+        if row is None:
+            raise NotFound("experiment", test_id)
+        return messages.load(row.record, row.hidden)
+
+    async def has(self, test_id: str) -> bool:
+        table = tables.experiments
+        statement = select(table.c.test_id).where(table.c.project == self.project, table.c.test_id == test_id)
+        return (await self.connection.execute(statement)).first() is not None
+
+    async def experiments(
+        self, page: Page, terms: Sequence[tuple[str, str]] = (), *, order_by: str = "create_time desc"
+    ) -> tuple[list[Experiment], str]:
+        """A page by time of creation. terms: of `state`, `model_id`, `layer_id` and labels.
+
+        Raises InvalidArgument for a state that is none.
+        """
+        table = tables.experiments
+        statement = select(table).where(table.c.project == self.project)
+        for name, value in terms:
+            statement = _narrowed(statement, name, value)
+        columns = [table.c.create_time, table.c.test_id]
+        asked = page.apply(statement, *columns, descending=order_by != "create_time")
+        rows = (await self.connection.execute(asked)).all()
+        shown, token = page.cut(rows, key=lambda row: (row.create_time, row.test_id))
+        return [messages.load(row.record, row.hidden) for row in shown], token
+
+    async def layer_salt(self, layer_id: str) -> str | None:
+        table = tables.layers
+        statement = select(table.c.salt).where(table.c.project == self.project, table.c.layer_id == layer_id)
+        found: str | None = (await self.connection.execute(statement)).scalar_one_or_none()
+        return found
+
+    async def layer(self, layer_id: str) -> list[Experiment]:
+        """The experiments that hold buckets of a layer."""
+        table = tables.experiments
+        statement = (
+            select(table)
+            .where(table.c.project == self.project, table.c.layer_id == layer_id)
+            .order_by(table.c.test_id)
+        )
+        return [messages.load(row.record, row.hidden) for row in await self.connection.execute(statement)]
+
+    async def layers(self, page: Page) -> tuple[list[str], str]:
+        """A page of layers, by id, and the token of the next one."""
+        table = tables.layers
+        statement = select(table.c.layer_id).where(table.c.project == self.project)
+        rows = (await self.connection.execute(page.apply(statement, table.c.layer_id))).all()
+        shown, token = page.cut(rows, key=lambda row: (row.layer_id,))
+        return [row.layer_id for row in shown], token
+
+    async def taken(self, layer_id: str) -> list[Span]:
+        """The buckets of a layer that experiments hold."""
+        return [span for experiment in await self.layer(layer_id) for span in experiment.layer_ranges]
+
+    async def config_sequence(self) -> int:
+        """Of the last change of a configuration; 0 before the first."""
+        table = tables.projects
+        statement = select(table.c.config_sequence).where(table.c.project == self.project)
+        return (await self.connection.execute(statement)).scalar_one_or_none() or 0
+
+    async def configs(
+        self, after: int, limit: int | None = None, test_ids: Sequence[str] = ()
+    ) -> list[ConfigChange]:
+        """The present configurations that changed after a sequence, in that order."""
+        table = tables.configs
+        statement = select(table).where(table.c.project == self.project, table.c.sequence > after)
+        if test_ids:
+            statement = statement.where(table.c.test_id.in_(test_ids))
+        rows = await self.connection.execute(statement.order_by(table.c.sequence).limit(limit))
+        return [_config_change(row) for row in rows]
+
+    async def config(self, test_id: str) -> ConfigChange:
+        """Raises NotFound."""
+        table = tables.configs
+        statement = select(table).where(table.c.project == self.project, table.c.test_id == test_id)
+        row = (await self.connection.execute(statement)).one_or_none()
+        if row is None:
+            raise NotFound("experiment", test_id)
+        return _config_change(row)
+
+    async def result_events(self, test_id: str, after: int, limit: int) -> list[pb.ResultsEvent]:
+        """The events after a sequence, in order, those left out that were overtaken."""
+        table = tables.result_events
+        statement = (
+            select(table.c.event)
+            .where(table.c.project == self.project, table.c.test_id == test_id, table.c.sequence > after)
+            .order_by(table.c.sequence)
+            .limit(limit)
+        )
+        return [pb.ResultsEvent.FromString(row.event) for row in await self.connection.execute(statement)]
+
+    async def first_result_event(self, test_id: str) -> int | None:
+        """The sequence of the oldest event kept; None without one."""
+        table = tables.result_events
+        statement = select(func.min(table.c.sequence)).where(
+            table.c.project == self.project, table.c.test_id == test_id
+        )
+        found: int | None = (await self.connection.execute(statement)).scalar_one_or_none()
+        return found
+
+    async def results(self, test_id: str, page: Page) -> tuple[list[pb.ExperimentResults], str]:
+        """A page of the results kept, oldest first, and the token of the next one."""
+        table = tables.result_events
+        statement = select(table.c.sequence, table.c.event).where(
+            table.c.project == self.project, table.c.test_id == test_id, table.c.kind == RESULTS
+        )
+        rows = (await self.connection.execute(page.apply(statement, table.c.sequence))).all()
+        shown, token = page.cut(rows, key=lambda row: (row.sequence,))
+        return [pb.ResultsEvent.FromString(row.event).results for row in shown], token
+
+
+async def to_look_at(connection: AsyncConnection) -> list[tuple[str, str]]:
+    table = tables.experiments
+    statement = select(table.c.project, table.c.test_id).where(table.c.state.in_([RUNNING, CONCLUDING]))
+    return [(row.project, row.test_id) for row in await connection.execute(statement)]
+
+
+def _narrowed(statement: Select[Any], name: str, value: str) -> Select[Any]:
+    table, facets = tables.experiments, tables.facets
+    if name == "state":
+        if f"EXPERIMENT_STATE_{value}" not in pb.ExperimentState.keys() or value == "UNSPECIFIED":  # noqa: SIM118
+            known = [key.removeprefix("EXPERIMENT_STATE_") for key in pb.ExperimentState.keys()[1:]]
+            raise InvalidArgument("filter", f"names a state that is none of {', '.join(known)}")
+        return statement.where(table.c.state == pb.ExperimentState.Value(f"EXPERIMENT_STATE_{value}"))
+    return statement.where(
+        exists().where(
+            facets.c.project == table.c.project,
+            facets.c.test_id == table.c.test_id,
+            facets.c.name == name,
+            facets.c.value == value,
+        )
+    )
+
+
+def _config_change(row: Row[Any]) -> ConfigChange:
+    return ConfigChange(row.sequence, row.time, pb.AssignmentConfig.FromString(row.config))

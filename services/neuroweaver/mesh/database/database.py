@@ -1,0 +1,285 @@
+"""One database a service: an SQLite file, or a schema of a PostgreSQL database.
+
+Both give the same guarantees. A write transaction is serialisable: what it read has not changed when it
+commits. A read transaction sees one state and refuses to write. A commit that returned is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import aiosqlite
+from sqlalchemy import BigInteger, Dialect, String, TypeDecorator, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from neuroweaver.mesh.database.revision import FileRevisions, Revisions
+from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
+from neuroweaver.mesh.wire.errors import Aborted, Error, ResourceExhausted, Unavailable
+
+T = TypeVar("T")
+
+# Writers of one process queue for the one writing connection; this bounds the wait for another process's.
+_BUSY_TIMEOUT_S: Final = 10.0
+
+# Older libraries can corrupt a database in WAL mode (fixed in 3.51.3, https://sqlite.org/wal.html#walresetbug).
+_WAL_IS_SAFE: Final = sqlite3.sqlite_version_info >= (3, 51, 3)
+
+# SQLSTATEs, https://www.postgresql.org/docs/current/errcodes-appendix.html
+_CONFLICTS: Final = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
+_DISK_FULL: Final = "53100"
+_UNREACHABLE: Final = ("08", "53300", "57P01", "57P02", "57P03")  # no connection, none left, going down
+
+_MIGRATION_LOCK: Final = (
+    "SELECT pg_advisory_xact_lock(hashtext('neuroweaver.migrations'), hashtext(%s))"  # held until the commit
+)
+
+_MAX_BACKOFF_S: Final = 0.25
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment as microseconds since 1970 UTC: the same digits, the same order in both databases."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:  # noqa: ARG002
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment without a time zone names no moment")
+        return microseconds(value)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        return None if value is None else from_microseconds(value)
+
+
+def ascii_text(length: int) -> String:
+    """Text that sorts byte by byte in both databases, whatever the language of the server."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
+class Database:
+    """`url`: sqlite:///<file> or postgresql://…; `schema`: this service's part of a PostgreSQL database."""
+
+    def __init__(self, url: str, schema: str) -> None:
+        self.schema = schema
+        self._url = make_url(url)
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self._revisions: list[Revisions] = []
+        if self.is_sqlite:
+            self._reader, self._writer = _sqlite_engines(self._url)
+        else:
+            self._reader, self._writer = _postgresql_engines(self._url, schema)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that sees one state. A statement that would write raises."""
+        async with self._reader.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that commits at the end, or leaves no trace if the block raises.
+
+        On PostgreSQL another writer can make it fail (a caller then reads ABORTED): `transact` tries again.
+        """
+        async with self._writer.begin() as connection:
+            yield connection
+
+    async def transact(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], *, patience_s: float = 15.0
+    ) -> T:
+        """What `work` returns, from the transaction in which it was not disturbed by another writer.
+
+        `work` may run several times, so it does nothing but read and write through its connection. When
+        `patience_s` is over, the last failure is raised.
+        """
+        give_up = time.monotonic() + patience_s
+        backoff_s = 0.005
+        while True:
+            try:
+                async with self.write() as connection:
+                    return await work(connection)
+            except DBAPIError as error:
+                if not _is_conflict(error) or time.monotonic() > give_up:
+                    raise
+            await asyncio.sleep(random.uniform(0, backoff_s))
+            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction in which no other of these runs, in any process; for changes of the schema."""
+        if self.is_sqlite:
+            async with self.write() as connection:
+                yield connection
+            return
+        async with self._writer.connect() as connection:
+            # Not a snapshot isolation level: the snapshot would be older than the lock that is waited for.
+            await connection.execution_options(isolation_level="READ COMMITTED")
+            async with connection.begin():
+                await connection.exec_driver_sql(_MIGRATION_LOCK, (self.schema,))
+                yield connection
+
+    def revisions(self, statement: str) -> Revisions:
+        """Tells whether anything was written since a moment ago; until this database is closed.
+
+        statement: for PostgreSQL, gives pairs of key and revision for a list of keys.
+        """
+        if self.is_sqlite:
+            opened: Revisions = FileRevisions(Path(self._url.database or ""))
+        else:
+            # Imported here: on SQLite nothing needs PostgreSQL's driver, which takes a fifth of a second.
+            from neuroweaver.mesh.database.row_revisions import RowRevisions  # noqa: PLC0415
+
+            _, arguments = self._reader.dialect.create_connect_args(self._url)
+            opened = RowRevisions(arguments, self.schema, statement)
+        self._revisions.append(opened)
+        return opened
+
+    async def close(self) -> None:
+        for opened in self._revisions:
+            await opened.close()
+        await self._reader.dispose()
+        await self._writer.dispose()
+
+
+def as_error(error: SQLAlchemyError) -> Error | None:
+    """What a caller is told of a database's refusal; None where it is a fault of ours."""
+    if not isinstance(error, DBAPIError):
+        return Unavailable("the database is busy") if isinstance(error, PoolTimeout) else None
+    state = _sqlstate(error)
+    if state == _DISK_FULL or _sqlite_code(error) == sqlite3.SQLITE_FULL:
+        return ResourceExhausted("the server's disk is full")
+    if _is_sqlite_busy(error):
+        return Unavailable("the database is busy")
+    if _sqlite_code(error) == sqlite3.SQLITE_CANTOPEN:  # its journal too is a file: a disk can lack inodes
+        return Unavailable("the database's files cannot be opened")
+    if state in _CONFLICTS:
+        return Aborted("CONCURRENT_UPDATE", "another call changed the same records; call again")
+    unreachable = error.connection_invalidated or state.startswith(_UNREACHABLE) or _is_connect_failure(error)
+    return Unavailable("the database cannot be reached") if unreachable else None
+
+
+class _Uninterrupted(aiosqlite.Connection):
+    """Finishes each operation before it lets a cancelled task go.
+
+    A read that is left half-way keeps its lock for as long as anything holds the cursor, and in the rollback
+    journal's mode no writer could commit any more. So a cancellation is taken back, and given again once the
+    operation is over; it arrives after the transaction, whose last operations wait here as well.
+    """
+
+    async def _execute(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        operation: asyncio.Future[T] = asyncio.ensure_future(
+            super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        )
+        cancellations = 0
+        while not operation.done():
+            try:
+                await asyncio.wait({operation})
+            except asyncio.CancelledError:
+                cancellations += 1
+        task = asyncio.current_task()
+        for _ in range(cancellations if task else 0):
+            # Counted down and up again: `asyncio.timeout` tells its own cancellation by this count.
+            task.uncancel()  # type: ignore[union-attr]
+            asyncio.get_running_loop().call_soon(task.cancel)  # type: ignore[union-attr]
+        return operation.result()
+
+
+async def _connect_sqlite(file: str, **arguments: Any) -> aiosqlite.Connection:
+    connection = _Uninterrupted(lambda: sqlite3.connect(file, **arguments), iter_chunk_size=64)
+    # As SQLAlchemy does for its own: a connection that nobody closed must not keep the process alive.
+    connection._thread.daemon = True
+    return await connection
+
+
+def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
+    if not url.database or url.database == ":memory:":
+        raise ValueError(
+            "an SQLite database needs a file: its readers and its writer are separate connections"
+        )
+    Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    url = url.set(drivername="sqlite+aiosqlite")
+    arguments = {"timeout": _BUSY_TIMEOUT_S, "async_creator_fn": _connect_sqlite}
+    reader = create_async_engine(url, connect_args=arguments, pool_size=4, max_overflow=4)
+    # One connection: the writers of this process queue for it in order, instead of polling for SQLite's lock.
+    writer = create_async_engine(url, connect_args=arguments, pool_size=1, max_overflow=0, pool_timeout=60)
+    _prepare(reader, "BEGIN", "PRAGMA query_only = ON")
+    # A plain BEGIN takes the lock at the first write, when what was read before may be stale already.
+    _prepare(writer, "BEGIN IMMEDIATE")
+    return reader, writer
+
+
+def _prepare(engine: AsyncEngine, begin: str, *pragmas: str) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(dbapi_connection: Any, _record: Any) -> None:
+        # The driver begins no transactions by itself: `begun` does.
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        for pragma in (
+            f"PRAGMA journal_mode = {'WAL' if _WAL_IS_SAFE else 'DELETE'}",
+            "PRAGMA synchronous = FULL",
+            "PRAGMA foreign_keys = ON",
+            *pragmas,
+        ):
+            cursor.execute(pragma)
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
+
+
+def _postgresql_engines(url: URL, schema: str) -> tuple[AsyncEngine, AsyncEngine]:
+    # Statements here are short, and compiling one that looks long takes longer than running it.
+    both = f"-csearch_path={schema} -ctimezone=UTC -cjit=off"
+    # Connections of their own for readers: one that is switched for a read and back stays read-only for the
+    # next writer if its task is cancelled in between.
+    snapshot = "-cdefault_transaction_read_only=on -cdefault_transaction_isolation=repeatable\\ read"
+
+    def engine(options: str, **arguments: Any) -> AsyncEngine:
+        return create_async_engine(
+            url.set(drivername="postgresql+psycopg"),
+            connect_args={"options": options},
+            pool_pre_ping=True,
+            # Four services with both engines stay below PostgreSQL's default of 100 connections.
+            pool_size=6,
+            max_overflow=4,
+            **arguments,
+        )
+
+    return engine(f"{both} {snapshot}"), engine(both, isolation_level="SERIALIZABLE")
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _sqlite_code(error: DBAPIError) -> int:
+    """The primary result code: an extended one holds it in its low byte."""
+    return (getattr(error.orig, "sqlite_errorcode", None) or 0) & 0xFF
+
+
+def _is_sqlite_busy(error: DBAPIError) -> bool:
+    return _sqlite_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def _is_conflict(error: DBAPIError) -> bool:
+    return _sqlstate(error) in _CONFLICTS or _is_sqlite_busy(error)
+
+
+def _is_connect_failure(error: DBAPIError) -> bool:
+    """The driver's failure to connect, or a connection cut: its own OperationalError, without an SQLSTATE."""
+    is_sqlite = isinstance(error.orig, sqlite3.Error)
+    return isinstance(error, OperationalError) and not is_sqlite and not _sqlstate(error)

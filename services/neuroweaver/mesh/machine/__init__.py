@@ -1,0 +1,1 @@
+"""The machine below: memory that processes hold, files that appear whole. Imports nothing of the mesh."""

@@ -1,0 +1,73 @@
+"""Deadlines: the caller's, or one by default."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from neuroweaver.mesh.server.stack import Layer, Proceed, Rpc
+from neuroweaver.mesh.wire.errors import DeadlineExceeded
+
+
+def deadline(default_s: float) -> Layer:
+    """Stops a call at its deadline. A unary call without one gets `default_s`; a stream stays open."""
+    overdue = _Overdue(default_s)
+
+    async def bounded(rpc: Rpc, proceed: Proceed) -> Any:
+        given: float | None = rpc.context.time_remaining()
+        if given is None and (rpc.method.is_request_stream or rpc.method.is_response_stream):
+            return await proceed(rpc)
+        scope = asyncio.timeout(given)
+        try:
+            async with scope:
+                if given is not None:
+                    return await proceed(rpc)
+                with overdue.watching(scope):
+                    return await proceed(rpc)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            left = default_s if given is None else given
+            raise DeadlineExceeded(f"the call was not done in {left:.3g} s") from error
+
+    return bounded
+
+
+class _Overdue:
+    """Ends scopes that are open for too long.
+
+    One look at all of them now and then is cheaper than a timer for each, and the default deadline need not
+    hold to the millisecond.
+    """
+
+    def __init__(self, after_s: float) -> None:
+        self._after_s = after_s
+        self._period_s = min(1.0, after_s / 10)
+        # By the time at which they end, since all get as long.
+        self._ends: dict[asyncio.Timeout, float] = {}
+        self._is_looking = False
+
+    @contextmanager
+    def watching(self, scope: asyncio.Timeout) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        self._ends[scope] = loop.time() + self._after_s
+        if not self._is_looking:
+            self._is_looking = True
+            loop.call_later(self._period_s, self._look, loop)
+        try:
+            yield
+        finally:
+            self._ends.pop(scope, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for scope, end in list(self._ends.items()):
+            if end > now:
+                break
+            del self._ends[scope]
+            scope.reschedule(now)
+        self._is_looking = bool(self._ends)
+        if self._is_looking:
+            loop.call_later(self._period_s, self._look, loop)

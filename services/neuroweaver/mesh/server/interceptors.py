@@ -1,0 +1,54 @@
+"""What every service does around an RPC: errors, tracing, access log, metrics, drain, deadline, validation.
+
+Each concern is a layer or a check on `stack.Stack`; `server_interceptor` puts them in order.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import grpc
+from prometheus_client import REGISTRY, CollectorRegistry
+from sqlalchemy.exc import SQLAlchemyError
+
+from neuroweaver.mesh.database import database
+from neuroweaver.mesh.server.deadlines import deadline
+from neuroweaver.mesh.server.drain import Drain
+from neuroweaver.mesh.server.observing import Metrics, log_request, logged, traced
+from neuroweaver.mesh.server.stack import Method, Stack
+from neuroweaver.mesh.server.validation import validated
+from neuroweaver.mesh.wire import telemetry
+from neuroweaver.mesh.wire.errors import Error, Internal, Unavailable
+from neuroweaver.mesh.wire.ids import new_id
+
+_ERRORS: Final = logging.getLogger("neuroweaver.errors")
+
+
+def server_interceptor(
+    drain: Drain, *, deadline_s: float, debug: bool = False, registry: CollectorRegistry = REGISTRY
+) -> Stack:
+    """The one interceptor of a server."""
+    return Stack(
+        translate=translate,
+        observers=(traced, logged, Metrics.of(registry).counted),
+        guards=(drain.ending, deadline(deadline_s)),
+        checks=(validated, log_request) if debug else (validated,),
+    )
+
+
+def translate(method: Method, error: Exception) -> Error:
+    """What the caller reads. An exception that nobody foresaw is logged whole and not told."""
+    if isinstance(error, Error):
+        return error
+    if isinstance(error, SQLAlchemyError) and (told := database.as_error(error)):
+        _ERRORS.warning("database refused", extra={"method": method.full_name, "cause": type(error).__name__})
+        return told
+    if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE:
+        _ERRORS.warning("a needed service is unavailable", exc_info=error, extra={"method": method.full_name})
+        return Unavailable("a service that this one needs is unavailable")
+    trace_id = telemetry.current_trace_id() or new_id()
+    _ERRORS.error(
+        "unexpected exception", exc_info=error, extra={"method": method.full_name, "trace_id": trace_id}
+    )
+    return Internal(trace_id)

@@ -1,0 +1,1 @@
+"""Model cards, written from a version's record. Imports `comparison` and `domain`."""

@@ -1,0 +1,1 @@
+"""Two versions side by side: what changed, what is better, what fits. Pure. Imports `domain`."""

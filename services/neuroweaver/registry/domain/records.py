@@ -1,0 +1,157 @@
+"""Models, versions and aliases as JSON text: what the tables keep, what a watch replays.
+
+The history compares them in the same form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from semver import Version
+
+from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
+from neuroweaver.registry.domain.aliases import Alias
+from neuroweaver.registry.domain.model import (
+    Artifact,
+    BasePin,
+    Direction,
+    Interval,
+    Lineage,
+    Metric,
+    Model,
+    ModelVersion,
+    State,
+)
+
+# Change with every change, so that a difference in them says nothing.
+_VOLATILE: Final = ("update_time", "etag", "latest_version", "aliases")
+_EMPTY: Final = (None, "")
+_TIMES: Final = frozenset({"create_time", "update_time", "delete_time"})
+_BY_NAME: Final = ("config", "metrics", "tags", "base", "lineage")
+
+Subject = Model | ModelVersion | Alias
+
+
+@dataclass(frozen=True)
+class Change:
+    """One value before and after; None where there was none."""
+
+    path: str
+    before: Any
+    after: Any
+
+
+def canonical(value: Any) -> str:
+    """One text for equal JSON values: sorted keys, no spaces, numbers in their shortest form."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def dump(subject: Subject) -> str:
+    return canonical(_plain(subject))
+
+
+def load_model(text: str) -> Model:
+    return Model(**_with_times(json.loads(text)))
+
+
+def load_alias(text: str) -> Alias:
+    plain = _with_times(json.loads(text))
+    return Alias(**plain | {"version": plain["version"] and Version.parse(plain["version"])})
+
+
+def load_version(text: str) -> ModelVersion:
+    plain = _with_times(json.loads(text))
+    return ModelVersion(
+        **plain
+        | {
+            "version": Version.parse(plain["version"]),
+            "state": State(plain["state"]),
+            "metrics": {name: _metric(metric) for name, metric in plain["metrics"].items()},
+            "base": plain["base"] and BasePin(**plain["base"]),
+            "lineage": plain["lineage"] and Lineage(**plain["lineage"]),
+            "artifacts": tuple(Artifact(**artifact) for artifact in plain["artifacts"]),
+            "aliases": tuple(plain.get("aliases", ())),
+        }
+    )
+
+
+def changes(before: Model | ModelVersion | None, after: Model | ModelVersion) -> list[Change]:
+    """What differs, by path: `state`, `config.lora_r`, `metrics.loss`, `artifacts.adapter/config.json`."""
+    old = _flat(_plain(before)) if before else {}
+    new = _flat(_plain(after))
+    return [
+        Change(path, old.get(path), new.get(path))
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path)
+    ]
+
+
+def alias_changes(before: Alias | None, after: Alias) -> list[Change]:
+    """What differs, under the path of the alias."""
+    path = f"aliases.{after.alias}"
+    found = []
+    if (before and before.version) != after.version:
+        found.append(Change(path, _spelled(before), _spelled(after)))
+    if after.version and (before.is_protected if before else None) != after.is_protected:
+        found.append(
+            Change(f"{path}.is_protected", before.is_protected if before else None, after.is_protected)
+        )
+    return found
+
+
+def _spelled(alias: Alias | None) -> str | None:
+    return str(alias.version) if alias and alias.version else None
+
+
+def _plain(subject: Subject) -> dict[str, Any]:
+    plain = asdict(subject)
+    for name in plain.keys() & _TIMES:
+        plain[name] = plain[name] and microseconds(plain[name])
+    if plain.get("version"):
+        plain["version"] = str(plain["version"])
+    return plain
+
+
+def _with_times(plain: dict[str, Any]) -> dict[str, Any]:
+    times = {
+        name: None if plain[name] is None else from_microseconds(plain[name])
+        for name in plain.keys() & _TIMES
+    }
+    return plain | times
+
+
+def _metric(plain: Mapping[str, Any]) -> Metric:
+    return Metric(
+        value=plain["value"],
+        direction=Direction(plain["direction"]),
+        interval=plain["interval"] and Interval(**plain["interval"]),
+        samples=tuple(plain["samples"]),
+        unit=plain["unit"],
+    )
+
+
+def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """One level deep: a deep configuration would repeat its long paths over and over."""
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        if name in _VOLATILE or value in _EMPTY:
+            continue
+        if name in _BY_NAME:
+            flat |= {f"{name}.{key}": _told(item) for key, item in value.items()}
+        elif name == "artifacts":
+            flat |= {f"artifacts.{artifact['path']}": artifact["digest"] for artifact in value}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _told(item: Any) -> Any:
+    """A metric's samples by their digest: the history proves them and need not repeat them."""
+    if not (isinstance(item, dict) and item.get("samples")):
+        return item
+    digest = hashlib.sha256(canonical(item["samples"]).encode()).hexdigest()
+    return item | {"samples": {"count": len(item["samples"]), "sha256": digest}}

@@ -1,0 +1,1 @@
+"""RegistryService: from a request to its answer. Begin with `server`. Imports the rooms below."""

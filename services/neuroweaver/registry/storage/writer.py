@@ -1,0 +1,217 @@
+"""What a transaction changes in a project: every change goes into the history with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, and_, delete, insert, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuroweaver.mesh.database.upsert import upsert
+from neuroweaver.mesh.wire.errors import AlreadyExists, InvalidArgument
+from neuroweaver.mesh.wire.origin import ChangeOrigin
+from neuroweaver.registry.domain import history, records
+from neuroweaver.registry.domain.aliases import Alias
+from neuroweaver.registry.domain.history import AuditEvent, Head
+from neuroweaver.registry.domain.model import Model, ModelVersion
+from neuroweaver.registry.domain.records import Change, Subject
+from neuroweaver.registry.domain.versions import precedence
+from neuroweaver.registry.storage import deliveries, tables
+from neuroweaver.registry.storage.reader import Reader, kind_of
+
+# With it, one version is a message below the limit of 4 MiB.
+MAX_RECORD_CHARACTERS: Final = 2 * 1024 * 1024
+
+
+class Writer(Reader):
+    """A write transaction. Every change is written into the history with it."""
+
+    def __init__(self, connection: AsyncConnection, origin: ChangeOrigin, head: Head, now: datetime) -> None:
+        super().__init__(connection, origin.project)
+        self.origin = origin
+        self._head = head
+        self.now = now
+
+    async def add_model(self, model: Model) -> Model:
+        """Raises AlreadyExists, also for a hidden model."""
+        if await self._model(model.model_id):
+            raise AlreadyExists("model", model.model_id)
+        return await self._save_model("model.registered", None, model)
+
+    async def save_model(self, action: str, before: Model, after: Model) -> Model:
+        """Puts `after` in the place of `before`, which was read in this transaction."""
+        return await self._save_model(action, before, after)
+
+    async def add_version(self, version: ModelVersion) -> ModelVersion:
+        """Raises AlreadyExists, also for a hidden version and one that differs in build metadata alone."""
+        return await self._add_version("version.created", version)
+
+    async def add_rollback(self, version: ModelVersion) -> ModelVersion:
+        """As add_version; the history says that it is an earlier one come back."""
+        return await self._add_version("version.rolled_back", version)
+
+    async def _add_version(self, action: str, version: ModelVersion) -> ModelVersion:
+        if await self._version(version.model_id, version.version):
+            raise AlreadyExists("model version", version.name)
+        return await self._save_version(action, None, version)
+
+    async def save_version(self, action: str, before: ModelVersion, after: ModelVersion) -> ModelVersion:
+        """Puts `after` in the place of `before`, which was read in this transaction."""
+        return await self._save_version(action, before, after)
+
+    async def point(self, before: Alias | None, after: Alias) -> Alias:
+        """Puts `after` in the place of `before`, which was read in this transaction; what was stays known."""
+        if before is None or before.version is None:
+            action = "alias.set"
+        else:
+            action = "alias.set" if after.version else "alias.deleted"
+        table = tables.alias_spans
+        key = {"project": self.project, "model_id": after.model_id, "alias": after.alias}
+        await self.connection.execute(
+            update(table).where(_equal(table, key), table.c.until.is_(None)).values(until=self.now)
+        )
+        if after.version:
+            span = {
+                "since": self.now,
+                "sequence": self._head.sequence + 1,
+                "precedence": precedence(after.version),
+                "version": str(after.version),
+                "actor": after.actor,
+                "is_protected": after.is_protected,
+            }
+            await self.connection.execute(insert(table).values(**key, **span))
+        about = after.version or (before.version if before else None)
+        await self.record(
+            action,
+            model_id=after.model_id,
+            version=str(about or ""),
+            changes=records.alias_changes(before, after),
+            subject=after,
+        )
+        return after
+
+    async def hold(self, digests: Collection[str]) -> None:
+        """Keeps stored files from being collected until this transaction ends, and for a while after it."""
+        await hold(self.connection, digests, self.now)
+
+    async def record(
+        self,
+        action: str,
+        *,
+        model_id: str = "",
+        version: str = "",
+        changes: Sequence[Change] = (),
+        subject: Subject | None = None,
+    ) -> AuditEvent:
+        """Writes a change into the history and tells the watches. subject: as it is after the change."""
+        event = history.next_event(
+            self._head,
+            self.origin,
+            time=self.now,
+            action=action,
+            model_id=model_id,
+            version=version,
+            changes=changes,
+        )
+        await self.connection.execute(insert(tables.audit_events).values(**vars(event)))
+        await self.connection.execute(
+            insert(tables.model_events).values(
+                project=self.project,
+                sequence=event.sequence,
+                time=event.time,
+                action=action,
+                model_id=model_id,
+                subject=kind_of(subject),
+                record=_dumped(subject) if subject else "",
+            )
+        )
+        if subject:  # what is done to webhooks stands in the history alone
+            await deliveries.enqueue(self.connection, event)
+        self._head = Head(event.sequence, event.hash)
+        await self.connection.execute(
+            update(tables.audit_heads)
+            .where(tables.audit_heads.c.project == self.project)
+            .values(sequence=self._head.sequence, hash=self._head.hash, time=self.now)
+        )
+        return event
+
+    async def _save_model(self, action: str, before: Model | None, after: Model) -> Model:
+        after = replace(after, update_time=self.now, etag=str(self._head.sequence + 1))
+        table = tables.models
+        values = {"delete_time": after.delete_time, "record": _dumped(replace(after, latest_version=""))}
+        key = {"project": self.project, "model_id": after.model_id}
+        if before is None:
+            await self.connection.execute(insert(table).values(**key, **values))
+        else:
+            await self.connection.execute(update(table).where(_equal(table, key)).values(**values))
+        await self._save_tags(after.model_id, "", before.tags if before else {}, after.tags)
+        changes = records.changes(before, after)
+        await self.record(action, model_id=after.model_id, changes=changes, subject=after)
+        return after
+
+    async def _save_version(
+        self, action: str, before: ModelVersion | None, after: ModelVersion
+    ) -> ModelVersion:
+        after = replace(after, update_time=self.now, etag=str(self._head.sequence + 1))
+        table = tables.versions
+        key = {"project": self.project, "model_id": after.model_id, "precedence": precedence(after.version)}
+        values = {
+            "version": str(after.version),
+            "is_prerelease": after.version.prerelease is not None,
+            "state": after.state.value,
+            "create_time": after.create_time,
+            "delete_time": after.delete_time,
+            "record": _dumped(replace(after, aliases=())),
+        }
+        if before is None:
+            await self.connection.execute(insert(table).values(**key, **values))
+            await self._add_files(key, after)
+        else:
+            await self.connection.execute(update(table).where(_equal(table, key)).values(**values))
+        await self._save_tags(after.model_id, key["precedence"], before.tags if before else {}, after.tags)
+        changes = records.changes(before, after)
+        version = str(after.version)
+        await self.record(action, model_id=after.model_id, version=version, changes=changes, subject=after)
+        return after
+
+    async def _add_files(self, key: Mapping[str, Any], version: ModelVersion) -> None:
+        """What a version holds never changes, so this is written once."""
+        digests = {artifact.digest for artifact in version.artifacts}
+        if digests:
+            rows = [{**key, "digest": digest} for digest in sorted(digests)]
+            await self.connection.execute(insert(tables.version_artifacts), rows)
+
+    async def _save_tags(
+        self, model_id: str, place: str, before: Mapping[str, str], after: Mapping[str, str]
+    ) -> None:
+        if before == after:
+            return
+        table = tables.tags
+        key = {"project": self.project, "model_id": model_id, "precedence": place}
+        await self.connection.execute(delete(table).where(_equal(table, key)))
+        if after:
+            rows = [key | {"name": name, "value": value} for name, value in after.items()]
+            await self.connection.execute(insert(table), rows)
+
+
+async def hold(connection: AsyncConnection, digests: Collection[str], now: datetime) -> None:
+    """Notes that stored files are in use now. What collects them meets this at their rows."""
+    # In one order, so that no two writers wait for each other.
+    rows = [{"digest": digest, "last_used": now} for digest in sorted(set(digests))]
+    await upsert(connection, tables.blobs, rows, changing=["last_used"])
+
+
+def _equal(table: Any, key: Mapping[str, Any]) -> ColumnElement[bool]:
+    return and_(*(table.c[name] == value for name, value in key.items()))
+
+
+def _dumped(subject: Subject) -> str:
+    text = records.dump(subject)
+    if len(text) > MAX_RECORD_CHARACTERS:
+        raise InvalidArgument(
+            "", f"all together this is larger than {MAX_RECORD_CHARACTERS} characters of JSON"
+        )
+    return text

@@ -1,0 +1,1 @@
+"""Continuous batching over transformers: the network, its cache, sampling, adapters. Begin with `engine`."""

@@ -1,0 +1,1 @@
+"""The HTTP side: routes, streams, administration, metrics. Begin with `app`."""

@@ -1,0 +1,173 @@
+"""Win rates of side-by-side judgements on the same prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from neuroweaver.statistics import confidence_sequence
+from neuroweaver.statistics.distributions import normal_quantile, normal_tail
+from neuroweaver.statistics.effect import Effect
+from neuroweaver.statistics.estimate import Interval
+
+# Standard errors that stand for certainty.
+_CERTAIN: Final = 40.0
+
+
+class Preference(Enum):
+    """Which answer a judge preferred."""
+
+    BASELINE = "baseline"
+    CANDIDATE = "candidate"
+    TIE = "tie"
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """Of a candidate against the baseline, each on a prompt of its own: several judgements of one prompt
+    are not independent and must be made one before. flips: those of the ties in which the two orders
+    contradict each other. missing: judgements that have not both orders; they enter nothing.
+    """
+
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
+    flips: int = 0
+    missing: int = 0
+
+    @classmethod
+    def of(cls, verdicts: Iterable[tuple[Preference | None, Preference | None]]) -> Judgements:
+        """verdicts: who was preferred with the baseline's answer shown first, and second; None: no verdict.
+
+        A win or a loss needs both orders; anything else that has both is a tie.
+        """
+        wins = ties = losses = flips = missing = 0
+        for first, second in verdicts:
+            if first is None or second is None:
+                missing += 1
+            elif first is second and first is not Preference.TIE:
+                wins += first is Preference.CANDIDATE
+                losses += first is Preference.BASELINE
+            else:
+                ties += 1
+                flips += Preference.TIE not in (first, second)
+        return cls(wins, ties, losses, flips, missing)
+
+    @property
+    def count(self) -> int:
+        return self.wins + self.ties + self.losses
+
+    @property
+    def win_rate(self) -> float | None:
+        """A tie counts half; None without judgements."""
+        return (self.wins + self.ties / 2) / self.count if self.count else None
+
+    def __add__(self, other: Judgements) -> Judgements:
+        return Judgements(
+            self.wins + other.wins,
+            self.ties + other.ties,
+            self.losses + other.losses,
+            self.flips + other.flips,
+            self.missing + other.missing,
+        )
+
+
+def interval(judgements: Judgements, confidence: float) -> Interval | None:
+    """Of the win rate, for a single look; None without judgements.
+
+    Win rate = 1/2 + (share won - share lost) / 2: the difference of two shares of the same prompts, whose
+    score interval is Tango's (1998, Statistics in Medicine 17:891). Unlike Wilson's on the win rate itself
+    it knows that a tie is worth half for certain, and it stays honest with few or no wins.
+    """
+    if not judgements.count:
+        return None
+    critical = normal_quantile((1 - confidence) / 2)
+    lower, upper = _reached(judgements, critical), _reached(judgements, -critical)
+    return Interval((1 + lower) / 2, (1 + upper) / 2, confidence)
+
+
+def p_value(judgements: Judgements) -> float:
+    """Two-sided, of as many wins as losses: McNemar's (1947), the score test that `interval` inverts; 1
+    without any win or loss.
+    """
+    return math.erfc(abs(_score(judgements, 0.0)) / math.sqrt(2))
+
+
+def p_above(judgements: Judgements, bound: float = 0.0) -> float:
+    """One-sided, of a win rate of at most 1/2 + bound: small if it is shown to lie above. bound: in (-1/2,
+    1/2).
+    """
+    return normal_tail(_score(judgements, 2 * bound))
+
+
+def p_below(judgements: Judgements, bound: float = 0.0) -> float:
+    """One-sided, of a win rate of at least 1/2 + bound: small if it is shown to lie below."""
+    return normal_tail(-_score(judgements, 2 * bound))
+
+
+def effect(judgements: Judgements) -> Effect | None:
+    """The win rate minus 1/2, for the sequential tests and everything else that asks for an effect; there
+    is no relative one. None without judgements.
+
+    The variance counts one win and one loss more than there were (Bonett & Price 2012, Journal of
+    Educational and Behavioral Statistics 37:479), so that ties or wins alone are not taken for certainty.
+    """
+    if not judgements.count:
+        return None
+    units = judgements.count
+    won, lost = (judgements.wins + 1) / (units + 2), (judgements.losses + 1) / (units + 2)
+    return Effect(
+        absolute=(judgements.wins - judgements.losses) / (2 * units),
+        variance=(won + lost - (won - lost) ** 2) / (4 * units),
+        baseline=0.0,
+        baseline_variance=0.0,
+        covariance=0.0,
+        units=units,
+        degrees_of_freedom=max(1, units - 1),
+    )
+
+
+def always_valid_interval(
+    judgements: Judgements, confidence: float, planned_judgements: float
+) -> Interval | None:
+    """Of the win rate, however often one looks; None without judgements."""
+    found = effect(judgements)
+    inference = (
+        confidence_sequence.infer(found, confidence, planned_judgements) if found is not None else None
+    )
+    if inference is None:
+        return None
+    lower, upper = inference.absolute.lower, inference.absolute.upper
+    return Interval(max(0.0, 0.5 + lower), min(1.0, 0.5 + upper), confidence)
+
+
+def _score(judgements: Judgements, difference: float) -> float:
+    """How many standard errors the difference of shares is above the one given (Tango 1998)."""
+    wins, losses, count = judgements.wins, judgements.losses, judgements.count
+    if not count:
+        return 0.0
+    # The likeliest share of losses if the difference is the one given.
+    linear = (2 * count - wins + losses) * difference - wins - losses
+    constant = -losses * difference * (1 - difference)
+    lost = (math.sqrt(max(0.0, linear**2 - 8 * count * constant)) - linear) / (4 * count)
+    variance = count * (2 * lost + difference * (1 - difference))
+    distance = wins - losses - count * difference
+    if variance <= 1e-12 * count:
+        # Nothing but the observed difference is possible.
+        return math.copysign(_CERTAIN, distance) if distance else 0.0
+    return distance / math.sqrt(variance)
+
+
+def _reached(judgements: Judgements, score: float) -> float:
+    """The difference at which the score is the one given; falls as the difference rises."""
+    low, high = -1.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _score(judgements, middle) > score:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2

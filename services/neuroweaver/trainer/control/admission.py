@@ -1,0 +1,122 @@
+"""What a job must pass before it is queued: everything that can be known without starting a worker."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from neuroweaver.base_models.catalog import BaseModel, UnknownBaseModel, resolve
+from neuroweaver.mesh.wire.errors import InvalidArgument, Unimplemented
+from neuroweaver.trainer.data import dataset
+from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
+from neuroweaver.trainer.domain import job
+from neuroweaver.trainer.settings import EMBEDDED_JUDGE
+from neuroweaver.v1 import trainer_pb2 as pb
+
+CUDA_DEVICE = Path("/dev/nvidiactl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Premises:
+    """What the server offers to jobs.
+
+    data_folder: where data sets lie. feedback_model: the judge of a job that names none.
+    has_judge_endpoint: whether an OpenAI-compatible endpoint is configured.
+    """
+
+    home: Path
+    data_folder: Path
+    feedback_model: str = EMBEDDED_JUDGE
+    has_judge_endpoint: bool = False
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A configuration with every value in force, and the digest of the data set it names."""
+
+    config: pb.TrainingConfig
+    dataset_digest: str
+
+
+def admit(config: pb.TrainingConfig, premises: Premises) -> Admitted:
+    """Checks a configuration; blocks for the disk, and for the model hub if it must be asked.
+
+    Raises InvalidArgument naming the field, or Unimplemented.
+    """
+    refuse_unknown_fields(config, "config")
+    check_specialization(config.specialization)
+    base = find_base_model(config.base_model, premises)
+    complete = job.with_defaults(
+        config, context_length=base.context_length, feedback_model=premises.feedback_model
+    )
+    violations = job.unfit(complete, context_length=base.context_length)
+    violations += _unfit_here(complete, base, premises)
+    if violations:
+        raise InvalidArgument.of(violations)
+    if complete.enable_rlaif and complete.algorithm != pb.ALGORITHM_PPO:
+        name = pb.Algorithm.Name(complete.algorithm).removeprefix("ALGORITHM_").lower()
+        raise Unimplemented(f"config.algorithm: {name} is not offered by this server, only ppo")
+    inspection = inspect_dataset(complete.dataset_path, complete.specialization, premises)
+    try:
+        dataset.require(inspection)
+    except dataset.DatasetError as error:
+        raise InvalidArgument(error.field, error.reason) from error
+    return Admitted(complete, inspection.digest)
+
+
+def refuse_unknown_fields(message: Message, path: str) -> None:
+    """Raise InvalidArgument for a field that this server does not know: ignoring it would ruin a run."""
+    fields = UnknownFieldSet(message)
+    unknown = sorted({fields[index].field_number for index in range(len(fields))})
+    if unknown:
+        numbers = ", ".join(map(str, unknown))
+        raise InvalidArgument(path, f"has fields that this server does not know (numbers {numbers})")
+
+
+def check_specialization(name: str) -> None:
+    """Raises InvalidArgument."""
+    known = load_specializations()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InvalidArgument(
+            "config.specialization", f"{name!r} is not one of {', '.join(sorted(known))}{hint}"
+        )
+
+
+def find_base_model(name: str, premises: Premises) -> BaseModel:
+    """Raises InvalidArgument."""
+    try:
+        return resolve(name, home=premises.home)
+    except UnknownBaseModel as error:
+        raise InvalidArgument(error.field, error.reason) from error
+
+
+def inspect_dataset(path: str, specialization: str, premises: Premises) -> dataset.Inspection:
+    """What stands in the data set; faults of its lines are findings.
+
+    Raises InvalidArgument if the file cannot be read at all.
+    """
+    try:
+        located = dataset.locate(path, premises.data_folder)
+        return dataset.inspect(located, system_prompts=system_prompts(), specialization=specialization)
+    except dataset.DatasetError as error:
+        raise InvalidArgument(error.field, error.reason) from error
+
+
+def _unfit_here(config: pb.TrainingConfig, base: BaseModel, premises: Premises) -> list[tuple[str, str]]:
+    found = []
+    if not base.has_chat_template:
+        found.append(
+            ("config.base_model", f"{base.name} has no chat template; use an instruction-tuned model")
+        )
+    if config.mixed_precision == pb.MIXED_PRECISION_FP16 and not CUDA_DEVICE.exists():
+        found.append(("config.mixed_precision", "fp16 needs a GPU, and this machine has none; use bf16"))
+    if config.feedback_model != EMBEDDED_JUDGE and not premises.has_judge_endpoint:
+        reason = f"{config.feedback_model!r} needs OPENAI_API_KEY or OPENAI_BASE_URL at the trainer"
+        found.append(("config.feedback_model", reason))
+    return found

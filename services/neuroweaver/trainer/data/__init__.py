@@ -1,0 +1,1 @@
+"""Data sets and specialisations: reading, checking, counting tokens. Begin with `dataset`."""

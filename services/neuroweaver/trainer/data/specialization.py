@@ -1,0 +1,98 @@
+"""The automotive specialisations shipped with the trainer: prompts, rubrics, evaluation and training text."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+_AUTOMOTIVE = Path(str(resources.files("neuroweaver.trainer.data"))) / "automotive"
+
+AUTOMOTIVE_TRAINING_FILE: Path = _AUTOMOTIVE / "train.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One line of a rubric, judged from 0 to 10; the weights of a rubric sum to 1."""
+
+    name: str
+    description: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPrompt:
+    """A question kept out of training, with a reference answer."""
+
+    id: str
+    prompt: str
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Specialization:
+    id: str
+    title: str
+    description: str
+    system_prompt: str
+    rubric: tuple[Criterion, ...]
+    evaluation_prompts: tuple[EvaluationPrompt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPair:
+    specialization: str
+    question: str
+    answer: str
+
+
+@cache
+def load_specializations() -> Mapping[str, Specialization]:
+    """Every shipped specialisation by id, in the order of the file; read once a process."""
+    prompts = list(_lines(_AUTOMOTIVE / "evaluation.jsonl"))
+    entries = tomllib.loads((_AUTOMOTIVE / "specializations.toml").read_text(encoding="utf-8"))
+    return MappingProxyType(
+        {entry["id"]: _specialization(entry, prompts) for entry in entries["specialization"]}
+    )
+
+
+def training_pairs(specialization: str | None = None) -> list[TrainingPair]:
+    """The hand-written training pairs of one specialisation, or of all of them.
+
+    Raises KeyError if there is no such specialisation.
+    """
+    if specialization is not None and specialization not in load_specializations():
+        raise KeyError(specialization)
+    pairs = (TrainingPair(**line) for line in _lines(AUTOMOTIVE_TRAINING_FILE))
+    return [pair for pair in pairs if specialization in (None, pair.specialization)]
+
+
+def _specialization(entry: Mapping[str, Any], prompts: list[dict[str, str]]) -> Specialization:
+    return Specialization(
+        id=entry["id"],
+        title=entry["title"],
+        description=entry["description"],
+        system_prompt=entry["system_prompt"],
+        rubric=tuple(Criterion(**criterion) for criterion in entry["rubric"]),
+        evaluation_prompts=tuple(
+            EvaluationPrompt(id=line["id"], prompt=line["prompt"], reference=line["reference"])
+            for line in prompts
+            if line["specialization"] == entry["id"]
+        ),
+    )
+
+
+def _lines(file: Path) -> Iterator[dict[str, str]]:
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def system_prompts() -> Mapping[str, str]:
+    return {name: each.system_prompt for name, each in load_specializations().items()}

@@ -1,0 +1,1 @@
+"""A job: its states, transitions and limits. Knows neither gRPC nor the database."""

@@ -1,0 +1,1 @@
+"""What starts a worker. `executor` says what it must do. Imports `domain`."""

@@ -1,0 +1,37 @@
+"""What starts a job's worker, wherever that runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from neuroweaver.trainer.domain.job import Job
+
+LOG_NAME = "worker.log"
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a worker ended. status: its exit status, or minus the number of the signal that killed it."""
+
+    status: int
+    ran_out_of_memory: bool = False
+
+
+class Worker(Protocol):
+    """A worker that was started."""
+
+    async def wait(self) -> Exit:
+        """How it ended, once it has."""
+
+    def stop(self) -> None:
+        """Ask it to take a checkpoint and end."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+class Executor(Protocol):
+    async def start(self, job: Job, folder: Path) -> Worker:
+        """Start a worker for a job that has just been given a new lease. Raises OSError."""

@@ -1,0 +1,87 @@
+"""Workers as processes of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from neuroweaver.trainer.domain.job import Job
+from neuroweaver.trainer.executors.executor import LOG_NAME, Exit, Worker
+
+# Threads that spin while they wait for each other make work many times slower on a machine that is shared:
+# bench/RESULTS.md has the figures.
+DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+class LocalExecutor:
+    """Starts each worker as a process in a session of its own, so that it outlives a killed trainer."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = dict(environ)
+
+    async def start(self, job: Job, folder: Path) -> Worker:
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        environ = (
+            DEFAULTS
+            | self._environ
+            | {
+                "NEUROWEAVER_JOB_ID": job.job_id,
+                "NEUROWEAVER_LEASE_TOKEN": str(job.lease_token),
+                "NEUROWEAVER_JOB_FOLDER": str(folder),
+                # A crash in native code leaves its stack in the log instead of nothing.
+                "PYTHONFAULTHANDLER": "1",
+            }
+        )
+        if job.trace_parent:
+            environ["TRACEPARENT"] = job.trace_parent
+        kills_before = _out_of_memory_kills()
+        process = await asyncio.to_thread(_spawn, environ, folder / LOG_NAME)
+        return _LocalWorker(process, kills_before)
+
+
+def _spawn(environ: Mapping[str, str], log_file: Path) -> subprocess.Popen[bytes]:
+    # Not asyncio's: uvloop forks, and gRPC's handlers for a fork crash the child before it becomes a worker.
+    with log_file.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "neuroweaver.trainer.worker"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environ,
+            start_new_session=True,
+        )
+
+
+class _LocalWorker:
+    def __init__(self, process: subprocess.Popen[bytes], kills_before: int) -> None:
+        self._process = process
+        self._kills_before = kills_before
+
+    async def wait(self) -> Exit:
+        status = await asyncio.to_thread(self._process.wait)
+        killed = status == -signal.SIGKILL
+        return Exit(status, killed and _out_of_memory_kills() > self._kills_before)
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            # The whole session: a data loader or a compiler that the worker started must not stay behind.
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _out_of_memory_kills() -> int:
+    """How often the kernel has killed for memory on this machine; 0 where it does not tell."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

@@ -1,0 +1,54 @@
+"""WorkerService over gRPC: what a job's worker tells, and hears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from neuroweaver.mesh.auth.caller import caller_of
+from neuroweaver.trainer.control.supervisor import Supervisor
+from neuroweaver.trainer.domain.job import Job, State
+from neuroweaver.v1 import worker_pb2, worker_pb2_grpc
+
+
+@dataclass(frozen=True)
+class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
+    supervisor: Supervisor
+
+    async def Report(  # type: ignore[override]  # writes to the context instead of yielding
+        self, requests: AsyncIterator[worker_pb2.ReportRequest], context: Any
+    ) -> None:
+        project = caller_of(context).project
+        pushing: asyncio.Task[None] | None = None
+        lock = asyncio.Lock()
+
+        async def answer(job: Job) -> None:
+            should_stop = job.state == State.JOB_STATE_CANCELLING
+            async with lock:  # a stream takes one write at a time
+                await context.write(
+                    worker_pb2.ReportResponse(acknowledged=job.reported, should_stop=should_stop)
+                )
+
+        async def push_cancellation(beat: worker_pb2.ReportRequest) -> None:
+            """A cancelled job's worker hears of it at once, not with its next report."""
+            signal = self.supervisor.signals.of((project, beat.job_id))
+            while True:
+                seen = signal.count
+                job = await self.supervisor.report(project, beat)
+                if job.state == State.JOB_STATE_CANCELLING:
+                    await answer(job)
+                    return
+                await signal.wait(seen, timeout_s=60.0)
+
+        try:
+            async for request in requests:
+                await answer(await self.supervisor.report(project, request))
+                if pushing is None:
+                    beat = worker_pb2.ReportRequest(job_id=request.job_id, lease_token=request.lease_token)
+                    pushing = asyncio.create_task(push_cancellation(beat))
+        finally:
+            if pushing is not None:
+                pushing.cancel()
+                await asyncio.gather(pushing, return_exceptions=True)

@@ -1,0 +1,41 @@
+"""What the Trainer's environment says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from neuroweaver.mesh.wire.environment import absolute_path, text, variable, whole
+from neuroweaver.mesh.wire.settings import Settings
+
+EMBEDDED_JUDGE: Final = "embedded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings(Settings):
+    service: str = "trainer"
+    data_folder: Path = variable(
+        "NEUROWEAVER_DATA",
+        absolute_path,
+        lambda reading: reading["home"] / "data",
+        shown_default="data under NEUROWEAVER_HOME",
+        help="Where data sets lie.",
+    )
+    slots: int = variable(
+        "NEUROWEAVER_TRAINER_SLOTS", whole(1, "a number of workers"), 1, help="How many jobs run at once."
+    )
+    feedback_model: str = variable(
+        "NEUROWEAVER_FEEDBACK_MODEL", text, EMBEDDED_JUDGE, help="The judge of a job that names none."
+    )
+    # What they hold is the worker's business, and its alone.
+    has_judge_key: bool = variable(
+        "OPENAI_API_KEY", bool, default=False, shown_default="", help="Shown to the endpoint that judges."
+    )
+    has_judge_url: bool = variable(
+        "OPENAI_BASE_URL",
+        bool,
+        default=False,
+        shown_default="",
+        help="An OpenAI-compatible endpoint that judges.",
+    )

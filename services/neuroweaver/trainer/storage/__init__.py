@@ -1,0 +1,1 @@
+"""Jobs, their events and logs in the database. Imports `domain`."""

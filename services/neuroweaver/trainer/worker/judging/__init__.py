@@ -1,0 +1,1 @@
+"""AI judges: an OpenAI-compatible endpoint, or embedded. `judge` says what one must do; `choose` picks it."""

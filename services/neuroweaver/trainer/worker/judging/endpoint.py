@@ -1,0 +1,320 @@
+"""A judge behind any OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import openai
+
+from neuroweaver.trainer.worker.judging import prompt
+from neuroweaver.trainer.worker.judging.cache import JudgeCache, key_of
+from neuroweaver.trainer.worker.judging.judge import (
+    PLAIN_RUBRIC,
+    Comparison,
+    JudgeItem,
+    Judgement,
+    JudgeUnavailable,
+    Rubric,
+    Usage,
+    Verdict,
+)
+from neuroweaver.trainer.worker.judging.prompt import Unreadable
+from neuroweaver.trainer.worker.process.monitor import Monitor, Silent
+
+Answer = TypeVar("Answer")
+Messages = list[dict[str, str]]
+
+logger = logging.getLogger(__name__)
+
+# From the strictest form of answer to none; endpoints that refuse one are asked with the next.
+FORMATS = ("json_schema", "json_object", "text")
+MAX_ANSWER_TOKENS = 2048  # with a reasoning model's thoughts
+# A share means nothing for a handful of items.
+MAX_MISSING_OF_FEW = 2
+POLL_S = 0.5
+# Failures to reach the endpoint before its first answer, after which the others are not tried.
+MAX_UNREACHED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the judge answers. timeout_s: of one request; prices: US dollars for a million tokens, 0 unknown.
+
+    The key never shows in `repr`, so it can reach no log through it.
+    """
+
+    model: str
+    base_url: str
+    api_key: str
+    concurrency: int = 8
+    timeout_s: float = 60.0
+    max_retries: int = 4
+    max_missing: float = 0.2
+    input_price: float = 0.0
+    output_price: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"Endpoint(model={self.model!r}, host={self.host!r})"
+
+    @property
+    def host(self) -> str:
+        """The address without credentials, path and query."""
+        parts = urlsplit(self.base_url)
+        return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+
+
+class OpenAIJudge:
+    """Asks a chat model for scores and comparisons; every good answer is cached.
+
+    429, 5xx and time-outs are retried with back-off by the client. An answer that cannot be read gets one
+    more try, and is missing then. More than `max_missing` of a batch missing raises JudgeUnavailable. Not for
+    use in a thread that runs an event loop.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, cache: Path | None = None) -> None:
+        self._endpoint = endpoint
+        self._cache = JudgeCache(cache)
+        self._usage = Usage()
+        self._format = 0
+        self._options: dict[str, Any] = {"temperature": 0, "max_tokens": MAX_ANSWER_TOKENS}
+        self._has_answered = False
+        self._unreached = 0
+
+    @property
+    def name(self) -> str:
+        return self._endpoint.model
+
+    @property
+    def usage(self) -> Usage:
+        return self._usage
+
+    def score(self, items: Sequence[JudgeItem], rubric: Rubric, monitor: Monitor) -> list[Judgement | None]:
+        asked = rubric or PLAIN_RUBRIC
+        schema = prompt.score_schema(asked)
+
+        async def judged(client: openai.AsyncOpenAI, item: JudgeItem) -> Judgement | None:
+            messages = prompt.score_messages(item, asked)
+            return await self._ask(client, messages, schema, lambda text: prompt.read_judgement(text, asked))
+
+        return asyncio.run(self._batch(items, judged, monitor))
+
+    def compare(
+        self, items: Sequence[Comparison], rubric: Rubric = (), monitor: Monitor | None = None
+    ) -> list[Verdict | None]:
+        """Each pair is judged in both orders; what the order turns round is a tie."""
+        asked = rubric or PLAIN_RUBRIC
+        schema = prompt.compare_schema()
+
+        async def better(client: openai.AsyncOpenAI, item: Comparison, *, swapped: bool) -> str | None:
+            messages = prompt.compare_messages(item, asked, swapped=swapped)
+            return await self._ask(client, messages, schema, prompt.read_better)
+
+        async def judged(client: openai.AsyncOpenAI, item: Comparison) -> Verdict | None:
+            if item.a == item.b:
+                return Verdict.TIE
+            return _verdict(
+                await better(client, item, swapped=False), await better(client, item, swapped=True)
+            )
+
+        return asyncio.run(self._batch(items, judged, monitor or Silent()))
+
+    async def _batch(
+        self,
+        items: Sequence[Any],
+        judged: Callable[[openai.AsyncOpenAI, Any], Coroutine[Any, Any, Answer | None]],
+        monitor: Monitor,
+    ) -> list[Answer | None]:
+        """All answers in order, at most `concurrency` at a time; leaves at once when stopped or hopeless."""
+        allowed = max(self._endpoint.max_missing * len(items), MAX_MISSING_OF_FEW)
+        turns = asyncio.Semaphore(self._endpoint.concurrency)
+        async with self._client() as client:
+
+            async def one(item: Any) -> Answer | None:
+                async with turns:
+                    return await judged(client, item)
+
+            tasks = [asyncio.ensure_future(one(item)) for item in items]
+            try:
+                done = missing = 0
+                pending = set(tasks)
+                while pending:
+                    monitor.check()
+                    finished, pending = await asyncio.wait(
+                        pending, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    done += len(finished)
+                    lost = sum(task.result() is None for task in finished)
+                    missing += lost
+                    self._usage.missing += lost
+                    if finished:
+                        monitor.report(step=done, total_steps=len(items), tokens=self._usage.tokens)
+                    if missing > allowed:
+                        raise JudgeUnavailable(
+                            f"{missing} of {done} judgements by {self.name} are missing, "
+                            f"more than the {self._endpoint.max_missing:.0%} of {len(items)} that may be"
+                        )
+                return [task.result() for task in tasks]
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            api_key=self._endpoint.api_key,
+            base_url=self._endpoint.base_url,
+            timeout=self._endpoint.timeout_s,
+            max_retries=self._endpoint.max_retries,
+        )
+
+    async def _ask(
+        self,
+        client: openai.AsyncOpenAI,
+        messages: Messages,
+        schema: dict[str, Any],
+        read: Callable[[str], Answer],
+    ) -> Answer | None:
+        """What `read` makes of the model's answer, cached or asked for at most twice; None if missing."""
+        key = key_of(model=self._endpoint.model, host=self._endpoint.host, messages=messages, schema=schema)
+        known = self._cache.get(key)
+        if isinstance(known, str):
+            self._usage.cached += 1
+            return read(known)
+        conversation = list(messages)
+        for _ in range(2):
+            text = await self._said(client, conversation, schema)
+            if text is None:
+                return None
+            try:
+                answer = read(text)
+            except Unreadable as fault:
+                repair = prompt.REPAIR.format(fault=fault)
+                conversation = [
+                    *messages,
+                    {"role": "assistant", "content": text[:2000] or "(nothing)"},
+                    {"role": "user", "content": repair},
+                ]
+            else:
+                self._cache.put(key, text)
+                return answer
+        return None
+
+    async def _said(
+        self, client: openai.AsyncOpenAI, messages: Messages, schema: dict[str, Any]
+    ) -> str | None:
+        """The text that the model says, empty if it refuses; None if the endpoint gave nothing."""
+        try:
+            completion = await self._negotiated(client, messages, schema)
+        except (openai.APIConnectionError, openai.APIStatusError) as error:
+            # The cause is cut off throughout: an endpoint's message may repeat the key it was sent.
+            self._refuse_hopeless(error)
+            return None
+        except ValueError:
+            # A page of some other server, say, where the address is wrong.
+            self._unreached_by("no JSON")
+            return None
+        self._has_answered = True
+        self._count(getattr(completion, "usage", None))
+        return _text_of(completion)
+
+    async def _negotiated(
+        self, client: openai.AsyncOpenAI, messages: Messages, schema: dict[str, Any]
+    ) -> Any:
+        """The completion in the strictest form, and with the options, that the endpoint accepts."""
+        form, options = self._format, dict(self._options)
+        while True:
+            try:
+                completion = await client.chat.completions.create(
+                    model=self._endpoint.model,
+                    messages=messages,  # type: ignore[arg-type]
+                    **options,
+                    **_response_format(FORMATS[form], schema),
+                )
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if (fewer := _without_refused(options, error)) is not None:
+                    options = fewer
+                elif form + 1 < len(FORMATS):
+                    form += 1
+                else:
+                    raise
+            else:
+                # Kept only because it worked: a request refused for its own sake spoils nothing for others.
+                self._format, self._options = form, options
+                return completion
+
+    def _refuse_hopeless(self, error: openai.APIConnectionError | openai.APIStatusError) -> None:
+        """Raise JudgeUnavailable if no further request can succeed."""
+        place = f"the judge's endpoint {self._endpoint.host}"
+        if isinstance(error, openai.AuthenticationError):
+            raise JudgeUnavailable(f"{place} refuses the key (401): check OPENAI_API_KEY") from None
+        if isinstance(error, openai.PermissionDeniedError):
+            raise JudgeUnavailable(f"{place} denies the use of {self.name!r} with this key (403)") from None
+        if isinstance(error, openai.NotFoundError):
+            raise JudgeUnavailable(
+                f"{place} has no model {self.name!r} (404): check feedback_model"
+            ) from None
+        if error.code == "insufficient_quota":
+            raise JudgeUnavailable(f"{place} says that the account's quota is used up") from None
+        self._unreached_by(str(getattr(error, "status_code", "") or type(error).__name__))
+
+    def _unreached_by(self, cause: str) -> None:
+        """Count a request that got no completion; too many before the first one raise JudgeUnavailable."""
+        logger.warning("no judgement by %s: %s", self.name, cause)
+        self._unreached += not self._has_answered
+        if self._unreached >= MAX_UNREACHED:
+            place = f"the judge's endpoint {self._endpoint.host}"
+            raise JudgeUnavailable(f"{place} gives no answer ({cause})") from None
+
+    def _count(self, usage: Any) -> None:
+        self._usage.calls += 1
+        asked, said = (_whole(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
+        self._usage.prompt_tokens += asked
+        self._usage.completion_tokens += said
+        spent = asked * self._endpoint.input_price + said * self._endpoint.output_price
+        self._usage.cost_usd += spent / 1e6
+
+
+def _text_of(completion: Any) -> str:
+    """What the model says; empty if it refuses. The client does not check that a completion has its shape."""
+    choices = getattr(completion, "choices", None)
+    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+    text = getattr(message, "content", None)
+    return text if isinstance(text, str) else ""
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _verdict(straight: str | None, swapped: str | None) -> Verdict | None:
+    if straight is None or swapped is None:
+        return None
+    if (straight, swapped) == ("first", "second"):
+        return Verdict.A
+    if (straight, swapped) == ("second", "first"):
+        return Verdict.B
+    return Verdict.TIE
+
+
+def _response_format(form: str, schema: dict[str, Any]) -> dict[str, Any]:
+    if form == "json_schema":
+        described = {"name": "judgement", "strict": True, "schema": schema}
+        return {"response_format": {"type": "json_schema", "json_schema": described}}
+    return {"response_format": {"type": "json_object"}} if form == "json_object" else {}
+
+
+def _without_refused(options: dict[str, Any], error: openai.APIStatusError) -> dict[str, Any] | None:
+    """The options without the one that the endpoint names in its refusal; None if it names none of them."""
+    told = f"{error.param or ''} {error.message}"
+    # Reasoning models know the limit by another name, and no temperature.
+    for name in ("max_tokens", "temperature", "max_completion_tokens"):
+        if name in options and name in told:
+            fewer = {key: value for key, value in options.items() if key != name}
+            return fewer | ({"max_completion_tokens": options[name]} if name == "max_tokens" else {})
+    return None

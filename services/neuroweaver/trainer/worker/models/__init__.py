@@ -1,0 +1,1 @@
+"""Base models in memory, quantised or not, and text from them."""

@@ -1,0 +1,1 @@
+"""Policy optimisation: losses as pure functions, rollouts, trainer, stage. Begin with `ppo_losses`."""

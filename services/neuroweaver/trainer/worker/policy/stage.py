@@ -1,0 +1,130 @@
+"""The PPO stage of a job: the trainer of `ppo_trainer` with checkpoints in the job's folder."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from neuroweaver.mesh.machine.files import read_json, read_jsonl, write_json, write_jsonl, write_whole
+from neuroweaver.trainer.worker.data.chat import Messages, encode_prompt
+from neuroweaver.trainer.worker.data.questions import without_system
+from neuroweaver.trainer.worker.policy.adapters import save_policy
+from neuroweaver.trainer.worker.policy.ppo_losses import PPOConfig
+from neuroweaver.trainer.worker.policy.ppo_trainer import PPOStep, PPOTrainer
+from neuroweaver.trainer.worker.policy.rollout import Prompt
+from neuroweaver.trainer.worker.process.monitor import Monitor
+from neuroweaver.trainer.worker.process.stages import Result, Stages
+from neuroweaver.v1 import trainer_pb2 as pb
+
+# A step lost to a crash is repeated; a checkpoint of an adapter and its optimizer is small.
+CHECKPOINT_EVERY: Final = 5
+
+
+def optimize_policy(
+    model: Any,
+    tokenizer: Any,
+    scorer: Any,
+    conversations: Sequence[Messages],
+    config: pb.TrainingConfig,
+    folder: Path,
+    monitor: Monitor,
+    stages: Stages,
+) -> Result:
+    """Runs PPO from its last checkpoint in `folder`, and saves the adapter there.
+
+    scorer: a RewardModel. conversations: each up to where the assistant answers. Raises Stopped.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = [prompt_of(tokenizer, messages) for messages in conversations]
+    asked = {
+        prompt.text: without_system(messages) for prompt, messages in zip(prompts, conversations, strict=True)
+    }
+
+    def reward(texts: list[str], responses: list[str]) -> torch.Tensor:
+        scores: torch.Tensor = scorer.score([asked[text] for text in texts], responses)
+        return scores
+
+    trainer = PPOTrainer(model, tokenizer, reward, ppo_config(config))
+    history = _resume(trainer, folder, stages)
+
+    def on_step(step: PPOStep) -> None:
+        history.append({"step": step.step, **step.metrics()})
+        if step.step % CHECKPOINT_EVERY == 0:
+            _save(trainer, history, folder)
+            stages.checkpoint_saved(step.step)
+
+    try:
+        done = trainer.train(prompts, config.ppo_steps, monitor, on_step)
+    finally:
+        # A cancelled job keeps what is whole: the state after the last finished step.
+        _save(trainer, history, folder)
+    save_policy(model, folder / "adapter")
+    return _summary(history, done.stop_reason) | {"adapter": f"{folder.name}/adapter"}
+
+
+def prompt_of(tokenizer: Any, messages: Messages) -> Prompt:
+    ids = encode_prompt(tokenizer, messages)
+    return Prompt(text=tokenizer.decode(ids), input_ids=tuple(ids))
+
+
+def ppo_config(config: pb.TrainingConfig) -> PPOConfig:
+    batch_size = config.ppo_batch_size
+    minibatch_size = max(2, math.ceil(batch_size / 2))
+    return PPOConfig(
+        batch_size=batch_size,
+        minibatch_size=minibatch_size,
+        micro_batch_size=min(minibatch_size, 8),
+        epochs=config.ppo_epochs,
+        max_new_tokens=config.max_new_tokens,
+        learning_rate=config.ppo_learning_rate,
+        kl_coeff=config.kl_coeff,
+        target_kl=config.target_kl or None,
+        # Far above the target the reward model is asked about text that it has never seen.
+        max_kl=5 * config.target_kl if config.target_kl else None,
+        seed=config.seed,
+    )
+
+
+def _resume(trainer: PPOTrainer, folder: Path, stages: Stages) -> list[dict[str, Any]]:
+    """The history up to the last checkpoint, from which the trainer goes on."""
+    pointer = read_json(folder / "checkpoint.json")
+    if pointer is None:
+        return []
+    state = torch.load(folder / pointer["state"], map_location=trainer.device, weights_only=True)
+    trainer.load_state_dict(state)
+    stages.rewound(pointer["step"])
+    return [step for step in read_jsonl(folder / "steps.jsonl") if step["step"] <= pointer["step"]]
+
+
+def _save(trainer: PPOTrainer, history: Sequence[dict[str, Any]], folder: Path) -> None:
+    """State first, then the pointer to it: a crash in between leaves the checkpoint before."""
+    step = trainer.steps_done
+    known = read_json(folder / "checkpoint.json")
+    if known is not None and known["step"] == step:
+        return
+    content = io.BytesIO()
+    torch.save(trainer.state_dict(), content)
+    write_whole(folder / f"state-{step}.pt", content.getvalue())
+    write_jsonl(folder / "steps.jsonl", history)
+    write_json(folder / "checkpoint.json", {"step": step, "state": f"state-{step}.pt"})
+    for old in folder.glob("state-*.pt"):
+        if old.name != f"state-{step}.pt":
+            old.unlink()
+
+
+def _summary(history: Sequence[dict[str, Any]], stop_reason: str) -> Result:
+    """reward_first and reward_last: means over the first and the last tenth of the steps."""
+    rewards = [step["reward"] for step in history if "reward" in step]
+    tenth = max(1, len(rewards) // 10)
+    return {
+        "steps": len(history),
+        "reward_first": sum(rewards[:tenth]) / max(len(rewards[:tenth]), 1),
+        "reward_last": sum(rewards[-tenth:]) / max(len(rewards[-tenth:]), 1),
+        "kl_last": history[-1].get("kl", 0.0) if history else 0.0,
+        "stop_reason": stop_reason,
+    }

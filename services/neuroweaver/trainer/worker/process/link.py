@@ -1,0 +1,147 @@
+"""The worker's line to the trainer: events and log lines up, acknowledgements and the word to stop down."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+import grpc
+
+from neuroweaver.mesh.wire.channel import sync_channel
+from neuroweaver.mesh.wire.status import describe
+from neuroweaver.v1 import trainer_pb2 as pb
+from neuroweaver.v1 import worker_pb2, worker_pb2_grpc
+
+_LOG: Final = logging.getLogger(__name__)
+
+BEAT_S: Final = 2.0
+RECONNECT_S: Final = 1.0
+# Kept while the trainer is away; beyond this, progress and log lines are let go, never an event that counts.
+MAX_WAITING: Final = 10_000
+
+# A trainer that answers so will not answer otherwise later.
+_FINAL: Final = frozenset(
+    {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT}
+)
+
+
+class Link:
+    """Delivers in the background, in order, at least once; the trainer drops what it has stored already.
+
+    A broken connection is mended as long as the worker lives: training goes on while the trainer restarts.
+    """
+
+    def __init__(self, address: str, job_id: str, lease_token: int) -> None:
+        self.must_stop = threading.Event()
+        """Set when the job was cancelled, or when this worker's lease is no longer the job's."""
+        self.is_fenced = False
+        self._job_id = job_id
+        self._lease_token = lease_token
+        self._channel = sync_channel(address)
+        self._waiting: deque[worker_pb2.ReportRequest] = deque()
+        self._last = 0
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="trainer-link", daemon=True)
+        self._thread.start()
+
+    def event(self, event: pb.TrainingEvent) -> None:
+        event.time.GetCurrentTime()
+        self._put(worker_pb2.ReportRequest(event=event))
+
+    def log(self, level: str, message: str) -> None:
+        line = pb.LogLine(level=level, message=message)
+        line.time.GetCurrentTime()
+        self._put(worker_pb2.ReportRequest(log=line))
+
+    def close(self, timeout_s: float) -> bool:
+        """Whether everything was delivered within `timeout_s`; nothing can be sent afterwards."""
+        give_up = time.monotonic() + timeout_s
+        with self._changed:
+            while self._waiting and not self.is_fenced and (left := give_up - time.monotonic()) > 0:
+                self._changed.wait(left)
+            self._is_closing = True
+            self._changed.notify_all()
+            is_delivered = not self._waiting
+        self._channel.close()
+        self._thread.join(timeout=5)
+        return is_delivered
+
+    def _put(self, report: worker_pb2.ReportRequest) -> None:
+        with self._changed:
+            self._last += 1
+            report.job_id, report.lease_token, report.number = self._job_id, self._lease_token, self._last
+            if len(self._waiting) >= MAX_WAITING:
+                self._let_go()
+            self._waiting.append(report)
+            self._changed.notify_all()
+
+    def _let_go(self) -> None:
+        kept = [
+            each for each in self._waiting if not each.event.HasField("progress") and not each.HasField("log")
+        ]
+        self._waiting = deque(kept)
+
+    def _run(self) -> None:
+        stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
+        while not self._is_closing:
+            try:
+                for answer in stub.Report(self._requests()):
+                    self._take(answer)
+            except grpc.RpcError as error:
+                if error.code() in _FINAL:
+                    _LOG.warning("the trainer has dismissed this worker: %s", describe(error))
+                    self._fenced()
+                    return
+                _LOG.debug("the trainer is away: %s", describe(error))
+            except ValueError:  # the channel was closed between two attempts
+                return
+            time.sleep(RECONNECT_S)
+
+    def _requests(self) -> Iterator[worker_pb2.ReportRequest]:
+        """Everything not yet acknowledged, then what comes; a beat when nothing comes."""
+        sent = 0
+        yield worker_pb2.ReportRequest(job_id=self._job_id, lease_token=self._lease_token)
+        while True:
+            with self._changed:
+                fresh = [each for each in self._waiting if each.number > sent]
+                if not fresh and not self._is_closing:
+                    self._changed.wait(BEAT_S)
+                    fresh = [each for each in self._waiting if each.number > sent]
+                if self._is_closing and not fresh:
+                    return
+            for report in fresh:
+                yield report
+                sent = report.number
+            if not fresh:
+                yield worker_pb2.ReportRequest(job_id=self._job_id, lease_token=self._lease_token)
+
+    def _take(self, answer: worker_pb2.ReportResponse) -> None:
+        with self._changed:
+            while self._waiting and self._waiting[0].number <= answer.acknowledged:
+                self._waiting.popleft()
+            self._changed.notify_all()
+        if answer.should_stop:
+            self.must_stop.set()
+
+    def _fenced(self) -> None:
+        with self._changed:
+            self.is_fenced = True
+            self._changed.notify_all()
+        self.must_stop.set()
+
+
+class LinkHandler(logging.Handler):
+    """Sends log records to the trainer; tracebacks stay in the worker's own log file."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(logging.INFO)
+        self._link = link
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not record.name.startswith(__name__):  # what the link says of itself would never end
+            self._link.log(record.levelname, record.getMessage())

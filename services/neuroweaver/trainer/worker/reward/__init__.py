@@ -1,0 +1,1 @@
+"""The reward model: preferences, its network, its training."""

@@ -1,0 +1,1 @@
+"""Whether the tuned model is better: perplexity and judged wins."""

@@ -1,0 +1,125 @@
+"""Base model and tuned model side by side: loss on held-out rows, and a judge's view of both answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from neuroweaver.trainer.data.specialization import Specialization
+from neuroweaver.trainer.worker.data.chat import Messages
+from neuroweaver.trainer.worker.judging.judge import Comparison, Judge, JudgeItem
+from neuroweaver.trainer.worker.judging.judge import Verdict as Better
+from neuroweaver.trainer.worker.models.generation import generate
+from neuroweaver.trainer.worker.process.monitor import Monitor
+from neuroweaver.trainer.worker.process.stages import Result
+from neuroweaver.trainer.worker.validation.measures import Verdict, perplexity, win_rate
+from neuroweaver.v1 import trainer_pb2 as pb
+
+VERDICTS: Final[Mapping[Verdict | None, pb.Verdict.ValueType]] = {
+    "win": pb.VERDICT_WIN,
+    "loss": pb.VERDICT_LOSS,
+    "tie": pb.VERDICT_TIE,
+    None: pb.VERDICT_UNSPECIFIED,
+}
+# The base model is A of each comparison, the tuned one B.
+_OUTCOMES: Final[Mapping[Better | None, Verdict | None]] = {
+    Better.A: "loss",
+    Better.B: "win",
+    Better.TIE: "tie",
+    None: None,
+}
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    judge: Judge,
+    specialization: Specialization,
+    held_out: Sequence[Messages],
+    config: pb.TrainingConfig,
+    monitor: Monitor,
+) -> tuple[list[dict[str, Any]], Result]:
+    """A record a prompt with the fields of JudgedSample, and the numbers over all of them.
+
+    model: a PEFT model; without its adapter it is the base model. Answers are greedy. Raises Stopped and
+    JudgeUnavailable.
+    """
+    conversations = [
+        [
+            {"role": "system", "content": specialization.system_prompt},
+            {"role": "user", "content": each.prompt},
+        ]
+        for each in specialization.evaluation_prompts
+    ]
+
+    def measure() -> tuple[list[str], float, float]:
+        answers = generate(
+            model,
+            tokenizer,
+            conversations,
+            max_new_tokens=config.max_new_tokens,
+            temperature=0.0,
+            seed=config.seed,
+            monitor=monitor,
+        )
+        loss = perplexity(model, tokenizer, held_out, monitor, max_length=config.max_seq_length)
+        return [answer.text for answer in answers], loss.mean, loss.perplexity
+
+    tuned, loss_after, perplexity_after = measure()
+    with model.disable_adapter():
+        base, loss_before, perplexity_before = measure()
+    samples = _judged(judge, specialization, base, tuned, monitor)
+    counted = win_rate(sample["verdict"] for sample in samples)
+    return samples, {
+        "loss_before": loss_before,
+        "loss_after": loss_after,
+        "perplexity_before": perplexity_before,
+        "perplexity_after": perplexity_after,
+        "wins": counted.wins,
+        "losses": counted.losses,
+        "ties": counted.ties,
+        "missing": counted.missing,
+        "win_rate": 0.0 if counted.rate is None else counted.rate,
+        "win_rate_lower": counted.lower,
+        "win_rate_upper": counted.upper,
+        "confidence": counted.confidence,
+        "base_score": _mean(sample["base_score"] for sample in samples),
+        "tuned_score": _mean(sample["tuned_score"] for sample in samples),
+    }
+
+
+def _judged(
+    judge: Judge, specialization: Specialization, base: Sequence[str], tuned: Sequence[str], monitor: Monitor
+) -> list[dict[str, Any]]:
+    prompts, rubric = specialization.evaluation_prompts, specialization.rubric
+    items = [
+        JudgeItem(each.prompt, answer, each.reference)
+        for each, *answers in zip(prompts, base, tuned, strict=True)
+        for answer in answers
+    ]
+    scores = judge.score(items, rubric, monitor)
+    comparisons = [
+        Comparison(each.prompt, a, b, each.reference) for each, a, b in zip(prompts, base, tuned, strict=True)
+    ]
+    verdicts = judge.compare(comparisons, rubric, monitor)
+    return [
+        {
+            "prompt_id": each.id,
+            "prompt": each.prompt,
+            "reference": each.reference,
+            "base_response": comparison.a,
+            "tuned_response": comparison.b,
+            "base_score": base_score and base_score.score,
+            "tuned_score": tuned_score and tuned_score.score,
+            "verdict": _OUTCOMES[verdict],
+            "reason": tuned_score.reason if tuned_score else "",
+        }
+        for each, comparison, base_score, tuned_score, verdict in zip(
+            prompts, comparisons, scores[0::2], scores[1::2], verdicts, strict=True
+        )
+    ]
+
+
+def _mean(scores: Iterable[float | None]) -> float:
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else 0.0

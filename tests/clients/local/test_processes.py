@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import grpc
+import pytest
+
+import foreground
+from neuroweaver.client import Client
+from neuroweaver.local.processes import (
+    SERVICES,
+    Fleet,
+    Place,
+    ProcessError,
+    end_recorded,
+    is_free,
+    is_service,
+    recorded,
+    unwinding_on_signals,
+)
+from ports import free_ports
+
+
+@pytest.fixture
+def environ(tmp_path, monkeypatch):
+    """An environment with a home and ports of its own."""
+    ports = iter(free_ports(2 * len(SERVICES) + 1))
+    made = {key: value for key, value in os.environ.items() if not key.startswith("NEUROWEAVER_")}
+    made["NEUROWEAVER_HOME"] = str(tmp_path / "home")
+    made["PYTHONPATH"] = os.pathsep.join(sys.path)
+    for service in SERVICES:
+        made[f"NEUROWEAVER_{service.upper()}_PORT"] = str(next(ports))
+        made[f"NEUROWEAVER_{service.upper()}_METRICS_PORT"] = str(next(ports))
+    made["NEUROWEAVER_SERVING_PORT"] = str(next(ports))
+    return made
+
+
+@pytest.fixture
+def places(environ):
+    return [Place.from_environment(service, environ) for service in SERVICES]
+
+
+def command_line(environ, *arguments):
+    return foreground.start([sys.executable, "-m", "neuroweaver.cli", *arguments], env=environ)
+
+
+def is_alive(pid):
+    return any(is_service(pid, service) for service in SERVICES)
+
+
+def read_document(stream):
+    """The JSON document that a running command has printed."""
+    text = ""
+    while True:
+        line = stream.readline()
+        assert line, f"the command has ended: {text}"
+        text += line
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_up_serves_until_a_signal_and_leaves_nothing_behind(environ, places, number, code):
+    process = command_line(environ, "up", "--json")
+    try:
+        started = read_document(process.stdout)
+        with Client({place.service: place.address for place in places}) as client:
+            assert all(client.is_healthy(service) for service in SERVICES)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert not any(is_alive(service["pid"]) for service in started["services"])
+    assert all(is_free(place.host, place.port) for place in places)
+    assert all("serving" in place.log.read_text() for place in places)
+
+
+def test_a_program_started_by_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with unwinding_on_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_service_that_ends_takes_the_others_with_it(environ, places):
+    process = command_line(environ, "up", "--json")
+    try:
+        started = read_document(process.stdout)
+        pids = {each["service"]: each["pid"] for each in started["services"]}
+        os.kill(pids["experiment"], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+
+    assert process.returncode == 1
+    assert "the experiment has stopped (SIGKILL)" in json.loads(err)["error"]["message"]
+    assert not any(map(is_alive, pids.values()))
+
+
+def test_detached_services_run_on_until_down_ends_exactly_them(environ, places):
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    pids = {}
+    try:
+        up = command_line(environ, "up", "--detach", "--json")
+        out, err = up.communicate(timeout=90)
+        assert up.returncode == 0, err
+        pids = {each["service"]: each["pid"] for each in json.loads(out)["services"]}
+        assert recorded(places) == pids
+
+        again = command_line(environ, "up", "--json")
+        _, err = again.communicate(timeout=60)
+        assert again.returncode == 5
+        assert "already running" in err
+
+        # A file whose process is another by now: ids are used again.
+        places[0].pid_file.write_text(str(bystander.pid))
+        assert set(end_recorded(places)) == set(SERVICES) - {places[0].service}
+        assert bystander.poll() is None
+        assert is_alive(pids[places[0].service])
+        places[0].pid_file.write_text(str(pids[places[0].service]))
+        down = command_line(environ, "down", "--json")
+        out, _ = down.communicate(timeout=60)
+        assert [each["pid"] for each in json.loads(out)["ended"]] == [pids[places[0].service]]
+        assert not any(map(is_alive, pids.values()))
+        assert not list((places[0].home / "run").iterdir())
+    finally:
+        bystander.kill()
+        bystander.wait()
+        for pid in filter(is_alive, pids.values()):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("service", "variable"),
+    [
+        ("trainer", "NEUROWEAVER_TRAINER_PORT"),
+        ("trainer", "NEUROWEAVER_TRAINER_METRICS_PORT"),
+        ("deployer", "NEUROWEAVER_SERVING_PORT"),
+    ],
+)
+def test_a_taken_port_is_named_with_its_variable_before_anything_starts(environ, places, service, variable):
+    taken = int(environ[variable])
+    with socket.socket() as listener, Fleet(environ) as fleet:
+        listener.bind(("127.0.0.1", taken))
+        listener.listen()
+        with pytest.raises(ProcessError, match=rf"port {taken} of the {service} .* {variable}"):
+            fleet.start()
+
+    assert not places[0].home.exists()
+
+
+def test_a_service_that_cannot_start_is_told_with_its_last_words(environ):
+    environ["NEUROWEAVER_DATABASE_URL"] = "mysql://secret@host"
+    with pytest.raises(Exception, match="NEUROWEAVER_DATABASE_URL"):
+        Fleet(environ)
+
+    del environ["NEUROWEAVER_DATABASE_URL"]
+    with Fleet(environ, ["trainer"]) as fleet:
+        fleet._environ["NEUROWEAVER_TRAINER_SLOTS"] = "none"
+        fleet.start()
+        with pytest.raises(
+            ProcessError, match=r"the trainer has stopped \(exit code 1\): .*NEUROWEAVER_TRAINER_SLOTS=none"
+        ):
+            fleet.wait_until_healthy()
+
+
+def test_a_service_that_ignores_sigterm_is_killed(environ, monkeypatch):
+    monkeypatch.setattr("neuroweaver.local.processes._GRACE_S", 0.5)
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with Fleet(environ, ["registry"]) as fleet:
+        fleet._processes["registry"] = process
+
+    assert process.returncode == -signal.SIGKILL
+    process.stdout.close()
+
+
+def test_without_pid_files_there_is_nothing_to_end(environ, places):
+    process = command_line(environ, "down")
+    out, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert "Nothing to stop" in out
+
+
+def test_what_is_later_work_answers_unimplemented(environ, places):
+    from neuroweaver.v1 import trainer_pb2
+    from neuroweaver.v1.trainer_pb2_grpc import TrainerServiceStub
+
+    by_name = {place.service: place.address for place in places}
+    with Fleet(environ, ["trainer"]) as fleet:
+        fleet.start()
+        fleet.wait_until_healthy()
+        with grpc.insecure_channel(by_name["trainer"]) as trainer:
+            config = trainer_pb2.TrainingConfig(
+                model_name="advisor",
+                base_model="smollm2-135m-instruct",
+                dataset_path="builtin:automotive",
+                specialization="service_advisor",
+            )
+            with pytest.raises(grpc.RpcError) as refusal:
+                TrainerServiceStub(trainer).EstimateTraining(
+                    trainer_pb2.EstimateTrainingRequest(config=config)
+                )
+            assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert "does not estimate jobs yet" in refusal.value.details()

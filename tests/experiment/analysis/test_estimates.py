@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiment.figures import (
+    EQUAL,
+    NOW,
+    cell,
+    experiment,
+    guardrail,
+    lower,
+    metric,
+    normal,
+    numbers,
+    reported,
+    snapshot,
+    superior,
+)
+from neuroweaver.experiment.domain.model import CREATED
+from neuroweaver.experiment.domain.snapshot import Cell, Group, Quality, Snapshot, Tally
+from neuroweaver.mesh.wire.errors import OutOfRange
+from neuroweaver.statistics.arm import Sample
+from neuroweaver.statistics.moments import Moments
+from neuroweaver.statistics.sketch import GroupedSketch, group_of
+from neuroweaver.v1 import experiment_pb2 as pb
+
+
+def test_a_mean_is_compared_by_welchs_t() -> None:
+    control, tuned = normal(50, 10, 1, 2), normal(80, 11, 2, 3)
+    results = reported(
+        experiment(), snapshot({"control": {"score": control}, "tuned": {"score": tuned}})
+    ).results
+    (effect,) = results.metrics[0].effects
+    reference = stats.ttest_ind(tuned, control, equal_var=False)
+    interval = reference.confidence_interval(0.95)
+    assert effect.status == pb.ESTIMATE_STATUS_OK
+    assert effect.absolute == pytest.approx(1.0)
+    assert effect.relative == pytest.approx(0.1)
+    assert effect.fixed_horizon.p_value == pytest.approx(reference.pvalue)
+    assert effect.fixed_horizon.absolute.lower == pytest.approx(interval.low)
+    assert effect.fixed_horizon.absolute.upper == pytest.approx(interval.high)
+    # Looking at any time costs width.
+    assert effect.always_valid.absolute.lower < effect.fixed_horizon.absolute.lower
+    assert effect.always_valid.p_value > effect.fixed_horizon.p_value
+    assert effect.detectable_effect > 0
+    assert not effect.HasField("bayesian")
+    assert not effect.HasField("variance_reduction")
+
+
+def test_a_variants_own_mean_has_students_interval() -> None:
+    values = normal(50, 10, 1, 2)
+    found = snapshot({"control": {"score": values}, "tuned": {"score": values}})
+    estimate = reported(experiment(), found).results.metrics[0].variants[0]
+    assert (estimate.variant_id, estimate.units, estimate.events) == ("control", 50, 50)
+    assert estimate.value == pytest.approx(10)
+    assert estimate.std_dev == pytest.approx(2)
+    assert estimate.std_error == pytest.approx(2 / math.sqrt(50))
+    assert estimate.interval.upper - 10 == pytest.approx(stats.t.ppf(0.975, 49) * 2 / math.sqrt(50))
+
+
+def test_phases_are_compared_within_themselves() -> None:
+    """Simpson's paradox: in both phases the treatment is better by 1, pooled it looks worse."""
+    phases = [{"control": 0.1, "tuned": 0.9}, {"control": 0.9, "tuned": 0.1}]
+    found = snapshot(
+        {"control": {"score": normal(100, 0, 1)}, "tuned": {"score": normal(900, 1, 2)}},
+        {"control": {"score": normal(900, 10, 3)}, "tuned": {"score": normal(100, 11, 4)}},
+    )
+    made = experiment(phases=phases)
+    whole = reported(made, found).results
+    control, tuned = whole.metrics[0].variants
+    assert tuned.value < control.value
+    assert whole.metrics[0].effects[0].absolute == pytest.approx(1)
+    second = reported(made, found, phase=2).results
+    assert second.metrics[0].variants[0].value == pytest.approx(10)
+    assert [each.units for each in second.variants] == [900, 100]
+    assert {each.reason for each in whole.notices} == {"WEIGHTS_CHANGED"}
+
+
+def test_a_phase_that_is_not_there_is_out_of_range() -> None:
+    with pytest.raises(OutOfRange):
+        reported(experiment(), Snapshot(), phase=2)
+
+
+def test_p_values_are_adjusted_over_metrics_and_treatments() -> None:
+    weights = {"control": 0.4, "a": 0.3, "b": 0.3}
+    metrics = [metric("score"), metric("other")]
+    shifts = itertools.count()
+    found = snapshot(
+        {
+            variant: {each: normal(100, 0.05 * next(shifts), next(shifts)) for each in ("score", "other")}
+            for variant in weights
+        }
+    )
+    made = experiment(weights, metrics=metrics)
+    views = [e.fixed_horizon for m in reported(made, found).results.metrics for e in m.effects]
+    raw = [each.p_value for each in views]
+    least = 0.0
+    for rank, index in enumerate(sorted(range(4), key=raw.__getitem__)):
+        least = max(least, min(1.0, raw[index] * (4 - rank)))
+        assert views[index].adjusted_p_value == pytest.approx(least)
+        assert views[index].is_significant == (least < 0.05)
+    assert any(each.is_significant for each in views)
+    assert not all(each.is_significant for each in views)
+
+    unadjusted = experiment(weights, metrics=metrics, multiplicity_correction=pb.MULTIPLICITY_CORRECTION_NONE)
+    views = [e.fixed_horizon for m in reported(unadjusted, found).results.metrics for e in m.effects]
+    assert [each.adjusted_p_value for each in views] == raw
+
+
+def test_a_covariate_takes_variance_out() -> None:
+    rng = np.random.default_rng(5)
+    cells = {}
+    for variant, shift in (("control", 0.0), ("tuned", 0.2)):
+        covariate = rng.normal(size=2000)
+        outcome = 0.8 * covariate + 0.6 * rng.normal(size=2000) + shift
+        sample = Sample(Moments.of(np.stack([outcome, covariate], axis=1)), Moments.zero(1))
+        cells[1, variant, "score"] = Cell(sample, 2000)
+    groups = {(1, variant): Group(2000) for variant in EQUAL}
+    made = experiment(metrics=[metric(cuped=pb.Cuped(exposure_covariate="before"))])
+    (effect,) = reported(made, Snapshot(groups, cells)).results.metrics[0].effects
+    assert effect.variance_reduction == pytest.approx(0.64, abs=0.03)
+    assert effect.absolute == pytest.approx(0.2, abs=0.06)
+
+
+def test_an_asked_bayesian_view_is_given() -> None:
+    found = snapshot({"control": {"score": normal(200, 10, 1)}, "tuned": {"score": normal(200, 10.1, 2)}})
+    made = experiment(bayesian=pb.BayesianOptions())
+    (effect,) = reported(made, found).results.metrics[0].effects
+    error = math.sqrt(2 / 200)
+    assert effect.bayesian.chance_to_beat_control == pytest.approx(stats.norm.cdf(0.1 / error))
+    made = experiment(bayesian=pb.BayesianOptions(), metrics=[lower("score")])
+    (effect,) = reported(made, found).results.metrics[0].effects
+    assert effect.bayesian.chance_to_beat_control == pytest.approx(stats.norm.sf(0.1 / error))
+
+
+def test_judgements_make_a_win_rate() -> None:
+    made = experiment(metrics=[metric("judged", pairwise=pb.PairwiseMetric(event_name="judged"))])
+    tallies = {
+        (1, "control", "tuned", "judged"): Tally(60, 20, 20, 5, 3),
+        (1, "tuned", "control", "judged"): Tally(5, 0, 10, 0, 0),
+    }
+    (result,) = reported(made, Snapshot(tallies=tallies)).results.metrics
+    (effect,) = result.effects
+    counts = effect.pairwise
+    assert (counts.wins, counts.ties, counts.losses, counts.flips, counts.missing) == (70, 20, 25, 5, 3)
+    assert counts.win_rate == pytest.approx(80 / 115)
+    assert counts.interval.lower < counts.win_rate < counts.interval.upper
+    assert counts.always_valid_interval.lower < counts.interval.lower
+    assert effect.absolute == pytest.approx(80 / 115 - 0.5)
+    # McNemar's test of 70 against 25.
+    assert effect.fixed_horizon.p_value == pytest.approx(stats.chi2.sf(45**2 / 95, 1))
+    assert not effect.HasField("relative")
+
+
+def test_a_quantile_is_compared_by_its_sketch() -> None:
+    rng = np.random.default_rng(7)
+    groups, cells = {}, {}
+    for variant, scale in (("control", 100.0), ("tuned", 150.0)):
+        sketch = GroupedSketch()
+        names = [group_of(f"{variant}{index}") for index in range(20_000)]
+        values = rng.exponential(scale, 20_000)
+        sketch.add(names, values)
+        groups[1, variant] = Group(20_000)
+        cells[1, variant, "p95"] = Cell(Sample(Moments.of(values)), 20_000, 0, sketch.to_bytes())
+    made = experiment(metrics=[lower("p95", quantile=pb.QuantileMetric(event_name="ms", quantile=0.95))])
+    (result,) = reported(made, Snapshot(groups, cells)).results.metrics
+    assert result.variants[0].value == pytest.approx(100 * math.log(20), rel=0.1)
+    assert result.variants[0].interval.lower < result.variants[0].value < result.variants[0].interval.upper
+    assert 0 < result.rank_error < 0.02
+    (effect,) = result.effects
+    assert effect.fixed_horizon.is_significant
+    assert effect.absolute == pytest.approx(50 * math.log(20), rel=0.3)
+
+
+def test_the_split_is_tested_and_a_finding_stays() -> None:
+    found = snapshot({v: {"score": normal(n, 0, n)} for v, n in (("control", 5000), ("tuned", 5600))})
+    fired = reported(experiment(), found).results.sample_ratio
+    assert fired.is_mismatch
+    assert fired.fire_time.ToDatetime(NOW.tzinfo) == NOW
+    even = snapshot({v: {"score": normal(5600, 0, 3)} for v in EQUAL})
+    assert not reported(experiment(), even).results.sample_ratio.is_mismatch
+    later = reported(experiment(), even, previous=fired, now=NOW.replace(year=2027)).results
+    assert later.sample_ratio.is_mismatch
+    assert later.sample_ratio.fire_time == fired.fire_time
+    assert later.verdict.decision == pb.DECISION_INCONCLUSIVE
+
+
+def test_the_shares_follow_the_weights_of_each_phase() -> None:
+    phases = [{"control": 0.5, "tuned": 0.5}, {"control": 0.9, "tuned": 0.1}]
+    found = snapshot(
+        {"control": {"score": normal(50, 0, 1)}, "tuned": {"score": normal(50, 0, 2)}},
+        {"control": {"score": normal(270, 0, 3)}, "tuned": {"score": normal(30, 0, 4)}},
+    )
+    control, tuned = reported(experiment(phases=phases), found).results.variants
+    assert (control.expected_share, tuned.expected_share) == pytest.approx((0.8, 0.2))
+    assert (control.observed_share, tuned.observed_share) == pytest.approx((0.8, 0.2))
+
+
+def test_what_came_in_is_told() -> None:
+    quality = Quality(accepted=100, duplicates=3, late=5, unexposed=2, last_event_time=NOW)
+    groups = {(1, "control"): Group(80, 8, 4), (1, "tuned"): Group(20, 0, 0)}
+    results = reported(experiment(), Snapshot(groups=groups, quality=quality)).results
+    assert (results.events.accepted, results.events.duplicates, results.events.unexposed) == (100, 3, 2)
+    assert results.events.mismatch_share == pytest.approx(0.08)
+    assert results.variants[0].mismatch_share == pytest.approx(0.1)
+    reasons = {(each.reason, each.variant_id) for each in results.notices}
+    assert ("SERVED_MISMATCH", "control") in reasons
+    assert ("MULTIPLE_EXPOSURE", "control") in reasons
+    assert ("LATE_EVENTS", "") in reasons
+
+
+def test_units_that_are_left_out_and_caps_that_are_not_there_yet_are_noted() -> None:
+    capped = metric(winsorization=pb.Winsorization(upper_quantile=0.99))
+    values = normal(100, 0, 1)
+    found = snapshot({v: {"score": values} for v in EQUAL}, units={"control": 100, "tuned": 150})
+    results = reported(experiment(metrics=[capped]), found).results
+    reasons = {(each.reason, each.metric_id, each.variant_id) for each in results.notices}
+    assert ("UNITS_WITHOUT_EVENTS", "score", "tuned") in reasons
+    assert ("UNITS_WITHOUT_EVENTS", "score", "control") not in reasons
+    assert ("WINSORIZATION_CALIBRATING", "score", "") in reasons
+    calibrated = Snapshot(found.groups, found.cells, caps={(1, "score"): (None, 3.5)})
+    results = reported(experiment(metrics=[capped]), calibrated).results
+    assert results.metrics[0].winsorization_upper == 3.5
+    assert not results.metrics[0].HasField("winsorization_lower")
+    assert "WINSORIZATION_CALIBRATING" not in {each.reason for each in results.notices}
+
+
+def test_an_effect_that_fades_from_phase_to_phase_is_suspected_of_novelty() -> None:
+    phases = [{"control": 0.5, "tuned": 0.5}, {"control": 0.4, "tuned": 0.6}]
+
+    def reasons(later: float) -> set[str]:
+        found = snapshot(
+            {"control": {"score": normal(4000, 10, 1)}, "tuned": {"score": normal(4000, 11, 2)}},
+            {"control": {"score": normal(4000, 10, 3)}, "tuned": {"score": normal(6000, later, 4)}},
+        )
+        return {each.reason for each in reported(experiment(phases=phases), found).results.notices}
+
+    assert "NOVELTY_SUSPECTED" in reasons(10.1)
+    assert "NOVELTY_SUSPECTED" not in reasons(10.95)
+
+
+def test_without_any_event_nothing_is_estimated() -> None:
+    cells = {(1, variant, "score"): cell(np.zeros(50), events=0) for variant in EQUAL}
+    groups = {(1, variant): Group(50) for variant in EQUAL}
+    (result,) = reported(experiment(), Snapshot(groups, cells)).results.metrics
+    assert {each.status for each in result.variants} == {pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA}
+    assert not result.effects[0].HasField("absolute")
+
+
+def test_values_that_are_all_equal_have_a_mean_and_no_interval() -> None:
+    (result,) = reported(
+        experiment(), snapshot({v: {"score": np.full(9, 5.0)} for v in EQUAL})
+    ).results.metrics
+    assert result.variants[0].status == pb.ESTIMATE_STATUS_CONSTANT
+    assert result.variants[0].value == 5.0
+    assert not result.variants[0].HasField("interval")
+    assert result.effects[0].status == pb.ESTIMATE_STATUS_CONSTANT
+    assert result.effects[0].absolute == 0.0
+
+
+def test_a_control_around_zero_leaves_the_relative_effect_unset() -> None:
+    found = snapshot({"control": {"score": normal(50, 0.01, 1)}, "tuned": {"score": normal(50, 1, 2)}})
+    (effect,) = reported(experiment(), found).results.metrics[0].effects
+    assert effect.status == pb.ESTIMATE_STATUS_ZERO_BASELINE
+    assert effect.HasField("absolute")
+    assert not effect.HasField("relative")
+
+
+_DEGENERATE = {
+    "none": np.array([]),
+    "one": np.array([3.0]),
+    "two": np.array([0.0, 1.0]),
+    "zeros": np.zeros(200),
+    "ones": np.ones(200),
+    "constant": np.full(200, 7.5),
+    "single spike": np.eye(1, 200)[0],
+    "huge": np.array([1e30, -1e30, 5e29] * 50),
+    "tiny": np.array([1e-29, 3e-29] * 50),
+    "around zero": np.array([-1.0, 1.0] * 100),
+}
+
+
+@pytest.mark.parametrize("left", _DEGENERATE)
+@pytest.mark.parametrize("right", _DEGENERATE)
+@pytest.mark.parametrize("method", [pb.INFERENCE_METHOD_ALWAYS_VALID, pb.INFERENCE_METHOD_FIXED_HORIZON])
+@pytest.mark.filterwarnings("error")
+def test_no_number_is_ever_infinite_or_none(
+    left: str, right: str, method: pb.InferenceMethod.ValueType
+) -> None:
+    metrics = [
+        metric("score"),
+        metric("rate", proportion=pb.ProportionMetric(event_name="rate")),
+        lower("count", count=pb.CountMetric(event_name="count")),
+        metric("share", ratio=pb.RatioMetric()),
+        metric("p99", quantile=pb.QuantileMetric(event_name="ms", quantile=0.99)),
+        metric("judged", pairwise=pb.PairwiseMetric(event_name="judged")),
+    ]
+    made = experiment(
+        {"control": 0.5, "tuned": 0.5, "off": 0.0},
+        metrics=metrics,
+        min_units_per_variant=2,
+        verdict_method=method,
+        bayesian=pb.BayesianOptions(prior_std_dev=0.1),
+        guardrails=[guardrail(each.metric_id, relative=0.01) for each in metrics],
+        decision_rule=pb.DecisionRule(any_of=[superior(each.metric_id, relative=0.1) for each in metrics]),
+    )
+    cells, groups, tallies = {}, {}, {}
+    for variant, values in (("control", _DEGENERATE[left]), ("tuned", _DEGENERATE[right])):
+        sketch = GroupedSketch()
+        sketch.add(np.arange(len(values)) % 64, values)
+        cells[1, variant, "score"] = cells[1, variant, "count"] = cell(values)
+        cells[1, variant, "rate"] = cell((values > 0).astype(float))
+        cells[1, variant, "share"] = cell(np.stack([values, values[::-1]], axis=1))
+        cells[1, variant, "p99"] = Cell(cell(values).sample, len(values), 0, sketch.to_bytes())
+        groups[1, variant] = Group(len(values))
+        tallies[1, "control", "tuned", "judged"] = Tally(wins=len(values))
+    results = reported(made, Snapshot(groups, cells, tallies)).results
+    found = numbers(results)
+    assert found
+    assert all(math.isfinite(each) for each in found)
+
+
+def test_an_experiment_that_never_ran_has_results_too() -> None:
+    results = reported(experiment(state=CREATED), Snapshot()).results
+    assert all(math.isfinite(each) for each in numbers(results))
+    assert results.sample_ratio.p_value == 1
+    assert results.verdict.decision == pb.DECISION_INCONCLUSIVE

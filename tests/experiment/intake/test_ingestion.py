@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+import pytest
+from sqlalchemy import text
+
+from experiment.ingesting import NOW, at, exposure, intake, judgement, sample
+from experiment.serving import metric, spec
+from neuroweaver.experiment.domain import specification
+from neuroweaver.experiment.domain.snapshot import Group, Tally
+from neuroweaver.experiment.storage import tables
+from neuroweaver.v1 import experiment_pb2 as pb
+
+CONTROL, TUNED = (1, "control", "score"), (1, "tuned", "score")
+BASELINE, CANDIDATE, TIE = (
+    pb.PAIRWISE_OUTCOME_BASELINE,
+    pb.PAIRWISE_OUTCOME_CANDIDATE,
+    pb.PAIRWISE_OUTCOME_TIE,
+)
+
+
+def cuped(**fields):
+    return metric(cuped=pb.Cuped(**fields))
+
+
+def hours(number):
+    return specification.Duration(seconds=int(number * 3600))
+
+
+def better(**fields):
+    return spec(
+        metrics=[metric(), metric("better", pairwise=pb.PairwiseMetric(event_name="better"))], **fields
+    )
+
+
+async def test_a_unit_counts_once_with_the_sum_of_its_events(database_url):
+    async with intake(database_url) as events:
+        outcome = await events.take(
+            exposure("1", "ann", "control"),
+            exposure("2", "bob", "tuned"),
+            exposure("3", "eve", "tuned"),
+            sample("4", "ann", 1.5),
+            sample("5", "ann", 2.0),
+            sample("6", "bob", 4.0),
+        )
+        assert (outcome.received, outcome.accepted, outcome.duplicates, outcome.late) == (6, 6, 0, 0)
+        found = await events.snapshot()
+    assert found.groups == {(1, "control"): Group(1), (1, "tuned"): Group(2)}
+    control, tuned = found.cells[CONTROL], found.cells[TUNED]
+    assert (control.sample.observed.n, control.sample.observed.sum(), control.events) == (1, 3.5, 2)
+    assert (tuned.sample.observed.n, tuned.sample.observed.mean()) == (2, 2.0)
+    assert tuned.sample.observed.m2() == 8.0
+    assert (tuned.events, tuned.units_without_events, tuned.sample.missing) == (1, 1, None)
+    assert found.units_by_day == {date(2026, 1, 1): 3}
+    assert (found.quality.accepted, found.quality.last_event_time) == (6, at(2))
+
+
+async def test_an_event_that_comes_again_changes_nothing(database_url):
+    async with intake(database_url) as events:
+        told = [exposure("1", "ann", "control"), sample("2", "ann", 1.0), sample("2", "ann", 9.0)]
+        first, second = await events.take_batches([told, told])
+        assert (first.accepted, first.duplicates) == (2, 1)
+        assert (second.accepted, second.duplicates, second.received) == (0, 3, 3)
+        third = await events.take(*told, sample("3", "ann", 2.0))
+        assert (third.accepted, third.duplicates) == (1, 3)
+        found = await events.snapshot()
+        assert found.cells[CONTROL].sample.observed.sum() == 3.0
+        assert (found.quality.accepted, found.quality.duplicates) == (3, 7)
+
+
+async def test_the_same_event_id_in_another_experiment_is_another_event(database_url):
+    async with intake(database_url) as events:
+        await events.add(spec(), "other")
+        told = sample("1", "ann", 1.0)
+        elsewhere = sample("1", "ann", 1.0)
+        elsewhere.test_id = "other"
+        first, second = await events.take_batches([[told], [elsewhere]])
+    assert (first.accepted, second.accepted) == (1, 1)
+
+
+async def test_an_exposure_that_arrives_late_takes_the_events_after_it(database_url):
+    async with intake(database_url) as events:
+        await events.take(
+            sample("1", "ann", 1.0, 0.5), sample("2", "ann", 2.0, 1), sample("3", "ann", 4.0, 3)
+        )
+        early = await events.snapshot()
+        assert (early.quality.unexposed, early.cells) == (3, {})
+        await events.take(exposure("4", "ann", "tuned", 1))
+        found = await events.snapshot()
+    # What happened at the very instant of the exposure counts.
+    assert found.cells[TUNED].sample.observed.sum() == 6.0
+    assert found.quality.unexposed == 0
+
+
+async def test_an_earlier_exposure_that_arrives_later_moves_the_unit(database_url):
+    async with intake(database_url) as events:
+        await events.take(exposure("1", "ann", "tuned", 2), sample("2", "ann", 1.0, 3))
+        await events.take(exposure("3", "ann", "control", 1), sample("4", "ann", 2.0, 1.5))
+        found = await events.snapshot()
+    assert found.groups == {(1, "control"): Group(1, 0, 1)}
+    assert list(found.cells) == [CONTROL]
+    assert found.cells[CONTROL].sample.observed.sum() == 3.0
+
+
+async def test_a_unit_served_another_variant_is_mismatched_under_its_own(database_url):
+    async with intake(database_url) as events:
+        await events.take(
+            exposure("1", "ann", "tuned"),
+            exposure("2", "ann", "tuned", 2, served_variant_id="control"),
+            exposure("3", "bob", "tuned", served_variant_id="tuned"),
+        )
+        found = await events.snapshot()
+    assert found.groups == {(1, "tuned"): Group(2, 1, 0)}
+
+
+async def test_what_is_not_known_is_counted_and_named(database_url):
+    async with intake(database_url) as events:
+        outcome = await events.take(
+            exposure("1", "ann", "blue"),
+            exposure("2", "ann", "control", served_variant_id="red"),
+            sample("3", "ann", 1.0, name="clicks"),
+            sample("4", "ann", 1.0, name="clicks"),
+            judgement("5", "prompt", TIE, TIE),
+            exposure("6", "ann", "control"),
+        )
+        assert outcome.accepted == 1
+        variants = outcome.rejected["t", pb.EVENT_REJECTION_UNKNOWN_VARIANT]
+        metrics = outcome.rejected["t", pb.EVENT_REJECTION_UNKNOWN_METRIC]
+        assert (variants.count, variants.names, variants.event_ids) == (2, ("blue", "red"), ("1", "2"))
+        assert (metrics.count, metrics.names, metrics.event_ids) == (3, ("clicks", "better"), ("3", "4", "5"))
+        assert (await events.snapshot()).quality.rejected == (variants, metrics)
+        # A rejected event was not taken in: sent again it is rejected again, and never a duplicate.
+        again = await events.take(exposure("1", "ann", "blue"))
+        assert (again.duplicates, again.rejected[("t", 2)].count) == (0, 1)
+
+
+async def test_an_unknown_experiment_is_told_by_its_name(database_url):
+    async with intake(database_url) as events:
+        lost = sample("1", "ann", 1.0)
+        lost.test_id = "gone"
+        outcome = await events.take(lost)
+    rejection = outcome.rejected["gone", pb.EVENT_REJECTION_UNKNOWN_EXPERIMENT]
+    assert (outcome.accepted, rejection.count, rejection.event_ids) == (0, 1, ("1",))
+
+
+@pytest.mark.parametrize(
+    ("hour", "reason"),
+    [
+        (-0.001, pb.EVENT_REJECTION_BEFORE_START),
+        (0, None),
+        (24 * 11 - 0.001, None),
+        (24 * 11 + 0.001, pb.EVENT_REJECTION_IN_FUTURE),
+    ],
+)
+async def test_events_outside_of_the_experiments_time_are_rejected(database_url, hour, reason):
+    async with intake(database_url) as events:
+        outcome = await events.take(exposure("1", "ann", "control", hour))
+    assert [key[1] for key in outcome.rejected] == ([reason] if reason else [])
+
+
+async def test_events_after_the_stop_are_rejected_and_those_before_it_are_not(database_url):
+    async with intake(database_url) as events:
+        await events.change(lambda found: found.stopped(at(5), pb.STOP_CAUSE_REQUESTED, ""))
+        outcome = await events.take(exposure("1", "ann", "control", 4.9), sample("2", "ann", 1.0, 5))
+    assert outcome.accepted == 1
+    assert [key[1] for key in outcome.rejected] == [pb.EVENT_REJECTION_AFTER_STOP]
+
+
+async def test_events_older_than_the_raw_ones_kept_are_rejected(database_url):
+    async with intake(database_url) as events:
+        events.now = NOW + timedelta(days=81)
+        outcome = await events.take(exposure("1", "ann", "control", 1), exposure("2", "ann", "control", 25))
+    assert [key[1] for key in outcome.rejected] == [pb.EVENT_REJECTION_TOO_OLD]
+    assert outcome.accepted == 1
+
+
+async def test_a_unit_counts_in_the_phase_and_variant_of_its_first_exposure(database_url):
+    async with intake(database_url) as events:
+        await events.change(lambda found: found.reweighted({"control": 0.2, "tuned": 0.8}, at(10), "faster"))
+        outcome = await events.take(
+            exposure("1", "ann", "control", 1),
+            sample("2", "ann", 1.0, 11),
+            exposure("3", "ann", "tuned", 12),
+            sample("4", "ann", 2.0, 13),
+            # By the configuration of the first phase, which its evaluator still had.
+            exposure("5", "bob", "control", 11, phase=1),
+            exposure("6", "cid", "tuned", 12),
+            sample("7", "cid", 4.0, 13),
+        )
+        found = await events.snapshot()
+    assert outcome.late == 1
+    assert found.groups == {(1, "control"): Group(2, multiply_exposed=1), (2, "tuned"): Group(1)}
+    assert found.cells[CONTROL].sample.observed.sum() == 3.0
+    assert found.cells[2, "tuned", "score"].sample.observed.sum() == 4.0
+    assert found.units_by_day == {date(2026, 1, 1): 3}
+
+
+async def test_a_unit_that_an_override_assigns_is_not_analysed(database_url):
+    async with intake(database_url, spec(overrides={"tester": "tuned"})) as events:
+        outcome = await events.take(exposure("1", "tester", "tuned"), sample("2", "tester", 1.0))
+        found = await events.snapshot()
+    assert (outcome.accepted, found.groups, found.quality.unexposed) == (2, {}, 0)
+
+
+async def test_only_events_within_the_conversion_window_count(database_url):
+    made = spec(metrics=[metric(conversion_window=hours(2))])
+    async with intake(database_url, made) as events:
+        await events.take(
+            exposure("1", "ann", "control", 1),
+            sample("2", "ann", 1.0, 3),
+            sample("3", "ann", 2.0, 3.001),
+        )
+        found = await events.snapshot()
+    assert found.cells[CONTROL].sample.observed.sum() == 1.0
+
+
+async def test_a_lookback_covariate_is_what_happened_before_the_exposure(database_url):
+    async with intake(database_url, spec(metrics=[cuped(lookback=hours(24))])) as events:
+        outcome = await events.take(
+            sample("0", "ann", 64.0, -30),
+            sample("1", "ann", 32.0, -22),
+            sample("2", "ann", 3.0, 0.5),
+            exposure("3", "ann", "control", 1),
+            sample("4", "ann", 5.0, 2),
+            exposure("5", "bob", "control", 1),
+        )
+        found = await events.snapshot()
+    assert [key[1] for key in outcome.rejected] == [pb.EVENT_REJECTION_BEFORE_START]
+    observed = found.cells[CONTROL].sample.observed
+    # ann: (5, 35), bob: (0, 0).
+    assert (observed.n, observed.sum(0), observed.sum(1)) == (2, 5.0, 35.0)
+    assert observed.comoments()[0, 1] == pytest.approx(5 * 35 - 5 * 35 / 2)
+
+
+async def test_an_exposure_covariate_is_that_of_the_first_exposure(database_url):
+    async with intake(database_url, spec(metrics=[cuped(exposure_covariate="age")])) as events:
+        await events.take(
+            exposure("1", "ann", "control", 2, covariates={"age": 7, "other": 1}),
+            exposure("2", "ann", "control", 1, covariates={"age": 40}),
+            sample("3", "ann", 2.0, 3),
+            exposure("4", "bob", "control", 1),
+            sample("5", "bob", 9.0, 3),
+        )
+        found = await events.snapshot()
+    known, missing = found.cells[CONTROL].sample.observed, found.cells[CONTROL].sample.missing
+    assert (known.n, known.sum(0), known.sum(1)) == (1, 2.0, 40.0)
+    assert (missing.n, missing.sum(0)) == (1, 9.0)
+
+
+async def test_caps_by_values_hold_for_units_and_not_for_events(database_url):
+    made = spec(metrics=[metric(winsorization=pb.Winsorization(upper_value=5.0))])
+    async with intake(database_url, made) as events:
+        await events.take(exposure("1", "ann", "control"), sample("2", "ann", 4.0), sample("3", "ann", 4.0))
+        assert (await events.snapshot()).cells[CONTROL].sample.observed.sum() == 5.0
+        await events.take(sample("4", "ann", -6.0))
+        assert (await events.snapshot()).cells[CONTROL].sample.observed.sum() == 2.0
+
+
+async def test_caps_by_quantiles_are_taken_once_and_then_stay(database_url):
+    winsorization = pb.Winsorization(upper_quantile=0.9, calibration_units=100)
+    async with intake(database_url, spec(metrics=[metric(winsorization=winsorization)])) as events:
+        variants = ["control", "tuned"]
+        first = [exposure(f"e{i}", f"u{i}", variants[i % 2], 1) for i in range(99)]
+        await events.take(*first, *(sample(f"s{i}", f"u{i}", float(i)) for i in range(99)))
+        early = await events.snapshot()
+        assert early.caps == {}
+        assert early.cells[CONTROL].sample.observed.sum() == sum(range(0, 99, 2))
+        await events.take(exposure("e99", "u99", "tuned"), sample("s99", "u99", 1e6))
+        found = await events.snapshot()
+        # The 0.9 quantile of 0..98 and 1e6, between the values 89 and 90: 89.1.
+        lower, upper = found.caps[1, "score"]
+        assert (lower, upper) == (None, pytest.approx(89.1))
+        assert found.cells[TUNED].sample.observed.sum() == pytest.approx(sum(range(1, 90, 2)) + 5 * 89.1)
+        await events.take(exposure("e100", "u100", "tuned"), sample("s100", "u100", 1e6))
+        last = await events.snapshot()
+        assert last.caps == found.caps
+        assert last.cells[TUNED].sample.observed.sum() == pytest.approx(sum(range(1, 90, 2)) + 6 * 89.1)
+        assert not (await events.recomputed()).differences
+
+
+async def test_judgements_of_both_orders_are_wins_losses_ties_or_missing(database_url):
+    async with intake(database_url, better()) as events:
+        await events.take(
+            judgement("1", "a", CANDIDATE, CANDIDATE),
+            judgement("2", "b", BASELINE, BASELINE),
+            judgement("3", "c", BASELINE, CANDIDATE),
+            judgement("4", "d", TIE, CANDIDATE),
+            judgement("5", "e", CANDIDATE, 0),
+            # The other way round: its baseline is the treatment, which wins.
+            judgement(
+                "6", "f", BASELINE, BASELINE, baseline_variant_id="tuned", candidate_variant_id="control"
+            ),
+        )
+        found = await events.snapshot()
+    assert found.tallies == {(1, "control", "tuned", "better"): Tally(2, 2, 1, 1, 1)}
+
+
+async def test_several_judgements_of_a_prompt_count_as_one(database_url):
+    async with intake(database_url, better()) as events:
+        await events.take(judgement("1", "a", CANDIDATE, CANDIDATE, judge="one"))
+        await events.take(judgement("2", "a", BASELINE, BASELINE, judge="two"))
+        assert (await events.snapshot()).tallies == {(1, "control", "tuned", "better"): Tally(0, 1, 0, 0, 0)}
+        await events.take(judgement("3", "a", CANDIDATE, CANDIDATE, judge="three"))
+        found = await events.snapshot()
+    assert found.tallies == {(1, "control", "tuned", "better"): Tally(1, 0, 0, 0, 0)}
+
+
+async def test_a_transaction_that_fails_leaves_no_trace(database_url):
+    async with intake(database_url) as events:
+        await events.take(exposure("1", "ann", "control"))
+        before = await events.snapshot()
+        async with events.database.write() as connection:
+            await connection.execute(text("DROP TABLE cells"))
+        with pytest.raises(Exception, match="cells"):
+            await events.take(sample("2", "ann", 1.0))
+        async with events.database.read() as connection:
+            queries = {name: f"SELECT count(*) FROM {name}" for name in ("event_batches", "totals")}
+            counts = {name: await connection.scalar(text(query)) for name, query in queries.items()}
+        # Nor in memory: it is not taken for a duplicate when it comes again.
+        async with events.database.write() as connection:
+            await connection.run_sync(tables.cells.create)
+        assert (await events.take(sample("2", "ann", 1.0))).accepted == 1
+    assert before.quality.accepted == 1
+    assert counts == {"event_batches": 1, "totals": 1}

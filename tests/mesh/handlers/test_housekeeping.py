@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import MetaData
+
+from neuroweaver.mesh.database import idempotency
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.handlers.housekeeping import ANSWERS_KEPT, keep_house
+from neuroweaver.mesh.wire.errors import Unavailable
+
+LOG = logging.getLogger("neuroweaver.testing")
+METADATA = MetaData()
+ANSWERS = idempotency.table(METADATA)
+NOW = datetime(2026, 12, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+async def database(tmp_path):
+    opened = Database(f"sqlite:///{tmp_path / 'testing.db'}", schema="testing")
+    async with opened.alone() as connection:
+        await connection.run_sync(METADATA.create_all)
+    yield opened
+    await opened.close()
+
+
+async def test_answers_kept_for_retries_are_dropped_after_a_week(database):
+    rows = [
+        {
+            "project": "p",
+            "method": "m",
+            "request_id": name,
+            "request_digest": b"",
+            "response": b"",
+            "created_at": at,
+        }
+        for name, at in (("old", NOW - ANSWERS_KEPT - timedelta(seconds=1)), ("young", NOW - ANSWERS_KEPT))
+    ]
+    async with database.write() as connection:
+        await connection.execute(ANSWERS.insert(), rows)
+    asked = asyncio.Event()
+
+    def chores(now):
+        assert now == NOW
+        asked.set()
+        return {}
+
+    keeping = asyncio.create_task(keep_house(LOG, database, chores, clock=lambda: NOW, period_s=0.01))
+    while True:
+        async with database.read() as connection:
+            left = [row.request_id for row in await connection.execute(ANSWERS.select())]
+        if left == ["young"]:
+            break
+        assert not keeping.done()
+        await asyncio.sleep(0.01)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    assert asked.is_set()
+
+
+async def test_every_chore_is_done_again_and_again_also_after_one_that_failed(caplog, database):
+    rounds = 0
+    done: list[str] = []
+    enough = asyncio.Event()
+
+    def chores(_now):
+        nonlocal rounds
+        rounds += 1
+
+        async def fail() -> int:
+            done.append("fail")
+            raise Unavailable("DATABASE_UNREACHABLE", "it is restarted")
+
+        async def clear() -> int:
+            done.append("clear")
+            if done.count("clear") == 3:
+                enough.set()
+            return 7
+
+        return {"first": fail, "second": clear}
+
+    caplog.set_level(logging.INFO, LOG.name)
+    keeping = asyncio.create_task(keep_house(LOG, database, chores, period_s=0.0))
+    await asyncio.wait({keeping, asyncio.create_task(enough.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    assert done[:6] == ["fail", "clear"] * 3
+    assert rounds >= 3
+    told = [(each.levelname, each.what) for each in caplog.records if each.name == LOG.name]
+    assert told[:2] == [("WARNING", "first"), ("INFO", "second")]
+
+
+async def test_a_mistake_in_a_chore_is_not_hidden(database):
+    async def mistaken() -> int:
+        raise TypeError
+
+    with pytest.raises(TypeError):
+        await keep_house(LOG, database, lambda _now: {"any": mistaken})

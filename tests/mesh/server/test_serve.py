@@ -1,0 +1,328 @@
+# ruff: noqa: N802 (the names of RPCs)
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mesh.echo import NAME, Echo, pb, pb_grpc, service, settings, started, stub
+from neuroweaver.mesh.server.serve import StartError, serve
+from neuroweaver.mesh.wire.channel import MAX_MESSAGE_BYTES, channel, sync_channel
+from ports import free_port
+
+ROOT = Path(__file__).parents[3]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.mark.parametrize("name", ["", NAME])
+async def test_a_running_server_is_healthy_as_a_whole_and_by_name(name):
+    async with started() as server, channel(server.address) as client:
+        checked = await health_pb2_grpc.HealthStub(client).Check(health_pb2.HealthCheckRequest(service=name))
+
+    assert checked.status == SERVING
+
+
+async def test_the_health_of_a_stranger_is_not_found():
+    async with started() as server, channel(server.address) as client:
+        with pytest.raises(grpc.RpcError) as caught:
+            await health_pb2_grpc.HealthStub(client).Check(health_pb2.HealthCheckRequest(service="other"))
+
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_who_watches_the_health_hears_of_the_end_first_and_does_not_hold_it_up():
+    async with started(drain_s=60) as server:
+        client = channel(server.address)
+        watch = health_pb2_grpc.HealthStub(client).Watch(health_pb2.HealthCheckRequest(service=NAME))
+        assert (await watch.read()).status == SERVING
+
+    assert (await watch.read()).status == NOT_SERVING
+    assert await watch.code() is grpc.StatusCode.UNAVAILABLE
+    await client.close()
+
+
+async def test_open_watches_end_with_unavailable_so_that_their_clients_resume():
+    async with started(drain_s=60) as server:
+        client = channel(server.address)
+        watch = pb_grpc.EchoServiceStub(client).WatchWords(pb.Ask())
+        await watch.read()
+
+    with pytest.raises(grpc.RpcError) as caught:
+        await watch.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "resume" in caught.value.details()
+    await client.close()
+
+
+async def test_a_call_under_way_may_finish_while_the_server_stops():
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    class Held(Echo):
+        async def Say(self, request, context):
+            arrived.set()
+            await go_on.wait()
+            return pb.Answer(text="done")
+
+        async def Repeat(self, request, context):
+            await go_on.wait()
+            yield pb.Answer(text="last")
+
+    async with started(Held(), drain_s=60) as server:
+        client = channel(server.address)
+        echo = pb_grpc.EchoServiceStub(client)
+        said = asyncio.ensure_future(echo.Say(pb.Ask()))
+        repeated = echo.Repeat(pb.Ask())
+        await arrived.wait()
+        asyncio.get_running_loop().call_later(0.3, go_on.set)
+
+    assert (await said).text == "done"
+    assert [answer.text async for answer in repeated] == ["last"]
+    await client.close()
+
+
+async def test_a_call_that_outlasts_the_grace_is_cut_off():
+    class Endless(Echo):
+        async def Say(self, request, context):
+            arrived.set()
+            await asyncio.Event().wait()
+
+    arrived = asyncio.Event()
+    async with started(Endless(), drain_s=0.2) as server:
+        client = channel(server.address)
+        said = asyncio.ensure_future(pb_grpc.EchoServiceStub(client).Say(pb.Ask()))
+        await arrived.wait()
+
+    with pytest.raises(grpc.RpcError):
+        await said
+    await client.close()
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_answers_under_both_of_its_names(version):
+    from grpc_reflection.v1alpha import reflection_pb2
+
+    async with started() as server, channel(server.address) as client:
+        asked = client.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        answers = [answer async for answer in asked]
+
+    assert NAME in [found.name for found in answers[0].list_services_response.service]
+
+
+async def test_buf_curl_calls_a_method_it_knows_only_from_reflection():
+    async with started() as server:
+        curl = await asyncio.create_subprocess_exec(
+            Path(sys.executable).with_name("buf"), "curl", "--protocol", "grpc", "--http2-prior-knowledge",
+            "-d", '{"text": "hello"}', f"http://{server.address}/{NAME}/Say",
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await curl.communicate()
+
+    assert json.loads(out) == {"text": "hello"}, err
+
+
+async def test_messages_up_to_4_mb_pass_and_larger_ones_are_refused():
+    async with stub() as echo:
+        fits = pb.Ask(text="x" * (MAX_MESSAGE_BYTES - 100))
+        assert len((await echo.Say(fits)).text) == len(fits.text)
+
+
+async def test_a_larger_message_is_refused_by_the_server():
+    async with started() as server, grpc.aio.insecure_channel(server.address) as client:
+        with pytest.raises(grpc.RpcError) as caught:
+            await pb_grpc.EchoServiceStub(client).Say(pb.Ask(text="x" * (MAX_MESSAGE_BYTES + 1)))
+
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+async def test_a_taken_port_is_told_in_one_line():
+    with (
+        taken_port() as port,
+        pytest.raises(StartError, match=rf"127\.0\.0\.1:{port}.*NEUROWEAVER_ECHO_PORT"),
+    ):
+        async with started(port=port):
+            pass
+
+
+async def test_two_servers_do_not_share_a_port():
+    async with started() as first:
+        port = int(first.address.rpartition(":")[2])
+        with pytest.raises(StartError):
+            async with started(port=port):
+                pass
+
+
+async def test_a_taken_metrics_port_is_told_in_one_line():
+    with taken_port() as port, pytest.raises(StartError, match=rf"metrics on 127\.0\.0\.1:{port}"):
+        async with started(metrics_port=port):
+            pass
+
+
+async def test_a_service_that_cannot_start_is_closed_all_the_same():
+    closed = asyncio.Event()
+
+    async def close():
+        closed.set()
+
+    with taken_port() as port, pytest.raises(StartError):
+        await serve(service(Echo(), close=close), settings(port=port))
+
+    assert closed.is_set()
+
+
+def _get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as page:
+            return page.status, page.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+async def test_metrics_are_served_to_prometheus():
+    port = free_port()
+    async with stub(metrics_port=port) as echo:
+        await echo.Say(pb.Ask())
+        status, text = await asyncio.to_thread(_get, f"http://127.0.0.1:{port}/metrics")
+        lost, _ = await asyncio.to_thread(_get, f"http://127.0.0.1:{port}/other")
+
+    assert status == 200
+    assert f'neuroweaver_rpcs_total{{code="OK",method="{NAME}/Say"}} 1.0' in text
+    assert lost == 404
+
+
+async def test_a_background_task_that_fails_ends_the_service():
+    async def fail():
+        raise LookupError("the lease table is gone")
+
+    closed = asyncio.Event()
+
+    async def close():
+        closed.set()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await serve(service(Echo(), background=[fail], close=close), settings())
+
+    assert caught.group_contains(LookupError)
+    assert closed.is_set()
+
+
+async def test_background_tasks_run_beside_the_server_and_end_with_it():
+    started_, stopped = asyncio.Event(), asyncio.Event()
+
+    async def work():
+        started_.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    from neuroweaver.mesh.server.serve import running
+
+    async with running(service(Echo(), background=[work]), settings()):
+        await asyncio.wait_for(started_.wait(), 20)
+        assert not stopped.is_set()
+    assert stopped.is_set()
+
+
+# The program
+
+
+@contextmanager
+def program(home: Path, **environ: str) -> Iterator[subprocess.Popen[str]]:
+    source = [str(ROOT / part) for part in ("services", "gen/python", "tests")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mesh.echo"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(source), "NEUROWEAVER_HOME": str(home), **environ},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    for line in process.stderr:
+        told = json.loads(line)
+        if told["message"] == "serving":
+            return f"127.0.0.1:{told['port']}"
+    raise AssertionError("the program ended before it served")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_the_program(number, tmp_path):
+    with program(tmp_path) as process:
+        with sync_channel(address_of(process)) as client:
+            echo = pb_grpc.EchoServiceStub(client)
+            health = health_pb2_grpc.HealthStub(client).Watch(health_pb2.HealthCheckRequest())
+            assert next(health).status == SERVING
+            watch = echo.WatchWords(pb.Ask())
+            next(watch)
+            slow = echo.Say.future(pb.Ask(text="1"))
+            quick = echo.Say(pb.Ask(text="0"))  # by now the slow one has arrived as well
+            process.send_signal(number)
+
+            assert quick.text == "done"
+            assert next(health).status == NOT_SERVING
+            with pytest.raises(grpc.RpcError) as caught:
+                next(watch)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert slow.result(timeout=20).text == "done"
+        assert process.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"NEUROWEAVER_HOST": "0.0.0.0"}, "NEUROWEAVER_ALLOW_INSECURE"),
+        ({"NEUROWEAVER_ECHO_PORT": "http"}, "NEUROWEAVER_ECHO_PORT=http is not a port"),
+        ({"NEUROWEAVER_HOST": "127.0.0.1", "NEUROWEAVER_ECHO_PORT": "1"}, ""),
+    ],
+)
+def test_what_prevents_the_start_is_told_in_one_line(environ, told, tmp_path):
+    if environ.get("NEUROWEAVER_ECHO_PORT") == "1":
+        with taken_port() as port:
+            environ = {**environ, "NEUROWEAVER_ECHO_PORT": str(port)}
+            code, lines = _failed_start(tmp_path, environ)
+        told = f"cannot listen on 127.0.0.1:{port}"
+    else:
+        code, lines = _failed_start(tmp_path, environ)
+
+    assert code == 1
+    assert len(lines) == 1
+    assert lines[0].startswith("neuroweaver echo: ")
+    assert told in lines[0]
+
+
+def _failed_start(home: Path, environ: dict[str, str]) -> tuple[int, list[str]]:
+    with program(home, **environ) as process:
+        _, err = process.communicate(timeout=60)
+        return process.returncode, err.splitlines()

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from neuroweaver.trainer.domain.job import DEFAULTS, Job, State, TransitionRefused, unfit, with_defaults
+from neuroweaver.v1 import trainer_pb2 as pb
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def job(**changes: object) -> Job:
+    fields = {
+        "job_id": "j",
+        "project": "default",
+        "config": pb.TrainingConfig(model_name="m"),
+        "dataset_digest": "",
+        "create_time": NOW,
+        **changes,
+    }
+    return Job(**fields)
+
+
+def finished(state: State.ValueType, **fields: object) -> pb.TrainingEvent:
+    return pb.TrainingEvent(finished=pb.JobFinished(state=state, **fields))
+
+
+def test_unset_fields_take_the_documented_defaults_and_set_ones_stay() -> None:
+    config = with_defaults(pb.TrainingConfig(lora_r=4, learning_rate=0.5), context_length=0)
+
+    assert config.lora_r == 4
+    assert config.learning_rate == 0.5
+    assert config.lora_alpha == DEFAULTS["lora_alpha"]
+    assert config.enable_rlaif is True
+    assert config.algorithm == pb.ALGORITHM_PPO
+
+
+def test_a_zero_that_the_caller_gave_is_not_a_missing_value() -> None:
+    config = with_defaults(
+        pb.TrainingConfig(lora_dropout=0.0, enable_rlaif=False, target_kl=0.0), context_length=0
+    )
+
+    assert (config.lora_dropout, config.enable_rlaif, config.target_kl) == (0.0, False, 0.0)
+
+
+def test_the_default_sequence_length_fits_the_base_model() -> None:
+    assert with_defaults(pb.TrainingConfig(), context_length=512).max_seq_length == 512
+    assert with_defaults(pb.TrainingConfig(), context_length=8192).max_seq_length == 2048
+
+
+def test_every_default_names_a_field_and_keeps_its_rule() -> None:
+    fields = pb.TrainingConfig.DESCRIPTOR.fields_by_name
+    assert set(DEFAULTS) <= set(fields)
+
+
+def test_a_sequence_beyond_the_context_is_named() -> None:
+    config = with_defaults(pb.TrainingConfig(max_seq_length=4096, max_new_tokens=4096), context_length=2048)
+
+    assert [field for field, _ in unfit(config, context_length=2048)] == [
+        "config.max_seq_length",
+        "config.max_new_tokens",
+    ]
+
+
+def test_starting_a_job_gives_it_a_new_lease_and_counts_the_attempt() -> None:
+    started = job().start(NOW)
+
+    assert (started.state, started.attempt, started.lease_token) == (State.JOB_STATE_RUNNING, 1, 1)
+    assert started.holds_lease(1)
+    assert not started.holds_lease(0)
+
+
+def test_a_resumed_job_fences_off_the_worker_before() -> None:
+    failed = (
+        job().start(NOW).observe(finished(State.JOB_STATE_FAILED, failure=pb.Failure(is_resumable=True)), NOW)
+    )
+    again = failed.resume(NOW).start(NOW)
+
+    assert not again.holds_lease(1)
+    assert again.holds_lease(2)
+    assert again.attempt == 2
+    assert again.failure is None
+
+
+def test_cancelling_a_queued_job_ends_it_at_once_and_a_running_one_asks_its_worker() -> None:
+    assert job().cancel(NOW).state == State.JOB_STATE_CANCELLED
+    assert job().start(NOW).cancel(NOW).state == State.JOB_STATE_CANCELLING
+
+
+def test_cancelling_an_ended_job_changes_nothing() -> None:
+    ended = job().cancel(NOW)
+    assert ended.cancel(NOW) is ended
+
+
+@pytest.mark.parametrize("state", [State.JOB_STATE_FAILED, State.JOB_STATE_CANCELLED, State.JOB_STATE_QUEUED])
+def test_a_worker_that_stops_after_a_cancel_leaves_the_job_cancelled(state: State.ValueType) -> None:
+    stopped = job().start(NOW).cancel(NOW).observe(finished(state), NOW)
+    assert stopped.state == State.JOB_STATE_CANCELLED
+
+
+def test_a_worker_that_finished_before_it_heard_of_the_cancel_has_succeeded() -> None:
+    done = job().start(NOW).cancel(NOW).observe(finished(State.JOB_STATE_SUCCEEDED), NOW)
+    assert done.state == State.JOB_STATE_SUCCEEDED
+
+
+def test_a_worker_that_was_shut_down_gives_the_job_back_to_the_queue() -> None:
+    released = job().start(NOW).observe(finished(State.JOB_STATE_QUEUED), NOW)
+    assert released.state == State.JOB_STATE_QUEUED
+
+
+@pytest.mark.parametrize("verb", ["resume", "start"])
+def test_a_running_job_can_neither_be_started_nor_resumed(verb: str) -> None:
+    with pytest.raises(TransitionRefused, match="RUNNING"):
+        getattr(job().start(NOW), verb)(NOW)
+
+
+def test_a_failure_that_a_resume_cannot_mend_refuses_it() -> None:
+    failure = pb.Failure(reason="DATASET_CHANGED", message="the data set changed", is_resumable=False)
+    failed = job().start(NOW).observe(finished(State.JOB_STATE_FAILED, failure=failure), NOW)
+
+    with pytest.raises(TransitionRefused, match="the data set changed"):
+        failed.resume(NOW)
+
+
+def test_progress_moves_the_stage_and_is_kept_as_an_event() -> None:
+    event = pb.TrainingEvent(progress=pb.Progress(stage=pb.STAGE_PPO, step=3, reward=0.5))
+    seen = job().start(NOW).observe(event, NOW)
+
+    assert seen.stage == pb.STAGE_PPO
+    assert seen.progress is not None
+    assert seen.progress.reward == 0.5
+    assert seen.events[-1].progress.step == 3
+
+
+def test_the_end_of_a_job_is_one_event_with_its_result() -> None:
+    result = pb.TrainingResult(model_id="m", version="1.0.0")
+    done = job().start(NOW).observe(finished(State.JOB_STATE_SUCCEEDED, result=result), NOW)
+
+    assert [each.WhichOneof("event") for each in done.events] == ["state_changed", "finished"]
+    assert done.events[-1].finished.result.version == "1.0.0"
+    assert done.end_time == NOW

@@ -1,0 +1,460 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf import json_format
+
+from neuroweaver.mesh.wire.status import reason, violations
+from neuroweaver.trainer.control.supervisor import Policy
+from neuroweaver.v1 import trainer_pb2 as pb
+from neuroweaver.v1 import worker_pb2
+from trainer.serving import Trainer, trainer
+from trainer.tiny import tiny_llama
+
+ROW = '{"question": "Why do brakes squeal?", "answer": "The pads are worn."}\n'
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "good.jsonl").write_text(ROW + ROW.replace("brakes", "tyres"))
+    return tmp_path
+
+
+@pytest.fixture
+async def served(home: Path) -> AsyncIterator[Trainer]:
+    async with trainer(home) as started:
+        yield started
+
+
+@pytest.fixture
+def config(model_folder: Path) -> pb.TrainingConfig:
+    return pb.TrainingConfig(
+        model_name="advisor",
+        base_model=str(model_folder),
+        specialization="service_advisor",
+        dataset_path="good.jsonl",
+    )
+
+
+def start(config: pb.TrainingConfig, job_id: str = "job", request_id: str = "") -> pb.StartTrainingRequest:
+    return pb.StartTrainingRequest(job_id=job_id, config=config, request_id=request_id)
+
+
+def progress(step: int) -> pb.TrainingEvent:
+    return pb.TrainingEvent(progress=pb.Progress(stage=pb.STAGE_SFT, step=step, loss=1.0 / step))
+
+
+def finished(state: pb.JobState.ValueType, **fields: object) -> pb.TrainingEvent:
+    return pb.TrainingEvent(finished=pb.JobFinished(state=state, **fields))
+
+
+async def refusal(call: object) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+async def test_an_accepted_job_shows_the_configuration_in_force(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    job = await served.stub.StartTraining(start(config))
+
+    assert job.state == pb.JOB_STATE_QUEUED
+    assert job.config.lora_r == 16
+    assert job.config.max_seq_length == 512  # the tiny model's context
+    assert len(job.dataset_digest) == 64
+
+
+async def test_a_job_without_an_id_gets_one(served: Trainer, config: pb.TrainingConfig) -> None:
+    job = await served.stub.StartTraining(start(config, job_id=""))
+    assert len(job.job_id) == 26
+
+
+BAD = {
+    "unknown base model": ({"base_model": "no-such-model"}, "config.base_model", "no-such-model"),
+    "unknown specialisation": (
+        {"specialization": "service_adviser"},
+        "config.specialization",
+        "did you mean service_advisor",
+    ),
+    "missing data set": ({"dataset_path": "nothing.jsonl"}, "config.dataset_path", "nothing.jsonl"),
+    "path outside": ({"dataset_path": "../../etc/passwd"}, "config.dataset_path", ""),
+    "absolute path outside": ({"dataset_path": "/etc/passwd"}, "config.dataset_path", ""),
+    "empty data set": ({"dataset_path": "empty.jsonl"}, "config.dataset_path", "empty.jsonl"),
+    "invalid UTF-8": ({"dataset_path": "latin1.jsonl"}, "config.dataset_path", "latin1.jsonl:2"),
+    "malformed line": ({"dataset_path": "malformed.jsonl"}, "config.dataset_path", "malformed.jsonl:3"),
+    "over-long line": ({"dataset_path": "long.jsonl"}, "config.dataset_path", "long.jsonl:2"),
+    "no usable rows": ({"dataset_path": "useless.jsonl"}, "config.dataset_path", "useless.jsonl"),
+    "NaN": ({"learning_rate": float("nan")}, "config.learning_rate", ""),
+    "infinite": ({"learning_rate": float("inf")}, "config.learning_rate", ""),
+    "negative": ({"lora_r": -1}, "config.lora_r", ""),
+    "zero epochs": ({"epochs": 0.0}, "config.epochs", ""),
+    "unknown enum": ({"quantization": 17}, "config.quantization", ""),
+    "bad model name": ({"model_name": "Service Advisor"}, "config.model_name", ""),
+    "hostile output folder": ({"output_dir": "../out"}, "config.output_dir", ""),
+    "beyond the context": ({"max_seq_length": 4096}, "config.max_seq_length", "512"),
+    "judge without endpoint": ({"feedback_model": "gpt-x"}, "config.feedback_model", "OPENAI_API_KEY"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_bad_input_is_refused_with_its_field_before_any_worker(
+    name: str, served: Trainer, config: pb.TrainingConfig
+) -> None:
+    data = served.data
+    (data / "empty.jsonl").write_bytes(b"")
+    (data / "latin1.jsonl").write_bytes(ROW.encode() + ROW.replace("Why", "Pourquoi ça").encode("latin-1"))
+    (data / "malformed.jsonl").write_text(ROW + ROW + '{"question": "cut\n')
+    (data / "long.jsonl").write_text(ROW + ROW.replace("worn", "w" * 2_000_000))
+    (data / "useless.jsonl").write_text('{"colour": "red"}\n')
+    changes, field, text = BAD[name]
+    for key, value in changes.items():
+        setattr(config, key, value)
+
+    error = await refusal(served.stub.StartTraining(start(config)))
+
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    found = [description for path, description in violations(error) if path == field]
+    assert found, violations(error)
+    assert text in found[0]
+    assert "Traceback" not in (error.details() or "")
+    assert served.executor.started == []
+    assert len((await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest())).jobs) == 0
+
+
+async def test_a_field_that_the_server_does_not_know_is_refused(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    config.MergeFromString(b"\xf8\x3f\x01")  # field 1023, a varint
+
+    error = await refusal(served.stub.StartTraining(start(config)))
+
+    assert violations(error) == [("config", "has fields that this server does not know (numbers 1023)")]
+
+
+async def test_an_algorithm_that_is_not_offered_says_so(served: Trainer, config: pb.TrainingConfig) -> None:
+    config.algorithm = pb.ALGORITHM_DPO
+    error = await refusal(served.stub.StartTraining(start(config)))
+
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert "dpo" in (error.details() or "")
+
+
+@pytest.mark.parametrize("method", ["EstimateTraining", "EvaluateModel"])
+async def test_what_is_not_offered_yet_answers_unimplemented_in_words(
+    method: str, served: Trainer, config: pb.TrainingConfig
+) -> None:
+    if method == "EstimateTraining":
+        error = await refusal(served.stub.EstimateTraining(pb.EstimateTrainingRequest(config=config)))
+    else:
+        request = pb.EvaluateModelRequest(model_a="a", model_b="b", specialization="service_advisor")
+        error = await refusal(anext(aiter(served.stub.EvaluateModel(request))))
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert "this server" in (error.details() or "")
+
+
+async def test_a_repeated_request_starts_one_job(served: Trainer, config: pb.TrainingConfig) -> None:
+    first = await served.stub.StartTraining(start(config, job_id="", request_id="r1"))
+    (served.data / "good.jsonl").unlink()  # the answer is the first one whatever has changed since
+    second = await served.stub.StartTraining(start(config, job_id="", request_id="r1"))
+
+    assert second == first
+    assert len((await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest())).jobs) == 1
+
+
+async def test_a_taken_id_and_a_taken_folder_are_refused(served: Trainer, config: pb.TrainingConfig) -> None:
+    await served.stub.StartTraining(start(config))
+    again = await refusal(served.stub.StartTraining(start(config)))
+    config.output_dir = "job"
+    folder = await refusal(served.stub.StartTraining(start(config, job_id="other")))
+
+    assert (again.code(), folder.code()) == (grpc.StatusCode.ALREADY_EXISTS,) * 2
+
+
+async def test_a_watch_replays_history_follows_and_ends_with_the_job(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    await served.stub.StartTraining(start(config))
+    worker = await served.executor.worker()
+    await served.report(worker, progress(1), progress(2))
+
+    watch = served.stub.WatchTraining(pb.WatchTrainingRequest(job_id="job"))
+    seen = [await watch.read() for _ in range(3)]
+    await served.report(worker, finished(pb.JOB_STATE_SUCCEEDED), first=3)
+    seen += [event async for event in watch]
+
+    assert [event.sequence for event in seen] == [1, 2, 3, 4]
+    assert [event.WhichOneof("event") for event in seen] == [
+        "state_changed",
+        "progress",
+        "progress",
+        "finished",
+    ]
+    assert await watch.code() == grpc.StatusCode.OK
+
+
+async def test_a_watch_goes_on_after_the_sequence_it_names(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    await served.stub.StartTraining(start(config))
+    worker = await served.executor.worker()
+    await served.report(worker, progress(1), finished(pb.JOB_STATE_SUCCEEDED))
+
+    watch = served.stub.WatchTraining(pb.WatchTrainingRequest(job_id="job", since_sequence=2))
+
+    assert [event.sequence async for event in watch] == [3]
+
+
+async def test_a_watch_beyond_the_last_event_is_out_of_range(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    await served.stub.StartTraining(start(config))
+    watch = served.stub.WatchTraining(pb.WatchTrainingRequest(job_id="job", since_sequence=99))
+    error = await refusal(watch.read())
+    assert error.code() == grpc.StatusCode.OUT_OF_RANGE
+
+
+async def test_a_repeated_report_is_stored_once(served: Trainer, config: pb.TrainingConfig) -> None:
+    await served.stub.StartTraining(start(config))
+    worker = await served.executor.worker()
+
+    await served.report(worker, progress(1), progress(2))
+    answer = await served.report(worker, progress(1), progress(2), progress(3))
+
+    assert answer.acknowledged == 3
+    job = await served.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="job"))
+    assert job.last_sequence == 4  # started, and three steps
+
+
+async def test_cancelling_tells_the_worker_at_once(served: Trainer, config: pb.TrainingConfig) -> None:
+    await served.stub.StartTraining(start(config))
+    worker = await served.executor.worker()
+    call = served.worker_stub.Report()
+    await call.write(worker_pb2.ReportRequest(job_id="job", lease_token=worker.job.lease_token))
+    assert (await call.read()).should_stop is False
+
+    await served.stub.CancelTraining(pb.CancelTrainingRequest(job_id="job"))
+
+    async with asyncio.timeout(10):
+        assert (await call.read()).should_stop is True
+    await call.done_writing()
+    await served.report(worker, finished(pb.JOB_STATE_CANCELLED))
+    assert (await served.state("job", pb.JOB_STATE_CANCELLED)).HasField("end_time")
+
+
+async def test_a_worker_that_does_not_stop_is_killed(home: Path, config: pb.TrainingConfig) -> None:
+    async with trainer(home, policy=Policy(cancel_s=0.2, shutdown_s=0.1)) as served:
+        await served.stub.StartTraining(start(config))
+        worker = await served.executor.worker()
+        await served.report(worker, progress(1))
+        await served.stub.CancelTraining(pb.CancelTrainingRequest(job_id="job"))
+        await served.state("job", pb.JOB_STATE_CANCELLED)
+        assert worker.ended.done()
+
+
+@pytest.mark.parametrize(
+    ("status", "out_of_memory", "expected"),
+    [(-9, False, "WORKER_KILLED"), (-9, True, "OUT_OF_MEMORY"), (1, False, "WORKER_ENDED")],
+)
+async def test_a_worker_that_dies_fails_its_job_with_the_reason_and_it_can_be_resumed(
+    status: int, out_of_memory: bool, expected: str, served: Trainer, config: pb.TrainingConfig
+) -> None:
+    await served.stub.StartTraining(start(config))
+    worker = await served.executor.worker()
+    await served.report(worker, progress(1))
+    worker.end(status, ran_out_of_memory=out_of_memory)
+
+    job = await served.state("job", pb.JOB_STATE_FAILED)
+    assert (job.failure.reason, job.failure.is_resumable) == (expected, True)
+    assert job.failure.stage == pb.STAGE_SFT
+
+    await served.stub.ResumeTraining(pb.ResumeTrainingRequest(job_id="job"))
+    again = await served.executor.worker(2)
+    assert again.job.lease_token == 2
+    assert (await served.state("job", pb.JOB_STATE_RUNNING)).attempt == 2
+
+
+async def test_a_worker_of_an_earlier_attempt_is_fenced_off(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    await served.stub.StartTraining(start(config))
+    first = await served.executor.worker()
+    first.end(-9)
+    await served.state("job", pb.JOB_STATE_FAILED)
+    await served.stub.ResumeTraining(pb.ResumeTrainingRequest(job_id="job"))
+    await served.executor.worker(2)
+
+    error = await refusal(served.report(first, finished(pb.JOB_STATE_SUCCEEDED)))
+
+    assert (error.code(), reason(error)) == (grpc.StatusCode.FAILED_PRECONDITION, "LEASE_LOST")
+    assert (
+        await served.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="job"))
+    ).state == pb.JOB_STATE_RUNNING
+
+
+async def test_a_silent_worker_is_lost_and_killed(home: Path, config: pb.TrainingConfig) -> None:
+    async with trainer(home, policy=Policy(lease_s=0.3, shutdown_s=0.1)) as served:
+        await served.stub.StartTraining(start(config))
+        worker = await served.executor.worker()
+        job = await served.state("job", pb.JOB_STATE_FAILED)
+
+        assert job.failure.reason == "WORKER_LOST"
+        assert worker.ended.done()
+
+
+async def test_one_worker_at_a_time_takes_the_jobs_in_order(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    for name in ("first", "second"):
+        await served.stub.StartTraining(start(config, job_id=name))
+    worker = await served.executor.worker()
+    assert worker.job.job_id == "first"
+    assert (
+        await served.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="second"))
+    ).state == pb.JOB_STATE_QUEUED
+
+    await served.report(worker, finished(pb.JOB_STATE_SUCCEEDED))
+
+    assert (await served.executor.worker(2)).job.job_id == "second"
+
+
+async def test_a_trainer_that_restarts_hears_its_worker_again(home: Path, config: pb.TrainingConfig) -> None:
+    async with trainer(home) as served:
+        await served.stub.StartTraining(start(config))
+        worker = await served.executor.worker()
+        await served.report(worker, progress(1))
+        served.supervisor._workers.clear()  # killed, not closed: its worker lives on
+        served.supervisor._is_closing = False
+        for task in list(served.supervisor._waits):
+            task.cancel()
+
+    async with trainer(home) as again:
+        job = await again.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="job"))
+        assert job.state == pb.JOB_STATE_RUNNING
+        await again.report(worker, progress(2), finished(pb.JOB_STATE_SUCCEEDED), first=2)
+        await again.state("job", pb.JOB_STATE_SUCCEEDED)
+        assert again.executor.started == []
+
+
+async def test_a_trainer_that_shuts_down_queues_its_jobs_again(home: Path, config: pb.TrainingConfig) -> None:
+    async with trainer(home) as served:
+        await served.stub.StartTraining(start(config))
+        worker = await served.executor.worker()
+        await served.report(worker, progress(1))
+    assert worker.was_stopped
+
+    async with trainer(home) as again:
+        assert (await again.executor.worker()).job.attempt == 2
+
+
+async def test_jobs_are_listed_newest_first_in_pages_and_filtered(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    for number in range(5):
+        config.model_name = "even" if number % 2 == 0 else "odd"
+        await served.stub.StartTraining(start(config, job_id=f"job-{number}"))
+
+    first = await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest(page_size=3))
+    rest = await served.stub.ListTrainingJobs(
+        pb.ListTrainingJobsRequest(page_size=3, page_token=first.next_page_token)
+    )
+    even = await served.stub.ListTrainingJobs(
+        pb.ListTrainingJobsRequest(filter="model_name=even AND state=QUEUED")
+    )
+
+    assert [job.job_id for job in (*first.jobs, *rest.jobs)] == [f"job-{n}" for n in (4, 3, 2, 1, 0)]
+    assert rest.next_page_token == ""
+    assert {job.job_id for job in even.jobs} <= {"job-0", "job-2", "job-4"}
+
+
+@pytest.mark.parametrize("text", ["state=SLEEPING", "colour=red", "model_name"])
+async def test_a_filter_that_cannot_be_read_names_its_field(text: str, served: Trainer) -> None:
+    error = await refusal(served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest(filter=text)))
+    assert [field for field, _ in violations(error)] == ["filter"]
+
+
+async def test_an_unknown_job_is_not_found(served: Trainer) -> None:
+    for method, request in (
+        ("GetTrainingJob", pb.GetTrainingJobRequest(job_id="none")),
+        ("CancelTraining", pb.CancelTrainingRequest(job_id="none")),
+        ("ResumeTraining", pb.ResumeTrainingRequest(job_id="none")),
+    ):
+        error = await refusal(getattr(served.stub, method)(request))
+        assert error.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_log_lines_are_kept_and_replayed(served: Trainer, config: pb.TrainingConfig) -> None:
+    await served.stub.StartTraining(start(config))
+    worker = await served.executor.worker()
+    call = served.worker_stub.Report()
+    for number in (1, 2):
+        await call.write(
+            worker_pb2.ReportRequest(
+                job_id="job",
+                lease_token=worker.job.lease_token,
+                number=number,
+                log=pb.LogLine(level="INFO", message=f"line {number}"),
+            )
+        )
+        await call.read()
+    await call.done_writing()
+
+    lines = [line async for line in served.stub.WatchLogs(pb.WatchLogsRequest(job_id="job"))]
+
+    assert [(line.sequence, line.message) for line in lines] == [(1, "line 1"), (2, "line 2")]
+
+
+async def test_a_data_set_is_examined_line_by_line_with_what_the_loss_sees(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    (served.data / "mixed.jsonl").write_text(ROW + '{"question": "no answer"}\n')
+    answer = await served.stub.ValidateDataset(
+        pb.ValidateDatasetRequest(
+            dataset_path="mixed.jsonl", base_model=config.base_model, specialization="service_advisor"
+        )
+    )
+
+    assert (answer.is_usable, answer.rows, answer.usable_rows) == (False, 2, 1)
+    assert answer.findings[0].line == 2
+    assert (
+        "".join(part.text for part in answer.preview if part.is_trained).strip()
+        == "The pads are worn.<|im_end|>"
+    )
+    assert 0 < answer.trained_tokens < answer.total_tokens
+
+
+async def test_every_specialisation_is_listed_with_prompts_and_rubric(served: Trainer) -> None:
+    templates = (await served.stub.ListTemplates(pb.ListTemplatesRequest())).templates
+
+    assert [each.id for each in templates] == [
+        "finance_advisor",
+        "parts_specialist",
+        "sales_assistant",
+        "service_advisor",
+    ]
+    for each in templates:
+        assert len(each.evaluation_prompts) == 20
+        assert sum(criterion.weight for criterion in each.rubric) == pytest.approx(1)
+    assert json_format.MessageToJson(templates[0])
+
+
+async def test_the_same_store_rules_hold_on_postgresql(
+    home: Path, config: pb.TrainingConfig, postgres_url: str
+) -> None:
+    async with trainer(home, database_url=postgres_url) as served:
+        await served.stub.StartTraining(start(config, request_id="r"))
+        worker = await served.executor.worker()
+        await served.report(worker, progress(1), finished(pb.JOB_STATE_SUCCEEDED))
+        watch = served.stub.WatchTraining(pb.WatchTrainingRequest(job_id="job"))
+        assert [event.sequence async for event in watch] == [1, 2, 3]
+        assert len((await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest())).jobs) == 1

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from neuroweaver.trainer.worker.models import base
+from neuroweaver.trainer.worker.process.checkpoints import checkpoints
+from neuroweaver.trainer.worker.process.monitor import Silent, Stopped
+from neuroweaver.trainer.worker.sft import finetune as training
+from neuroweaver.trainer.worker.sft.finetune import SFTConfig
+from neuroweaver.trainer.worker.sft.trainer import ByLength
+from trainer.tiny import tiny_llama
+
+CHATS = [
+    [
+        {"role": "user", "content": f"question {number} about the {part}"},
+        {"role": "assistant", "content": f"replace the {part} " * (1 + number % 3)},
+    ]
+    for number in range(4)
+    for part in ("brakes", "pads", "discs")
+]
+QUICK = SFTConfig(
+    lora_r=4,
+    lora_alpha=8,
+    epochs=2,
+    batch_size=2,
+    gradient_accumulation_steps=2,
+    learning_rate=5e-2,
+    save_steps=2,
+)
+
+
+class Recorder:
+    def __init__(self, *, stop_at_check: int | None = None) -> None:
+        self.reports: list[dict] = []
+        self.checks = 0
+        self.stop_at_check = stop_at_check
+
+    def report(self, *, step, total_steps, tokens=0, metrics=None) -> None:
+        self.reports.append({"step": step, "total": total_steps, "tokens": tokens, **(metrics or {})})
+
+    def check(self) -> None:
+        self.checks += 1
+        if self.stop_at_check is not None and self.checks >= self.stop_at_check:
+            raise Stopped
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("tiny"), hidden_size=64)
+
+
+def finetune(
+    folder: Path, run: Path, *, config=QUICK, monitor=None, resume=False, chats=CHATS, quantization="none"
+):
+    model, tokenizer = base.load(folder, quantization=quantization)
+    return training.finetune(
+        model,
+        tokenizer,
+        chats,
+        chats[:3],
+        config=config,
+        folder=run,
+        monitor=monitor or Silent(),
+        resume=resume,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder, tmp_path_factory):
+    run = tmp_path_factory.mktemp("uninterrupted")
+    monitor = Recorder()
+    return finetune(folder, run, monitor=monitor), monitor
+
+
+def test_training_lowers_the_loss_on_the_answers_it_saw(uninterrupted):
+    result, _ = uninterrupted
+    assert result.loss_after < result.loss_before - 0.1
+    assert len(result.losses) == 6
+    assert result.losses[-1] < result.losses[0]
+
+
+def test_every_optimiser_step_is_reported_with_its_metrics(uninterrupted):
+    result, monitor = uninterrupted
+    start, *steps = monitor.reports
+    assert start == {"step": 0, "total": 6, "tokens": 0}
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5, 6]
+    assert [entry["loss"] for entry in steps] == list(result.losses)
+    assert steps[0]["learning_rate"] == pytest.approx(5e-2)
+    assert all(entry["grad_norm"] > 0 for entry in steps)
+    assert steps[-1]["tokens"] == result.tokens > steps[0]["tokens"] > 0
+
+
+def test_the_adapter_folder_loads_over_the_base_model_and_gives_the_reported_loss(folder, uninterrupted):
+    from neuroweaver.trainer.worker.validation.measures import perplexity
+
+    result, _ = uninterrupted
+    model, tokenizer = base.load(folder)
+    tuned = PeftModel.from_pretrained(model, result.adapter)
+    assert perplexity(tuned, tokenizer, CHATS[:3], Silent()).mean == pytest.approx(
+        result.loss_after, rel=1e-2
+    )
+    assert not list(result.adapter.glob("*.bin"))
+
+
+def test_a_stopped_run_resumes_to_the_same_weights_bit_by_bit(folder, tmp_path, uninterrupted):
+    expected, _ = uninterrupted
+    with pytest.raises(Stopped):
+        finetune(folder, tmp_path, monitor=Recorder(stop_at_check=13))  # 2 of validation, then step 6
+    monitor = Recorder()
+    result = finetune(folder, tmp_path, monitor=monitor, resume=True)
+    assert result.resumed_from == 4
+    assert monitor.reports[0]["step"] == 4
+    assert result.losses == expected.losses
+    assert result.tokens == expected.tokens
+    weights, same = (load_file(one.adapter / "adapter_model.safetensors") for one in (result, expected))
+    assert weights.keys() == same.keys()
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_a_run_killed_while_saving_resumes_from_the_checkpoint_before(folder, tmp_path, uninterrupted):
+    script = f"""
+import os, signal, sys
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from trainer.worker.sft import test_finetune
+from transformers import Trainer
+save = Trainer._save_rng_state
+def die_half_way(self, folder):
+    if self.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, folder)
+Trainer._save_rng_state = die_half_way
+test_finetune.finetune(Path({str(folder)!r}), Path({str(tmp_path)!r}))
+"""
+    killed = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, env=os.environ)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    result = finetune(folder, tmp_path, resume=True)
+    expected, _ = uninterrupted
+    assert result.resumed_from == 2
+    assert result.losses == expected.losses
+    assert not list(tmp_path.glob(".*partial*"))
+
+
+def test_resuming_a_finished_run_gives_its_result_without_training(folder, tmp_path):
+    config = replace(QUICK, max_steps=1)
+    first = finetune(folder, tmp_path, config=config)
+    monitor = Recorder()
+    assert finetune(folder, tmp_path, config=config, monitor=monitor, resume=True) == first
+    assert monitor.checks == 0
+
+
+def test_starting_anew_forgets_what_the_folder_held(folder, tmp_path):
+    with pytest.raises(Stopped):
+        finetune(folder, tmp_path, monitor=Recorder(stop_at_check=8))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
+    again = finetune(folder, tmp_path, config=replace(QUICK, max_steps=1), resume=False)
+    assert again.resumed_from == 0
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
+
+
+def test_the_base_model_comes_back_as_it_was(folder, tmp_path):
+    model, tokenizer = base.load(folder)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    forward = model.forward
+    training.finetune(
+        model, tokenizer, CHATS, [], config=SFTConfig(max_steps=2, gradient_checkpointing=True), folder=tmp_path,
+        monitor=Silent(), resume=False,
+    )  # fmt: skip
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert model.forward == forward
+    assert not model.training
+    assert not model.is_gradient_checkpointing
+
+
+def test_a_quantised_base_model_trains_with_its_adapter_in_full_precision(folder, tmp_path):
+    result = finetune(folder, tmp_path, quantization="nf4")
+    assert result.loss_after < result.loss_before - 0.1
+    weights = load_file(result.adapter / "adapter_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+def test_gradient_checkpointing_does_not_change_what_is_learned(folder, tmp_path, uninterrupted):
+    config = replace(QUICK, gradient_checkpointing=True)
+    expected, _ = uninterrupted
+    assert finetune(folder, tmp_path, config=config).losses == pytest.approx(expected.losses, rel=1e-2)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(folder, tmp_path):
+    model, tokenizer = base.load(folder)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(training.TrainingDiverged, match="step 1"):
+        training.finetune(
+            model, tokenizer, CHATS, [], config=QUICK, folder=tmp_path, monitor=Silent(), resume=False
+        )
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_long_examples_are_cut_and_those_without_an_answer_left_are_dropped_and_counted(folder, tmp_path):
+    asked_too_long = [{"role": "user", "content": "brakes " * 200}, {"role": "assistant", "content": "yes"}]
+    answered_long = [{"role": "user", "content": "brakes"}, {"role": "assistant", "content": "yes " * 200}]
+    config = replace(QUICK, max_seq_length=64, max_steps=1)
+    result = finetune(folder, tmp_path, config=config, chats=[*CHATS, asked_too_long, answered_long])
+    assert (result.examples, result.truncated, result.dropped) == (len(CHATS) + 1, 1, 1)
+
+
+def test_examples_without_any_answer_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="assistant turn"):
+        finetune(folder, tmp_path, chats=[[{"role": "user", "content": "hello"}]])
+
+
+def test_nothing_is_written_to_standard_output(folder, tmp_path, capfd):
+    finetune(folder, tmp_path, config=replace(QUICK, max_steps=2))
+    assert capfd.readouterr().out == ""
+
+
+def test_a_batch_holds_examples_of_like_length_and_every_example_comes_once_an_epoch():
+    lengths = [(7 * index) % 50 for index in range(50)]
+    sampler = ByLength(lengths, 4, seed=1)
+    order = list(sampler)
+    assert sorted(order) == list(range(50))
+    spreads = [
+        max(batch) - min(batch)
+        for start in range(0, 48, 4)
+        for batch in [[lengths[index] for index in order[start : start + 4]]]
+    ]
+    assert sum(spreads) / len(spreads) < 10
+    assert list(sampler) == order
+    sampler.set_epoch(1)
+    assert list(sampler) != order
