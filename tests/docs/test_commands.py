@@ -51,7 +51,7 @@ ELSEWHERE = {
 # These go on until somebody ends them.
 ENDLESS = ("neuroweaver deploy watch", "neuroweaver experiment watch")
 # A stage in a newcomer's minutes, here in seconds.
-SHORT = "--max-seq-length 64 --max-new-tokens 8 --rlaif-samples 4 --ppo-steps 1 --ppo-batch-size 2 --fall-back-to-sft"
+SHORT = "--epochs 1 --max-seq-length 1024 --max-new-tokens 8 --rlaif-samples 4 --ppo-steps 1 --ppo-batch-size 2 --fall-back-to-sft"
 
 _BLOCK = re.compile(r"^```(console|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"\s+#\s.*$|^#.*$", re.MULTILINE)
@@ -131,7 +131,7 @@ def _quoted(text: str) -> str:
 def newcomer(tmp_path_factory) -> Iterator[Newcomer]:
     folder = tmp_path_factory.mktemp("newcomer")
     home = folder / "home"
-    base = tiny_base(home / "models" / "tiny")
+    base = tiny_base(home / "models" / "tiny", context=2048)
     for number, name in enumerate(("adapter", "adapter-2")):
         adapter(base, folder / "made", seed=number)
         shutil.move(folder / "made" / "adapter", folder / name)
