@@ -188,3 +188,24 @@ def test_every_page_with_commands_is_run_or_says_why_not():
         and (left := [command for command in commands_of(name) if not is_elsewhere(command)])
     }
     assert left == {}
+
+
+@pytest.mark.parametrize(
+    ("target", "runs"),
+    [
+        (
+            ("unit", "T=registry"),
+            "pytest -n 3 --dist loadfile --no-loadscope-reorder tests/registry -k alias",
+        ),
+        (("fix",), "ruff check --fix"),
+        (("fix",), "ruff format"),
+        (("fix",), "buf format --write"),
+    ],
+    ids=str,
+)
+def test_a_short_cut_of_make_runs_what_its_help_says(target: tuple[str, ...], runs: str):
+    done = subprocess.run(
+        ["make", "--dry-run", *target, "WORKERS=3", "PYTEST_ARGS=-k alias"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert runs in done.stdout

@@ -55,7 +55,9 @@ def test_a_recipe_is_short(title: str):
 @pytest.mark.timeout(900)
 def test_the_tests_of_the_recipes_pass(project: Path):
     programs = Path(sys.executable).parent
-    buf = subprocess.run([programs / "buf", "generate"], cwd=project, capture_output=True, text=True, check=False)
+    buf = subprocess.run(
+        [programs / "buf", "generate"], cwd=project, capture_output=True, text=True, check=False
+    )
     assert buf.returncode == 0, buf.stderr
     tests = [name for diff in recipes().values() for name in changed_files(diff) if name.startswith("tests/")]
     assert len(tests) == len(recipes())
