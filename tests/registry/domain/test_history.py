@@ -87,12 +87,12 @@ async def verified(events: list[AuditEvent], recorded: Head, expected: Head | No
 
 
 def test_a_version_comes_back_from_its_record():
-    assert records.load_version(records.dump(VERSION)) == VERSION
-    assert records.load_version(records.dump(VERSION)).version.build == "build.5"
+    assert records.load(ModelVersion, records.dump(VERSION)) == VERSION
+    assert records.load(ModelVersion, records.dump(VERSION)).version.build == "build.5"
 
 
 def test_a_model_comes_back_from_its_record():
-    assert records.load_model(records.dump(MODEL)) == MODEL
+    assert records.load(Model, records.dump(MODEL)) == MODEL
 
 
 def test_the_hash_is_what_the_format_says():

@@ -387,7 +387,7 @@ def _models() -> Select[Any]:
 
 
 def _model(row: Row[Any]) -> Model:
-    return replace(records.load_model(row.record), latest_version=row.latest)
+    return replace(records.load(Model, row.record), latest_version=row.latest)
 
 
 def _versions() -> Select[Any]:
@@ -410,16 +410,12 @@ def _versions() -> Select[Any]:
 
 
 def _version(row: Row[Any]) -> ModelVersion:
-    version = records.load_version(row.record)
+    version = records.load(ModelVersion, row.record)
     return replace(version, aliases=tuple(sorted(row.aliases.split(",")))) if row.aliases else version
 
 
-_LOADERS: Final[dict[str, Callable[[str], Subject]]] = {
-    "model": records.load_model,
-    "version": records.load_version,
-    "alias": records.load_alias,
-}
 _KINDS: Final[dict[type[Subject], str]] = {Model: "model", ModelVersion: "version", Alias: "alias"}
+_CLASSES: Final = {name: kind for kind, name in _KINDS.items()}
 
 
 def kind_of(subject: Subject | None) -> str:
@@ -428,7 +424,7 @@ def kind_of(subject: Subject | None) -> str:
 
 
 def _subject(kind: str, record: str | None) -> Subject | None:
-    return _LOADERS[kind](record) if record else None
+    return records.load(_CLASSES[kind], record) if record else None
 
 
 def _within(wanted: Range) -> Sequence[ColumnElement[bool]]:
