@@ -261,7 +261,7 @@ def test_metrics_stand_beside_what_the_base_model_reached():
     assert "| `judge_score` | 6.5 |  | 3.5 | higher |  | 3 |\n" in judged
     assert "| `win_rate` | 0.72 | 0.52 to 0.86 (95%) |  | higher |  |  |" in judged
     assert judged.strip().startswith(
-        "Given by the judge `embedded`. In `win_rate` a tie counts as half a win"
+        "Scored by the judge `embedded`. In `win_rate` a tie counts as half a win"
     )
 
 
