@@ -22,7 +22,6 @@ from neuroweaver.registry.domain.model import (
     BasePin,
     Direction,
     Draft,
-    Interval,
     Lineage,
     Metric,
     Model,
@@ -31,6 +30,7 @@ from neuroweaver.registry.domain.model import (
 )
 from neuroweaver.registry.domain.paths import media_type_of
 from neuroweaver.registry.domain.versions import Level
+from neuroweaver.statistics.estimate import Interval
 from neuroweaver.v1 import common_pb2, registry_pb2
 
 LEVELS: Final = {

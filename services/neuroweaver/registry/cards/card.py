@@ -31,11 +31,11 @@ from neuroweaver.registry.comparison.wording import line, number, p_value, perce
 from neuroweaver.registry.domain.model import (
     BasePin,
     Direction,
-    Interval,
     Lineage,
     Model,
     ModelVersion,
 )
+from neuroweaver.statistics.estimate import Interval
 
 _LONGEST_VALUE: Final = 200
 
@@ -113,7 +113,7 @@ def _literal(value: str) -> Markdown:
 
 
 def _metric_rows(version: ModelVersion, names: Sequence[str]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in names:
         metric, base = version.metrics[name], version.metrics.get(f"{name}_base")
         rows.append((

@@ -54,7 +54,8 @@ def front_matter(version: ModelVersion, model: Model) -> str:
         model_name=line(version.model_id) if own else None,
         eval_results=results or None,
     )
-    return f"---\n{_dumped(data.to_dict())}---"
+    fields: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
+    return f"---\n{_dumped(fields)}---"
 
 
 def is_hub_id(name: str) -> bool:

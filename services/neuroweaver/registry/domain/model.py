@@ -16,6 +16,7 @@ from semver import Version
 from neuroweaver.mesh.wire.errors import Aborted, FailedPrecondition, InvalidArgument
 from neuroweaver.mesh.wire.text import check_text
 from neuroweaver.registry.domain.paths import kind_of
+from neuroweaver.statistics.estimate import Interval
 
 MAX_TAGS: Final = 64
 MAX_METRICS: Final = 1000
@@ -50,13 +51,6 @@ class Direction(StrEnum):
     UNKNOWN = ""
     HIGHER_IS_BETTER = "higher"
     LOWER_IS_BETTER = "lower"
-
-
-@dataclass(frozen=True)
-class Interval:
-    lower: float
-    upper: float
-    confidence: float
 
 
 @dataclass(frozen=True, kw_only=True)
