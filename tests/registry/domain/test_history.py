@@ -22,7 +22,7 @@ from neuroweaver.registry.domain.model import (
     ModelVersion,
     State,
 )
-from neuroweaver.registry.domain.records import Change
+from neuroweaver.registry.domain.records import FieldDifference
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 ORIGIN = ChangeOrigin("default", "ada", "because", "0" * 32)
@@ -67,7 +67,7 @@ def chain(length: int) -> list[AuditEvent]:
             action="version.created",
             model_id="advisor",
             version=f"1.{number}.0",
-            changes=[Change("state", None, "DRAFT")],
+            changes=[FieldDifference("state", None, "DRAFT")],
         )
         events.append(event)
         head = Head(event.sequence, event.hash)
@@ -193,7 +193,7 @@ async def test_a_noted_head_beyond_the_end_is_missed():
 
 
 def test_a_creation_lists_what_there_is_now():
-    listed = {change.path: change.after for change in records.changes(None, VERSION)}
+    listed = {change.path: change.b for change in records.changes(None, VERSION)}
 
     assert listed["config.lora_r"] == 16
     assert listed["config.off"] is False
@@ -206,7 +206,7 @@ def test_a_creation_lists_what_there_is_now():
 
 
 def test_samples_are_listed_by_their_digest():
-    listed = {change.path: change.after for change in records.changes(None, VERSION)}
+    listed = {change.path: change.b for change in records.changes(None, VERSION)}
 
     assert listed["metrics.loss"]["value"] == 0.1
     assert listed["metrics.loss"]["samples"] == {
@@ -221,8 +221,8 @@ def test_a_change_lists_what_was_and_what_is():
     )
 
     assert records.changes(VERSION, after) == [
-        Change("config.lora_r", 16, 8),
-        Change("config.new", None, 1),
-        Change("state", "TRAINED", "VALIDATED"),
-        Change("tags.team", "service", None),
+        FieldDifference("config.lora_r", 16, 8),
+        FieldDifference("config.new", None, 1),
+        FieldDifference("state", "TRAINED", "VALIDATED"),
+        FieldDifference("tags.team", "service", None),
     ]

@@ -403,7 +403,7 @@ async def test_the_history_says_who_what_when_and_why(store: Store):
     assert created.previous_hash == registered.hash
     assert (created.actor, created.reason, created.trace_id) == ("ada", "because", "0" * 32)
     assert before <= registered.time <= created.time <= datetime.now(UTC)
-    changes = {change.path: (change.before, change.after) for change in created.listed_changes()}
+    changes = {change.path: (change.a, change.b) for change in created.listed_changes()}
     assert changes["tags.team"] == (None, "x")
 
 

@@ -21,6 +21,7 @@ from neuroweaver.registry.comparison.wording import (
     signed,
 )
 from neuroweaver.registry.domain.model import BasePin, Direction, Lineage, Metric, ModelVersion
+from neuroweaver.registry.domain.records import FieldDifference
 from neuroweaver.registry.domain.versions import Level
 from neuroweaver.statistics.estimate import Interval
 from neuroweaver.statistics.multiplicity import holm
@@ -32,15 +33,6 @@ _MAX_DIFFERENCES: Final = 1000
 
 _BASELINE: Final = "_base"
 _PLAIN_KEY: Final = re.compile(r'[^\s."\[\]\\]+')
-
-
-@dataclass(frozen=True)
-class FieldDifference:
-    """One value in A and in B; None where there is none."""
-
-    path: str
-    a: Any
-    b: Any
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Final
 
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.mesh.wire.signing import SigningKey, statement
-from neuroweaver.registry.domain.records import Change, canonical
+from neuroweaver.registry.domain.records import FieldDifference, canonical
 
 GENESIS: Final = "0" * 64
 """What stands in for a hash before the first event."""
@@ -78,8 +78,8 @@ class AuditEvent:
         content["time"] = self.time.isoformat(timespec="microseconds")
         return hashlib.sha256(canonical(content).encode()).hexdigest()
 
-    def listed_changes(self) -> list[Change]:
-        return [Change(*change) for change in json.loads(self.changes)]
+    def listed_changes(self) -> list[FieldDifference]:
+        return [FieldDifference(*change) for change in json.loads(self.changes)]
 
 
 def next_event(
@@ -90,7 +90,7 @@ def next_event(
     action: str,
     model_id: str,
     version: str,
-    changes: Sequence[Change],
+    changes: Sequence[FieldDifference],
 ) -> AuditEvent:
     """The event that follows `head`."""
     return AuditEvent(
@@ -102,7 +102,7 @@ def next_event(
         model_id=model_id,
         version=version,
         reason=origin.reason,
-        changes=canonical([[change.path, change.before, change.after] for change in changes]),
+        changes=canonical([[change.path, change.a, change.b] for change in changes]),
         trace_id=origin.trace_id,
         previous_hash=head.hash,
     ).sealed()

@@ -17,7 +17,7 @@ from neuroweaver.mesh.wire.records import Records
 from neuroweaver.registry.domain.aliases import Alias
 from neuroweaver.registry.domain.model import Model, ModelVersion
 
-# Change with every change, so that a difference in them says nothing.
+# FieldDifference with every change, so that a difference in them says nothing.
 _VOLATILE: Final = ("update_time", "etag", "latest_version", "aliases")
 _EMPTY: Final = (None, "")
 _BY_NAME: Final = ("config", "metrics", "tags", "base", "lineage")
@@ -30,12 +30,12 @@ _CODEC.hook(Version, str, Version.parse)
 
 
 @dataclass(frozen=True)
-class Change:
-    """One value before and after; None where there was none."""
+class FieldDifference:
+    """One value in A and in B, or before and after a change; None where there is none."""
 
     path: str
-    before: Any
-    after: Any
+    a: Any
+    b: Any
 
 
 def canonical(value: Any) -> str:
@@ -51,28 +51,27 @@ def load(kind: type[S], text: str) -> S:
     return _CODEC.load(kind, text)
 
 
-def changes(before: Model | ModelVersion | None, after: Model | ModelVersion) -> list[Change]:
+def changes(before: Model | ModelVersion | None, after: Model | ModelVersion) -> list[FieldDifference]:
     """What differs, by path: `state`, `config.lora_r`, `metrics.loss`, `artifacts.adapter/config.json`."""
     old = _flat(_CODEC.plain(before)) if before else {}
     new = _flat(_CODEC.plain(after))
     return [
-        Change(path, old.get(path), new.get(path))
+        FieldDifference(path, old.get(path), new.get(path))
         for path in sorted(old.keys() | new.keys())
         if old.get(path) != new.get(path)
     ]
 
 
-def alias_changes(before: Alias | None, after: Alias) -> list[Change]:
+def alias_changes(before: Alias | None, after: Alias) -> list[FieldDifference]:
     """What differs, under the path of the alias."""
     path = f"aliases.{after.alias}"
-    found = []
+    changes = []
     if (before and before.version) != after.version:
-        found.append(Change(path, _spelled(before), _spelled(after)))
-    if after.version and (before.is_protected if before else None) != after.is_protected:
-        found.append(
-            Change(f"{path}.is_protected", before.is_protected if before else None, after.is_protected)
-        )
-    return found
+        changes.append(FieldDifference(path, _spelled(before), _spelled(after)))
+    was_protected = before.is_protected if before else None
+    if after.version and was_protected != after.is_protected:
+        changes.append(FieldDifference(f"{path}.is_protected", was_protected, after.is_protected))
+    return changes
 
 
 def _spelled(alias: Alias | None) -> str | None:

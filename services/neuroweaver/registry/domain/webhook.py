@@ -67,6 +67,16 @@ class Webhook:
         return self.url.partition("?")[0]
 
 
+@dataclass(frozen=True)
+class WebhookStatus:
+    """A webhook and how many of its deliveries wait or were given up. last_error: empty after a success."""
+
+    webhook: Webhook
+    pending: int = 0
+    dead: int = 0
+    last_error: str = ""
+
+
 class State(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from neuroweaver.mesh.auth.caller import caller_of
 from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.handlers.mutations import Mutations
-from neuroweaver.mesh.wire.clock import timestamp
 from neuroweaver.mesh.wire.errors import InvalidArgument
-from neuroweaver.registry.domain.records import Change
-from neuroweaver.registry.domain.webhook import Delivery, State, Webhook, check_webhook_id, new_secret
+from neuroweaver.registry import messages
+from neuroweaver.registry.domain.records import FieldDifference
+from neuroweaver.registry.domain.webhook import Webhook, WebhookStatus, check_webhook_id, new_secret
 from neuroweaver.registry.storage import deliveries
-from neuroweaver.registry.storage.deliveries import Standing
 from neuroweaver.registry.storage.store import Store
 from neuroweaver.registry.storage.writer import Writer
 from neuroweaver.v1 import registry_pb2 as pb
-
-_STATES: Final = {
-    pb.DELIVERY_STATE_PENDING: State.PENDING,
-    pb.DELIVERY_STATE_DELIVERED: State.DELIVERED,
-    pb.DELIVERY_STATE_DEAD: State.DEAD,
-}
-_STATE_NUMBERS: Final = {state: number for number, state in _STATES.items()}
 
 
 class Webhooks:
@@ -37,10 +29,10 @@ class Webhooks:
         made: list[pb.Webhook] = []
 
         async def create(registry: Writer) -> pb.Webhook:
-            webhook = _to_webhook(request.webhook, registry)
+            webhook = messages.to_webhook(request.webhook, registry.now)
             await deliveries.add(registry.connection, registry.project, webhook, secret)
             await registry.record("webhook.created", model_id=webhook.model_id, changes=_changes(webhook))
-            made.append(_from_standing(Standing(webhook)))
+            made.append(messages.from_webhook(WebhookStatus(webhook)))
             return made[-1]
 
         answer = await self._mutations.run(request, context, create)
@@ -54,7 +46,7 @@ class Webhooks:
         del request
         async with self._store.read(caller_of(context).project) as registry:
             found = await deliveries.webhooks(registry.connection, registry.project)
-        return pb.ListWebhooksResponse(webhooks=map(_from_standing, found))
+        return pb.ListWebhooksResponse(webhooks=map(messages.from_webhook, found))
 
     async def DeleteWebhook(self, request: pb.DeleteWebhookRequest, context: Any) -> pb.Webhook:
         check_webhook_id("webhook_id", request.webhook_id)
@@ -62,9 +54,9 @@ class Webhooks:
         async def drop(registry: Writer) -> pb.Webhook:
             dropped = await deliveries.remove(registry.connection, registry.project, request.webhook_id)
             webhook = dropped.webhook
-            changes = [Change(change.path, change.after, None) for change in _changes(webhook)]
+            changes = [FieldDifference(change.path, change.b, None) for change in _changes(webhook)]
             await registry.record("webhook.deleted", model_id=webhook.model_id, changes=changes)
-            return _from_standing(dropped)
+            return messages.from_webhook(dropped)
 
         return await self._mutations.run(request, context, drop)
 
@@ -75,10 +67,16 @@ class Webhooks:
         project = caller_of(context).project
         page = Page.asked(request, project)
         async with self._store.read(project) as registry:
-            found, token = await deliveries.page(
-                registry.connection, project, request.webhook_id, page, _STATES.get(request.state)
+            listed, token = await deliveries.page(
+                registry.connection,
+                project,
+                request.webhook_id,
+                page,
+                messages.DELIVERY_STATES.get(request.state),
             )
-        return pb.ListWebhookDeliveriesResponse(deliveries=map(_from_delivery, found), next_page_token=token)
+        return pb.ListWebhookDeliveriesResponse(
+            deliveries=map(messages.from_delivery, listed), next_page_token=token
+        )
 
     async def RedeliverWebhook(
         self, request: pb.RedeliverWebhookRequest, context: Any
@@ -94,20 +92,7 @@ class Webhooks:
         return await self._mutations.run(request, context, revive)
 
 
-def _to_webhook(message: pb.Webhook, registry: Writer) -> Webhook:
-    """Raises InvalidArgument."""
-    webhook = Webhook(
-        webhook_id=message.webhook_id,
-        url=message.url,
-        actions=tuple(message.actions),
-        model_id=message.model_id,
-        create_time=registry.now,
-    )
-    webhook.check()
-    return webhook
-
-
-def _changes(webhook: Webhook) -> list[Change]:
+def _changes(webhook: Webhook) -> list[FieldDifference]:
     """What the history says of a new webhook: never the secret, nor what may be one in the URL."""
     told = {
         "actions": list(webhook.actions),
@@ -115,32 +100,4 @@ def _changes(webhook: Webhook) -> list[Change]:
         "url": webhook.shown_url,
         "webhook_id": webhook.webhook_id,
     }
-    return [Change(path, None, value) for path, value in told.items() if value]
-
-
-def _from_standing(standing: Standing) -> pb.Webhook:
-    webhook = standing.webhook
-    return pb.Webhook(
-        webhook_id=webhook.webhook_id,
-        url=webhook.url,
-        actions=webhook.actions,
-        model_id=webhook.model_id,
-        create_time=timestamp(webhook.create_time),
-        pending=standing.pending,
-        dead=standing.dead,
-        last_error=standing.last_error,
-    )
-
-
-def _from_delivery(delivery: Delivery) -> pb.WebhookDelivery:
-    return pb.WebhookDelivery(
-        sequence=delivery.sequence,
-        action=delivery.action,
-        state=_STATE_NUMBERS[delivery.state],
-        attempts=delivery.attempts,
-        next_attempt_time=timestamp(delivery.next_attempt_time),
-        last_attempt_time=timestamp(delivery.last_attempt_time),
-        last_status=delivery.last_status,
-        last_error=delivery.last_error,
-        create_time=timestamp(delivery.create_time),
-    )
+    return [FieldDifference(path, None, value) for path, value in told.items() if value]

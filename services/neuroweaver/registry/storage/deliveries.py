@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -19,7 +18,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.wire.errors import AlreadyExists, NotFound, ResourceExhausted
 from neuroweaver.registry.domain.history import AuditEvent
-from neuroweaver.registry.domain.webhook import MAX_WEBHOOKS, Backoff, Delivery, Outcome, State, Webhook
+from neuroweaver.registry.domain.webhook import (
+    MAX_WEBHOOKS,
+    Backoff,
+    Delivery,
+    Outcome,
+    State,
+    Webhook,
+    WebhookStatus,
+)
 from neuroweaver.registry.storage import tables
 
 _WEBHOOKS: Final = tables.webhooks
@@ -45,16 +52,6 @@ Lane = tuple[str, str]
 """A webhook: its project and its id. What is sent to it is sent one after the other."""
 
 
-@dataclass(frozen=True)
-class Standing:
-    """A webhook, and how its deliveries stand. last_error: of the last attempt; empty after a success."""
-
-    webhook: Webhook
-    pending: int = 0
-    dead: int = 0
-    last_error: str = ""
-
-
 async def add(connection: AsyncConnection, project: str, webhook: Webhook, secret: str) -> None:
     """Raises AlreadyExists, and ResourceExhausted where there are too many."""
     taken = (
@@ -69,26 +66,26 @@ async def add(connection: AsyncConnection, project: str, webhook: Webhook, secre
     await connection.execute(insert(_WEBHOOKS).values(project=project, secret=secret, **values))
 
 
-async def remove(connection: AsyncConnection, project: str, webhook_id: str) -> Standing:
+async def remove(connection: AsyncConnection, project: str, webhook_id: str) -> WebhookStatus:
     """Drops a webhook with its deliveries, and gives how it stood. Raises NotFound."""
-    found = await standing(connection, project, webhook_id)
+    found = await status(connection, project, webhook_id)
     await connection.execute(delete(_TABLE).where(_of(_TABLE, (project, webhook_id))))
     await connection.execute(delete(_WEBHOOKS).where(_of(_WEBHOOKS, (project, webhook_id))))
     return found
 
 
-async def standing(connection: AsyncConnection, project: str, webhook_id: str) -> Standing:
+async def status(connection: AsyncConnection, project: str, webhook_id: str) -> WebhookStatus:
     """Raises NotFound."""
     row = (await connection.execute(select(*_PUBLIC).where(_of(_WEBHOOKS, (project, webhook_id))))).first()
     if row is None:
         raise NotFound("webhook", webhook_id)
-    return await _standing(connection, row)
+    return await _status(connection, row)
 
 
-async def webhooks(connection: AsyncConnection, project: str) -> list[Standing]:
+async def webhooks(connection: AsyncConnection, project: str) -> list[WebhookStatus]:
     """A project's, by id."""
     statement = select(*_PUBLIC).where(_WEBHOOKS.c.project == project).order_by(_WEBHOOKS.c.webhook_id)
-    return [await _standing(connection, row) for row in (await connection.execute(statement)).all()]
+    return [await _status(connection, row) for row in (await connection.execute(statement)).all()]
 
 
 async def secret_of(connection: AsyncConnection, lane: Lane) -> tuple[str, str] | None:
@@ -123,7 +120,7 @@ async def page(
     connection: AsyncConnection, project: str, webhook_id: str, page: Page, state: State | None = None
 ) -> tuple[list[Delivery], str]:
     """A page of a webhook's deliveries, newest first, and the token of the next one. Raises NotFound."""
-    await standing(connection, project, webhook_id)
+    await status(connection, project, webhook_id)
     statement = select(_TABLE).where(_of(_TABLE, (project, webhook_id)))
     if state:
         statement = statement.where(_TABLE.c.state == state.value)
@@ -140,7 +137,7 @@ async def redeliver(
     They come before what is still pending, since they happened before it. Raises NotFound for a webhook or a
     delivery that is not there.
     """
-    await standing(connection, project, webhook_id)
+    await status(connection, project, webhook_id)
     chosen = _of(_TABLE, (project, webhook_id))
     if sequence:
         chosen = and_(chosen, _TABLE.c.sequence == sequence)
@@ -239,7 +236,7 @@ def lane_of(delivery: Delivery) -> Lane:
     return delivery.project, delivery.webhook_id
 
 
-async def _standing(connection: AsyncConnection, row: Row[Any]) -> Standing:
+async def _status(connection: AsyncConnection, row: Row[Any]) -> WebhookStatus:
     mine = _of(_TABLE, (row.project, row.webhook_id))
     counted = await connection.execute(
         select(_TABLE.c.state, func.count().label("number"))
@@ -254,7 +251,7 @@ async def _standing(connection: AsyncConnection, row: Row[Any]) -> Standing:
         .order_by(_TABLE.c.last_attempt_time.desc(), _TABLE.c.sequence.desc())
         .limit(1)
     )
-    return Standing(
+    return WebhookStatus(
         _webhook(row),
         numbers.get(State.PENDING.value, 0),
         numbers.get(State.DEAD.value, 0),

@@ -17,7 +17,7 @@ from neuroweaver.registry.domain import history, records
 from neuroweaver.registry.domain.aliases import Alias
 from neuroweaver.registry.domain.history import AuditEvent, Head
 from neuroweaver.registry.domain.model import Model, ModelVersion
-from neuroweaver.registry.domain.records import Change, Subject
+from neuroweaver.registry.domain.records import FieldDifference, Subject
 from neuroweaver.registry.domain.versions import precedence
 from neuroweaver.registry.storage import deliveries, tables
 from neuroweaver.registry.storage.reader import Reader, kind_of
@@ -103,7 +103,7 @@ class Writer(Reader):
         *,
         model_id: str = "",
         version: str = "",
-        changes: Sequence[Change] = (),
+        changes: Sequence[FieldDifference] = (),
         subject: Subject | None = None,
     ) -> AuditEvent:
         """Writes a change into the history and tells the watches. subject: as it is after the change."""
