@@ -293,7 +293,7 @@ def test_the_change_against_the_parent_is_told():
         "Recommended bump: **minor**. Minor, since the adapter's rank is another and the configuration"
         in change
     )
-    assert "- `config.lora_r`: The adapter of 1.1.0 has rank 16, that of 1.0.0 8" in change
+    assert "- `config.lora_r`: The adapter rank differs: 16 in 1.1.0, 8 in 1.0.0." in change
     assert "| `judge_score` | 2.5 | 6.5 | +4 | +2.87 to +5.13 | < 0.001 | better |" in change
     assert "| `config.lora_r` | `8` | `16` |" in change
     assert "| `config.epochs` | `1` |  |" in change
@@ -314,9 +314,9 @@ def test_files_have_size_and_digest():
 @pytest.mark.parametrize(
     ("fields", "said", "otherwise"),
     [
-        ({"metrics": {}}, "No metric is recorded: how good it is, is not known.", {}),
+        ({"metrics": {}}, "No metric is recorded: its quality is unknown.", {}),
         ({"lineage": None}, "The data set's digest is not recorded", {}),
-        ({"base": None}, "no digest is recorded of the weights, tokenizer and chat template", {}),
+        ({"base": None}, "No digest is recorded of the base model's weights, tokenizer and chat template", {}),
         ({}, "`loss` and `ppo_kl` have neither interval nor samples", {"metrics": {}}),
         ({}, "`judge_score` rests on fewer than 30 samples.", {"metrics": {"judge_score": Metric(value=1.0, samples=(1.0,) * 30)}}),
         ({}, "a quantised base model (`QUANTIZATION_NF4`)", {"config": {"quantization": "QUANTIZATION_NONE"}}),

@@ -405,10 +405,10 @@ def test_digests_that_differ_do_not_fit_and_unknown_ones_are_said(part: str):
 
     assert finding(other, aspect) == (
         False,
-        f"1.1.0 has another {what} (SHA-256 bbbbbbbbbbbb…) than 1.0.0 (aaaaaaaaaaaa…).",
+        f"The {what} differs: SHA-256 bbbbbbbbbbbb… in 1.1.0, SHA-256 aaaaaaaaaaaa… in 1.0.0.",
     )
-    assert finding(half, aspect) == (True, f"The {what}'s digest is not known for 1.1.0.")
-    assert finding(neither, aspect) == (True, f"The {what}'s digest is not known for either.")
+    assert finding(half, aspect) == (True, f"The {what} is not recorded for 1.1.0.")
+    assert finding(neither, aspect) == (True, f"The {what} is not recorded for either.")
 
 
 def test_the_base_model_goes_by_its_digest_and_by_its_name_only_without():
@@ -419,7 +419,7 @@ def test_the_base_model_goes_by_its_digest_and_by_its_name_only_without():
     assert found(BasePin(name="x", model_digest=A), BasePin(name="x", model_digest=B)) == (
         "base.model_digest",
         False,
-        "1.1.0 stands on x (SHA-256 bbbbbbbbbbbb…), 1.0.0 on x (SHA-256 aaaaaaaaaaaa…).",
+        "The base model differs: x (SHA-256 bbbbbbbbbbbb…) in 1.1.0, x (SHA-256 aaaaaaaaaaaa…) in 1.0.0.",
     )
     assert found(BasePin(name="x", model_digest=A), BasePin(name="/models/x", model_digest=A))[:2] == (
         "base.model_digest",
@@ -428,12 +428,12 @@ def test_the_base_model_goes_by_its_digest_and_by_its_name_only_without():
     assert found(BasePin(name="x", model_digest=A), BasePin(name="y")) == (
         "base.name",
         False,
-        "1.1.0 stands on y (its digest not known), 1.0.0 on x (SHA-256 aaaaaaaaaaaa…).",
+        "The base model differs: y (no digest recorded) in 1.1.0, x (SHA-256 aaaaaaaaaaaa…) in 1.0.0.",
     )
     assert found(BasePin(name="x", model_digest=A), BasePin(name="x")) == (
         "base.model_digest",
         True,
-        "The base model's digest is not known for 1.1.0. Both name x, so it counts as the same.",
+        "The base model's digest is not recorded for 1.1.0. Both name x, so it counts as the same.",
     )
     # A tokenizer that differs has a finding of its own.
     assert found(BasePin(name="x", tokenizer_digest=A), BasePin(name="x", tokenizer_digest=B))[1] is True
@@ -453,17 +453,17 @@ def test_a_shorter_context_does_not_fit(a: int, b: int, fits: bool):
     comparison = compared({"base": BasePin(context_length=a)}, {"base": BasePin(context_length=b)})
 
     assert finding(comparison, "base.context_length")[0] is fits
-    assert ("not known" in finding(comparison, "base.context_length")[1]) == (not (a and b))
+    assert ("not recorded" in finding(comparison, "base.context_length")[1]) == (not (a and b))
 
 
 @pytest.mark.parametrize(
     ("a", "b", "fits", "text"),
     [
-        (16.0, 32.0, False, "The adapter of 1.1.0 has rank 32, that of 1.0.0 16: it fits only where the server admits"),
-        (32, 16, True, "The adapter of 1.1.0 has rank 16, below the 32 of 1.0.0."),
-        (16, 16.0, True, "Both adapters have rank 16."),
-        (None, 16, True, "The adapter's rank is not known for 1.0.0."),
-        ("16", 32, True, "The adapter's rank is not known for 1.0.0."),
+        (16.0, 32.0, False, "The adapter rank differs: 32 in 1.1.0, 16 in 1.0.0. It fits only where the server admits"),
+        (32, 16, True, "The adapter rank differs: 16 in 1.1.0, 32 in 1.0.0."),
+        (16, 16.0, True, "Both have the same adapter rank: 16."),
+        (None, 16, True, "The adapter rank is not recorded for 1.0.0."),
+        ("16", 32, True, "The adapter rank is not recorded for 1.0.0."),
     ],
 )  # fmt: skip
 def test_a_higher_rank_fits_only_where_it_is_admitted(a, b, fits, text):

@@ -17,7 +17,6 @@ from typing import Any, Final
 import jinja2
 
 from neuroweaver.registry.cards.front_matter import front_matter, is_hub_id
-from neuroweaver.registry.cards.limitations import limitations
 from neuroweaver.registry.cards.markdown import Markdown, code, codes, facts, markdown, quotation, table
 from neuroweaver.registry.comparison.compare import (
     MetricDifference,
@@ -27,7 +26,7 @@ from neuroweaver.registry.comparison.compare import (
     own_metrics,
 )
 from neuroweaver.registry.comparison.compatibility import is_adapter, labels, pin_of, rank_of, weights_of
-from neuroweaver.registry.comparison.wording import line, number, p_value, percent, plain, signed
+from neuroweaver.registry.comparison.wording import line, listed, number, p_value, percent, plain, signed
 from neuroweaver.registry.domain.model import (
     BasePin,
     Direction,
@@ -38,6 +37,7 @@ from neuroweaver.registry.domain.model import (
 from neuroweaver.statistics.estimate import Interval
 
 _LONGEST_VALUE: Final = 200
+_FEW_SAMPLES: Final = 30
 
 _DIRECTIONS: Final = {
     Direction.HIGHER_IS_BETTER: "higher",
@@ -74,7 +74,11 @@ def card(version: ModelVersion, *, model: Model, parent: ModelVersion | None = N
         win_rate=version.metrics.get("win_rate"),
         **_change(version, parent),
         files=[(code(file.path), _size(file.size_bytes), code(file.digest)) for file in version.artifacts],
-        limitations=map(Markdown, limitations(version)),
+        own=own,
+        unproven=[name for name, metric in own.items() if not metric.interval and len(metric.samples) < 2],
+        small=[name for name, metric in own.items() if 2 <= len(metric.samples) < _FEW_SAMPLES],
+        few=_FEW_SAMPLES,
+        missing=[part for part, digest in _digests(base).items() if not digest],
     )
 
 
@@ -90,8 +94,10 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {
         "code": code,
+        "code_list": lambda names: Markdown(listed(list(map(code, names)))),
         "codes": codes,
         "facts": facts,
+        "listed": listed,
         "literal": _literal,
         "quotation": quotation,
         "shell_word": lambda name: Markdown(shlex.quote(line(name))),
@@ -104,6 +110,14 @@ def _folder(version: ModelVersion, weights: Sequence[str]) -> str:
     """Where a download puts the weights."""
     inner = PurePosixPath(weights[0]).parent if weights else ""
     return str(PurePosixPath(f"{line(version.model_id)}-{version.version}", inner))
+
+
+def _digests(base: BasePin) -> dict[str, str]:
+    return {
+        "weights": base.model_digest,
+        "tokenizer": base.tokenizer_digest,
+        "chat template": base.chat_template_digest,
+    }
 
 
 def _literal(value: str) -> Markdown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from neuroweaver.registry.comparison.wording import legible, listed, short
 from neuroweaver.registry.domain.model import BasePin, Lineage, ModelVersion
@@ -26,15 +26,22 @@ class Finding:
 
 def findings(a: ModelVersion, b: ModelVersion) -> Iterator[Finding]:
     """On base model, tokenizer, chat template, context, adapter rank and weights, in this order."""
-    pins = pin_of(a), pin_of(b)
-    names = labels(a, b)
-    yield _base_finding(*pins, *names)
-    yield _digest_finding("tokenizer_digest", "tokenizer", *pins, *names)
-    yield _digest_finding("chat_template_digest", "chat template", *pins, *names)
-    yield _context_finding(pins[0].context_length, pins[1].context_length, *names)
-    if rank_of(a) or rank_of(b):
-        yield _rank_finding(rank_of(a), rank_of(b), *names)
-    yield _weights_finding(weights_of(a), weights_of(b), *names)
+    names, pins, ranks = labels(a, b), (pin_of(a), pin_of(b)), (rank_of(a), rank_of(b))
+    yield _base_finding(*pins, names)
+    for part, what in (("tokenizer_digest", "tokenizer"), ("chat_template_digest", "chat template")):
+        before, after = (getattr(pin, part) for pin in pins)
+        fits = not (before and after) or before == after
+        shown = tuple(f"SHA-256 {short(digest)}" if digest else "" for digest in (before, after))
+        yield Finding(f"base.{part}", fits, _compared(what, shown, names))
+    before, after = (pin.context_length for pin in pins)
+    shown = tuple(f"{length:,} tokens" if length else "" for length in (before, after))
+    yield Finding("base.context_length", not 0 < after < before, _compared("context length", shown, names))
+    if any(ranks):
+        is_higher = 0 < ranks[0] < ranks[1]
+        text = _compared("adapter rank", tuple(f"{rank:g}" if rank else "" for rank in ranks), names)
+        note = " It fits only where the server admits the higher rank (vLLM: --max-lora-rank)."
+        yield Finding("config.lora_r", not is_higher, text + note if is_higher else text)
+    yield _weights_finding(weights_of(a), weights_of(b), names)
 
 
 def labels(a: ModelVersion, b: ModelVersion) -> tuple[str, str]:
@@ -67,74 +74,45 @@ def is_adapter(weights: Sequence[str]) -> bool:
     return any(PurePosixPath(path).name.startswith("adapter_model") for path in weights)
 
 
-def _base_finding(a: BasePin, b: BasePin, name_a: str, name_b: str) -> Finding:
+def _compared(what: str, shown: Sequence[str], names: Sequence[str]) -> str:
+    """One sentence. shown: the value in A and in B; empty where it is not recorded."""
+    missing = [name for name, value in zip(names, shown, strict=True) if not value]
+    if missing:
+        return f"The {what} is not recorded for {'either' if len(missing) == 2 else missing[0]}."
+    if shown[0] == shown[1]:
+        return f"Both have the same {what}: {shown[0]}."
+    return f"The {what} differs: {shown[1]} in {names[1]}, {shown[0]} in {names[0]}."
+
+
+def _base_finding(a: BasePin, b: BasePin, names: tuple[str, str]) -> Finding:
     # Of these two parts alone: tokenizer and template have findings of their own.
     before, after = (BasePin(name=pin.name, model_digest=pin.model_digest) for pin in (a, b))
     if part := before.is_at_odds_with(after):
-        text = f"{name_b} stands on {_base_told(b)}, {name_a} on {_base_told(a)}."
-        return Finding(f"base.{part}", is_compatible=False, explanation=text)
-    if a.model_digest and b.model_digest:
-        text = f"Both stand on the same base model, whose weights have SHA-256 {short(a.model_digest)}"
-        return Finding("base.model_digest", is_compatible=True, explanation=text)
-    text = _unknown("The base model's digest", a.model_digest, b.model_digest, name_a, name_b)
-    if a.name and b.name:
+        return Finding(f"base.{part}", False, _compared("base model", (_shown(a), _shown(b)), names))
+    digests = [f"SHA-256 {short(pin.model_digest)}" if pin.model_digest else "" for pin in (a, b)]
+    text = _compared("base model's digest", digests, names)
+    if not all(digests) and a.name and b.name:
         text += f" Both name {legible(a.name)}, so it counts as the same."
-    return Finding("base.model_digest", is_compatible=True, explanation=text)
+    return Finding("base.model_digest", True, text)
 
 
-def _base_told(pin: BasePin) -> str:
-    digest = f"SHA-256 {short(pin.model_digest)}" if pin.model_digest else "its digest not known"
+def _shown(pin: BasePin) -> str:
+    digest = f"SHA-256 {short(pin.model_digest)}" if pin.model_digest else "no digest recorded"
     return f"{legible(pin.name) or 'a base model without a name'} ({digest})"
 
 
-def _digest_finding(part: str, what: str, a: BasePin, b: BasePin, name_a: str, name_b: str) -> Finding:
-    before, after = getattr(a, part), getattr(b, part)
-    if not (before and after):
-        text = _unknown(f"The {what}'s digest", before, after, name_a, name_b)
-    elif before == after:
-        text = f"Both have the same {what}: SHA-256 {short(before)}"
-    else:
-        text = f"{name_b} has another {what} (SHA-256 {short(after)}) than {name_a} ({short(before)})."
-    is_other = bool(before and after) and before != after
-    return Finding(f"base.{part}", is_compatible=not is_other, explanation=text)
-
-
-def _context_finding(before: int, after: int, name_a: str, name_b: str) -> Finding:
-    if not (before and after):
-        text = _unknown("The context length", before, after, name_a, name_b)
-    elif before == after:
-        text = f"Both take a context of {before:,} tokens."
-    else:
-        text = f"{name_b} takes a context of {after:,} tokens, {name_a} one of {before:,}."
-    return Finding("base.context_length", is_compatible=not 0 < after < before, explanation=text)
-
-
-def _rank_finding(before: float, after: float, name_a: str, name_b: str) -> Finding:
-    if not (before and after):
-        text = _unknown("The adapter's rank", before, after, name_a, name_b)
-    elif after > before:
-        text = (
-            f"The adapter of {name_b} has rank {after:g}, that of {name_a} {before:g}: it fits only where "
-            "the server admits the higher rank (vLLM: --max-lora-rank)."
-        )
-    elif after < before:
-        text = f"The adapter of {name_b} has rank {after:g}, below the {before:g} of {name_a}."
-    else:
-        text = f"Both adapters have rank {before:g}."
-    return Finding("config.lora_r", is_compatible=not 0 < before < after, explanation=text)
-
-
-def _weights_finding(before: Sequence[str], after: Sequence[str], name_a: str, name_b: str) -> Finding:
+def _weights_finding(before: Sequence[str], after: Sequence[str], names: tuple[str, str]) -> Finding:
+    name_a, name_b = names
     is_compatible = not before or (bool(after) and _place(before) == _place(after))
     if not before:
         text = f"{name_a} has no weights to compare with."
     elif not after:
-        text = f"{name_b} has no weights; {name_a} has {_weights_told(before)}."
+        text = f"{name_b} has no weights; {name_a} has {_kind_and_path(before)}."
     elif is_compatible:
-        text = f"Both have {_weights_told(before)}."
+        text = f"Both have {_kind_and_path(before)}."
     else:
-        text = f"{name_b} has {_weights_told(after)}, {name_a} {_weights_told(before)}."
-    return Finding("artifacts", is_compatible=is_compatible, explanation=text)
+        text = f"{name_b} has {_kind_and_path(after)}, {name_a} {_kind_and_path(before)}."
+    return Finding("artifacts", is_compatible, text)
 
 
 def _place(weights: Sequence[str]) -> tuple[bool, set[str]]:
@@ -142,15 +120,10 @@ def _place(weights: Sequence[str]) -> tuple[bool, set[str]]:
     return is_adapter(weights), {str(PurePosixPath(path).parent) for path in weights}
 
 
-def _weights_told(weights: Sequence[str]) -> str:
+def _kind_and_path(weights: Sequence[str]) -> str:
     kind = "an adapter" if is_adapter(weights) else "full weights"
     more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
     return f"{kind} ({legible(weights[0])}{more})"
-
-
-def _unknown(what: str, a: Any, b: Any, name_a: str, name_b: str) -> str:
-    missing = [name for name, value in ((name_a, a), (name_b, b)) if not value]
-    return f"{what} is not known for {'either' if len(missing) == 2 else missing[0]}."
 
 
 @dataclass(frozen=True)
@@ -189,11 +162,11 @@ class _Step:
 
     def settings(self) -> list[str]:
         """What else differs in the configuration and makes it behave otherwise."""
-        told_apart = {f"config.{name}" for name in {*_PLACES, "lora_r", "specialization"}}
+        named_apart = {f"config.{name}" for name in {*_PLACES, "lora_r", "specialization"}}
         return [
             path
             for path in self.paths
-            if _is_setting(path) and path not in told_apart and not path.endswith(".seed")
+            if _is_setting(path) and path not in named_apart and not path.endswith(".seed")
         ]
 
     def _lineages(self) -> tuple[Lineage, Lineage]:
