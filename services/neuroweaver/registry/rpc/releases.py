@@ -62,7 +62,7 @@ async def roll_back(
     target = await registry.version(request.model_id, parse("to_version", request.to_version))
     comparison = await _rolled_back(registry, target, request.reason, registry.now)
     await hold_files(registry, artifacts, comparison.b)
-    made = await registry.add_rollback(comparison.b)
+    made = await registry.add_version(comparison.b, "version.rolled_back")
     return pb.RollbackModelResponse(
         version=messages.from_version(made), comparison=messages.from_comparison(comparison)
     )
@@ -126,7 +126,7 @@ class Releases:
         at = messages.to_moment("at", request.at) if request.HasField("at") else None
         now = utc_now()
         if at and at > now + _CLOCK_SKEW:
-            raise InvalidArgument("at", "lies in the future, of which nothing is known")
+            raise InvalidArgument("at", "is in the future")
         if at and at >= now:
             at = None
         project = caller_of(context).project

@@ -28,6 +28,7 @@ from neuroweaver.registry.domain.webhook import (
     WebhookStatus,
 )
 from neuroweaver.registry.storage import tables
+from neuroweaver.registry.storage.pages import paged
 
 _WEBHOOKS: Final = tables.webhooks
 _TABLE: Final = tables.webhook_deliveries
@@ -124,9 +125,10 @@ async def page(
     statement = select(_TABLE).where(_of(_TABLE, (project, webhook_id)))
     if state:
         statement = statement.where(_TABLE.c.state == state.value)
-    rows = (await connection.execute(page.apply(statement, _TABLE.c.sequence, descending=True))).all()
-    shown, token = page.cut(rows, key=lambda row: (row.sequence,))
-    return list(map(_delivery, shown)), token
+    rows, token = await paged(
+        connection, page, statement, [_TABLE.c.sequence], ["sequence"], text="last_error", descending=True
+    )
+    return list(map(_delivery, rows)), token
 
 
 async def redeliver(

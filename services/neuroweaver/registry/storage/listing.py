@@ -65,7 +65,7 @@ class VersionList:
             elif value in State.__members__:
                 wanted = replace(wanted, states=[*wanted.states, value])
             else:
-                raise InvalidArgument("filter", f"names a state that is none of {', '.join(State)}")
+                raise InvalidArgument("filter", f"names an unknown state; use {', '.join(State)}")
         return wanted
 
     def beyond(self, after: Key | None, *, descending: bool) -> VersionList:

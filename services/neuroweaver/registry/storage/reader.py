@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
@@ -11,7 +11,7 @@ from semver import Version
 from sqlalchemy import ColumnElement, Row, Select, and_, case, func, null, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.mesh.database.pagination import Key, Page
+from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.wire.errors import NotFound
 from neuroweaver.registry.domain import records
@@ -33,9 +33,7 @@ from neuroweaver.registry.domain.versions import (
 )
 from neuroweaver.registry.storage import tables
 from neuroweaver.registry.storage.listing import ModelList, VersionList
-
-# A page ends early where its records grow large: as a message it stays below the limit of 4 MiB.
-_PAGE_CHARACTERS: Final = 1024 * 1024
+from neuroweaver.registry.storage.pages import bounded, paged
 
 
 class Reader:
@@ -60,7 +58,7 @@ class Reader:
         statement, order = await self._listed(wanted, _models())
         if not show_deleted:
             statement = statement.where(tables.models.c.delete_time.is_(None))
-        rows, token = await self._page(page, statement, order, lambda row: (row.model_id,))
+        rows, token = await paged(self.connection, page, statement, order, ["model_id"])
         return [_model(row) for row in rows], token
 
     async def version(self, model_id: str, version: Version, *, show_deleted: bool = False) -> ModelVersion:
@@ -172,13 +170,8 @@ class Reader:
         statement, order = await self._listed(wanted, _versions())
         if not show_deleted:
             statement = statement.where(tables.versions.c.delete_time.is_(None))
-        rows, token = await self._page(
-            page,
-            statement,
-            order,
-            lambda row: (row.create_time, row.precedence) if by_time else (row.precedence,),
-            descending=descending,
-        )
+        key = ["create_time", "precedence"] if by_time else ["precedence"]
+        rows, token = await paged(self.connection, page, statement, order, key, descending=descending)
         return [_version(row) for row in rows], token
 
     async def deployed(self, model_id: str) -> ModelVersion | None:
@@ -217,30 +210,28 @@ class Reader:
         version: of the model, as it is spelled in the events. terms: of `actor`, `action` and `model_id`.
         """
         table = tables.audit_events
-        equal = (
-            dict(terms)
-            | ({"model_id": model_id} if model_id else {})
-            | ({"version": version} if version else {})
-        )
+        given = {"model_id": model_id, "version": version}
+        equal = dict(terms) | {name: value for name, value in given.items() if value}
         statement = select(table).where(
             table.c.project == self.project, *(table.c[name] == value for name, value in equal.items())
         )
-        rows, token = await self._page(
+        rows, token = await paged(
+            self.connection,
             page,
             statement,
             [table.c.sequence],
-            lambda row: (row.sequence,),
-            "changes",
+            ["sequence"],
+            text="changes",
             descending=bool(model_id),
         )
         return [AuditEvent(**row._mapping) for row in rows], token
 
     async def verified(self, expected: Head | None = None) -> Verdict:
         """Whether the audit chain is whole."""
-        table = tables.audit_events
-        statement = select(table).where(table.c.project == self.project).order_by(table.c.sequence)
-        recorded = await head(self.connection, self.project) or Head()
-        return await verify(self._audit_events(statement), recorded, expected)
+        heads = tables.audit_heads
+        statement = select(heads.c.sequence, heads.c.hash).where(heads.c.project == self.project)
+        row = (await self.connection.execute(statement)).one_or_none()
+        return await verify(self._audit_events(), Head(*row) if row else Head(), expected)
 
     async def event_bounds(self) -> tuple[int, int]:
         """The oldest sequence kept and the newest one; (1, 0) before the first event."""
@@ -263,7 +254,7 @@ class Reader:
             .order_by(table.c.sequence)
             .limit(limit)
         )
-        rows, _ = await self._bounded(statement)
+        rows, _ = await bounded(self.connection, statement)
         return [Event(row.sequence, row.time, row.action, _subject(row.subject, row.record)) for row in rows]
 
     async def _model(self, model_id: str) -> Model | None:
@@ -328,45 +319,12 @@ class Reader:
             value = "off" if is_kept else "on"
             await self.connection.execute(select(*(func.set_config(name, value, True) for name in names)))
 
-    async def _page(
-        self,
-        page: Page,
-        statement: Select[Any],
-        columns: Sequence[ColumnElement[Any]],
-        key: Callable[[Row[Any]], Key],
-        text: str = "record",
-        *,
-        descending: bool = False,
-    ) -> tuple[Sequence[Row[Any]], str]:
-        rows, is_cut = await self._bounded(page.apply(statement, *columns, descending=descending), text)
-        if is_cut:
-            page = replace(page, size=len(rows) - 1)
-        return page.cut(rows, key)
-
-    async def _bounded(self, statement: Select[Any], text: str = "record") -> tuple[list[Row[Any]], bool]:
-        """The rows up to the one with which their texts together grow too long; whether it came to that."""
-        rows: list[Row[Any]] = []
-        characters = 0
-        async with self.connection.stream(statement.execution_options(yield_per=64)) as result:
-            async for row in result:
-                rows.append(row)
-                characters += len(getattr(row, text) or "")
-                if characters > _PAGE_CHARACTERS and len(rows) > 1:
-                    return rows, True
-        return rows, False
-
-    async def _audit_events(self, statement: Select[Any]) -> AsyncIterator[AuditEvent]:
+    async def _audit_events(self) -> AsyncIterator[AuditEvent]:
+        table = tables.audit_events
+        statement = select(table).where(table.c.project == self.project).order_by(table.c.sequence)
         async with self.connection.stream(statement.execution_options(yield_per=64)) as result:
             async for row in result:
                 yield AuditEvent(**row._mapping)
-
-
-async def head(connection: AsyncConnection, project: str) -> Head | None:
-    """Where the store says that the audit chain ends; None before its first event."""
-    table = tables.audit_heads
-    statement = select(table.c.sequence, table.c.hash).where(table.c.project == project)
-    row = (await connection.execute(statement)).one_or_none()
-    return Head(row.sequence, row.hash) if row else None
 
 
 def _models() -> Select[Any]:
