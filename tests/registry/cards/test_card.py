@@ -290,8 +290,7 @@ def test_the_change_against_the_parent_is_told():
     change = section(markdown, "Change against 1.0.0")
     assert change.strip().startswith("1.1.0 is better than 1.0.0: judge\\_score rose from 2.5 to 6.5 (")
     assert (
-        "Recommended bump: **minor**. Minor, since the adapter's rank is another and the configuration"
-        in change
+        "Recommended bump: **minor**. Minor, since the adapter rank differs and the configuration" in change
     )
     assert "- `config.lora_r`: The adapter rank differs: 16 in 1.1.0, 8 in 1.0.0." in change
     assert "| `judge_score` | 2.5 | 6.5 | +4 | +2.87 to +5.13 | < 0.001 | better |" in change

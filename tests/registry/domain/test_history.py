@@ -171,7 +171,7 @@ async def test_a_cut_end_is_found():
     verdict = await verified(events[:3], head_of(events))
 
     assert verdict.first_bad_sequence == 4
-    assert "cut off" in verdict.explanation
+    assert "are missing" in verdict.explanation
 
 
 async def test_a_chain_rewritten_as_a_whole_is_found_by_a_head_that_was_noted():

@@ -55,7 +55,7 @@ def check_beginning(field: str, kind: Kind, beginning: bytes, size: int) -> None
     """
     for magic, name in _MAGIC:
         if beginning.startswith(magic):
-            raise InvalidArgument(field, f"is {name}; weights are taken as safetensors only")
+            raise InvalidArgument(field, f"is {name}; weights are accepted as safetensors only")
     if kind is Kind.SAFETENSORS and len(beginning) >= _PREFIX_BYTES:
         _header_length(field, beginning[:_PREFIX_BYTES], size)
     if kind is Kind.PNG and len(beginning) >= len(_PNG) and not beginning.startswith(_PNG):

@@ -206,14 +206,14 @@ def _direction(metrics: Sequence[Metric]) -> Direction:
 def _caveat(name: str, unit: str, a: ModelVersion, b: ModelVersion, names: Collection[str]) -> str:
     """Why the two values were not taken with one yardstick; empty if nothing says so."""
     if is_baseline(name, names):
-        return "what the base model reached"
+        return "the base model's own value"
     if is_judged(name):
         for key, what in (("feedback_model", "judge"), ("specialization", "specialisation")):
             if len({str(version.config[key]) for version in (a, b) if version.config.get(key)}) == 2:
                 return f"judged with another {what}"
     if pin_of(a).is_at_odds_with(pin_of(b)):
         if name.startswith("win_rate"):
-            return "won against another base model"
+            return "against another base model"
         if unit.endswith("/token") or name.startswith("perplexity"):
             return "per token of another base model"
     return ""
@@ -245,7 +245,7 @@ def _verdict(names: tuple[str, str], metrics: Sequence[MetricDifference], confid
     elif better or worse:
         said = f"{b} is {'better' if better else 'worse'} than {a}: {listed(better or worse)}"
     else:
-        said = f"Whether {b} is better than {a} cannot be told: {_undecided(shared, tested, 1 - confidence)}"
+        said = f"Inconclusive whether {b} is better than {a}: {_undecided(shared, tested, 1 - confidence)}"
     if not tested:
         return f"{said}."
     looked_at = f"{counted(len(shared), 'metric')} in common, {len(tested):,} tested"
@@ -254,16 +254,15 @@ def _verdict(names: tuple[str, str], metrics: Sequence[MetricDifference], confid
 
 def _undecided(shared: Sequence[MetricDifference], tested: Sequence[MetricDifference], level: float) -> str:
     if not shared:
-        return "they have no metric in common"
+        return "they share no metric"
     if not tested:
-        metrics = f"of {counted(len(shared), 'metric')} in common none"
-        return f"{metrics} has what a test takes, samples or an interval on both sides by one yardstick"
+        return "no shared metric has comparable samples or intervals on both sides"
     if not any(metric.difference for metric in tested):
-        return "what could be tested is the same"
+        return "no tested metric changed"
     beyond = [metric for metric in tested if (metric.corrected_p_value or 0.0) <= level]
     if beyond:
-        return f"{listed(list(map(_change, beyond)))}, yet which way is better is not known"
-    return f"nothing changed beyond chance, {_change(tested[0])} being the least likely to be chance"
+        return f"{listed(list(map(_change, beyond)))}, but it is not recorded which direction is better"
+    return f"no change beyond chance; the least likely one by chance: {_change(tested[0])}"
 
 
 def _change(metric: MetricDifference) -> str:

@@ -179,19 +179,19 @@ def _is_setting(path: str) -> bool:
 
 # The highest level of which a line holds is recommended; every line of that level that holds is a reason.
 _RULES: Final[Sequence[tuple[Level, str, Callable[[_Step], bool]]]] = (
-    (Level.MAJOR, "the base model is another", lambda step: step.breaks("base.model_digest", "base.name")),
-    (Level.MAJOR, "the tokenizer is another", lambda step: step.breaks("base.tokenizer_digest")),
-    (Level.MAJOR, "the chat template is another", lambda step: step.breaks("base.chat_template_digest")),
+    (Level.MAJOR, "the base model differs", lambda step: step.breaks("base.model_digest", "base.name")),
+    (Level.MAJOR, "the tokenizer differs", lambda step: step.breaks("base.tokenizer_digest")),
+    (Level.MAJOR, "the chat template differs", lambda step: step.breaks("base.chat_template_digest")),
     (Level.MAJOR, "the context is shorter", lambda step: step.breaks("base.context_length")),
-    (Level.MAJOR, "the weights are of another kind or lie elsewhere", _Step.moves_weights),
+    (Level.MAJOR, "the weights are of another kind or in another folder", _Step.moves_weights),
     (Level.MINOR, "the context is longer", _Step.extends_context),
-    (Level.MINOR, "the specialisation is another", lambda step: "config.specialization" in step.paths),
-    (Level.MINOR, "the adapter's rank is another", lambda step: "config.lora_r" in step.paths),
-    (Level.MINOR, "the training data is another set", _Step.changes_data),
-    (Level.MINOR, "the configuration is another", lambda step: bool(step.settings())),
+    (Level.MINOR, "the specialisation differs", lambda step: "config.specialization" in step.paths),
+    (Level.MINOR, "the adapter rank differs", lambda step: "config.lora_r" in step.paths),
+    (Level.MINOR, "the training data is a different set", _Step.changes_data),
+    (Level.MINOR, "the configuration differs", lambda step: bool(step.settings())),
     (Level.PATCH, "the training data was revised", _Step.revises_data),
-    (Level.PATCH, "the seed is another", _Step.changes_seed),
-    (Level.PATCH, "the files are others", _Step.changes_files),
+    (Level.PATCH, "the seed differs", _Step.changes_seed),
+    (Level.PATCH, "the files differ", _Step.changes_files),
 )
 
 
@@ -205,7 +205,7 @@ def recommendation(
     step = _Step(a, b, paths, found)
     holding = [(level, text) for level, text, holds in _RULES if holds(step)]
     if not holding:
-        return None, "Nothing differs that calls for a new version."
+        return None, "No difference calls for a new version."
     highest = holding[0][0]
     text = (
         f"{highest.value.capitalize()}, since {listed([text for level, text in holding if level is highest])}"

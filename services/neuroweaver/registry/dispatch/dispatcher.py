@@ -31,10 +31,10 @@ from neuroweaver.registry.storage.reader import Reader
 
 _LOG: Final = logging.getLogger("neuroweaver.registry")
 
-_STOPPED: Final = Outcome.failed("the server was stopped while it waited for the answer")
-_LOST: Final = Outcome.failed("the server that sent it was lost before it could note the answer")
-_FORGOTTEN: Final = Outcome.failed("the change itself is no longer kept", is_final=True)
-_FAULT: Final = Outcome.failed("a fault of the server's own; its log tells more")
+_STOPPED: Final = Outcome.failed("the server stopped while it waited for the answer")
+_LOST: Final = Outcome.failed("the sending server stopped before it recorded the answer")
+_FORGOTTEN: Final = Outcome.failed("the change no longer exists", is_final=True)
+_FAULT: Final = Outcome.failed("internal error; see the server's log")
 
 
 @dataclass(frozen=True, kw_only=True)

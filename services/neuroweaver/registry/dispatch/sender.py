@@ -59,7 +59,7 @@ class Sender:
             return Outcome.failed(f"cannot connect: {error}")
         except (OSError, httpx2.HTTPError) as error:
             # Its text may quote what was sent.
-            return Outcome.failed(f"the exchange broke off ({type(error).__name__})")
+            return Outcome.failed(f"the connection broke ({type(error).__name__})")
 
     async def _post(self, url: httpx2.URL, headers: Mapping[str, str], body: bytes) -> Outcome:
         give_up = asyncio.get_running_loop().time() + self._timeout_s

@@ -130,11 +130,9 @@ async def verify(events: AsyncIterator[AuditEvent], recorded: Head, expected: He
             return _broken(head, wrong)
         head = Head(event.sequence, event.hash)
     if max(recorded.sequence, expected.sequence if expected else 0) > head.sequence:
-        return _broken(head, f"the events from {head.sequence + 1} on were cut off")
+        return _broken(head, f"the events from {head.sequence + 1} on are missing")
     if recorded != head:
-        return _broken(
-            Head(head.sequence - 1), "the last event is not the one that the store noted as its head"
-        )
+        return _broken(Head(head.sequence - 1), "the last event is not the recorded head of the chain")
     return Verdict(head.sequence, 0, "", head)
 
 
@@ -147,7 +145,7 @@ def _wrong_after(head: Head, event: AuditEvent, expected: Head | None) -> str:
     if event.computed_hash() != event.hash:
         return f"event {event.sequence} was edited"
     if expected and expected.sequence == event.sequence and expected.hash != event.hash:
-        return f"event {event.sequence} is not the one that was noted earlier"
+        return f"event {event.sequence} differs from the one noted earlier"
     return ""
 
 

@@ -171,9 +171,12 @@ class Draft:
         for name, value in [*_texts("base", self.base), *_texts("lineage", self.lineage)]:
             check_text(name, value)
         if self.state is not None and self.state not in _FIRST_STATES:
-            raise InvalidArgument("state", f"a version cannot begin as {self.state}")
+            first = ", ".join(sorted(_FIRST_STATES))
+            raise InvalidArgument("state", f"a version cannot begin as {self.state}; create it as {first}")
         if self.state not in {None, State.DRAFT} and not self.artifacts:
-            raise InvalidArgument("state", f"a version without artifacts cannot be {self.state}")
+            raise InvalidArgument(
+                "state", f"a version without artifacts cannot be {self.state}; name its files"
+            )
 
     def made(
         self, model_id: str, version: Version, parent: ModelVersion | None, now: datetime
@@ -202,7 +205,7 @@ class Draft:
         check_config(made.config)
         if made.base is None and any(is_adapter_config(artifact.path) for artifact in made.artifacts):
             raise InvalidArgument(
-                "base", "is needed: the files hold an adapter, which fits on one base model"
+                "base", "is required: the files hold an adapter, which fits one base model only"
             )
         return made
 
@@ -263,7 +266,7 @@ class ModelVersion:
             )
         if state in _WITH_ARTIFACTS and not self.artifacts:
             raise FailedPrecondition(
-                "NO_ARTIFACTS", f"a version without artifacts is never {state}", self.name
+                "NO_ARTIFACTS", f"a version without artifacts cannot be {state}", self.name
             )
         if state is State.ARCHIVED:
             _check_unused(self.name, self.aliases)
@@ -331,7 +334,7 @@ def check_model_id(name: str, model_id: str) -> None:
 def check_tags(name: str, tags: Mapping[str, str]) -> None:
     """Raises InvalidArgument naming the field `name`."""
     if len(tags) > MAX_TAGS:
-        raise InvalidArgument(name, f"would be {len(tags)}, more than {MAX_TAGS}")
+        raise InvalidArgument(name, f"would be {len(tags)}; at most {MAX_TAGS} are allowed")
     for key, value in tags.items():
         check_text(f'{name}["{key}"]', value)
 
@@ -339,7 +342,7 @@ def check_tags(name: str, tags: Mapping[str, str]) -> None:
 def check_metrics(metrics: Mapping[str, Metric]) -> None:
     """Raises InvalidArgument naming the metric."""
     if len(metrics) > MAX_METRICS:
-        raise InvalidArgument("metrics", f"would be {len(metrics)}, more than {MAX_METRICS}")
+        raise InvalidArgument("metrics", f"would be {len(metrics)}; at most {MAX_METRICS} are allowed")
     for name, metric in metrics.items():
         metric.check(f'metrics["{name}"]')
 
@@ -366,7 +369,7 @@ def check_artifacts(artifacts: Sequence[Artifact]) -> None:
         paths.add(artifact.path)
     for index, artifact in enumerate(artifacts):
         if any(folder in paths for folder in _folders(artifact.path)):
-            raise InvalidArgument(f"artifacts[{index}].path", "lies in a folder that is also a file")
+            raise InvalidArgument(f"artifacts[{index}].path", "is in a folder that is also a file")
 
 
 def _folders(path: str) -> Iterable[str]:
@@ -401,4 +404,4 @@ def _check_unused(what: str, aliases: Collection[str], deployed: str = "") -> No
 
 def _check_etag(given: str, current: str, what: str) -> None:
     if given and given != current:
-        raise Aborted("ETAG_MISMATCH", f"{what} was changed by another call; read it again")
+        raise Aborted("ETAG_MISMATCH", f"{what} was changed meanwhile; read it again and retry")

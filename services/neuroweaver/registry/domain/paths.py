@@ -42,7 +42,8 @@ def kind_of(field: str, path: str) -> Kind:
     known = _KINDS.get(PurePosixPath(path).suffix.lower())
     if known is None:
         raise InvalidArgument(
-            field, "is of a kind that is not taken: weights as .safetensors, further files as text or .png"
+            field,
+            "is of a type that is not accepted: upload weights as .safetensors, other files as text or .png",
         )
     return known[0]
 

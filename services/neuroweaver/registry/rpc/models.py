@@ -61,7 +61,7 @@ class Models:
         check_model_id("model.model_id", request.model.model_id)
         paths = set(request.update_mask.paths)
         if not paths or not paths <= _UPDATABLE:
-            raise InvalidArgument("update_mask", "names something else than description and tags")
+            raise InvalidArgument("update_mask", "must name description, tags or both")
         return await self._mutations.run(request, context, lambda registry: update(registry, request))
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.Model:
