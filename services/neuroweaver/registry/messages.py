@@ -25,7 +25,6 @@ from neuroweaver.registry.artifacts.store import Progress
 from neuroweaver.registry.comparison.compare import Comparison
 from neuroweaver.registry.domain import history, webhook
 from neuroweaver.registry.domain.aliases import Alias
-from neuroweaver.registry.domain.event import Event
 from neuroweaver.registry.domain.model import (
     Artifact,
     BasePin,
@@ -38,6 +37,7 @@ from neuroweaver.registry.domain.model import (
     State,
 )
 from neuroweaver.registry.domain.paths import media_type_of
+from neuroweaver.registry.domain.records import Event
 from neuroweaver.registry.domain.versions import Level
 from neuroweaver.registry.domain.webhook import Delivery, Webhook, WebhookStatus
 from neuroweaver.statistics.estimate import Interval
@@ -216,10 +216,10 @@ def to_draft(request: pb.CreateModelVersionRequest) -> Draft:
         tags=dict(request.tags),
         base=read(BasePin, request.base) if request.HasField("base") else None,
         lineage=read(Lineage, request.lineage) if request.HasField("lineage") else None,
-        artifacts=[
+        artifacts=tuple(
             read(Artifact, file, media_type=file.media_type or media_type_of(file.path))
             for file in request.artifacts
-        ],
+        ),
         state=STATES.get(request.state),
     )
     draft.check()

@@ -16,6 +16,7 @@ from scipy import stats
 from neuroweaver.registry.comparison.significance import Estimate, difference
 from neuroweaver.registry.domain.model import Metric
 from neuroweaver.statistics.estimate import Interval
+from neuroweaver.statistics.wilson import wilson_interval
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +35,8 @@ def around(value: float, lower: float, upper: float, confidence: float = 0.95) -
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Metric:
-    """Wilson 1927, as in Newcombe 1998."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return around(p, max(0.0, centre - half), min(1.0, centre + half), confidence)
+    lower, upper = wilson_interval(successes, n, confidence=confidence)
+    return around(successes / n, lower, upper, confidence)
 
 
 def bounds(estimate: Estimate) -> tuple[float, float]:

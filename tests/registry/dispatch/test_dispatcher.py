@@ -129,7 +129,7 @@ async def test_a_change_arrives_signed(store, database, receiver):
         now = registry.now
         await registry.add_model(Model(model_id="advisor", create_time=now, update_time=now))
         draft = Draft(description="größer", config={"lora_r": 16})
-        await registry.add_version(draft.made("advisor", parse("version", "1.2.3"), None, now))
+        await registry.add_version(draft.as_version("advisor", parse("version", "1.2.3"), None, now))
 
     await store.transact(ChangeOrigin("default", "ada"), work)
     async with dispatching(database):

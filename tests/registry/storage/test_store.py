@@ -42,7 +42,7 @@ async def create(store: Store, *numbers: str, model_id: str = "advisor", **field
     async def work(registry: Writer) -> list[ModelVersion]:
         return [
             await registry.add_version(
-                Draft(**fields).made(model_id, Version.parse(number), None, registry.now)
+                Draft(**fields).as_version(model_id, Version.parse(number), None, registry.now)
             )
             for number in numbers
         ]
@@ -58,7 +58,7 @@ async def bump(store: Store, level: Level, label: str = "rc", from_version: str 
             else await registry.latest("advisor")
         )
         number = await registry.next_version("advisor", level, base, label=label)
-        return await registry.add_version(Draft().made("advisor", number, base, registry.now))
+        return await registry.add_version(Draft().as_version("advisor", number, base, registry.now))
 
     return await store.transact(ORIGIN, work)
 

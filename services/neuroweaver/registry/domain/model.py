@@ -150,16 +150,20 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draft:
-    """A version that is asked for; what is empty comes from its parent."""
-
+class _Content:
     description: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     base: BasePin | None = None
     lineage: Lineage | None = None
-    artifacts: Sequence[Artifact] = ()
+    artifacts: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft(_Content):
+    """A version that is asked for; what is empty comes from its parent."""
+
     state: State | None = None
 
     def check(self) -> None:
@@ -178,7 +182,7 @@ class Draft:
                 "state", f"a version without artifacts cannot be {self.state}; name its files"
             )
 
-    def made(
+    def as_version(
         self, model_id: str, version: Version, parent: ModelVersion | None, now: datetime
     ) -> ModelVersion:
         """The version itself: config, tags and base laid over the parent's.
@@ -186,28 +190,24 @@ class Draft:
         Raises InvalidArgument, or FailedPrecondition if the parent is pinned to another base model.
         """
         self.check()
-        made = ModelVersion(
-            model_id=model_id,
-            version=version,
-            state=self.state or (State.TRAINED if self.artifacts else State.DRAFT),
-            description=self.description,
-            config={**parent.config, **self.config} if parent else self.config,
-            metrics=self.metrics,
-            tags={**parent.tags, **self.tags} if parent else self.tags,
-            base=self._base_over(parent),
-            lineage=self.lineage,
-            artifacts=tuple(sorted(self.artifacts, key=lambda artifact: artifact.path)),
-            parent_version=str(parent.version) if parent else "",
-            create_time=now,
-            update_time=now,
+        content = vars(self) | {
+            "state": self.state or (State.TRAINED if self.artifacts else State.DRAFT),
+            "config": {**parent.config, **self.config} if parent else self.config,
+            "tags": {**parent.tags, **self.tags} if parent else self.tags,
+            "base": self._base_over(parent),
+            "artifacts": tuple(sorted(self.artifacts, key=lambda artifact: artifact.path)),
+            "parent_version": str(parent.version) if parent else "",
+        }
+        created = ModelVersion(
+            model_id=model_id, version=version, create_time=now, update_time=now, **content
         )
-        check_tags("tags", made.tags)
-        check_config(made.config)
-        if made.base is None and any(is_adapter_config(artifact.path) for artifact in made.artifacts):
+        check_tags("tags", created.tags)
+        check_config(created.config)
+        if created.base is None and any(is_adapter_config(artifact.path) for artifact in self.artifacts):
             raise InvalidArgument(
                 "base", "is required: the files hold an adapter, which fits one base model only"
             )
-        return made
+        return created
 
     def _base_over(self, parent: ModelVersion | None) -> BasePin | None:
         inherited = parent.base if parent else None
@@ -225,17 +225,10 @@ class Draft:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelVersion:
+class ModelVersion(_Content):
     model_id: str
     version: Version
     state: State
-    description: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    base: BasePin | None = None
-    lineage: Lineage | None = None
-    artifacts: tuple[Artifact, ...] = ()
     parent_version: str = ""
     create_time: datetime
     update_time: datetime

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from semver import Version
@@ -36,6 +37,16 @@ class FieldDifference:
     path: str
     a: Any
     b: Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change, as a watch sends it. subject: as it was after the change; None if nobody asked for it."""
+
+    sequence: int
+    time: datetime | None = None
+    action: str = ""
+    subject: Subject | None = None
 
 
 def canonical(value: Any) -> str:

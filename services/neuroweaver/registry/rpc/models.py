@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Final
 
 from neuroweaver.mesh.auth.caller import caller_of
@@ -22,10 +23,8 @@ _UPDATABLE: Final = frozenset({"description", "tags"})
 async def register(registry: Writer, request: pb.RegisterModelRequest) -> pb.Model:
     model = messages.to_model(request.model, registry.now)
     if request.allow_existing:
-        try:
+        with suppress(NotFound):
             return messages.from_model(await registry.model(model.model_id))
-        except NotFound:
-            pass  # then it is made
     return messages.from_model(await registry.add_model(model))
 
 

@@ -62,9 +62,9 @@ async def roll_back(
     target = await registry.version(request.model_id, parse("to_version", request.to_version))
     comparison = await _rolled_back(registry, target, request.reason, registry.now)
     await hold_files(registry, artifacts, comparison.b)
-    made = await registry.add_version(comparison.b, "version.rolled_back")
+    created = await registry.add_version(comparison.b, "version.rolled_back")
     return pb.RollbackModelResponse(
-        version=messages.from_version(made), comparison=messages.from_comparison(comparison)
+        version=messages.from_version(created), comparison=messages.from_comparison(comparison)
     )
 
 

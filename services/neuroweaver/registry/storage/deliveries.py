@@ -36,17 +36,6 @@ _TABLE: Final = tables.webhook_deliveries
 # Without the secret, which only `secret_of` reads.
 _PUBLIC: Final = [column for column in _WEBHOOKS.c if column.name != "secret"]
 
-# What moves; all else in a delivery's row stays as it was enqueued.
-_MOVING: Final = (
-    "state",
-    "attempts",
-    "next_attempt_time",
-    "last_attempt_time",
-    "last_status",
-    "last_error",
-    "claim",
-)
-
 _OPEN: Final = (State.PENDING.value, State.DEAD.value)
 
 Lane = tuple[str, str]
@@ -263,9 +252,7 @@ async def _status(connection: AsyncConnection, row: Row[Any]) -> WebhookStatus:
 
 async def _save(connection: AsyncConnection, delivery: Delivery) -> None:
     key = and_(_of(_TABLE, lane_of(delivery)), _TABLE.c.sequence == delivery.sequence)
-    row = _row(delivery)
-    values = {name: row[name] for name in _MOVING}
-    await connection.execute(update(_TABLE).where(key).values(**values))
+    await connection.execute(update(_TABLE).where(key).values(**_row(delivery)))
 
 
 async def _deliveries(connection: AsyncConnection, statement: Select[Any]) -> list[Delivery]:

@@ -16,10 +16,9 @@ from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.wire.errors import NotFound
 from neuroweaver.registry.domain import records
 from neuroweaver.registry.domain.aliases import Alias, check_alias
-from neuroweaver.registry.domain.event import Event
 from neuroweaver.registry.domain.history import AuditEvent, Head, Verdict, verify
 from neuroweaver.registry.domain.model import Model, ModelVersion, State
-from neuroweaver.registry.domain.records import Subject
+from neuroweaver.registry.domain.records import Event, Subject
 from neuroweaver.registry.domain.versions import (
     Level,
     Range,
