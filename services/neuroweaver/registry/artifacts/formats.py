@@ -111,10 +111,10 @@ def _parsed_header(field: str, text: bytes) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Two readers could each believe another of two equal names."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
         raise ValueError("a name occurs twice")
-    return found
+    return unique
 
 
 def _span(field: str, name: str, tensor: Any) -> tuple[int, int]:

@@ -86,7 +86,7 @@ class ArtifactStore:
         self._corrupt.discard(digest)
 
     async def expire_parts(self, older_than: timedelta) -> int:
-        """Drops interrupted uploads that nobody went on with for so long. Gives how many."""
+        """Drops uploads interrupted for so long. Returns the number dropped."""
         expired = await in_thread(self._parts.expire, older_than)
         return expired + await in_thread(self._blobs.expire, older_than)
 

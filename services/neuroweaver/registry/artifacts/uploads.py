@@ -83,7 +83,7 @@ class Parts:
         self.path(digest).unlink(missing_ok=True)
 
     def expire(self, older_than: timedelta) -> int:
-        """Drops the parts that nobody wrote to for so long and nobody has open for it. Gives how many."""
+        """Drops the parts that nobody has open or wrote to for so long. Returns the number dropped."""
         oldest = time.time() - older_than.total_seconds()
         return sum(_expired(part, oldest) for part in self._folder.glob("*.part"))
 

@@ -82,15 +82,15 @@ def compare(a: ModelVersion, b: ModelVersion, confidence: float = 0.95) -> Compa
         raise InvalidArgument("confidence", "is not between 0 and 1")
     differences = tuple(_differences(a, b))
     metrics = tuple(_decided(list(_metrics(a, b, confidence)), 1 - confidence))
-    found = tuple(findings(a, b))
-    level, reason = recommendation(a, b, [each.path for each in differences], found)
+    compatibility = tuple(findings(a, b))
+    level, reason = recommendation(a, b, [each.path for each in differences], compatibility)
     return Comparison(
         a=a,
         b=b,
         confidence=confidence,
         differences=differences,
         metrics=metrics,
-        compatibility=found,
+        compatibility=compatibility,
         recommended_bump=level,
         recommendation_reason=reason,
         verdict=_verdict(labels(a, b), metrics, confidence),
@@ -172,14 +172,14 @@ def _metrics(a: ModelVersion, b: ModelVersion, confidence: float) -> Iterator[Me
     names = a.metrics.keys() | b.metrics.keys()
     for name in sorted(names):
         before, after = a.metrics.get(name), b.metrics.get(name)
-        known = [metric for metric in (before, after) if metric]
-        units = {metric.unit for metric in known} - {""}
+        metrics = [metric for metric in (before, after) if metric]
+        units = {metric.unit for metric in metrics} - {""}
         unit = units.pop() if len(units) == 1 else ""
         shown = MetricDifference(
             name=name,
             a=before.value if before else None,
             b=after.value if after else None,
-            direction=_direction(known),
+            direction=_direction(metrics),
             unit=unit,
         )
         if before is None or after is None:
@@ -187,20 +187,20 @@ def _metrics(a: ModelVersion, b: ModelVersion, confidence: float) -> Iterator[Me
         elif units:
             yield replace(shown, caveat=f"in {legible(before.unit)} and in {legible(after.unit)}")
         else:
-            found = significance.difference(before, after, confidence)
+            estimate = significance.difference(before, after, confidence)
             yield replace(
                 shown,
-                difference=found.value,
-                interval=found.interval,
-                p_value=found.p_value,
+                difference=estimate.value,
+                interval=estimate.interval,
+                p_value=estimate.p_value,
                 caveat=_caveat(name, unit, a, b, names),
             )
 
 
 def _direction(metrics: Sequence[Metric]) -> Direction:
     """From whichever knows it; unknown if they contradict each other."""
-    known = {metric.direction for metric in metrics} - {Direction.UNKNOWN}
-    return known.pop() if len(known) == 1 else Direction.UNKNOWN
+    directions = {metric.direction for metric in metrics} - {Direction.UNKNOWN}
+    return directions.pop() if len(directions) == 1 else Direction.UNKNOWN
 
 
 def _caveat(name: str, unit: str, a: ModelVersion, b: ModelVersion, names: Collection[str]) -> str:
@@ -268,11 +268,11 @@ def _undecided(shared: Sequence[MetricDifference], tested: Sequence[MetricDiffer
 def _change(metric: MetricDifference) -> str:
     """`judge_score rose from 5.1 to 6.4 (+0.4 to +2.2, p = 0.012)`."""
     before, after = metric.a or 0.0, metric.b or 0.0
-    told, unit = numbers_apart(before, after), f" {legible(metric.unit)}" if metric.unit else ""
+    shown, unit = numbers_apart(before, after), f" {legible(metric.unit)}" if metric.unit else ""
     if before == after:
-        moved = f"stayed at {told[1]}{unit}"
+        moved = f"stayed at {shown[1]}{unit}"
     else:
-        moved = f"{'rose' if after > before else 'fell'} from {told[0]} to {told[1]}{unit}"
+        moved = f"{'rose' if after > before else 'fell'} from {shown[0]} to {shown[1]}{unit}"
     interval = metric.interval
     bounds = f"{signed(interval.lower)} to {signed(interval.upper)}, " if interval else ""
     return f"{legible(metric.name)} {moved} ({bounds}{p_value(metric.corrected_p_value or 0.0)})"

@@ -196,13 +196,13 @@ _RULES: Final[Sequence[tuple[Level, str, Callable[[_Step], bool]]]] = (
 
 
 def recommendation(
-    a: ModelVersion, b: ModelVersion, paths: Sequence[str], found: Sequence[Finding]
+    a: ModelVersion, b: ModelVersion, paths: Sequence[str], results: Sequence[Finding]
 ) -> tuple[Level | None, str]:
     """The part of A's number that B calls for raising, and why; None if nothing does.
 
-    paths: of the fields that differ. found: the findings on the two.
+    paths: of the fields that differ. results: the findings on the two.
     """
-    step = _Step(a, b, paths, found)
+    step = _Step(a, b, paths, results)
     holding = [(level, text) for level, text, holds in _RULES if holds(step)]
     if not holding:
         return None, "No difference calls for a new version."

@@ -70,8 +70,8 @@ def _welch(a: Arm | None, b: Arm | None, confidence: float) -> Inference | None:
     from neuroweaver.statistics.effect import effect  # noqa: PLC0415  # as above
     from neuroweaver.statistics.fixed import infer  # noqa: PLC0415
 
-    found = effect(a, b)
-    return infer(found, confidence) if found else None
+    gap = effect(a, b)
+    return infer(gap, confidence) if gap else None
 
 
 @dataclass(frozen=True)

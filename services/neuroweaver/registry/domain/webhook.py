@@ -165,7 +165,7 @@ class Delivery:
 
     def ended(self, outcome: Outcome, now: datetime, backoff: Backoff) -> Delivery:
         """After the attempt that was claimed: delivered, dead, or to be tried again."""
-        told = replace(
+        ended = replace(
             self,
             last_status=outcome.status,
             last_error=outcome.error,
@@ -173,11 +173,11 @@ class Delivery:
             claim=None,
         )
         if not outcome.error:
-            return replace(told, state=State.DELIVERED)
+            return replace(ended, state=State.DELIVERED)
         if outcome.is_final or self.attempts >= backoff.attempts:
-            return replace(told, state=State.DEAD)
+            return replace(ended, state=State.DEAD)
         delay_s = max(backoff.delay_s(self.attempts), min(outcome.retry_after_s, backoff.max_s))
-        return replace(told, next_attempt_time=now + timedelta(seconds=delay_s))
+        return replace(ended, next_attempt_time=now + timedelta(seconds=delay_s))
 
 
 def check_webhook_id(field: str, webhook_id: str) -> None:

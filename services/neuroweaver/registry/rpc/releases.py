@@ -91,9 +91,9 @@ class Releases:
         check_text("reason", request.reason)
         number = parse("to_version", request.to_version)
         if not request.dry_run:
-            known: pb.RollbackModelResponse | None = await self._mutations.answered(request, context)
-            if known is not None:
-                return known
+            answered: pb.RollbackModelResponse | None = await self._mutations.answered(request, context)
+            if answered is not None:
+                return answered
         async with self._store.read(caller_of(context).project) as registry:
             target = await registry.version(request.model_id, number)
             planned = await _rolled_back(registry, target, request.reason, utc_now())
@@ -144,8 +144,8 @@ class Releases:
         check_model_id("model_id", request.model_id)
         async with self._store.read(caller_of(context).project) as registry:
             await registry.model(request.model_id)
-            found = await registry.aliases(request.model_id)
-        return pb.ListAliasesResponse(aliases=map(messages.from_alias, found))
+            listed = await registry.aliases(request.model_id)
+        return pb.ListAliasesResponse(aliases=map(messages.from_alias, listed))
 
     async def GetModelCard(self, request: pb.GetModelCardRequest, context: Any) -> pb.ModelCard:
         check_model_id("model_id", request.model_id)

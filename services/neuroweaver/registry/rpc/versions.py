@@ -94,9 +94,9 @@ class Versions:
     ) -> pb.ModelVersion:
         _check(request, optional=("version", "parent_version"))
         draft = messages.to_draft(request)
-        known: pb.ModelVersion | None = await self._mutations.answered(request, context)
-        if known is not None:
-            return known
+        answered: pb.ModelVersion | None = await self._mutations.answered(request, context)
+        if answered is not None:
+            return answered
         # Before the transaction: files are looked at, and nothing waits for that.
         await self._require_artifacts(draft)
         return await self._mutations.run(

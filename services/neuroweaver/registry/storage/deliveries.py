@@ -57,11 +57,11 @@ async def add(connection: AsyncConnection, project: str, webhook: Webhook, secre
 
 
 async def remove(connection: AsyncConnection, project: str, webhook_id: str) -> WebhookStatus:
-    """Drops a webhook with its deliveries, and gives how it stood. Raises NotFound."""
-    found = await status(connection, project, webhook_id)
+    """Drops a webhook with its deliveries; returns its last status. Raises NotFound."""
+    last = await status(connection, project, webhook_id)
     await connection.execute(delete(_TABLE).where(_of(_TABLE, (project, webhook_id))))
     await connection.execute(delete(_WEBHOOKS).where(_of(_WEBHOOKS, (project, webhook_id))))
-    return found
+    return last
 
 
 async def status(connection: AsyncConnection, project: str, webhook_id: str) -> WebhookStatus:
@@ -123,7 +123,7 @@ async def page(
 async def redeliver(
     connection: AsyncConnection, project: str, webhook_id: str, sequence: int, now: datetime
 ) -> int:
-    """Has dead letters sent again: this one, or all for 0. Gives how many there were.
+    """Sends dead letters again: this one, or all for 0. Returns their number.
 
     They come before what is still pending, since they happened before it. Raises NotFound for a webhook or a
     delivery that is not there.
@@ -143,7 +143,7 @@ async def redeliver(
 
 
 async def forget(connection: AsyncConnection, before: datetime) -> int:
-    """Drops what was delivered before a moment; dead letters stay. Gives how many."""
+    """Drops what was delivered before a moment; dead letters stay. Returns the number dropped."""
     done = and_(_TABLE.c.state == State.DELIVERED.value, _TABLE.c.last_attempt_time < before)
     return (await connection.execute(delete(_TABLE).where(done))).rowcount
 
@@ -183,8 +183,8 @@ async def waiting(connection: AsyncConnection) -> list[Delivery]:
         )
     )
     rows = (await connection.execute(statement)).all()
-    found = [_delivery(row) for row in rows if row.sequence is not None]
-    return sorted(found, key=lambda delivery: delivery.next_attempt_time or delivery.create_time)
+    waiting_now = [_delivery(row) for row in rows if row.sequence is not None]
+    return sorted(waiting_now, key=lambda delivery: delivery.next_attempt_time or delivery.create_time)
 
 
 async def claimed(connection: AsyncConnection) -> list[Delivery]:
@@ -198,10 +198,10 @@ async def claim(connection: AsyncConnection, lane: Lane, claim: str, now: dateti
     if await _deliveries(connection, mine.where(_TABLE.c.claim.is_not(None))):
         return None
     pending = mine.where(_TABLE.c.state == State.PENDING.value).order_by(_TABLE.c.sequence).limit(1)
-    found = await _deliveries(connection, pending)
-    if not found or not found[0].is_due(now):
+    upcoming = await _deliveries(connection, pending)
+    if not upcoming or not upcoming[0].is_due(now):
         return None
-    taken = found[0].claimed(claim, now)
+    taken = upcoming[0].claimed(claim, now)
     await _save(connection, taken)
     return taken
 

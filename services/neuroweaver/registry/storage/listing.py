@@ -222,13 +222,13 @@ def _has(
     """Looked up for one row at a time: as an EXISTS, PostgreSQL might let it drive."""
     name, value = tag
     tags = tables.tags.alias()
-    found = select(tags.c.value).where(
+    value_there = select(tags.c.value).where(
         tags.c.project == project,
         tags.c.model_id == model_id,
         tags.c.precedence == place,
         tags.c.name == name.removeprefix(TAGS),
     )
-    return found.scalar_subquery() == value
+    return value_there.scalar_subquery() == value
 
 
 def _counts(drivers: Iterable[Select[Any]]) -> Select[Any]:

@@ -44,10 +44,10 @@ class Reader:
 
     async def model(self, model_id: str, *, show_deleted: bool = False) -> Model:
         """Raises NotFound."""
-        found = await self._model(model_id)
-        if found is None or (found.delete_time and not show_deleted):
+        model = await self._model(model_id)
+        if model is None or (model.delete_time and not show_deleted):
             raise NotFound("model", model_id)
-        return found
+        return model
 
     async def models(
         self, page: Page, terms: Sequence[filters.Term] = (), *, show_deleted: bool = False
@@ -69,14 +69,14 @@ class Reader:
         return await self._exact(model_id, version, show_deleted=show_deleted)
 
     async def _exact(self, model_id: str, version: Version, *, show_deleted: bool = False) -> ModelVersion:
-        found = await self._version(model_id, version)
+        stored = await self._version(model_id, version)
         if (
-            found is None
-            or (found.delete_time and not show_deleted)
-            or (version.build and version.build != found.version.build)
+            stored is None
+            or (stored.delete_time and not show_deleted)
+            or (version.build and version.build != stored.version.build)
         ):
             raise NotFound("model version", f"{model_id}@{version}")
-        return found
+        return stored
 
     async def parent(self, version: ModelVersion) -> ModelVersion | None:
         """What a version was made from, hidden or not; None for the first."""
@@ -98,20 +98,20 @@ class Reader:
             check_alias(field, selector[1:])
             return await self.pointed_at(model_id, selector[1:])
         if selector == "latest":
-            found = await self.latest(model_id)
+            version = await self.latest(model_id)
         elif is_range(selector):
             within = _within(parse_range(field, selector))
-            found = await self._highest(model_id, tables.versions.c.delete_time.is_(None), *within)
+            version = await self._highest(model_id, tables.versions.c.delete_time.is_(None), *within)
         else:
             return await self._exact(model_id, parse(field, selector))
-        if found is None:
+        if version is None:
             raise NotFound("model version", f"{model_id}@{selector}")
-        return found
+        return version
 
     async def alias(self, model_id: str, alias: str) -> Alias | None:
         """Where an alias points now; None if it is not there."""
-        found = await self._aliases(model_id, tables.alias_spans.c.alias == alias)
-        return found[0] if found else None
+        current = await self._aliases(model_id, tables.alias_spans.c.alias == alias)
+        return current[0] if current else None
 
     async def aliases(self, model_id: str) -> list[Alias]:
         """Of a model, by name."""
