@@ -407,6 +407,16 @@ def test_digests_that_differ_do_not_fit_and_unknown_ones_are_said(part: str):
     assert finding(neither, aspect) == (True, f"The {what} is not recorded for either.")
 
 
+def test_digests_that_begin_alike_differ():
+    a, b = "a" * 63 + "0", "a" * 63 + "1"
+
+    other = compared({"base": BasePin(tokenizer_digest=a)}, {"base": BasePin(tokenizer_digest=b)})
+
+    fits, text = finding(other, "base.tokenizer_digest")
+    assert not fits
+    assert text.startswith("The tokenizer differs")
+
+
 def test_the_base_model_goes_by_its_digest_and_by_its_name_only_without():
     def found(a: BasePin, b: BasePin) -> tuple[str, bool, str]:
         first = compared({"base": a}, {"base": b}).compatibility[0]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, TypeVar
 
 from neuroweaver.registry.comparison.wording import legible, listed, short
 from neuroweaver.registry.domain.model import BasePin, Lineage, ModelVersion
 from neuroweaver.registry.domain.versions import Level
+
+T = TypeVar("T")
 
 # Settings that say where things lie or what they are called, and not what is trained.
 _PLACES: Final = frozenset({"output_dir", "dataset_path", "model_name", "base_model"})
@@ -31,14 +33,13 @@ def findings(a: ModelVersion, b: ModelVersion) -> Iterator[Finding]:
     for part, what in (("tokenizer_digest", "tokenizer"), ("chat_template_digest", "chat template")):
         before, after = (getattr(pin, part) for pin in pins)
         fits = not (before and after) or before == after
-        shown = tuple(f"SHA-256 {short(digest)}" if digest else "" for digest in (before, after))
-        yield Finding(f"base.{part}", fits, _compared(what, shown, names))
+        yield Finding(f"base.{part}", fits, _compared(what, before, after, names, _digest))
     before, after = (pin.context_length for pin in pins)
-    shown = tuple(f"{length:,} tokens" if length else "" for length in (before, after))
-    yield Finding("base.context_length", not 0 < after < before, _compared("context length", shown, names))
+    text = _compared("context length", before, after, names, "{:,} tokens".format)
+    yield Finding("base.context_length", not 0 < after < before, text)
     if any(ranks):
         is_higher = 0 < ranks[0] < ranks[1]
-        text = _compared("adapter rank", tuple(f"{rank:g}" if rank else "" for rank in ranks), names)
+        text = _compared("adapter rank", *ranks, names, "{:g}".format)
         note = " It fits only where the server admits the higher rank (vLLM: --max-lora-rank)."
         yield Finding("config.lora_r", not is_higher, text + note if is_higher else text)
     yield _weights_finding(weights_of(a), weights_of(b), names)
@@ -74,31 +75,34 @@ def is_adapter(weights: Sequence[str]) -> bool:
     return any(PurePosixPath(path).name.startswith("adapter_model") for path in weights)
 
 
-def _compared(what: str, shown: Sequence[str], names: Sequence[str]) -> str:
-    """One sentence. shown: the value in A and in B; empty where it is not recorded."""
-    missing = [name for name, value in zip(names, shown, strict=True) if not value]
+def _compared(what: str, a: T, b: T, names: Sequence[str], show: Callable[[T], str]) -> str:
+    """One sentence. a, b: the values, empty or 0 where they are not recorded."""
+    missing = [name for name, value in zip(names, (a, b), strict=True) if not value]
     if missing:
         return f"The {what} is not recorded for {'either' if len(missing) == 2 else missing[0]}."
-    if shown[0] == shown[1]:
-        return f"Both have the same {what}: {shown[0]}."
-    return f"The {what} differs: {shown[1]} in {names[1]}, {shown[0]} in {names[0]}."
+    if a == b:
+        return f"Both have the same {what}: {show(a)}."
+    return f"The {what} differs: {show(b)} in {names[1]}, {show(a)} in {names[0]}."
 
 
 def _base_finding(a: BasePin, b: BasePin, names: tuple[str, str]) -> Finding:
     # Of these two parts alone: tokenizer and template have findings of their own.
     before, after = (BasePin(name=pin.name, model_digest=pin.model_digest) for pin in (a, b))
     if part := before.is_at_odds_with(after):
-        return Finding(f"base.{part}", False, _compared("base model", (_shown(a), _shown(b)), names))
-    digests = [f"SHA-256 {short(pin.model_digest)}" if pin.model_digest else "" for pin in (a, b)]
-    text = _compared("base model's digest", digests, names)
-    if not all(digests) and a.name and b.name:
+        return Finding(f"base.{part}", False, _compared("base model", before, after, names, _base))
+    text = _compared("base model's digest", a.model_digest, b.model_digest, names, _digest)
+    if not (a.model_digest and b.model_digest) and a.name and b.name:
         text += f" Both name {legible(a.name)}, so it counts as the same."
     return Finding("base.model_digest", True, text)
 
 
-def _shown(pin: BasePin) -> str:
-    digest = f"SHA-256 {short(pin.model_digest)}" if pin.model_digest else "no digest recorded"
+def _base(pin: BasePin) -> str:
+    digest = _digest(pin.model_digest) if pin.model_digest else "no digest recorded"
     return f"{legible(pin.name) or 'a base model without a name'} ({digest})"
+
+
+def _digest(digest: str) -> str:
+    return f"SHA-256 {short(digest)}"
 
 
 def _weights_finding(before: Sequence[str], after: Sequence[str], names: tuple[str, str]) -> Finding:

@@ -84,9 +84,9 @@ class Reader:
             return None
         return await self._version(version.model_id, parse("parent_version", version.parent_version))
 
-    async def latest(self, model_id: str) -> ModelVersion | None:
-        """The version of highest precedence; None if there is none."""
-        return await self._highest(model_id, tables.versions.c.delete_time.is_(None))
+    async def latest(self, model_id: str, *conditions: ColumnElement[bool]) -> ModelVersion | None:
+        """The version of highest precedence that is not hidden; None if there is none."""
+        return await self._highest(model_id, tables.versions.c.delete_time.is_(None), *conditions)
 
     async def selected(self, model_id: str, selector: str, field: str = "version") -> ModelVersion:
         """The version that a version, `latest`, a range or an `@alias` names.
@@ -100,8 +100,7 @@ class Reader:
         if selector == "latest":
             version = await self.latest(model_id)
         elif is_range(selector):
-            within = _within(parse_range(field, selector))
-            version = await self._highest(model_id, tables.versions.c.delete_time.is_(None), *within)
+            version = await self.latest(model_id, *_within(parse_range(field, selector)))
         else:
             return await self._exact(model_id, parse(field, selector))
         if version is None:
@@ -109,13 +108,34 @@ class Reader:
         return version
 
     async def alias(self, model_id: str, alias: str) -> Alias | None:
-        """Where an alias points now; None if it is not there."""
-        current = await self._aliases(model_id, tables.alias_spans.c.alias == alias)
+        """Where an alias points now; None if it does not exist."""
+        current = await self.aliases(model_id, tables.alias_spans.c.alias == alias)
         return current[0] if current else None
 
-    async def aliases(self, model_id: str) -> list[Alias]:
+    async def aliases(self, model_id: str, *conditions: ColumnElement[bool]) -> list[Alias]:
         """Of a model, by name."""
-        return await self._aliases(model_id)
+        table = tables.alias_spans
+        statement = (
+            select(table)
+            .where(
+                table.c.project == self.project,
+                table.c.model_id == model_id,
+                table.c.until.is_(None),
+                *conditions,
+            )
+            .order_by(table.c.alias)
+        )
+        return [
+            Alias(
+                model_id=row.model_id,
+                alias=row.alias,
+                version=Version.parse(row.version),
+                is_protected=row.is_protected,
+                actor=row.actor,
+                update_time=row.since,
+            )
+            for row in await self.connection.execute(statement)
+        ]
 
     async def pointed_at(self, model_id: str, alias: str, at: datetime | None = None) -> ModelVersion:
         """The version behind an alias, now or at a moment of the past, when it may since have been hidden.
@@ -175,10 +195,7 @@ class Reader:
 
     async def deployed(self, model_id: str) -> ModelVersion | None:
         """A version that serves traffic, the highest; None if there is none."""
-        table = tables.versions
-        return await self._highest(
-            model_id, table.c.delete_time.is_(None), table.c.state == State.DEPLOYED.value
-        )
+        return await self.latest(model_id, tables.versions.c.state == State.DEPLOYED.value)
 
     async def next_version(
         self,
@@ -275,30 +292,6 @@ class Reader:
         )
         row = (await self.connection.execute(statement)).one_or_none()
         return _version(row) if row else None
-
-    async def _aliases(self, model_id: str, *conditions: ColumnElement[bool]) -> list[Alias]:
-        table = tables.alias_spans
-        statement = (
-            select(table)
-            .where(
-                table.c.project == self.project,
-                table.c.model_id == model_id,
-                table.c.until.is_(None),
-                *conditions,
-            )
-            .order_by(table.c.alias)
-        )
-        return [
-            Alias(
-                model_id=row.model_id,
-                alias=row.alias,
-                version=Version.parse(row.version),
-                is_protected=row.is_protected,
-                actor=row.actor,
-                update_time=row.since,
-            )
-            for row in await self.connection.execute(statement)
-        ]
 
     async def _listed(
         self, wanted: ModelList | VersionList, base: Select[Any]
