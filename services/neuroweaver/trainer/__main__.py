@@ -9,19 +9,20 @@ import grpc
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.migrations import migrate
 from neuroweaver.mesh.server.serve import Service, run, serve
-from neuroweaver.trainer.control.admission import Premises
+from neuroweaver.trainer.control.admission import ServerCapabilities
 from neuroweaver.trainer.control.supervisor import Policy, Supervisor
 from neuroweaver.trainer.executors.local import LocalExecutor
-from neuroweaver.trainer.rpc.server import TrainerServicer
+from neuroweaver.trainer.rpc import server
 from neuroweaver.trainer.rpc.worker_service import WorkerServicer
 from neuroweaver.trainer.settings import TrainerSettings
+from neuroweaver.trainer.storage.store import Store
 from neuroweaver.v1 import trainer_pb2_grpc, worker_pb2_grpc
 
 
 async def main(settings: TrainerSettings) -> None:
     database = Database(settings.database_url, settings.service)
     await migrate(database, "neuroweaver.trainer")
-    premises = Premises(
+    capabilities = ServerCapabilities(
         home=settings.home,
         data_folder=settings.data_folder,
         feedback_model=settings.feedback_model,
@@ -34,21 +35,22 @@ async def main(settings: TrainerSettings) -> None:
         "NEUROWEAVER_TRAINER_ADDRESS": settings.addresses["trainer"],
         "NEUROWEAVER_REGISTRY_ADDRESS": settings.addresses["registry"],
     }
+    store = Store(database)
     supervisor = Supervisor(
-        database, LocalExecutor(environ), settings.home / "jobs", Policy(slots=settings.slots)
+        store, LocalExecutor(environ), settings.home / "jobs", Policy(slots=settings.slots)
     )
-    trainer = TrainerServicer(database, supervisor, premises)
+    servicer = server.servicer(store, capabilities)
 
-    def add(server: grpc.aio.Server) -> None:
-        trainer_pb2_grpc.add_TrainerServiceServicer_to_server(trainer, server)
-        worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerServicer(supervisor), server)
+    def add(grpc_server: grpc.aio.Server) -> None:
+        trainer_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, grpc_server)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerServicer(supervisor), grpc_server)
 
     async def close() -> None:
         await supervisor.close()
         await database.close()
 
     service = Service(
-        names=["neuroweaver.v1.TrainerService", "neuroweaver.v1.WorkerService"],
+        names=[server.SERVICE.full_name, "neuroweaver.v1.WorkerService"],
         add=add,
         background=[supervisor.run],
         close=close,

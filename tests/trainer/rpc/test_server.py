@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import grpc
@@ -10,6 +11,7 @@ from google.protobuf import json_format
 
 from neuroweaver.mesh.wire.status import reason, violations
 from neuroweaver.trainer.control.supervisor import Policy
+from neuroweaver.trainer.rpc import jobs, watches
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import worker_pb2
 from trainer.serving import Trainer, trainer
@@ -172,6 +174,23 @@ async def test_a_repeated_request_starts_one_job(served: Trainer, config: pb.Tra
     assert len((await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest())).jobs) == 1
 
 
+async def test_a_retry_is_answered_before_the_data_set_is_read(
+    served: Trainer, config: pb.TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await served.stub.StartTraining(start(config, request_id="r1"))
+    read: list[pb.TrainingConfig] = []
+    monkeypatch.setattr(jobs, "admit", lambda config, _capabilities: read.append(config))
+
+    assert await served.stub.StartTraining(start(config, request_id="r1")) == first
+    assert read == []
+
+
+async def test_a_request_id_of_another_request_is_refused(served: Trainer, config: pb.TrainingConfig) -> None:
+    await served.stub.StartTraining(start(config, request_id="r1"))
+    error = await refusal(served.stub.StartTraining(start(config, job_id="other", request_id="r1")))
+    assert [field for field, _ in violations(error)] == ["request_id"]
+
+
 async def test_a_taken_id_and_a_taken_folder_are_refused(served: Trainer, config: pb.TrainingConfig) -> None:
     await served.stub.StartTraining(start(config))
     again = await refusal(served.stub.StartTraining(start(config)))
@@ -222,6 +241,34 @@ async def test_a_watch_beyond_the_last_event_is_out_of_range(
     watch = served.stub.WatchTraining(pb.WatchTrainingRequest(job_id="job", since_sequence=99))
     error = await refusal(watch.read())
     assert error.code() == grpc.StatusCode.OUT_OF_RANGE
+    lines = served.stub.WatchLogs(pb.WatchLogsRequest(job_id="job", since_sequence=1))
+    assert (await refusal(lines.read())).code() == grpc.StatusCode.OUT_OF_RANGE
+
+
+async def test_a_watch_of_a_job_that_has_ended_ends_at_once(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    await served.stub.StartTraining(start(config))
+    worker = await served.executor.worker()
+    await served.report(worker, finished(pb.JOB_STATE_SUCCEEDED))
+
+    watch = served.stub.WatchTraining(pb.WatchTrainingRequest(job_id="job", since_sequence=2))
+
+    assert [event async for event in watch] == []
+
+
+async def test_a_silent_job_sends_heartbeats_with_the_last_sequence(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    await served.stub.StartTraining(start(config))
+    await served.executor.worker()
+
+    async with aclosing(watches.events(served.store, "default", "job", 1, heartbeat_s=0.0)) as events:
+        assert (await anext(events)).heartbeat.sequence == 1
+    async with aclosing(
+        watches.logs(served.store, "default", "job", 0, is_followed=True, heartbeat_s=0.0)
+    ) as lines:
+        assert await anext(lines) == pb.LogLine(sequence=0)
 
 
 async def test_a_repeated_report_is_stored_once(served: Trainer, config: pb.TrainingConfig) -> None:
@@ -335,7 +382,7 @@ async def test_a_trainer_that_restarts_hears_its_worker_again(home: Path, config
         await served.report(worker, progress(1))
         served.supervisor._workers.clear()  # killed, not closed: its worker lives on
         served.supervisor._is_closing = False
-        for task in list(served.supervisor._waits):
+        for task in list(served.supervisor._tending):
             task.cancel()
 
     async with trainer(home) as again:
@@ -361,6 +408,8 @@ async def test_jobs_are_listed_newest_first_in_pages_and_filtered(
     served: Trainer, config: pb.TrainingConfig
 ) -> None:
     for number in range(5):
+        if number == 1:
+            await served.executor.worker()  # the first job runs, the others wait
         config.model_name = "even" if number % 2 == 0 else "odd"
         await served.stub.StartTraining(start(config, job_id=f"job-{number}"))
 
@@ -371,10 +420,12 @@ async def test_jobs_are_listed_newest_first_in_pages_and_filtered(
     even = await served.stub.ListTrainingJobs(
         pb.ListTrainingJobsRequest(filter="model_name=even AND state=QUEUED")
     )
+    running = await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest(filter="state = RUNNING"))
 
     assert [job.job_id for job in (*first.jobs, *rest.jobs)] == [f"job-{n}" for n in (4, 3, 2, 1, 0)]
     assert rest.next_page_token == ""
-    assert {job.job_id for job in even.jobs} <= {"job-0", "job-2", "job-4"}
+    assert [job.job_id for job in even.jobs] == ["job-4", "job-2"]
+    assert [job.job_id for job in running.jobs] == ["job-0"]
 
 
 @pytest.mark.parametrize("text", ["state=SLEEPING", "colour=red", "model_name"])

@@ -1,4 +1,4 @@
-"""WorkerService over gRPC: what a job's worker tells, and hears."""
+"""WorkerService over gRPC: a worker's reports up, acknowledgements and cancellation down."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
 
         async def push_cancellation(beat: worker_pb2.ReportRequest) -> None:
             """A cancelled job's worker hears of it at once, not with its next report."""
-            signal = self.supervisor.signals.of((project, beat.job_id))
+            signal = self.supervisor.store.signal((project, beat.job_id))
             while True:
                 seen = signal.count
                 job = await self.supervisor.report(project, beat)
