@@ -29,7 +29,7 @@ class TrainerSettings(Settings):
         "NEUROWEAVER_TRAINER_DAYS_KEPT",
         whole(1, "a number of days", most=36500),
         90,
-        help="Days after its end for which a job's events, log and folder are kept; what it registered stays.",
+        help="Days after its end for which a job's events, log and folder stay; what it registered is kept.",
     )
     feedback_model: str = variable(
         "NEUROWEAVER_FEEDBACK_MODEL", text, EMBEDDED_JUDGE, help="The judge of a job that names none."

@@ -6,13 +6,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.server.serve import running
+from neuroweaver.mesh.wire.clock import utc_now
 from neuroweaver.mesh.wire.errors import OutOfRange
 from neuroweaver.mesh.wire.origin import ChangeOrigin
-from neuroweaver.trainer.control.housekeeping import DROPPED, chores, drop_folders, keep_house
+from neuroweaver.trainer.__main__ import service
+from neuroweaver.trainer.control.housekeeping import DROPPED, chores, drop_folders
 from neuroweaver.trainer.domain.job import Job, State
 from neuroweaver.trainer.rpc import watches
+from neuroweaver.trainer.settings import TrainerSettings
 from neuroweaver.trainer.storage.jobs import Writer
 from neuroweaver.trainer.storage.store import Store
 from neuroweaver.v1 import trainer_pb2 as pb
@@ -174,10 +179,21 @@ async def test_what_a_crash_left_half_deleted_is_deleted_at_the_next_cleanup(
 
 
 async def test_the_trainer_cleans_up_while_it_runs(
-    store: Store, folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    database_url: str, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await ran(store, folder, "old")
-    clock.now += KEPT + DAY
+    settings = TrainerSettings(
+        home=tmp_path,
+        port=0,
+        metrics_port=0,
+        database_url=database_url,
+        data_folder=tmp_path / "data",
+        drain_s=0.0,
+        days_kept=10,
+        addresses={"trainer": "127.0.0.1:1", "registry": "127.0.0.1:1"},
+    )
+    folder = tmp_path / "jobs"
+    for job_id, days in (("old", 11), ("young", 9)):
+        await ran(Store(database, clock=lambda days=days: utc_now() - days * DAY), folder, job_id)
     is_done = asyncio.Event()
 
     class Handler(logging.Handler):
@@ -186,14 +202,11 @@ async def test_the_trainer_cleans_up_while_it_runs(
                 is_done.set()
 
     handler, log = Handler(), logging.getLogger("neuroweaver.trainer")
+    monkeypatch.setattr(log, "handlers", [handler])
     monkeypatch.setattr(log, "level", logging.INFO)
-    log.addHandler(handler)
-    keeping = asyncio.create_task(keep_house(store, folder, KEPT))
-    try:
-        async with asyncio.timeout(20):
-            await is_done.wait()
-    finally:
-        log.removeHandler(handler)
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
-    assert names_in(folder) == []
+    async with (
+        running(service(database, settings), settings, registry=CollectorRegistry()),
+        asyncio.timeout(20),
+    ):
+        await is_done.wait()
+    assert names_in(folder) == ["young"]
