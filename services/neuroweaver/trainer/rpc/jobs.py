@@ -38,12 +38,12 @@ async def start(jobs: Writer, job_id: str, admitted: Admitted) -> pb.TrainingJob
 
 async def cancel(jobs: Writer, job_id: str) -> pb.TrainingJob:
     job = await jobs.job(job_id)
-    return to_proto(await jobs.save(job.cancel(jobs.now)))
+    return to_proto(await jobs.change("job.cancelled", job.cancel(jobs.now)))
 
 
 async def resume(jobs: Writer, job_id: str) -> pb.TrainingJob:
     job = await jobs.job(job_id)
-    return to_proto(await jobs.save(job.resume(jobs.now)))
+    return to_proto(await jobs.change("job.resumed", job.resume(jobs.now)))
 
 
 class Jobs:

@@ -16,7 +16,7 @@ from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.wire.errors import AlreadyExists, InvalidArgument, NotFound
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.trainer.domain.job import Job, State
-from neuroweaver.trainer.storage.tables import EVENTS, JOBS, LOGS
+from neuroweaver.trainer.storage.tables import CHANGES, EVENTS, JOBS, LOGS
 from neuroweaver.v1 import trainer_pb2 as pb
 
 STATES: Final[Mapping[str, State.ValueType]] = {
@@ -94,7 +94,7 @@ class Writer(Reader):
         """Stores a new job with its events. Raises AlreadyExists for a taken job id or output folder."""
         taken = JOBS.c.output_dir == job.output_dir
         rivals = await select_jobs(self.connection, taken | _is(JOBS, job.project, job.job_id))
-        if any(rival.job_id == job.job_id for rival in rivals):
+        if any((rival.project, rival.job_id) == (job.project, job.job_id) for rival in rivals):
             raise AlreadyExists("training job", job.job_id)
         if rivals:
             raise AlreadyExists("output folder", job.output_dir)
@@ -102,7 +102,17 @@ class Writer(Reader):
             await self.connection.execute(insert(JOBS).values(**_to_row(job)))
         except IntegrityError as error:
             raise AlreadyExists("training job", job.job_id) from error
-        return await self.save(job)
+        job = await self.save(job)
+        await self._record("job.started", job)
+        return job
+
+    async def change(self, action: str, job: Job) -> Job:
+        """Saves a change that somebody asked for, and who, why and when; nothing where nothing changed."""
+        if not job.events:
+            return job
+        job = await self.save(job)
+        await self._record(action, job)
+        return job
 
     async def save(self, job: Job) -> Job:
         """Stores a job's state and appends the events of its transitions; returns the job with none left."""
@@ -127,6 +137,19 @@ class Writer(Reader):
         numbered.sequence = job.last_log_sequence
         await self._append(LOGS, job, numbered.sequence, line=numbered.SerializeToString())
         return job
+
+    async def _record(self, action: str, job: Job) -> None:
+        change = {
+            "project": job.project,
+            "job_id": job.job_id,
+            "sequence": job.last_sequence,
+            "time": self.now,
+            "action": action,
+            "actor": self.origin.actor,
+            "reason": self.origin.reason,
+            "trace_id": self.origin.trace_id,
+        }
+        await self.connection.execute(insert(CHANGES).values(change))
 
     async def _append(self, table: Table, job: Job, sequence: int, **content: bytes) -> None:
         key = {"project": job.project, "job_id": job.job_id, "sequence": sequence}

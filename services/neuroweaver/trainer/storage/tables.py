@@ -13,6 +13,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     UniqueConstraint,
 )
 
@@ -61,6 +62,19 @@ LOGS: Final = Table(
     Column("job_id", String(64), primary_key=True),
     Column("sequence", BigInteger, primary_key=True),
     Column("line", LargeBinary, nullable=False),
+)
+# sequence: of the last event that the change made; 0 for the start, which makes none.
+CHANGES: Final = Table(
+    "changes",
+    METADATA,
+    Column("project", String(128), primary_key=True),
+    Column("job_id", String(64), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("actor", String(256), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("trace_id", String(32), nullable=False),
 )
 Index("jobs_create_time", JOBS.c.project, JOBS.c.create_time, JOBS.c.job_id)
 Index("jobs_state", JOBS.c.state, JOBS.c.create_time)
