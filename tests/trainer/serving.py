@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,7 @@ async def trainer(
     database_url: str = "",
     policy: Policy | None = None,
     capabilities: ServerCapabilities | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Trainer]:
     url = database_url or f"sqlite:///{home / 'trainer.db'}"
     await prepare(url, "neuroweaver.trainer")
@@ -122,7 +124,8 @@ async def trainer(
     data = home / "data"
     data.mkdir(parents=True, exist_ok=True)
     store = Store(database)
-    supervisor = Supervisor(store, executor, home / "jobs", policy or Policy(shutdown_s=0.1))
+    policy = policy or Policy(shutdown_s=0.1)
+    supervisor = Supervisor(store, executor, home / "jobs", policy, monotonic=monotonic)
     servicer = server.servicer(store, capabilities or ServerCapabilities(home=home, data_folder=data))
 
     def add(grpc_server: grpc.aio.Server) -> None:

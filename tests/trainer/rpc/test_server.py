@@ -48,6 +48,15 @@ def config(model_folder: Path) -> pb.TrainingConfig:
     )
 
 
+class Monotonic:
+    """A monotonic clock that goes when the test says so."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 def start(config: pb.TrainingConfig, job_id: str = "job", request_id: str = "") -> pb.StartTrainingRequest:
     return pb.StartTrainingRequest(job_id=job_id, config=config, request_id=request_id)
 
@@ -300,11 +309,21 @@ async def test_cancelling_tells_the_worker_at_once(served: Trainer, config: pb.T
 
 
 async def test_a_worker_that_does_not_stop_is_killed(home: Path, config: pb.TrainingConfig) -> None:
-    async with trainer(home, policy=Policy(cancel_s=0.2, shutdown_s=0.1)) as served:
+    clock = Monotonic()
+    policy = Policy(cancel_s=120, shutdown_s=0.1)
+    async with trainer(home, policy=policy, monotonic=clock) as served:
         await served.stub.StartTraining(start(config))
         worker = await served.executor.worker()
-        await served.report(worker, progress(1))
         await served.stub.CancelTraining(pb.CancelTrainingRequest(job_id="job"))
+        await served.supervisor.end_lost()
+        for now_s in (100, 120):
+            clock.now_s = now_s
+            await served.report(worker, progress(now_s), first=now_s)  # at work, and not stopping
+            await served.supervisor.end_lost()
+            assert not worker.ended.done()
+
+        clock.now_s = 121
+        await served.supervisor.end_lost()
         await served.state("job", pb.JOB_STATE_CANCELLED)
         assert worker.ended.done()
 
@@ -350,12 +369,23 @@ async def test_a_worker_of_an_earlier_attempt_is_fenced_off(
 
 
 async def test_a_silent_worker_is_lost_and_killed(home: Path, config: pb.TrainingConfig) -> None:
-    async with trainer(home, policy=Policy(lease_s=0.3, shutdown_s=0.1)) as served:
+    clock = Monotonic()
+    async with trainer(home, policy=Policy(lease_s=60, shutdown_s=0.1), monotonic=clock) as served:
         await served.stub.StartTraining(start(config))
         worker = await served.executor.worker()
-        job = await served.state("job", pb.JOB_STATE_FAILED)
+        clock.now_s = 50
+        await served.report(worker, progress(1))
+        clock.now_s = 110
+        await served.supervisor.end_lost()
+        assert not worker.ended.done()
 
-        assert job.failure.reason == "WORKER_LOST"
+        clock.now_s = 111
+        await served.supervisor.end_lost()
+        job = await served.state("job", pb.JOB_STATE_FAILED)
+        assert (job.failure.reason, job.failure.message) == (
+            "WORKER_LOST",
+            "the worker has not reported for 61 s",
+        )
         assert worker.ended.done()
 
 

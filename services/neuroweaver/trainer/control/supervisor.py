@@ -71,7 +71,7 @@ class Supervisor:
         """Until cancelled: start what is queued, end what is lost."""
         while True:
             seen = self.store.queue_changed.count
-            await self._end_lost()
+            await self.end_lost()
             while job := await self.store.start_next(self._policy.slots):
                 # A task of its own, so that `close` knows of a worker that is just being started when this
                 # loop ends.
@@ -131,7 +131,8 @@ class Supervisor:
         else:
             await self._fail(job, *_reason_of(ended))
 
-    async def _end_lost(self) -> None:
+    async def end_lost(self) -> None:
+        """Fails the jobs whose worker has been silent, or has been asked to stop, for too long."""
         held = await self.store.held()
         now = self._monotonic()
         self._last_heard = {_key(job): self._last_heard.get(_key(job), now) for job in held}
