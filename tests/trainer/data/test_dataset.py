@@ -148,7 +148,7 @@ def test_an_unknown_specialization_of_the_job_names_its_field(tmp_path):
     path = write(tmp_path, "a.jsonl", [{"text": "t"}])
     with pytest.raises(DatasetError) as raised:
         dataset.read(path, system_prompts=PROMPTS, specialization="barista")
-    assert raised.value.field == "config.specialization"
+    assert raised.value.field == "specialization"
 
 
 # --- faults of lines
@@ -195,7 +195,7 @@ def test_a_line_at_fault_is_found_with_its_place(tmp_path, line, where, reason):
     assert reason in told
     with pytest.raises(DatasetMalformedError, match=r"^bad\.jsonl:3: ") as raised:
         dataset.require(data)
-    assert raised.value.field == "config.dataset_path"
+    assert raised.value.field == "dataset_path"
     assert raised.value.findings[0].line == 3
 
 
@@ -426,7 +426,7 @@ def test_a_path_that_leaves_the_folder_or_is_no_file_is_refused(folder, path, re
     with pytest.raises(DatasetRefusedError) as raised:
         dataset.locate(path, folder)
     assert reason in raised.value.reason
-    assert raised.value.field == "config.dataset_path"
+    assert raised.value.field == "dataset_path"
 
 
 def test_a_link_that_stays_inside_is_followed(folder):

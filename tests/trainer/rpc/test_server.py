@@ -514,6 +514,23 @@ async def test_a_data_set_is_examined_line_by_line_with_what_the_loss_sees(
     assert 0 < answer.trained_tokens < answer.total_tokens
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dataset_path", "nothing.jsonl"),
+        ("specialization", "service_adviser"),
+        ("base_model", "no-such-model"),
+    ],
+)
+async def test_what_is_wrong_with_a_request_for_validation_is_named_by_its_own_field(
+    field: str, value: str, served: Trainer
+) -> None:
+    request = pb.ValidateDatasetRequest(dataset_path="good.jsonl")
+    setattr(request, field, value)
+    error = await refusal(served.stub.ValidateDataset(request))
+    assert [path for path, _ in violations(error)] == [field]
+
+
 async def test_every_specialisation_is_listed_with_prompts_and_rubric(served: Trainer) -> None:
     templates = (await served.stub.ListTemplates(pb.ListTemplatesRequest())).templates
 

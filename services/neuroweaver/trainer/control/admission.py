@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -17,7 +18,9 @@ from neuroweaver.trainer.domain.config import unfit, with_defaults
 from neuroweaver.trainer.settings import EMBEDDED_JUDGE
 from neuroweaver.v1 import trainer_pb2 as pb
 
-CUDA_DEVICE = Path("/dev/nvidiactl")
+CUDA_DEVICE: Final = Path("/dev/nvidiactl")
+# Where a job's fields stand in the request.
+_WITHIN: Final = "config."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +50,9 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
 
     Raises InvalidArgument naming the field, or Unimplemented.
     """
-    refuse_unknown_fields(config, "config")
-    check_specialization("config.specialization", config.specialization)
-    base = find_base_model(config.base_model, capabilities)
+    refuse_unknown_fields("config", config)
+    check_specialization(config.specialization, _WITHIN)
+    base = find_base_model(config.base_model, capabilities, _WITHIN)
     complete = with_defaults(
         config, context_length=base.context_length, feedback_model=capabilities.feedback_model
     )
@@ -60,50 +63,52 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
     if complete.enable_rlaif and complete.algorithm != pb.ALGORITHM_PPO:
         name = pb.Algorithm.Name(complete.algorithm).removeprefix("ALGORITHM_").lower()
         raise Unimplemented(f"config.algorithm: {name} is not offered by this server, only ppo")
-    inspection = inspect_dataset(complete.dataset_path, complete.specialization, capabilities)
+    inspection = inspect_dataset(complete.dataset_path, complete.specialization, capabilities, _WITHIN)
     try:
         dataset.require(inspection)
     except dataset.DatasetError as error:
-        raise InvalidArgument(error.field, error.reason) from error
+        raise InvalidArgument(f"{_WITHIN}{error.field}", error.reason) from error
     return Admitted(complete, inspection.digest)
 
 
-def refuse_unknown_fields(message: Message, path: str) -> None:
-    """Raise InvalidArgument for a field that this server does not know: ignoring it would ruin a run."""
+def refuse_unknown_fields(field: str, message: Message) -> None:
+    """Raises InvalidArgument for a field that this server does not know: ignoring it would ruin a run."""
     fields = UnknownFieldSet(message)
     unknown = sorted({fields[index].field_number for index in range(len(fields))})
     if unknown:
         numbers = ", ".join(map(str, unknown))
-        raise InvalidArgument(path, f"has fields that this server does not know (numbers {numbers})")
+        raise InvalidArgument(field, f"has fields that this server does not know (numbers {numbers})")
 
 
-def check_specialization(field: str, name: str) -> None:
-    """Raises InvalidArgument naming the field for a specialisation that does not exist."""
+def check_specialization(name: str, within: str = "") -> None:
+    """Raises InvalidArgument for one that does not exist. within: what precedes the field's name."""
     names = sorted(load_specializations())
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise InvalidArgument(field, f"{name!r} is not one of {', '.join(names)}{hint}")
+        raise InvalidArgument(f"{within}specialization", f"{name!r} is not one of {', '.join(names)}{hint}")
 
 
-def find_base_model(name: str, capabilities: ServerCapabilities) -> BaseModel:
-    """Raises InvalidArgument."""
+def find_base_model(name: str, capabilities: ServerCapabilities, within: str = "") -> BaseModel:
+    """Raises InvalidArgument. within: what precedes the field's name."""
     try:
         return resolve(name, home=capabilities.home)
     except UnknownBaseModel as error:
-        raise InvalidArgument(error.field, error.reason) from error
+        raise InvalidArgument(f"{within}base_model", error.reason) from error
 
 
-def inspect_dataset(path: str, specialization: str, capabilities: ServerCapabilities) -> dataset.Inspection:
+def inspect_dataset(
+    path: str, specialization: str, capabilities: ServerCapabilities, within: str = ""
+) -> dataset.Inspection:
     """What stands in the data set; faults of its lines are findings.
 
-    Raises InvalidArgument if the file cannot be read at all.
+    Raises InvalidArgument if the file cannot be read at all. within: what precedes the field's name.
     """
     try:
         located = dataset.locate(path, capabilities.data_folder)
         return dataset.inspect(located, system_prompts=system_prompts(), specialization=specialization)
     except dataset.DatasetError as error:
-        raise InvalidArgument(error.field, error.reason) from error
+        raise InvalidArgument(f"{within}{error.field}", error.reason) from error
 
 
 def _unfit_here(

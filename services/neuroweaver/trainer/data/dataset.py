@@ -209,7 +209,7 @@ def _prompts(system_prompts: Mapping[str, str], specialization: str) -> SystemPr
     if specialization and system_prompts and specialization not in system_prompts:
         known = ", ".join(sorted(system_prompts))
         reason = f"unknown specialization {specialization[:40]!r}; known are {known}"
-        raise DatasetError(reason, field="config.specialization")
+        raise DatasetError(reason, field="specialization")
     return SystemPrompts(system_prompts, specialization)
 
 

@@ -13,7 +13,7 @@ FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv
 class DatasetError(Exception):
     """The data cannot be trained on: `field` is the request's field at fault, `reason` says why."""
 
-    def __init__(self, reason: str, *, field: str = "config.dataset_path") -> None:
+    def __init__(self, reason: str, *, field: str = "dataset_path") -> None:
         super().__init__(reason)
         self.field = field
         self.reason = reason

@@ -21,7 +21,7 @@ class Datasets:
     ) -> pb.ValidateDatasetResponse:
         del context
         if request.specialization:
-            admission.check_specialization("specialization", request.specialization)
+            admission.check_specialization(request.specialization)
         return await asyncio.to_thread(messages.validate_dataset, request, self._capabilities)
 
     async def ListTemplates(self, request: pb.ListTemplatesRequest, context: Any) -> pb.ListTemplatesResponse:
