@@ -73,7 +73,7 @@ def validate_dataset(
     )
     if request.base_model and inspection.usable:
         base = admission.find_base_model(request.base_model, capabilities)
-        examples = dataset.iterate(
+        examples = dataset.Reading(
             inspection.path, system_prompts=system_prompts(), specialization=request.specialization
         )
         limit = request.max_seq_length or DEFAULTS.max_seq_length
