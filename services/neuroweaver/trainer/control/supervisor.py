@@ -86,13 +86,18 @@ class Supervisor:
         Raises NotFound, and FailedPrecondition if the worker's lease is no longer the job's.
         """
         if request.number == 0:
-            async with self.store.read(project) as jobs:
-                job = await jobs.job(request.job_id)
-            _is_stored(job, request)
+            job = await self.held_job(project, request)
         else:
             origin = ChangeOrigin(project, SUPERVISOR)
             job = await self.store.transact(origin, lambda jobs: _store_report(jobs, request))
         self._last_heard[_key(job)] = self._monotonic()
+        return job
+
+    async def held_job(self, project: str, request: worker_pb2.ReportRequest) -> Job:
+        """The job of the worker that sent a report; no sign of that worker's life. Raises as `report`."""
+        async with self.store.read(project) as jobs:
+            job = await jobs.job(request.job_id)
+        _is_stored(job, request)
         return job
 
     async def close(self) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from neuroweaver.mesh.auth.caller import caller_of
 from neuroweaver.trainer.control.supervisor import Supervisor
 from neuroweaver.trainer.domain.job import Job, State
 from neuroweaver.v1 import worker_pb2, worker_pb2_grpc
+
+# For cancellations that another process of the trainer stored.
+POLL_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,11 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             signal = self.supervisor.store.signal((project, beat.job_id))
             while True:
                 seen = signal.count
-                job = await self.supervisor.report(project, beat)
+                job = await self.supervisor.held_job(project, beat)
                 if job.state == State.JOB_STATE_CANCELLING:
                     await answer(job)
                     return
-                await signal.wait(seen, timeout_s=60.0)
+                await signal.wait(seen, POLL_S)
 
         try:
             async for request in requests:
