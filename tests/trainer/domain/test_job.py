@@ -39,8 +39,10 @@ def test_a_resumed_job_fences_off_the_worker_before() -> None:
     failed = (
         job().start(NOW).observe(finished(State.JOB_STATE_FAILED, failure=pb.Failure(is_resumable=True)), NOW)
     )
-    again = failed.resume(NOW).start(NOW)
+    queued = failed.resume(NOW)
+    again = queued.start(NOW)
 
+    assert queued.failure is None
     assert not again.holds_lease(1)
     assert again.holds_lease(2)
     assert again.attempt == 2

@@ -150,7 +150,9 @@ async def test_a_field_that_the_server_does_not_know_is_refused(
 
     error = await refusal(served.stub.StartTraining(start(config)))
 
-    assert violations(error) == [("config", "has fields that this server does not know (numbers 1023)")]
+    assert violations(error) == [
+        ("config", "has fields unknown to this server (numbers 1023); leave them out")
+    ]
 
 
 async def test_an_algorithm_that_is_not_offered_says_so(served: Trainer, config: pb.TrainingConfig) -> None:
@@ -386,6 +388,27 @@ async def test_a_silent_worker_is_lost_and_killed(home: Path, config: pb.Trainin
             "WORKER_LOST",
             "the worker has not reported for 61 s",
         )
+        assert worker.ended.done()
+
+
+async def test_telling_a_silent_worker_to_stop_is_no_sign_of_its_life(
+    home: Path, config: pb.TrainingConfig
+) -> None:
+    clock = Monotonic()
+    async with trainer(home, policy=Policy(lease_s=60, shutdown_s=0.1), monotonic=clock) as served:
+        await served.stub.StartTraining(start(config))
+        worker = await served.executor.worker()
+        call = served.worker_stub.Report()
+        await call.write(worker_pb2.ReportRequest(job_id="job", lease_token=worker.job.lease_token))
+        assert (await call.read()).should_stop is False
+
+        clock.now_s = 50
+        await served.stub.CancelTraining(pb.CancelTrainingRequest(job_id="job"))
+        assert (await call.read()).should_stop is True
+        clock.now_s = 61
+        await served.supervisor.end_lost()
+
+        await served.state("job", pb.JOB_STATE_CANCELLED)
         assert worker.ended.done()
 
 

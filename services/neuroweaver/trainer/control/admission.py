@@ -74,10 +74,10 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
 def refuse_unknown_fields(field: str, message: Message) -> None:
     """Raises InvalidArgument for a field that this server does not know: ignoring it would ruin a run."""
     fields = UnknownFieldSet(message)
-    unknown = sorted({fields[index].field_number for index in range(len(fields))})
-    if unknown:
-        numbers = ", ".join(map(str, unknown))
-        raise InvalidArgument(field, f"has fields that this server does not know (numbers {numbers})")
+    numbers = sorted({fields[index].field_number for index in range(len(fields))})
+    if numbers:
+        shown = ", ".join(map(str, numbers))
+        raise InvalidArgument(field, f"has fields unknown to this server (numbers {shown}); leave them out")
 
 
 def check_specialization(name: str, within: str = "") -> None:

@@ -21,8 +21,9 @@ OUT_OF_MEMORY_ADVICE: Final = "lower batch_size or max_seq_length, or set quanti
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A training job. Every method that changes it returns a new one, and raises FailedPrecondition where the
-    job's state does not allow the change.
+    """A training job. Every method that changes it returns a new one.
+
+    It raises FailedPrecondition where the job's state does not allow the change.
     """
 
     job_id: str
@@ -62,7 +63,7 @@ class Job:
         return self.state in HELD and token == self.lease_token
 
     def start(self, now: datetime) -> Job:
-        """Give the job to a new worker."""
+        """Gives the job to a new worker."""
         self._require(self.state == State.JOB_STATE_QUEUED, "started")
         started = replace(
             self,
@@ -75,7 +76,7 @@ class Job:
         return started._enter(State.JOB_STATE_RUNNING, now)
 
     def cancel(self, now: datetime) -> Job:
-        """Ask the job to stop; one that has ended, or is already stopping, stays as it is."""
+        """Asks the job to stop; one that has ended, or is already stopping, stays as it is."""
         if self.state == State.JOB_STATE_QUEUED:
             return self._end(State.JOB_STATE_CANCELLED, now)
         if self.state == State.JOB_STATE_RUNNING:
@@ -83,14 +84,14 @@ class Job:
         return self
 
     def resume(self, now: datetime) -> Job:
-        """Queue an ended job again, unless it succeeded or failed for good."""
+        """Queues an ended job again, unless it succeeded or failed for good."""
         self._require(self.state in {State.JOB_STATE_FAILED, State.JOB_STATE_CANCELLED}, "resumed")
         if self.failure is not None and not self.failure.is_resumable:
             raise self._refused(f"cannot be resumed: {self.failure.message}")
-        return replace(self, end_time=None)._enter(State.JOB_STATE_QUEUED, now)
+        return replace(self, end_time=None, failure=None)._enter(State.JOB_STATE_QUEUED, now)
 
     def release(self, now: datetime) -> Job:
-        """Take the job back from its worker, to be started again later: the trainer shuts down."""
+        """Takes the job back from its worker, to be started again: the trainer shuts down."""
         if self.state == State.JOB_STATE_CANCELLING:
             return self.cancelled(now)
         self._require(self.state == State.JOB_STATE_RUNNING, "released")
@@ -106,7 +107,7 @@ class Job:
         return self._end(State.JOB_STATE_CANCELLED, now)
 
     def observe(self, event: pb.TrainingEvent, now: datetime) -> Job:
-        """Take in what the worker reports. A `finished` event ends the job and writes its own event."""
+        """Takes in what the worker reports. A `finished` event ends the job and writes its own event."""
         match event.WhichOneof("event"):
             case "finished":
                 return self._finished(event.finished, now)
