@@ -8,6 +8,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from neuroweaver.cli.train.config import HELP
 from neuroweaver.trainer.domain.config import DEFAULTS, unfit, with_defaults
+from neuroweaver.trainer.settings import EMBEDDED_JUDGE
 from neuroweaver.v1 import trainer_pb2 as pb
 
 
@@ -44,6 +45,7 @@ def test_a_sequence_beyond_the_context_is_named() -> None:
 
 
 def test_a_server_has_its_own_default_judge() -> None:
+    assert EMBEDDED_JUDGE == DEFAULTS.feedback_model
     assert with_defaults(pb.TrainingConfig()).feedback_model == "embedded"
     assert with_defaults(pb.TrainingConfig(), feedback_model="gpt-x").feedback_model == "gpt-x"
     own = pb.TrainingConfig(feedback_model="embedded")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, delete, exists, select
+from sqlalchemy import ColumnElement, Table, and_, delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.trainer.domain.job import TERMINAL
@@ -14,15 +14,22 @@ from neuroweaver.trainer.storage.tables import EVENTS, JOBS, LOGS
 
 async def drop_events(connection: AsyncConnection, before: datetime) -> int:
     """All but the last event of each job that ended before a moment. Returns the number dropped."""
-    job = and_(JOBS.c.project == EVENTS.c.project, JOBS.c.job_id == EVENTS.c.job_id)
-    is_old = exists().where(job, _ended(before), JOBS.c.last_sequence > EVENTS.c.sequence)
-    return (await connection.execute(delete(EVENTS).where(is_old))).rowcount
+    return await _drop(connection, EVENTS, before, EVENTS.c.sequence < JOBS.c.last_sequence)
 
 
 async def drop_lines(connection: AsyncConnection, before: datetime) -> int:
     """The log of each job that ended before a moment. Returns the number of lines dropped."""
-    job = and_(JOBS.c.project == LOGS.c.project, JOBS.c.job_id == LOGS.c.job_id)
-    return (await connection.execute(delete(LOGS).where(exists().where(job, _ended(before))))).rowcount
+    return await _drop(connection, LOGS, before)
+
+
+async def _drop(
+    connection: AsyncConnection, table: Table, before: datetime, *conditions: ColumnElement[bool]
+) -> int:
+    # By the keys of old jobs, not row by row: young jobs have many rows, and their workers write meanwhile.
+    key = table.c.project, table.c.job_id, table.c.sequence
+    its_job = and_(table.c.project == JOBS.c.project, table.c.job_id == JOBS.c.job_id)
+    old = select(*key).join_from(JOBS, table, its_job).where(_ended(before), *conditions)
+    return (await connection.execute(delete(table).where(tuple_(*key).in_(old.correlate(None))))).rowcount
 
 
 async def old_folders(connection: AsyncConnection, before: datetime) -> list[str]:
