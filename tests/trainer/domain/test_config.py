@@ -45,7 +45,7 @@ def test_a_sequence_beyond_the_context_is_named() -> None:
 
 
 def test_a_server_has_its_own_default_judge() -> None:
-    assert EMBEDDED_JUDGE == DEFAULTS.feedback_model
+    assert DEFAULTS.feedback_model == EMBEDDED_JUDGE
     assert with_defaults(pb.TrainingConfig()).feedback_model == "embedded"
     assert with_defaults(pb.TrainingConfig(), feedback_model="gpt-x").feedback_model == "gpt-x"
     own = pb.TrainingConfig(feedback_model="embedded")
