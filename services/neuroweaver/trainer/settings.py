@@ -25,6 +25,12 @@ class TrainerSettings(Settings):
     slots: int = variable(
         "NEUROWEAVER_TRAINER_SLOTS", whole(1, "a number of workers"), 1, help="How many jobs run at once."
     )
+    days_kept: int = variable(
+        "NEUROWEAVER_TRAINER_DAYS_KEPT",
+        whole(1, "a number of days", most=36500),
+        90,
+        help="Days after its end for which a job's events, log and folder stay; what it registered is kept.",
+    )
     feedback_model: str = variable(
         "NEUROWEAVER_FEEDBACK_MODEL", text, EMBEDDED_JUDGE, help="The judge of a job that names none."
     )

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from neuroweaver.trainer.domain.config import DEFAULTS
+
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
@@ -41,13 +43,13 @@ class PPOConfig:
     seed: of sampling, of the order of the prompts and of the minibatches.
     """
 
-    batch_size: int = 16
+    batch_size: int = DEFAULTS.ppo_batch_size
     minibatch_size: int = 8
     micro_batch_size: int = 4
-    epochs: int = 2
-    max_new_tokens: int = 64
+    epochs: int = DEFAULTS.ppo_epochs
+    max_new_tokens: int = DEFAULTS.max_new_tokens
     temperature: float = 1.0
-    learning_rate: float = 1e-4
+    learning_rate: float = DEFAULTS.ppo_learning_rate
     value_learning_rate: float = 1e-3
     gamma: float = 1.0
     lam: float = 0.95
@@ -55,14 +57,14 @@ class PPOConfig:
     value_clip_range: float = 0.2
     value_coeff: float = 0.1
     max_grad_norm: float = 1.0
-    kl_coeff: float = 0.05
-    target_kl: float | None = 6.0
+    kl_coeff: float = DEFAULTS.kl_coeff
+    target_kl: float | None = DEFAULTS.target_kl
     max_kl: float | None = 20.0
     update_kl_limit: float | None = 0.1
     normalize_scores: bool = False
     score_clip: float | None = None
     missing_eos_penalty: float = 1.0
-    seed: int = 0
+    seed: int = DEFAULTS.seed
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "minibatch_size", "micro_batch_size", "epochs", "max_new_tokens"):
