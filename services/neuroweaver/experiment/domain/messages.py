@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2
 
 from neuroweaver.experiment.domain.allocation import BUCKETS, Spans
 from neuroweaver.experiment.domain.model import CREATED, RUNNING, Experiment, Phase, Ramp
+from neuroweaver.experiment.domain.snapshot import Rejection
 from neuroweaver.mesh.wire.clock import from_microseconds, microseconds, timestamp
 from neuroweaver.statistics import thompson
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -55,11 +56,21 @@ def from_phase(phase: Phase) -> pb.AnalysisPhase:
         start_time=timestamp(phase.start_time),
         end_time=timestamp(phase.end_time),
         allocations=[
-            pb.VariantAllocation(variant_id=variant, weight=weight, ranges=_ranges(phase.ranges[variant]))
+            pb.VariantAllocation(variant_id=variant, weight=weight, ranges=from_spans(phase.ranges[variant]))
             for variant, weight in phase.weights.items()
         ],
         moved_share=phase.moved_share,
         reason=phase.reason,
+    )
+
+
+def from_rejection(test_id: str, rejection: Rejection) -> pb.RejectedEvents:
+    return pb.RejectedEvents(
+        test_id=test_id,
+        reason=rejection.reason,
+        count=rejection.count,
+        names=rejection.names,
+        event_ids=rejection.event_ids,
     )
 
 
@@ -71,7 +82,7 @@ def config_of(experiment: Experiment) -> pb.AssignmentConfig:
         state=experiment.state,
         salt=experiment.salt,
         layer_salt=experiment.layer_salt,
-        layer_ranges=_ranges(experiment.layer_ranges),
+        layer_ranges=from_spans(experiment.layer_ranges),
         coverage_buckets=round(experiment.coverage * BUCKETS) if experiment.state == RUNNING else 0,
         targeting=experiment.spec.targeting,
         overrides=experiment.spec.overrides,
@@ -174,7 +185,7 @@ def _variants(experiment: Experiment, weights: Mapping[str, float]) -> Sequence[
     return variants
 
 
-def _ranges(spans: Spans) -> list[pb.BucketRange]:
+def from_spans(spans: Spans) -> list[pb.BucketRange]:
     return [pb.BucketRange(start=start, end=end) for start, end in spans]
 
 
