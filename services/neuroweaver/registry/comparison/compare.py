@@ -22,6 +22,7 @@ from neuroweaver.registry.comparison.wording import (
 )
 from neuroweaver.registry.domain.model import BasePin, Direction, Interval, Lineage, Metric, ModelVersion
 from neuroweaver.registry.domain.versions import Level
+from neuroweaver.statistics.multiplicity import holm
 
 # A configuration is descended into this far; deeper, its long paths would repeat themselves over and over.
 _MAX_DEPTH: Final = 8
@@ -227,7 +228,7 @@ def _caveat(name: str, unit: str, a: ModelVersion, b: ModelVersion, names: Colle
 
 def _decided(metrics: Sequence[MetricDifference], level: float) -> Iterator[MetricDifference]:
     p_values = {each.name: each.p_value for each in metrics if each.p_value is not None and not each.caveat}
-    corrected = dict(zip(p_values, significance.holm(list(p_values.values())), strict=True))
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     for metric in metrics:
         chance = corrected.get(metric.name)
         is_better = None

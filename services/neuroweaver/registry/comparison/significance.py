@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, Final
 
 from neuroweaver.registry.domain.model import Interval, Metric
+from neuroweaver.statistics.distributions import normal_quantile, t_quantile, t_tail
 
 # Samples this close to each other, relative to their size, differ by rounding alone.
 _ROUNDING: Final = 1e-12
@@ -46,19 +46,6 @@ def difference(a: Metric, b: Metric, confidence: float) -> Estimate:
     return Estimate(value, _interval(lower, upper, confidence, exponent), _finite(p_value))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values, corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6:65).
-
-    At most a level of them is below that level in error, whatever they have to do with each other.
-    """
-    corrected = [1.0] * len(p_values)
-    least = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        least = max(least, min(1.0, p_values[index] * (len(p_values) - rank)))
-        corrected[index] = least
-    return corrected
-
-
 @dataclass(frozen=True)
 class _Side:
     """What is known of one version's value. samples: an array, None if they say nothing about the value."""
@@ -91,9 +78,7 @@ class _Side:
         lender = self if self.spread else lent_by
         if self.samples is None or not lender.spread:
             return None
-        from scipy import stats  # noqa: PLC0415  # takes a second, which only a comparison should pay
-
-        quantile = float(stats.t.ppf((1 + confidence) / 2, lender.samples.size - 1))
+        quantile = t_quantile((1 - confidence) / 2, lender.samples.size - 1)
         half = quantile * lender.spread / math.sqrt(self.samples.size) / _quantile(confidence)
         return half, half
 
@@ -102,14 +87,15 @@ def _welch(a: _Side, b: _Side, confidence: float) -> tuple[float, float, float] 
     """Lower and upper bound and p-value; None if a side has no samples that vary."""
     if not (a.spread and b.spread):
         return None
-    import numpy as np  # noqa: PLC0415  # as above
-    from scipy import stats  # noqa: PLC0415
+    from neuroweaver.statistics.effect import welch  # noqa: PLC0415  # it imports numpy, as below
 
-    # Its check for cancellation divides by the mean, which may be next to nothing.
-    with np.errstate(over="ignore"):
-        result = stats.ttest_ind(b.samples, a.samples, equal_var=False)
-    interval = result.confidence_interval(confidence)
-    return float(interval.low), float(interval.high), float(result.pvalue)
+    sizes = a.samples.size, b.samples.size
+    errors = a.spread**2 / sizes[0], b.spread**2 / sizes[1]
+    error, freedom = math.sqrt(sum(errors)), welch(errors[0], sizes[0], errors[1], sizes[1])
+    # Not the difference of the values, which may be rounded.
+    value = float(b.samples.mean() - a.samples.mean())
+    half = t_quantile((1 - confidence) / 2, freedom) * error
+    return value - half, value + half, 2 * t_tail(abs(value) / error, freedom)
 
 
 def _mover(a: _Side, b: _Side, confidence: float) -> tuple[float, float, float] | None:
@@ -137,7 +123,7 @@ def _sampled(samples: Sequence[float], value: float, exponent: int) -> tuple[Any
     """An array of the scaled samples and their standard deviation; None if they say nothing about `value`."""
     if len(samples) < 2:
         return None, 0.0
-    import numpy as np  # noqa: PLC0415  # as above
+    import numpy as np  # noqa: PLC0415  # takes a while, which only a comparison should pay
 
     scaled = np.ldexp(np.asarray(samples, dtype=float), -exponent)
     mean, spread = float(scaled.mean()), float(scaled.std(ddof=1))
@@ -161,7 +147,7 @@ def _reach(value: float, interval: Interval) -> tuple[float, float] | None:
 
 def _quantile(confidence: float) -> float:
     """The normal quantile of a two-sided interval; from the tail, where a confidence near 1 keeps digits."""
-    return -NormalDist().inv_cdf((1 - confidence) / 2)
+    return normal_quantile((1 - confidence) / 2)
 
 
 def _exponent(a: Metric, b: Metric) -> int:
