@@ -25,7 +25,7 @@ from neuroweaver.trainer.data.rows import Example
 from neuroweaver.trainer.data.specialization import Specialization, load_specializations, system_prompts
 from neuroweaver.trainer.worker.data.questions import Question, choose, messages_of, without_system
 from neuroweaver.trainer.worker.failures import DatasetChanged, explain
-from neuroweaver.trainer.worker.judging.choose import judge_from_environment
+from neuroweaver.trainer.worker.judging.choose import judge_named
 from neuroweaver.trainer.worker.judging.judge import Judge, JudgeItem
 from neuroweaver.trainer.worker.models.base import load
 from neuroweaver.trainer.worker.models.generation import generate
@@ -107,7 +107,7 @@ class Pipeline:
     @cached_property
     def judge(self) -> Judge:
         cache = self.at.folder / "judge-cache.jsonl"
-        return judge_from_environment(self.config.feedback_model, self.at.environ, cache=cache)
+        return judge_named(self.config.feedback_model, self.at.environ, cache=cache)
 
     def run(self) -> pb.TrainingResult:
         """Raises Stopped, and whatever makes the job fail (see `failures`)."""
