@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from neuroweaver.trainer.worker.data.chat import Messages, encode_chat
+from neuroweaver.trainer.worker.data.chat import Messages, attention_mask, encode_chat, padded
 from neuroweaver.trainer.worker.models.base import Quantization, load
 from neuroweaver.trainer.worker.process.reproducibility import evaluating
 
@@ -102,20 +102,17 @@ class RewardModel:
     def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Scores (len(rows),), fp32, with gradients."""
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        width = int(lengths.max())
-        # On the right every padding id will do: no real token sees what comes after it.
-        input_ids = torch.zeros((len(rows), width), dtype=torch.long)
-        for index, row in enumerate(rows):
-            input_ids[index, : len(row)] = torch.tensor(row)
-        is_real = torch.arange(width, device=self.device) < lengths.unsqueeze(1)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._is_half()):
             hidden = (
                 self.model.get_base_model()
                 .base_model(
-                    input_ids=input_ids.to(self.device), attention_mask=is_real.long(), use_cache=False
+                    # On the right every padding id will do: no real token sees what comes after it.
+                    input_ids=padded(rows, 0).to(self.device),
+                    attention_mask=attention_mask(rows).to(self.device),
+                    use_cache=False,
                 )
                 .last_hidden_state
-            )  # (len(rows), width, hidden)
+            )  # (len(rows), longest row, hidden)
         last = hidden[torch.arange(len(rows), device=self.device), lengths - 1]
         scores: Tensor = self.head(last.float()).squeeze(-1)
         return scores
