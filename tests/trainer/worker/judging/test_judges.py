@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from neuroweaver.trainer.worker.judging.settings import JudgeSettings
 from neuroweaver.trainer.worker.process.monitor import Silent, Stopped
 from trainer.judge_answers import CASES, KEYWORDS, KEYWORDS_GLUED, RAMBLING
 from trainer.openai_server import Reply, in_turn, refusal, serving
+from trainer.recorder import Recorder
 
 KEY = "sk-the-secret-key-of-this-test"
 RUBRIC = (
@@ -38,23 +38,6 @@ GOOD = {"technical_correctness": 8, "actionable_next_step": 6, "tone_and_brevity
 GOOD_SCORE = 0.5 * 8 + 0.3 * 6 + 0.2 * 9
 ITEM = JudgeItem("Is it safe?", "Yes, it is.", "Yes.")
 PAIR = Comparison("Is it safe?", "Yes, it is.", "No idea.", "Yes.")
-
-
-class Recorder:
-    """A monitor that notes the steps and can stop the job after some checks."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.steps: list[int] = []
-        self.checks = 0
-        self.stop_after = stop_after
-
-    def report(self, *, step, total_steps, tokens=0, metrics=None):
-        self.steps.append(step)
-
-    def check(self):
-        self.checks += 1
-        if self.stop_after is not None and self.checks > self.stop_after:
-            raise Stopped
 
 
 def graded(criteria=GOOD, reason="sound", **more):
@@ -303,7 +286,7 @@ def test_fewer_missing_than_the_bound_are_left_missing():
 
 def test_a_stopped_job_leaves_while_the_endpoint_is_still_thinking():
     with serving(in_turn(replace(graded(), delay_s=5.0))) as fake, pytest.raises(Stopped):
-        score(fake, items(8), monitor=Recorder(stop_after=1), concurrency=2)
+        score(fake, items(8), monitor=Recorder(stop_at_check=2), concurrency=2)
     assert len(fake.requests) == 2
 
 
@@ -493,11 +476,7 @@ def test_a_key_depends_on_everything_asked():
 
 @pytest.fixture(scope="module")
 def embedded():
-    # On a busy machine the threads of one small model wait for each other more than they work.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield EmbeddedJudge()
-    torch.set_num_threads(threads)
+    return EmbeddedJudge()
 
 
 def grades(embedded, answers, *, reference=True):
@@ -658,7 +637,7 @@ def test_the_monitor_is_told_and_can_stop_the_embedded_judge(embedded):
     embedded.score([JudgeItem("q", f"Answer {n}.", "r") for n in range(70)], RUBRIC, recorder)
     assert recorder.steps == [64, 70]
     with pytest.raises(Stopped):
-        EmbeddedJudge().score([ITEM], RUBRIC, Recorder(stop_after=0))
+        EmbeddedJudge().score([ITEM], RUBRIC, Recorder(stop_at_check=1))
 
 
 @settings(max_examples=40, deadline=None)
