@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,18 +57,22 @@ def optimize_policy(
 
     trainer = PPOTrainer(model, tokenizer, reward, ppo_config(config))
     history = _resume(trainer, folder, stages)
+    # A step that is interrupted has moved some weights already.
+    state = copy.deepcopy(trainer.state_dict())
 
     def on_step(step: PPOStep) -> None:
+        nonlocal state
+        state = copy.deepcopy(trainer.state_dict())
         history.append({"step": step.step, **step.metrics()})
         if step.step % CHECKPOINT_EVERY == 0:
-            _save(trainer, history, folder)
+            _save(state, history, folder)
             stages.checkpoint_saved(step.step)
 
     try:
         done = trainer.train(prompts, config.ppo_steps, monitor, on_step)
     finally:
         # A cancelled job keeps what is whole: the state after the last finished step.
-        _save(trainer, history, folder)
+        _save(state, history, folder)
     save_policy(model, folder / "adapter")
     return _summary(history, done.stop_reason) | {"adapter": f"{folder.name}/adapter"}
 
@@ -105,11 +110,11 @@ def _resume(trainer: PPOTrainer, folder: Path, stages: Stages) -> list[dict[str,
     return [step for step in read_jsonl(folder / "steps.jsonl") if step["step"] <= trainer.steps_done]
 
 
-def _save(trainer: PPOTrainer, history: Sequence[dict[str, Any]], folder: Path) -> None:
+def _save(state: dict[str, Any], history: Sequence[dict[str, Any]], folder: Path) -> None:
     last = last_checkpoint(folder)
-    if last is None or checkpoint_step(last) < trainer.steps_done:
+    if last is None or checkpoint_step(last) < state["steps_done"]:
         write_jsonl(folder / "steps.jsonl", history)
-        save_state(folder, trainer.steps_done, trainer.state_dict())
+        save_state(folder, state["steps_done"], state)
 
 
 def _summary(history: Sequence[dict[str, Any]], stop_reason: str) -> Result:
