@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from neuroweaver.trainer.worker.failures import DatasetChanged, explain
-from neuroweaver.trainer.worker.judging.choose import JudgeUnavailable
+from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
+from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
-from neuroweaver.trainer.worker.sft.finetune import NothingToLearn, TrainingDiverged
+from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.v1 import trainer_pb2 as pb
 
 

@@ -10,9 +10,10 @@ import torch
 from neuroweaver.base_models.folders import BaseModelUnavailable
 from neuroweaver.mesh.wire.status import describe
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE
-from neuroweaver.trainer.worker.judging.choose import JudgeUnavailable
+from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
+from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
-from neuroweaver.trainer.worker.sft.finetune import NothingToLearn, TrainingDiverged
+from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.v1 import trainer_pb2 as pb
 
 # Where there was no answer, another try later can help; where there was one, it says what to change.
