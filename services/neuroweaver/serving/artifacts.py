@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from neuroweaver.base_models.folders import digest_of, digests
+from neuroweaver.artifacts.content import digest_of
+from neuroweaver.base_models.folders import digests
 from neuroweaver.serving.config import ModelFile
 
 ADAPTER_CONFIG: Final = "adapter_config.json"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from neuroweaver.client.transfer import Content, TransferError
+from neuroweaver.artifacts.content import Content, TransferError
 
 MAX_ENTRIES: Final = 20_000
 

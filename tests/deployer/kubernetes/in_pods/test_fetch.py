@@ -98,7 +98,7 @@ async def test_a_corrupt_file_ends_it_with_the_reason_and_leaves_none(registry, 
     registry[0].files["adapter_config.json"] = b"[]"
     done = await run(tmp_path, registry[1])
     assert done.returncode == 3
-    assert "adapter_config.json: is 2 bytes of SHA-256" in done.stderr
+    assert "adapter_config.json: arrived damaged: 2 bytes with SHA-256" in done.stderr
     assert not list((tmp_path / "files").rglob("*.*"))
 
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from deployer.kubernetes import promql, schemas
 from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, routed, seconds, spec, to, wanted
+from neuroweaver.artifacts.file import File
 from neuroweaver.cluster import kinds, quantities
 from neuroweaver.cluster.kinds import Object
-from neuroweaver.deployer.domain.backend import File, Wanted
+from neuroweaver.deployer.domain.backend import Wanted
 from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.in_pods import liveness
 from neuroweaver.deployer.kubernetes.manifests import router_pods, routes
