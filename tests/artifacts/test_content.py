@@ -6,6 +6,7 @@ import pytest
 
 from neuroweaver.artifacts.content import Arrival, Content, Damaged, digest_of, is_there, sha256_of
 from neuroweaver.artifacts.file import File, is_inside
+from neuroweaver.artifacts.transfer import artifact_of
 
 TEXT = b"adapter"
 FILE = File("a/b.txt", hashlib.sha256(TEXT).hexdigest(), len(TEXT))
@@ -22,7 +23,7 @@ def test_a_path_that_leads_out_or_names_no_file_is_not_inside(path):
 
 
 def test_an_artifact_of_a_version_and_a_file_are_the_same():
-    assert File.of(FILE.artifact) == FILE
+    assert File.of(artifact_of(FILE)) == FILE
 
 
 def test_all_bytes_of_a_file_are_taken_in_any_pieces():

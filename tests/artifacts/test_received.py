@@ -11,7 +11,7 @@ import pytest
 
 from neuroweaver.artifacts.content import Damaged
 from neuroweaver.artifacts.file import File
-from neuroweaver.artifacts.transfer import Download, received
+from neuroweaver.artifacts.transfer import Download, artifact_of, received
 from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1 import registry_pb2_grpc
@@ -30,7 +30,7 @@ class FakeRegistry(registry_pb2_grpc.RegistryServiceServicer):
 
     async def DownloadArtifact(self, request, context):  # noqa: N802
         self.offsets.append(request.offset_bytes)
-        yield pb.DownloadArtifactResponse(artifact=FILE.artifact)
+        yield pb.DownloadArtifactResponse(artifact=artifact_of(FILE))
         rest = self.content[request.offset_bytes :]
         for start in range(0, len(rest), 65_536):
             yield pb.DownloadArtifactResponse(chunk=rest[start : start + 65_536])

@@ -19,7 +19,7 @@ import pytest
 from clients.fakes import CONTENT, FakeRegistry, serving
 from e2e.processes import Mesh, mesh
 from neuroweaver.artifacts.content import TransferError, files_of
-from neuroweaver.artifacts.transfer import download, upload
+from neuroweaver.artifacts.transfer import artifact_of, download, upload
 from neuroweaver.client import Client
 from neuroweaver.v1 import registry_pb2 as pb
 
@@ -62,7 +62,7 @@ def created(client, files) -> pb.ModelVersion:
         pb.RegisterModelRequest(model=pb.Model(model_id="advisor"), allow_existing=True)
     )
     return client.registry.CreateModelVersion(
-        pb.CreateModelVersionRequest(model_id="advisor", artifacts=[file.artifact for file in files])
+        pb.CreateModelVersionRequest(model_id="advisor", artifacts=map(artifact_of, files))
     )
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Protocol
 
-from neuroweaver.v1 import registry_pb2
+
+class _Described(Protocol):
+    path: str
+    digest: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +22,9 @@ class File:
     size_bytes: int
 
     @classmethod
-    def of(cls, artifact: registry_pb2.Artifact) -> File:
+    def of(cls, artifact: _Described) -> File:
+        """That of a message `Artifact`."""
         return cls(artifact.path, artifact.digest, artifact.size_bytes)
-
-    @property
-    def artifact(self) -> registry_pb2.Artifact:
-        return registry_pb2.Artifact(path=self.path, digest=self.digest, size_bytes=self.size_bytes)
 
 
 def is_inside(path: str) -> bool:

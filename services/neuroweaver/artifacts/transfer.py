@@ -252,6 +252,11 @@ class Transfer:
             self._on_progress(file.path, done, file.size_bytes)
 
 
+def artifact_of(file: File) -> pb.Artifact:
+    """As a version names it."""
+    return pb.Artifact(path=file.path, digest=file.digest, size_bytes=file.size_bytes)
+
+
 def upload(
     registry: stubs.RegistryServiceStub,
     source: Path | Mapping[str, Path],

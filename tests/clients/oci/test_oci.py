@@ -17,7 +17,7 @@ import pytest
 
 from e2e.processes import mesh
 from neuroweaver.artifacts.content import TransferError
-from neuroweaver.artifacts.transfer import download, upload
+from neuroweaver.artifacts.transfer import artifact_of, download, upload
 from neuroweaver.client import Client
 from neuroweaver.oci import modelpack
 from neuroweaver.oci.layout import Layout
@@ -91,7 +91,7 @@ def created(
     files = {WEIGHTS: weights(), "README.md": b"# Advisor\n"} if files is None else files
     client.registry.RegisterModel(pb.RegisterModelRequest(model=pb.Model(model_id=name), allow_existing=True))
     sent = upload(client.registry, written(folder, files)) if files else []
-    artifacts = [file.artifact for file in sent]
+    artifacts = map(artifact_of, sent)
     request = pb.CreateModelVersionRequest(model_id=name, version=version, artifacts=artifacts)
     config = fields.pop("config", {})
     request.MergeFrom(pb.CreateModelVersionRequest(**fields))

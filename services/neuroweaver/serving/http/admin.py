@@ -11,9 +11,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from neuroweaver.serving import artifacts, config
+from neuroweaver.artifacts.file import File
+from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig, files_of
+from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts
-from neuroweaver.serving.config import BadConfig, Config, ModelFile
 from neuroweaver.serving.engine.engine import Engine
 from neuroweaver.serving.http.generate import read_json
 from neuroweaver.serving.requests import ApiError
@@ -27,10 +28,10 @@ _LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 class Admin:
     """Endpoints for the deployer on this machine alone: they name folders of it."""
 
-    def __init__(self, work: Work, settings: Config) -> None:
+    def __init__(self, work: Work, settings: ServingConfig) -> None:
         self._work = work
         self._settings = settings
-        self._files: dict[str, tuple[ModelFile, ...]] = {settings.version: settings.files}
+        self._files: dict[str, tuple[File, ...]] = {settings.version: settings.files}
         self._turn = asyncio.Lock()
         self.adapters: Any = None  # of the network; touched in the engine's thread
 
@@ -56,9 +57,7 @@ class Admin:
                 self._work.versions.current = version
         return self._report()
 
-    async def _load(
-        self, engine: Engine, version: str, files_folder: Path, files: tuple[ModelFile, ...]
-    ) -> None:
+    async def _load(self, engine: Engine, version: str, files_folder: Path, files: tuple[File, ...]) -> None:
         try:
             view = artifacts.verified(files_folder, files)
             folder = await asyncio.to_thread(view.__enter__)
@@ -119,7 +118,7 @@ class Admin:
         return JSONResponse({"current": versions.current, "loaded_versions": versions.loaded})
 
 
-def _read(body: Any) -> tuple[str, Path, tuple[ModelFile, ...], bool]:
+def _read(body: Any) -> tuple[str, Path, tuple[File, ...], bool]:
     """Raises ApiError."""
     if not isinstance(body, dict):
         raise ApiError("The body must be a JSON object.")
@@ -132,13 +131,13 @@ def _read(body: Any) -> tuple[str, Path, tuple[ModelFile, ...], bool]:
     if not isinstance(makes_current, bool):
         raise ApiError("Invalid value for 'make_current': must be true or false.", parameter="make_current")
     try:
-        files = config.files_of(body.get("files"))
+        files = files_of(body.get("files"))
     except BadConfig as error:
         raise ApiError(str(error), parameter="files", code="invalid_value") from error
     return body["version"], Path(body["files_folder"]), files, makes_current
 
 
-def _adapter_folder(files: tuple[ModelFile, ...]) -> Path:
+def _adapter_folder(files: tuple[File, ...]) -> Path:
     """Raises DamagedArtifacts."""
     folder = artifacts.adapter_folder(files)
     if folder is None:

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from neuroweaver.artifacts.serving_config import ServingConfig
 from neuroweaver.serving import requests
-from neuroweaver.serving.config import Config
 from neuroweaver.serving.http import replies
 from neuroweaver.serving.http.admin import Admin
 from neuroweaver.serving.http.generate import Generate, error_response
@@ -21,7 +21,7 @@ from neuroweaver.serving.requests import ApiError
 from neuroweaver.serving.work import Work
 
 
-def application(work: Work, admin: Admin, metrics: Metrics, config: Config) -> Starlette:
+def application(work: Work, admin: Admin, metrics: Metrics, config: ServingConfig) -> Starlette:
     started = int(time.time())
 
     async def live(_: Request) -> Response:

@@ -13,7 +13,7 @@ from google.protobuf import json_format, struct_pb2
 
 from neuroweaver.artifacts.content import Content
 from neuroweaver.artifacts.file import File
-from neuroweaver.artifacts.transfer import Transfer
+from neuroweaver.artifacts.transfer import Transfer, artifact_of
 from neuroweaver.base_models.folders import Digests
 from neuroweaver.mesh.machine.files import write_whole
 from neuroweaver.mesh.wire import telemetry
@@ -119,7 +119,7 @@ def _request(registration: Registration) -> registry_pb2.CreateModelVersionReque
         request_id=f"{job.job_id[:58]}-{hashlib.sha256(job.job_id.encode()).hexdigest()[:5]}",
     )
     files = sorted(artifacts_of(registration).items())
-    request.artifacts.extend(Content.of(file).described(path).artifact for path, file in files)
+    request.artifacts.extend(artifact_of(Content.of(file).described(path)) for path, file in files)
     write_whole(path, request.SerializeToString(deterministic=True))
     return request
 

@@ -58,7 +58,12 @@ async def run(
         {"path": path, "digest": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
         for path, content in FILES.items()
     ]
-    config = {"version": "1.0.0", "files_folder": str(folder / "files"), "files": files} | changes
+    config = {
+        "model": "support-bot",
+        "version": "1.0.0",
+        "files_folder": str(folder / "files"),
+        "files": files,
+    } | changes
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "source.json").write_text(
         json.dumps({"registry": address, "model_id": "support-bot"} | (base or {}))

@@ -61,7 +61,7 @@ def upload(
         sizes = {path: file.stat().st_size for path, file in files.items()}
         with transfer_bar("Uploading", sizes) as on_progress:
             sent = transfer.upload(client.registry, files, on_progress=on_progress)
-            draft.artifacts.extend(file.artifact for file in sent)
+            draft.artifacts.extend(map(transfer.artifact_of, sent))
         created = client.registry.CreateModelVersion(draft)
     print_changed(created, as_json=as_json, note=files_note(created))
 

@@ -22,8 +22,10 @@ from typing import Any, Final
 
 import grpc
 
+from neuroweaver.artifacts import serving_config
 from neuroweaver.artifacts.content import TransferError, place
-from neuroweaver.artifacts.file import File, is_inside
+from neuroweaver.artifacts.file import File
+from neuroweaver.artifacts.serving_config import BadConfig
 from neuroweaver.artifacts.transfer import Patience, Transfer
 from neuroweaver.base_models.folders import digests
 from neuroweaver.deployer.kubernetes.in_pods import hub
@@ -34,10 +36,6 @@ _BAD_CONFIG: Final = 2
 _BAD_ARTIFACTS: Final = 3
 
 
-class BadConfig(Exception):
-    """The configuration is not as agreed."""
-
-
 class BadArtifact(Exception):
     """A file is missing, or is not what its digest says."""
 
@@ -45,8 +43,7 @@ class BadArtifact(Exception):
 @dataclass(frozen=True)
 class Order:
     registry: str
-    model_id: str
-    version: str
+    version: registry_pb2.ModelVersion
     folder: Path
     files: tuple[File, ...]
     base_folder: Path | None = None
@@ -56,44 +53,37 @@ class Order:
     @classmethod
     def read(cls, config: Path, source: Path) -> Order:
         """Raises BadConfig."""
+        served = serving_config.read(config)
         try:
-            told, origin = json.loads(config.read_text()), json.loads(source.read_text())
+            origin = json.loads(source.read_text())
             return cls(
                 registry=str(origin["registry"]),
-                model_id=str(origin["model_id"]),
-                version=str(told["version"]),
-                folder=Path(told["files_folder"]),
-                files=tuple(_file(each) for each in told["files"]),
+                version=registry_pb2.ModelVersion(model_id=str(origin["model_id"]), version=served.version),
+                folder=Path(served.files_folder),
+                files=served.files,
                 base_folder=Path(origin["base_folder"]) if origin.get("base_folder") else None,
                 base_digest=str(origin.get("base_digest", "")),
                 hub=_hub(origin),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadConfig(f"{config}, {source}: {type(error).__name__}: {error}") from error
+            raise BadConfig(f"{source}: {type(error).__name__}: {error}") from error
 
 
 def _hub(origin: Any) -> hub.Source | None:
     if "hub" not in origin:
         return None
-    told = origin["hub"]
-    return hub.Source(str(told["repository"]), str(told["revision"]), str(origin["base_digest"]))
-
-
-def _file(told: Any) -> File:
-    if not is_inside(path := str(told["path"])):
-        raise ValueError(f"{path} leads out of the folder")
-    return File(path, str(told["digest"]), int(told["size_bytes"]))
+    model = origin["hub"]
+    return hub.Source(str(model["repository"]), str(model["revision"]), str(origin["base_digest"]))
 
 
 def fetch(order: Order) -> None:
     """Raises BadArtifact. What is there already and right is not fetched again."""
-    version = registry_pb2.ModelVersion(model_id=order.model_id, version=order.version)
     with sync_channel(order.registry) as registry:
         stub = registry_pb2_grpc.RegistryServiceStub(registry)
         transfer = Transfer(stub, patience=Patience(has_answered=True))
         for file in order.files:
             try:
-                transfer.fetch(version, file, place(order.folder, file.path))
+                transfer.fetch(order.version, file, place(order.folder, file.path))
             except TransferError as error:
                 raise BadArtifact(str(error)) from error
             except grpc.RpcError as error:
