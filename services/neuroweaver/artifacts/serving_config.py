@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_type_hints
 
 from neuroweaver.artifacts.file import File, is_inside
+from neuroweaver.mesh.wire.json_values import Broken, Check, number, text, whole
 
 WeightType = Literal["", "bf16", "fp16", "fp32"]
 AdapterMode = Literal["merged", "switched"]
@@ -18,51 +19,27 @@ AdapterMode = Literal["merged", "switched"]
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _LARGEST_FILE: Final = 1 << 50
 
-Check = Callable[[Any], Any]
-"""The value to use. Raises ValueError with the rule that the given one breaks."""
-
 
 class BadConfig(Exception):
     """The configuration cannot be used; the text names the field."""
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError("must be a text")
-    return value
-
-
-def _number(low: float, high: float, kinds: tuple[type, ...] = (int, float)) -> Check:
-    kind = "a number" if float in kinds else "a whole number"
-
-    def check(value: Any) -> Any:
-        if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"must be {kind} from {low:g} to {high:g}")
-        return value
-
-    return check
-
-
-def _whole(low: int, high: int) -> Check:
-    return _number(low, high, (int,))
 
 
 def _choice(enum: str, *choices: str) -> Check:
     """One of `choices`, also as the contract's enum writes it; the first where nothing is said."""
 
     def check(value: Any) -> str:
-        word = _text(value).lower().removeprefix(enum)
+        word = text(value).lower().removeprefix(enum)
         word = choices[0] if word in {"", "unspecified"} else word
         if word not in choices:
-            raise ValueError(f"must be one of {', '.join(filter(None, choices))}")
+            raise Broken(f"must be one of {', '.join(filter(None, choices))}")
         return word
 
     return check
 
 
 def _digest(value: Any) -> str:
-    if not _DIGEST.fullmatch(_text(value)):
-        raise ValueError("is not a SHA-256 in hexadecimal")
+    if not _DIGEST.fullmatch(text(value)):
+        raise Broken("is not a SHA-256 in hexadecimal")
     return str(value)
 
 
@@ -72,47 +49,44 @@ def _digest_or_none(value: Any) -> str:
 
 def _label(value: Any) -> int | str:
     if not isinstance(value, int | str):
-        raise ValueError("must be a number or a text")  # noqa: TRY004 (told as a field's rule)
+        raise Broken("must be a number or a text")
     return value
 
 
 def _path(value: Any) -> str:
-    if not is_inside(_text(value)):
-        raise ValueError(f"must lie under files_folder, not at {value!r}")
+    if not is_inside(text(value)):
+        raise Broken(f"must lie under files_folder, not at {value!r}")
     return str(value)
 
 
-_OF_FILE: Final[dict[str, Check]] = {"path": _path, "digest": _digest, "size_bytes": _whole(0, _LARGEST_FILE)}
+_OF_FILE: Final[dict[str, Check]] = {"path": _path, "digest": _digest, "size_bytes": whole(0, _LARGEST_FILE)}
 
 
 def files_of(value: Any) -> tuple[File, ...]:
-    """The files of a JSON list. Raises BadConfig."""
+    """The files of a JSON list. Raises Broken."""
     if not isinstance(value, list):
-        raise BadConfig("files must be a list")
-    files = tuple(_file(item, f"files[{at}]") for at, item in enumerate(value))
+        raise Broken("must be a list")
+    files = tuple(_file(item, f"[{at}]") for at, item in enumerate(value))
     if len({file.path for file in files}) < len(files):
-        raise BadConfig("files names a path twice")
+        raise Broken("names a path twice")
     return files
 
 
 def _file(value: Any, where: str) -> File:
     if not isinstance(value, dict):
-        raise BadConfig(f"{where} must be an object")
-    fields = {name: _checked(check, value.get(name), f"{where}.{name}") for name, check in _OF_FILE.items()}
+        raise Broken("must be an object", where)
+    fields = {}
+    for name, check in _OF_FILE.items():
+        try:
+            fields[name] = check(value.get(name))
+        except Broken as error:
+            raise Broken(str(error), f"{where}.{name}") from error
     return File(**fields)
 
 
 def listed(files: Iterable[File]) -> list[dict[str, Any]]:
     """As JSON, which `files_of` reads."""
     return [dataclasses.asdict(file) for file in files]
-
-
-def _checked(check: Check, value: Any, name: str) -> Any:
-    """Raises BadConfig."""
-    try:
-        return check(value)
-    except ValueError as error:
-        raise BadConfig(f"{name} {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,24 +102,24 @@ class ServingConfig:
     memory_limit_bytes: beyond which whoever started it ends it; 0: there is no such limit.
     """
 
-    model: Annotated[str, _text] = ""
-    version: Annotated[str, _text] = ""
+    model: Annotated[str, text] = ""
+    version: Annotated[str, text] = ""
     revision: Annotated[int | str, _label] = ""
-    host: Annotated[str, _text] = "127.0.0.1"
-    port: Annotated[int, _whole(0, 65535)] = 0
-    files_folder: Annotated[str, _text] = ""
+    host: Annotated[str, text] = "127.0.0.1"
+    port: Annotated[int, whole(0, 65535)] = 0
+    files_folder: Annotated[str, text] = ""
     files: Annotated[tuple[File, ...], files_of] = ()
-    base_folder: Annotated[str, _text] = ""
+    base_folder: Annotated[str, text] = ""
     base_digest: Annotated[str, _digest_or_none] = ""
     weight_type: Annotated[WeightType, _choice("weight_type_", "", "bf16", "fp16", "fp32")] = ""
     adapter_mode: Annotated[AdapterMode, _choice("adapter_mode_", "merged", "switched")] = "merged"
-    max_queue_size: Annotated[int, _whole(0, 100_000)] = 256
-    drain_s: Annotated[float, _number(0, 86_400)] = 300.0
-    max_context_tokens: Annotated[int, _whole(0, 1 << 24)] = 0
-    max_batch_size: Annotated[int, _whole(1, 4096)] = 16
-    stall_s: Annotated[float, _number(0.1, 3600)] = 30.0
-    probe_interval_s: Annotated[float, _number(0.1, 3600)] = 10.0
-    memory_limit_bytes: Annotated[int, _whole(0, 1 << 50)] = 0
+    max_queue_size: Annotated[int, whole(0, 100_000)] = 256
+    drain_s: Annotated[float, number(0, 86_400)] = 300.0
+    max_context_tokens: Annotated[int, whole(0, 1 << 24)] = 0
+    max_batch_size: Annotated[int, whole(1, 4096)] = 16
+    stall_s: Annotated[float, number(0.1, 3600)] = 30.0
+    probe_interval_s: Annotated[float, number(0.1, 3600)] = 10.0
+    memory_limit_bytes: Annotated[int, whole(0, 1 << 50)] = 0
 
     @property
     def name(self) -> str:
@@ -186,7 +160,7 @@ def parse(content: dict[str, Any]) -> ServingConfig:
     for name in content:
         if name not in _CHECKS:
             raise BadConfig(f"{name} is not a field of the configuration")
-    config = ServingConfig(**{name: _checked(_CHECKS[name], value, name) for name, value in content.items()})
+    config = ServingConfig(**{name: _checked(name, value) for name, value in content.items()})
     name, _, pinned = config.model.partition("@")
     if not name:
         raise BadConfig("model must name a model")
@@ -195,3 +169,10 @@ def parse(content: dict[str, Any]) -> ServingConfig:
     if not config.base_folder and not config.files_folder:
         raise BadConfig("files_folder is empty, and there is no base_folder")
     return dataclasses.replace(config, version=config.version or pinned)
+
+
+def _checked(name: str, value: Any) -> Any:
+    try:
+        return _CHECKS[name](value)
+    except Broken as error:
+        raise BadConfig(f"{name}{error.path} {error}") from error

@@ -18,7 +18,10 @@ _WEIGHT_TYPES: Final[dict[int, WeightType]] = {
 def serving_config(wanted: Wanted, revision: WantedRevision) -> ServingConfig:
     """Without its addresses and folders, which its backend knows."""
     engine, bundle = wanted.spec.engine, revision.bundle
-    names = ("max_context_tokens", "max_batch_size", "max_queue_size")
+    limits = {}
+    for name in ("max_context_tokens", "max_batch_size", "max_queue_size"):
+        if engine.HasField(name):
+            limits[name] = getattr(engine, name)
     return ServingConfig(
         model=wanted.key.model_id,
         version=bundle.version,
@@ -27,5 +30,5 @@ def serving_config(wanted: Wanted, revision: WantedRevision) -> ServingConfig:
         base_digest=bundle.base_model_digest,
         weight_type=_WEIGHT_TYPES.get(engine.weight_type, ""),
         adapter_mode="switched" if engine.adapter_mode == pb.ADAPTER_MODE_SWITCHED else "merged",
-        **{name: getattr(engine, name) for name in names if engine.HasField(name)},
+        **limits,
     )

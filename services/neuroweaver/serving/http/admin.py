@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from neuroweaver.artifacts.file import File
-from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig, files_of
+from neuroweaver.artifacts.serving_config import ServingConfig, files_of
+from neuroweaver.mesh.wire.json_values import Check, boolean
 from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts
 from neuroweaver.serving.engine.engine import Engine
 from neuroweaver.serving.http.generate import read_json
-from neuroweaver.serving.requests import ApiError
+from neuroweaver.serving.requests import ApiError, checked, filled, required
 from neuroweaver.serving.work import Work
 
 logger = logging.getLogger(__name__)
@@ -47,13 +48,14 @@ class Admin:
         Raises ApiError.
         """
         engine = self._engine(request)
-        version, files_folder, files, makes_current = _read(await read_json(request))
+        given = checked(await read_json(request), _ADDED)
+        version, folder, files = (required(given, name) for name in ("version", "files_folder", "files"))
         async with self._turn:
             if self._files.get(version, files) != files:
                 raise ApiError(f"Version {version} is loaded with other files.", status=409, code="conflict")
             if version not in self._work.versions.loaded:
-                await self._load(engine, version, files_folder, files)
-            if makes_current:
+                await self._load(engine, version, Path(folder), files)
+            if given.get("make_current"):
                 self._work.versions.current = version
         return self._report()
 
@@ -118,23 +120,12 @@ class Admin:
         return JSONResponse({"current": versions.current, "loaded_versions": versions.loaded})
 
 
-def _read(body: Any) -> tuple[str, Path, tuple[File, ...], bool]:
-    """Raises ApiError."""
-    if not isinstance(body, dict):
-        raise ApiError("The body must be a JSON object.")
-    for name in ("version", "files_folder"):
-        if not isinstance(body.get(name), str) or not body[name] or "\0" in body[name]:
-            raise ApiError(
-                f"Invalid value for '{name}': must be a text.", parameter=name, code="invalid_value"
-            )
-    makes_current = body.get("make_current", False)
-    if not isinstance(makes_current, bool):
-        raise ApiError("Invalid value for 'make_current': must be true or false.", parameter="make_current")
-    try:
-        files = files_of(body.get("files"))
-    except BadConfig as error:
-        raise ApiError(str(error), parameter="files", code="invalid_value") from error
-    return body["version"], Path(body["files_folder"]), files, makes_current
+_ADDED: Final[dict[str, Check]] = {
+    "version": filled,
+    "files_folder": filled,
+    "files": files_of,
+    "make_current": boolean,
+}
 
 
 def _adapter_folder(files: tuple[File, ...]) -> Path:

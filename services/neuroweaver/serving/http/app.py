@@ -41,8 +41,8 @@ def application(work: Work, admin: Admin, metrics: Metrics, config: ServingConfi
         work.versions.meant(name)
         return JSONResponse(replies.model(name, started))
 
-    chat = Generate(work, metrics, requests.chat, is_chat=True, revision=config.revision)
-    completion = Generate(work, metrics, requests.completion, is_chat=False, revision=config.revision)
+    chat = Generate(work, metrics, requests.chat, is_chat=True, revision=str(config.revision))
+    completion = Generate(work, metrics, requests.completion, is_chat=False, revision=str(config.revision))
     return Starlette(
         routes=[
             Route("/health/live", live),
