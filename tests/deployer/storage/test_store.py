@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import select
 
+from neuroweaver.artifacts.file import File
 from neuroweaver.deployer.control.housekeeping import chores
 from neuroweaver.deployer.domain import model
-from neuroweaver.deployer.domain.backend import Bundle, File, Key, Line, Measured, Replica
+from neuroweaver.deployer.domain.backend import Bundle, Key, Line, Measured, Replica
 from neuroweaver.deployer.domain.history import Occasion
 from neuroweaver.deployer.domain.metrics.health import Health
 from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
+from neuroweaver.artifacts.file import File
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.artifacts.versions import Versions
-from neuroweaver.deployer.domain.backend import File
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.wire.errors import Error, FailedPrecondition
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from neuroweaver.artifacts.file import File
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
@@ -22,15 +23,6 @@ class Key:
     project: str
     model_id: str
     name: str
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a version in the Registry. digest: SHA-256 in hexadecimal."""
-
-    path: str
-    digest: str
-    size_bytes: int
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def fetch(
     folder: Path, url: str, digest: str = "", revision: str = "", **environ: str
 ) -> tuple[int, str, str]:
     """As the init container runs it. The exit code, the reason, and what it wrote beside."""
-    config = {"version": "1.0.0", "files_folder": str(folder / "files"), "files": []}
+    config = {"model": "support-bot", "version": "1.0.0", "files_folder": str(folder / "files"), "files": []}
     source = {
         "registry": "127.0.0.1:1",
         "model_id": "support-bot",
