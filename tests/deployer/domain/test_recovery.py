@@ -2,6 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from deployer.world import stored
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.domain.metrics.health import Health
 from neuroweaver.deployer.domain.metrics.thresholds import ThresholdState
@@ -37,7 +38,7 @@ def moves(course, policy=WITH_BACKUP, *, backup=HEALTHY, backup_ready=1, is_swit
             backup_ready=backup_ready,
             is_switched=is_switched,
         )
-        watch = Watch.from_json(decision.watch.to_json())
+        watch = stored(decision.watch)
         if decision.move != Move.STAY:
             found.append((at, decision.move))
             is_switched = decision.move == Move.TO_BACKUP

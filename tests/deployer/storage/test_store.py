@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import select
@@ -21,7 +23,8 @@ from neuroweaver.deployer.domain.recovery import Watch
 from neuroweaver.deployer.domain.rollouts import transitions
 from neuroweaver.deployer.domain.rollouts.rollout import RevisionSeen, Seen
 from neuroweaver.deployer.domain.specification import Defaults, completed
-from neuroweaver.deployer.storage import records, tables
+from neuroweaver.deployer.storage import tables
+from neuroweaver.deployer.storage.records import RECORDS
 from neuroweaver.deployer.storage.writer import Writer
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -42,8 +45,6 @@ def made(key: Key = KEY, **fields) -> Deployment:
 
 def full() -> Deployment:
     """With everything that a deployment can have."""
-    from dataclasses import replace
-
     steps = [pb.CanaryStep(weight_percent=10)]
     deployment = made(rollout=pb.RolloutPolicy(canary=pb.CanaryPolicy(steps=steps))).settled(1)
     deployment = deployment.respecified(
@@ -89,14 +90,25 @@ def full() -> Deployment:
 
 def test_a_record_gives_back_what_was_put_in():
     deployment = full()
-    assert records.load(Deployment, records.dump(deployment)) == deployment
+    assert RECORDS.load(Deployment, RECORDS.dump(deployment)) == deployment
 
 
 def test_a_record_of_an_older_version_takes_defaults():
-    text = records.dump(made())
+    text = RECORDS.dump(made())
     assert '"watch":' in text
     older = text.replace('"watch":', '"no_longer_known":')
-    assert records.load(Deployment, older) == made()
+    assert RECORDS.load(Deployment, older) == made()
+
+
+def test_a_record_from_before_mappings_were_objects_can_be_read():
+    deployment = full()
+    counted = deployment.rollout.counted.stable
+    plain = json.loads(RECORDS.dump(deployment))
+    plain["status"] |= {"draining": [["r-1", 1767323045678901]], "desired": [[1, 1], [2, 1]]}
+    plain["status"]["weights"] = []
+    read = RECORDS.load(Deployment, json.dumps(plain))
+    assert read.status == replace(deployment.status, draining={"r-1": NOW}, weights={})
+    assert read.rollout.counted.stable.latency_ms == counted.latency_ms != {}
 
 
 async def test_what_is_saved_is_read_with_its_events(store):

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.domain.metrics.health import Health
-from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 from neuroweaver.v1 import deployer_pb2 as pb
 
 DEFAULT_SWITCH_AFTER: Final = timedelta(seconds=30)
@@ -36,21 +35,6 @@ class Watch:
     unfit_since: datetime | None = None
     healthy_since: datetime | None = None
     is_automatic: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "unfit_since": None if self.unfit_since is None else microseconds(self.unfit_since),
-            "healthy_since": None if self.healthy_since is None else microseconds(self.healthy_since),
-            "is_automatic": self.is_automatic,
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Watch:
-        unfit, healthy = (
-            None if plain[name] is None else from_microseconds(plain[name])
-            for name in ("unfit_since", "healthy_since")
-        )
-        return cls(unfit, healthy, plain["is_automatic"])
 
 
 @dataclass(frozen=True)

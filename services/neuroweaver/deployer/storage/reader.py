@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.deployer.domain.backend import Key, Line
 from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
 from neuroweaver.deployer.domain.model import Deployment
-from neuroweaver.deployer.storage import records, tables
+from neuroweaver.deployer.storage import tables
+from neuroweaver.deployer.storage.records import RECORDS
 from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.wire.errors import InvalidArgument, NotFound
@@ -158,7 +159,7 @@ class Reader:
             .where(of(table, key), table.c.time >= since)
             .order_by(table.c.time, table.c.revision)
         )
-        return [records.load(Tally, row.record) for row in await self.connection.execute(statement)]
+        return [RECORDS.load(Tally, row.record) for row in await self.connection.execute(statement)]
 
     async def tallies_after(self, key: Key, time: datetime) -> list[Tally]:
         """The measurements after a moment, in order."""
@@ -168,7 +169,7 @@ class Reader:
             .where(of(table, key), table.c.time > time)
             .order_by(table.c.time, table.c.revision)
         )
-        return [records.load(Tally, row.record) for row in await self.connection.execute(statement)]
+        return [RECORDS.load(Tally, row.record) for row in await self.connection.execute(statement)]
 
     async def samples(self, key: Key, since: datetime) -> list[Sample]:
         """What was reported of the time since a moment, in the order in which it came."""
@@ -226,7 +227,7 @@ def _holds(key: str, value: str) -> ColumnElement[bool]:
 
 
 def _kept(row: Row[Any]) -> Kept:
-    return Kept(records.load(Deployment, row.record), row.last_sequence, row.first_sequence)
+    return Kept(RECORDS.load(Deployment, row.record), row.last_sequence, row.first_sequence)
 
 
 def _backup(deployment: Deployment) -> Key | None:

@@ -16,8 +16,9 @@ from neuroweaver.deployer.domain.backend import Key, Line
 from neuroweaver.deployer.domain.history import Occasion
 from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
 from neuroweaver.deployer.domain.model import Deployment
-from neuroweaver.deployer.storage import records, tables
+from neuroweaver.deployer.storage import tables
 from neuroweaver.deployer.storage.reader import Kept, Reader, of
+from neuroweaver.deployer.storage.records import RECORDS
 from neuroweaver.v1 import deployer_pb2 as pb
 
 LINES_KEPT: Final = 20_000
@@ -63,7 +64,7 @@ class Writer(Reader):
             "create_time": after.create_time,
             "last_sequence": kept.last_sequence,
             "first_sequence": kept.first_sequence,
-            "record": records.dump(after),
+            "record": RECORDS.dump(after),
         }
         table = tables.deployments
         if before is None:
@@ -120,7 +121,7 @@ class Writer(Reader):
                 **asdict(key),
                 "time": each.time,
                 "revision": each.measured.revision,
-                "record": records.dump(each),
+                "record": RECORDS.dump(each),
             }
             for each in tallies
         ]

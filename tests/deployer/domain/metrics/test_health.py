@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deployer.world import stored
 from neuroweaver.deployer.domain.metrics.counts import Counts, Sum, reported, total
-from neuroweaver.deployer.domain.metrics.health import Health, Serving, judged
-from neuroweaver.deployer.domain.metrics.thresholds import ThresholdState, completed, evaluated, told
+from neuroweaver.deployer.domain.metrics.health import Serving, judged
+from neuroweaver.deployer.domain.metrics.thresholds import completed, evaluated, told
 from neuroweaver.deployer.domain.metrics.window import Window
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -45,7 +46,7 @@ class Course:
 
     def at(self, second, counts):
         self.states = evaluated(self.states, self.policy, counts, seconds(second))
-        self.states = tuple(ThresholdState.from_json(each.to_json()) for each in self.states)
+        self.states = tuple(stored(each) for each in self.states)
         return state_of(pb.THRESHOLD_KIND_ERROR_RATE, self.states)
 
 
@@ -176,7 +177,7 @@ def test_a_broken_threshold_degrades_and_the_state_tells_since_when():
     later = judged(health, SERVING, states, seconds(5))
     assert later.since == NOW
     assert judged(later, SERVING, (), seconds(6)).since == seconds(6)
-    assert Health.from_json(health.to_json()) == health
+    assert stored(health) == health
 
 
 @given(

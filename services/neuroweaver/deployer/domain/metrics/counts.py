@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from neuroweaver.deployer.domain.backend import Measured
 
@@ -161,30 +161,6 @@ class Counts:
     def requests(self) -> float:
         """By whichever source told of more."""
         return max(self.errors.weight, self.reported_errors.weight, self.quality.weight, self.accuracy.weight)
-
-    def to_json(self) -> dict[str, list[Any]]:
-        """Plain; nothing of what is empty. The bound without end is null."""
-        found: dict[str, list[Any]] = {}
-        for each in fields(Counts):
-            value = getattr(self, each.name)
-            if isinstance(value, Sum) and value != Sum():
-                found[each.name] = [value.total, value.weight]
-            elif isinstance(value, Histogram) and value.buckets:
-                found[each.name] = [
-                    [None if math.isinf(bound) else bound, count] for bound, count in value.buckets
-                ]
-        return found
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Sequence[Any]]) -> Counts:
-        found: dict[str, Any] = {}
-        for name, value in plain.items():
-            if name.endswith("latency_ms"):
-                buckets = ((math.inf if bound is None else bound, count) for bound, count in value)
-                found[name] = Histogram(tuple(buckets))
-            else:
-                found[name] = Sum(*value)
-        return cls(**found)
 
 
 _NONE: Final = Counts()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from neuroweaver.deployer.domain.metrics import thresholds
 from neuroweaver.deployer.domain.metrics.thresholds import ThresholdState
-from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 from neuroweaver.v1 import deployer_pb2 as pb
 
 # Of the last token, beyond which it proves nothing. A model server probes itself more often than this.
@@ -42,23 +41,6 @@ class Health:
     reason: str
     thresholds: tuple[ThresholdState, ...] = ()
     since: datetime | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "state": pb.HealthState.Name(self.state),
-            "reason": self.reason,
-            "thresholds": [each.to_json() for each in self.thresholds],
-            "since": None if self.since is None else microseconds(self.since),
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Health:
-        return cls(
-            pb.HealthState.Value(plain["state"]),
-            plain["reason"],
-            tuple(ThresholdState.from_json(each) for each in plain["thresholds"]),
-            None if plain["since"] is None else from_microseconds(plain["since"]),
-        )
 
 
 def judged(

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from neuroweaver.deployer.domain.metrics.counts import Counts, Histogram, Sum
-from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 from neuroweaver.v1 import deployer_pb2 as pb
 
 PERCENTILE: Final = 0.95
@@ -35,23 +34,6 @@ class ThresholdState:
     breach_time: datetime | None = None
     requests: int = 0
     kept_since: datetime | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": pb.ThresholdKind.Name(self.kind),
-            "limit": self.limit,
-            "value": self.value,
-            "is_breached": self.is_breached,
-            "breach_time": None if self.breach_time is None else microseconds(self.breach_time),
-            "requests": self.requests,
-            "kept_since": None if self.kept_since is None else microseconds(self.kept_since),
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> ThresholdState:
-        times = {name: plain[name] for name in ("breach_time", "kept_since")}
-        found = {name: None if of is None else from_microseconds(of) for name, of in times.items()}
-        return cls(**{**plain, "kind": pb.ThresholdKind.Value(plain["kind"]), **found})
 
     def message(self) -> pb.ThresholdStatus:
         found = pb.ThresholdStatus(

@@ -8,13 +8,11 @@ depend on each other (batch means).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from neuroweaver.deployer.domain.metrics.counts import Counts
-from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 
 MOST_SLICES: Final = 64
 
@@ -49,19 +47,3 @@ class Evidence:
             slices = tuple(pair[0] + pair[1] if len(pair) > 1 else pair[0] for pair in pairs)
             merges += 1
         return Evidence(slices, now + length * 2**merges, merges)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "slices": [[each.stable.to_json(), each.candidate.to_json()] for each in self.slices],
-            "slice_end": None if self.slice_end is None else microseconds(self.slice_end),
-            "merges": self.merges,
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Evidence:
-        end = plain["slice_end"]
-        return cls(
-            tuple(Slice(Counts.from_json(a), Counts.from_json(b)) for a, b in plain["slices"]),
-            None if end is None else from_microseconds(end),
-            plain["merges"],
-        )
