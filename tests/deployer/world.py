@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from neuroweaver.deployer.domain.backend import Measured
+from neuroweaver.deployer.domain.defaults import filled
 from neuroweaver.deployer.domain.rollouts import replacing, transitions
 from neuroweaver.deployer.domain.rollouts.rollout import RevisionSeen, Seen
 from neuroweaver.deployer.storage.records import RECORDS
@@ -29,7 +30,7 @@ def spec(*weights, replicas=1, bake=60, checks=(), interval=10, **policy):
         made.rollout.canary.analysis.checks.add(metric=metric, **{limit: value})
     if checks:
         made.rollout.canary.analysis.interval.seconds = interval
-    return made
+    return filled(made)
 
 
 def stored(record):

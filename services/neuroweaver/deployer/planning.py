@@ -1,10 +1,10 @@
-"""What a wish would lead to, before anything is done about it."""
+"""What a spec would lead to, before anything is done about it."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -13,7 +13,7 @@ from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.artifacts.versions import Versions
 from neuroweaver.deployer.domain import desired, messages, model, naming, specification
 from neuroweaver.deployer.domain.backend import Backend, BackendPlan, Bundle, Key
-from neuroweaver.deployer.domain.model import Deployment
+from neuroweaver.deployer.domain.model import Deployment, Revision
 from neuroweaver.deployer.domain.specification import Defaults
 from neuroweaver.mesh.wire.errors import (
     Error,
@@ -31,12 +31,11 @@ Backends = Mapping[int, Backend]
 
 @dataclass(frozen=True)
 class Draft:
-    """A wish with all that is known of it. deployment: as it would be; plan: what its backend would do."""
+    """What is asked for, completed. plan: what its backend would do about it."""
 
     asked: pb.DeploymentSpec
     spec: pb.DeploymentSpec
     bundle: Bundle
-    deployment: Deployment
     plan: BackendPlan
     findings: tuple[pb.PlanFinding, ...] = ()
 
@@ -81,11 +80,11 @@ class Planner:
 
     def backend(self, spec: pb.DeploymentSpec) -> Backend:
         """Raises Unavailable if there is none of its kind here."""
-        found = self._backends.get(spec.backend)
-        if found is None:
+        backend = self._backends.get(spec.backend)
+        if backend is None:
             name = pb.DeploymentBackend.Name(spec.backend).removeprefix("DEPLOYMENT_BACKEND_").lower()
             raise Unavailable(f"this deployer has no {name} backend", retry_after_s=60.0)
-        return found
+        return backend
 
     async def drafted(
         self, key: Key, asked: pb.DeploymentSpec, current: Deployment | None, *, actor: str, now: datetime
@@ -101,19 +100,36 @@ class Planner:
         bundle = await self.versions.of(key.model_id, asked)
         spec = specification.completed(asked, key, bundle, self.defaults)
         check_same_place(current, spec)
-        after = made(key, current, asked, spec, bundle, actor=actor, now=now)
-        return await self.planned(asked, spec, bundle, after)
+        after = respecified(key, current, asked, spec, bundle, actor=actor, now=now)
+        return replace(await self.planned(after, bundle), asked=asked)
 
-    async def planned(
-        self, asked: pb.DeploymentSpec, spec: pb.DeploymentSpec, bundle: Bundle, after: Deployment
-    ) -> Draft:
-        """Of a deployment as it would be."""
-        return await self._planned(asked, spec, bundle, after, await self._artifacts(after.key, bundle))
+    def rescaled(
+        self,
+        current: Deployment,
+        change: Callable[[pb.DeploymentSpec], object],
+        *,
+        actor: str,
+        now: datetime,
+    ) -> Deployment:
+        """With a change of its spec, and the same version. Raises InvalidArgument."""
+        asked = specification.changed(current.asked, change)
+        bundle = current.revision(current.target).bundle
+        spec = specification.completed(asked, current.key, bundle, self.defaults)
+        return current.rescaled(asked, spec, actor=actor, now=now)
+
+    def rolled_back(self, current: Deployment, to: Revision, *, actor: str, now: datetime) -> Deployment:
+        """On its way to an earlier revision, by a spec that names that version."""
+        asked = specification.changed(current.asked, lambda spec: setattr(spec, "version", to.bundle.version))
+        spec = specification.completed(asked, current.key, to.bundle, self.defaults)
+        return current.rolled_back(to, asked, spec, actor=actor, now=now)
+
+    async def planned(self, after: Deployment, bundle: Bundle) -> Draft:
+        """Of a deployment as it would be with these files."""
+        return await self._planned(after, bundle, await self._artifacts(after.key, bundle))
 
     async def replanned(self, after: Deployment) -> Draft:
         """Of a deployment whose files are known already. Whatever loads them verifies them again."""
-        bundle = after.revision(after.target).bundle
-        return await self._planned(after.asked, after.spec, bundle, after, ())
+        return await self._planned(after, after.revision(after.target).bundle, ())
 
     async def way_back(self, after: Deployment) -> tuple[pb.ReplacementMode.ValueType, pb.PlanFinding | None]:
         """How the target of a rollback takes its place, and what stands against that. It is gone back all the
@@ -128,30 +144,24 @@ class Planner:
         return draft.plan.replacement, blocking[0] if blocking else None
 
     async def _planned(
-        self,
-        asked: pb.DeploymentSpec,
-        spec: pb.DeploymentSpec,
-        bundle: Bundle,
-        after: Deployment,
-        findings: tuple[pb.PlanFinding, ...],
+        self, after: Deployment, bundle: Bundle, findings: tuple[pb.PlanFinding, ...]
     ) -> Draft:
         try:
-            plan = await self.backend(spec).plan(desired.goal(after))
+            plan = await self.backend(after.spec).plan(desired.goal(after))
         except BackendError as error:
-            raise told(error) from error
-        after = replace(after, replacement=plan.replacement)
-        return Draft(asked, spec, bundle, after, plan, findings)
+            raise error_of(error) from error
+        return Draft(after.asked, after.spec, bundle, plan, findings)
 
     async def _artifacts(self, key: Key, bundle: Bundle) -> tuple[pb.PlanFinding, ...]:
         try:
             await self.versions.verify(key.model_id, bundle)
         except FailedPrecondition as error:
-            found = pb.PlanFinding(reason=error.reason, message=error.description, is_blocking=True)
-            return (found,)
+            finding = pb.PlanFinding(reason=error.reason, message=error.description, is_blocking=True)
+            return (finding,)
         return ()
 
 
-def made(
+def respecified(
     key: Key,
     current: Deployment | None,
     asked: pb.DeploymentSpec,
@@ -180,8 +190,8 @@ def check_same_place(current: Deployment | None, spec: pb.DeploymentSpec) -> Non
         raise InvalidArgument("spec.kubernetes.namespace", "cannot change: undeploy it, then deploy it there")
 
 
-def told(error: BackendError) -> Error:
-    """What a caller is told of a backend's trouble."""
+def error_of(error: BackendError) -> Error:
+    """How a caller reads a backend's trouble."""
     text = str(error)
     match error.trouble:
         case Trouble.UNREACHABLE | Trouble.NOT_CONFIGURED:

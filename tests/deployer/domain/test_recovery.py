@@ -4,6 +4,7 @@ import pytest
 
 from deployer.world import stored
 from neuroweaver.deployer.domain.backend import Key
+from neuroweaver.deployer.domain.defaults import filled
 from neuroweaver.deployer.domain.metrics.health import Health
 from neuroweaver.deployer.domain.metrics.thresholds import ThresholdState
 from neuroweaver.deployer.domain.recovery import Move, Watch, cycle, decide
@@ -31,7 +32,7 @@ def moves(course, policy=WITH_BACKUP, *, backup=HEALTHY, backup_ready=1, is_swit
     for at, health in course:
         decision = decide(
             watch,
-            policy,
+            filled(policy),
             health,
             backup,
             seconds(at),

@@ -1,8 +1,8 @@
 """What runs deployments, behind one interface: processes of this machine, or a cluster.
 
-The reconcile loop asks for the whole wish again and again (`apply`), looks at what is there (`observe`), and
-decides. A backend keeps no wishes of its own: killed after any call, it goes on from what it finds. All of
-its calls are idempotent, and end in a `BackendError` or in the truth.
+The reconcile loop asks for the whole desired state again and again (`apply`), looks at what is there
+(`observe`), and decides. A backend remembers nothing: killed after any call, it goes on from what it finds.
+All of its calls are idempotent, and end in a `BackendError` or in the truth.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ class Key:
     project: str
     model_id: str
     name: str
+
+    def __str__(self) -> str:
+        """As people name it within a project."""
+        return f"{self.model_id}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Observed:
     """What is there. desired: replicas that the backend aims at now, by revision. is_idle: scaled to zero and
     able to start by the first request. drift: what others changed; `drift_corrected` says whether `apply` set
     it back. reasons: why it does not come further, such as (INSUFFICIENT_GPU, "0/3 nodes …").
-    applied_generation: of the last wish that was carried out as a whole, nothing being left of what it
+    applied_generation: of the last spec that was carried out as a whole, nothing being left of what it
     replaces; 0 if none was.
     """
 
@@ -242,7 +246,7 @@ class Backend(Protocol):
         """What `apply` would do, changing nothing."""
 
     async def apply(self, wanted: Wanted) -> None:
-        """Brings what is there nearer to the wish, as far as is possible now; called until it is there."""
+        """Brings what is there nearer to the desired state, as far as possible now; called until it is."""
 
     async def observe(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Observed:
         """What is there now. Of something unknown: `Observed()`."""

@@ -1,18 +1,15 @@
-"""What a backend is asked for: the whole of a deployment, as it should be at this point of its course."""
+"""What a backend is asked for: the whole of a deployment, as it should be now."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
 
 from neuroweaver.deployer.domain import scaling
 from neuroweaver.deployer.domain.backend import Redirect, Wanted, WantedRevision
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.domain.rollouts import replacing
-from neuroweaver.deployer.domain.rollouts.rollout import Rollout
+from neuroweaver.deployer.domain.rollouts.rollout import WHOLE, Rollout
 from neuroweaver.v1 import deployer_pb2 as pb
-
-WHOLE: Final = 100
 
 
 def wanted(deployment: Deployment, redirect: Redirect | None = None) -> Wanted:
@@ -32,8 +29,8 @@ def goal(deployment: Deployment) -> Wanted:
     steps = deployment.spec.rollout.canary.steps
     target = deployment.find(deployment.target)
     if not (deployment.candidate and steps) or (target is not None and target.is_proven):
-        found = _asked(deployment, (whole,))
-        return _without_canary(found) if deployment.stable else found
+        whole_target = _asked(deployment, (whole,))
+        return _without_canary(whole_target) if deployment.stable else whole_target
     weight = steps[-1].weight_percent
     stable = replace(_whole(deployment, deployment.stable), weight_percent=WHOLE - weight)
     replicas = max(1, scaling.portion(whole.replicas, weight)) if whole.replicas else 0
@@ -56,7 +53,7 @@ def _asked(deployment: Deployment, revisions: tuple[WantedRevision, ...]) -> Wan
 
 
 def _in_rollout(deployment: Deployment, rollout: Rollout) -> tuple[WantedRevision, ...]:
-    found = tuple(
+    revisions = tuple(
         WantedRevision(
             number=each.revision,
             bundle=deployment.revision(each.revision).bundle,
@@ -70,7 +67,7 @@ def _in_rollout(deployment: Deployment, rollout: Rollout) -> tuple[WantedRevisio
         # The same replicas: asked for both revisions, a backend would start those of the second one.
         is_way_back = rollout.state == pb.ROLLOUT_STATE_ROLLING_BACK
         return (_whole(deployment, rollout.stable if is_way_back else rollout.candidate),)
-    return found
+    return revisions
 
 
 def _whole(deployment: Deployment, number: int) -> WantedRevision:

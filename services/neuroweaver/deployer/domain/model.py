@@ -1,6 +1,6 @@
 """Deployments, their revisions, and what may be done with them.
 
-The wish (what was asked for) and the status (what the reconcile loop found last) are kept apart: people and
+The spec (what was asked for) and the status (what the reconcile loop saw last) are kept apart: people and
 aliases change the first, the loop the second.
 """
 
@@ -57,10 +57,10 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What was found at the last look. generation: of the wish that was looked at. applied_generation: of the
-    last wish that was carried out as a whole.
+    """What the last look saw. generation: of the spec that was looked at. applied_generation: of the last
+    spec that was carried out as a whole.
 
-    settled_replicas: how many there were when all were ready, since the wish last changed; None before that.
+    settled_replicas: how many there were when all were ready, since the spec last changed; None before that.
     desired, weights: by revision. draining: since when a replica was seen to drain, by its id.
     """
 
@@ -90,7 +90,18 @@ class Status:
         )
 
     def condition(self, kind: str) -> Condition | None:
-        return next((each for each in self.conditions if each.type == kind), None)
+        return next((condition for condition in self.conditions if condition.type == kind), None)
+
+    def with_condition(
+        self, kind: str, *, is_true: bool | None, reason: str, message: str, now: datetime
+    ) -> Status:
+        """With one condition as it is now; its time stays while it says the same."""
+        before = self.condition(kind)
+        since = before.time if before and (before.is_true, before.reason) == (is_true, reason) else now
+        new = Condition(type=kind, is_true=is_true, reason=reason, message=message, time=since)
+        if before is None:
+            return replace(self, conditions=(*self.conditions, new))
+        return replace(self, conditions=tuple(new if each.type == kind else each for each in self.conditions))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,15 +164,24 @@ class Deployment:
             return self.spec.replicas
         return sum(self.status.desired.values()) or self.spec.autoscaling.min_replicas
 
+    @property
+    def replica_hour_usd(self) -> float | None:
+        """The price of a replica's hour; None if it is not given."""
+        engine = self.spec.engine
+        return engine.replica_hour_usd if engine.HasField("replica_hour_usd") else None
+
     def find(self, number: int) -> Revision | None:
         return next((each for each in self.revisions if each.number == number), None)
 
     def revision(self, number: int) -> Revision:
         """Raises NotFound for one that never was or is no longer kept."""
-        found = self.find(number)
-        if found is None:
-            raise NotFound("revision", f"{self.key.model_id}/{self.key.name}#{number}")
-        return found
+        revision = self.find(number)
+        if revision is None:
+            raise NotFound("revision", f"{self.key}#{number}")
+        return revision
+
+    def with_health(self, health: Health) -> Deployment:
+        return replace(self, status=replace(self.status, health=health))
 
     def served_by(self, version: str) -> int:
         """The number of the newest revision with a version; empty: the stable one. 0 if there is none."""
@@ -178,7 +198,7 @@ class Deployment:
         """Raises FailedPrecondition while the deployment is being removed."""
         if self.is_being_removed:
             raise FailedPrecondition(
-                "BEING_REMOVED", "the deployment is being removed; wait until it is gone"
+                "BEING_REMOVED", "the deployment is being removed; try again once it is gone"
             )
 
     def respecified(
@@ -217,19 +237,16 @@ class Deployment:
         Raises NotFound, FailedPrecondition.
         """
         if number:
-            found = self.revision(number)
-            if found.number == self.target:
-                raise FailedPrecondition(
-                    "NOTHING_TO_ROLL_BACK", f"revision {number} is what is rolled out already"
-                )
-            return found
+            if number == self.target:
+                raise FailedPrecondition("NOTHING_TO_ROLL_BACK", f"revision {number} is already rolled out")
+            return self.revision(number)
         if self.stable and self.is_rolling:
             return self.revision(self.stable)
         current = self.revision(self.target).bundle
         for each in self.revisions:
             if each.is_proven and each.number < self.target and not _is_same(each.bundle, current):
                 return each
-        raise FailedPrecondition("NOTHING_TO_ROLL_BACK", "no earlier revision ever served")
+        raise FailedPrecondition("NOTHING_TO_ROLL_BACK", "no earlier revision has served yet")
 
     def rolled_back(
         self,
@@ -337,6 +354,16 @@ class Deployment:
             target=number,
             status=replace(self.status, settled_replicas=None),
         )
+
+
+def require_current(deployment: Deployment | None, etag: str) -> None:
+    """Raises FailedPrecondition while it is being removed, Aborted if it is not what the caller saw."""
+    if deployment is None or deployment.is_gone:
+        if etag:
+            raise Aborted("ETAG_MISMATCH", f"the deployment no longer exists; its etag was {etag}")
+        return
+    deployment.require_present()
+    deployment.require(etag)
 
 
 def created(

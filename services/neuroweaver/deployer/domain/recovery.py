@@ -12,7 +12,6 @@ from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.domain.metrics.health import Health
 from neuroweaver.v1 import deployer_pb2 as pb
 
-DEFAULT_SWITCH_AFTER: Final = timedelta(seconds=30)
 SWITCH_BACK_AFTER: Final = timedelta(minutes=5)
 
 
@@ -66,8 +65,8 @@ def decide(
     if is_switched:
         return _back(watch, policy, now)
     watch = replace(watch, is_automatic=False)
-    after = policy.switch_after.ToTimedelta() if policy.HasField("switch_after") else DEFAULT_SWITCH_AFTER
-    is_wanted = policy.HasField("backup") and (policy.auto_switch or not policy.HasField("auto_switch"))
+    is_wanted = policy.auto_switch and policy.HasField("backup")
+    after = policy.switch_after.ToTimedelta()
     if not is_wanted or watch.unfit_since is None or now - watch.unfit_since < after:
         return Decision(watch)
     fit = {pb.HEALTH_STATE_HEALTHY}

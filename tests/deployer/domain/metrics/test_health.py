@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployer.world import stored
+from neuroweaver.deployer.domain.defaults import filled
 from neuroweaver.deployer.domain.metrics.counts import Counts, Sum, reported, total
 from neuroweaver.deployer.domain.metrics.health import Serving, judged
-from neuroweaver.deployer.domain.metrics.thresholds import completed, evaluated, told
+from neuroweaver.deployer.domain.metrics.thresholds import described, evaluated
 from neuroweaver.deployer.domain.metrics.window import Window
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -41,7 +42,7 @@ class Course:
     """Error rates over time, by the default thresholds: at most 5 %, in 5 minutes, of at least 30 requests."""
 
     def __init__(self, policy=None):
-        self.policy = policy or pb.ModelThresholds()
+        self.policy = filled(policy or pb.ModelThresholds())
         self.states = ()
 
     def at(self, second, counts):
@@ -51,12 +52,12 @@ class Course:
 
 
 def test_defaults_are_those_of_the_contract():
-    found = completed(pb.ModelThresholds())
+    found = filled(pb.ModelThresholds())
     assert (found.min_accuracy, found.max_latency_ms, found.min_throughput_rps) == (0.85, 2000, 10)
     assert (found.max_cost_per_request, found.max_error_rate, found.min_requests) == (0.01, 0.05, 30)
     assert found.window.seconds == 300
     # What was set to zero stays so.
-    assert completed(pb.ModelThresholds(max_error_rate=0)).max_error_rate == 0
+    assert filled(pb.ModelThresholds(max_error_rate=0)).max_error_rate == 0
 
 
 def test_a_threshold_breaks_beyond_its_limit_and_tells_since_when():
@@ -114,7 +115,7 @@ def test_another_limit_is_judged_afresh():
     ],
 )
 def test_each_threshold_has_its_measure(kind, found, value, is_breached):
-    state = state_of(kind, evaluated((), pb.ModelThresholds(), found, NOW))
+    state = state_of(kind, evaluated((), filled(pb.ModelThresholds()), found, NOW))
     assert (state.value, state.is_breached) == (value, is_breached)
 
 
@@ -125,7 +126,7 @@ def test_reported_samples_are_weighted_by_their_requests():
             reported(Sample(100, accuracy=0.4, latency_ms=4000.0)),
         ]
     )
-    states = evaluated((), pb.ModelThresholds(), found, NOW)
+    states = evaluated((), filled(pb.ModelThresholds()), found, NOW)
     assert state_of(pb.THRESHOLD_KIND_ACCURACY, states).value == pytest.approx(0.85)
     latency = state_of(pb.THRESHOLD_KIND_LATENCY, states)
     assert latency.value == pytest.approx(4000, rel=0.1)
@@ -134,15 +135,15 @@ def test_reported_samples_are_weighted_by_their_requests():
 
 def test_a_reported_throughput_counts_under_load_only():
     sample = Sample(100, throughput_rps=3.0)
-    idle = evaluated((), pb.ModelThresholds(), reported(sample), NOW)
-    loaded = evaluated((), pb.ModelThresholds(), reported(sample, is_loaded=True), NOW)
+    idle = evaluated((), filled(pb.ModelThresholds()), reported(sample), NOW)
+    loaded = evaluated((), filled(pb.ModelThresholds()), reported(sample, is_loaded=True), NOW)
     assert state_of(pb.THRESHOLD_KIND_THROUGHPUT, idle).value is None
     assert state_of(pb.THRESHOLD_KIND_THROUGHPUT, loaded).is_breached
 
 
 def test_thresholds_in_words():
-    states = evaluated((), pb.ModelThresholds(), Counts(accuracy=Sum(70, 100)), NOW)
-    assert told(state_of(pb.THRESHOLD_KIND_ACCURACY, states)) == "accuracy of 0.700, not at least 0.850"
+    states = evaluated((), filled(pb.ModelThresholds()), Counts(accuracy=Sum(70, 100)), NOW)
+    assert described(state_of(pb.THRESHOLD_KIND_ACCURACY, states)) == "accuracy of 0.700, not at least 0.850"
 
 
 SERVING = Serving(desired=2, ready=2, last_token_time=NOW, running=0, waiting=0)
@@ -170,7 +171,7 @@ def test_a_model_is_healthy_only_while_tokens_are_proven(change, at, state, part
 
 
 def test_a_broken_threshold_degrades_and_the_state_tells_since_when():
-    states = evaluated((), pb.ModelThresholds(), errors(0.2), NOW)
+    states = evaluated((), filled(pb.ModelThresholds()), errors(0.2), NOW)
     health = judged(None, SERVING, states, NOW)
     assert health.state == pb.HEALTH_STATE_DEGRADED
     assert health.reason == "Serves with error rate of 20.00 %, not at most 5.00 %."

@@ -1,6 +1,6 @@
 """What was counted of one revision over some time: sums and histograms that add up.
 
-Two sources are kept apart, since they tell of the same requests: what the replicas counted, and what a router
+Two sources are kept apart, since both count the same requests: what the replicas counted, and what a router
 outside reported.
 """
 
@@ -74,13 +74,13 @@ class Histogram:
         )
 
     @classmethod
-    def of_cumulative(cls, counts: Mapping[float, int]) -> Histogram:
+    def of_cumulative(cls, cumulative: Mapping[float, int]) -> Histogram:
         """As Prometheus counts: every bucket holds those before it."""
-        found, below = {}, 0
-        for bound, cumulative in sorted(counts.items()):
-            found[bound] = float(max(0, cumulative - below))
-            below = max(below, cumulative)
-        return cls.of(found)
+        counts, below = {}, 0
+        for bound, count in sorted(cumulative.items()):
+            counts[bound] = float(max(0, count - below))
+            below = max(below, count)
+        return cls.of(counts)
 
     @classmethod
     def of_value(cls, value: float, weight: float) -> Histogram:
@@ -124,14 +124,14 @@ class Histogram:
 
     def below(self, value: float) -> float:
         """How many values lie below."""
-        lower, found = 0.0, 0.0
+        lower, weight = 0.0, 0.0
         for bound, count in self.buckets:
             if value >= bound:
-                found += count
+                weight += count
             elif value > lower and not math.isinf(bound):
-                found += count * (value - lower) / (bound - lower)
+                weight += count * (value - lower) / (bound - lower)
             lower = bound
-        return found
+        return weight
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Counts:
 
     @property
     def requests(self) -> float:
-        """By whichever source told of more."""
+        """By the source that has more."""
         return max(self.errors.weight, self.reported_errors.weight, self.quality.weight, self.accuracy.weight)
 
 
@@ -180,7 +180,7 @@ def between(
 ) -> Counts | None:
     """What one revision's replicas counted between two looks; replicas: how many there were in between.
 
-    None where it cannot be told: a counter fell, since a replica was started again or is gone; or another set
+    None where that is unknown: a counter fell, since a replica was started again or is gone; or another set
     of replicas answered, whose older requests would seem new.
     """
     old, new = (

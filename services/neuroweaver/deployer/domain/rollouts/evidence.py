@@ -1,6 +1,6 @@
 """What a step of a rollout has shown so far, in slices of time that candidate and stable revision share.
 
-Requests of one moment fail and slow down together, so that single requests tell less than they seem to. So
+Requests of one moment fail and slow down together, so single requests say less than they seem to. So
 slices of time are the units of the analysis: their scatter holds whatever goes on within them. Beyond
 `MOST_SLICES` neighbours are merged; slices grow with the step, and with them the time over which requests may
 depend on each other (batch means).
@@ -36,12 +36,12 @@ class Evidence:
 
     def with_counts(self, stable: Counts, candidate: Counts, now: datetime, length: timedelta) -> Evidence:
         """length: that of a slice before any were merged."""
-        found = Slice(stable, candidate)
-        if found == Slice():
+        new = Slice(stable, candidate)
+        if new == Slice():
             return self
         if self.slices and self.slice_end is not None and now <= self.slice_end:
-            return replace(self, slices=(*self.slices[:-1], self.slices[-1] + found))
-        slices, merges = (*self.slices, found), self.merges
+            return replace(self, slices=(*self.slices[:-1], self.slices[-1] + new))
+        slices, merges = (*self.slices, new), self.merges
         if len(slices) > MOST_SLICES:
             pairs = [slices[i : i + 2] for i in range(0, len(slices), 2)]
             slices = tuple(pair[0] + pair[1] if len(pair) > 1 else pair[0] for pair in pairs)
