@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
@@ -134,66 +134,57 @@ class Reconciler:
             return Look(0.0, is_gone=True)
         deployment = kept.deployment
         tended = self._tended.setdefault(key, _Tended())
-        wanted = desired.wanted(deployment, redirect)
+        wanted = desired.state(deployment, redirect)
         backend = self._backends.get(deployment.spec.backend)
-        is_removed, observed = False, None
-        measured: Sequence[Measured] = ()
+        is_removed, observed, measured = False, None, list[Measured]()
+        trouble: BackendError | None
         if backend is None:
-            trouble: BackendError | None = BackendError(
-                Trouble.NOT_CONFIGURED, "This deployer has no backend of that kind."
-            )
+            trouble = BackendError(Trouble.NOT_CONFIGURED, "This deployer has no backend of that kind.")
         else:
-            is_removed, trouble = await self._carry_out(backend, deployment, wanted)
-            if not is_removed:
-                observed, trouble = await self._observe(backend, deployment, trouble)
-                measured = await self._measure(backend, deployment, observed, tended)
+            is_removed, observed, trouble = await self._applied(backend, deployment, wanted)
+            if observed is not None and observed.replicas:
+                measured = await self._measured(backend, deployment, tended)
         seen = progress.Look(
             deployment.generation, observed, trouble, {each.revision: each for each in measured}
         )
         after = await self._note(key, seen, tended, lease, is_removed=is_removed)
         if after is None or after.is_gone:
             return Look(0.0, is_gone=True, trouble=trouble)
-        is_behind = not after.is_being_removed and desired.wanted(after, redirect) != wanted
+        is_behind = not after.is_being_removed and desired.state(after, redirect) != wanted
         return Look(self._delay_s(after, trouble, tended, is_behind=is_behind), trouble=trouble)
 
-    async def _carry_out(
+    async def _applied(
         self, backend: Backend, deployment: Deployment, wanted: Wanted
-    ) -> tuple[bool, BackendError | None]:
-        """Whether it was to be removed and nothing is left of it, and what trouble there was."""
+    ) -> tuple[bool, Observed | None, BackendError | None]:
+        """Whether it was to be removed and nothing is left; what is there now; and the first trouble."""
+        observed, trouble = None, None
         try:
-            if deployment.is_being_removed:
-                return await self._in_time(backend.remove(*_place(deployment))), None
-            await self._in_time(backend.apply(wanted))
+            if not deployment.is_being_removed:
+                await self._in_time(backend.apply(wanted))
+            elif await self._in_time(backend.remove(*_place(deployment))):
+                return True, None, None
         except BackendError as error:
-            return False, error
-        return False, None
-
-    async def _observe(
-        self, backend: Backend, deployment: Deployment, trouble: BackendError | None
-    ) -> tuple[Observed | None, BackendError | None]:
+            trouble = error
         try:
-            return await self._in_time(backend.observe(*_place(deployment))), trouble
+            observed = await self._in_time(backend.observe(*_place(deployment)))
         except BackendError as error:
-            return None, trouble or error
+            trouble = trouble or error
+        return False, observed, trouble
 
-    async def _measure(
-        self, backend: Backend, deployment: Deployment, observed: Observed | None, tended: _Tended
-    ) -> Sequence[Measured]:
+    async def _measured(self, backend: Backend, deployment: Deployment, tended: _Tended) -> list[Measured]:
         """What replicas counted: at every look in a rollout, else once in a while.
 
         What cannot be asked is missing, and stays missing.
         """
-        if observed is None or not observed.replicas:
-            return ()
         if not deployment.is_rolling and not self._is_past(tended.measured_at, self._measured_every):
-            return ()
+            return []
         try:
-            return await self._in_time(backend.measure(*_place(deployment)))
+            return list(await self._in_time(backend.measure(*_place(deployment))))
         except BackendError as error:
             _LOG.warning(
                 "not measured", extra={"model_id": deployment.key.model_id, "cause": error.trouble.value}
             )
-            return ()
+            return []
 
     @property
     def _measured_every(self) -> timedelta:
