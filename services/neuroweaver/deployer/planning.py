@@ -13,7 +13,7 @@ from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.artifacts.versions import Versions
 from neuroweaver.deployer.domain import desired, messages, model, naming, specification
 from neuroweaver.deployer.domain.backend import Backend, BackendPlan, Bundle, Key
-from neuroweaver.deployer.domain.model import Deployment, Revision
+from neuroweaver.deployer.domain.model import Deployment, Revision, SpecChange
 from neuroweaver.deployer.domain.specification import Defaults
 from neuroweaver.mesh.wire.errors import (
     Error,
@@ -42,23 +42,19 @@ class Draft:
     @property
     def digest(self) -> str:
         """Over version, spec and live objects: what a plan was agreed to for."""
-        seen = hashlib.sha256()
-        plan = self.plan
-        parts = [
-            self.bundle.version,
-            self.bundle.digest,
-            self.spec.SerializeToString(deterministic=True).hex(),
-            str(plan.replacement),
-        ]
-        for each in plan.objects:
-            parts += [each.api_version, each.kind, each.namespace, each.name, str(each.action), each.manifest]
-            parts += [
-                f"{change.object} {change.path} {change.before} {change.after}" for change in each.changes
-            ]
-        parts += [f"{each.reason} {each.field}" for each in plan.findings if each.is_blocking]
-        for part in parts:
-            seen.update(hashlib.sha256(part.encode()).digest())
-        return seen.hexdigest()
+        agreed = pb.DeploymentPlan(
+            version=self.bundle.version,
+            digest=self.bundle.digest,
+            replacement=self.plan.replacement,
+            objects=map(messages.from_object, self.plan.objects),
+            findings=(
+                pb.PlanFinding(reason=finding.reason, field=finding.field)
+                for finding in self.plan.findings
+                if finding.is_blocking
+            ),
+        )
+        spec = hashlib.sha256(self.spec.SerializeToString(deterministic=True))
+        return hashlib.sha256(spec.digest() + agreed.SerializeToString(deterministic=True)).hexdigest()
 
     def message(self) -> pb.DeploymentPlan:
         return messages.from_plan(
@@ -100,7 +96,7 @@ class Planner:
         bundle = await self.versions.of(key.model_id, asked)
         spec = specification.completed(asked, key, bundle, self.defaults)
         check_same_place(current, spec)
-        after = respecified(key, current, asked, spec, bundle, actor=actor, now=now)
+        after = respecified(key, current, SpecChange(asked, spec, actor, now), bundle)
         return replace(await self.planned(after, bundle), asked=asked)
 
     def rescaled(
@@ -115,13 +111,13 @@ class Planner:
         asked = specification.changed(current.asked, change)
         bundle = current.revision(current.target).bundle
         spec = specification.completed(asked, current.key, bundle, self.defaults)
-        return current.rescaled(asked, spec, actor=actor, now=now)
+        return current.rescaled(SpecChange(asked, spec, actor, now))
 
     def rolled_back(self, current: Deployment, to: Revision, *, actor: str, now: datetime) -> Deployment:
         """On its way to an earlier revision, by a spec that names that version."""
         asked = specification.changed(current.asked, lambda spec: setattr(spec, "version", to.bundle.version))
         spec = specification.completed(asked, current.key, to.bundle, self.defaults)
-        return current.rolled_back(to, asked, spec, actor=actor, now=now)
+        return current.rolled_back(to, SpecChange(asked, spec, actor, now))
 
     async def planned(self, after: Deployment, bundle: Bundle) -> Draft:
         """Of a deployment as it would be with these files."""
@@ -161,23 +157,12 @@ class Planner:
         return ()
 
 
-def respecified(
-    key: Key,
-    current: Deployment | None,
-    asked: pb.DeploymentSpec,
-    spec: pb.DeploymentSpec,
-    bundle: Bundle,
-    *,
-    actor: str,
-    now: datetime,
-) -> Deployment:
+def respecified(key: Key, current: Deployment | None, change: SpecChange, bundle: Bundle) -> Deployment:
     """The deployment with a spec; itself if that is nothing new."""
     if current is None or current.is_gone:
         generation = current.generation + 1 if current else 1
-        return model.created(
-            key, naming.resource_name(key), asked, spec, bundle, actor=actor, now=now, generation=generation
-        )
-    return current.respecified(asked, spec, bundle, actor=actor, now=now)
+        return model.created(key, naming.resource_name(key), change, bundle, generation=generation)
+    return current.respecified(change, bundle)
 
 
 def check_same_place(current: Deployment | None, spec: pb.DeploymentSpec) -> None:
@@ -185,9 +170,9 @@ def check_same_place(current: Deployment | None, spec: pb.DeploymentSpec) -> Non
     if current is None or current.is_gone:
         return
     if current.spec.backend != spec.backend:
-        raise InvalidArgument("spec.backend", "cannot change: undeploy it, then deploy it there")
+        raise InvalidArgument("spec.backend", "cannot change; undeploy, then deploy there")
     if current.spec.kubernetes.namespace != spec.kubernetes.namespace:
-        raise InvalidArgument("spec.kubernetes.namespace", "cannot change: undeploy it, then deploy it there")
+        raise InvalidArgument("spec.kubernetes.namespace", "cannot change; undeploy, then deploy there")
 
 
 def error_of(error: BackendError) -> Error:

@@ -16,7 +16,7 @@ from neuroweaver.deployer.domain.backend import Bundle, File, Key, Line, Measure
 from neuroweaver.deployer.domain.metrics.health import Health
 from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
 from neuroweaver.deployer.domain.metrics.thresholds import ThresholdState
-from neuroweaver.deployer.domain.model import Condition, Deployment
+from neuroweaver.deployer.domain.model import Condition, Deployment, SpecChange
 from neuroweaver.deployer.domain.naming import resource_name
 from neuroweaver.deployer.domain.recovery import Watch
 from neuroweaver.deployer.domain.rollouts import transitions
@@ -40,16 +40,15 @@ def bundle(version: str) -> Bundle:
 def made(key: Key = KEY, **fields) -> Deployment:
     asked = pb.DeploymentSpec(version="1.0.0", **fields)
     spec = completed(asked, key, bundle("1.0.0"), Defaults())
-    return model.created(key, resource_name(key), asked, spec, bundle("1.0.0"), actor="ada", now=NOW)
+    return model.created(key, resource_name(key), SpecChange(asked, spec, "ada", NOW), bundle("1.0.0"))
 
 
 def full() -> Deployment:
     """With everything that a deployment can have."""
     steps = [pb.CanaryStep(weight_percent=10)]
     deployment = made(rollout=pb.RolloutPolicy(canary=pb.CanaryPolicy(steps=steps))).settled(1)
-    deployment = deployment.respecified(
-        deployment.asked, deployment.spec, bundle("2.0.0"), actor="bob", now=NOW + timedelta(seconds=1)
-    )
+    change = SpecChange(deployment.asked, deployment.spec, "bob", NOW + timedelta(seconds=1))
+    deployment = deployment.respecified(change, bundle("2.0.0"))
     rollout = transitions.begin(1, 2, deployment.spec, pb.REPLACEMENT_MODE_SURGE, NOW)
     for second in range(20):
         seen = RevisionSeen(

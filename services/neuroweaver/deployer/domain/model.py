@@ -31,6 +31,16 @@ class Cause(StrEnum):
     ROLLBACK = "ROLLBACK"
 
 
+@dataclass(frozen=True)
+class SpecChange:
+    """A spec as it was given and with every default, who gave it, and when."""
+
+    asked: pb.DeploymentSpec
+    spec: pb.DeploymentSpec
+    actor: str
+    now: datetime
+
+
 @dataclass(frozen=True, kw_only=True)
 class Revision:
     """A version as it was deployed once. is_proven: it served all traffic healthily."""
@@ -65,7 +75,7 @@ class Status:
     """
 
     state: pb.DeploymentState.ValueType = pb.DEPLOYMENT_STATE_PENDING
-    message: str = "Accepted; nothing is there yet."
+    message: str = "Accepted; nothing has started yet."
     conditions: tuple[Condition, ...] = ()
     endpoint: str = ""
     replicas: tuple[Replica, ...] = ()
@@ -201,25 +211,18 @@ class Deployment:
                 "BEING_REMOVED", "the deployment is being removed; try again once it is gone"
             )
 
-    def respecified(
-        self, asked: pb.DeploymentSpec, spec: pb.DeploymentSpec, bundle: Bundle, *, actor: str, now: datetime
-    ) -> Deployment:
-        """As the spec wants it from now on; itself if that is nothing new."""
+    def respecified(self, change: SpecChange, bundle: Bundle) -> Deployment:
+        """As the spec says from now on; itself if that is nothing new."""
         target = self.find(self.target)
         is_same_version = target is not None and _is_same(target.bundle, bundle)
-        if spec == self.spec and is_same_version:
+        if change.spec == self.spec and is_same_version:
             return self
-        after = replace(
-            self._asked(asked, spec, actor, now),
-            followed=bundle.version if spec.WhichOneof("source") == "alias" else "",
-        )
-        return after if is_same_version else after._aimed(bundle, Cause.DEPLOY, actor, now)
+        after = replace(self._changed(change), followed=_followed(change.spec, bundle))
+        return after if is_same_version else after._aimed(bundle, Cause.DEPLOY, change.actor, change.now)
 
-    def rescaled(
-        self, asked: pb.DeploymentSpec, spec: pb.DeploymentSpec, *, actor: str, now: datetime
-    ) -> Deployment:
+    def rescaled(self, change: SpecChange) -> Deployment:
         """With another spec and the same version: no rollout begins. Itself if nothing is new."""
-        return self if spec == self.spec else self._asked(asked, spec, actor, now)
+        return self if change.spec == self.spec else self._changed(change)
 
     def followed_to(self, bundle: Bundle, spec: pb.DeploymentSpec, *, now: datetime) -> Deployment:
         """After the alias moved. Where it names again what serves, nothing but that is noted."""
@@ -248,20 +251,12 @@ class Deployment:
                 return each
         raise FailedPrecondition("NOTHING_TO_ROLL_BACK", "no earlier revision has served yet")
 
-    def rolled_back(
-        self,
-        to: Revision,
-        asked: pb.DeploymentSpec,
-        spec: pb.DeploymentSpec,
-        *,
-        actor: str,
-        now: datetime,
-    ) -> Deployment:
+    def rolled_back(self, to: Revision, change: SpecChange) -> Deployment:
         """On its way to an earlier revision, and following no alias; in a rollout, back to the stable one."""
-        after = replace(self._asked(asked, spec, actor, now), followed="")
+        after = replace(self._changed(change), followed="")
         if self.is_rolling and to.number == self.stable:
             return replace(after, target=self.stable)
-        return after._aimed(to.bundle, Cause.ROLLBACK, actor, now, is_proven=to.is_proven)
+        return after._aimed(to.bundle, Cause.ROLLBACK, change.actor, change.now, is_proven=to.is_proven)
 
     def switched(self, to: Key | None) -> Deployment:
         """With its traffic at another deployment, because it was asked for; itself if it is there already.
@@ -307,29 +302,20 @@ class Deployment:
 
     def settled(self, stable: int) -> Deployment:
         """With a revision that serves all traffic healthily: it can be gone back to."""
-        return replace(
-            self,
-            stable=stable,
-            target=stable,
-            revisions=_kept(
-                tuple(
-                    replace(each, is_proven=True) if each.number == stable else each
-                    for each in self.revisions
-                ),
-                {stable},
-            ),
+        revisions = tuple(
+            replace(revision, is_proven=True) if revision.number == stable else revision
+            for revision in self.revisions
         )
+        return replace(self, stable=stable, target=stable, revisions=_kept(revisions, {stable}))
 
-    def _asked(
-        self, asked: pb.DeploymentSpec, spec: pb.DeploymentSpec, actor: str, now: datetime
-    ) -> Deployment:
+    def _changed(self, change: SpecChange) -> Deployment:
         return replace(
             self,
-            asked=asked,
-            spec=spec,
+            asked=change.asked,
+            spec=change.spec,
             generation=self.generation + 1,
-            update_time=now,
-            updated_by=actor,
+            update_time=change.now,
+            updated_by=change.actor,
             status=replace(self.status, settled_replicas=None),
         )
 
@@ -367,32 +353,28 @@ def require_current(deployment: Deployment | None, etag: str) -> None:
 
 
 def created(
-    key: Key,
-    resource_name: str,
-    asked: pb.DeploymentSpec,
-    spec: pb.DeploymentSpec,
-    bundle: Bundle,
-    *,
-    actor: str,
-    now: datetime,
-    generation: int = 1,
+    key: Key, resource_name: str, change: SpecChange, bundle: Bundle, *, generation: int = 1
 ) -> Deployment:
     """A new one. generation: goes on where it was if a deployment of this name was removed before."""
     empty = Deployment(
         key=key,
         resource_name=resource_name,
-        asked=asked,
-        spec=spec,
+        asked=change.asked,
+        spec=change.spec,
         generation=generation,
-        create_time=now,
-        update_time=now,
-        updated_by=actor,
+        create_time=change.now,
+        update_time=change.now,
+        updated_by=change.actor,
         revisions=(),
         last_revision=0,
         target=0,
-        followed=bundle.version if spec.WhichOneof("source") == "alias" else "",
+        followed=_followed(change.spec, bundle),
     )
-    return empty._aimed(bundle, Cause.DEPLOY, actor, now)
+    return empty._aimed(bundle, Cause.DEPLOY, change.actor, change.now)
+
+
+def _followed(spec: pb.DeploymentSpec, bundle: Bundle) -> str:
+    return bundle.version if spec.WhichOneof("source") == "alias" else ""
 
 
 def _is_same(one: Bundle, other: Bundle) -> bool:

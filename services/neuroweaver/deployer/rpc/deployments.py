@@ -10,7 +10,7 @@ from typing import Any
 from neuroweaver.deployer import planning
 from neuroweaver.deployer.domain import messages, recovery, specification
 from neuroweaver.deployer.domain.backend import Key
-from neuroweaver.deployer.domain.model import Deployment, Revision, require_current
+from neuroweaver.deployer.domain.model import Deployment, Revision, SpecChange, require_current
 from neuroweaver.deployer.planning import Draft, Planner
 from neuroweaver.deployer.rpc.keys import existing_key, new_key
 from neuroweaver.deployer.storage.reader import LABELS, Kept, Reader
@@ -30,9 +30,8 @@ async def deploy(deployments: Writer, key: Key, draft: Draft, etag: str) -> pb.D
     require_current(current, etag)
     planning.check_same_place(current, draft.spec)
     await check_backups(deployments, key, draft.spec)
-    after = planning.respecified(
-        key, current, draft.asked, draft.spec, draft.bundle, actor=deployments.actor, now=deployments.now
-    )
+    change = SpecChange(draft.asked, draft.spec, deployments.actor, deployments.now)
+    after = planning.respecified(key, current, change, draft.bundle)
     if after is not current:
         after = replace(after, replacement=draft.plan.replacement)
     return answer(await deployments.save(before, after))
@@ -115,7 +114,9 @@ async def check_backups(deployments: Reader, key: Key, spec: pb.DeploymentSpec) 
     """Raises InvalidArgument if the traffic could be sent in a circle."""
     backup = specification.backup_of(spec, key.project)
     if recovery.cycle(key, backup, await deployments.backups_from(backup)):
-        raise InvalidArgument("spec.recovery.backup", "leads back to this deployment, or to itself")
+        raise InvalidArgument(
+            "spec.recovery.backup", "leads back to this deployment, or into a circle; name another backup"
+        )
 
 
 def answer(kept: Kept) -> pb.Deployment:
