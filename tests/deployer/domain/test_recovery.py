@@ -12,7 +12,7 @@ from neuroweaver.v1 import deployer_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HEALTHY = Health(pb.HEALTH_STATE_HEALTHY, "fine")
-UNHEALTHY = Health(pb.HEALTH_STATE_UNHEALTHY, "No token was made for 85 min.")
+UNHEALTHY = Health(pb.HEALTH_STATE_UNHEALTHY, "No token for 85 min.")
 DEGRADED = Health(pb.HEALTH_STATE_DEGRADED, "1 of 2 replicas are ready.")
 INACCURATE = Health(
     pb.HEALTH_STATE_DEGRADED,

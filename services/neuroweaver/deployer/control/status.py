@@ -81,7 +81,7 @@ def _state(  # noqa: PLR0911  # the first that holds
     ready, wanted = status.ready(), deployment.replicas
     failing = [each for each in status.replicas if each.phase in _FAILING]
     if deployment.is_being_removed:
-        return pb.DEPLOYMENT_STATE_DELETING, f"Draining: {len(status.replicas)} replicas are left."
+        return pb.DEPLOYMENT_STATE_DELETING, f"Draining; replicas left: {len(status.replicas)}."
     if status.is_idle:
         return pb.DEPLOYMENT_STATE_IDLE, "Scaled to zero; the first request starts a replica."
     if wanted == 0 and not status.replicas:
@@ -108,8 +108,8 @@ def _served(deployment: Deployment, failing: Sequence[Replica]) -> tuple[pb.Depl
     status, health = deployment.status, deployment.status.health
     if status.applied_generation < deployment.generation == status.generation:
         if failing:
-            return pb.DEPLOYMENT_STATE_DEGRADED, f"What replaces the replicas fails: {_why(failing)}"
-        return pb.DEPLOYMENT_STATE_PROGRESSING, "The replicas are replaced by such as the spec wants now."
+            return pb.DEPLOYMENT_STATE_DEGRADED, f"The replacement replicas fail: {_why(failing)}"
+        return pb.DEPLOYMENT_STATE_PROGRESSING, "Replicas are being replaced to match the current spec."
     if health is not None and health.state in {pb.HEALTH_STATE_DEGRADED, pb.HEALTH_STATE_UNHEALTHY}:
         return pb.DEPLOYMENT_STATE_DEGRADED, health.reason
     return pb.DEPLOYMENT_STATE_READY, f"All {status.ready()} replicas are ready."
@@ -150,10 +150,10 @@ def _scheduled(deployment: Deployment, observed: Observed, trouble: BackendError
         return False, trouble.trouble.value, str(trouble)
     waiting = sum(each.phase == pb.REPLICA_PHASE_SCHEDULING for each in observed.replicas)
     if waiting:
-        return None, "WAITING", f"{waiting} replicas wait for a place."
+        return None, "WAITING", f"{waiting} replicas are waiting to be placed."
     if len(observed.replicas) < deployment.replicas:
         return None, "WAITING", f"{len(observed.replicas)} of {deployment.replicas} replicas are placed."
-    return True, "PLACED", "Every replica has its place."
+    return True, "PLACED", "Every replica is placed."
 
 
 def _is_unplaced(reason: str) -> bool:
@@ -184,38 +184,42 @@ def _serving(deployment: Deployment) -> Said:
     if failing:
         return False, "REPLICA_FAILED", _why(failing)
     if deployment.replicas == 0:
-        return False, "STOPPED", "No replica is wanted."
+        return False, "STOPPED", "Scaled to zero by request."
     return False, "NOT_READY", "No replica is ready yet."
 
 
 def _drift_free(status: Status) -> Said:
     if not status.drift:
-        return True, "AS_APPLIED", "Everything is as it was applied."
+        return True, "AS_APPLIED", "Everything is as applied."
     changed = ", ".join(sorted({each.object for each in status.drift})[:5])
     if status.drift_corrected:
-        return True, "CORRECTED", f"Somebody else changed {changed}; it was set back."
-    return False, "DRIFT", f"Somebody else changed {changed}, and owns what was changed."
+        return True, "CORRECTED", f"Somebody else changed {changed}; the change was undone."
+    return False, "DRIFT", f"Somebody else changed {changed} and owns the changed fields."
 
 
 def _rolled_out(deployment: Deployment) -> Said:
     if deployment.stable == deployment.target and not deployment.is_rolling:
-        return True, "STABLE", f"Revision {deployment.stable} is the one that shall serve."
+        return True, "STABLE", f"Revision {deployment.stable} is fully rolled out."
     if not deployment.stable:
-        return False, "FIRST_START", f"Revision {deployment.target} starts for the first time."
+        return False, "FIRST_START", f"Revision {deployment.target} is the first and has not served yet."
     rollout = deployment.rollout
     if rollout is None or rollout.is_over:
-        return False, "ROLLING_OUT", f"Revision {deployment.target} takes the place of {deployment.stable}."
+        return (
+            False,
+            "ROLLING_OUT",
+            f"Revision {deployment.target} is replacing revision {deployment.stable}.",
+        )
     return False, pb.RolloutState.Name(rollout.state).removeprefix("ROLLOUT_STATE_"), rollout.message
 
 
 def _thresholds_kept(health: Health | None) -> Said:
     if health is None or all(each.value is None for each in health.thresholds):
-        return None, "NO_DATA", "Too little was measured to say."
+        return None, "NO_DATA", "Not enough data yet."
     broken = [
         pb.ThresholdKind.Name(each.kind).removeprefix("THRESHOLD_KIND_")
         for each in health.thresholds
         if each.is_breached
     ]
     if broken:
-        return False, broken[0], f"Beyond its limit: {', '.join(broken)}."
-    return True, "KEPT", "Every threshold with data is kept."
+        return False, broken[0], f"Beyond the limit: {', '.join(broken)}."
+    return True, "KEPT", "All thresholds with data are met."

@@ -98,13 +98,17 @@ def check_autoscaling(field: str, scaling: pb.Autoscaling, backend: pb.Deploymen
     """Raises InvalidArgument."""
     if scaling.custom_metrics and backend == pb.DEPLOYMENT_BACKEND_LOCAL:
         raise InvalidArgument(
-            f"{field}.custom_metrics", "need a cluster's custom metrics API, which the local backend has not"
+            f"{field}.custom_metrics",
+            "need a cluster's custom metrics API, which the local backend does not have",
         )
 
 
 def _check(spec: pb.DeploymentSpec, key: Key) -> None:
     if spec.HasField("kubernetes") and spec.backend != pb.DEPLOYMENT_BACKEND_KUBERNETES:
-        raise InvalidArgument("spec.kubernetes", "has no meaning on the local backend, the default here")
+        raise InvalidArgument(
+            "spec.kubernetes",
+            "is only for the Kubernetes backend; remove it, or set spec.backend",
+        )
     if spec.HasField("autoscaling"):
         check_autoscaling("spec.autoscaling", spec.autoscaling, spec.backend)
     _check_canary(spec.rollout)
@@ -114,7 +118,7 @@ def _check(spec: pb.DeploymentSpec, key: Key) -> None:
             "spec.engine.tensor_parallel_size", f"is more than the {gpus} GPUs of spec.resources.gpus"
         )
     if engine.weight_type == pb.WEIGHT_TYPE_FP16 and gpus == 0:
-        raise InvalidArgument("spec.engine.weight_type", "FP16 needs a GPU, and spec.resources.gpus is 0")
+        raise InvalidArgument("spec.engine.weight_type", "FP16 needs a GPU, but spec.resources.gpus is 0")
     if (
         spec.rollout.replacement == pb.REPLACEMENT_MODE_SWAP_ADAPTER
         and engine.adapter_mode != pb.ADAPTER_MODE_SWITCHED
@@ -124,7 +128,7 @@ def _check(spec: pb.DeploymentSpec, key: Key) -> None:
         )
     backup = backup_of(spec, key.project)
     if backup == key:
-        raise InvalidArgument("spec.recovery.backup", "is this very deployment")
+        raise InvalidArgument("spec.recovery.backup", "is this deployment itself")
 
 
 def _check_canary(rollout: pb.RolloutPolicy) -> None:
@@ -133,7 +137,7 @@ def _check_canary(rollout: pb.RolloutPolicy) -> None:
         if after.weight_percent <= before.weight_percent:
             raise InvalidArgument(
                 f"spec.rollout.canary.steps[{index}].weight_percent",
-                f"does not rise: {after.weight_percent} after {before.weight_percent}",
+                f"must rise from step to step: {after.weight_percent} after {before.weight_percent}",
             )
     if rollout.HasField("canary") and not steps:
         raise InvalidArgument("spec.rollout.canary.steps", "is empty")

@@ -141,7 +141,10 @@ def _samples(samples: Iterable[pb.PerformanceSample], now: datetime) -> Iterable
     for index, sample in enumerate(samples):
         time = sample.time.ToDatetime(now.tzinfo) if sample.HasField("time") else now
         if time > now + MAX_AHEAD:
-            raise InvalidArgument(f"samples[{index}].time", "lies more than 5 minutes in the future")
+            raise InvalidArgument(
+                f"samples[{index}].time",
+                "is more than 5 minutes in the future; check the clock of the sender",
+            )
         values = {name: getattr(sample, name) if sample.HasField(name) else None for name in _VALUES}
         requests = sample.requests if sample.HasField("requests") else 1
         yield Sample(time, sample.version, requests, **values)

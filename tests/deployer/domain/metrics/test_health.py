@@ -154,9 +154,9 @@ SERVING = Serving(desired=2, ready=2, last_token_time=NOW, running=0, waiting=0)
     [
         ({}, 60, pb.HEALTH_STATE_HEALTHY, "last token is 60 s old"),
         # The port is open and the pods say ready, for 85 minutes.
-        ({"running": 3.0}, 85 * 60, pb.HEALTH_STATE_UNHEALTHY, "No token was made for 85 min, though 3 requests"),
-        ({}, 61, pb.HEALTH_STATE_UNKNOWN, "nothing asks for one"),
-        ({"last_token_time": None}, 0, pb.HEALTH_STATE_UNKNOWN, "No token was made yet"),
+        ({"running": 3.0}, 85 * 60, pb.HEALTH_STATE_UNHEALTHY, "No token for 85 min, though 3 requests"),
+        ({}, 61, pb.HEALTH_STATE_UNKNOWN, "no request is waiting for one"),
+        ({"last_token_time": None}, 0, pb.HEALTH_STATE_UNKNOWN, "No token yet"),
         ({"ready": 1, "reason": "no GPU is free"}, 0, pb.HEALTH_STATE_DEGRADED, "1 of 2 replicas are ready: no GPU is free"),
         ({"ready": 0}, 0, pb.HEALTH_STATE_UNHEALTHY, "None of 2 replicas is ready."),
         ({"ready": 0, "last_token_time": None}, 0, pb.HEALTH_STATE_UNKNOWN, "has served yet"),

@@ -374,7 +374,7 @@ def test_a_rollback_that_is_asked_for_returns_traffic_at_once_also_to_a_broken_r
 def test_a_rollback_works_while_the_candidate_takes_over():
     world = World(spec(replicas=3))
     world.run(until=PROMOTING)
-    world.rollout = transitions.rolled_back(world.rollout, "It was asked for.")
+    world.rollout = transitions.rolled_back(world.rollout, "Requested.")
     world.tick()
     assert (world.rollout.stable_replicas, world.rollout.candidate_replicas) == (3, 0)
     assert world.run().state == ROLLED_BACK

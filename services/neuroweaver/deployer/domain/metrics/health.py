@@ -84,12 +84,12 @@ def _without_token(
 ) -> tuple[pb.HealthState.ValueType, str]:
     """Without requests an engine has nothing to prove itself by; with some that waited long it is dead."""
     requests = (serving.running or 0) + (serving.waiting or 0)
-    silence = "No token was made yet" if age is None else f"No token was made for {_in_words(age)}"
+    silence = "No token yet" if age is None else f"No token for {_in_words(age)}"
     if requests and serving.asked_since is not None and now - serving.asked_since <= MAX_TOKEN_AGE:
-        return pb.HEALTH_STATE_UNKNOWN, f"{silence}; {requests:.0f} requests have just asked for one."
+        return pb.HEALTH_STATE_UNKNOWN, f"{silence}; {requests:.0f} requests have just begun to wait for one."
     if requests:
-        return pb.HEALTH_STATE_UNHEALTHY, f"{silence}, though {requests:.0f} requests ask for one."
-    return pb.HEALTH_STATE_UNKNOWN, f"{silence}; nothing asks for one."
+        return pb.HEALTH_STATE_UNHEALTHY, f"{silence}, though {requests:.0f} requests are waiting for one."
+    return pb.HEALTH_STATE_UNKNOWN, f"{silence}; no request is waiting for one."
 
 
 def _in_words(age: timedelta) -> str:

@@ -109,9 +109,7 @@ def described(state: ThresholdState) -> str:
     word = "at least" if threshold.is_least else "at most"
     limit = threshold.shown(state.limit).split(" of ", 1)[1].removesuffix(" under load")
     if state.value is None:
-        return (
-            f"the {threshold.shown(state.limit).split(' of ', 1)[0]}, {word} {limit}, was broken a while ago"
-        )
+        return f"the {threshold.shown(state.limit).split(' of ', 1)[0]}, {word} {limit}, was broken recently"
     return f"{threshold.shown(state.value)}, not {word} {limit}"
 
 

@@ -89,7 +89,7 @@ def aimed(
         return rollout
     if rollout is not None and not rollout.is_over:
         if target == rollout.stable:
-            return rolled_back(rollout, "It was asked for.")
+            return rolled_back(rollout, "Requested.")
         stable = rollout.candidate if rollout.has_taken_over else rollout.stable
     if target == stable:
         return rollout
@@ -150,7 +150,7 @@ def _fitted(rollout: Rollout, spec: pb.DeploymentSpec) -> Rollout:
 def _started(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetime) -> Rollout:
     if not rollout.size:
         return _ended(
-            rollout, pb.ROLLOUT_STATE_PROMOTED, now, "No replicas are wanted, so that nothing need start."
+            rollout, pb.ROLLOUT_STATE_PROMOTED, now, "No replicas are wanted, so none has to start."
         )
     needed = replacing.needed_replicas(rollout, spec)
     if rollout.is_canary:
@@ -275,7 +275,7 @@ def _wait(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetime, 
     if not spec.rollout.canary.HasField("analysis"):
         return ""
     if not seen.stable.ready and not _is_broken(rollout, seen, now):
-        return f"Revision {rollout.stable} has no ready replica at the moment and so is no baseline."
+        return f"Revision {rollout.stable} has no ready replica at the moment, so there is no baseline."
     analysis = rollout.analysis
     if analysis is None:
         return "Nothing has been measured yet."
