@@ -16,7 +16,8 @@ from deployer.worlds import KEY
 from neuroweaver.deployer.control.housekeeping import chores
 from neuroweaver.deployer.control.recent import Memory
 from neuroweaver.deployer.domain.backend import Key, Measured
-from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
+from neuroweaver.deployer.domain.metrics.counts import Sample
+from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.storage.reader import Reader
 from neuroweaver.deployer.storage.writer import by_itself
 from neuroweaver.v1 import deployer_pb2 as pb

@@ -260,7 +260,7 @@ async def test_a_change_of_replicas_that_stay_is_done_once_all_are_replaced(mesh
     after = await mesh.settle()
     assert len(after.revisions) == 1
     assert (after.state, after.observed_generation) == (pb.DEPLOYMENT_STATE_PROGRESSING, after.generation)
-    assert "are replaced" in after.message
+    assert "are being replaced" in after.message
     mesh.backend.is_replacing = False
     assert (await mesh.settle()).state == pb.DEPLOYMENT_STATE_READY
 

@@ -13,8 +13,9 @@ from sqlalchemy import select
 from neuroweaver.deployer.control.housekeeping import chores
 from neuroweaver.deployer.domain import model
 from neuroweaver.deployer.domain.backend import Bundle, File, Key, Line, Measured, Replica
+from neuroweaver.deployer.domain.metrics.counts import Sample
 from neuroweaver.deployer.domain.metrics.health import Health
-from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
+from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.metrics.thresholds import ThresholdState
 from neuroweaver.deployer.domain.model import Condition, Deployment, SpecChange
 from neuroweaver.deployer.domain.naming import resource_name

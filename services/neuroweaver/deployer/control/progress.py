@@ -13,8 +13,8 @@ from neuroweaver.deployer.control.recent import Recent
 from neuroweaver.deployer.domain import recovery, specification
 from neuroweaver.deployer.domain.backend import Measured, Observed, Replica
 from neuroweaver.deployer.domain.metrics import counts
+from neuroweaver.deployer.domain.metrics.counts import Sample
 from neuroweaver.deployer.domain.metrics.health import Health
-from neuroweaver.deployer.domain.metrics.measurement import Sample
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.domain.recovery import Move
 from neuroweaver.deployer.domain.rollouts import transitions

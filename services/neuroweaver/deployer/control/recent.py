@@ -14,8 +14,8 @@ from typing import Final
 
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.domain.metrics import counts
-from neuroweaver.deployer.domain.metrics.counts import Counts
-from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
+from neuroweaver.deployer.domain.metrics.counts import Counts, Sample
+from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.metrics.proof import Proof, first
 from neuroweaver.deployer.domain.metrics.window import Window
 from neuroweaver.deployer.domain.model import Deployment
@@ -93,14 +93,13 @@ class Recent:
         elapsed = after.time - before.time
         if elapsed > self.basis.length:
             return Counts()  # most of it lies before the window
-        counted = counts.between(
+        return counts.between(
             before.measured,
             after.measured,
             elapsed,
             replicas=after.replicas,
             replica_hour_usd=self.basis.replica_hour_usd,
         )
-        return counted or Counts()
 
 
 class Memory:

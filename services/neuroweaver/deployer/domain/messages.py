@@ -10,8 +10,9 @@ from google.protobuf.message import Message
 
 from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Key, Planned, Replica
 from neuroweaver.deployer.domain.metrics import measurement
+from neuroweaver.deployer.domain.metrics.counts import Sample
 from neuroweaver.deployer.domain.metrics.health import Health
-from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally, Window
+from neuroweaver.deployer.domain.metrics.measurement import Tally, Window
 from neuroweaver.deployer.domain.model import Condition, Deployment, Revision
 from neuroweaver.deployer.domain.rollouts.rollout import Rollout, bake_end
 from neuroweaver.mesh.wire.clock import timestamp

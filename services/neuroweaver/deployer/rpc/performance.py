@@ -10,7 +10,7 @@ from neuroweaver.deployer.control import health as healths
 from neuroweaver.deployer.control.recent import Memory
 from neuroweaver.deployer.domain import messages, switching
 from neuroweaver.deployer.domain.backend import Key
-from neuroweaver.deployer.domain.metrics.measurement import Sample
+from neuroweaver.deployer.domain.metrics.counts import Sample
 from neuroweaver.deployer.domain.model import Deployment, require_current
 from neuroweaver.deployer.planning import Planner
 from neuroweaver.deployer.rpc.keys import existing_key

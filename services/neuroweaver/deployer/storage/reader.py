@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Row, Table, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.deployer.domain.backend import Key, Line
-from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
+from neuroweaver.deployer.domain.metrics.counts import Sample
+from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.domain.specification import backup_of
 from neuroweaver.deployer.storage import tables

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.deployer.domain import history
 from neuroweaver.deployer.domain.backend import Key, Line
-from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
+from neuroweaver.deployer.domain.metrics.counts import Sample
+from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.model import SYSTEM, Deployment
 from neuroweaver.deployer.storage import tables
 from neuroweaver.deployer.storage.reader import Kept, Reader, of

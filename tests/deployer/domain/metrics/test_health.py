@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from deployer.world import stored
 from neuroweaver.deployer.domain.defaults import filled
-from neuroweaver.deployer.domain.metrics.counts import Counts, Sum, reported, total
+from neuroweaver.deployer.domain.metrics.counts import Counts, Sample, Sum, reported, total
 from neuroweaver.deployer.domain.metrics.health import Serving, judged
 from neuroweaver.deployer.domain.metrics.thresholds import described, evaluated
 from neuroweaver.deployer.domain.metrics.window import Window
@@ -20,14 +20,9 @@ def seconds(count):
     return NOW + timedelta(seconds=count)
 
 
-class Sample:
-    """A report as routers make them."""
-
-    accuracy = latency_ms = throughput_rps = error_rate = cost_per_request = judged_quality = None
-
-    def __init__(self, requests=1, **values):
-        self.requests = requests
-        vars(self).update(values)
+def sample(requests, **values):
+    """A report of the stable revision."""
+    return Sample(NOW, "", requests, **values)
 
 
 def state_of(kind, states):
@@ -122,8 +117,8 @@ def test_each_threshold_has_its_measure(kind, found, value, is_breached):
 def test_reported_samples_are_weighted_by_their_requests():
     found = total(
         [
-            reported(Sample(900, accuracy=0.9, latency_ms=100.0)),
-            reported(Sample(100, accuracy=0.4, latency_ms=4000.0)),
+            reported(sample(900, accuracy=0.9, latency_ms=100.0)),
+            reported(sample(100, accuracy=0.4, latency_ms=4000.0)),
         ]
     )
     states = evaluated((), filled(pb.ModelThresholds()), found, NOW)
@@ -134,9 +129,9 @@ def test_reported_samples_are_weighted_by_their_requests():
 
 
 def test_a_reported_throughput_counts_under_load_only():
-    sample = Sample(100, throughput_rps=3.0)
-    idle = evaluated((), filled(pb.ModelThresholds()), reported(sample), NOW)
-    loaded = evaluated((), filled(pb.ModelThresholds()), reported(sample, is_loaded=True), NOW)
+    slow = sample(100, throughput_rps=3.0)
+    idle = evaluated((), filled(pb.ModelThresholds()), reported(slow), NOW)
+    loaded = evaluated((), filled(pb.ModelThresholds()), reported(slow, is_loaded=True), NOW)
     assert state_of(pb.THRESHOLD_KIND_THROUGHPUT, idle).value is None
     assert state_of(pb.THRESHOLD_KIND_THROUGHPUT, loaded).is_breached
 

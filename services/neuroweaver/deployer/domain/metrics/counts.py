@@ -10,8 +10,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import timedelta
-from typing import Final, Protocol
+from datetime import datetime, timedelta
+from typing import Final
 
 from neuroweaver.deployer.domain.backend import Measured
 
@@ -20,23 +20,22 @@ _BUCKETS_PER_OCTAVE: Final = 8
 _LEAST_MS: Final = 0.125
 
 
-class Report(Protocol):
-    """What a router measured: means over so many requests. None: not measured."""
+@dataclass(frozen=True)
+class Sample:
+    """What a router measured: means over so many requests. None: not measured.
 
-    @property
-    def requests(self) -> int: ...
-    @property
-    def accuracy(self) -> float | None: ...
-    @property
-    def latency_ms(self) -> float | None: ...
-    @property
-    def throughput_rps(self) -> float | None: ...
-    @property
-    def error_rate(self) -> float | None: ...
-    @property
-    def cost_per_request(self) -> float | None: ...
-    @property
-    def judged_quality(self) -> float | None: ...
+    version: of the model; empty: the stable one's.
+    """
+
+    time: datetime
+    version: str
+    requests: int
+    accuracy: float | None = None
+    latency_ms: float | None = None
+    throughput_rps: float | None = None
+    error_rate: float | None = None
+    cost_per_request: float | None = None
+    judged_quality: float | None = None
 
 
 @dataclass(frozen=True)
@@ -177,11 +176,11 @@ def between(
     *,
     replicas: int = 0,
     replica_hour_usd: float | None = None,
-) -> Counts | None:
+) -> Counts:
     """What one revision's replicas counted between two looks; replicas: how many there were in between.
 
-    None where that is unknown: a counter fell, since a replica was started again or is gone; or another set
-    of replicas answered, whose older requests would seem new.
+    Nothing where that is unknown: a counter fell, since a replica was started again or is gone; or another
+    set of replicas answered, whose older requests would seem new.
     """
     old, new = (
         (
@@ -193,7 +192,7 @@ def between(
         for measured in (before, after)
     )
     if before.missing_replicas != after.missing_replicas or any(a > b for a, b in zip(old, new, strict=True)):
-        return None
+        return Counts()
     requests = after.requests - before.requests
     hours = elapsed / timedelta(hours=1)
     is_loaded = bool(before.waiting) and bool(after.waiting)
@@ -206,23 +205,23 @@ def between(
     )
 
 
-def reported(report: Report, *, is_loaded: bool = False) -> Counts:
+def reported(sample: Sample, *, is_loaded: bool = False) -> Counts:
     """is_loaded: whether requests waited at the time, so that a low throughput means something.
 
     A mean latency of several requests counts as that of each of them, which hides their tail: a router that
     wants its 95th percentile to be true reports requests one by one.
     """
-    requests = report.requests
+    requests = sample.requests
 
     def of(value: float | None) -> Sum:
         return Sum() if value is None else Sum(value * requests, requests)
 
-    latency = report.latency_ms
+    latency = sample.latency_ms
     return Counts(
-        reported_errors=of(report.error_rate),
-        reported_cost=of(report.cost_per_request),
+        reported_errors=of(sample.error_rate),
+        reported_cost=of(sample.cost_per_request),
         reported_latency_ms=Histogram() if latency is None else Histogram.of_value(latency, requests),
-        reported_throughput=of(report.throughput_rps) if is_loaded else Sum(),
-        accuracy=of(report.accuracy),
-        quality=of(report.judged_quality),
+        reported_throughput=of(sample.throughput_rps) if is_loaded else Sum(),
+        accuracy=of(sample.accuracy),
+        quality=of(sample.judged_quality),
     )

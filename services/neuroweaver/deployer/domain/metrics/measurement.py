@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from neuroweaver.deployer.domain.backend import Measured
-from neuroweaver.deployer.domain.metrics.counts import Histogram
+from neuroweaver.deployer.domain.metrics.counts import Histogram, Sample
 
 N = TypeVar("N", int, float)
 
@@ -22,21 +22,6 @@ class Tally:
     time: datetime
     measured: Measured
     replicas: int = 0
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What a router measured over some requests. version: empty: the stable one's."""
-
-    time: datetime
-    version: str
-    requests: int
-    accuracy: float | None = None
-    latency_ms: float | None = None
-    throughput_rps: float | None = None
-    error_rate: float | None = None
-    cost_per_request: float | None = None
-    judged_quality: float | None = None
 
 
 @dataclass(frozen=True)

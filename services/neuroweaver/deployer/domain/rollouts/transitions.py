@@ -322,8 +322,7 @@ def _between(
     if before is None or after is None:
         return Counts()
     price = spec.engine.replica_hour_usd if spec.engine.HasField("replica_hour_usd") else None
-    counted = counts.between(before, after, elapsed, replicas=replicas, replica_hour_usd=price)
-    return counted or Counts()
+    return counts.between(before, after, elapsed, replicas=replicas, replica_hour_usd=price)
 
 
 def _with_progress(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetime) -> Rollout:
