@@ -113,7 +113,8 @@ class LeaseHolder:
         table = tables.leases
         if seen is None:
             claim = insert_new(connection, table).values(lease=NAME, holder=self._holder, token=1, beat=0)
-            return Lease(1) if (await connection.execute(claim)).rowcount else None
+            claimed = await connection.execute(claim.returning(table.c.token))
+            return Lease(1) if claimed.one_or_none() else None
         token = seen[1]
         is_unmoved = tuple_(table.c.holder, table.c.token, table.c.beat) == seen
         done = await connection.execute(
