@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -61,11 +61,14 @@ class Draft:
             self.plan, version=self.bundle.version, digest=self.digest, further=self.findings
         )
 
+    def blocking(self) -> Iterator[pb.PlanFinding]:
+        """What stands against it."""
+        return (finding for finding in self.message().findings if finding.is_blocking)
+
     def require_feasible(self) -> None:
-        """Raises FailedPrecondition with the reason of what stands against it."""
-        for finding in self.message().findings:
-            if finding.is_blocking:
-                raise FailedPrecondition(finding.reason, finding.message, subject=finding.field)
+        """Raises FailedPrecondition with the first of what stands against it."""
+        for finding in self.blocking():
+            raise FailedPrecondition(finding.reason, finding.message, subject=finding.field)
 
 
 class Planner:
@@ -97,7 +100,7 @@ class Planner:
         spec = specification.completed(asked, key, bundle, self.defaults)
         check_same_place(current, spec)
         after = respecified(key, current, SpecChange(asked, spec, actor, now), bundle)
-        return replace(await self.planned(after, bundle), asked=asked)
+        return replace(await self.planned(after), asked=asked)
 
     def rescaled(
         self,
@@ -119,34 +122,26 @@ class Planner:
         spec = specification.completed(asked, current.key, to.bundle, self.defaults)
         return current.rolled_back(to, SpecChange(asked, spec, actor, now))
 
-    async def planned(self, after: Deployment, bundle: Bundle) -> Draft:
-        """Of a deployment as it would be with these files."""
-        return await self._planned(after, bundle, await self._artifacts(after.key, bundle))
-
-    async def replanned(self, after: Deployment) -> Draft:
-        """Of a deployment whose files are known already. Whatever loads them verifies them again."""
-        return await self._planned(after, after.revision(after.target).bundle, ())
+    async def planned(self, after: Deployment, *, is_verified: bool = False) -> Draft:
+        """Of a deployment as it would be. is_verified: its files are known to be good."""
+        bundle = after.revision(after.target).bundle
+        findings = () if is_verified else await self._artifacts(after.key, bundle)
+        try:
+            plan = await self.backend(after.spec).plan(desired.goal(after))
+        except BackendError as error:
+            raise error_of(error) from error
+        return Draft(after.asked, after.spec, bundle, plan, findings)
 
     async def way_back(self, after: Deployment) -> tuple[pb.ReplacementMode.ValueType, pb.PlanFinding | None]:
         """How the target of a rollback takes its place, and what stands against that. It is gone back all the
         same: what serves now may be worse than a wait for room.
         """
         try:
-            draft = await self.replanned(after)
+            draft = await self.planned(after, is_verified=True)
         except Error as error:
             _LOG.warning("rollback not planned", extra={"cause": error.description})
             return after.replacement, None
-        blocking = [each for each in draft.message().findings if each.is_blocking]
-        return draft.plan.replacement, blocking[0] if blocking else None
-
-    async def _planned(
-        self, after: Deployment, bundle: Bundle, findings: tuple[pb.PlanFinding, ...]
-    ) -> Draft:
-        try:
-            plan = await self.backend(after.spec).plan(desired.goal(after))
-        except BackendError as error:
-            raise error_of(error) from error
-        return Draft(after.asked, after.spec, bundle, plan, findings)
+        return draft.plan.replacement, next(draft.blocking(), None)
 
     async def _artifacts(self, key: Key, bundle: Bundle) -> tuple[pb.PlanFinding, ...]:
         try:

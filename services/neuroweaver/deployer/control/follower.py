@@ -148,7 +148,7 @@ class Follower:
 
         try:
             async with asyncio.timeout(self._plan_s):
-                draft = await self._planner.planned(followed(deployment, self._store.clock()), bundle)
+                draft = await self._planner.planned(followed(deployment, self._store.clock()))
             draft.require_feasible()
         except (Unavailable, TimeoutError):
             self._refuse(deployment, bundle)

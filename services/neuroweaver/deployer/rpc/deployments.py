@@ -188,7 +188,7 @@ class Deployments:
             current, scaling(request), actor=origin.actor, now=self._store.clock()
         )
         if scaled is not current:
-            (await self._planner.replanned(scaled)).require_feasible()
+            (await self._planner.planned(scaled, is_verified=True)).require_feasible()
         return await self._mutations.run(
             request, context, lambda deployments: scale(deployments, key, request, self._planner)
         )

@@ -10,7 +10,7 @@ from neuroweaver.deployer.control import health as healths
 from neuroweaver.deployer.control.recent import Memory
 from neuroweaver.deployer.domain import messages, switching
 from neuroweaver.deployer.domain.backend import Key
-from neuroweaver.deployer.domain.metrics.counts import Sample
+from neuroweaver.deployer.domain.metrics.counts import MEASURES, Sample
 from neuroweaver.deployer.domain.model import Deployment, require_current
 from neuroweaver.deployer.planning import Planner
 from neuroweaver.deployer.rpc.keys import existing_key
@@ -23,15 +23,6 @@ from neuroweaver.v1 import deployer_pb2 as pb
 
 DEFAULT_WINDOW: Final = timedelta(minutes=5)
 MAX_AHEAD: Final = timedelta(minutes=5)
-
-_VALUES: Final = (
-    "accuracy",
-    "latency_ms",
-    "throughput_rps",
-    "error_rate",
-    "cost_per_request",
-    "judged_quality",
-)
 
 
 async def report(deployments: Writer, key: Key, request: pb.ReportPerformanceRequest) -> Deployment:
@@ -145,6 +136,6 @@ def _samples(samples: Iterable[pb.PerformanceSample], now: datetime) -> Iterable
                 f"samples[{index}].time",
                 "is more than 5 minutes in the future; check the clock of the sender",
             )
-        values = {name: getattr(sample, name) if sample.HasField(name) else None for name in _VALUES}
-        requests = sample.requests if sample.HasField("requests") else 1
-        yield Sample(time, sample.version, requests, **values)
+        given = {field.name: value for field, value in sample.ListFields()}
+        measured = {name: given.get(name) for name in MEASURES}
+        yield Sample(time, sample.version, given.get("requests", 1), **measured)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Table, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.deployer.domain import history
@@ -92,53 +92,38 @@ class Writer(Reader):
             event.sequence = sequence
             event.time.FromDatetime(self.now)
             event.model_id, event.name = key.model_id, key.name
-        if events:
-            rows = [
-                {
-                    **asdict(key),
-                    "sequence": event.sequence,
-                    "time": self.now,
-                    "actor": event.actor,
-                    "event": event.SerializeToString(deterministic=True),
-                }
-                for event in events
-            ]
-            await self.connection.execute(insert(tables.events), rows)
+        rows = [
+            {
+                "sequence": event.sequence,
+                "time": self.now,
+                "actor": event.actor,
+                "event": event.SerializeToString(deterministic=True),
+            }
+            for event in events
+        ]
+        if await self._insert(tables.events, key, rows):
             self.touched.add(key)
 
     async def _save_labels(self, before: Deployment | None, after: Deployment) -> None:
         if before is not None and before.spec.labels == after.spec.labels:
             return
-        table = tables.labels
+        table, labels = tables.labels, after.spec.labels
         await self.connection.execute(delete(table).where(of(table, after.key)))
-        rows = [
-            {**asdict(after.key), "label": label, "value": value}
-            for label, value in after.spec.labels.items()
-        ]
-        if rows:
-            await self.connection.execute(insert(table), rows)
+        await self._insert(table, after.key, [{"label": label, "value": labels[label]} for label in labels])
 
     async def add_samples(self, key: Key, source: str, samples: Iterable[Sample]) -> None:
-        last = await self.last_sample(key)
-        rows = [
-            {**asdict(key), **asdict(sample), "sequence": sequence, "source": source, "actor": self.actor}
-            for sequence, sample in enumerate(samples, last + 1)
-        ]
-        await self.connection.execute(insert(tables.samples), rows)
+        origin = {"source": source, "actor": self.actor}
+        numbered = enumerate(samples, await self.last_sample(key) + 1)
+        rows = [{**asdict(sample), **origin, "sequence": sequence} for sequence, sample in numbered]
+        await self._insert(tables.samples, key, rows)
 
     async def add_tallies(self, key: Key, tallies: Iterable[Tally]) -> None:
         """What the replicas have counted by now."""
         rows = [
-            {
-                **asdict(key),
-                "time": each.time,
-                "revision": each.measured.revision,
-                "record": RECORDS.dump(each),
-            }
-            for each in tallies
+            {"time": tally.time, "revision": tally.measured.revision, "record": RECORDS.dump(tally)}
+            for tally in tallies
         ]
-        if rows:
-            await self.connection.execute(insert(tables.measurements), rows)
+        await self._insert(tables.measurements, key, rows)
 
     async def _forget_measured(self, key: Key) -> None:
         """What was measured and reported: one that is made again numbers its revisions anew."""
@@ -148,32 +133,21 @@ class Writer(Reader):
     async def add_lines(self, key: Key, lines: Sequence[Line], cursors: Mapping[str, str]) -> None:
         """Lines of a deployment's replicas, and how far each replica's log is read with them."""
         _, last = await self.line_bounds(key)
+        columns = ("time", "replica_id", "revision", "level", "message")
         rows = [
-            {
-                **asdict(key),
-                "sequence": sequence,
-                "time": line.time,
-                "replica_id": line.replica_id,
-                "revision": line.revision,
-                "level": line.level,
-                "message": line.message,
-            }
+            {"sequence": sequence} | {column: getattr(line, column) for column in columns}
             for sequence, line in enumerate(lines, last + 1)
         ]
         table = tables.log_lines
-        if rows:
-            await self.connection.execute(insert(table), rows)
+        if await self._insert(table, key, rows):
             oldest = last + len(rows) - LINES_KEPT
             await self.connection.execute(delete(table).where(of(table, key), table.c.sequence <= oldest))
             self.logged.add(key)
-        await self._save_cursors(key, cursors)
-
-    async def _save_cursors(self, key: Key, cursors: Mapping[str, str]) -> None:
-        rows = [
+        read = [
             {**asdict(key), "replica_id": replica_id, "cursor": cursor, "time": self.now}
             for replica_id, cursor in cursors.items()
         ]
-        await upsert(self.connection, tables.log_cursors, rows)
+        await upsert(self.connection, tables.log_cursors, read)
 
     async def forget_cursors(self, key: Key, replica_ids: Iterable[str], before: datetime) -> None:
         """Those of other replicas than these that nothing was read of since a moment."""
@@ -185,3 +159,9 @@ class Writer(Reader):
         """Where each replica's log was read to, after the replicas have gone; the lines stay."""
         table = tables.log_cursors
         await self.connection.execute(delete(table).where(of(table, key)))
+
+    async def _insert(self, table: Table, key: Key, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Rows of a deployment; False if there are none."""
+        if rows:
+            await self.connection.execute(insert(table), [{**asdict(key), **row} for row in rows])
+        return bool(rows)

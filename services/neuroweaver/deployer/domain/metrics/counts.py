@@ -38,6 +38,10 @@ class Sample:
     judged_quality: float | None = None
 
 
+MEASURES: Final = tuple(each.name for each in fields(Sample))[3:]
+"""What a report may have measured."""
+
+
 @dataclass(frozen=True)
 class Sum:
     """Of a value over requests; weight: how many these are."""

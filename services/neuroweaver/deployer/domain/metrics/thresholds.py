@@ -39,7 +39,9 @@ class _Threshold:
     field: str
     is_least: bool
     value: Callable[[Counts], tuple[float | None, float]]
+    name: str
     shown: Callable[[float], str]
+    when: str = ""
 
 
 def _outside(reported: Sum, counted: Sum) -> tuple[float | None, float]:
@@ -65,28 +67,33 @@ _THRESHOLDS: Final[Mapping[pb.ThresholdKind.ValueType, _Threshold]] = {
         "min_accuracy",
         True,
         lambda counts: (counts.accuracy.mean, counts.accuracy.weight),
-        lambda value: f"accuracy of {value:.3f}",
+        "accuracy",
+        lambda value: f"{value:.3f}",
     ),
     pb.THRESHOLD_KIND_LATENCY: _Threshold(
-        "max_latency_ms", False, _latency, lambda value: f"p95 latency of {value:.0f} ms"
+        "max_latency_ms", False, _latency, "p95 latency", lambda value: f"{value:.0f} ms"
     ),
     pb.THRESHOLD_KIND_THROUGHPUT: _Threshold(
         "min_throughput_rps",
         True,
         _throughput,
-        lambda value: f"throughput of {value:.3g} requests a second under load",
+        "throughput",
+        lambda value: f"{value:.3g} requests a second",
+        " under load",
     ),
     pb.THRESHOLD_KIND_COST: _Threshold(
         "max_cost_per_request",
         False,
         lambda counts: _outside(counts.reported_cost, counts.cost),
-        lambda value: f"cost per request of {value:.6g} USD",
+        "cost per request",
+        lambda value: f"{value:.6g} USD",
     ),
     pb.THRESHOLD_KIND_ERROR_RATE: _Threshold(
         "max_error_rate",
         False,
         lambda counts: _outside(counts.reported_errors, counts.errors),
-        lambda value: f"error rate of {100 * value:.2f} %",
+        "error rate",
+        lambda value: f"{100 * value:.2f} %",
     ),
 }
 
@@ -107,10 +114,10 @@ def described(state: ThresholdState) -> str:
     """In words, such as for a reason: what it is, and what it should be."""
     threshold = _THRESHOLDS[state.kind]
     word = "at least" if threshold.is_least else "at most"
-    limit = threshold.shown(state.limit).split(" of ", 1)[1].removesuffix(" under load")
+    limit = f"{word} {threshold.shown(state.limit)}"
     if state.value is None:
-        return f"the {threshold.shown(state.limit).split(' of ', 1)[0]}, {word} {limit}, was broken recently"
-    return f"{threshold.shown(state.value)}, not {word} {limit}"
+        return f"the {threshold.name}, {limit}, was broken recently"
+    return f"{threshold.name} of {threshold.shown(state.value)}{threshold.when}, not {limit}"
 
 
 def _evaluated(
