@@ -23,7 +23,7 @@ from neuroweaver.deployer.control import gauges, progress
 from neuroweaver.deployer.control.collecting import LogCollector
 from neuroweaver.deployer.control.recent import Memory, Recent
 from neuroweaver.deployer.domain import desired
-from neuroweaver.deployer.domain.backend import Backend, Key, Measured, Observed, Redirect, Wanted
+from neuroweaver.deployer.domain.backend import Backend, DesiredState, Key, Measured, Observed, Redirect
 from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.planning import Backends
@@ -154,7 +154,7 @@ class Reconciler:
         return Look(self._delay_s(after, trouble, tended, is_behind=is_behind), trouble=trouble)
 
     async def _applied(
-        self, backend: Backend, deployment: Deployment, wanted: Wanted
+        self, backend: Backend, deployment: Deployment, wanted: DesiredState
     ) -> tuple[bool, Observed | None, BackendError | None]:
         """Whether it was to be removed and nothing is left; what is there now; and the first trouble."""
         observed, trouble = None, None

@@ -55,7 +55,7 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class WantedRevision:
+class DesiredRevision:
     """replicas: the number wanted now, where it is fixed; with `autoscaling` the backend chooses within its
     bounds, which are this revision's own. weight_percent: its share of the traffic; those of all revisions
     add up to 100, or to 0 while nothing serves.
@@ -79,7 +79,7 @@ class Redirect:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DesiredState:
     """All that one deployment should be. spec: completed with every default. resource_name: a DNS label.
 
     revisions: the stable one first; the candidate of a rollout after it. redirect: None while the deployment
@@ -89,7 +89,7 @@ class Wanted:
     key: Key
     resource_name: str
     spec: pb.DeploymentSpec
-    revisions: tuple[WantedRevision, ...]
+    revisions: tuple[DesiredRevision, ...]
     replacement: pb.ReplacementMode.ValueType = pb.REPLACEMENT_MODE_UNSPECIFIED
     redirect: Redirect | None = None
     generation: int = 0
@@ -242,10 +242,10 @@ class Measured:
 class Backend(Protocol):
     """Every call may raise BackendError. None blocks the event loop, none takes longer than some seconds."""
 
-    async def plan(self, wanted: Wanted) -> BackendPlan:
+    async def plan(self, wanted: DesiredState) -> BackendPlan:
         """What `apply` would do, changing nothing."""
 
-    async def apply(self, wanted: Wanted) -> None:
+    async def apply(self, wanted: DesiredState) -> None:
         """Brings what is there nearer to the desired state, as far as possible now; called until it is."""
 
     async def observe(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Observed:
@@ -268,3 +268,7 @@ class Backend(Protocol):
 
 FetchFile = Callable[[File], Awaitable[AsyncIterator[bytes]]]
 """Reads a file of a version from the Registry in order, verified by the reader against its digest."""
+
+# What the rooms of the backends still call them.
+Wanted = DesiredState
+WantedRevision = DesiredRevision

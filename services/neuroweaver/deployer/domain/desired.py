@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from neuroweaver.deployer.domain import scaling, specification
-from neuroweaver.deployer.domain.backend import Redirect, Wanted, WantedRevision
+from neuroweaver.deployer.domain.backend import DesiredRevision, DesiredState, Redirect
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.domain.rollouts import replacing
 from neuroweaver.deployer.domain.rollouts.rollout import WHOLE
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
-def state(deployment: Deployment, redirect: Redirect | None = None) -> Wanted:
+def state(deployment: Deployment, redirect: Redirect | None = None) -> DesiredState:
     """redirect: who takes all traffic after a switch to another model."""
-    return Wanted(
+    return DesiredState(
         key=deployment.key,
         resource_name=deployment.resource_name,
         spec=deployment.spec,
@@ -25,7 +25,7 @@ def state(deployment: Deployment, redirect: Redirect | None = None) -> Wanted:
     )
 
 
-def goal(deployment: Deployment) -> Wanted:
+def goal(deployment: Deployment) -> DesiredState:
     """What it comes to in the end, for a plan; of a canary, where it needs the most room."""
     whole = _whole(deployment, deployment.target)
     # With the replacement that the spec asks for, before one was chosen.
@@ -44,7 +44,7 @@ def goal(deployment: Deployment) -> Wanted:
     return replace(end, revisions=(stable, candidate), replacement=pb.REPLACEMENT_MODE_SURGE)
 
 
-def _revisions(deployment: Deployment) -> tuple[WantedRevision, ...]:
+def _revisions(deployment: Deployment) -> tuple[DesiredRevision, ...]:
     rollout = deployment.rollout
     if not deployment.stable:
         return (_whole(deployment, deployment.target),)
@@ -56,7 +56,7 @@ def _revisions(deployment: Deployment) -> tuple[WantedRevision, ...]:
         is_way_back = rollout.state == pb.ROLLOUT_STATE_ROLLING_BACK
         return (_whole(deployment, rollout.stable if is_way_back else rollout.candidate),)
     return tuple(
-        WantedRevision(
+        DesiredRevision(
             number=target.revision,
             bundle=deployment.revision(target.revision).bundle,
             replicas=target.replicas,
@@ -67,11 +67,11 @@ def _revisions(deployment: Deployment) -> tuple[WantedRevision, ...]:
     )
 
 
-def _whole(deployment: Deployment, number: int) -> WantedRevision:
+def _whole(deployment: Deployment, number: int) -> DesiredRevision:
     """A revision with all the replicas that the spec asks for, and all the traffic."""
     spec = deployment.spec
     is_scaled = spec.WhichOneof("scaling") == "autoscaling"
-    return WantedRevision(
+    return DesiredRevision(
         number=number,
         bundle=deployment.revision(number).bundle,
         replicas=deployment.replicas if is_scaled else spec.replicas,
