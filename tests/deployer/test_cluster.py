@@ -23,7 +23,6 @@ from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, spec
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
 from neuroweaver.cluster.connection import Access
-from neuroweaver.cluster.election import Election, Terms
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.failures import Refusal
 from neuroweaver.cluster.kinds import OWNED, Kind, Object
@@ -389,36 +388,6 @@ async def test_changes_are_heard_of(cluster: Cluster):
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-
-
-async def test_one_of_two_deployers_leads_and_the_other_takes_over(cluster: Cluster):
-    # Only a lease that is given back is free before the test's patience ends.
-    terms = Terms(lease_s=10 * PATIENCE_S, renew_s=5 * PATIENCE_S, retry_s=0.5)
-    leads: asyncio.Queue[str] = asyncio.Queue()
-
-    def work(name: str) -> Callable[[], Awaitable[None]]:
-        async def lead() -> None:
-            await leads.put(name)
-            await asyncio.Event().wait()
-
-        return lead
-
-    tasks = {
-        name: asyncio.create_task(
-            Election(cluster.api, cluster.namespace, "neuroweaver-deployer", name, terms).run(work(name))
-        )
-        for name in ("one", "two")
-    }
-    async with asyncio.timeout(PATIENCE_S):
-        first = await leads.get()
-    await asyncio.sleep(2)
-    assert leads.empty()
-    tasks[first].cancel()
-    async with asyncio.timeout(PATIENCE_S):
-        assert await leads.get() != first
-    for task in tasks.values():
-        task.cancel()
-    await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
 async def test_a_missing_namespace_is_named(cluster: Cluster):

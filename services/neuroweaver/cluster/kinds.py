@@ -60,7 +60,6 @@ POD: Final = Kind("v1", "Pod", "pods")
 REPLICA_SET: Final = Kind("apps/v1", "ReplicaSet", "replicasets")
 NODE: Final = Kind("v1", "Node", "nodes", is_namespaced=False)
 NAMESPACE: Final = Kind("v1", "Namespace", "namespaces", is_namespaced=False)
-LEASE: Final = Kind("coordination.k8s.io/v1", "Lease", "leases")
 POD_METRICS: Final = Kind("metrics.k8s.io/v1beta1", "PodMetrics", "pods", is_custom=True)
 ACCESS_REVIEW: Final = Kind(
     "authorization.k8s.io/v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews", is_namespaced=False

@@ -138,6 +138,15 @@ def test_development_needs_no_database_of_its_own():
             assert "NEUROWEAVER_DATABASE_URL" not in {entry["name"] for entry in container.get("env") or ()}
 
 
+def test_a_deployer_with_a_database_of_its_own_is_alone_in_the_cluster():
+    (deployer,) = (
+        each["spec"]
+        for each in built("development")
+        if (each["kind"], each["metadata"]["name"]) == ("Deployment", "deployer")
+    )
+    assert (deployer["replicas"], deployer["strategy"]) == (1, {"type": "Recreate"})
+
+
 def test_production_keeps_nothing_of_the_registry_on_one_machine():
     made = built("production")
     assert not [

@@ -68,7 +68,7 @@ async def plan(
     namespace = namespace_of(wanted.spec, settings)
     await access.check(api, namespace, cluster.kinds)
     findings = list(_findings(wanted, settings, cluster))
-    findings += await access.lacking(api, namespace, settings.own_namespace)
+    findings += await access.lacking(api, namespace)
     has_namespace = await _has_namespace(api, namespace)
     if not has_namespace:
         message = f"there is no namespace {namespace} in the cluster"
