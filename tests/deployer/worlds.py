@@ -100,7 +100,11 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
             add=lambda grpc_server: add_DeployerServiceServicer_to_server(servicer, grpc_server),
         )
         running_server = await stack.enter_async_context(
-            running(served, _settings(DeployerSettings, database_url, folder), registry=CollectorRegistry())
+            running(
+                served,
+                _settings(DeployerSettings, database_url, folder, deployment_backend="local"),
+                registry=CollectorRegistry(),
+            )
         )
         client = await stack.enter_async_context(channel(running_server.address))
         yield World(
@@ -129,8 +133,8 @@ async def registry_of(database_url: str, folder: Path) -> AsyncIterator[tuple[An
         yield RegistryServiceStub(client), served.address
 
 
-def _settings(kind: type[S], url: str, folder: Path) -> S:
-    return kind(home=folder, port=0, metrics_port=0, database_url=url, drain_s=0.2)
+def _settings(kind: type[S], url: str, folder: Path, **given: Any) -> S:
+    return kind(home=folder, port=0, metrics_port=0, database_url=url, drain_s=0.2, **given)
 
 
 async def publish(registry: Any, *versions: str, model_id: str = "advisor") -> None:
