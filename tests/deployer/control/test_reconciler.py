@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -364,6 +365,36 @@ async def test_a_silent_holder_is_followed_by_another(mesh):
     assert taken == [lease.token + 1]
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_holder_without_its_database_stops_before_another_begins(mesh, monkeypatch):
+    began: asyncio.Queue[str] = asyncio.Queue()
+    working: set[str] = set()
+
+    async def no_answer(_work: object) -> None:
+        await asyncio.Event().wait()
+
+    def tenant(name: str) -> asyncio.Task[None]:
+        async def lead(_lease: Lease) -> None:
+            began.put_nowait(name if not working else f"{name} beside {working}")
+            working.add(name)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                working.discard(name)
+
+        return asyncio.create_task(tenants[name].run(lead))
+
+    tenants = {name: Tenant(mesh.store.database, beat_s=0.1, silence_s=2.0) for name in ("one", "two")}
+    async with asyncio.timeout(30):
+        first = tenant("one")
+        assert await began.get() == "one"
+        monkeypatch.setattr(tenants["one"], "_database", Mock(transact=no_answer))
+        second = tenant("two")
+        assert await began.get() == "two"
+    for task in (first, second):
+        task.cancel()
+    await asyncio.gather(first, second, return_exceptions=True)
 
 
 async def remade(mesh: World) -> None:

@@ -146,13 +146,16 @@ class Tenant:
         return Lease(token + 1) if done.rowcount else None
 
     async def _beat(self, lease: Lease) -> None:
-        """Ends when the lease is another's, or when it could not be renewed for long."""
+        """Ends when the lease is another's, or before it could be: what runs in a cluster is not fenced by a
+        database, so the work must stop first.
+        """
         table = tables.leases
         renewed = time.monotonic()
-        while time.monotonic() - renewed < self._silence_s / 2:
-            await asyncio.sleep(self._beat_s)
+        while (left_s := 0.8 * self._silence_s - (time.monotonic() - renewed)) > 0:
+            await asyncio.sleep(min(self._beat_s, left_s))
+            begun = time.monotonic()
             try:
-                async with asyncio.timeout(self._silence_s / 2):
+                async with asyncio.timeout(0.8 * self._silence_s - (begun - renewed)):
                     moved = await self._database.transact(
                         lambda connection: _moved(
                             connection,
@@ -166,7 +169,7 @@ class Tenant:
                 continue
             if not moved:
                 return
-            renewed = time.monotonic()
+            renewed = begun
 
     async def _release(self, lease: Lease) -> None:
         """So that another need not wait. What fails here is found by silence."""
