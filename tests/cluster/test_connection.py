@@ -16,14 +16,14 @@ from neuroweaver.cluster.api import Api, Patience
 from neuroweaver.cluster.connection import Access
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.mesh.wire.environment import SettingsError
 
 HASTY = Patience(attempt_s=1.0, whole_s=0.2, first_wait_s=0.01)
 
 
 async def trouble(access: Access) -> BackendError:
-    backend = KubernetesBackend(ClusterSettings(access=access), Api(access, HASTY))
+    backend = KubernetesBackend(ClusterSettings(), Api(access, HASTY))
     with pytest.raises(BackendError) as caught:
         await backend.observe(KEY, NAME, spec())
     await backend.close()
@@ -87,7 +87,7 @@ async def test_watching_no_cluster_is_told_once_and_harms_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level("INFO", "neuroweaver.deployer")
-    backend = KubernetesBackend(ClusterSettings(access=Access(tmp_path / "none")))
+    backend = KubernetesBackend(ClusterSettings(kubeconfig=tmp_path / "none"))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             await backend.run(lambda key: None)

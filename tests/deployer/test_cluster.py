@@ -57,7 +57,7 @@ class Cluster:
         self.namespace = namespace
         self.api = api
         self.official = official
-        self.settings = replace(SETTINGS, access=Access(Path(KUBECONFIG)), namespace=namespace)
+        self.settings = replace(SETTINGS, kubeconfig=Path(KUBECONFIG), namespace=namespace)
         self.backend = KubernetesBackend(self.settings, api)
 
     def spec(self, **fields: Any) -> pb.DeploymentSpec:
@@ -432,7 +432,7 @@ async def test_a_missing_right_is_named(cluster: Cluster, tmp_path: Path):
     account = client.V1ServiceAccount(metadata=client.V1ObjectMeta(name="nobody"))
     await core.create_namespaced_service_account(cluster.namespace, account)
     access = Access(await acting_as(cluster, "nobody", tmp_path))
-    backend = KubernetesBackend(replace(cluster.settings, access=access), Api(access))
+    backend = KubernetesBackend(cluster.settings, Api(access))
     try:
         for attempt in (backend.plan(cluster.wanted()), backend.apply(cluster.wanted())):
             with pytest.raises(BackendError, match=r"denies \w+ of [a-z.0-9]+") as caught:
@@ -466,7 +466,7 @@ async def test_the_rights_that_are_handed_out_are_enough(cluster: Cluster, tmp_p
     access = Access(await acting_as(cluster, "deployer", tmp_path))
     backend, cluster.backend = (
         cluster.backend,
-        KubernetesBackend(replace(cluster.settings, access=access), Api(access)),
+        KubernetesBackend(cluster.settings, Api(access)),
     )
     try:
         scaled = pb.Autoscaling(min_replicas=2, max_replicas=3, target_cpu_percent=70)

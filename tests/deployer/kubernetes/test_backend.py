@@ -15,14 +15,13 @@ from deployer.kubernetes.fake import Fake, Fault, kubeconfig, serving
 from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, revision, routed, spec, to, wanted
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
-from neuroweaver.cluster.connection import Access
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.domain.backend import Observed, Wanted
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.manifests import routes
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.observing import drift
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 CANARY = (revision(1, 9, 90), revision(2, 1, 10))
@@ -614,7 +613,7 @@ async def undisturbed(story: list[Wanted]):
 async def started():
     with TemporaryDirectory() as folder:
         async with serving(Fake()) as fake:
-            settings = replace(SETTINGS, access=Access(kubeconfig(fake.url, Path(folder))))
+            settings = replace(SETTINGS, kubeconfig=kubeconfig(fake.url, Path(folder)))
             api = Api(settings.access, QUICK)
             try:
                 yield KubernetesBackend(settings, api), fake

@@ -21,8 +21,8 @@ from prometheus_client import CollectorRegistry
 from deployer.kubernetes import promql, schemas
 from neuroweaver.base_models.catalog import BUILTIN_PACKAGE
 from neuroweaver.cluster import kinds, quantities
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.planning import access
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.experiment.settings import ExperimentSettings
 from neuroweaver.mesh.server.observing import Metrics
 from neuroweaver.mesh.wire.settings import PORTS, Settings

@@ -47,7 +47,6 @@ from neuroweaver.deployer.domain.backend import (
     Replica,
     Wanted,
 )
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, traffic
 from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests, namespace_of, record
 from neuroweaver.deployer.kubernetes.naming import containers, identity
@@ -55,6 +54,7 @@ from neuroweaver.deployer.kubernetes.observing import drift, log_lines, measurin
 from neuroweaver.deployer.kubernetes.observing.observation import Health
 from neuroweaver.deployer.kubernetes.observing.watching import Backoff, Watcher
 from neuroweaver.deployer.kubernetes.planning import planner
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
@@ -414,7 +414,7 @@ class KubernetesBackend:
 
     def _endpoint(self, key: Key, name: str, namespace: str, *, has_route: bool) -> str:
         if has_route and self._settings.gateway_url:
-            return f"{self._settings.gateway_url.rstrip('/')}{traffic.route_path(key)}/v1"
+            return f"{self._settings.gateway_url}{traffic.route_path(key)}/v1"
         return traffic.endpoint(name, namespace)
 
     async def _replicas(self, found: Sequence[Object], spec: pb.DeploymentSpec) -> list[Replica]:

@@ -18,12 +18,12 @@ from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, routed,
 from neuroweaver.cluster import kinds, quantities
 from neuroweaver.cluster.kinds import Object
 from neuroweaver.deployer.domain.backend import File, Wanted
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.in_pods import liveness
 from neuroweaver.deployer.kubernetes.manifests import router_pods, routes
 from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests, record
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.planning import capacity
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 EVERYTHING = Cluster(frozenset(kind for kind in kinds.OWNED if kind.is_custom))

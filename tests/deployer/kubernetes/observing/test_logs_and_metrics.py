@@ -12,8 +12,8 @@ from deployer.kubernetes.wishes import KEY, NAME, revision, spec, wanted
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.observing import log_lines, measuring
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 LOG = """2026-01-01T00:00:01.000000001Z {"level": "info", "message": "loading"}

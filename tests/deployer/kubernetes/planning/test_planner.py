@@ -12,7 +12,7 @@ from neuroweaver.cluster.api import Api
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.domain.backend import BackendPlan, Finding, Observed
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 GPU = pb.ReplicaResources(gpus=1)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import Object
 from neuroweaver.deployer.domain.backend import WantedRevision
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 
 _FOLDER: Final = "/models/base"
 _NAME: Final = re.compile(

@@ -32,9 +32,9 @@ from neuroweaver.cluster.kinds import (
     ref,
 )
 from neuroweaver.deployer.domain.backend import Wanted, WantedRevision
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.manifests import monitoring, pods, router_pods, scaling, traffic
 from neuroweaver.deployer.kubernetes.naming import containers, identity
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 

@@ -16,10 +16,10 @@ from neuroweaver.cluster import quantities
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import Object
 from neuroweaver.deployer.domain.backend import Wanted, WantedRevision
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.manifests.base_model import BaseModel, base_model, hub_environment
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.naming.containers import FETCH, PORT, PORT_NAME, SERVER
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _USER: Final = 10001

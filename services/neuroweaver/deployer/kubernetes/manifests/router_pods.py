@@ -25,9 +25,9 @@ from neuroweaver.cluster.kinds import (
 )
 from neuroweaver.deployer.domain.backend import Wanted
 from neuroweaver.deployer.domain.specification import has_router
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.manifests import pods, routes, traffic
 from neuroweaver.deployer.kubernetes.naming import containers, identity
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 
 ROUTER: Final = "router"
 READY_REASON: Final = "ROUTER_NOT_READY"

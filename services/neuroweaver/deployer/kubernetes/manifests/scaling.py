@@ -12,8 +12,8 @@ from neuroweaver.cluster import quantities
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import AUTOSCALER, DEPLOYMENT, SCALED_OBJECT, Object
 from neuroweaver.deployer.domain.backend import WantedRevision
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.manifests.monitoring import CONCURRENCY, DEPLOYMENT_LABEL
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.deployer.routing.metrics import WAITING
 from neuroweaver.v1 import deployer_pb2 as pb
 

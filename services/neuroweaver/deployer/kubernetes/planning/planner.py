@@ -33,7 +33,6 @@ from neuroweaver.cluster.kinds import (
     ref,
 )
 from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Finding, Planned, Wanted
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, scaling, traffic
 from neuroweaver.deployer.kubernetes.manifests.manifests import (
     Cluster,
@@ -45,6 +44,7 @@ from neuroweaver.deployer.kubernetes.manifests.manifests import (
 from neuroweaver.deployer.kubernetes.observing import drift
 from neuroweaver.deployer.kubernetes.planning import access
 from neuroweaver.deployer.kubernetes.planning.replacement import Room, decide
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _AT_ONCE: Final = 8
