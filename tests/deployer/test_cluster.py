@@ -326,24 +326,24 @@ async def test_a_drain_of_a_node_is_never_blocked(cluster: Cluster):
 async def test_a_deployer_killed_in_the_middle_leaves_what_the_next_one_finishes(cluster: Cluster):
     await cluster.settled(cluster.wanted(), r1=2)
     wish = cluster.wanted(revision(2, 1), generation=2)
-    send, killed = cluster.api._send, 0
+    send, killed = cluster.api._once, 0
     for _ in range(3):  # of the wish's changes each time one more is made
         task = asyncio.create_task(KubernetesBackend(cluster.settings, cluster.api).apply(wish))
 
         async def killing(*arguments: Any, task: Any = task) -> Any:
             answer = await send(*arguments)
-            _, method, _, query, *_ = arguments
+            method, _, query, *_ = arguments
             if method in {"PATCH", "DELETE"} and ("dryRun", "All") not in query:
                 task.cancel()
             return answer
 
-        cluster.api._send = killing  # type: ignore[method-assign]
+        cluster.api._once = killing  # type: ignore[method-assign]
         try:
             await task
         except asyncio.CancelledError:
             killed += 1
         finally:
-            cluster.api._send = send  # type: ignore[method-assign]
+            cluster.api._once = send  # type: ignore[method-assign]
     assert killed == 3
     assert (await cluster.observe()).applied_generation == 1
     cluster.backend = KubernetesBackend(cluster.settings, cluster.api)

@@ -650,7 +650,7 @@ async def killed_after(backend: KubernetesBackend, fake: Fake, calls: int, work:
     """The task is cancelled once the fake has answered that many calls: what comes after is never sent."""
     stop = len(fake.calls) + calls
     task = asyncio.create_task(work)
-    send = backend._api._send
+    send = backend._api._once
 
     async def counting(*arguments):
         answer = await send(*arguments)
@@ -658,13 +658,13 @@ async def killed_after(backend: KubernetesBackend, fake: Fake, calls: int, work:
             task.cancel()
         return answer
 
-    backend._api._send = counting
+    backend._api._once = counting
     try:
         await task
     except asyncio.CancelledError:
         return True
     finally:
-        backend._api._send = send
+        backend._api._once = send
     return False
 
 

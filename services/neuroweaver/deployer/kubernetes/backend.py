@@ -13,11 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import aiohttp
-
 from neuroweaver.cluster import quantities
 from neuroweaver.cluster.api import Api
-from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.cluster.errors import LOST, BackendError, Trouble
 from neuroweaver.cluster.failures import Refusal, to_backend_error
 from neuroweaver.cluster.kinds import (
     AUTOSCALER,
@@ -69,7 +67,7 @@ _MOST_ASKED: Final = 100
 _MOST_LOGS_READ: Final = 5
 _LOG_BYTES: Final = 4 * 1024 * 1024
 _TOLERATED_POINTS: Final = 5
-_LOST: Final = (aiohttp.ClientError, TimeoutError, ConnectionError, Refusal, BackendError)
+_LOST: Final = (*LOST, Refusal, BackendError)
 _FAILING: Final = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})
 _TRAFFIC_AND_PODS: Final = frozenset({DEPLOYMENT, AUTOSCALER, SCALED_OBJECT, HTTP_ROUTE})
 
@@ -464,22 +462,7 @@ class KubernetesBackend:
             return None
 
     async def _ask(self, pod: Object, path: str) -> str:
-        """Inside the cluster straight from the pod, else through the API server."""
-        metadata = pod["metadata"]
-        if not self._api.is_inside:
-            return await self._api.pod_text(
-                metadata["namespace"], metadata["name"], containers.PORT, path, timeout_s=_POD_TIMEOUT_S
-            )
-        address = pod["status"].get("podIP")
-        if not address:
-            raise ConnectionError("the pod has no address")
-        host = f"[{address}]" if ":" in address else address
-        timeout = aiohttp.ClientTimeout(total=_POD_TIMEOUT_S)
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"http://{host}:{containers.PORT}{path}") as answer,
-        ):
-            return await answer.text()
+        return await self._api.ask_pod(pod, containers.PORT, path, timeout_s=_POD_TIMEOUT_S)
 
     async def _measure(self, name: str, namespace: str) -> list[Measured]:
         running = [pod for pod in await self._pods(namespace, name) if _is_running(pod)]
@@ -590,7 +573,7 @@ def _clear_errors() -> Iterator[None]:
         yield
     except Refusal as error:
         raise to_backend_error(error) from error
-    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+    except LOST as error:
         words = str(error) or type(error).__name__
         raise BackendError(Trouble.UNREACHABLE, f"the cluster does not answer ({words})") from error
 
