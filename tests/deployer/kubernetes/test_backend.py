@@ -224,7 +224,7 @@ async def test_requests_that_wait_in_the_router_wake_what_sleeps(
         "or vector(0)"
     )
     told = fake.get(kinds.CONFIG_MAP, f"{NAME}-router")["data"][routes.ENTRY]
-    assert routes.Table.read(told).wake_s > 0
+    assert routes.read(told).wake_s > 0
 
 
 async def test_what_a_controller_made_of_it_is_left_to_the_controller(

@@ -46,7 +46,8 @@ from neuroweaver.deployer.domain.backend import (
     Wanted,
 )
 from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, traffic
-from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests, namespace_of, record
+from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests, record
+from neuroweaver.deployer.kubernetes.manifests.scope import namespace_of
 from neuroweaver.deployer.kubernetes.naming import containers, identity
 from neuroweaver.deployer.kubernetes.observing import drift, log_lines, measuring, observation
 from neuroweaver.deployer.kubernetes.observing.observation import Health

@@ -424,7 +424,7 @@ def test_routes_say_where_the_traffic_goes():
         for each in of(made(wish), kinds.CONFIG_MAP)
         if each["metadata"]["name"] == f"{NAME}-router"
     )
-    table = routes.Table.read(told)
+    table = routes.read(told)
     assert table == routes.Table(
         wish.key,
         is_affine=True,

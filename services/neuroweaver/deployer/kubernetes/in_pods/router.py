@@ -29,7 +29,7 @@ from neuroweaver.cluster.errors import BackendError
 from neuroweaver.cluster.failures import Refusal as ApiRefusal
 from neuroweaver.cluster.kinds import CONFIG_MAP
 from neuroweaver.deployer.domain.backend import Key, Redirect
-from neuroweaver.deployer.kubernetes.manifests.routes import ENTRY, BadRoutes, Route, Table
+from neuroweaver.deployer.kubernetes.manifests.routes import ENTRY, BadRoutes, Route, Table, read
 from neuroweaver.deployer.kubernetes.naming.containers import PORT
 from neuroweaver.deployer.kubernetes.observing.watching import Watcher
 from neuroweaver.deployer.routing import front
@@ -214,7 +214,7 @@ async def follow(api: Api, namespace: str, config_map: str, routes: Routes) -> N
             try:
                 found = await api.get(CONFIG_MAP, namespace, config_map)
                 if found is not None:
-                    routes.take(Table.read(found.get("data", {}).get(ENTRY, "")))
+                    routes.take(read(found.get("data", {}).get(ENTRY, "")))
             except BadRoutes as error:
                 _LOG.error("routes not read", extra={"cause": str(error)})  # a line says it all
             except (ApiRefusal, BackendError) as error:

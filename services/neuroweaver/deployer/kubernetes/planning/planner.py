@@ -36,11 +36,10 @@ from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Findin
 from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, scaling, traffic
 from neuroweaver.deployer.kubernetes.manifests.manifests import (
     Cluster,
-    is_monitored,
     manifests,
-    namespace_of,
     obstacle_to_zero,
 )
+from neuroweaver.deployer.kubernetes.manifests.scope import Scope, namespace_of
 from neuroweaver.deployer.kubernetes.observing import drift
 from neuroweaver.deployer.kubernetes.planning import access
 from neuroweaver.deployer.kubernetes.planning.replacement import Room, decide
@@ -230,7 +229,7 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
         )
     if spec.rollout.HasField("canary") and not has_router:
         yield from _findings_of_canary(wanted, has_route=has_route)
-    if is_monitored(spec) and not ({SERVICE_MONITOR, PROMETHEUS_RULE} <= cluster.kinds):
+    if Scope(wanted, settings).is_monitored and not ({SERVICE_MONITOR, PROMETHEUS_RULE} <= cluster.kinds):
         yield Finding(
             "MONITORING_MISSING",
             "the cluster has no ServiceMonitor or no PrometheusRule: nothing is scraped, nobody alerted",
