@@ -85,7 +85,7 @@ async def test_a_node_that_does_not_answer_silences_no_other(
     assert fake.faults[0].seen == 1
     assert [each.node for each in caplog.records if each.message == "logs cannot be read"] == ["lost"]
     fake.faults = []
-    backend._mute_until["lost"] = 0.0
+    backend._pods.silent_nodes.end("lost")
     found = [line async for line in backend.logs(KEY, NAME, spec(), {})]
     assert {line.replica_id for line in found} == set(names(fake))
     await api.close()

@@ -6,14 +6,12 @@ Objects are dictionaries all the way to the wire, so that nothing a user wrote c
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import (
-    CONFIG_MAP,
     DEPLOYMENT,
     HTTP_ROUTE,
     OWNED,
@@ -23,7 +21,6 @@ from neuroweaver.cluster.kinds import (
     Kind,
     Object,
     kind_of,
-    ref,
 )
 from neuroweaver.deployer.domain.backend import Wanted, WantedRevision
 from neuroweaver.deployer.kubernetes.manifests import (
@@ -68,18 +65,6 @@ def manifests(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> li
     identity.check_name(wanted.resource_name)
     objects = _objects(Scope(wanted, settings), cluster)
     return sorted(objects, key=lambda item: OWNED.index(kind_of(item)))
-
-
-def record(wanted: Wanted, settings: ClusterSettings, objects: Sequence[Object]) -> Object:
-    """Written once all the rest is as wished: what the last wish that was carried out as a whole was."""
-    weights = {str(revision.number): revision.weight_percent for revision in wanted.revisions}
-    data = {
-        "generation": str(wanted.generation),
-        "weights": json.dumps(weights, sort_keys=True),
-        "redirect": wanted.redirect.url if wanted.redirect else "",
-        "objects": json.dumps(sorted(str(ref(item)) for item in objects)),
-    }
-    return Scope(wanted, settings).object(CONFIG_MAP, data=data)
 
 
 def _objects(scope: Scope, cluster: Cluster) -> Iterator[Object]:

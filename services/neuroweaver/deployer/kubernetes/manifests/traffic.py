@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Final
 
 from neuroweaver.cluster.errors import BackendError, Trouble
@@ -127,21 +126,6 @@ def route(scope: Scope, *, has_router: bool) -> Object:
 
 def route_path(key: Key) -> str:
     return f"/{key.project}/{key.model_id}/{key.name}"
-
-
-def shares(replicas: Mapping[int, int]) -> dict[int, int]:
-    """The share of the traffic in percent that numbers of ready replicas give; they add up to 100, or to
-    0.
-    """
-    total = sum(replicas.values())
-    if total == 0:
-        return dict.fromkeys(replicas, 0)
-    exact = {number: Fraction(100 * count, total) for number, count in replicas.items()}
-    made = {number: int(share) for number, share in exact.items()}
-    by_rest = sorted(exact, key=lambda number: (made[number] - exact[number], number))
-    for number in by_rest[: 100 - sum(made.values())]:
-        made[number] += 1
-    return made
 
 
 def _redirected(redirect: str, namespace: str, selector: Mapping[str, str] | None) -> Object:

@@ -33,7 +33,8 @@ from neuroweaver.cluster.kinds import (
     ref,
 )
 from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Finding, Planned, Wanted
-from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, scaling, traffic
+from neuroweaver.deployer.kubernetes import applying
+from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, scaling
 from neuroweaver.deployer.kubernetes.manifests.manifests import (
     Cluster,
     manifests,
@@ -44,6 +45,7 @@ from neuroweaver.deployer.kubernetes.observing import drift
 from neuroweaver.deployer.kubernetes.planning import access
 from neuroweaver.deployer.kubernetes.planning.replacement import Room, decide
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
+from neuroweaver.deployer.routing import shares
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _AT_ONCE: Final = 8
@@ -133,7 +135,9 @@ async def _planned(api: Api, wish: Object, live: Object | None, *, can_try: bool
         action = pb.PLANNED_ACTION_UNCHANGED if is_there else pb.PLANNED_ACTION_UPDATE
     if can_try:
         try:
-            action, changes = await _tried(api, wish, live)
+            changes = await applying.changes_of(api, wish, live)
+            if live is not None:
+                action = pb.PLANNED_ACTION_UPDATE if changes else pb.PLANNED_ACTION_UNCHANGED
         except Refusal as error:
             trouble = to_backend_error(error)
             if trouble.trouble not in {Trouble.REFUSED, Trouble.NO_ROOM, Trouble.CONFLICT}:
@@ -148,21 +152,6 @@ async def _planned(api: Api, wish: Object, live: Object | None, *, can_try: bool
         manifest=yaml.safe_dump(wish, sort_keys=False, allow_unicode=True),
         changes=changes,
     )
-
-
-async def _tried(
-    api: Api, wish: Object, live: Object | None
-) -> tuple[pb.PlannedAction.ValueType, tuple[FieldChange, ...]]:
-    kind = kind_of(wish)
-    if live is None:
-        await api.apply(kind, wish, is_forced=True, is_dry_run=True)
-        return pb.PLANNED_ACTION_CREATE, ()
-    own, _ = drift.left_to_others(drift.stamped(wish), live)
-    if kind == DEPLOYMENT and "replicas" not in own["spec"] and drift.owns(live, "spec", "replicas"):
-        own["spec"]["replicas"] = live["spec"]["replicas"]  # handed over as it is
-    answer = await api.apply(kind, own, is_forced=True, is_dry_run=True)
-    changes = drift.differences(live, answer)
-    return (pb.PLANNED_ACTION_UPDATE if changes else pb.PLANNED_ACTION_UNCHANGED), changes
 
 
 def _has_its_role(wish: Object, found: Found) -> bool:
@@ -302,7 +291,7 @@ def _findings_of_canary(wanted: Wanted, *, has_route: bool) -> Iterator[Finding]
     words = "traffic is split by numbers of ready replicas, since there is no gateway"
     serving = [revision for revision in wanted.revisions if revision.weight_percent > 0]
     if len(serving) > 1:
-        real = traffic.shares({revision.number: counts[revision.number] for revision in serving})
+        real = shares.percent({revision.number: counts[revision.number] for revision in serving})
         pairs = ", ".join(
             f"revision {revision.number} gets {real[revision.number]} % for {revision.weight_percent} %"
             for revision in serving
