@@ -67,12 +67,7 @@ class Api:
         return self._access.is_inside
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
-        try:
-            return await self._call("GET", kind.path(namespace, name), f"get {kind.resource} {name}")
-        except Refusal as error:
-            if error.is_missing:
-                return None
-            raise
+        return await self._found(kind.path(namespace, name), f"get {kind.resource} {name}")
 
     async def list(
         self,
@@ -159,23 +154,12 @@ class Api:
 
     async def has(self, kind: Kind, *, repeats: bool = True) -> bool:
         """Whether the cluster knows the kind."""
-        try:
-            found = await self._call("GET", kind.root, f"look for {kind.api_version}", repeats=repeats)
-        except Refusal as error:
-            if error.is_missing:
-                return False
-            raise
-        return any(each["name"] == kind.plural for each in found.get("resources") or ())
+        found = await self._found(kind.root, f"look for {kind.api_version}", repeats=repeats) or {}
+        return any(resource["name"] == kind.plural for resource in found.get("resources") or ())
 
     async def has_group(self, group: str) -> bool:
         """Whether the cluster knows any version of a group."""
-        try:
-            await self._call("GET", f"/apis/{group}", f"look for {group}")
-        except Refusal as error:
-            if error.is_missing:
-                return False
-            raise
-        return True
+        return await self._found(f"/apis/{group}", f"look for {group}") is not None
 
     async def version(self) -> str:
         """That of the API server, such as `v1.36.0`."""
@@ -231,6 +215,15 @@ class Api:
             if not answer.is_success:
                 raise refusal(answer, what)
             yield _events(lines, what)
+
+    async def _found(self, path: str, what: str, *, repeats: bool = True) -> Object | None:
+        """None where there is no such thing."""
+        try:
+            return await self._call("GET", path, what, repeats=repeats)
+        except Refusal as error:
+            if error.is_missing:
+                return None
+            raise
 
     async def _call(self, method: str, path: str, what: str, **call: Any) -> Object:
         body = await self._bytes(method, path, what, **call)

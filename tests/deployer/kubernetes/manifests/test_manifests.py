@@ -19,8 +19,8 @@ from neuroweaver.cluster import kinds, quantities
 from neuroweaver.cluster.kinds import Object
 from neuroweaver.deployer.domain.backend import File, Wanted
 from neuroweaver.deployer.kubernetes.in_pods import liveness
-from neuroweaver.deployer.kubernetes.manifests import router_pods, routes
-from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests, record
+from neuroweaver.deployer.kubernetes.manifests import record, router_pods, routes
+from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.planning import capacity
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
@@ -41,7 +41,7 @@ GPUS = pb.ReplicaResources(gpus=2, cpu_limit="4", cpu_request="2", memory_reques
 
 def made(wish: Wanted, cluster: Cluster = EVERYTHING) -> list[Object]:
     objects = manifests(wish, ABLE, cluster)
-    return [*objects, record(wish, ABLE, objects)]
+    return [*objects, record.written(wish, ABLE, objects)]
 
 
 def of(objects: list[Object], kind: kinds.Kind) -> list[Object]:
@@ -532,7 +532,7 @@ def test_a_base_model_that_is_no_name_reaches_no_command_line(name: str):
     if not name:
         assert "--model=/models/files" in server(of(made(wish), kinds.DEPLOYMENT)[0])["args"]
         return
-    with pytest.raises(Exception, match="not named as"):
+    with pytest.raises(Exception, match="is not named `organisation/name`"):
         made(wish)
 
 

@@ -15,7 +15,7 @@ from neuroweaver.deployer.kubernetes.manifests.pods import uses_vllm
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.naming.containers import PORT_NAME, SERVER
-from neuroweaver.deployer.kubernetes.observing.measuring import HTTP_REQUESTS, OWN, VLLM, Names
+from neuroweaver.deployer.model_servers.metrics import HTTP_REQUESTS, OWN, VLLM, Names
 
 CONCURRENCY: Final = "neuroweaver_serving_concurrency"
 """Recorded per pod: requests at work and waiting. What autoscaling by concurrency looks at."""

@@ -20,9 +20,9 @@ from neuroweaver.cluster.failures import Refusal
 from neuroweaver.cluster.kinds import POD, POD_METRICS, Object, is_going
 from neuroweaver.deployer.domain.backend import Line, Measured, Replica
 from neuroweaver.deployer.kubernetes.naming import containers, identity
-from neuroweaver.deployer.kubernetes.observing import log_lines, measuring, observation
-from neuroweaver.deployer.kubernetes.observing.observation import Health
-from neuroweaver.v1 import deployer_pb2 as pb
+from neuroweaver.deployer.kubernetes.observing import log_lines, observation
+from neuroweaver.deployer.model_servers import metrics
+from neuroweaver.deployer.model_servers.health import Health
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
 T = TypeVar("T")
@@ -36,7 +36,6 @@ _MOST_ASKED: Final = 100
 _MOST_LOGS_READ: Final = 5
 _LOG_BYTES: Final = 4 * 1024 * 1024
 _LOST: Final = (*LOST, Refusal, BackendError)
-_FAILING: Final = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})
 
 
 class Silence:
@@ -80,14 +79,14 @@ class Pods:
         wordless = [
             replica.replica_id
             for _, replica in known
-            if replica.phase in _FAILING and ": " not in replica.message
+            if replica.phase in observation.FAILING and ": " not in replica.message
         ][:_MOST_LOGS_READ]
 
         async def finer(entry: tuple[Object, Replica]) -> Replica:
             pod, replica = entry
             if replica.replica_id in wordless:
                 return await self._with_reason(pod, replica)
-            if not has_health or replica.phase in _FAILING or not _is_running(pod):
+            if not has_health or replica.phase in observation.FAILING or not _is_running(pod):
                 return replica
             health = await self._health(pod)
             return replica if health is None else observation.with_health(replica, health)
@@ -106,7 +105,7 @@ class Pods:
             names = [each for each, pod in running.items() if identity.revision_of(pod) == number]
             used = [usage[each] for each in names if each in usage]
             measured.append(
-                measuring.measured(
+                metrics.measured(
                     number,
                     [page for each in names if (page := pages.get(each))],
                     [each for each in names if pages.get(each) is None],
@@ -172,9 +171,9 @@ class Pods:
             self.silent_pods.begin(uid)
             return None
 
-    async def _page(self, pod: Object) -> measuring.Page | None:
+    async def _page(self, pod: Object) -> metrics.Page | None:
         try:
-            return measuring.page(await self._ask(pod, "/metrics"))
+            return metrics.page(await self._ask(pod, "/metrics"))
         except (*_LOST, ValueError):
             return None
 
@@ -196,8 +195,8 @@ class Pods:
         }
 
 
-def _used(metrics: Object, resource: str) -> Decimal:
-    used = (quantities.parse(each["usage"][resource]) for each in metrics.get("containers") or ())
+def _used(usage: Object, resource: str) -> Decimal:
+    used = (quantities.parse(each["usage"][resource]) for each in usage.get("containers") or ())
     return sum(used, Decimal(0))
 
 

@@ -49,7 +49,7 @@ class Fleet:
         self,
         resource_name: str,
         folder: Path,
-        surroundings: Callable[[Supplies], Surroundings],
+        around: Surroundings,
         supply: Callable[[Path, Callable[[], None]], Supplies],
         moved: Callable[[Fleet], None],
     ) -> None:
@@ -60,7 +60,7 @@ class Fleet:
         self._tell = moved
         self._moved = asyncio.Event()
         self._supplies = supply(folder / "bundles", self._moved.set)
-        self._around = surroundings(self._supplies)
+        self._around = around
         self._wanted: Wanted | None = None
         self._launches: dict[str, Launch] = {}
         self._replicas: dict[int, Replica] = {}
@@ -338,7 +338,9 @@ class Fleet:
         folder.mkdir(mode=0o700, exist_ok=True)
         policy = Policy.of(self._wanted.spec) if self._wanted else Policy()
         replica_id = self._replica_id(number)
-        self._replicas[number] = Replica(replica_id, folder, start, policy, self._around, self._moved.set)
+        self._replicas[number] = Replica(
+            replica_id, folder, start, policy, self._around, self._supplies, self._moved.set
+        )
 
     def _forget_gone(self) -> None:
         gone = [number for number, each in self._replicas.items() if each.is_gone]
