@@ -109,7 +109,7 @@ def to_backend_error(error: Refusal) -> BackendError:
 
 def missing_namespace(name: str) -> BackendError:
     return BackendError(
-        Trouble.REFUSED, f"there is no namespace {name} in the cluster", field="spec.kubernetes.namespace"
+        Trouble.REFUSED, f"namespace {name} does not exist in the cluster", field="spec.kubernetes.namespace"
     )
 
 
@@ -127,7 +127,7 @@ def _forbidden(error: Refusal) -> BackendError:
     if any(cause.reason == "NamespaceTerminating" for cause in error.causes):
         return BackendError(
             Trouble.REFUSED,
-            f"{error.what}: the namespace is being removed",
+            f"{error.what}: the namespace is being deleted",
             field="spec.kubernetes.namespace",
         )
     # Quotas and admission answer 403 too.

@@ -316,7 +316,7 @@ async def test_a_switch_sends_the_traffic_to_the_other_model(backend: Kubernetes
     await backend.apply(wanted())
     front = fake.get(kinds.SERVICE, NAME)["spec"]
     assert (front["type"], front["selector"][identity.REVISION]) == ("ClusterIP", "1")
-    with pytest.raises(BackendError, match="cannot send traffic"):
+    with pytest.raises(BackendError, match="traffic cannot be sent"):
         await backend.apply(wanted(redirect=to("http://127.0.0.1:8100/v1")))
 
 
@@ -532,7 +532,7 @@ async def test_nothing_is_there_of_a_namespace_that_is_gone(backend: KubernetesB
     elsewhere = spec(kubernetes=pb.KubernetesOptions(namespace="gone"))
     assert await backend.observe(KEY, NAME, elsewhere) == Observed()
     assert await backend.remove(KEY, NAME, elsewhere)
-    with pytest.raises(BackendError, match="there is no namespace gone") as caught:
+    with pytest.raises(BackendError, match="namespace gone does not exist") as caught:
         await backend.apply(wanted(spec=elsewhere))
     assert (caught.value.trouble, caught.value.field) == (Trouble.REFUSED, "spec.kubernetes.namespace")
 
@@ -714,7 +714,7 @@ async def test_bad_input_names_its_field_and_leaves_nothing(
 
 @pytest.mark.parametrize("name", ["UPPER", "1st", "a" * 46, "a.b", "a\n", "", "-a"])
 async def test_a_name_that_is_no_dns_label_is_refused(backend: KubernetesBackend, name: str):
-    with pytest.raises(BackendError, match="no DNS label"):
+    with pytest.raises(BackendError, match="is not a DNS label"):
         await backend.apply(wanted(resource_name=name))
 
 

@@ -198,7 +198,7 @@ async def test_a_label_that_no_node_has_is_no_lack_of_cpu(backend: KubernetesBac
     wish.kubernetes.node_selector["zone"] = "nowhere"
     plan = await backend.plan(wanted(spec=wish))
     assert blocking(plan) == ["NO_NODE"]
-    assert "none of 1 nodes takes them" in finding(plan, "NO_NODE").message
+    assert "no node, of 1, is ready" in finding(plan, "NO_NODE").message
 
 
 @CLOSED
@@ -373,7 +373,7 @@ async def test_a_base_model_without_a_digest_is_told_to_be_unverified(
             await planner.plan(wanted(unpinned, spec=spec(resources=GPU))), "BASE_MODEL_NOT_VERIFIED"
         )
         assert not told.is_blocking
-        assert "version 1.0.0 names no digest" in told.message
+        assert "version 1.0.0 has no digest" in told.message
         verified = await planner.plan(wanted(spec=spec(resources=GPU)))
         assert "BASE_MODEL_NOT_VERIFIED" not in {each.reason for each in verified.findings}
         assert not blocking(verified)

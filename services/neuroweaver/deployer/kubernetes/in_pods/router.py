@@ -193,11 +193,11 @@ class App:
         elif is_ready:
             await self._router(scope, receive, send)
         else:
-            await refuse(send, Refusal(503, "not_ready", "the routes are not known yet"))
+            await refuse(send, Refusal(503, "not_ready", "the router has not read its routes yet"))
 
     def _locate(self, path: str) -> tuple[Key, str]:
         if self._routes.table is None:
-            raise Refusal(503, "not_ready", "the routes are not known yet")
+            raise Refusal(503, "not_ready", "the router has not read its routes yet")
         return self._routes.table.key, public_path(path)
 
 
@@ -216,9 +216,9 @@ async def follow(api: Api, namespace: str, config_map: str, routes: Routes) -> N
                 if found is not None:
                     routes.take(read(found.get("data", {}).get(ENTRY, "")))
             except BadRoutes as error:
-                _LOG.error("routes not read", extra={"cause": str(error)})  # a line says it all
+                _LOG.error("routes cannot be read", extra={"cause": str(error)})  # a line says it all
             except (ApiRefusal, BackendError) as error:
-                _LOG.warning("routes not read", extra={"cause": str(error)})
+                _LOG.warning("routes cannot be read", extra={"cause": str(error)})
                 await asyncio.sleep(_AGAIN_S)
                 moved.set()
     finally:

@@ -70,7 +70,7 @@ def base_model(revision: WantedRevision, settings: ClusterSettings) -> BaseModel
     if match is None or ".." in name:
         raise BackendError(
             Trouble.REFUSED,
-            f"the base model {name!r} is not named as `organisation/name`, so no pod can find it",
+            f"the base model {name!r} is not named `organisation/name`, so pods cannot find it",
         )
     return BaseModel(
         match["name"], match["revision"] or "", revision.bundle.base_model_digest, settings.base_claim

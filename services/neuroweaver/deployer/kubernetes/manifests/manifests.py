@@ -126,7 +126,9 @@ def _deployment(scope: Scope, revision: WantedRevision) -> Object:
     if revision.autoscaling is None:
         if not 0 <= revision.replicas <= 1000:
             raise BackendError(
-                Trouble.REFUSED, f"{revision.replicas} is not within 0 and 1000", field="spec.replicas"
+                Trouble.REFUSED,
+                f"{revision.replicas} replicas are not between 0 and 1000",
+                field="spec.replicas",
             )
         spec["replicas"] = revision.replicas
     deployment = scope.of_revision(DEPLOYMENT, revision.number, spec=spec)

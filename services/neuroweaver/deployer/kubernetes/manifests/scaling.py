@@ -35,14 +35,12 @@ def obstacle_to_zero(settings: ClusterSettings, *, has_keda: bool, has_router: b
     has_router: whether requests wait in one whose figures are read.
     """
     if not has_keda:
-        return "scaling to zero needs KEDA, which the cluster has not: install it, or set min_replicas to 1"
+        return "scaling to zero needs KEDA, which is not installed: install it, or set min_replicas to 1"
     if not settings.prometheus_url:
-        return (
-            "nothing would tell KEDA of a first request: set NEUROWEAVER_PROMETHEUS_URL, or min_replicas to 1"
-        )
+        return "KEDA could not notice a first request: set NEUROWEAVER_PROMETHEUS_URL, or min_replicas to 1"
     if not (settings.activation_query or has_router):
         return (
-            "nothing would tell KEDA of a first request: set spec.kubernetes.traffic_routing to "
+            "KEDA could not notice a first request: set spec.kubernetes.traffic_routing to "
             "TRAFFIC_ROUTING_ROUTER with monitoring, or NEUROWEAVER_ACTIVATION_QUERY to a query of the "
             "requests that arrive before the deployment, or min_replicas to 1"
         )

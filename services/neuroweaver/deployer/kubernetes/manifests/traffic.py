@@ -47,7 +47,7 @@ def backup(redirect: str) -> tuple[str, str]:
     if found is None:
         raise BackendError(
             Trouble.REFUSED,
-            f"the cluster cannot send traffic to {redirect}: it is no endpoint of a deployment on Kubernetes",
+            f"traffic cannot be sent to {redirect}: it is not the endpoint of a deployment on Kubernetes",
             field="spec.recovery.backup",
         )
     return found["name"], found["namespace"]
@@ -88,7 +88,7 @@ def check_split(wanted: Wanted) -> None:
     if sum(weight > 0 for weight in weights) > 1 and 0 in weights:
         raise BackendError(
             Trouble.REFUSED,
-            "a Service cannot leave out one revision while it splits traffic among several others",
+            "a Service cannot leave out one revision while it splits traffic among others",
         )
 
 

@@ -20,8 +20,8 @@ OTHERS: Final = (
     ("delete", "apps", "replicasets"),
 )
 """What else it needs: verb, group, resource."""
-_TOLD_BY_USE: Final = "use of CPU and memory is told by nothing but the replicas' own figures"
-_FROM_OUTSIDE: Final = "from outside the cluster nothing is learned of the replicas' health and figures"
+_TOLD_BY_USE: Final = "CPU and memory use is then known from the replicas' own metrics only"
+_FROM_OUTSIDE: Final = "from outside the cluster, the replicas' health and metrics stay unknown"
 
 
 def needed(custom: Iterable[Kind]) -> list[tuple[str, str, str]]:
