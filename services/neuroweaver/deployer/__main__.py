@@ -17,7 +17,7 @@ from neuroweaver.deployer.control.reconciler import Reconciler
 from neuroweaver.deployer.domain.backend import Backend
 from neuroweaver.deployer.domain.specification import Defaults
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.deployer.local.backend import LocalSettings, local_backend
 from neuroweaver.deployer.planning import Backends, Planner
 from neuroweaver.deployer.rpc import server

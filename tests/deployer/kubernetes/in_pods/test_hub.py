@@ -16,9 +16,9 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from neuroweaver.base_models.folders import digests
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.in_pods import hub as hub_module
 from neuroweaver.deployer.kubernetes.manifests import base_model
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from ports import free_port
 
 NAME = "acme/base"

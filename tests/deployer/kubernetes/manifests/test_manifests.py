@@ -20,12 +20,12 @@ from neuroweaver.artifacts.file import File
 from neuroweaver.cluster import kinds, quantities
 from neuroweaver.cluster.kinds import Object
 from neuroweaver.deployer.domain.backend import Wanted
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.in_pods import liveness
-from neuroweaver.deployer.kubernetes.manifests import router_pods, routes
-from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests, record
+from neuroweaver.deployer.kubernetes.manifests import record, router_pods, routes
+from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.planning import capacity
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 EVERYTHING = Cluster(frozenset(kind for kind in kinds.OWNED if kind.is_custom))
@@ -43,7 +43,7 @@ GPUS = pb.ReplicaResources(gpus=2, cpu_limit="4", cpu_request="2", memory_reques
 
 def made(wish: Wanted, cluster: Cluster = EVERYTHING) -> list[Object]:
     objects = manifests(wish, ABLE, cluster)
-    return [*objects, record(wish, ABLE, objects)]
+    return [*objects, record.written(wish, ABLE, objects)]
 
 
 def of(objects: list[Object], kind: kinds.Kind) -> list[Object]:
@@ -426,7 +426,7 @@ def test_routes_say_where_the_traffic_goes():
         for each in of(made(wish), kinds.CONFIG_MAP)
         if each["metadata"]["name"] == f"{NAME}-router"
     )
-    table = routes.Table.read(told)
+    table = routes.read(told)
     assert table == routes.Table(
         wish.key,
         is_affine=True,
@@ -534,7 +534,7 @@ def test_a_base_model_that_is_no_name_reaches_no_command_line(name: str):
     if not name:
         assert "--model=/models/files" in server(of(made(wish), kinds.DEPLOYMENT)[0])["args"]
         return
-    with pytest.raises(Exception, match="not named as"):
+    with pytest.raises(Exception, match="is not named `organisation/name`"):
         made(wish)
 
 
