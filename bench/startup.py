@@ -3,7 +3,7 @@
     python bench/startup.py [--rounds 5]
 
 `up` starts in a new home on free ports, so its first round also makes the tables; the median is over all
-rounds. Memory is read ten seconds after all is healthy: RSS, and PSS, which counts shared pages once. Linux only.
+rounds. Memory is read ten seconds later: RSS, and PSS, which counts shared pages once. Linux only.
 """
 
 from __future__ import annotations
