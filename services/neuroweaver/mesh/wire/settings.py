@@ -164,7 +164,7 @@ _OWN_PORT: Final = Variable(
     "NEUROWEAVER_{SERVICE}_PORT", port_number, lambda reading: PORTS[reading["service"]], ""
 )
 ADDRESS: Final = Variable(
-    "NEUROWEAVER_{SERVICE}ADDRESS",
+    "NEUROWEAVER_{SERVICE}_ADDRESS",
     host_and_port,
     "",
     "Where callers find the service, as host:port.",
