@@ -36,7 +36,7 @@ class TrainerSettings(Settings):
     )
     # What they hold is the worker's business, and its alone.
     has_judge_key: bool = variable(
-        "OPENAI_API_KEY", bool, default=False, shown_default="", help="Shown to the endpoint that judges."
+        "OPENAI_API_KEY", bool, default=False, shown_default="none", help="Shown to the endpoint that judges."
     )
     has_judge_url: bool = variable(
         "OPENAI_BASE_URL",
