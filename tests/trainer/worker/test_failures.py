@@ -52,6 +52,13 @@ def test_a_foreseen_error_has_its_own_reason(error: Exception, reason: str, is_r
     assert failure.message
 
 
+@pytest.mark.parametrize(
+    ("stage", "advice"), [(pb.STAGE_SFT, "lower learning_rate"), (pb.STAGE_PPO, "lower ppo_learning_rate")]
+)
+def test_a_diverged_training_names_the_rate_to_lower(stage: pb.Stage.ValueType, advice: str) -> None:
+    assert explain(TrainingDiverged("the loss is nan at step 3"), stage).message.endswith(advice)
+
+
 def test_the_text_of_an_unforeseen_error_is_not_told() -> None:
     failure = explain(RuntimeError("sk-secret in /home/someone"), pb.STAGE_PPO)
 

@@ -18,7 +18,8 @@ from neuroweaver.trainer.data.specialization import Specialization, load_special
 from neuroweaver.trainer.worker.judging.choose import judge_named
 from neuroweaver.trainer.worker.judging.judge import Judge
 from neuroweaver.trainer.worker.models.base import load
-from neuroweaver.trainer.worker.policy.adapters import load_policy
+from neuroweaver.trainer.worker.models.lora import load_policy
+from neuroweaver.trainer.worker.process.checkpoints import checkpoint_step, last_checkpoint
 from neuroweaver.trainer.worker.process.stages import Stages
 from neuroweaver.v1 import registry_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
@@ -73,6 +74,11 @@ class JobContext:
     @cached_property
     def judge(self) -> Judge:
         return judge_named(self.config.feedback_model, self.environ, cache=self.folder / "judge-cache.jsonl")
+
+    def report_resume(self, folder: Path) -> None:
+        """Report the checkpoint in `folder` from which a resumed stage goes on, if there is one."""
+        if self.is_resumed and (checkpoint := last_checkpoint(folder)):
+            self.stages.rewound(checkpoint_step(checkpoint))
 
     def load_base(self) -> tuple[Any, Any]:
         """The base model and its tokenizer."""

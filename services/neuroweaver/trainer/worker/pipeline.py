@@ -17,13 +17,12 @@ from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.worker.context import JobContext, Prepared
 from neuroweaver.trainer.worker.data.questions import messages_of
 from neuroweaver.trainer.worker.failures import DatasetChanged
-from neuroweaver.trainer.worker.process.checkpoints import checkpoint_step, last_checkpoint
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.stages import Result, as_message, as_result
 from neuroweaver.trainer.worker.registration import Registration, register
 from neuroweaver.trainer.worker.rlaif import improve
 from neuroweaver.trainer.worker.sft.finetune import finetune
-from neuroweaver.trainer.worker.validation.compare import VERDICTS, evaluate
+from neuroweaver.trainer.worker.validation.compare import evaluate
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -33,7 +32,7 @@ def run(context: JobContext) -> pb.TrainingResult:
     config, stages = context.config, context.stages
     stages.run(
         pb.STAGE_PREPARING,
-        "reads the data and makes the base model ready",
+        "reads the data and prepares the base model",
         partial(prepare, context),
         again=True,
     )
@@ -84,8 +83,7 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
 
 def fine_tune(context: JobContext, monitor: Monitor) -> Result:
     folder = context.folder / "sft"
-    if context.is_resumed and (checkpoint := last_checkpoint(folder)):
-        context.stages.rewound(checkpoint_step(checkpoint))
+    context.report_resume(folder)
     with context.base_model() as (model, tokenizer):
         outcome = finetune(
             model,
@@ -130,7 +128,8 @@ def describe(result: pb.TrainingResult, context: JobContext, tuned: Result, vali
         as_message(pb.WinRate, validation, rate=validation["win_rate"], interval=interval)
     )
     for sample in read_jsonl(context.folder / "evaluation.jsonl"):
-        result.samples.append(pb.JudgedSample(**sample | {"verdict": VERDICTS[sample["verdict"]]}))
+        verdict = f"VERDICT_{sample['verdict'] or 'unspecified'}".upper()
+        result.samples.append(pb.JudgedSample(**sample | {"verdict": verdict}))
     result.metrics["sft_loss_before"] = tuned["loss_before"]
     result.metrics["sft_loss_after"] = tuned["loss_after"]
     result.metrics["base_score"] = validation["base_score"]

@@ -37,7 +37,7 @@ class Registration:
 
 
 def register(registration: Registration, registry: registry_pb2_grpc.RegistryServiceStub) -> Result:
-    """Gives the new version and the digest of each artifact. A repeat gives the same version.
+    """Returns the new version and the digest of each artifact; a repeat, the same version.
 
     Raises grpc.RpcError, Refused.
     """
@@ -71,7 +71,7 @@ def artifacts_of(registration: Registration) -> dict[str, Path]:
     write_whole(portable / "adapter_config.json", _portable_adapter_config(registration))
     write_whole(portable / "training_config.json", _json(registration.job.config))
     write_whole(portable / "result.json", _json(registration.result))
-    found = {
+    files = {
         "adapter/adapter_model.safetensors": registration.adapter / "adapter_model.safetensors",
         "adapter/adapter_config.json": portable / "adapter_config.json",
         "training/config.json": portable / "training_config.json",
@@ -80,7 +80,7 @@ def artifacts_of(registration: Registration) -> dict[str, Path]:
         "training/feedback.jsonl": folder / "feedback.jsonl",
         "training/ppo_steps.jsonl": folder / "ppo" / "steps.jsonl",
     }
-    return {path: file for path, file in found.items() if file.is_file()}
+    return {path: file for path, file in files.items() if file.is_file()}
 
 
 def _portable_adapter_config(registration: Registration) -> bytes:
@@ -134,21 +134,21 @@ def metrics_of(result: pb.TrainingResult) -> dict[str, registry_pb2.Metric]:
         "judge_score": registry_pb2.Metric(
             value=result.metrics["tuned_score"],
             direction=HIGHER,
-            samples=[each.tuned_score for each in result.samples if each.HasField("tuned_score")],
+            samples=[sample.tuned_score for sample in result.samples if sample.HasField("tuned_score")],
         ),
         "judge_score_base": registry_pb2.Metric(
             value=result.metrics["base_score"],
             direction=HIGHER,
-            samples=[each.base_score for each in result.samples if each.HasField("base_score")],
+            samples=[sample.base_score for sample in result.samples if sample.HasField("base_score")],
         ),
         "win_rate": registry_pb2.Metric(
             value=result.win_rate.rate, direction=HIGHER, interval=_interval(result.win_rate.interval)
         ),
     }
     counted = result.win_rate
-    if not any(each.HasField("tuned_score") for each in result.samples):
+    if not any(sample.HasField("tuned_score") for sample in result.samples):
         del metrics["judge_score"]
-    if not any(each.HasField("base_score") for each in result.samples):
+    if not any(sample.HasField("base_score") for sample in result.samples):
         del metrics["judge_score_base"]
     if not counted.wins + counted.losses + counted.ties:
         del metrics["win_rate"]

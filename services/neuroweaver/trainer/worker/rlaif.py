@@ -32,7 +32,7 @@ RESPONSES: Final = "responses.jsonl"
 FEEDBACK: Final = "feedback.jsonl"
 POLICY_SOURCE: Final = "model"
 DATASET_SOURCE: Final = "data set"
-# Feedback below this cannot teach a reward model anything that holds for other prompts.
+# With fewer pairs a reward model learns nothing that holds for other prompts.
 MIN_PAIRS: Final = 8
 SAMPLING_TEMPERATURE: Final = 1.0
 
@@ -87,7 +87,10 @@ def questions_of(context: JobContext) -> list[Question]:
     """The prompts of RLAIF: single questions of the training split. Raises NotEnoughFeedback."""
     chosen = choose(context.prepared.train, context.config.specialization, context.config.rlaif_samples)
     if len(chosen) < 2:
-        raise NotEnoughFeedback("the data set has no questions with answers to learn preferences on")
+        raise NotEnoughFeedback(
+            f"RLAIF needs 2 questions with answers in the training data, which has {len(chosen)}: add rows, "
+            "or set enable_rlaif to false"
+        )
     return chosen
 
 
@@ -138,7 +141,7 @@ def judge_responses(context: JobContext, monitor: Monitor) -> Result:
         for response, judgement in zip(responses, judgements, strict=True)
     ]
     write_jsonl(context.folder / FEEDBACK, feedback)
-    # The numbers speak of the model's responses alone.
+    # The metrics are those of the model's own responses.
     scores = [row["score"] for row in feedback if row["source"] == POLICY_SOURCE and row["score"] is not None]
     good = sum(score >= context.config.rlaif_threshold for score in scores)
     return {
@@ -147,6 +150,7 @@ def judge_responses(context: JobContext, monitor: Monitor) -> Result:
         "mean_score": sum(scores) / max(len(scores), 1),
         "good_fraction": good / max(len(scores), 1),
         "judge_tokens": context.judge.usage.tokens,
+        "judge_cost_usd": context.judge.usage.cost_usd,
     }
 
 
@@ -163,6 +167,8 @@ def learn_rewards(context: JobContext, monitor: Monitor) -> Result:
             f"the feedback holds {len(train)} preference pairs to learn from and {len(heldout)} to check "
             f"with; at least {MIN_PAIRS} and 1 are needed: raise rlaif_samples or responses_per_prompt"
         )
+    folder = context.folder / "reward_model"
+    context.report_resume(folder)
     with context.base_model() as (model, tokenizer):
         outcome = train_reward_model(
             model,
@@ -172,7 +178,7 @@ def learn_rewards(context: JobContext, monitor: Monitor) -> Result:
             config=RewardConfig(
                 epochs=config.reward_model_epochs, max_seq_length=config.max_seq_length, seed=config.seed
             ),
-            folder=context.folder / "reward_model",
+            folder=folder,
             monitor=monitor,
             resume=context.is_resumed,
         )

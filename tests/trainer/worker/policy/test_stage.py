@@ -10,13 +10,12 @@ from safetensors.torch import load_file
 from neuroweaver.mesh.machine.files import read_jsonl
 from neuroweaver.trainer.domain.job import with_defaults
 from neuroweaver.trainer.worker.models.base import load
-from neuroweaver.trainer.worker.policy.adapters import load_policy
+from neuroweaver.trainer.worker.models.lora import load_policy
 from neuroweaver.trainer.worker.policy.stage import optimize_policy
 from neuroweaver.trainer.worker.process.monitor import Stopped
 from neuroweaver.trainer.worker.process.stages import Stages
 from neuroweaver.v1 import trainer_pb2 as pb
 from trainer.recorder import Recorder
-from trainer.tiny import tiny_llama
 
 CONFIG = with_defaults(
     pb.TrainingConfig(ppo_steps=3, ppo_batch_size=4, max_new_tokens=4, ppo_learning_rate=1e-2, seed=0),
@@ -41,26 +40,21 @@ class Events:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_llama(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def adapter(base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapter")
-    get_peft_model(load(base)[0], LoraConfig(r=4, target_modules="all-linear")).save_pretrained(folder)
-    return folder
+def adapter(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("adapter")
+    get_peft_model(load(folder)[0], LoraConfig(r=4, target_modules="all-linear")).save_pretrained(path)
+    return path
 
 
 @pytest.fixture
-def optimize(base, adapter):
-    def optimize(folder, monitor):
-        model, tokenizer = load(base)
+def optimize(folder, adapter):
+    def optimize(job, monitor):
+        model, tokenizer = load(folder)
         policy = load_policy(model, adapter, is_trainable=True)
         events = Events()
-        stages = Stages(folder / "stages", events, threading.Event())
+        stages = Stages(job / "stages", events, threading.Event())
         result = optimize_policy(
-            policy, tokenizer, LengthScorer(), CONVERSATIONS, CONFIG, folder / "ppo", monitor, stages
+            policy, tokenizer, LengthScorer(), CONVERSATIONS, CONFIG, job / "ppo", monitor, stages
         )
         return result, events.seen
 

@@ -18,7 +18,6 @@ from neuroweaver.trainer.worker.reward.network import RewardModel, bradley_terry
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback, PreferencePair
 from neuroweaver.trainer.worker.reward.training import RewardConfig, train_reward_model
 from trainer.recorder import Recorder
-from trainer.tiny import tiny_llama
 
 # The judge of these tests prefers answers that speak of brakes, whatever their length.
 PAIRS = [
@@ -26,7 +25,6 @@ PAIRS = [
         [{"role": "user", "content": f"question {number}"}],
         chosen=f"brakes {'part ' * (number % 5)}",
         rejected=f"lease {'part ' * ((number + 2) % 5)}",
-        margin=2.0,
     )
     for number in range(40)
 ]
@@ -37,8 +35,8 @@ QUICK = RewardConfig(
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_llama(tmp_path_factory.mktemp("tiny"), hidden_size=64)
+def base(folder):
+    return folder
 
 
 def train(base: Path, folder: Path, *, config=QUICK, pairs=PAIRS, monitor=None, resume=False):

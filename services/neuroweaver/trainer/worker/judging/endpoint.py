@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import openai
 
@@ -36,6 +36,12 @@ MAX_ANSWER_TOKENS = 2048  # with a reasoning model's thoughts
 # A share means nothing for a handful of items.
 MAX_MISSING_OF_FEW = 2
 POLL_S = 0.5
+# Refusals that no further request can change.
+HOPELESS: Final[Mapping[type[Exception], str]] = {
+    openai.AuthenticationError: "refuses the key (401): check OPENAI_API_KEY",
+    openai.PermissionDeniedError: "denies this key the use of {model!r} (403): check OPENAI_API_KEY",
+    openai.NotFoundError: "has no model {model!r} (404): check feedback_model",
+}
 # Failures to reach the endpoint before its first answer, after which the others are not tried.
 MAX_UNREACHED = 3
 
@@ -51,19 +57,12 @@ class OpenAIJudge:
     def __init__(self, settings: JudgeSettings, *, cache: Path | None = None) -> None:
         self._settings = settings
         self._cache = JudgeCache(cache)
-        self._usage = Usage()
+        self.name = settings.model
+        self.usage = Usage()
         self._format = 0
         self._options: dict[str, Any] = {"temperature": 0, "max_tokens": MAX_ANSWER_TOKENS}
         self._has_answered = False
         self._unreached = 0
-
-    @property
-    def name(self) -> str:
-        return self._settings.model
-
-    @property
-    def usage(self) -> Usage:
-        return self._usage
 
     def score(self, items: Sequence[JudgeItem], rubric: Rubric, monitor: Monitor) -> list[Judgement | None]:
         schema = prompt.score_schema(rubric)
@@ -118,13 +117,13 @@ class OpenAIJudge:
                     done += len(finished)
                     lost = sum(task.result() is None for task in finished)
                     missing += lost
-                    self._usage.missing += lost
+                    self.usage.missing += lost
                     if finished:
-                        monitor.report(step=done, total_steps=len(items), tokens=self._usage.tokens)
+                        monitor.report(step=done, total_steps=len(items), tokens=self.usage.tokens)
                     if missing > allowed:
                         raise JudgeUnavailable(
-                            f"{missing} of {done} judgements by {self.name} are missing, "
-                            f"more than the {self._settings.max_missing:.0%} of {len(items)} that may be"
+                            f"{self.name} gave no usable judgement for {missing} of {done} answers, "
+                            f"more than {self._settings.max_missing:.0%} of {len(items)}"
                         )
                 return [task.result() for task in tasks]
             finally:
@@ -149,10 +148,10 @@ class OpenAIJudge:
     ) -> Answer | None:
         """What `read` makes of the model's answer, cached or asked for at most twice; None if missing."""
         key = key_of(model=self._settings.model, host=self._settings.host, messages=messages, schema=schema)
-        known = self._cache.get(key)
-        if isinstance(known, str):
-            self._usage.cached += 1
-            return read(known)
+        cached = self._cache.get(key)
+        if isinstance(cached, str):
+            self.usage.cached += 1
+            return read(cached)
         conversation = list(messages)
         for _ in range(2):
             text = await self._said(client, conversation, schema)
@@ -217,17 +216,11 @@ class OpenAIJudge:
 
     def _refuse_hopeless(self, error: openai.APIConnectionError | openai.APIStatusError) -> None:
         """Raise JudgeUnavailable if no further request can succeed."""
-        place = f"the judge's endpoint {self._settings.host}"
-        if isinstance(error, openai.AuthenticationError):
-            raise JudgeUnavailable(f"{place} refuses the key (401): check OPENAI_API_KEY") from None
-        if isinstance(error, openai.PermissionDeniedError):
-            raise JudgeUnavailable(f"{place} denies the use of {self.name!r} with this key (403)") from None
-        if isinstance(error, openai.NotFoundError):
-            raise JudgeUnavailable(
-                f"{place} has no model {self.name!r} (404): check feedback_model"
-            ) from None
+        fault = HOPELESS.get(type(error), "")
         if error.code == "insufficient_quota":
-            raise JudgeUnavailable(f"{place} says that the account's quota is used up") from None
+            fault = "reports that the account's quota is used up"
+        if fault:
+            raise self._unavailable(fault.format(model=self.name)) from None
         self._unreached_by(str(getattr(error, "status_code", "") or type(error).__name__))
 
     def _unreached_by(self, cause: str) -> None:
@@ -235,16 +228,18 @@ class OpenAIJudge:
         logger.warning("no judgement by %s: %s", self.name, cause)
         self._unreached += not self._has_answered
         if self._unreached >= MAX_UNREACHED:
-            place = f"the judge's endpoint {self._settings.host}"
-            raise JudgeUnavailable(f"{place} gives no answer ({cause})") from None
+            raise self._unavailable(f"does not answer ({cause}): check OPENAI_BASE_URL") from None
+
+    def _unavailable(self, fault: str) -> JudgeUnavailable:
+        return JudgeUnavailable(f"the judge's endpoint {self._settings.host} {fault}")
 
     def _count(self, usage: Any) -> None:
-        self._usage.calls += 1
-        asked, said = (_whole(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
-        self._usage.prompt_tokens += asked
-        self._usage.completion_tokens += said
-        spent = asked * self._settings.input_price + said * self._settings.output_price
-        self._usage.cost_usd += spent / 1e6
+        self.usage.calls += 1
+        read, written = (_whole(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
+        self.usage.prompt_tokens += read
+        self.usage.completion_tokens += written
+        spent = read * self._settings.input_price + written * self._settings.output_price
+        self.usage.cost_usd += spent / 1e6
 
 
 def _text_of(completion: Any) -> str:
@@ -262,11 +257,8 @@ def _whole(value: Any) -> int:
 def _verdict(straight: str | None, swapped: str | None) -> Verdict | None:
     if straight is None or swapped is None:
         return None
-    if (straight, swapped) == ("first", "second"):
-        return Verdict.A
-    if (straight, swapped) == ("second", "first"):
-        return Verdict.B
-    return Verdict.TIE
+    agreed = {("first", "second"): Verdict.A, ("second", "first"): Verdict.B}
+    return agreed.get((straight, swapped), Verdict.TIE)
 
 
 def _response_format(form: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -278,10 +270,10 @@ def _response_format(form: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 def _without_refused(options: dict[str, Any], error: openai.APIStatusError) -> dict[str, Any] | None:
     """The options without the one that the endpoint names in its refusal; None if it names none of them."""
-    told = f"{error.param or ''} {error.message}"
+    refusal = f"{error.param or ''} {error.message}"
     # Reasoning models know the limit by another name, and no temperature.
     for name in ("max_tokens", "temperature", "max_completion_tokens"):
-        if name in options and name in told:
+        if name in options and name in refusal:
             fewer = {key: value for key, value in options.items() if key != name}
             return fewer | ({"max_completion_tokens": options[name]} if name == "max_tokens" else {})
     return None

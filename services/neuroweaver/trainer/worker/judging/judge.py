@@ -70,14 +70,11 @@ class Usage:
 
 
 class Judge(Protocol):
-    """Scores and compares answers. A judgement that could not be had is None, never a number made up."""
+    """Scores and compares answers. A missing judgement is None, never an invented number."""
 
-    @property
-    def name(self) -> str:
-        """`embedded`, or the model's name."""
-
-    @property
-    def usage(self) -> Usage: ...
+    name: str
+    """`embedded`, or the model's name."""
+    usage: Usage
 
     def score(self, items: Sequence[JudgeItem], rubric: Rubric, monitor: Monitor) -> list[Judgement | None]:
         """A judgement for each item, in order. Raises JudgeUnavailable, and Stopped through the monitor."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from neuroweaver.trainer.worker.data.chat import Messages, attention_mask, encode_prompt, padded
 from neuroweaver.trainer.worker.models.nf4_cpu import packed_for_generation
@@ -25,18 +25,6 @@ class Generation:
     text: str
     tokens: tuple[int, ...]
     finished: bool
-
-
-class _Checkpoint(StoppingCriteria):
-    """Lets the job stop a batch between two tokens."""
-
-    def __init__(self, monitor: Monitor) -> None:
-        self.monitor = monitor
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        del scores, kwargs
-        self.monitor.check()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def generate(
@@ -61,7 +49,11 @@ def generate(
     config = generation_config(
         tokenizer.pad_token_id, ends, max_new_tokens=max_new_tokens, temperature=temperature
     )
-    stopping = StoppingCriteriaList([_Checkpoint(monitor)])
+
+    def stop_between_tokens(input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        monitor.check()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
     answers: dict[int, Generation] = {}
     produced = 0
     with evaluating(model), packed_for_generation(model), seeded(seed):
@@ -74,7 +66,7 @@ def generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask(rows, side="left").to(model.device),
                 generation_config=config,
-                stopping_criteria=stopping,
+                stopping_criteria=StoppingCriteriaList([stop_between_tokens]),
             )
             for index, row in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
                 answers[index] = _answer(tokenizer, row, ends)

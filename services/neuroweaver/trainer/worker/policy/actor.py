@@ -14,12 +14,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from neuroweaver.trainer.worker.data.chat import attention_mask, padded
 from neuroweaver.trainer.worker.models.generation import end_tokens, generation_config
+from neuroweaver.trainer.worker.models.lora import POLICY, REFERENCE
 from neuroweaver.trainer.worker.models.nf4_cpu import packed_for_generation
 from neuroweaver.trainer.worker.policy.ppo_losses import response_mask
 from neuroweaver.trainer.worker.policy.rollout import MicroBatch, Prompt, Rollout
-
-POLICY = "default"
-REFERENCE = "reference"
 
 
 class Policy:
@@ -147,8 +145,8 @@ class Policy:
         probe = torch.arange(min(8, self.base.config.vocab_size), device=self.device).unsqueeze(0)
         with torch.no_grad():
             expected = self.base(input_ids=probe, use_cache=False).logits
-            found = self.head(self.trunk(input_ids=probe, use_cache=False).last_hidden_state)
-        if not torch.equal(expected.float(), found.float()):
+            actual = self.head(self.trunk(input_ids=probe, use_cache=False).last_hidden_state)
+        if not torch.equal(expected.float(), actual.float()):
             raise ValueError(f"{type(self.base).__name__} shapes its logits after the output embedding")
 
     @contextmanager
@@ -162,7 +160,7 @@ class Policy:
 
 
 def _ready_quantised_layers(base: Any) -> bool:
-    """Have the layers of bitsandbytes pass gradients, always by one kernel; gives whether there are any.
+    """Have the layers of bitsandbytes pass gradients, always by one kernel; returns whether there are any.
 
     In eval mode on a CPU they repack themselves into a layout through which no gradient flows, and an input
     that needs no gradient goes to another kernel. They hold no dropout, so their own flag can say training.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -88,14 +88,6 @@ class PPOStep:
 
 
 @dataclass(frozen=True)
-class PPOResult:
-    """The steps that a call of `train` took, and why it ended before the last; empty if it did not."""
-
-    steps: tuple[PPOStep, ...]
-    stop_reason: str
-
-
-@dataclass(frozen=True)
 class Scored:
     """What policy, value head and reference say of a rollout before the update; all (batch, response_len)."""
 
@@ -150,25 +142,15 @@ class PPOTrainer:
         self.stop_reason = ""
         self._within_max_kl: dict[str, Tensor] | None = None
 
-    def train(
-        self,
-        prompts: Sequence[Prompt],
-        steps: int,
-        monitor: Monitor = SILENT,
-        on_step: Callable[[PPOStep], None] | None = None,
-    ) -> PPOResult:
-        """Go on until `steps` steps are done, those before a resume included, or until the run must end.
+    def train(self, prompts: Sequence[Prompt], steps: int, monitor: Monitor = SILENT) -> Iterator[PPOStep]:
+        """Each step, once the trainer's state includes it, until `steps` are done or `stop_reason` is set.
 
-        on_step: called after each step, once the trainer's state includes it.
+        steps: those before a resume included.
         """
-        history: list[PPOStep] = []
         while self.steps_done < steps and not self.stop_reason:
             done = self.step(self.next_prompts(prompts), monitor)
-            history.append(done)
             monitor.report(step=done.step, total_steps=steps, tokens=self.tokens, metrics=done.metrics())
-            if on_step is not None:
-                on_step(done)
-        return PPOResult(steps=tuple(history), stop_reason=self.stop_reason)
+            yield done
 
     def next_prompts(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The next step's prompts: each epoch in a new order, known from seed and steps done alone."""
@@ -347,7 +329,7 @@ class PPOTrainer:
     def _update(
         self, minibatches: list[Minibatch], targets: Targets, measured: PPOStep, monitor: Monitor
     ) -> PPOStep:
-        """Optimise for all epochs or up to update_kl_limit; gives `measured` with what was seen."""
+        """Optimise for all epochs or up to update_kl_limit; returns `measured` with what was seen."""
         seen: list[MinibatchLosses] = []
         norms: list[float] = []
         order = [

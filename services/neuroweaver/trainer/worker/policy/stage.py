@@ -13,9 +13,9 @@ import torch
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
 from neuroweaver.trainer.worker.data.chat import Messages, encode_prompt
 from neuroweaver.trainer.worker.data.questions import without_system
-from neuroweaver.trainer.worker.policy.adapters import save_policy
+from neuroweaver.trainer.worker.models.lora import save_policy
 from neuroweaver.trainer.worker.policy.ppo_losses import PPOConfig
-from neuroweaver.trainer.worker.policy.ppo_trainer import PPOStep, PPOTrainer
+from neuroweaver.trainer.worker.policy.ppo_trainer import PPOTrainer
 from neuroweaver.trainer.worker.policy.rollout import Prompt
 from neuroweaver.trainer.worker.process.checkpoints import (
     checkpoint_step,
@@ -59,22 +59,18 @@ def optimize_policy(
     history = _resume(trainer, folder, stages)
     # A step that is interrupted has moved some weights already.
     state = copy.deepcopy(trainer.state_dict())
-
-    def on_step(step: PPOStep) -> None:
-        nonlocal state
-        state = copy.deepcopy(trainer.state_dict())
-        history.append({"step": step.step, **step.metrics()})
-        if step.step % CHECKPOINT_EVERY == 0:
-            _save(state, history, folder)
-            stages.checkpoint_saved(step.step)
-
     try:
-        done = trainer.train(prompts, config.ppo_steps, monitor, on_step)
+        for step in trainer.train(prompts, config.ppo_steps, monitor):
+            state = copy.deepcopy(trainer.state_dict())
+            history.append({"step": step.step, **step.metrics()})
+            if step.step % CHECKPOINT_EVERY == 0:
+                _save(state, history, folder)
+                stages.checkpoint_saved(step.step)
     finally:
         # A cancelled job keeps what is whole: the state after the last finished step.
         _save(state, history, folder)
     save_policy(model, folder / "adapter")
-    return _summary(history, done.stop_reason) | {"adapter": f"{folder.name}/adapter"}
+    return _summary(history, trainer.stop_reason) | {"adapter": f"{folder.name}/adapter"}
 
 
 def prompt_of(tokenizer: Any, messages: Messages) -> Prompt:

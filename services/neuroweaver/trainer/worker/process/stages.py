@@ -1,4 +1,4 @@
-"""Runs a job's stages: each is announced, timed, traced, and done once however often the job is resumed."""
+"""Runs a job's stages: announced, timed, traced, and done once however often the job is resumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from neuroweaver.v1 import trainer_pb2 as pb
 
 _LOG: Final = logging.getLogger(__name__)
 
-# Progress is for eyes and curves; a step of a toy model that takes a millisecond needs no event of its own.
+# Progress is for eyes and curves; a step that takes a millisecond needs no event of its own.
 MIN_PROGRESS_INTERVAL_S: Final = 0.1
 
 M = TypeVar("M", bound=Message)
@@ -53,8 +53,8 @@ class Stages:
     ) -> Result:
         """The result of `work`, or the one of an earlier attempt.
 
-        again: run it in every attempt, since it only fetches what later stages hold in memory.
-        Raises Stopped before a stage if the job shall stop, and whatever `work` raises.
+        again: run it in every attempt, as it fetches what later stages hold in memory.
+        Raises Stopped before a stage if the job is to stop, and whatever `work` raises.
         """
         if self._must_stop.is_set():
             raise Stopped
@@ -87,7 +87,7 @@ class Stages:
         self._events.event(pb.TrainingEvent(notice=pb.Notice(reason=reason, message=message)))
 
     def rewound(self, step: int) -> None:
-        """Tell that the current stage goes on after `step`."""
+        """Report that the current stage goes on after `step`."""
         self._events.event(pb.TrainingEvent(rewound=pb.Rewound(stage=self.current, step=step)))
 
     def checkpoint_saved(self, step: int) -> None:
@@ -110,7 +110,7 @@ class StageMonitor:
         self._must_stop = must_stop
         self._started = time.monotonic()
         self._first_step: int | None = None
-        self._told = -math.inf
+        self._last_report = -math.inf
 
     def check(self) -> None:
         if self._must_stop.is_set():
@@ -122,9 +122,9 @@ class StageMonitor:
         now = time.monotonic()
         if self._first_step is None:
             self._first_step = step - 1  # a resumed stage begins where it was interrupted
-        if now - self._told < MIN_PROGRESS_INTERVAL_S and step != total_steps:
+        if now - self._last_report < MIN_PROGRESS_INTERVAL_S and step != total_steps:
             return
-        self._told = now
+        self._last_report = now
         elapsed = max(now - self._started, 1e-6)
         progress = pb.Progress(stage=self._stage, step=step, total_steps=total_steps)
         for name, value in (metrics or {}).items():

@@ -69,10 +69,10 @@ class RewardModel:
         save_file({"weight": self.head.weight.detach().contiguous()}, folder / HEAD)
         (folder / SCALE).write_text(json.dumps(asdict(self.scale)), encoding="utf-8")
 
-    def score(self, prompts: Sequence[Messages], responses: Sequence[str], batch_size: int = 16) -> Tensor:
+    def score(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Tensor:
         """Normalised scores (n,), fp32 on the CPU: the training responses have mean 0 and deviation 1."""
         rows = [self.encode(prompt, text) for prompt, text in zip(prompts, responses, strict=True)]
-        return (self.raw_scores(rows, batch_size) - self.scale.mean) / self.scale.std
+        return (self.raw_scores(rows) - self.scale.mean) / self.scale.std
 
     def raw_scores(self, rows: Sequence[Sequence[int]], batch_size: int = 16) -> Tensor:
         """Scores (n,) of token rows before normalisation, fp32 on the CPU, without gradients or dropout."""

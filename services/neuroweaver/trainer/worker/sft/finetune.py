@@ -101,7 +101,7 @@ def finetune(
     )
     train_in_full_precision(trainer.model)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.train_on(checkpoint)
         after = token_loss(trainer.model, heldout, tokenizer.pad_token_id, monitor)
         with whole_folder(folder / ADAPTER) as partial:
             trainer.model.save_pretrained(partial)
