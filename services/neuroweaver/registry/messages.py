@@ -127,9 +127,8 @@ def from_model(model: Model) -> pb.Model:
 
 
 def from_version(version: ModelVersion) -> pb.ModelVersion:
-    return (
-        filled(pb.ModelVersion, version) if version.config else filled(pb.ModelVersion, version, config=None)
-    )
+    unset = {} if version.config else {"config": None}
+    return filled(pb.ModelVersion, version, **unset)
 
 
 def from_alias(alias: Alias) -> pb.Alias:
