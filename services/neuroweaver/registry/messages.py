@@ -127,9 +127,8 @@ def from_model(model: Model) -> pb.Model:
 
 
 def from_version(version: ModelVersion) -> pb.ModelVersion:
-    return (
-        filled(pb.ModelVersion, version) if version.config else filled(pb.ModelVersion, version, config=None)
-    )
+    unset = {} if version.config else {"config": None}
+    return filled(pb.ModelVersion, version, **unset)
 
 
 def from_alias(alias: Alias) -> pb.Alias:
@@ -256,5 +255,5 @@ def _to_config(config: struct_pb2.Struct) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = json_format.MessageToDict(config)
     except (SerializeToJsonError, ValueError) as error:
-        raise InvalidArgument("config", "holds a number that is not finite, or a value of no kind") from error
+        raise InvalidArgument("config", "contains a number that is not finite, or an unset value") from error
     return plain

@@ -10,6 +10,7 @@ from semver import Version
 
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry.domain import history, records
+from neuroweaver.registry.domain.aliases import Alias
 from neuroweaver.registry.domain.history import GENESIS, AuditEvent, Head
 from neuroweaver.registry.domain.model import (
     Artifact,
@@ -55,6 +56,15 @@ MODEL = Model(
     model_id="advisor", description="d", tags={"a": "b"}, create_time=NOW, update_time=NOW, etag="1"
 )
 
+ALIAS = Alias(
+    model_id="advisor",
+    alias="production",
+    version=Version(1, 2, 0),
+    is_protected=True,
+    actor="ada",
+    update_time=NOW,
+)
+
 
 def chain(length: int) -> list[AuditEvent]:
     events: list[AuditEvent] = []
@@ -86,13 +96,20 @@ async def verified(events: list[AuditEvent], recorded: Head, expected: Head | No
     return await history.verify(read(), recorded, expected)
 
 
-def test_a_version_comes_back_from_its_record():
-    assert records.load(ModelVersion, records.dump(VERSION)) == VERSION
-    assert records.load(ModelVersion, records.dump(VERSION)).version.build == "build.5"
-
-
-def test_a_model_comes_back_from_its_record():
-    assert records.load(Model, records.dump(MODEL)) == MODEL
+@pytest.mark.parametrize(
+    ("subject", "text"),
+    [
+        (VERSION, """{"aliases":[],"artifacts":[{"digest":"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb","media_type":"application/json","path":"a.json","size_bytes":3}],"base":{"chat_template_digest":"","context_length":2048,"model_digest":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","name":"smollm2","tokenizer_digest":""},"config":{"deep":{"a":[1,2.5,null,"x"]},"lora_r":16,"none":0,"off":false},"create_time":1893553445678901,"delete_time":null,"description":"größer","etag":"4","lineage":{"dataset_digest":"","dataset_path":"","software_version":"","trace_id":"","training_job_id":"job"},"metrics":{"loss":{"direction":"lower","interval":{"confidence":0.95,"lower":0.05,"upper":0.2},"samples":[0.1,0.2],"unit":"","value":0.1}},"model_id":"advisor","parent_version":"1.1.0","state":"TRAINED","tags":{"team":"service"},"update_time":1893553445678901,"version":"1.2.0-rc.1+build.5"}"""),
+        (MODEL, """{"create_time":1893553445678901,"delete_time":null,"description":"d","etag":"1","latest_version":"","model_id":"advisor","tags":{"a":"b"},"update_time":1893553445678901}"""),
+        (ALIAS, """{"actor":"ada","alias":"production","is_protected":true,"model_id":"advisor","update_time":1893553445678901,"version":"1.2.0"}"""),
+    ],
+    ids=["version", "model", "alias"],
+)  # fmt: skip
+def test_a_record_is_written_and_read_as_the_databases_have_it(
+    subject: Model | ModelVersion | Alias, text: str
+):
+    assert records.dump(subject) == text
+    assert records.load(type(subject), text) == subject
 
 
 def test_the_hash_is_what_the_format_says():

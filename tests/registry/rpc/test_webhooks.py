@@ -16,9 +16,12 @@ from neuroweaver.mesh.database.migrations import migrate
 from neuroweaver.mesh.server.serve import running
 from neuroweaver.mesh.wire import status
 from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry.__main__ import service
+from neuroweaver.registry.rpc.webhooks import Webhooks
 from neuroweaver.registry.settings import RegistrySettings
 from neuroweaver.registry.storage import tables
+from neuroweaver.registry.storage.store import Store
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 from registry.calls import refusal, register
@@ -85,6 +88,19 @@ async def test_a_secret_is_shown_once(registry):
     assert found.create_time.seconds
     found.secret = made.secret
     assert found == made
+
+
+async def test_a_call_that_another_one_overtook_shows_no_secret(store: Store):
+    """Its transaction ran and was undone; the answer is that of the other call."""
+
+    class Overtaken:
+        async def run(self, request, context, operation):
+            await store.transact(ChangeOrigin("default", "ada"), operation)
+            return pb.Webhook(webhook_id="hook")
+
+    request = pb.CreateWebhookRequest(webhook=pb.Webhook(webhook_id="hook", url=URL))
+
+    assert not (await Webhooks(store, Overtaken()).CreateWebhook(request, None)).secret
 
 
 async def test_a_retry_gets_the_first_answer_without_the_secret(registry):

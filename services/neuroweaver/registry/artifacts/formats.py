@@ -79,9 +79,7 @@ def _check_safetensors(field: str, file: BinaryIO, size: int) -> None:
     end = 0
     for begin, stop in spans:
         if begin != end:
-            raise _not_safetensors(
-                field, "its tensors overlap or leave holes, where anything could be hidden"
-            )
+            raise _not_safetensors(field, "its tensors overlap or leave gaps, where anything could be hidden")
         end = stop
     if end != size - _PREFIX_BYTES - length:
         raise _not_safetensors(field, "its tensors do not fill the file to its end")
@@ -131,7 +129,7 @@ def _span(field: str, name: str, tensor: Any) -> tuple[int, int]:
     if dtype not in _DTYPE_BITS:
         raise _not_safetensors(field, f"tensor {name[:100]} has an unknown dtype")
     if len(shape) > 64 or not all(type(length) is int and 0 <= length < 2**63 for length in shape):
-        raise _not_safetensors(field, f"tensor {name[:100]} has a shape that is none")
+        raise _not_safetensors(field, f"tensor {name[:100]} has an invalid shape")
     if (
         not 0 <= begin <= end
         or bool in {type(begin), type(end)}

@@ -100,7 +100,7 @@ class ArtifactStore:
         """
         kind = kind_of("header.path", path)
         if offset > size:
-            raise InvalidArgument("header.offset_bytes", "lies beyond the end of the file")
+            raise InvalidArgument("header.offset_bytes", "is beyond the end of the file")
         upload = Upload(self._parts, self._blobs, _checked(digest), size, kind)
         try:
             await upload.begin(offset)
@@ -209,5 +209,5 @@ class _Reading:
 def _checked(digest: str) -> str:
     """A digest becomes a file's name, so it is looked at here whoever looked before."""
     if len(digest) != 64 or not _HEX.issuperset(digest):
-        raise InvalidArgument("digest", "is not a SHA-256 in lower-case hexadecimal")
+        raise InvalidArgument("digest", "must be a SHA-256 in lower-case hexadecimal")
     return digest

@@ -21,7 +21,7 @@ from neuroweaver.registry.comparison.wording import (
     signed,
 )
 from neuroweaver.registry.domain.model import BasePin, Direction, Lineage, Metric, ModelVersion
-from neuroweaver.registry.domain.records import FieldDifference
+from neuroweaver.registry.domain.records import FieldDifference, differing
 from neuroweaver.registry.domain.versions import Level
 from neuroweaver.statistics.estimate import Interval
 from neuroweaver.statistics.multiplicity import holm
@@ -133,17 +133,11 @@ def _differences(a: ModelVersion, b: ModelVersion) -> Iterator[FieldDifference]:
     settings: list[FieldDifference] = []
     for depth in (_MAX_DEPTH, 1):
         before, after = (flattened(version.config, "config", depth) for version in (a, b))
-        settings = list(_differing(before, after))
+        settings = list(differing(before, after))
         if len(settings) <= _MAX_DIFFERENCES:
             break
     yield from settings
-    yield from _differing(_facts(a), _facts(b))
-
-
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[FieldDifference]:
-    for path in sorted(a.keys() | b.keys()):
-        if not _is_same(a.get(path), b.get(path)):
-            yield FieldDifference(path, a.get(path), b.get(path))
+    yield from differing(_facts(a), _facts(b))
 
 
 def _facts(version: ModelVersion) -> dict[str, Any]:
@@ -155,17 +149,6 @@ def _facts(version: ModelVersion) -> dict[str, Any]:
         **{f"tags.{key}": value for key, value in version.tags.items()},
         **{f"artifacts.{artifact.path}": artifact.digest for artifact in version.artifacts},
     }
-
-
-def _is_same(a: Any, b: Any) -> bool:
-    """Equality in which 1 is 1.0, as in JSON, and true is not 1."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_is_same(value, b[key]) for key, value in a.items())
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_is_same, a, b))
-    return bool(a == b)
 
 
 def _metrics(a: ModelVersion, b: ModelVersion, confidence: float) -> Iterator[MetricDifference]:

@@ -83,7 +83,7 @@ class Dispatcher:
                 try:
                     wait_s = await self._round(group)
                 except SQLAlchemyError as error:  # the database may be back in a moment
-                    _LOG.warning("webhooks not looked after", extra={"cause": type(error).__name__})
+                    _LOG.warning("webhooks could not be read", extra={"cause": type(error).__name__})
                 await self._changed.wait(seen, wait_s)
 
     async def _round(self, group: asyncio.TaskGroup) -> float:
@@ -159,7 +159,7 @@ class Dispatcher:
             await self._settle(delivery, outcome)
         except SQLAlchemyError as error:
             _LOG.warning(
-                "webhook delivery not noted", extra={**_named(delivery), "cause": type(error).__name__}
+                "webhook delivery not recorded", extra={**_named(delivery), "cause": type(error).__name__}
             )
 
     async def _settle(self, delivery: Delivery, outcome: Outcome) -> None:

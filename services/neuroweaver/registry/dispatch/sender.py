@@ -22,7 +22,9 @@ _MAX_ADDRESSES: Final = 4
 # A lookup cannot be interrupted; as many dead name servers as this must not hold up a healthy one.
 _LOOKUPS: Final = 64
 
-_NOT_PUBLIC: Final = "the host has an address that is not public; NEUROWEAVER_WEBHOOK_PRIVATE allows those"
+_NOT_PUBLIC: Final = (
+    "the host has an address that is not public; NEUROWEAVER_WEBHOOK_PRIVATE=true allows those"
+)
 _NOT_LOOPBACK: Final = "the host has an address that is not this machine's; use https"
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]

@@ -345,7 +345,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     try:
         text = json.dumps(config, allow_nan=False)
     except ValueError as error:
-        raise InvalidArgument("config", "holds a number that is not finite") from error
+        raise InvalidArgument("config", "contains a number that is not finite") from error
     if len(text) > MAX_CONFIG_BYTES:
         raise InvalidArgument("config", f"is larger than {MAX_CONFIG_BYTES} bytes of JSON")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeVar
@@ -64,13 +64,25 @@ def load(kind: type[S], text: str) -> S:
 
 def changes(before: Model | ModelVersion | None, after: Model | ModelVersion) -> list[FieldDifference]:
     """What differs, by path: `state`, `config.lora_r`, `metrics.loss`, `artifacts.adapter/config.json`."""
-    old = _flat(_CODEC.plain(before)) if before else {}
-    new = _flat(_CODEC.plain(after))
-    return [
-        FieldDifference(path, old.get(path), new.get(path))
-        for path in sorted(old.keys() | new.keys())
-        if old.get(path) != new.get(path)
-    ]
+    return list(differing(_flat(_CODEC.plain(before)) if before else {}, _flat(_CODEC.plain(after))))
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[FieldDifference]:
+    """What differs between two flat records, by path."""
+    for path in sorted(a.keys() | b.keys()):
+        if not _is_same(a.get(path), b.get(path)):
+            yield FieldDifference(path, a.get(path), b.get(path))
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Equality in which 1 is 1.0, as in JSON, and true is not 1."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_is_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_is_same, a, b))
+    return bool(a == b)
 
 
 def alias_changes(before: Alias | None, after: Alias) -> list[FieldDifference]:

@@ -55,7 +55,7 @@ class VersionList:
 
     @classmethod
     def of(cls, project: str, model_id: str, terms: Iterable[filters.Term], *, by_time: bool) -> VersionList:
-        """Raises InvalidArgument for a range or a state that is none."""
+        """Raises InvalidArgument for an invalid range or state."""
         wanted = cls(project, model_id, by_time)
         for name, value in terms:
             if name == "range":

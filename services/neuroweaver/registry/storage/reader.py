@@ -180,7 +180,7 @@ class Reader:
         """A page of versions and the token of the next one.
 
         order_by: `version desc`, `version` or `create_time desc`. terms: of `state`, `range` and tags.
-        Raises InvalidArgument for a range or a state that is none.
+        Raises InvalidArgument for an invalid range or state.
         """
         by_time = order_by == "create_time desc"
         descending = order_by != "version"
