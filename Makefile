@@ -62,6 +62,7 @@ fix: .venv/.dev gen ## Format, mend what the linters can mend, and generate gen/
 	$(BIN)/buf format --write --path protos/neuroweaver
 
 bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/RESULTS.md.
+	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/mesh.py
 	$(BIN)/python bench/registry.py
 	$(BIN)/python bench/artifacts.py

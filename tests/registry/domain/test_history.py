@@ -22,7 +22,7 @@ from neuroweaver.registry.domain.model import (
     ModelVersion,
     State,
 )
-from neuroweaver.registry.domain.records import Change
+from neuroweaver.registry.domain.records import FieldDifference
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 ORIGIN = ChangeOrigin("default", "ada", "because", "0" * 32)
@@ -67,7 +67,7 @@ def chain(length: int) -> list[AuditEvent]:
             action="version.created",
             model_id="advisor",
             version=f"1.{number}.0",
-            changes=[Change("state", None, "DRAFT")],
+            changes=[FieldDifference("state", None, "DRAFT")],
         )
         events.append(event)
         head = Head(event.sequence, event.hash)
@@ -87,12 +87,12 @@ async def verified(events: list[AuditEvent], recorded: Head, expected: Head | No
 
 
 def test_a_version_comes_back_from_its_record():
-    assert records.load_version(records.dump(VERSION)) == VERSION
-    assert records.load_version(records.dump(VERSION)).version.build == "build.5"
+    assert records.load(ModelVersion, records.dump(VERSION)) == VERSION
+    assert records.load(ModelVersion, records.dump(VERSION)).version.build == "build.5"
 
 
 def test_a_model_comes_back_from_its_record():
-    assert records.load_model(records.dump(MODEL)) == MODEL
+    assert records.load(Model, records.dump(MODEL)) == MODEL
 
 
 def test_the_hash_is_what_the_format_says():
@@ -171,7 +171,7 @@ async def test_a_cut_end_is_found():
     verdict = await verified(events[:3], head_of(events))
 
     assert verdict.first_bad_sequence == 4
-    assert "cut off" in verdict.explanation
+    assert "are missing" in verdict.explanation
 
 
 async def test_a_chain_rewritten_as_a_whole_is_found_by_a_head_that_was_noted():
@@ -193,7 +193,7 @@ async def test_a_noted_head_beyond_the_end_is_missed():
 
 
 def test_a_creation_lists_what_there_is_now():
-    listed = {change.path: change.after for change in records.changes(None, VERSION)}
+    listed = {change.path: change.b for change in records.changes(None, VERSION)}
 
     assert listed["config.lora_r"] == 16
     assert listed["config.off"] is False
@@ -206,7 +206,7 @@ def test_a_creation_lists_what_there_is_now():
 
 
 def test_samples_are_listed_by_their_digest():
-    listed = {change.path: change.after for change in records.changes(None, VERSION)}
+    listed = {change.path: change.b for change in records.changes(None, VERSION)}
 
     assert listed["metrics.loss"]["value"] == 0.1
     assert listed["metrics.loss"]["samples"] == {
@@ -221,8 +221,8 @@ def test_a_change_lists_what_was_and_what_is():
     )
 
     assert records.changes(VERSION, after) == [
-        Change("config.lora_r", 16, 8),
-        Change("config.new", None, 1),
-        Change("state", "TRAINED", "VALIDATED"),
-        Change("tags.team", "service", None),
+        FieldDifference("config.lora_r", 16, 8),
+        FieldDifference("config.new", None, 1),
+        FieldDifference("state", "TRAINED", "VALIDATED"),
+        FieldDifference("tags.team", "service", None),
     ]

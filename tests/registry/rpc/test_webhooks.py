@@ -260,7 +260,7 @@ async def test_from_a_change_to_a_redelivered_dead_letter(registry):
         await register(registry, "a")
         await receiver.has(1)
         dead = await some(registry, pb.DELIVERY_STATE_DEAD)
-        (standing,) = await listed(registry)
+        (status,) = await listed(registry)
 
         request = pb.RedeliverWebhookRequest(webhook_id="hook", request_id="r1")
         told = await registry.RedeliverWebhook(request)
@@ -269,7 +269,7 @@ async def test_from_a_change_to_a_redelivered_dead_letter(registry):
         again = await registry.RedeliverWebhook(request)
 
     assert [(each.sequence, each.attempts, each.last_status) for each in dead] == [(2, 1, 410)]
-    assert (standing.pending, standing.dead, standing.last_error) == (0, 1, "the receiver answered 410")
+    assert (status.pending, status.dead, status.last_error) == (0, 1, "the receiver answered 410")
     assert told.redelivered == again.redelivered == 1
     assert [(each.sequence, each.attempts, each.last_status, each.last_error) for each in done] == [
         (2, 1, 200, "")

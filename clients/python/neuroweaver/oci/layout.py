@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from neuroweaver.client.transfer import Content, TransferError, opened, place
+from neuroweaver.artifacts.content import Content, TransferError, opened, place, sha256_of
 from neuroweaver.oci import tar
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Descriptor:
 
     @classmethod
     def of(cls, media_type: str, content: bytes, **more: Any) -> Descriptor:
-        return cls(media_type, hashlib.sha256(content).hexdigest(), len(content), **more)
+        return cls(media_type, sha256_of([content]), len(content), **more)
 
     @classmethod
     def parse(cls, entry: str, value: Any) -> Descriptor:
@@ -162,7 +162,7 @@ class Layout:
     def small(self, descriptor: Descriptor) -> bytes:
         """The bytes of a blob of at most MAX_JSON_BYTES. Raises TransferError."""
         data = _bounded(descriptor.name, self.blob(descriptor))
-        if hashlib.sha256(data).hexdigest() != descriptor.digest:
+        if sha256_of([data]) != descriptor.digest:
             raise TransferError(descriptor.name, "is damaged: its bytes have another digest")
         return data
 

@@ -55,7 +55,7 @@ def check_beginning(field: str, kind: Kind, beginning: bytes, size: int) -> None
     """
     for magic, name in _MAGIC:
         if beginning.startswith(magic):
-            raise InvalidArgument(field, f"is {name}; weights are taken as safetensors only")
+            raise InvalidArgument(field, f"is {name}; weights are accepted as safetensors only")
     if kind is Kind.SAFETENSORS and len(beginning) >= _PREFIX_BYTES:
         _header_length(field, beginning[:_PREFIX_BYTES], size)
     if kind is Kind.PNG and len(beginning) >= len(_PNG) and not beginning.startswith(_PNG):
@@ -111,10 +111,10 @@ def _parsed_header(field: str, text: bytes) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Two readers could each believe another of two equal names."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
         raise ValueError("a name occurs twice")
-    return found
+    return unique
 
 
 def _span(field: str, name: str, tensor: Any) -> tuple[int, int]:

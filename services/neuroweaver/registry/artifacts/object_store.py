@@ -175,14 +175,14 @@ class _Object(io.RawIOBase):
 
 
 def _driver(scheme: str) -> Any:
-    known = known_implementations.get(scheme)
-    if known is None or scheme == "local":
+    implementation = known_implementations.get(scheme)
+    if implementation is None or scheme == "local":
         raise SettingsError(f"NEUROWEAVER_ARTIFACTS_URL begins with {scheme}://, which no known store has")
     try:
         return fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        package = known["class"].partition(".")[0]
-        remedy = known["err"] if package == "fsspec" else f"pip install {package}"
+        package = implementation["class"].partition(".")[0]
+        remedy = implementation["err"] if package == "fsspec" else f"pip install {package}"
         raise SettingsError(
             f"NEUROWEAVER_ARTIFACTS_URL begins with {scheme}://, whose driver is not installed: {remedy}"
         ) from error

@@ -7,12 +7,14 @@ import errno
 import grpc
 import torch
 
+from neuroweaver.artifacts.transfer import Refused
 from neuroweaver.base_models.folders import BaseModelUnavailable
 from neuroweaver.mesh.wire.status import describe
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE
-from neuroweaver.trainer.worker.judging.choose import JudgeUnavailable
+from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
+from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
-from neuroweaver.trainer.worker.sft.finetune import NothingToLearn, TrainingDiverged
+from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.v1 import trainer_pb2 as pb
 
 # Where there was no answer, another try later can help; where there was one, it says what to change.
@@ -29,6 +31,7 @@ _REASONS: dict[type[Exception], str] = {
     JudgeUnavailable: "JUDGE_UNAVAILABLE",
     NotEnoughFeedback: "NOT_ENOUGH_FEEDBACK",
     NothingToLearn: "NO_USABLE_ROWS",
+    Refused: "REGISTRY_REFUSED",
     TrainingDiverged: "DIVERGED",
 }
 

@@ -7,8 +7,8 @@ from neuroweaver.trainer.worker.data.chat import encode_prompt
 from neuroweaver.trainer.worker.models import base
 from neuroweaver.trainer.worker.models.generation import generate
 from neuroweaver.trainer.worker.process.monitor import Silent, Stopped
+from trainer.recorder import Recorder
 from trainer.tiny import tiny_llama
-from trainer.worker.sft.test_finetune import Recorder
 
 QUESTIONS = [
     [{"role": "user", "content": "the brakes " * count}] for count in (5, 1, 9, 2, 7, 3)

@@ -9,8 +9,9 @@ from neuroweaver.statistics.wilson import wilson_interval
 from neuroweaver.trainer.worker.models import base
 from neuroweaver.trainer.worker.process.monitor import Silent, Stopped
 from neuroweaver.trainer.worker.validation.measures import perplexity, win_rate
+from trainer.recorder import Recorder
 from trainer.tiny import tiny_llama
-from trainer.worker.sft.test_finetune import CHATS, Recorder
+from trainer.worker.sft.test_finetune import CHATS
 
 
 # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3; the last two are its printed four digits.

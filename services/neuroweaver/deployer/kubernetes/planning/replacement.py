@@ -71,7 +71,7 @@ def decide(
         findings.append(
             Finding(
                 "SWAP_NOT_POSSIBLE",
-                "pods on Kubernetes take another adapter only by being replaced: choose SURGE or RECREATE",
+                "on Kubernetes, another adapter needs new pods: choose SURGE or RECREATE",
                 "spec.rollout.replacement",
                 is_blocking=True,
             )
@@ -82,7 +82,7 @@ def decide(
         mode = _known_mode(asked)
         return Decision(
             mode,
-            "as asked for" if asked else "whether there is room for both is not known",
+            "as asked for" if asked else "free capacity is unknown",
             mode == pb.REPLACEMENT_MODE_RECREATE and bool(alive) and replaces,
             tuple(findings),
             shown.capacity(None),
@@ -126,7 +126,7 @@ def _choose(
     if not fits_alone:
         return (
             pb.REPLACEMENT_MODE_SURGE,
-            "there is room for neither way",
+            "there is no room, with or without the old replicas",
             (lack, shown.says("even without the old replicas"), "spec.resources"),
         )
     if asked == pb.REPLACEMENT_MODE_SURGE or shown.is_canary:
@@ -135,11 +135,10 @@ def _choose(
             if shown.is_canary
             else "SURGE starts new replicas first"
         )
-        way_out = "take the canary out and " if shown.is_canary else ""
+        way_out = "remove the canary and " if shown.is_canary else ""
         message = (
-            f"{why}, and {shown.says('beside the old ones')}: the old ones would wait for the new ones and "
-            f"the new ones for their room, for ever. {way_out}set rollout.replacement to RECREATE, lower "
-            "replicas, or add nodes"
+            f"{why}, and {shown.says('beside the old ones')}: the rollout could never finish. "
+            f"{way_out}set rollout.replacement to RECREATE, lower replicas, or add nodes"
         )
         return (
             pb.REPLACEMENT_MODE_SURGE,
@@ -190,11 +189,11 @@ class _Reckoning:
         )
         if self._is_shut_out:
             why = (
-                f"none of {len(self._room.nodes or ())} nodes takes them: ready, with the labels asked for "
-                "and no taint that is not tolerated"
+                f"no node, of {len(self._room.nodes or ())}, is ready, has the labels asked for, and "
+                "has only taints that are tolerated"
             )
         else:
-            why = f"{capacity.room_for(self._pod, self.nodes or ())} would"
+            why = f"there is room for {capacity.room_for(self._pod, self.nodes or ())}"
         return f"{self._new} new replicas of {wanted} each do not fit {when}: {why}"
 
     @property
@@ -240,7 +239,8 @@ def _findings_of_wish(wanted: Wanted, counts: Mapping[int, int]) -> Iterable[Fin
     if options.HasField("min_available") and most >= 2 and options.min_available >= most:
         yield Finding(
             "DRAIN_WOULD_BLOCK",
-            f"{options.min_available} of {most} replicas must stay, so no node could ever be drained",
+            f"min_available keeps {options.min_available} of {most} replicas, so no node could ever be "
+            "drained",
             "spec.kubernetes.min_available",
             is_blocking=True,
         )

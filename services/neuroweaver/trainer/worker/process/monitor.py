@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Stopped(Exception):
@@ -32,3 +32,6 @@ class Silent:
 
     def check(self) -> None:
         return None
+
+
+SILENT: Final = Silent()

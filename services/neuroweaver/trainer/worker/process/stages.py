@@ -7,8 +7,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
+
+from google.protobuf.message import Message
 
 from neuroweaver.mesh.machine.files import read_json, write_json
 from neuroweaver.mesh.wire import telemetry
@@ -19,6 +22,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 # Progress is for eyes and curves; a step of a toy model that takes a millisecond needs no event of its own.
 MIN_PROGRESS_INTERVAL_S: Final = 0.1
+
+M = TypeVar("M", bound=Message)
 
 Result = dict[str, Any]
 """What a stage leaves behind, as JSON. Its numbers are shown as the stage's metrics."""
@@ -54,12 +59,12 @@ class Stages:
         if self._must_stop.is_set():
             raise Stopped
         self.current = stage
-        name = pb.Stage.Name(stage).removeprefix("STAGE_")
+        name = name_of(stage)
         path = self._folder / f"{name.lower()}.json"
-        known = None if again else read_json(path)
-        if known is not None:
-            self._finished(stage, known, is_reused=True)
-            return known
+        earlier = read_json(path)
+        if earlier is not None and not again:
+            self._finished(stage, earlier, is_reused=True)
+            return earlier
         _LOG.info("%s: %s", name, description)
         self._events.event(
             pb.TrainingEvent(stage_started=pb.StageStarted(stage=stage, description=description))
@@ -67,7 +72,7 @@ class Stages:
         started = time.monotonic()
         with telemetry.tracer.start_as_current_span(f"training {name}"):
             result = work(StageMonitor(stage, self._events, self._must_stop))
-        result["seconds"] = time.monotonic() - started + (read_json(path) or {}).get("seconds", 0.0)
+        result["seconds"] = time.monotonic() - started + (earlier or {}).get("seconds", 0.0)
         write_json(path, result)
         self._finished(stage, result, is_reused=False)
         return result
@@ -135,6 +140,24 @@ class StageMonitor:
         if total_steps and done:
             progress.eta.FromNanoseconds(int(elapsed / done * max(total_steps - step, 0) * 1e9))
         self._events.event(pb.TrainingEvent(progress=progress))
+
+
+def name_of(stage: pb.Stage.ValueType) -> str:
+    """`SFT`, for STAGE_SFT."""
+    return pb.Stage.Name(stage).removeprefix("STAGE_")
+
+
+def as_result(outcome: Any, folder: Path) -> Result:
+    """The fields of a dataclass as a stage's result, paths relative to the job's folder."""
+    return {
+        name: str(value.relative_to(folder)) if isinstance(value, Path) else value
+        for name, value in asdict(outcome).items()
+    }
+
+
+def as_message(kind: type[M], result: Result, **others: Any) -> M:
+    """A message whose fields are those of a stage's result that have their names, and `others`."""
+    return kind(**{name: result[name] for name in kind.DESCRIPTOR.fields_by_name if name in result}, **others)
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:

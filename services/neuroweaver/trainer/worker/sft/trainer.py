@@ -15,8 +15,9 @@ from trl import SFTTrainer
 
 from neuroweaver.mesh.machine.files import whole_folder
 from neuroweaver.trainer.worker.data.chat import target_losses
-from neuroweaver.trainer.worker.process.checkpoints import TrainingDiverged, checkpoints
+from neuroweaver.trainer.worker.process.checkpoints import checkpoints
 from neuroweaver.trainer.worker.process.monitor import Monitor
+from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 
 CHECKPOINTS_KEPT = 2
 # Batches whose chats are sorted by length together: more saves padding, fewer keeps the order random.
