@@ -1,4 +1,4 @@
-"""What a job must pass before it is queued: everything that can be known without starting a worker."""
+"""What can be known of a job without starting a worker; what it must pass before it is queued."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from neuroweaver.base_models.catalog import BaseModel, UnknownBaseModel, resolve
 from neuroweaver.mesh.wire.errors import InvalidArgument, Unimplemented
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
-from neuroweaver.trainer.domain.config import unfit, with_defaults
+from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
+from neuroweaver.trainer.domain.config import DEFAULTS, unfit, with_defaults
 from neuroweaver.trainer.settings import EMBEDDED_JUDGE
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -69,6 +70,39 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
     except dataset.DatasetError as error:
         raise InvalidArgument(f"{_WITHIN}{error.field}", error.reason) from error
     return Admitted(complete, inspection.digest)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What stands in a data set. count: of tokens; all 0 where no base model was named."""
+
+    inspection: dataset.Inspection
+    count: TokenCount
+
+
+def validate(
+    dataset_path: str,
+    capabilities: ServerCapabilities,
+    *,
+    specialization: str = "",
+    base_model: str = "",
+    max_seq_length: int = 0,
+) -> Validation:
+    """What a job would read; blocks for the disk. max_seq_length: 0 for the default.
+
+    Raises InvalidArgument, or FailedPrecondition while the base model's tokenizer is not on this server.
+    """
+    if specialization:
+        check_specialization(specialization)
+    inspection = inspect_dataset(dataset_path, specialization, capabilities)
+    if not (base_model and inspection.usable):
+        return Validation(inspection, TokenCount())
+    base = find_base_model(base_model, capabilities)
+    examples = dataset.Reading(
+        inspection.path, system_prompts=system_prompts(), specialization=specialization
+    )
+    limit = max_seq_length or DEFAULTS.max_seq_length
+    return Validation(inspection, count_tokens(base, examples, limit, capabilities.home))
 
 
 def refuse_unknown_fields(field: str, message: Message) -> None:

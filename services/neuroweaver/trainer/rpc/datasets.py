@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from neuroweaver.trainer.control import admission
-from neuroweaver.trainer.control.admission import ServerCapabilities
+from neuroweaver.trainer.control.admission import ServerCapabilities, validate
 from neuroweaver.trainer.data.specialization import load_specializations
 from neuroweaver.trainer.rpc import messages
 from neuroweaver.v1 import trainer_pb2 as pb
@@ -20,9 +19,15 @@ class Datasets:
         self, request: pb.ValidateDatasetRequest, context: Any
     ) -> pb.ValidateDatasetResponse:
         del context
-        if request.specialization:
-            admission.check_specialization(request.specialization)
-        return await asyncio.to_thread(messages.validate_dataset, request, self._capabilities)
+        validation = await asyncio.to_thread(
+            validate,
+            request.dataset_path,
+            self._capabilities,
+            specialization=request.specialization,
+            base_model=request.base_model,
+            max_seq_length=request.max_seq_length,
+        )
+        return messages.from_validation(validation)
 
     async def ListTemplates(self, request: pb.ListTemplatesRequest, context: Any) -> pb.ListTemplatesResponse:
         del request, context

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from neuroweaver.mesh.wire.clock import timestamp
-from neuroweaver.trainer.control import admission
-from neuroweaver.trainer.data import dataset
+from neuroweaver.trainer.control.admission import Validation
 from neuroweaver.trainer.data.rows import Severity
-from neuroweaver.trainer.data.specialization import Specialization, system_prompts
-from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
-from neuroweaver.trainer.domain.config import DEFAULTS
+from neuroweaver.trainer.data.specialization import Specialization
 from neuroweaver.trainer.domain.job import Job
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -50,12 +47,9 @@ def template(specialization: Specialization) -> pb.SpecializationTemplate:
     )
 
 
-def validate_dataset(
-    request: pb.ValidateDatasetRequest, capabilities: admission.ServerCapabilities
-) -> pb.ValidateDatasetResponse:
-    """What a job would read; blocks for the disk. Raises InvalidArgument."""
-    inspection = admission.inspect_dataset(request.dataset_path, request.specialization, capabilities)
-    answer = pb.ValidateDatasetResponse(
+def from_validation(validation: Validation) -> pb.ValidateDatasetResponse:
+    inspection, count = validation.inspection, validation.count
+    return pb.ValidateDatasetResponse(
         is_usable=inspection.is_usable,
         format=max(inspection.layouts, key=lambda name: inspection.layouts[name], default=""),
         rows=inspection.rows,
@@ -70,22 +64,9 @@ def validate_dataset(
             for finding in inspection.findings
         ],
         digest=inspection.digest,
-    )
-    if request.base_model and inspection.usable:
-        base = admission.find_base_model(request.base_model, capabilities)
-        examples = dataset.Reading(
-            inspection.path, system_prompts=system_prompts(), specialization=request.specialization
-        )
-        limit = request.max_seq_length or DEFAULTS.max_seq_length
-        _add_counts(answer, count_tokens(base, examples, limit, capabilities.home))
-    return answer
-
-
-def _add_counts(answer: pb.ValidateDatasetResponse, count: TokenCount) -> None:
-    answer.total_tokens = count.total
-    answer.trained_tokens = count.trained
-    answer.longest_row_tokens = count.longest
-    answer.truncated_rows = count.truncated
-    answer.preview.extend(
-        pb.DatasetSegment(text=text, is_trained=is_trained) for text, is_trained in count.preview
+        total_tokens=count.total,
+        trained_tokens=count.trained,
+        longest_row_tokens=count.longest,
+        truncated_rows=count.truncated,
+        preview=[pb.DatasetSegment(text=text, is_trained=is_trained) for text, is_trained in count.preview],
     )
