@@ -204,6 +204,26 @@ def opened(file: Path, flags: int = os.O_RDONLY) -> Iterator[BinaryIO]:
         yield opened
 
 
+@contextmanager
+def whole_file(target: Path, *, is_resumable: bool = False) -> Iterator[BinaryIO]:
+    """A `.part` to write, which becomes `target` on leaving without an error: there is all of it, or none.
+
+    is_resumable: what an interrupted try wrote stays, and is there to be read; refused bytes do not.
+    """
+    part = target.with_name(f"{target.name}.part")
+    with opened(part, os.O_RDWR | os.O_CREAT) as out:
+        try:
+            yield out
+        except BaseException as error:
+            if not is_resumable or isinstance(error, TransferError):
+                part.unlink(missing_ok=True)
+            raise
+        out.truncate()
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(target)
+
+
 def _check_kind(file: Path) -> None:
     _check_no_link(file)
     if not file.is_dir() and not file.is_file():

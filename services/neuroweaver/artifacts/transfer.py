@@ -16,13 +16,14 @@ from neuroweaver.artifacts.content import (
     CHUNK_BYTES,
     Arrival,
     Content,
+    Damaged,
     OnSkip,
     TransferError,
     check_path,
     files_of,
     is_there,
-    opened,
     place,
+    whole_file,
 )
 from neuroweaver.artifacts.file import File
 from neuroweaver.mesh.wire import status as statuses
@@ -79,45 +80,40 @@ class Patience:
         return random.uniform(0.5, 1.0) * min(0.2 * 2.0**self._failures, _MAX_BACKOFF_S)
 
 
-class Download:
+class Download(Arrival):
     """One file on its way from the Registry: what to ask for next, and which of its bytes may be handed on.
 
     The last bytes are held back until the digest of all was right.
     """
 
     def __init__(self, model_id: str, version: str, file: File, patience: Patience | None = None) -> None:
-        self.arrival = Arrival(file)
+        super().__init__(file)
         self.patience = patience or Patience()
-        self._model_id = model_id
-        self._version = version
+        self._source = {"model_id": model_id, "version": version, "path": file.path}
         self._held = b""
 
-    def resume(self, part: BinaryIO) -> None:
-        """Goes on behind the bytes of an earlier try, which `part` holds; leaves it at their end."""
-        part.truncate(min(os.fstat(part.fileno()).st_size, self.arrival.file.size_bytes))
+    def resume(self, part: BinaryIO) -> int:
+        """Goes on behind the bytes of an earlier try, which `part` holds; returns how many these are."""
+        part.truncate(min(os.fstat(part.fileno()).st_size, self.file.size_bytes))
         while chunk := part.read(CHUNK_BYTES):
-            self.arrival.take(chunk)
+            self.take(chunk)
+        return self.size_bytes
 
     def request(self) -> pb.DownloadArtifactRequest:
-        return pb.DownloadArtifactRequest(
-            model_id=self._model_id,
-            version=self._version,
-            path=self.arrival.file.path,
-            offset_bytes=self.arrival.size_bytes,
-        )
+        return pb.DownloadArtifactRequest(**self._source, offset_bytes=self.size_bytes)
 
-    def take(self, part: pb.DownloadArtifactResponse) -> bytes:
+    def pass_on(self, part: pb.DownloadArtifactResponse) -> bytes:
         """What may be handed on now. Raises Damaged."""
         self.patience.heard(is_getting_on=bool(part.chunk))
         if not part.chunk:
             return b""  # the description of what comes
-        self.arrival.take(part.chunk)
+        self.take(part.chunk)
         before, self._held = self._held, part.chunk
         return before
 
     def end(self) -> bytes:
         """The last bytes. Raises Damaged."""
-        self.arrival.check()
+        self.check()
         return self._held
 
 
@@ -125,10 +121,10 @@ async def received(
     registry: stubs.RegistryServiceAsyncStub, download: Download, timeout_s: float = STREAM_TIMEOUT_S
 ) -> AsyncIterator[bytes]:
     """The file's bytes. Raises Damaged, grpc.RpcError."""
-    while not download.arrival.is_whole:
+    while not download.is_whole:
         try:
             async for part in registry.DownloadArtifact(download.request(), timeout=timeout_s):
-                if chunk := download.take(part):
+                if chunk := download.pass_on(part):
                     yield chunk
             break
         except grpc.RpcError as error:
@@ -182,36 +178,28 @@ class Transfer:
         if is_there(file, target):
             self._report(file, file.size_bytes)
             return
-        part = target.with_name(f"{target.name}.part")
         download = Download(version.model_id, version.version, file, self._patience)
-        with opened(part, os.O_RDWR | os.O_CREAT) as out:
-            download.resume(out)
-            was_empty = not out.tell()
-            try:
+        begin = 0
+        try:
+            with whole_file(target, is_resumable=True) as part:
+                begin = download.resume(part)
                 for chunk in self._received(download):
-                    out.write(chunk)
-            except TransferError:
-                part.unlink()
-                if was_empty:
-                    raise
-            else:
-                out.flush()
-                os.fsync(out.fileno())
-                part.replace(target)
-                return
-        # The part was the beginning of another file; now there is none.
-        self.fetch(version, file, target)
+                    part.write(chunk)
+        except Damaged:
+            if not begin:
+                raise
+            # The part was the beginning of another file; now there is none.
+            self.fetch(version, file, target)
 
     def _received(self, download: Download) -> Iterator[bytes]:
-        arrival = download.arrival
-        while not arrival.is_whole:
+        while not download.is_whole:
             stream = self._registry.DownloadArtifact(download.request(), timeout=STREAM_TIMEOUT_S)
             try:
                 for part in stream:
-                    if chunk := download.take(part):
+                    if chunk := download.pass_on(part):
                         yield chunk
                     if part.chunk:
-                        self._report(arrival.file, arrival.size_bytes)
+                        self._report(download.file, download.size_bytes)
                 break
             except grpc.RpcError as error:
                 time.sleep(download.patience.delay_s(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final
 
 from neuroweaver.mesh.wire.json_values import Broken, Check, boolean, number, text, whole
@@ -17,26 +17,17 @@ _MAX_NAME: Final = 100
 _SEEDS: Final = 1 << 63
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An error as OpenAI words it. parameter: the one at fault, if one is."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        kind: str = "invalid_request_error",
-        parameter: str | None = None,
-        code: str | None = None,
-        retry_after_s: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.status = status
-        self.kind = kind
-        self.parameter = parameter
-        self.code = code
-        self.retry_after_s = retry_after_s
+    message: str
+    _: KW_ONLY
+    status: int = 400
+    kind: str = "invalid_request_error"
+    parameter: str | None = None
+    code: str | None = None
+    retry_after_s: int | None = None
 
     def body(self) -> dict[str, Any]:
         return {
@@ -50,24 +41,20 @@ class ApiError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """max_tokens: None is as many as the context has room for."""
+class Asked:
+    """A request for an answer. prompt: messages of a chat, a text, or token ids.
 
+    max_tokens: None is as many as the context has room for.
+    """
+
+    model: str
+    prompt: list[Message] | str | list[int]
     max_tokens: int | None
     temperature: float
     top_p: float
     seed: int | None
     stops: tuple[str, ...]
     ignore_eos: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request for an answer. prompt: messages of a chat, a text, or token ids."""
-
-    model: str
-    prompt: list[Message] | str | list[int]
-    sampling: Sampling
     streams: bool
     includes_usage: bool
 
@@ -94,14 +81,12 @@ def _asked(given: Mapping[str, Any], prompt: Any, max_tokens: int | None) -> Ask
     return Asked(
         model=required(given, "model"),
         prompt=prompt,
-        sampling=Sampling(
-            max_tokens=max_tokens,
-            temperature=float(given.get("temperature", 1.0)),
-            top_p=float(given.get("top_p", 1.0)),
-            seed=given.get("seed"),
-            stops=given.get("stop", ()),
-            ignore_eos=given.get("ignore_eos", False),
-        ),
+        max_tokens=max_tokens,
+        temperature=float(given.get("temperature", 1.0)),
+        top_p=float(given.get("top_p", 1.0)),
+        seed=given.get("seed"),
+        stops=given.get("stop", ()),
+        ignore_eos=given.get("ignore_eos", False),
         streams=streams,
         includes_usage=options.get("include_usage", False),
     )

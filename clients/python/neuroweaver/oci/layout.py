@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from neuroweaver.artifacts.content import Content, TransferError, opened, place, sha256_of
+from neuroweaver.artifacts.content import Content, TransferError, place, sha256_of, whole_file
 from neuroweaver.oci import tar
 
 T = TypeVar("T")
@@ -184,14 +183,8 @@ def blob_copies(layout: Layout) -> Iterator[tar.Piece]:
 
 
 def write_whole(folder: Path, name: str, content: bytes) -> None:
-    """There is the whole file or none, whenever the machine stops."""
-    target = place(folder, name)
-    part = target.with_name(f"{target.name}.part")
-    with opened(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as file:
+    with whole_file(place(folder, name)) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(target)
 
 
 def document(value: Any) -> bytes:

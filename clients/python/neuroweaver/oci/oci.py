@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -10,7 +9,7 @@ from typing import Final, TypeAlias
 import grpc
 from semver import Version
 
-from neuroweaver.artifacts.content import TransferError, opened, place, sha256_of
+from neuroweaver.artifacts.content import TransferError, place, sha256_of, whole_file
 from neuroweaver.artifacts.file import File
 from neuroweaver.artifacts.transfer import OnProgress, Transfer
 from neuroweaver.client.connection import Client
@@ -127,17 +126,9 @@ def _write_tar(transfer: Transfer, version: registry.ModelVersion, packed: Packe
     small = {oci_layout.blob_name(digest): content for digest, content in packed.blobs.items()}
     small |= {oci_layout.INDEX_FILE: index, oci_layout.MARK_FILE: oci_layout.MARK}
     pieces |= {name: (name, len(content), [content]) for name, content in small.items()}
-    part = file.with_name(f"{file.name}.part")
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with opened(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as out:
-            tar.write(out, (pieces[name] for name in sorted(pieces)))
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with whole_file(file) as out:
+        tar.write(out, (pieces[name] for name in sorted(pieces)))
 
 
 def _chosen(layout: Layout, ref: str, version: str) -> Descriptor:

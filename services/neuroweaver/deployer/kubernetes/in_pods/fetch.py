@@ -18,14 +18,13 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 
 from neuroweaver.artifacts import serving_config
 from neuroweaver.artifacts.content import TransferError, place
-from neuroweaver.artifacts.file import File
-from neuroweaver.artifacts.serving_config import BadConfig
+from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig
 from neuroweaver.artifacts.transfer import Patience, Transfer
 from neuroweaver.base_models.folders import digests
 from neuroweaver.deployer.kubernetes.in_pods import hub
@@ -42,10 +41,9 @@ class BadArtifact(Exception):
 
 @dataclass(frozen=True)
 class Order:
+    served: ServingConfig
     registry: str
-    version: registry_pb2.ModelVersion
-    folder: Path
-    files: tuple[File, ...]
+    model_id: str
     base_folder: Path | None = None
     base_digest: str = ""
     hub: hub.Source | None = None
@@ -56,34 +54,31 @@ class Order:
         served = serving_config.read(config)
         try:
             origin = json.loads(source.read_text())
+            digest, on_hub = str(origin.get("base_digest", "")), origin.get("hub")
             return cls(
+                served,
                 registry=str(origin["registry"]),
-                version=registry_pb2.ModelVersion(model_id=str(origin["model_id"]), version=served.version),
-                folder=Path(served.files_folder),
-                files=served.files,
+                model_id=str(origin["model_id"]),
                 base_folder=Path(origin["base_folder"]) if origin.get("base_folder") else None,
-                base_digest=str(origin.get("base_digest", "")),
-                hub=_hub(origin),
+                base_digest=digest,
+                hub=hub.Source(str(on_hub["repository"]), str(on_hub["revision"]), digest)
+                if on_hub
+                else None,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadConfig(f"{source}: {type(error).__name__}: {error}") from error
 
 
-def _hub(origin: Any) -> hub.Source | None:
-    if "hub" not in origin:
-        return None
-    model = origin["hub"]
-    return hub.Source(str(model["repository"]), str(model["revision"]), str(origin["base_digest"]))
-
-
 def fetch(order: Order) -> None:
     """Raises BadArtifact. What is there already and right is not fetched again."""
+    version = registry_pb2.ModelVersion(model_id=order.model_id, version=order.served.version)
+    folder = Path(order.served.files_folder)
     with sync_channel(order.registry) as registry:
         stub = registry_pb2_grpc.RegistryServiceStub(registry)
         transfer = Transfer(stub, patience=Patience(has_answered=True))
-        for file in order.files:
+        for file in order.served.files:
             try:
-                transfer.fetch(order.version, file, place(order.folder, file.path))
+                transfer.fetch(version, file, place(folder, file.path))
             except TransferError as error:
                 raise BadArtifact(str(error)) from error
             except grpc.RpcError as error:
