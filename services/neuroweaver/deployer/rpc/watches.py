@@ -11,7 +11,7 @@ from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.rpc.keys import existing_key
 from neuroweaver.deployer.storage.reader import NumberedLine, Reader
 from neuroweaver.deployer.storage.store import Store
-from neuroweaver.mesh.handlers.watch import PAGE_SIZE, Look, follow
+from neuroweaver.mesh.handlers.watch import HEARTBEAT_S, PAGE_SIZE, Look, follow
 from neuroweaver.mesh.wire.clock import timestamp
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -22,8 +22,9 @@ E = TypeVar("E", pb.DeploymentEvent, pb.DeploymentLogLine)
 class Watches:
     """A watch is of one life of a deployment: it ends with its removal, though it be made anew at once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, heartbeat_s: float = HEARTBEAT_S) -> None:
         self._store = store
+        self._heartbeat_s = heartbeat_s
 
     async def WatchDeployment(
         self, request: pb.WatchDeploymentRequest, context: Any
@@ -52,6 +53,7 @@ class Watches:
                 heartbeat=common_pb2.Heartbeat(sequence=last),
             ),
             signal=self._store.events_signal(key),
+            heartbeat_s=self._heartbeat_s,
             replays_kept=True,
         )
         async with aclosing(following) as events:
@@ -87,6 +89,7 @@ class Watches:
             since=start,
             heartbeat=lambda last: pb.DeploymentLogLine(sequence=last),
             signal=self._store.logs_signal(key),
+            heartbeat_s=self._heartbeat_s,
         )
         async with aclosing(following) as lines:
             async for line in lines:
