@@ -394,7 +394,7 @@ def _config(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) ->
     if len(text) > _LARGEST_CONFIG:
         raise BackendError(
             Trouble.REFUSED,
-            f"the version has {len(bundle.files)} files, more than the annotations of a pod can list",
+            f"the version has {len(bundle.files)} files, more than a pod's annotations can list",
         )
     return text
 
