@@ -33,13 +33,8 @@ class Kind:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     def path(self, namespace: str = "", name: str = "") -> str:
-        parts = [self.root]
-        if self.is_namespaced and namespace:
-            parts += ["namespaces", namespace]
-        parts.append(self.plural)
-        if name:
-            parts.append(name)
-        return "/".join(parts)
+        within = f"/namespaces/{namespace}" if self.is_namespaced and namespace else ""
+        return f"{self.root}{within}/{self.plural}" + (f"/{name}" if name else "")
 
     def object(self, metadata: Object, **fields: Any) -> Object:
         """One of this kind, as it is applied."""

@@ -42,7 +42,6 @@ from neuroweaver.deployer.domain.backend import (
     Line,
     Measured,
     Observed,
-    Replica,
     Wanted,
 )
 from neuroweaver.deployer.kubernetes import applying
@@ -55,7 +54,6 @@ from neuroweaver.deployer.kubernetes.observing.pods import Pods
 from neuroweaver.deployer.kubernetes.observing.watching import Backoff, Watcher
 from neuroweaver.deployer.kubernetes.planning import planner
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
-from neuroweaver.deployer.routing import shares
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
@@ -328,7 +326,9 @@ class KubernetesBackend:
         reasons = observation.reasons(found, deployments.values(), autoscalers.values())
         kinds = {kind_of(each) for each in live.values()}
         has_route = HTTP_ROUTE in kinds
-        if not (has_route or router_pods.is_available(live)) and (split := _split(done.weights, replicas)):
+        ready = Counter(each.revision for each in replicas if each.phase == pb.REPLICA_PHASE_READY)
+        split = traffic.split_by_replicas(done.weights, ready, _TOLERATED_POINTS)
+        if split and not (has_route or router_pods.is_available(live)):
             reasons.append(("WEIGHTS_BY_REPLICAS", split))
         if obstacle := router_pods.obstacle(live):
             reasons.append((router_pods.READY_REASON, obstacle))
@@ -369,15 +369,3 @@ def _clear_errors() -> Iterator[None]:
 
 def _by_revision(live: Mapping[Ref, Object], kind: Kind) -> dict[int, Object]:
     return {identity.revision_of(each): each for each in live.values() if each["kind"] == kind.name}
-
-
-def _split(weights: Mapping[int, int], replicas: Sequence[Replica]) -> str:
-    """How the traffic is really split, where that is far from what was asked for."""
-    ready = Counter(each.revision for each in replicas if each.phase == pb.REPLICA_PHASE_READY)
-    serving = [number for number, weight in weights.items() if weight > 0]
-    real = shares.percent({number: ready[number] for number in serving})
-    if len(serving) < 2 or all(
-        abs(real[number] - weights[number]) <= _TOLERATED_POINTS for number in serving
-    ):
-        return ""
-    return ", ".join(f"revision {number} gets {real[number]} % for {weights[number]} %" for number in serving)

@@ -26,6 +26,7 @@ from neuroweaver.deployer.domain.backend import Key, Wanted
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.naming.containers import PORT, PORT_NAME
+from neuroweaver.deployer.routing import shares
 
 _CLUSTER_ENDPOINT: Final = re.compile(
     r"http://(?P<name>[a-z0-9-]{1,63})\.(?P<namespace>[a-z0-9-]{1,63})\.svc(\.cluster\.local)?:8000/v1",
@@ -78,6 +79,18 @@ def front_selector(wanted: Wanted) -> dict[str, str]:
         check_split(wanted)
         return chosen
     return chosen | {identity.REVISION: str(serving[0].number) if serving else "0"}
+
+
+def split_by_replicas(weights: Mapping[int, int], ready: Mapping[int, int], tolerated: int = 0) -> str:
+    """What each revision really gets by its number of ready replicas; empty if that is near its weight.
+
+    tolerated: in percentage points.
+    """
+    serving = [number for number, weight in weights.items() if weight > 0]
+    real = shares.percent({number: ready.get(number, 0) for number in serving})
+    if len(serving) < 2 or all(abs(real[number] - weights[number]) <= tolerated for number in serving):
+        return ""
+    return ", ".join(f"revision {number} gets {real[number]} % for {weights[number]} %" for number in serving)
 
 
 def check_split(wanted: Wanted) -> None:

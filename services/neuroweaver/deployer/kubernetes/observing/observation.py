@@ -265,14 +265,16 @@ def _ready_time(pod: Object, server: Object) -> datetime | None:
 def _unschedulable(message: str) -> str:
     """A word for programs from the scheduler's sentence."""
     if match := re.search(r"Insufficient (\S+?)[.,]?(\s|$)", message):
-        resource = match[1]
-        known = {
-            "cpu": "INSUFFICIENT_CPU",
-            "memory": "INSUFFICIENT_MEMORY",
-            "ephemeral-storage": "INSUFFICIENT_STORAGE",
-        }
-        return known.get(resource, "INSUFFICIENT_GPU" if "/" in resource else "UNSCHEDULABLE")
+        return lack_of(match[1]) or "UNSCHEDULABLE"
     return "UNSCHEDULABLE"
+
+
+def lack_of(resource: str) -> str:
+    """The word for programs; empty for a resource that has none."""
+    if "/" in resource:  # an extended one, such as nvidia.com/gpu
+        return "INSUFFICIENT_GPU"
+    words = {"cpu": "CPU", "memory": "MEMORY", "ephemeral-storage": "STORAGE"}
+    return f"INSUFFICIENT_{words[resource]}" if resource in words else ""
 
 
 def _ratio(aimed: Object, current: Object) -> tuple[str, float]:

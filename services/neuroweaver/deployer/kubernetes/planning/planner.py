@@ -34,7 +34,7 @@ from neuroweaver.cluster.kinds import (
 )
 from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Finding, Planned, Wanted
 from neuroweaver.deployer.kubernetes import applying
-from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, scaling
+from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, scaling, traffic
 from neuroweaver.deployer.kubernetes.manifests.manifests import (
     Cluster,
     manifests,
@@ -45,7 +45,6 @@ from neuroweaver.deployer.kubernetes.observing import drift
 from neuroweaver.deployer.kubernetes.planning import access
 from neuroweaver.deployer.kubernetes.planning.replacement import Room, decide
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
-from neuroweaver.deployer.routing import shares
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _AT_ONCE: Final = 8
@@ -292,16 +291,11 @@ def _findings_of_canary(wanted: Wanted, *, has_route: bool) -> Iterator[Finding]
         )
     if has_route:
         return
+    weights = {revision.number: revision.weight_percent for revision in wanted.revisions}
     counts = {revision.number: scaling.least_replicas(revision) for revision in wanted.revisions}
+    split = traffic.split_by_replicas(weights, counts)
     words = "without a gateway, traffic is split by the numbers of ready replicas"
-    serving = [revision for revision in wanted.revisions if revision.weight_percent > 0]
-    if len(serving) > 1:
-        real = shares.percent({revision.number: counts[revision.number] for revision in serving})
-        pairs = ", ".join(
-            f"revision {revision.number} gets {real[revision.number]} % for {revision.weight_percent} %"
-            for revision in serving
-        )
-        words += f": {pairs}"
+    words += f": {split}" if split else ""
     yield Finding("WEIGHTS_BY_REPLICAS", words, "spec.rollout.canary.steps")
 
 

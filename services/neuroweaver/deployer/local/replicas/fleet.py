@@ -158,8 +158,10 @@ class Fleet:
         able = [each for each in self._replicas.values() if each.is_ready and each.replica_id not in tried]
         revisions = {each.revision for each in able}
         weights = {each: weight for each, weight in self.weights().items() if each in revisions}
-        if conversation and self._is_affine():
-            chosen = self._affinity.revision(conversation, weights, self._weighted())
+        wanted = self._wanted
+        if conversation and wanted and wanted.spec.rollout.session_affinity != pb.SESSION_AFFINITY_NONE:
+            held = {each.number for each in wanted.revisions if each.weight_percent}
+            chosen = self._affinity.revision(conversation, weights, held)
         else:
             chosen = at_random(weights)
         of_revision = [each for each in able if each.revision == chosen]
@@ -364,15 +366,6 @@ class Fleet:
     def _next_number(self) -> int:
         folders = self._folders()
         return int(folders[-1].name) + 1 if folders else 1
-
-    def _weighted(self) -> set[int]:
-        return (
-            {each.number for each in self._wanted.revisions if each.weight_percent} if self._wanted else set()
-        )
-
-    def _is_affine(self) -> bool:
-        affinity = self._wanted.spec.rollout.session_affinity if self._wanted else pb.SESSION_AFFINITY_NONE
-        return affinity != pb.SESSION_AFFINITY_NONE
 
     def _is_waking(self) -> bool:
         """May sleep, aims at replicas, and none is ready yet."""
