@@ -38,13 +38,17 @@ class PPOConfig:
     seed: of sampling, of the order of the prompts and of the minibatches.
     """
 
-    batch_size: int = 16
-    minibatch_size: int = 8
-    micro_batch_size: int = 4
-    epochs: int = 2
-    max_new_tokens: int = 64
+    batch_size: int
+    minibatch_size: int
+    micro_batch_size: int
+    epochs: int
+    max_new_tokens: int
+    learning_rate: float
+    kl_coeff: float
+    target_kl: float | None
+    max_kl: float | None
+    seed: int
     temperature: float = 1.0
-    learning_rate: float = 1e-4
     value_learning_rate: float = 1e-3
     gamma: float = 1.0
     lam: float = 0.95
@@ -52,12 +56,8 @@ class PPOConfig:
     value_clip_range: float = 0.2
     value_coeff: float = 0.1
     max_grad_norm: float = 1.0
-    kl_coeff: float = 0.05
-    target_kl: float | None = 6.0
-    max_kl: float | None = 20.0
     update_kl_limit: float | None = 0.1
     missing_eos_penalty: float = 1.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "minibatch_size", "micro_batch_size", "epochs", "max_new_tokens"):
