@@ -117,7 +117,12 @@ def _trainer(args: argparse.Namespace, device: torch.device) -> tuple[PPOTrainer
         batch_size=args.batch,
         minibatch_size=max(1, args.batch // 2),
         micro_batch_size=max(1, args.batch // 2),
+        epochs=2,
         max_new_tokens=args.new_tokens,
+        learning_rate=1e-4,
+        kl_coeff=0.05,
+        target_kl=6.0,
+        seed=0,
         max_kl=None,
         update_kl_limit=None,
     )

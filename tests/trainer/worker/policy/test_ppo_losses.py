@@ -247,6 +247,25 @@ def test_a_mask_of_numbers_is_refused():
         masked_mean(torch.ones(2), torch.ones(2))
 
 
+VALID = {
+    "batch_size": 16,
+    "minibatch_size": 8,
+    "micro_batch_size": 4,
+    "epochs": 2,
+    "max_new_tokens": 64,
+    "learning_rate": 1e-4,
+    "kl_coeff": 0.05,
+    "target_kl": 6.0,
+    "max_kl": 20.0,
+    "seed": 0,
+}
+
+
+def test_hyper_parameters_within_their_ranges_are_taken():
+    assert PPOConfig(**VALID).target_kl == 6.0
+    assert PPOConfig(**VALID | {"target_kl": None, "max_kl": None}).max_kl is None
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -265,4 +284,4 @@ def test_a_mask_of_numbers_is_refused():
 )
 def test_a_hyper_parameter_outside_its_range_is_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        PPOConfig(**wrong)
+        PPOConfig(**VALID | wrong)

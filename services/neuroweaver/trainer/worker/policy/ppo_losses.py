@@ -15,8 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from neuroweaver.trainer.domain.config import DEFAULTS
-
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
@@ -40,13 +38,17 @@ class PPOConfig:
     seed: of sampling, of the order of the prompts and of the minibatches.
     """
 
-    batch_size: int = DEFAULTS.ppo_batch_size
-    minibatch_size: int = 8
-    micro_batch_size: int = 4
-    epochs: int = DEFAULTS.ppo_epochs
-    max_new_tokens: int = DEFAULTS.max_new_tokens
+    batch_size: int
+    minibatch_size: int
+    micro_batch_size: int
+    epochs: int
+    max_new_tokens: int
+    learning_rate: float
+    kl_coeff: float
+    target_kl: float | None
+    max_kl: float | None
+    seed: int
     temperature: float = 1.0
-    learning_rate: float = DEFAULTS.ppo_learning_rate
     value_learning_rate: float = 1e-3
     gamma: float = 1.0
     lam: float = 0.95
@@ -54,12 +56,8 @@ class PPOConfig:
     value_clip_range: float = 0.2
     value_coeff: float = 0.1
     max_grad_norm: float = 1.0
-    kl_coeff: float = DEFAULTS.kl_coeff
-    target_kl: float | None = DEFAULTS.target_kl
-    max_kl: float | None = 20.0
     update_kl_limit: float | None = 0.1
     missing_eos_penalty: float = 1.0
-    seed: int = DEFAULTS.seed
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "minibatch_size", "micro_batch_size", "epochs", "max_new_tokens"):

@@ -105,7 +105,8 @@ class Link:
                 _LOG.debug("the trainer is away: %s", describe(error))
             except ValueError:  # the channel was closed between two attempts
                 return
-            time.sleep(RECONNECT_S)
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closing, RECONNECT_S)
 
     def _requests(self) -> Iterator[worker_pb2.ReportRequest]:
         """Everything not yet acknowledged, then what comes; a beat when nothing comes."""

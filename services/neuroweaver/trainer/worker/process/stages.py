@@ -66,9 +66,7 @@ class Stages:
             self._finished(stage, earlier, is_reused=True)
             return earlier
         _LOG.info("%s: %s", name, description)
-        self._events.event(
-            pb.TrainingEvent(stage_started=pb.StageStarted(stage=stage, description=description))
-        )
+        self._emit(stage_started=pb.StageStarted(stage=stage, description=description))
         started = time.monotonic()
         with telemetry.tracer.start_as_current_span(f"training {name}"):
             result = work(StageMonitor(stage, self._events, self._must_stop))
@@ -84,21 +82,22 @@ class Stages:
 
     def notice(self, reason: str, message: str) -> None:
         _LOG.warning("%s: %s", reason, message)
-        self._events.event(pb.TrainingEvent(notice=pb.Notice(reason=reason, message=message)))
+        self._emit(notice=pb.Notice(reason=reason, message=message))
 
     def rewound(self, step: int) -> None:
         """Report that the current stage goes on after `step`."""
-        self._events.event(pb.TrainingEvent(rewound=pb.Rewound(stage=self.current, step=step)))
+        self._emit(rewound=pb.Rewound(stage=self.current, step=step))
 
     def checkpoint_saved(self, step: int) -> None:
-        self._events.event(
-            pb.TrainingEvent(checkpoint_saved=pb.CheckpointSaved(stage=self.current, step=step))
-        )
+        self._emit(checkpoint_saved=pb.CheckpointSaved(stage=self.current, step=step))
 
     def _finished(self, stage: pb.Stage.ValueType, result: Result, *, is_reused: bool) -> None:
         finished = pb.StageFinished(stage=stage, metrics=numbers(result), is_reused=is_reused)
         finished.duration.FromNanoseconds(int(result.get("seconds", 0.0) * 1e9))
-        self._events.event(pb.TrainingEvent(stage_finished=finished))
+        self._emit(stage_finished=finished)
+
+    def _emit(self, **event: Any) -> None:
+        self._events.event(pb.TrainingEvent(**event))
 
 
 class StageMonitor:
