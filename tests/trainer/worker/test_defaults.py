@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from neuroweaver.trainer.domain.config import DEFAULTS, with_defaults
 from neuroweaver.trainer.worker.policy.ppo_losses import PPOConfig
 from neuroweaver.trainer.worker.policy.stage import ppo_config
+from neuroweaver.trainer.worker.reward.training import RewardConfig
 from neuroweaver.v1 import trainer_pb2 as pb
 
 PPO = {
@@ -43,3 +46,9 @@ def test_policy_optimization_takes_every_parameter_from_the_job() -> None:
     assert {name: getattr(config, name) for name in PPO} == {
         name: getattr(given, field) for name, field in PPO.items()
     }
+
+
+@pytest.mark.parametrize("name", ["epochs", "max_seq_length", "seed"])
+def test_what_the_job_says_of_the_reward_model_has_no_second_default(name: str) -> None:
+    (field,) = (field for field in dataclasses.fields(RewardConfig) if field.name == name)
+    assert field.default is dataclasses.MISSING

@@ -74,7 +74,7 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
 
 @dataclass(frozen=True)
 class Validation:
-    """What stands in a data set. count: of tokens; all 0 where no base model was named."""
+    """What a data set holds. count: of tokens; all 0 where no base model was named."""
 
     inspection: dataset.Inspection
     count: TokenCount
@@ -139,7 +139,7 @@ def find_base_model(name: str, capabilities: ServerCapabilities, within: str = "
 def inspect_dataset(
     path: str, specialization: str, capabilities: ServerCapabilities, within: str = ""
 ) -> dataset.Inspection:
-    """What stands in the data set; faults of its lines are findings.
+    """What the data set holds; faults of its lines are findings.
 
     Raises InvalidArgument if the file cannot be read at all. within: what precedes the field's name.
     """
