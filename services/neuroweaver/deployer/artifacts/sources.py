@@ -84,7 +84,7 @@ class BaseModels:
                 process.kill()
         if process.returncode:
             lines = errors.decode(errors="replace").strip().splitlines()
-            reason = lines[-1][:_MAX_REASON] if lines else "it ended without a word"
-            raise BackendError(Trouble.ARTIFACTS, f"The base model {name} is not to be had: {reason}")
+            reason = lines[-1][:_MAX_REASON] if lines else "no details given"
+            raise BackendError(Trouble.ARTIFACTS, f"The base model {name} cannot be had: {reason}")
         told = json.loads(output)
         return Path(told["folder"]), told["digest"]
