@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 
 from deployer.worlds import KEY, deploy, publish
@@ -22,7 +23,8 @@ async def logged(lone, *messages, replica_id="r"):
 
 
 async def rest_of(watch):
-    return [each async for each in watch]
+    async with asyncio.timeout(20):
+        return [each async for each in watch]
 
 
 async def test_a_watch_ends_with_its_deployment_though_that_was_made_anew_before_it_looked(lone):
