@@ -41,8 +41,8 @@ def judged(
 def _serving(
     deployment: Deployment, replicas: Sequence[Replica], proofs: Mapping[int, Proof], now: datetime
 ) -> Serving:
-    ready = [each for each in replicas if each.phase == pb.REPLICA_PHASE_READY]
-    failed = [each for each in replicas if each.phase in _FAILING]
+    ready = [replica for replica in replicas if replica.phase == pb.REPLICA_PHASE_READY]
+    failed = [replica for replica in replicas if replica.phase in _FAILING]
     own = [proofs[revision] for revision in {replica.revision for replica in ready} if revision in proofs]
     fresh = [proof for proof in own if now - proof.last.time <= MAX_TOKEN_AGE]
     reported = [replica.last_token_time for replica in ready if replica.last_token_time is not None]
@@ -52,7 +52,7 @@ def _serving(
         desired=deployment.replicas,
         ready=len(ready),
         failed=len(failed),
-        reason=next((each.message for each in failed if each.message), ""),
+        reason=next((replica.message for replica in failed if replica.message), ""),
         running=known_sum(proof.last.measured.running for proof in fresh),
         waiting=known_sum(proof.last.measured.waiting for proof in fresh),
         last_token_time=max(tokens) if tokens else None,

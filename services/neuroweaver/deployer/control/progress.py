@@ -161,7 +161,7 @@ def _seen(
     return Seen(
         stable=_revision_seen(deployment, rollout.stable, replicas, look, background),
         candidate=_revision_seen(deployment, rollout.candidate, replicas, look, background),
-        others=sum(each.revision not in {rollout.stable, rollout.candidate} for each in replicas),
+        others=sum(replica.revision not in {rollout.stable, rollout.candidate} for replica in replicas),
         cursor=background.cursor,
     )
 
