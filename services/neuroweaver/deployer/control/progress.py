@@ -177,7 +177,7 @@ def _revision_seen(
         if deployment.served_by(sample.version) == number
     )
     own = [replica for replica in replicas if replica.revision == number]
-    reasons = [replica.message for replica in own if replica.phase != pb.REPLICA_PHASE_READY]
+    reasons = [replica.message for replica in own if not replica.is_ready]
     return RevisionSeen(
         phases=tuple(replica.phase for replica in own),
         reason=next(filter(None, reasons), ""),

@@ -329,7 +329,7 @@ def _place(deployment: Deployment) -> tuple[Key, str, pb.DeploymentSpec]:
 
 def _tallies(seen: progress.Look, now: datetime) -> list[Tally]:
     replicas = seen.observed.replicas if seen.observed else ()
-    ready = Counter(replica.revision for replica in replicas if replica.phase == pb.REPLICA_PHASE_READY)
+    ready = Counter(replica.revision for replica in replicas if replica.is_ready)
     return [Tally(now, measured, ready[measured.revision]) for measured in seen.measured.values()]
 
 

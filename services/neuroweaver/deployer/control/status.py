@@ -13,7 +13,6 @@ from neuroweaver.deployer.domain.metrics.health import Health
 from neuroweaver.deployer.domain.model import Deployment, Status
 from neuroweaver.v1 import deployer_pb2 as pb
 
-_FAILING: Final = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})
 # Why a replica finds no place. Others, such as an autoscaler without figures, keep none from its place.
 _UNPLACED: Final = frozenset({"UNSCHEDULABLE", "QUOTA_EXCEEDED", "REPLICA_REFUSED", "NO_ROOM", "DISK_FULL"})
 _OUT_OF_REACH: Final = frozenset({Trouble.UNREACHABLE, Trouble.FORBIDDEN, Trouble.NOT_CONFIGURED})
@@ -79,7 +78,7 @@ def _state(  # noqa: PLR0911  # the first that holds
 ) -> tuple[pb.DeploymentState.ValueType, str]:
     status = deployment.status
     ready, wanted = status.ready(), deployment.replicas
-    failing = [replica for replica in status.replicas if replica.phase in _FAILING]
+    failing = [replica for replica in status.replicas if replica.is_failing]
     if deployment.is_being_removed:
         return pb.DEPLOYMENT_STATE_DELETING, f"Draining; replicas left: {len(status.replicas)}."
     if status.is_idle:
@@ -182,7 +181,7 @@ def _serving(deployment: Deployment) -> Said:
         return True, "SERVING", f"{ready} replicas are ready."
     if status.is_idle:
         return True, "IDLE", "The first request starts a replica."
-    failing = [replica for replica in status.replicas if replica.phase in _FAILING]
+    failing = [replica for replica in status.replicas if replica.is_failing]
     if any(replica.phase == pb.REPLICA_PHASE_CRASH_LOOP for replica in failing):
         return False, "CRASH_LOOP", _why(failing)
     if failing:

@@ -33,9 +33,7 @@ def message_of(kind: type[M], record: Any, **given: Any) -> M:
 def from_deployment(deployment: Deployment, last_sequence: int) -> pb.Deployment:
     status = deployment.status
     is_cluster = deployment.spec.backend == pb.DEPLOYMENT_BACKEND_KUBERNETES
-    shown = sorted(
-        status.replicas, key=lambda replica: (replica.phase == pb.REPLICA_PHASE_READY, replica.replica_id)
-    )
+    shown = sorted(status.replicas, key=lambda replica: (replica.is_ready, replica.replica_id))
     return message_of(
         pb.Deployment,
         deployment,

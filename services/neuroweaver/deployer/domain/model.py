@@ -94,10 +94,7 @@ class Status:
 
     def ready(self, revision: int | None = None) -> int:
         """Ready replicas, of one revision or of all."""
-        return sum(
-            replica.phase == pb.REPLICA_PHASE_READY and revision in {None, replica.revision}
-            for replica in self.replicas
-        )
+        return sum(replica.is_ready and revision in {None, replica.revision} for replica in self.replicas)
 
     def condition(self, kind: str) -> Condition | None:
         return next((condition for condition in self.conditions if condition.type == kind), None)
