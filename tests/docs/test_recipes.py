@@ -38,8 +38,10 @@ def project(tmp_path_factory) -> Path:
             shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
         else:
             shutil.copy(source, copy)
+    for installed in (".venv", "gen/ts/node_modules"):
+        (copy / installed).symlink_to(ROOT / installed)
     subprocess.run(
-        ["git", "apply", "--recount", "-"], input="".join(recipes().values()), cwd=copy, text=True, check=True
+        ["git", "apply", "-"], input="".join(recipes().values()), cwd=copy, text=True, check=True
     )
     return copy
 
