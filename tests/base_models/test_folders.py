@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from neuroweaver.artifacts.content import digest_of
 from neuroweaver.base_models import folders
 from neuroweaver.base_models.folders import (
     BaseModelUnavailable,
     base_digest,
-    digest_of,
     digests,
     materialize,
     never_stop,

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,14 +18,14 @@ from neuroweaver.cluster.api import Api, Patience
 from neuroweaver.cluster.connection import Access
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.mesh.wire.environment import SettingsError
 
 HASTY = Patience(attempt_s=1.0, whole_s=0.2, first_wait_s=0.01)
 
 
 async def trouble(access: Access) -> BackendError:
-    backend = KubernetesBackend(ClusterSettings(access=access), Api(access, HASTY))
+    backend = KubernetesBackend(ClusterSettings(), Api(access, HASTY))
     with pytest.raises(BackendError) as caught:
         await backend.observe(KEY, NAME, spec())
     await backend.close()
@@ -83,11 +85,29 @@ async def test_credentials_that_are_not_accepted_are_told(fake: Fake, settings: 
     assert (await trouble(settings.access)).trouble == Trouble.NOT_CONFIGURED
 
 
+def test_a_deployer_without_a_cluster_never_loads_the_client(tmp_path: Path):
+    program = """
+import asyncio, pathlib, sys
+import neuroweaver.deployer.__main__
+from neuroweaver.cluster.api import Api
+from neuroweaver.cluster.connection import Access
+from neuroweaver.cluster.errors import BackendError
+try:
+    asyncio.run(Api(Access(pathlib.Path("none"))).version())
+except BackendError as error:
+    print(error.trouble, *sorted({"kubernetes", "aiohttp", "scipy", "pydantic"} & sys.modules.keys()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == "NOT_CONFIGURED\n"
+
+
 async def test_watching_no_cluster_is_told_once_and_harms_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level("INFO", "neuroweaver.deployer")
-    backend = KubernetesBackend(ClusterSettings(access=Access(tmp_path / "none")))
+    backend = KubernetesBackend(ClusterSettings(kubeconfig=tmp_path / "none"))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             await backend.run(lambda key: None)
@@ -102,17 +122,13 @@ async def test_a_token_that_ran_out_is_read_anew(fake: Fake, settings: ClusterSe
     file.write_text(file.read_text().replace("not-a-secret", "a-new-one"))  # a small file
     fake.faults = [Fault(1, 401)]
     assert await asyncio.gather(*(api.version() for _ in range(5))) == ["v1.36.0-fake"] * 5
-    assert (
-        await (await api._connected()).configuration.get_api_key_with_prefix("BearerToken")
-        == "Bearer a-new-one"
-    )
+    assert await api._connected().authorization() == "Bearer a-new-one"
     await api.close()
 
 
 async def test_the_token_goes_along_and_into_no_error(fake: Fake, settings: ClusterSettings):
     api = Api(settings.access, QUICK)
-    client = await api._connected()
-    assert await client.configuration.get_api_key_with_prefix("BearerToken") == "Bearer not-a-secret"
+    assert await api._connected().authorization() == "Bearer not-a-secret"
     fake.denied.add(("list", "pods"))
     with pytest.raises(Exception, match="forbidden") as caught:
         await api.list(kinds.POD, "default")

@@ -23,7 +23,6 @@ from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, spec
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
 from neuroweaver.cluster.connection import Access
-from neuroweaver.cluster.election import Election, Terms
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.failures import Refusal
 from neuroweaver.cluster.kinds import OWNED, Kind, Object
@@ -58,7 +57,7 @@ class Cluster:
         self.namespace = namespace
         self.api = api
         self.official = official
-        self.settings = replace(SETTINGS, access=Access(Path(KUBECONFIG)), namespace=namespace)
+        self.settings = replace(SETTINGS, kubeconfig=Path(KUBECONFIG), namespace=namespace)
         self.backend = KubernetesBackend(self.settings, api)
 
     def spec(self, **fields: Any) -> pb.DeploymentSpec:
@@ -327,24 +326,24 @@ async def test_a_drain_of_a_node_is_never_blocked(cluster: Cluster):
 async def test_a_deployer_killed_in_the_middle_leaves_what_the_next_one_finishes(cluster: Cluster):
     await cluster.settled(cluster.wanted(), r1=2)
     wish = cluster.wanted(revision(2, 1), generation=2)
-    send, killed = cluster.api._send, 0
+    send, killed = cluster.api._once, 0
     for _ in range(3):  # of the wish's changes each time one more is made
         task = asyncio.create_task(KubernetesBackend(cluster.settings, cluster.api).apply(wish))
 
         async def killing(*arguments: Any, task: Any = task) -> Any:
             answer = await send(*arguments)
-            _, method, _, query, *_ = arguments
+            method, _, query, *_ = arguments
             if method in {"PATCH", "DELETE"} and ("dryRun", "All") not in query:
                 task.cancel()
             return answer
 
-        cluster.api._send = killing  # type: ignore[method-assign]
+        cluster.api._once = killing  # type: ignore[method-assign]
         try:
             await task
         except asyncio.CancelledError:
             killed += 1
         finally:
-            cluster.api._send = send  # type: ignore[method-assign]
+            cluster.api._once = send  # type: ignore[method-assign]
     assert killed == 3
     assert (await cluster.observe()).applied_generation == 1
     cluster.backend = KubernetesBackend(cluster.settings, cluster.api)
@@ -391,36 +390,6 @@ async def test_changes_are_heard_of(cluster: Cluster):
         await asyncio.gather(watching, return_exceptions=True)
 
 
-async def test_one_of_two_deployers_leads_and_the_other_takes_over(cluster: Cluster):
-    # Only a lease that is given back is free before the test's patience ends.
-    terms = Terms(lease_s=10 * PATIENCE_S, renew_s=5 * PATIENCE_S, retry_s=0.5)
-    leads: asyncio.Queue[str] = asyncio.Queue()
-
-    def work(name: str) -> Callable[[], Awaitable[None]]:
-        async def lead() -> None:
-            await leads.put(name)
-            await asyncio.Event().wait()
-
-        return lead
-
-    tasks = {
-        name: asyncio.create_task(
-            Election(cluster.api, cluster.namespace, "neuroweaver-deployer", name, terms).run(work(name))
-        )
-        for name in ("one", "two")
-    }
-    async with asyncio.timeout(PATIENCE_S):
-        first = await leads.get()
-    await asyncio.sleep(2)
-    assert leads.empty()
-    tasks[first].cancel()
-    async with asyncio.timeout(PATIENCE_S):
-        assert await leads.get() != first
-    for task in tasks.values():
-        task.cancel()
-    await asyncio.gather(*tasks.values(), return_exceptions=True)
-
-
 async def test_a_missing_namespace_is_named(cluster: Cluster):
     elsewhere = cluster.spec()
     elsewhere.kubernetes.namespace = "nw-test-that-is-not-there"
@@ -463,7 +432,7 @@ async def test_a_missing_right_is_named(cluster: Cluster, tmp_path: Path):
     account = client.V1ServiceAccount(metadata=client.V1ObjectMeta(name="nobody"))
     await core.create_namespaced_service_account(cluster.namespace, account)
     access = Access(await acting_as(cluster, "nobody", tmp_path))
-    backend = KubernetesBackend(replace(cluster.settings, access=access), Api(access))
+    backend = KubernetesBackend(cluster.settings, Api(access))
     try:
         for attempt in (backend.plan(cluster.wanted()), backend.apply(cluster.wanted())):
             with pytest.raises(BackendError, match=r"denies \w+ of [a-z.0-9]+") as caught:
@@ -497,7 +466,7 @@ async def test_the_rights_that_are_handed_out_are_enough(cluster: Cluster, tmp_p
     access = Access(await acting_as(cluster, "deployer", tmp_path))
     backend, cluster.backend = (
         cluster.backend,
-        KubernetesBackend(replace(cluster.settings, access=access), Api(access)),
+        KubernetesBackend(cluster.settings, Api(access)),
     )
     try:
         scaled = pb.Autoscaling(min_replicas=2, max_replicas=3, target_cpu_percent=70)

@@ -21,6 +21,7 @@ from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.domain.specification import Defaults
 from neuroweaver.deployer.planning import Planner
 from neuroweaver.deployer.rpc import server
+from neuroweaver.deployer.rpc.deployments import answer
 from neuroweaver.deployer.settings import DeployerSettings
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.database.database import Database
@@ -68,8 +69,6 @@ class World:
 
     async def seen(self, key: Key = KEY) -> Any:
         """The deployment, whatever became of it."""
-        from neuroweaver.deployer.storage.writer import answer
-
         async with self.store.read(key.project) as deployments:
             kept = await deployments.find(key)
         return answer(kept) if kept else None
@@ -94,13 +93,17 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
         store, backend = Store(own), FakeBackend()
         backends = {pb.DEPLOYMENT_BACKEND_LOCAL: backend, pb.DEPLOYMENT_BACKEND_KUBERNETES: backend}
         planner = Planner(backends, Versions(registry), Defaults(image="serving:1"))
-        servicer = server.DeployerServicer(store, planner)
+        servicer = server.servicer(store, planner)
         served = Service(
-            names=[server.NAME],
+            names=[server.SERVICE.full_name],
             add=lambda grpc_server: add_DeployerServiceServicer_to_server(servicer, grpc_server),
         )
         running_server = await stack.enter_async_context(
-            running(served, _settings(DeployerSettings, database_url, folder), registry=CollectorRegistry())
+            running(
+                served,
+                _settings(DeployerSettings, database_url, folder, deployment_backend="local"),
+                registry=CollectorRegistry(),
+            )
         )
         client = await stack.enter_async_context(channel(running_server.address))
         yield World(
@@ -129,8 +132,8 @@ async def registry_of(database_url: str, folder: Path) -> AsyncIterator[tuple[An
         yield RegistryServiceStub(client), served.address
 
 
-def _settings(kind: type[S], url: str, folder: Path) -> S:
-    return kind(home=folder, port=0, metrics_port=0, database_url=url, drain_s=0.2)
+def _settings(kind: type[S], url: str, folder: Path, **given: Any) -> S:
+    return kind(home=folder, port=0, metrics_port=0, database_url=url, drain_s=0.2, **given)
 
 
 async def publish(registry: Any, *versions: str, model_id: str = "advisor") -> None:

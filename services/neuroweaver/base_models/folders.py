@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.util
 import json
 import time
@@ -18,6 +17,7 @@ from typing import Protocol
 
 import huggingface_hub
 
+from neuroweaver.artifacts.content import digest_of, sha256_of
 from neuroweaver.base_models.model_folder import PICKLES
 from neuroweaver.mesh.machine.files import whole_folder
 
@@ -88,7 +88,7 @@ def digests(folder: Path) -> Digests:
     return Digests(
         base=base_digest(digest_of(folder / "config.json"), {file.name: digest_of(file) for file in weights}),
         tokenizer=_digest_of_files(tokenizer),
-        chat_template=None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+        chat_template=None if template is None else sha256_of([template.encode()]),
     )
 
 
@@ -173,16 +173,7 @@ def _digest_of_files(files: list[Path]) -> str:
 
 def _digest_of(files: Iterable[tuple[str, str]]) -> str:
     """SHA-256 over the files' names and their own SHA-256."""
-    total = hashlib.sha256()
-    for name, digest in files:
-        total.update(f"{digest}  {name}\n".encode())
-    return total.hexdigest()
-
-
-def digest_of(file: Path) -> str:
-    """SHA-256 of the content of `file`, as hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(f"{digest}  {name}\n".encode() for name, digest in files)
 
 
 @contextlib.contextmanager

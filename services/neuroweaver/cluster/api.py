@@ -1,5 +1,4 @@
-"""Calls to an API server with objects as they are: the official client's transport and credentials, no
-models.
+"""Calls to an API server, with objects as they are.
 
 Every call is safe to repeat, so it is repeated after 409, 429, 5xx and a lost connection, for some seconds.
 """
@@ -9,31 +8,25 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
-from kubernetes.aio import client
-
-from neuroweaver.cluster.connection import Access, configuration
-from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.cluster.connection import Access
+from neuroweaver.cluster.errors import LOST, BackendError, NotTrusted, Trouble
+from neuroweaver.cluster.exchange import JSON, Answer, Request
 from neuroweaver.cluster.failures import Refusal, refusal
 from neuroweaver.cluster.kinds import ACCESS_REVIEW, DEPLOYMENT, POD, REPLICA_SET, SCALED_OBJECT, Kind, Object
 
+if TYPE_CHECKING:
+    from neuroweaver.cluster.transport import Transport
+
 FIELD_MANAGER: Final = "neuroweaver-deployer"
 
-_JSON: Final = "application/json"
 _APPLY: Final = "application/apply-patch+yaml"
-_LOST: Final = (aiohttp.ClientError, TimeoutError, ConnectionError)
 _PAGE: Final = 500
-_CALLS: Final = "calls"
-_WATCHES: Final = "watches"
-_UNBOUNDED: Final = 0
-"""As aiohttp's pool has it."""
 _OWNERS: Final = frozenset({DEPLOYMENT, REPLICA_SET, SCALED_OBJECT})
 
 Query = Sequence[tuple[str, str]]
@@ -63,24 +56,18 @@ class Api:
     def __init__(self, access: Access, patience: Patience | None = None) -> None:
         self._access = access
         self._patience = patience or Patience()
-        self._clients: dict[str, Any] = {}
-        self._connecting = asyncio.Lock()
+        self._transport: Transport | None = None
 
     async def close(self) -> None:
-        while self._clients:
-            await self._clients.popitem()[1].close()
+        if self._transport is not None:
+            await self._transport.close()
 
     @property
     def is_inside(self) -> bool:
         return self._access.is_inside
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
-        try:
-            return await self._call("GET", kind.path(namespace, name), f"get {kind.resource} {name}")
-        except Refusal as error:
-            if error.is_missing:
-                return None
-            raise
+        return await self._found(kind.path(namespace, name), f"get {kind.resource} {name}")
 
     async def list(
         self,
@@ -132,17 +119,6 @@ class Api:
         path = kind.path(metadata.get("namespace", ""), metadata["name"])
         return await self._call("PATCH", path, what, query=query, body=wanted, content_type=_APPLY)
 
-    async def create(self, kind: Kind, namespace: str, wanted: Object) -> Object:
-        """A 409 says that it is there already, and is told, never tried again."""
-        what = f"create {kind.resource} {wanted['metadata']['name']}"
-        return await self._call("POST", kind.path(namespace), what, body=wanted, repeats=False)
-
-    async def replace(self, kind: Kind, namespace: str, wanted: Object) -> Object:
-        """Only if nobody changed it since: a 409 is told, never tried again."""
-        name = wanted["metadata"]["name"]
-        what = f"replace {kind.resource} {name}"
-        return await self._call("PUT", kind.path(namespace, name), what, body=wanted, repeats=False)
-
     async def delete(self, kind: Kind, found: Object) -> None:
         """In the foreground: it is gone once all that belongs to it is gone. One that is gone already is no
         error.
@@ -178,36 +154,35 @@ class Api:
 
     async def has(self, kind: Kind, *, repeats: bool = True) -> bool:
         """Whether the cluster knows the kind."""
-        try:
-            found = await self._call("GET", kind.root, f"look for {kind.api_version}", repeats=repeats)
-        except Refusal as error:
-            if error.is_missing:
-                return False
-            raise
-        return any(each["name"] == kind.plural for each in found.get("resources") or ())
+        found = await self._found(kind.root, f"look for {kind.api_version}", repeats=repeats) or {}
+        return any(resource["name"] == kind.plural for resource in found.get("resources") or ())
 
     async def has_group(self, group: str) -> bool:
         """Whether the cluster knows any version of a group."""
-        try:
-            await self._call("GET", f"/apis/{group}", f"look for {group}")
-        except Refusal as error:
-            if error.is_missing:
-                return False
-            raise
-        return True
+        return await self._found(f"/apis/{group}", f"look for {group}") is not None
 
     async def version(self) -> str:
         """That of the API server, such as `v1.36.0`."""
         return str((await self._call("GET", "/version", "ask for the version")).get("gitVersion", ""))
 
-    async def pod_text(self, namespace: str, pod: str, port: int, path: str, *, timeout_s: float) -> str:
-        """What a pod answers, asked through the API server. Raises Refusal or OSError-like errors at once."""
-        full = f"{POD.path(namespace, pod)}:{port}/proxy{path}"
-        async with asyncio.timeout(timeout_s):
-            status, headers, body = await self._once("GET", full, (), None, _JSON)
-        if status >= 300:
-            raise refusal(status, body, f"ask pod {pod}", headers.get("Retry-After"))
-        return body.decode(errors="replace")
+    async def ask_pod(self, pod: Object, port: int, path: str, *, timeout_s: float) -> str:
+        """What a pod answers: inside the cluster straight from itself, else through the API server.
+
+        Not tried again. Raises Refusal and LOST.
+        """
+        metadata = pod["metadata"]
+        if not self.is_inside:
+            through = f"{POD.path(metadata['namespace'], metadata['name'])}:{port}/proxy{path}"
+            async with asyncio.timeout(timeout_s):
+                answer = await self._once("GET", through)
+            if not answer.is_success:
+                raise refusal(answer, f"ask pod {metadata['name']}")
+            return answer.body.decode(errors="replace")
+        address = pod["status"].get("podIP")
+        if not address:
+            raise ConnectionError("the pod has no address")
+        host = f"[{address}]" if ":" in address else address
+        return await self._connected().fetch(f"http://{host}:{port}{path}", timeout_s)
 
     async def log(self, namespace: str, pod: str, container: str, query: Query) -> str:
         """Not tried again: the kubelet of the pod's node is asked, which may be away for long."""
@@ -231,20 +206,24 @@ class Api:
             ("labelSelector", selector),
         ]
         query += [("fieldSelector", fields)] if fields else []
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=self._patience.attempt_s, sock_read=self._patience.silence_s
-        )
-        client_ = await self._connected(_WATCHES)
-        response = await self._send(client_, "GET", kind.path(namespace), query, None, _JSON, timeout)
+        what = f"watch {kind.resource}"
+        request = Request("GET", kind.path(namespace), query)
+        patience = self._patience
+        async with self._connected().stream(
+            request, connect_s=patience.attempt_s, silence_s=patience.silence_s
+        ) as (answer, lines):
+            if not answer.is_success:
+                raise refusal(answer, what)
+            yield _events(lines, what)
+
+    async def _found(self, path: str, what: str, *, repeats: bool = True) -> Object | None:
+        """None where there is no such thing."""
         try:
-            if response.status >= 300:
-                body = await response.read()
-                raise refusal(
-                    response.status, body, f"watch {kind.resource}", response.headers.get("Retry-After")
-                )
-            yield _events(response, f"watch {kind.resource}")
-        finally:
-            response.close()
+            return await self._call("GET", path, what, repeats=repeats)
+        except Refusal as error:
+            if error.is_missing:
+                return None
+            raise
 
     async def _call(self, method: str, path: str, what: str, **call: Any) -> Object:
         body = await self._bytes(method, path, what, **call)
@@ -264,7 +243,7 @@ class Api:
         *,
         query: Query = (),
         body: Object | None = None,
-        content_type: str = _JSON,
+        content_type: str = JSON,
         repeats: bool = True,
     ) -> bytes:
         """Raises Refusal for an answer that is none to repeat, BackendError if none came in time."""
@@ -275,19 +254,19 @@ class Api:
             failure: Refusal | BackendError
             try:
                 async with asyncio.timeout(self._patience.attempt_s):
-                    status, headers, answer = await self._once(method, path, query, body, content_type)
-            except _LOST as error:
+                    answer = await self._once(method, path, query, body, content_type)
+            except LOST as error:
                 failure = _unreachable(what, error)
                 failure.__cause__ = error
-                if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLError):
+                if isinstance(error, NotTrusted):
                     raise failure from error
             else:
-                if status < 300:
-                    return answer
-                failure = refusal(status, answer, what, headers.get("Retry-After"))
-                if status == 401 and not has_renewed:
+                if answer.is_success:
+                    return answer.body
+                failure = refusal(answer, what)
+                if answer.status == 401 and not has_renewed:
                     has_renewed = True  # a token may have expired
-                    await self._renew()
+                    await self._connected().renew()
                     continue
                 if not failure.is_worth_another_try:
                     raise failure
@@ -300,68 +279,29 @@ class Api:
             wait = min(wait * 2, 2.0)
 
     async def _once(
-        self, method: str, path: str, query: Query, body: Object | None, content_type: str
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        timeout = aiohttp.ClientTimeout(total=self._patience.attempt_s)
-        client_ = await self._connected()
-        response = await self._send(client_, method, path, query, body, content_type, timeout)
-        try:
-            return response.status, response.headers, await response.read()
-        finally:
-            response.release()
+        self, method: str, path: str, query: Query = (), body: Object | None = None, content_type: str = JSON
+    ) -> Answer:
+        request = Request(method, path, query, body, content_type)
+        return await self._connected().call(request, self._patience.attempt_s)
 
-    async def _send(
-        self,
-        client_: Any,
-        method: str,
-        path: str,
-        query: Query,
-        body: Object | None,
-        content_type: str,
-        patience: aiohttp.ClientTimeout,
-    ) -> aiohttp.ClientResponse:
-        request = await client_.param_serialize(
-            method=method,
-            resource_path=path,
-            query_params=list(query),
-            header_params={"Accept": _JSON, "Content-Type": content_type},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        answer = await client_.call_api(*request, _request_timeout=patience)
-        return answer.response  # type: ignore[no-any-return]
+    def _connected(self) -> Transport:
+        """Raises BackendError NOT_CONFIGURED before anything is imported in vain."""
+        if self._transport is None:
+            self._access.file()
+            from neuroweaver.cluster.transport import Transport  # noqa: PLC0415  # heavy: see there
 
-    async def _connected(self, pool: str = _CALLS) -> Any:
-        """A watch keeps its connection for minutes: in a pool of their own, and an unbounded one, watches
-        never keep a call waiting.
-        """
-        async with self._connecting:
-            if pool not in self._clients:
-                read = await configuration(self._access)
-                if pool == _WATCHES:
-                    read.connection_pool_maxsize = _UNBOUNDED
-                made = client.ApiClient(read)
-                made.user_agent = FIELD_MANAGER
-                self._clients[pool] = made
-            return self._clients[pool]
-
-    async def _renew(self) -> None:
-        """Reads the credentials anew, under calls that are under way."""
-        fresh = await configuration(self._access)
-        for client_ in self._clients.values():
-            client_.configuration.api_key = fresh.api_key
-            client_.configuration.api_key_prefix = fresh.api_key_prefix
-            client_.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
+            self._transport = Transport(self._access, FIELD_MANAGER)
+        return self._transport
 
 
-async def _events(response: aiohttp.ClientResponse, what: str) -> AsyncIterator[Object]:
-    async for line in response.content:
+async def _events(lines: AsyncIterator[bytes], what: str) -> AsyncIterator[Object]:
+    async for line in lines:
         if not line.strip():
             continue
         event = json.loads(line)
         if event["type"] == "ERROR":
             told = event["object"]
-            raise refusal(int(told.get("code", 500)), json.dumps(told).encode(), what, None)
+            raise refusal(Answer(int(told.get("code", 500)), {}, json.dumps(told).encode()), what)
         yield event
 
 

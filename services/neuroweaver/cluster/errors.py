@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 
 class Trouble(StrEnum):
@@ -21,6 +22,17 @@ class Trouble(StrEnum):
     """A file is missing or has another digest."""
     CONFLICT = "CONFLICT"
     """Another manager owns a field."""
+
+
+class ConnectionLost(ConnectionError):
+    """No answer, or not all of it."""
+
+
+class NotTrusted(ConnectionLost):
+    """The certificate is not one to trust, now or later."""
+
+
+LOST: Final = (ConnectionError, TimeoutError)
 
 
 class BackendError(Exception):

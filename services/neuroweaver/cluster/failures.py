@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from neuroweaver.cluster.errors import BackendError, Trouble
+from neuroweaver.cluster.exchange import Answer
 
 _DENIED: Final = re.compile(
     r'cannot (?P<verb>[a-z]+) resource "(?P<resource>[^"]+)" in API group "(?P<group>[^"]*)"'
@@ -60,22 +61,23 @@ class Refusal(Exception):
         return self.status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS} or self.status >= 500
 
 
-def refusal(status: int, body: bytes, what: str, retry_after: str | None) -> Refusal:
+def refusal(answer: Answer, what: str) -> Refusal:
     """From an answer, which is a `Status` object where it comes from an API server."""
     try:
-        told = json.loads(body)
+        told = json.loads(answer.body)
     except ValueError:
         told = {}
     if not isinstance(told, dict) or told.get("kind") != "Status":
-        told = {"message": body[:200].decode(errors="replace").strip() or "no words"}
+        text = answer.body[:200].decode(errors="replace").strip()
+        told = {"message": text or f"status {answer.status}, no details given"}
     details = told.get("details") or {}
     causes = tuple(
         Cause(cause.get("reason", ""), cause.get("field", ""), cause.get("message", ""))
         for cause in details.get("causes") or ()
     )
-    wait = retry_after or details.get("retryAfterSeconds")
+    wait = answer.headers.get("Retry-After") or details.get("retryAfterSeconds")
     return Refusal(
-        status=status,
+        status=answer.status,
         reason=told.get("reason", ""),
         message=told.get("message", ""),
         what=what,
@@ -107,7 +109,7 @@ def to_backend_error(error: Refusal) -> BackendError:
 
 def missing_namespace(name: str) -> BackendError:
     return BackendError(
-        Trouble.REFUSED, f"there is no namespace {name} in the cluster", field="spec.kubernetes.namespace"
+        Trouble.REFUSED, f"namespace {name} does not exist in the cluster", field="spec.kubernetes.namespace"
     )
 
 
@@ -125,7 +127,7 @@ def _forbidden(error: Refusal) -> BackendError:
     if any(cause.reason == "NamespaceTerminating" for cause in error.causes):
         return BackendError(
             Trouble.REFUSED,
-            f"{error.what}: the namespace is being removed",
+            f"{error.what}: the namespace is being deleted",
             field="spec.kubernetes.namespace",
         )
     # Quotas and admission answer 403 too.

@@ -33,13 +33,12 @@ class Kind:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     def path(self, namespace: str = "", name: str = "") -> str:
-        parts = [self.root]
-        if self.is_namespaced and namespace:
-            parts += ["namespaces", namespace]
-        parts.append(self.plural)
-        if name:
-            parts.append(name)
-        return "/".join(parts)
+        within = f"/namespaces/{namespace}" if self.is_namespaced and namespace else ""
+        return f"{self.root}{within}/{self.plural}" + (f"/{name}" if name else "")
+
+    def object(self, metadata: Object, **fields: Any) -> Object:
+        """One of this kind, as it is applied."""
+        return {"apiVersion": self.api_version, "kind": self.name, "metadata": metadata} | fields
 
 
 CONFIG_MAP: Final = Kind("v1", "ConfigMap", "configmaps")
@@ -60,7 +59,6 @@ POD: Final = Kind("v1", "Pod", "pods")
 REPLICA_SET: Final = Kind("apps/v1", "ReplicaSet", "replicasets")
 NODE: Final = Kind("v1", "Node", "nodes", is_namespaced=False)
 NAMESPACE: Final = Kind("v1", "Namespace", "namespaces", is_namespaced=False)
-LEASE: Final = Kind("coordination.k8s.io/v1", "Lease", "leases")
 POD_METRICS: Final = Kind("metrics.k8s.io/v1beta1", "PodMetrics", "pods", is_custom=True)
 ACCESS_REVIEW: Final = Kind(
     "authorization.k8s.io/v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews", is_namespaced=False
@@ -108,3 +106,8 @@ def ref(found: Object) -> Ref:
 def has_controller(found: Object) -> bool:
     """Whether another object made it and looks after it."""
     return any(owner.get("controller") for owner in found["metadata"].get("ownerReferences") or ())
+
+
+def is_going(found: Object) -> bool:
+    """Whether it was deleted, and is not gone yet."""
+    return bool(found["metadata"].get("deletionTimestamp"))

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Final
 
 from neuroweaver.cluster.api import Api
-from neuroweaver.cluster.election import Election
 from neuroweaver.cluster.errors import BackendError
 from neuroweaver.deployer.artifacts.sources import BaseModels, Files
 from neuroweaver.deployer.artifacts.versions import Versions
@@ -21,18 +17,17 @@ from neuroweaver.deployer.control.reconciler import Reconciler
 from neuroweaver.deployer.domain.backend import Backend
 from neuroweaver.deployer.domain.specification import Defaults
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.deployer.local.backend import LocalSettings, local_backend
 from neuroweaver.deployer.planning import Backends, Planner
 from neuroweaver.deployer.rpc import server
 from neuroweaver.deployer.settings import DeployerSettings
-from neuroweaver.deployer.storage.lease import Lease, LeaseLost, Tenant
+from neuroweaver.deployer.storage.lease import Lease, LeaseHolder
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.migrations import migrate
 from neuroweaver.mesh.server.serve import Service, StartError, run, serve
 from neuroweaver.mesh.wire.channel import channel
-from neuroweaver.mesh.wire.ids import new_id
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import deployer_pb2_grpc, registry_pb2_grpc
 
@@ -40,7 +35,6 @@ _BACKENDS: Final[Mapping[str, pb.DeploymentBackend.ValueType]] = {
     "local": pb.DEPLOYMENT_BACKEND_LOCAL,
     "kubernetes": pb.DEPLOYMENT_BACKEND_KUBERNETES,
 }
-_LEASE: Final = "neuroweaver-deployer"
 
 
 async def main(settings: DeployerSettings) -> None:
@@ -61,10 +55,9 @@ async def main(settings: DeployerSettings) -> None:
             backends[pb.DEPLOYMENT_BACKEND_LOCAL] = await _local(stack, settings, store, versions)
         defaults = Defaults(_BACKENDS[settings.deployment_backend], cluster.namespace)
         planner = Planner(backends, versions, defaults)
-        elect = _election(api, cluster) if cluster.own_namespace else None
         # The local backend holds a lock on the home folder, where an embedded database lies too.
         is_alone = database.is_sqlite and pb.DEPLOYMENT_BACKEND_LOCAL in backends
-        deployer = service(store, planner, backends, registry, elect, is_alone=is_alone)
+        deployer = service(store, planner, backends, registry, is_alone=is_alone)
         await serve(deployer, settings)
 
 
@@ -73,42 +66,29 @@ def service(
     planner: Planner,
     backends: Backends,
     registry: registry_pb2_grpc.RegistryServiceAsyncStub,
-    elect: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]] | None = None,
     *,
     is_alone: bool = False,
 ) -> Service:
     """The Deployer over a migrated database, which it closes at its end.
 
-    elect: chooses one of several deployers by other means, before the database's lease fences what it writes.
     is_alone: no other deployer of this database can be running.
     """
     reconciler = Reconciler(store, backends)
     follower = Follower(store, planner, registry)
-    tenant = Tenant(store.database, is_alone=is_alone)
+    holder = LeaseHolder(store.database, is_alone=is_alone)
 
     async def lead(lease: Lease) -> None:
-        """Both, until one of them has lost the lease. Raises LeaseLost then."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(reconciler.lead(lease))
-                tasks.create_task(follower.run(lease))
-        except ExceptionGroup as failed:
-            _, others = failed.split(LeaseLost)
-            if others is not None:
-                raise
-            raise LeaseLost from failed
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(reconciler.lead(lease))
+            tasks.create_task(follower.run(lease))
 
-    async def work() -> None:
-        claim = partial(tenant.run, lead)
-        await (elect(claim) if elect else claim())
-
-    servicer = server.DeployerServicer(store, planner)
+    servicer = server.servicer(store, planner)
     return Service(
-        names=[server.NAME],
+        names=[server.SERVICE.full_name],
         add=lambda grpc_server: deployer_pb2_grpc.add_DeployerServiceServicer_to_server(
             servicer, grpc_server
         ),
-        background=[work, lambda: keep_house(store)],
+        background=[lambda: holder.run(lead), lambda: keep_house(store.database)],
         close=store.database.close,
     )
 
@@ -123,13 +103,6 @@ async def _local(
         return await stack.enter_async_context(local_backend(chosen, files.fetch, base_models.folder))
     except BackendError as error:
         raise StartError(str(error)) from error
-
-
-def _election(
-    api: Api, cluster: ClusterSettings
-) -> Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]:
-    identity = f"{socket.gethostname()}-{os.getpid()}-{new_id()}"
-    return Election(api, cluster.own_namespace, _LEASE, identity).run
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import grpc
 import pytest
 
 from e2e.processes import mesh
+from neuroweaver.artifacts.content import TransferError
+from neuroweaver.artifacts.transfer import artifact_of, download, upload
 from neuroweaver.client import Client
-from neuroweaver.client.transfer import TransferError, download, upload
 from neuroweaver.oci import modelpack
 from neuroweaver.oci.layout import Layout
 from neuroweaver.oci.modelpack import layer_type
@@ -89,7 +90,8 @@ def created(
 ) -> pb.ModelVersion:
     files = {WEIGHTS: weights(), "README.md": b"# Advisor\n"} if files is None else files
     client.registry.RegisterModel(pb.RegisterModelRequest(model=pb.Model(model_id=name), allow_existing=True))
-    artifacts = upload(client, written(folder, files)) if files else []
+    sent = upload(client.registry, written(folder, files)) if files else []
+    artifacts = map(artifact_of, sent)
     request = pb.CreateModelVersionRequest(model_id=name, version=version, artifacts=artifacts)
     config = fields.pop("config", {})
     request.MergeFrom(pb.CreateModelVersionRequest(**fields))
@@ -189,7 +191,7 @@ def test_a_version_comes_back_equal_in_another_registry(near, far, name, tmp_pat
 
     assert travelling(imported) == travelling(made)
     assert travelling(version_of(far, name, made.version)) == travelling(made)
-    download(far, imported, tmp_path / "again")
+    download(far.registry, imported, tmp_path / "again")
     assert tree(tmp_path / "again") == tree(tmp_path / "files")
 
 
@@ -718,7 +720,7 @@ def test_tar_layers_are_read_where_they_lie(far, forge, output, tmp_path):
     assert {each.path: each.digest for each in imported.artifacts} == {
         path: digest_of(content) for path, content in files.items()
     }
-    download(far, imported, tmp_path / "down")
+    download(far.registry, imported, tmp_path / "down")
     assert tree(tmp_path / "down") == files
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuroweaver.client.transfer import Content, TransferError
+from neuroweaver.artifacts.content import Content, TransferError
 from neuroweaver.oci import tar
 
 FILES = {

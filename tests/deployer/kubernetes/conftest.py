@@ -9,10 +9,9 @@ import pytest
 from deployer.kubernetes.fake import Fake, kubeconfig, serving
 from deployer.kubernetes.wishes import SETTINGS
 from neuroweaver.cluster.api import Api, Patience
-from neuroweaver.cluster.connection import Access
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.observing.watching import Backoff
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 
 QUICK = Patience(attempt_s=2.0, whole_s=4.0, first_wait_s=0.01)
 
@@ -25,7 +24,7 @@ async def fake() -> AsyncIterator[Fake]:
 
 @pytest.fixture
 def settings(fake: Fake, tmp_path: Path) -> ClusterSettings:
-    return replace(SETTINGS, access=Access(kubeconfig(fake.url, tmp_path)))
+    return replace(SETTINGS, kubeconfig=kubeconfig(fake.url, tmp_path))
 
 
 @pytest.fixture

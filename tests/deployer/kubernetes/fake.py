@@ -34,7 +34,6 @@ PLAIN = (
     kinds.POD,
     kinds.NODE,
     kinds.NAMESPACE,
-    kinds.LEASE,
     kinds.REPLICA_SET,
 )
 MONITORING = (kinds.SERVICE_MONITOR, kinds.PROMETHEUS_RULE)

@@ -15,14 +15,13 @@ from deployer.kubernetes.fake import Fake, Fault, kubeconfig, serving
 from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, revision, routed, spec, to, wanted
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
-from neuroweaver.cluster.connection import Access
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.domain.backend import Observed, Wanted
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.manifests import routes
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.observing import drift
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 CANARY = (revision(1, 9, 90), revision(2, 1, 10))
@@ -225,7 +224,7 @@ async def test_requests_that_wait_in_the_router_wake_what_sleeps(
         "or vector(0)"
     )
     told = fake.get(kinds.CONFIG_MAP, f"{NAME}-router")["data"][routes.ENTRY]
-    assert routes.Table.read(told).wake_s > 0
+    assert routes.read(told).wake_s > 0
 
 
 async def test_what_a_controller_made_of_it_is_left_to_the_controller(
@@ -317,7 +316,7 @@ async def test_a_switch_sends_the_traffic_to_the_other_model(backend: Kubernetes
     await backend.apply(wanted())
     front = fake.get(kinds.SERVICE, NAME)["spec"]
     assert (front["type"], front["selector"][identity.REVISION]) == ("ClusterIP", "1")
-    with pytest.raises(BackendError, match="cannot send traffic"):
+    with pytest.raises(BackendError, match="traffic cannot be sent"):
         await backend.apply(wanted(redirect=to("http://127.0.0.1:8100/v1")))
 
 
@@ -533,7 +532,7 @@ async def test_nothing_is_there_of_a_namespace_that_is_gone(backend: KubernetesB
     elsewhere = spec(kubernetes=pb.KubernetesOptions(namespace="gone"))
     assert await backend.observe(KEY, NAME, elsewhere) == Observed()
     assert await backend.remove(KEY, NAME, elsewhere)
-    with pytest.raises(BackendError, match="there is no namespace gone") as caught:
+    with pytest.raises(BackendError, match="namespace gone does not exist") as caught:
         await backend.apply(wanted(spec=elsewhere))
     assert (caught.value.trouble, caught.value.field) == (Trouble.REFUSED, "spec.kubernetes.namespace")
 
@@ -614,7 +613,7 @@ async def undisturbed(story: list[Wanted]):
 async def started():
     with TemporaryDirectory() as folder:
         async with serving(Fake()) as fake:
-            settings = replace(SETTINGS, access=Access(kubeconfig(fake.url, Path(folder))))
+            settings = replace(SETTINGS, kubeconfig=kubeconfig(fake.url, Path(folder)))
             api = Api(settings.access, QUICK)
             try:
                 yield KubernetesBackend(settings, api), fake
@@ -651,7 +650,7 @@ async def killed_after(backend: KubernetesBackend, fake: Fake, calls: int, work:
     """The task is cancelled once the fake has answered that many calls: what comes after is never sent."""
     stop = len(fake.calls) + calls
     task = asyncio.create_task(work)
-    send = backend._api._send
+    send = backend._api._once
 
     async def counting(*arguments):
         answer = await send(*arguments)
@@ -659,13 +658,13 @@ async def killed_after(backend: KubernetesBackend, fake: Fake, calls: int, work:
             task.cancel()
         return answer
 
-    backend._api._send = counting
+    backend._api._once = counting
     try:
         await task
     except asyncio.CancelledError:
         return True
     finally:
-        backend._api._send = send
+        backend._api._once = send
     return False
 
 
@@ -715,7 +714,7 @@ async def test_bad_input_names_its_field_and_leaves_nothing(
 
 @pytest.mark.parametrize("name", ["UPPER", "1st", "a" * 46, "a.b", "a\n", "", "-a"])
 async def test_a_name_that_is_no_dns_label_is_refused(backend: KubernetesBackend, name: str):
-    with pytest.raises(BackendError, match="no DNS label"):
+    with pytest.raises(BackendError, match="is not a DNS label"):
         await backend.apply(wanted(resource_name=name))
 
 

@@ -21,8 +21,8 @@ from prometheus_client import CollectorRegistry
 from deployer.kubernetes import promql, schemas
 from neuroweaver.base_models.catalog import BUILTIN_PACKAGE
 from neuroweaver.cluster import kinds, quantities
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.planning import access
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.experiment.settings import ExperimentSettings
 from neuroweaver.mesh.server.observing import Metrics
 from neuroweaver.mesh.wire.settings import PORTS, Settings
@@ -136,6 +136,15 @@ def test_development_needs_no_database_of_its_own():
         if each["kind"] == "Deployment":
             (container,) = each["spec"]["template"]["spec"]["containers"]
             assert "NEUROWEAVER_DATABASE_URL" not in {entry["name"] for entry in container.get("env") or ()}
+
+
+def test_a_deployer_with_a_database_of_its_own_is_alone_in_the_cluster():
+    (deployer,) = (
+        each["spec"]
+        for each in built("development")
+        if (each["kind"], each["metadata"]["name"]) == ("Deployment", "deployer")
+    )
+    assert (deployer["replicas"], deployer["strategy"]) == (1, {"type": "Recreate"})
 
 
 def test_production_keeps_nothing_of_the_registry_on_one_machine():

@@ -6,6 +6,7 @@ import grpc
 import pytest
 import torch
 
+from neuroweaver.artifacts.transfer import Refused
 from neuroweaver.trainer.worker.failures import DatasetChanged, explain
 from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
 from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
@@ -41,6 +42,7 @@ class Refusal(grpc.RpcError):
         (DatasetChanged("changed"), "DATASET_CHANGED", False),
         (Refusal(grpc.StatusCode.UNAVAILABLE), "REGISTRY_UNAVAILABLE", True),
         (Refusal(grpc.StatusCode.INVALID_ARGUMENT), "REGISTRY_REFUSED", False),
+        (Refused("adapter/a.safetensors", "is refused: a pickle"), "REGISTRY_REFUSED", False),
     ],
 )
 def test_a_foreseen_error_has_its_own_reason(error: Exception, reason: str, is_resumable: bool) -> None:

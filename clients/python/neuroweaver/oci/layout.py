@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from neuroweaver.client.transfer import Content, TransferError, opened, place
+from neuroweaver.artifacts.content import Content, TransferError, place, sha256_of, whole_file
 from neuroweaver.oci import tar
 
 T = TypeVar("T")
@@ -44,7 +43,7 @@ class Descriptor:
 
     @classmethod
     def of(cls, media_type: str, content: bytes, **more: Any) -> Descriptor:
-        return cls(media_type, hashlib.sha256(content).hexdigest(), len(content), **more)
+        return cls(media_type, sha256_of([content]), len(content), **more)
 
     @classmethod
     def parse(cls, entry: str, value: Any) -> Descriptor:
@@ -162,7 +161,7 @@ class Layout:
     def small(self, descriptor: Descriptor) -> bytes:
         """The bytes of a blob of at most MAX_JSON_BYTES. Raises TransferError."""
         data = _bounded(descriptor.name, self.blob(descriptor))
-        if hashlib.sha256(data).hexdigest() != descriptor.digest:
+        if sha256_of([data]) != descriptor.digest:
             raise TransferError(descriptor.name, "is damaged: its bytes have another digest")
         return data
 
@@ -184,14 +183,8 @@ def blob_copies(layout: Layout) -> Iterator[tar.Piece]:
 
 
 def write_whole(folder: Path, name: str, content: bytes) -> None:
-    """There is the whole file or none, whenever the machine stops."""
-    target = place(folder, name)
-    part = target.with_name(f"{target.name}.part")
-    with opened(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as file:
+    with whole_file(place(folder, name)) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(target)
 
 
 def document(value: Any) -> bytes:

@@ -14,8 +14,8 @@ from typing import Final
 
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.domain.metrics import counts
-from neuroweaver.deployer.domain.metrics.counts import Counts
-from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
+from neuroweaver.deployer.domain.metrics.counts import Counts, Sample
+from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.metrics.proof import Proof, first
 from neuroweaver.deployer.domain.metrics.window import Window
 from neuroweaver.deployer.domain.model import Deployment
@@ -34,12 +34,8 @@ class Basis:
 
     @classmethod
     def of(cls, deployment: Deployment) -> Basis:
-        engine = deployment.spec.engine
-        return cls(
-            deployment.create_time,
-            deployment.spec.thresholds.window.ToTimedelta(),
-            engine.replica_hour_usd if engine.HasField("replica_hour_usd") else None,
-        )
+        length = deployment.spec.thresholds.window.ToTimedelta()
+        return cls(deployment.create_time, length, deployment.replica_hour_usd)
 
 
 @dataclass(frozen=True)
@@ -70,13 +66,13 @@ class Recent:
         """With what came since: tallies in order, samples up to the cursor."""
         if not tallies and not samples:
             return replace(self, cursor=cursor)
-        known = {0, *(each.number for each in deployment.revisions)}
-        windows = {number: window.copy() for number, window in self.windows.items() if number in known}
-        proofs = {number: proof for number, proof in self.proofs.items() if number in known}
+        numbers = {0, *(each.number for each in deployment.revisions)}
+        windows = {number: window.copy() for number, window in self.windows.items() if number in numbers}
+        proofs = {number: proof for number, proof in self.proofs.items() if number in numbers}
 
-        def add(revision: int, time: datetime, found: Counts) -> None:
+        def add(revision: int, time: datetime, counted: Counts) -> None:
             # A report may come from a clock that is ahead; it counts from now on.
-            windows.setdefault(revision, Window(self.basis.length)).add(min(time, now), found)
+            windows.setdefault(revision, Window(self.basis.length)).add(min(time, now), counted)
 
         entries: list[Tally | Sample] = [*tallies, *samples]
         for each in sorted(entries, key=lambda entry: entry.time):
@@ -97,14 +93,13 @@ class Recent:
         elapsed = after.time - before.time
         if elapsed > self.basis.length:
             return Counts()  # most of it lies before the window
-        found = counts.between(
+        return counts.between(
             before.measured,
             after.measured,
             elapsed,
             replicas=after.replicas,
             replica_hour_usd=self.basis.replica_hour_usd,
         )
-        return found or Counts()
 
 
 class Memory:
@@ -135,5 +130,5 @@ class Memory:
             self._kept.popitem(last=False)
 
     def clear(self) -> None:
-        """For when others may have written what would seem older than what is known here."""
+        """For when others may have written what would seem older than what is kept here."""
         self._kept.clear()

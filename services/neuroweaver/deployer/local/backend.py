@@ -88,7 +88,6 @@ class LocalBackend:
         self._settings = settings
         self._folder = folder
         self._address = address
-        self._client = client
         self._cache = cache
         self._base_folder = base_folder
         self._room = Room(machine)
@@ -96,7 +95,14 @@ class LocalBackend:
         self._by_key: dict[Key, Fleet] = {}
         self._changed: Callable[[Key], None] = lambda _: None
         inherited = {name: value for name, value in settings.environ.items() if _PASSED_ON.fullmatch(name)}
-        self._environ = _ENVIRON | inherited
+        self._around = Surroundings(
+            client=client,
+            room=self._room,
+            command=settings.command,
+            environ=_ENVIRON | inherited,
+            wedge_grace_s=settings.wedge_grace_s,
+            probe_s=settings.probe_s,
+        )
 
     async def plan(self, wanted: Wanted) -> BackendPlan:
         fleet = self._fleets.get(_checked(wanted.resource_name))
@@ -183,23 +189,12 @@ class LocalBackend:
         fleet = Fleet(
             resource_name,
             self._folder / resource_name,
-            self._surroundings,
+            self._around,
             lambda folder, moved: Supplies(folder, self._cache, self._base_folder, moved),
             self._moved,
         )
         self._fleets[resource_name] = fleet
         return fleet
-
-    def _surroundings(self, supplies: Supplies) -> Surroundings:
-        return Surroundings(
-            client=self._client,
-            room=self._room,
-            command=self._settings.command,
-            environ=self._environ,
-            supplies=supplies,
-            wedge_grace_s=self._settings.wedge_grace_s,
-            probe_s=self._settings.probe_s,
-        )
 
     def _moved(self, fleet: Fleet) -> None:
         if fleet.key is not None:
@@ -261,7 +256,8 @@ def _alone(folder: Path) -> Iterator[None]:
                 # One that was just killed may hold it for another moment.
                 if time.monotonic() > give_up:
                     raise BackendError(
-                        Trouble.NOT_CONFIGURED, f"another deployer works in {folder}"
+                        Trouble.NOT_CONFIGURED,
+                        f"another deployer is running in {folder}: stop it, or set NEUROWEAVER_HOME",
                     ) from error
                 time.sleep(0.05)
         yield
@@ -274,7 +270,8 @@ def _listening(settings: LocalSettings) -> Iterator[socket.socket]:
     except OSError as error:
         raise BackendError(
             Trouble.NOT_CONFIGURED,
-            f"the HTTP front cannot listen on {settings.host}:{settings.port}: {error.strerror}",
+            f"the HTTP front cannot listen on {settings.host}:{settings.port}: {error.strerror}; set "
+            "NEUROWEAVER_SERVING_PORT to another port",
         ) from error
     with listener:
         yield listener
@@ -293,4 +290,4 @@ def _running(replica: Replica) -> Running:
 
 def _disk_trouble(error: OSError) -> BackendError:
     trouble = Trouble.NO_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else Trouble.NOT_CONFIGURED
-    return BackendError(trouble, f"the state of the deployment cannot be written: {error.strerror}")
+    return BackendError(trouble, f"the deployment's state cannot be written: {error.strerror}")

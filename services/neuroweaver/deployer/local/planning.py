@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -85,24 +85,19 @@ def replicas_of(revision: WantedRevision) -> int:
 
 
 def _sizes(wanted: Wanted, launches: list[tuple[WantedRevision, Launch]], old: list[Running]) -> _Sizes:
+    needs = [launch.need * replicas_of(revision) for revision, launch in launches]
     # Of a stable revision and its candidate one is left in the end.
-    each = [launch.need.times(replicas_of(revision)) for revision, launch in launches]
-    end = max(each, key=lambda need: (need.memory_bytes, need.cores), default=Need(0.0, 0))
-    step = launches[-1][1].need if launches else Need(0.0, 0)
+    end = max(needs, key=lambda need: (need.memory_bytes, need.cores), default=Need())
+    step = launches[-1][1].need if launches else Need()
     rollout = wanted.spec.rollout
-    wished = max((replicas_of(revision) for revision, _ in launches), default=0)
-    surge = min(rollout.max_surge if rollout.HasField("max_surge") else 1, wished)
-    there = _sum(replica.need for replica in old)
+    replicas = max((replicas_of(revision) for revision, _ in launches), default=0)
+    surge = min(rollout.max_surge if rollout.HasField("max_surge") else 1, replicas)
     # Old replicas may go first as far as some may be missing.
     spared = min(rollout.max_unavailable, len(old))
-    at_once = step.times(max(surge, spared))
-    given_back = _sum(replica.need for replica in old[:spared])
-    surging = Need(
-        there.cores - given_back.cores + at_once.cores,
-        there.memory_bytes - given_back.memory_bytes + at_once.memory_bytes,
-        there.gpus - given_back.gpus + at_once.gpus,
-    )
-    return _Sizes(end, _most(end, surging), _sum([*each, there]), step)
+    there = sum((replica.need for replica in old), Need())
+    given_back = sum((replica.need for replica in old[:spared]), Need())
+    surging = there - given_back + step * max(surge, spared)
+    return _Sizes(end, end.most(surging), sum(needs, there), step)
 
 
 def _mode(
@@ -120,7 +115,7 @@ def _mode(
     if asked == pb.REPLACEMENT_MODE_SWAP_ADAPTER and old and not can_swap:
         return (
             pb.REPLACEMENT_MODE_SURGE,
-            "base model or engine options change, so that no adapter can be swapped",
+            "the base model or engine options change, so adapters cannot be swapped",
         )
     return (asked, "as asked for") if asked else _chosen(old, sizes, free, can_swap=can_swap)
 
@@ -130,11 +125,11 @@ def _chosen(
 ) -> tuple[pb.ReplacementMode.ValueType, str]:
     """Where nothing was asked for: a swap before a surge before a gap in service."""
     if not old:
-        return pb.REPLACEMENT_MODE_SURGE, "there is nothing to replace"
+        return pb.REPLACEMENT_MODE_SURGE, "nothing is replaced"
     if can_swap:
         return (
             pb.REPLACEMENT_MODE_SWAP_ADAPTER,
-            "base model and engine options stay, so that running replicas load the other adapter",
+            "base model and engine options stay, so running replicas load the other adapter",
         )
     if sizes.surge.fits(free):
         return pb.REPLACEMENT_MODE_SURGE, "there is room for a new replica beside the old ones"
@@ -177,23 +172,24 @@ def _room(
             ways = f"replacement RECREATE, max_unavailable 1 with max_surge 0, {ways}"
         yield Finding(
             "SURGE_WOULD_DEADLOCK",
-            f"{how} {told}: it would wait for ever. What helps: {ways}",
+            f"{how} {told}: it could never finish. What helps: {ways}",
             "rollout.canary" if is_canary else "rollout.replacement",
             True,
         )
     for revision in wanted.revisions:
         bounds = revision.autoscaling
-        if bounds is not None and not sizes.step.times(bounds.max_replicas).fits(now.free):
+        if bounds is not None and not (sizes.step * bounds.max_replicas).fits(now.free):
             yield Finding(
                 "MAX_REPLICAS_BEYOND_ROOM",
-                f"there is no room for {bounds.max_replicas} replicas; autoscaling ends where the room does",
+                f"there is no room for {bounds.max_replicas} replicas; autoscaling stops where the room ends",
                 "autoscaling.max_replicas",
             )
     asked = wanted.spec.rollout.replacement
     if asked == pb.REPLACEMENT_MODE_SWAP_ADAPTER and mode != asked:
         yield Finding(
             "SWAP_NOT_POSSIBLE",
-            "base model or engine options change, so that replicas are started anew",
+            "the base model or engine options change, so replicas must be started anew: choose SURGE or "
+            "RECREATE",
             "rollout.replacement",
             True,
         )
@@ -205,7 +201,7 @@ def _refusals(spec: pb.DeploymentSpec) -> Iterator[Finding]:
     if spec.autoscaling.custom_metrics:
         yield Finding(
             "CUSTOM_METRICS_UNSUPPORTED",
-            "this machine has no custom metrics API",
+            "custom metrics need a cluster",
             "autoscaling.custom_metrics",
             True,
         )
@@ -213,24 +209,15 @@ def _refusals(spec: pb.DeploymentSpec) -> Iterator[Finding]:
 
 def _capacity(wanted: Wanted, end: Need, peak: Need, now: Situation) -> Iterator[Capacity]:
     free = now.free
-    yield Capacity(
-        "cpu",
-        quantities.of_cores(end.cores),
-        quantities.of_cores(peak.cores),
-        quantities.of_cores(free.cores),
-        Need(peak.cores, 0).fits(free),
-    )
-    yield Capacity(
-        "memory",
-        quantities.of_bytes(end.memory_bytes),
-        quantities.of_bytes(peak.memory_bytes),
-        quantities.of_bytes(free.memory_bytes),
-        Need(0.0, peak.memory_bytes).fits(free),
-    )
+    amounts: list[tuple[str, Callable[[Need], str], Need]] = [
+        ("cpu", lambda need: quantities.of_cores(need.cores), Need(cores=peak.cores)),
+        ("memory", lambda need: quantities.of_bytes(need.memory_bytes), Need(memory_bytes=peak.memory_bytes)),
+    ]
     if peak.gpus:
-        resource = wanted.spec.resources.gpu_resource or "nvidia.com/gpu"
-        enough = peak.gpus <= free.gpus
-        yield Capacity(resource, str(end.gpus), str(peak.gpus), str(free.gpus), enough)
+        name = wanted.spec.resources.gpu_resource or "nvidia.com/gpu"
+        amounts.append((name, lambda need: str(need.gpus), Need(gpus=peak.gpus)))
+    for resource, amount, needed in amounts:
+        yield Capacity(resource, amount(end), amount(peak), amount(free), needed.fits(free))
 
 
 def _objects(
@@ -288,20 +275,3 @@ def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str
             yield from _leaves(each, f"{path}{name}.")
         else:
             yield f"{path}{name}", json.dumps(each)
-
-
-def _sum(needs: Collection[Need] | Iterator[Need]) -> Need:
-    each = list(needs)
-    return Need(
-        sum(need.cores for need in each),
-        sum(need.memory_bytes for need in each),
-        sum(need.gpus for need in each),
-    )
-
-
-def _most(one: Need, other: Need) -> Need:
-    return Need(
-        max(one.cores, other.cores),
-        max(one.memory_bytes, other.memory_bytes),
-        max(one.gpus, other.gpus),
-    )

@@ -141,15 +141,15 @@ class Router:
         told = dict(headers)
         host, origin = told.get(b"host", b""), told.get(b"origin", b"")
         if self._is_private and host and not _is_of_this_machine(b"//" + host):
-            raise Refusal(421, "misdirected_request", "this address serves calls of this machine only")
+            raise Refusal(421, "misdirected_request", "this address accepts requests of this machine only")
         if self._is_private and origin and not _is_of_this_machine(origin):
-            raise Refusal(403, "foreign_origin", "pages from elsewhere are not served")
+            raise Refusal(403, "foreign_origin", "requests from other sites' pages are refused")
 
     async def _answer(self, key: Key, call: _Call, send: Send) -> None:
         for _ in range(_MAX_HOPS):
             fleet = self._fleet(key)
             if fleet is None:
-                raise Refusal(404, "deployment_not_found", f"there is no deployment {_name(key)} here")
+                raise Refusal(404, "deployment_not_found", f"deployment {_name(key)} does not exist here")
             if fleet.redirect is None:
                 return await self._from_fleet(key, fleet, call, send)
             redirect, target = fleet.redirect, self._own(fleet.redirect)
@@ -160,7 +160,9 @@ class Router:
                 return await self._from_elsewhere(redirect, call, send)
             else:
                 break
-        raise Refusal(508, "redirect_loop", f"the deployments around {_name(key)} hand traffic to each other")
+        raise Refusal(
+            508, "redirect_loop", f"{_name(key)} and its backups hand traffic to each other in a circle"
+        )
 
     async def _from_fleet(self, key: Key, fleet: Fleet, call: _Call, send: Send) -> None:
         tried: set[str] = set()
@@ -204,7 +206,7 @@ class Router:
             async with self._open(url, replace(call, headers=headers)) as answer:
                 await _pass_on(answer, [], send, Counts(), time.monotonic())
         except httpx2.HTTPError as error:
-            raise Refusal(502, "bad_gateway", "the deployment that takes over does not answer") from error
+            raise Refusal(502, "bad_gateway", "the backup deployment does not answer") from error
 
     @asynccontextmanager
     async def _open(self, url: str, call: _Call) -> AsyncIterator[httpx2.Response]:
@@ -285,7 +287,7 @@ async def _body(receive: Receive) -> bytes:
             raise _CallerGone
         body += message.get("body", b"")
         if len(body) > _MAX_BODY_BYTES:
-            raise Refusal(413, "request_too_large", f"a request has at most {_MAX_BODY_BYTES} bytes")
+            raise Refusal(413, "request_too_large", f"the request body has more than {_MAX_BODY_BYTES} bytes")
         if not message.get("more_body"):
             return bytes(body)
 

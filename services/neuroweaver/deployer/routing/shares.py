@@ -7,12 +7,26 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from fractions import Fraction
 from typing import Final
 
 _REMEMBERED: Final = 100_000
 
 Weights = Mapping[int, float]
 """Revision to weight; a revision without weight is absent or has 0."""
+
+
+def percent(weights: Weights) -> dict[int, int]:
+    """In whole percents that add up to 100, or to 0: the largest remainders are rounded up."""
+    total = Fraction(sum(map(Fraction, weights.values())))
+    if not total:
+        return dict.fromkeys(weights, 0)
+    exact = {revision: 100 * Fraction(weight) / total for revision, weight in weights.items()}
+    whole = {revision: int(share) for revision, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda revision: (whole[revision] - exact[revision], revision))
+    for revision in by_remainder[: 100 - sum(whole.values())]:
+        whole[revision] += 1
+    return whole
 
 
 def at_random(weights: Weights) -> int | None:

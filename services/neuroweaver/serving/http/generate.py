@@ -74,12 +74,12 @@ class Generate:
         generation = Generation(
             prompt=prompt,
             max_tokens=self._max_tokens(asked, len(prompt)),
-            temperature=asked.sampling.temperature,
-            top_p=asked.sampling.top_p,
-            seed=asked.sampling.seed,
-            stops=asked.sampling.stops,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            seed=asked.seed,
+            stops=asked.stops,
             version=version,
-            ignore_eos=asked.sampling.ignore_eos,
+            ignore_eos=asked.ignore_eos,
         )
         try:
             answer = self._work.submit(generation)
@@ -103,7 +103,7 @@ class Generate:
     def _max_tokens(self, asked: Asked, prompt_tokens: int) -> int:
         """Raises ApiError."""
         context = self._work.max_context
-        wanted = asked.sampling.max_tokens
+        wanted = asked.max_tokens
         if prompt_tokens + (wanted or 1) > context:
             answer = f" and {wanted} of the answer" if wanted else ""
             raise ApiError(

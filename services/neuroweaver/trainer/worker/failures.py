@@ -9,6 +9,7 @@ from typing import Final
 import grpc
 import torch
 
+from neuroweaver.artifacts.transfer import Refused
 from neuroweaver.base_models.folders import BaseModelUnavailable
 from neuroweaver.mesh.wire.status import describe
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE
@@ -37,6 +38,7 @@ _REASONS: Final[Mapping[type[Exception], str]] = {
     JudgeUnavailable: "JUDGE_UNAVAILABLE",
     NotEnoughFeedback: "NOT_ENOUGH_FEEDBACK",
     NothingToLearn: "NO_USABLE_ROWS",
+    Refused: "REGISTRY_REFUSED",
     TrainingDiverged: "DIVERGED",
 }
 

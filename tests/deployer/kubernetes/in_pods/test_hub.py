@@ -16,9 +16,9 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from neuroweaver.base_models.folders import digests
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.in_pods import hub as hub_module
 from neuroweaver.deployer.kubernetes.manifests import base_model
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from ports import free_port
 
 NAME = "acme/base"
@@ -163,7 +163,7 @@ def fetch(
     folder: Path, url: str, digest: str = "", revision: str = "", **environ: str
 ) -> tuple[int, str, str]:
     """As the init container runs it. The exit code, the reason, and what it wrote beside."""
-    config = {"version": "1.0.0", "files_folder": str(folder / "files"), "files": []}
+    config = {"model": "support-bot", "version": "1.0.0", "files_folder": str(folder / "files"), "files": []}
     source = {
         "registry": "127.0.0.1:1",
         "model_id": "support-bot",

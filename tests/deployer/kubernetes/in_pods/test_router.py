@@ -21,7 +21,7 @@ from deployer.kubernetes.fake import Fake, Fault, kubeconfig
 from deployer.kubernetes.wishes import KEY, NAME, to
 from neuroweaver.cluster import kinds
 from neuroweaver.deployer.domain.backend import Redirect
-from neuroweaver.deployer.kubernetes.manifests.routes import ENTRY, BadRoutes, Route, Table
+from neuroweaver.deployer.kubernetes.manifests.routes import ENTRY, BadRoutes, Route, Table, read, written
 from neuroweaver.deployer.kubernetes.naming import identity
 
 CONFIG_MAP = f"{NAME}-router"
@@ -76,7 +76,7 @@ class Routers:
         self.processes: list[asyncio.subprocess.Process] = []
 
     def write(self, *routes: Route, redirect: Redirect | None = None, is_affine: bool = True) -> None:
-        self.write_text(Table(KEY, is_affine, routes, redirect).written())
+        self.write_text(written(Table(KEY, is_affine, routes, redirect)))
 
     def write_text(self, text: str) -> None:
         labels = {identity.MANAGED_BY: "neuroweaver-deployer"}
@@ -242,7 +242,7 @@ async def test_a_request_waits_for_a_deployment_that_sleeps(routers: Routers, mo
     async with Model("woken").serving() as woken:
         url_when_awake = woken.url
     routers.write_text(
-        Table(KEY, is_affine=True, routes=(Route(1, url_when_awake, 100),), wake_s=60.0).written()
+        written(Table(KEY, is_affine=True, routes=(Route(1, url_when_awake, 100),), wake_s=60.0))
     )
     url = await routers.start()
     await eventually(lambda: routers.answers(f"{url}/health/ready"))
@@ -257,7 +257,7 @@ async def test_a_request_waits_for_a_deployment_that_sleeps(routers: Routers, mo
         assert who(await routers.ask()) == "woken"
         await eventually(lambda: _are_waiting(routers, url, 0))
     routers.write_text(
-        Table(KEY, is_affine=True, routes=(Route(1, url_when_awake, 100),), wake_s=0.5).written()
+        written(Table(KEY, is_affine=True, routes=(Route(1, url_when_awake, 100),), wake_s=0.5))
     )
     await routers.come_to(lambda answer: answer.status_code == 503)
     assert (await routers.ask()).json()["error"]["code"] == "not_ready"
@@ -312,7 +312,7 @@ async def test_routes_that_cannot_be_read_change_nothing(routers: Routers, model
         '{"key": ["a"], "is_affine": true, "routes": [], "redirect": null, "wake_s": 0}',
     ):
         with pytest.raises(BadRoutes):
-            Table.read(text)
+            read(text)
         routers.write_text(text)
     routers.write(*shares(models, 0, 100))
     await routers.come_to(lambda answer: who(answer) == "candidate")

@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 
 from deployer.kubernetes import promql, schemas
 from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, routed, seconds, spec, to, wanted
+from neuroweaver.artifacts import serving_config
+from neuroweaver.artifacts.file import File
 from neuroweaver.cluster import kinds, quantities
 from neuroweaver.cluster.kinds import Object
-from neuroweaver.deployer.domain.backend import File, Wanted
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.domain.backend import Wanted
 from neuroweaver.deployer.kubernetes.in_pods import liveness
-from neuroweaver.deployer.kubernetes.manifests import router_pods, routes
-from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests, record
+from neuroweaver.deployer.kubernetes.manifests import record, router_pods, routes
+from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.planning import capacity
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 EVERYTHING = Cluster(frozenset(kind for kind in kinds.OWNED if kind.is_custom))
@@ -41,7 +43,7 @@ GPUS = pb.ReplicaResources(gpus=2, cpu_limit="4", cpu_request="2", memory_reques
 
 def made(wish: Wanted, cluster: Cluster = EVERYTHING) -> list[Object]:
     objects = manifests(wish, ABLE, cluster)
-    return [*objects, record(wish, ABLE, objects)]
+    return [*objects, record.written(wish, ABLE, objects)]
 
 
 def of(objects: list[Object], kind: kinds.Kind) -> list[Object]:
@@ -424,7 +426,7 @@ def test_routes_say_where_the_traffic_goes():
         for each in of(made(wish), kinds.CONFIG_MAP)
         if each["metadata"]["name"] == f"{NAME}-router"
     )
-    table = routes.Table.read(told)
+    table = routes.read(told)
     assert table == routes.Table(
         wish.key,
         is_affine=True,
@@ -532,14 +534,13 @@ def test_a_base_model_that_is_no_name_reaches_no_command_line(name: str):
     if not name:
         assert "--model=/models/files" in server(of(made(wish), kinds.DEPLOYMENT)[0])["args"]
         return
-    with pytest.raises(Exception, match="not named as"):
+    with pytest.raises(Exception, match="is not named `organisation/name`"):
         made(wish)
 
 
 def test_our_server_gets_a_configuration_that_it_takes():
-    config = pytest.importorskip("neuroweaver.serving.config", reason="the model server is not here yet")
     annotations = of(made(wanted()), kinds.DEPLOYMENT)[0]["spec"]["template"]["metadata"]["annotations"]
-    read = config.parse(json.loads(annotations[identity.CONFIG]))
+    read = serving_config.parse(json.loads(annotations[identity.CONFIG]))
     assert (read.name, read.version, read.port) == ("support-bot", "1.0.0", 8000)
 
 

@@ -12,8 +12,9 @@ from deployer.kubernetes.wishes import KEY, NAME, revision, spec, wanted
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
-from neuroweaver.deployer.kubernetes.observing import log_lines, measuring
+from neuroweaver.deployer.kubernetes.observing import log_lines
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
+from neuroweaver.deployer.model_servers import metrics
 from neuroweaver.v1 import deployer_pb2 as pb
 
 LOG = """2026-01-01T00:00:01.000000001Z {"level": "info", "message": "loading"}
@@ -85,7 +86,7 @@ async def test_a_node_that_does_not_answer_silences_no_other(
     assert fake.faults[0].seen == 1
     assert [each.node for each in caplog.records if each.message == "logs cannot be read"] == ["lost"]
     fake.faults = []
-    backend._mute_until["lost"] = 0.0
+    backend._pods.silent_nodes.end("lost")
     found = [line async for line in backend.logs(KEY, NAME, spec(), {})]
     assert {line.replica_id for line in found} == set(names(fake))
     await api.close()
@@ -131,7 +132,7 @@ vllm:e2e_request_latency_seconds_bucket{le="+Inf",model_name="a"} 9.0
 
 
 def test_a_page_of_our_server():
-    read = measuring.page(own_page(4))
+    read = metrics.page(own_page(4))
     assert (read.requests, read.errors, read.tokens, read.running, read.waiting) == (5, 1, 40, 2, 1)
     assert read.latency_ms == {100.0: 0, 500.0: 4, math.inf: 4}
     assert read.first_token_ms == {100.0: 4, 500.0: 4, math.inf: 4}
@@ -139,7 +140,7 @@ def test_a_page_of_our_server():
 
 
 def test_a_page_of_vllm():
-    read = measuring.page(VLLM)
+    read = metrics.page(VLLM)
     assert (read.requests, read.errors, read.tokens, read.running, read.waiting) == (10, 1, 100, 3, 4)
     assert read.latency_ms == {300.0: 5, math.inf: 9}
 
@@ -148,8 +149,8 @@ def test_a_page_of_vllm():
     "text", ["", "<html>", "some_metric 1\n", "neuroweaver_serving_requests_running {{{"]
 )
 def test_what_is_no_page_of_a_model_server_is_none(text: str):
-    with pytest.raises(measuring.NoMetrics):
-        measuring.page(text)
+    with pytest.raises(metrics.NoMetrics):
+        metrics.page(text)
 
 
 async def test_the_figures_of_a_revision_are_summed_and_the_silent_named(

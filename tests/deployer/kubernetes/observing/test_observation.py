@@ -10,7 +10,7 @@ from neuroweaver.cluster import kinds
 from neuroweaver.deployer.domain.backend import Replica
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.observing import observation
-from neuroweaver.deployer.kubernetes.observing.observation import Health
+from neuroweaver.deployer.model_servers.health import Health
 from neuroweaver.v1 import deployer_pb2 as pb
 
 BEGIN = "2026-01-01T00:00:00Z"

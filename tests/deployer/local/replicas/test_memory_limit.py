@@ -38,7 +38,7 @@ async def test_a_replica_beyond_its_limit_is_ended_and_started_again(tmp_path: P
         used = replica.message.removeprefix("used ").removesuffix(
             "Mi of memory, more than its limit of 128Mi (OOM_KILLED)"
         )
-        assert 200 <= int(used) < 256, replica.message
+        assert 128 < int(used) < 256, replica.message  # it may be seen before it holds all
         assert replica.last_exit == 137
         assert replica.restart_at
         assert failed.reasons == (("OOM_KILLED", replica.message),)

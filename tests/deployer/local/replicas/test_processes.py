@@ -133,7 +133,7 @@ async def test_a_replica_that_is_not_ready_in_time_is_ended(tmp_path: Path):
         observed = await here.until(
             lambda observed: observed.replicas and observed.replicas[0].phase == pb.REPLICA_PHASE_FAILED
         )
-        assert observed.replicas[0].message == "was not ready within the startup timeout of 2 s"
+        assert observed.replicas[0].message == "was not ready within startup_timeout, 2 s"
 
 
 async def test_a_running_stream_is_finished_while_its_replica_drains(tmp_path: Path):
@@ -285,7 +285,7 @@ async def test_logs_are_read_on_from_a_cursor(tmp_path: Path):
 
 async def test_two_deployers_do_not_share_a_home(tmp_path: Path):
     async with world(tmp_path):
-        with pytest.raises(BackendError, match="another deployer works in"):
+        with pytest.raises(BackendError, match="another deployer is running in"):
             async with world(tmp_path):
                 pass
 

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from neuroweaver.mesh.machine.files import read_jsonl
-from neuroweaver.trainer.domain.job import with_defaults
+from neuroweaver.trainer.domain.config import with_defaults
 from neuroweaver.trainer.worker.models.base import load
 from neuroweaver.trainer.worker.models.lora import load_policy
 from neuroweaver.trainer.worker.policy.stage import optimize_policy

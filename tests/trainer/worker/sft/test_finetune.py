@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from neuroweaver.trainer.domain.job import with_defaults
+from neuroweaver.trainer.domain.config import with_defaults
 from neuroweaver.trainer.worker.models import base
 from neuroweaver.trainer.worker.process.checkpoints import checkpoints
 from neuroweaver.trainer.worker.process.monitor import Silent, Stopped

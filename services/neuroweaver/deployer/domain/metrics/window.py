@@ -22,10 +22,10 @@ class Window:
         self._width = length / BUCKETS
         self._buckets: dict[int, Counts] = {}
 
-    def add(self, time: datetime, found: Counts) -> None:
+    def add(self, time: datetime, counted: Counts) -> None:
         """What is older than the window at its newest moment is left out then."""
         bucket = self._bucket(time)
-        self._buckets[bucket] = self._buckets.get(bucket, Counts()) + found
+        self._buckets[bucket] = self._buckets.get(bucket, Counts()) + counted
         if len(self._buckets) > 2 * BUCKETS:
             newest = max(self._buckets)
             self._buckets = {each: of for each, of in self._buckets.items() if each > newest - BUCKETS}

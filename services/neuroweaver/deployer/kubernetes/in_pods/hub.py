@@ -21,7 +21,8 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.hf_api import RepoFile
 
-from neuroweaver.base_models.folders import HUB_FILES, HUB_IGNORED, OTHER_FORMATS, base_digest, digest_of
+from neuroweaver.artifacts.content import digest_of
+from neuroweaver.base_models.folders import HUB_FILES, HUB_IGNORED, OTHER_FORMATS, base_digest
 
 TOKEN_SETTING: Final = "NEUROWEAVER_HUB_TOKEN_SECRET"
 _TIMEOUT_S: Final = 30.0

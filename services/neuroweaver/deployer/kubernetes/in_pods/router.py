@@ -29,7 +29,7 @@ from neuroweaver.cluster.errors import BackendError
 from neuroweaver.cluster.failures import Refusal as ApiRefusal
 from neuroweaver.cluster.kinds import CONFIG_MAP
 from neuroweaver.deployer.domain.backend import Key, Redirect
-from neuroweaver.deployer.kubernetes.manifests.routes import ENTRY, BadRoutes, Route, Table
+from neuroweaver.deployer.kubernetes.manifests.routes import ENTRY, BadRoutes, Route, Table, read
 from neuroweaver.deployer.kubernetes.naming.containers import PORT
 from neuroweaver.deployer.kubernetes.observing.watching import Watcher
 from neuroweaver.deployer.routing import front
@@ -193,11 +193,11 @@ class App:
         elif is_ready:
             await self._router(scope, receive, send)
         else:
-            await refuse(send, Refusal(503, "not_ready", "the routes are not known yet"))
+            await refuse(send, Refusal(503, "not_ready", "the router has not read its routes yet"))
 
     def _locate(self, path: str) -> tuple[Key, str]:
         if self._routes.table is None:
-            raise Refusal(503, "not_ready", "the routes are not known yet")
+            raise Refusal(503, "not_ready", "the router has not read its routes yet")
         return self._routes.table.key, public_path(path)
 
 
@@ -214,11 +214,11 @@ async def follow(api: Api, namespace: str, config_map: str, routes: Routes) -> N
             try:
                 found = await api.get(CONFIG_MAP, namespace, config_map)
                 if found is not None:
-                    routes.take(Table.read(found.get("data", {}).get(ENTRY, "")))
+                    routes.take(read(found.get("data", {}).get(ENTRY, "")))
             except BadRoutes as error:
-                _LOG.error("routes not read", extra={"cause": str(error)})  # a line says it all
+                _LOG.error("routes cannot be read", extra={"cause": str(error)})  # a line says it all
             except (ApiRefusal, BackendError) as error:
-                _LOG.warning("routes not read", extra={"cause": str(error)})
+                _LOG.warning("routes cannot be read", extra={"cause": str(error)})
                 await asyncio.sleep(_AGAIN_S)
                 moved.set()
     finally:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import Object
 from neuroweaver.deployer.domain.backend import WantedRevision
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 
 _FOLDER: Final = "/models/base"
 _NAME: Final = re.compile(
@@ -70,7 +70,7 @@ def base_model(revision: WantedRevision, settings: ClusterSettings) -> BaseModel
     if match is None or ".." in name:
         raise BackendError(
             Trouble.REFUSED,
-            f"the base model {name!r} is not named as `organisation/name`, so no pod can find it",
+            f"the base model {name!r} is not named `organisation/name`, so pods cannot find it",
         )
     return BaseModel(
         match["name"], match["revision"] or "", revision.bundle.base_model_digest, settings.base_claim

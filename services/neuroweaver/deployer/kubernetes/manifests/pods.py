@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,10 +17,12 @@ from neuroweaver.cluster import quantities
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import Object
 from neuroweaver.deployer.domain.backend import Wanted, WantedRevision
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.domain.serving import serving_config
 from neuroweaver.deployer.kubernetes.manifests.base_model import BaseModel, base_model, hub_environment
+from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.naming.containers import FETCH, PORT, PORT_NAME, SERVER
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _USER: Final = 10001
@@ -40,9 +43,13 @@ _SLOWEST_PREFILL: Final = 1000
 than they read in _STALL_S, a server is given the time for it.
 """
 _SCRATCH: Final = "/scratch"
-_TERMINATION: Final = "FallbackToLogsOnError"
 NOTICE_S: Final = 5
 """Between the end of a pod's traffic and SIGTERM: kube-proxy on every node hears of it first."""
+SERVING: Final[Object] = {
+    "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
+    "lifecycle": {"preStop": {"sleep": {"seconds": NOTICE_S}}},
+}
+"""Of a container that answers requests."""
 _LARGEST_CONFIG: Final = 200_000
 """Annotations of an object hold 256 KiB in all; the others need less than 16."""
 _LARGEST_ADAPTER_RANK: Final = 64
@@ -53,12 +60,6 @@ _WEIGHTS: Final = {
     pb.WEIGHT_TYPE_BF16: "bfloat16",
     pb.WEIGHT_TYPE_FP16: "half",
     pb.WEIGHT_TYPE_FP32: "float32",
-}
-_WEIGHT_TYPES: Final = {
-    pb.WEIGHT_TYPE_UNSPECIFIED: "",
-    pb.WEIGHT_TYPE_BF16: "bf16",
-    pb.WEIGHT_TYPE_FP16: "fp16",
-    pb.WEIGHT_TYPE_FP32: "fp32",
 }
 _EFFECTS: Final = {
     pb.TAINT_EFFECT_NO_SCHEDULE: "NoSchedule",
@@ -71,81 +72,94 @@ def uses_vllm(spec: pb.DeploymentSpec) -> bool:
     return spec.resources.gpus > 0
 
 
-def template(
-    wanted: Wanted, revision: WantedRevision, labels: dict[str, str], settings: ClusterSettings
-) -> Object:
-    """A pod template. labels: of the pods. Raises BackendError for what cannot be put into one."""
-    spec = wanted.spec
+def template(scope: Scope, revision: WantedRevision) -> Object:
+    """A pod template. Raises BackendError for what cannot be put into one."""
+    wanted, spec, settings = scope.wanted, scope.spec, scope.settings
     options = spec.kubernetes
     is_vllm = uses_vllm(spec)
     base = base_model(revision, settings)
     # Our own server verifies a base model by itself; vLLM reads whatever is there.
     supplied = base if base is not None and (is_vllm or base.is_from_hub) else None
-    config = _config(wanted, revision, base)
-    own = {identity.DEPLOYMENT: wanted.resource_name, identity.REVISION: str(revision.number)}
-    pod: Object = {
-        "serviceAccountName": options.service_account or wanted.resource_name,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": math.ceil(spec.drain_timeout.ToTimedelta().total_seconds())
-        + 2 * NOTICE_S,
-        "securityContext": security(),
-        "initContainers": [_fetch(supplied, settings)],
-        "containers": [_server(wanted, revision, base, settings)],
-        "volumes": _volumes(base, is_vllm=is_vllm),
-        # Whatever the number of replicas, so that another number changes no pod.
-        "topologySpreadConstraints": [spread(own)],
-    }
+    spec_of_pod = pod(
+        scope,
+        options.service_account or scope.name,
+        scope.selector(revision.number),
+        has_token=False,
+        initContainers=[_fetch(supplied, settings)],
+        containers=[_server(scope, revision, base)],
+        volumes=_volumes(base, is_vllm=is_vllm),
+    )
     if options.node_selector:
-        pod["nodeSelector"] = dict(sorted(options.node_selector.items()))
+        spec_of_pod["nodeSelector"] = dict(sorted(options.node_selector.items()))
     if tolerations := _tolerations(spec):
-        pod["tolerations"] = tolerations
-    pod |= pulling_and_priority(options)
+        spec_of_pod["tolerations"] = tolerations
     if options.runtime_class:
-        pod["runtimeClassName"] = options.runtime_class
+        spec_of_pod["runtimeClassName"] = options.runtime_class
     annotations = {
         identity.KEY: identity.key_annotation(wanted.key),
         identity.VERSION: revision.bundle.version,
         # In the template itself, so that a change of it is a change of the pods, and no object is left
         # behind.
-        identity.CONFIG: config,
+        identity.CONFIG: _config(wanted, revision, base),
         identity.SOURCE: json.dumps(_source(wanted, supplied, settings)),
         **({identity.LIVENESS: _LIVENESS} if is_vllm else {}),
         "kubectl.kubernetes.io/default-container": SERVER,
     }
-    return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
+    labels = scope.labels | {identity.REVISION: str(revision.number)}
+    return {"metadata": {"labels": labels, "annotations": annotations}, "spec": spec_of_pod}
 
 
-def spread(own: Mapping[str, str]) -> Object:
-    """Over nodes, as far as there are any. own: the labels that tell these pods from others."""
-    return {
-        "maxSkew": 1,
-        "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": dict(own)},
+def pod(scope: Scope, account: str, own: Mapping[str, str], *, has_token: bool, **fields: Any) -> Object:
+    """What holds for every pod of a deployment, its router's too. own: the labels that tell these pods from
+    others.
+    """
+    options = scope.spec.kubernetes
+    drain_s = math.ceil(scope.spec.drain_timeout.ToTimedelta().total_seconds())
+    made: Object = {
+        "serviceAccountName": account,
+        "automountServiceAccountToken": has_token,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": drain_s + 2 * NOTICE_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        # Over nodes, as far as there are any, and whatever the number of replicas, so that another number
+        # changes no pod.
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": dict(own)},
+            }
+        ],
     }
-
-
-def pulling_and_priority(options: pb.KubernetesOptions) -> Object:
-    """What holds for every pod of a deployment, its router's too."""
-    made: Object = {}
     if options.image_pull_secrets:
         made["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
     if options.priority_class:
         made["priorityClassName"] = options.priority_class
-    return made
+    return made | fields
 
 
-def security() -> Object:
-    """Of a pod: neither root nor more than the runtime's default system calls."""
+def container(name: str, image: str, command: list[str], **fields: Any) -> Object:
     return {
-        "runAsNonRoot": True,
-        "runAsUser": _USER,
-        "runAsGroup": _USER,
-        "fsGroup": _USER,
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
+        "name": name,
+        "image": image,
+        "command": command,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    } | fields
 
 
 def requests(spec: pb.DeploymentSpec) -> dict[str, str]:
@@ -192,82 +206,75 @@ def _fetch(base: BaseModel | None, settings: ClusterSettings) -> Object:
     env: list[Object] = [{"name": "HOME", "value": _SCRATCH}]
     if base is not None and base.is_from_hub:
         env += hub_environment(settings)
-    return {
-        "name": FETCH,
-        "image": settings.fetch_image,
-        "command": ["python", "-m", "neuroweaver.deployer.kubernetes.in_pods.fetch"],
-        "args": [
-            "--config",
-            f"{_CONFIG_FOLDER}/{_CONFIG_FILE}",
-            "--source",
-            f"{_CONFIG_FOLDER}/{_SOURCE_FILE}",
-        ],
-        "env": env,
-        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
-        "securityContext": hardened(),
-        "terminationMessagePolicy": _TERMINATION,
-        "volumeMounts": [
+    config, source = f"{_CONFIG_FOLDER}/{_CONFIG_FILE}", f"{_CONFIG_FOLDER}/{_SOURCE_FILE}"
+    return container(
+        FETCH,
+        settings.fetch_image,
+        ["python", "-m", "neuroweaver.deployer.kubernetes.in_pods.fetch"],
+        args=["--config", config, "--source", source],
+        env=env,
+        resources={"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
+        volumeMounts=[
             {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
             {"name": "files", "mountPath": _FILES},
             {"name": "scratch", "mountPath": _SCRATCH},
             *(base.supply_mounts() if base is not None else ()),
         ],
-    }
+    )
 
 
-def _server(
-    wanted: Wanted, revision: WantedRevision, base: BaseModel | None, settings: ClusterSettings
-) -> Object:
-    spec = wanted.spec
-    is_vllm = uses_vllm(spec)
+def _server(scope: Scope, revision: WantedRevision, base: BaseModel | None) -> Object:
+    spec, settings = scope.spec, scope.settings
     mounts: list[Object] = [
         {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
         {"name": "files", "mountPath": _FILES, "readOnly": True},
         {"name": "scratch", "mountPath": _SCRATCH},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # of the container, a volume of its own
     ]
-    if is_vllm:
+    if is_vllm := uses_vllm(spec):
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108  # likewise
     if base is not None:
         mounts.append(base.mount())
-    default_image = settings.vllm_image if is_vllm else settings.server_image
-    return {
-        "name": SERVER,
-        "image": spec.kubernetes.image or default_image,
-        "command": ["vllm", "serve"] if is_vllm else ["python", "-m", "neuroweaver.serving"],
-        "args": (
-            _vllm_arguments(wanted, revision, base)
-            if is_vllm
-            else ["--config", f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"]
-        ),
-        "env": _environment(is_vllm=is_vllm),
-        "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
-        "resources": {"requests": requests(spec), "limits": limits(spec)},
-        "securityContext": hardened(),
-        "terminationMessagePolicy": _TERMINATION,
-        "lifecycle": {"preStop": {"sleep": {"seconds": NOTICE_S}}},
-        "volumeMounts": mounts,
-    } | _probes(spec, is_vllm=is_vllm)
+    if is_vllm:
+        image, command = settings.vllm_image, ["vllm", "serve"]
+        arguments = _vllm_arguments(scope.wanted, revision, base)
+    else:
+        image, command = settings.server_image, ["python", "-m", "neuroweaver.serving"]
+        arguments = ["--config", f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"]
+    return container(
+        SERVER,
+        spec.kubernetes.image or image,
+        command,
+        args=arguments,
+        env=_environment(is_vllm=is_vllm),
+        resources={"requests": requests(spec), "limits": limits(spec)},
+        volumeMounts=mounts,
+        **SERVING,
+        **_probes(spec, is_vllm=is_vllm),
+    )
 
 
 def _probes(spec: pb.DeploymentSpec, *, is_vllm: bool) -> Object:
     """Both prove tokens where they tell of life: our server by itself, vLLM through a script of ours."""
-    ready = "/health" if is_vllm else "/health/ready"
+    ready = asking("/health" if is_vllm else "/health/ready")
     patience_s = spec.startup_timeout.ToTimedelta().total_seconds() or 600.0
-    live = {"exec": {"command": _liveness(spec)}} if is_vllm else _asking("/health/live")
+    if is_vllm:
+        live = probe({"exec": {"command": _liveness(spec)}}, 10, 3, timeout_s=_LIVENESS_S)
+    else:
+        live = probe(asking("/health/live"), 10, 3)
     return {
-        "startupProbe": _probe(_asking(ready), 5, math.ceil(patience_s / 5)),
-        "livenessProbe": _probe(live, 10, 3) | ({"timeoutSeconds": _LIVENESS_S} if is_vllm else {}),
-        "readinessProbe": _probe(_asking(ready), 5, 2),
+        "startupProbe": probe(ready, 5, math.ceil(patience_s / 5)),
+        "livenessProbe": live,
+        "readinessProbe": probe(ready, 5, 2),
     }
 
 
-def _asking(path: str) -> Object:
+def asking(path: str) -> Object:
     return {"httpGet": {"path": path, "port": PORT_NAME, "scheme": "HTTP"}}
 
 
-def _probe(action: Object, period_s: int, failures: int) -> Object:
-    return {**action, "periodSeconds": period_s, "timeoutSeconds": 5, "failureThreshold": failures}
+def probe(action: Object, period_s: int, failures: int, *, timeout_s: int = 5) -> Object:
+    return {**action, "periodSeconds": period_s, "timeoutSeconds": timeout_s, "failureThreshold": failures}
 
 
 def _liveness(spec: pb.DeploymentSpec) -> list[str]:
@@ -337,25 +344,16 @@ def _environment(*, is_vllm: bool) -> list[Object]:
 
 
 def _volumes(base: BaseModel | None, *, is_vllm: bool) -> list[Object]:
-    told = [(_CONFIG_FILE, identity.CONFIG), (_SOURCE_FILE, identity.SOURCE)]
+    annotations = [(_CONFIG_FILE, identity.CONFIG), (_SOURCE_FILE, identity.SOURCE)]
     if is_vllm:
-        told.append((_LIVENESS_FILE, identity.LIVENESS))
+        annotations.append((_LIVENESS_FILE, identity.LIVENESS))
+    items = [
+        {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
+        for path, annotation in annotations
+    ]
     volumes: list[Object] = [
-        {
-            "name": "config",
-            "downwardAPI": {
-                "items": [
-                    {
-                        "path": path,
-                        "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"},
-                    }
-                    for path, annotation in told
-                ]
-            },
-        },
-        {"name": "files", "emptyDir": {}},
-        {"name": "scratch", "emptyDir": {}},
-        {"name": "tmp", "emptyDir": {}},
+        {"name": "config", "downwardAPI": {"items": items}},
+        *({"name": name, "emptyDir": {}} for name in ("files", "scratch", "tmp")),
     ]
     if is_vllm:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
@@ -366,33 +364,19 @@ def _volumes(base: BaseModel | None, *, is_vllm: bool) -> list[Object]:
 
 def _config(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) -> str:
     """The model server's configuration; the init container takes the files from it."""
-    spec, bundle = wanted.spec, revision.bundle
-    engine = spec.engine
-    config: dict[str, Any] = {
-        "model": wanted.key.model_id,
-        "version": bundle.version,
-        "revision": revision.number,
-        "host": "0.0.0.0",  # noqa: S104  # the pod's own address; the NetworkPolicy says who reaches it
-        "port": PORT,
-        "files_folder": _FILES,
-        "files": [
-            {"path": file.path, "digest": file.digest, "size_bytes": file.size_bytes} for file in bundle.files
-        ],
-        "base_folder": base.folder if base is not None else "",
-        "base_digest": bundle.base_model_digest,
-        "weight_type": _WEIGHT_TYPES[engine.weight_type],
-        "adapter_mode": "switched" if engine.adapter_mode == pb.ADAPTER_MODE_SWITCHED else "merged",
-        "max_queue_size": engine.max_queue_size if engine.HasField("max_queue_size") else 256,
-        "drain_s": spec.drain_timeout.ToTimedelta().total_seconds(),
-    }
-    for name in ("max_context_tokens", "max_batch_size"):
-        if engine.HasField(name):
-            config[name] = getattr(engine, name)
-    text = json.dumps(config, separators=(",", ":"))
+    config = replace(
+        serving_config(wanted, revision),
+        host="0.0.0.0",  # noqa: S104  # the pod's own address; the NetworkPolicy says who reaches it
+        port=PORT,
+        files_folder=_FILES,
+        base_folder=base.folder if base is not None else "",
+        drain_s=wanted.spec.drain_timeout.ToTimedelta().total_seconds(),
+    )
+    text = json.dumps(config.plain(), separators=(",", ":"))
     if len(text) > _LARGEST_CONFIG:
         raise BackendError(
             Trouble.REFUSED,
-            f"the version has {len(bundle.files)} files, more than a pod's annotations can list",
+            f"the version has {len(config.files)} files, more than a pod's annotations can list",
         )
     return text
 
@@ -429,14 +413,3 @@ def _tolerations(spec: pb.DeploymentSpec) -> list[Object]:
         if gpu not in made:
             made.append(gpu)
     return made
-
-
-def hardened() -> Object:
-    """Of a container."""
-    return {
-        "allowPrivilegeEscalation": False,
-        "privileged": False,
-        "readOnlyRootFilesystem": True,
-        "runAsNonRoot": True,
-        "capabilities": {"drop": ["ALL"]},
-    }

@@ -7,26 +7,15 @@ the model that takes over. They need one right in the cluster, to read their own
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from neuroweaver.cluster.kinds import (
-    CONFIG_MAP,
-    DEPLOYMENT,
-    DISRUPTION_BUDGET,
-    NETWORK_POLICY,
-    ROLE,
-    ROLE_BINDING,
-    SERVICE,
-    SERVICE_ACCOUNT,
-    Kind,
-    Object,
-)
+from neuroweaver.cluster.kinds import CONFIG_MAP, DEPLOYMENT, DISRUPTION_BUDGET, SERVICE, Object
 from neuroweaver.deployer.domain.backend import Wanted
 from neuroweaver.deployer.domain.specification import has_router
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
-from neuroweaver.deployer.kubernetes.manifests import pods, routes, traffic
+from neuroweaver.deployer.kubernetes.manifests import boundaries, pods, routes, traffic
+from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.naming import containers, identity
 
 ROUTER: Final = "router"
@@ -35,8 +24,6 @@ READY_REASON: Final = "ROUTER_NOT_READY"
 _REPLICAS: Final = 2
 _API_PORTS: Final = (443, 6443)
 _MODULE: Final = "neuroweaver.deployer.kubernetes.in_pods.router"
-
-Metadata = Callable[[str], Object]
 
 
 def is_wanted(wanted: Wanted) -> bool:
@@ -75,134 +62,77 @@ def obstacle(live: Mapping[Any, Object]) -> str:
     return f"{told}: {words}" if words else told
 
 
-def objects(
-    wanted: Wanted,
-    namespace: str,
-    settings: ClusterSettings,
-    labels: Mapping[str, str],
-    metadata: Metadata,
-    sources: Sequence[Object],
-) -> list[Object]:
-    """labels: of the pods, beside those that tell whose they are. sources: who may call it, as a
-    NetworkPolicy says it.
-    """
-    name = named(wanted.resource_name)
-
-    def made(kind: Kind, **fields: Any) -> Object:
-        about = metadata(name)
-        about["labels"] |= {identity.ROLE: ROUTER}
-        return {"apiVersion": kind.api_version, "kind": kind.name, "metadata": about} | fields
-
-    own = own_labels(wanted.resource_name)
+def objects(scope: Scope) -> list[Object]:
+    name, own = named(scope.name), own_labels(scope.name)
+    role = {identity.ROLE: ROUTER}
     readable = {
         "apiGroups": [""],
         "resources": [CONFIG_MAP.plural],
         "resourceNames": [name],
         "verbs": ["get", "list", "watch"],
     }
+    deployment = {
+        "replicas": _REPLICAS,
+        "selector": {"matchLabels": own},
+        "revisionHistoryLimit": 2,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": _template(scope, name, own),
+    }
+    table = routes.table(scope.wanted, scope.namespace)
     return [
-        made(SERVICE_ACCOUNT, automountServiceAccountToken=False),
-        made(ROLE, rules=[readable]),
-        made(
-            ROLE_BINDING,
-            roleRef={"apiGroup": ROLE.group, "kind": ROLE.name, "name": name},
-            subjects=[{"kind": SERVICE_ACCOUNT.name, "name": name, "namespace": namespace}],
-        ),
-        made(NETWORK_POLICY, spec=_network(wanted, own, sources)),
-        made(
-            DEPLOYMENT,
-            spec={
-                "replicas": _REPLICAS,
-                "selector": {"matchLabels": own},
-                "revisionHistoryLimit": 2,
-                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-                "template": {
-                    "metadata": {
-                        "labels": dict(labels) | own,
-                        "annotations": {identity.KEY: identity.key_annotation(wanted.key)},
-                    },
-                    "spec": _pod(wanted, namespace, name, own, settings),
-                },
-            },
-        ),
-        made(
-            DISRUPTION_BUDGET,
-            spec={
-                "selector": {"matchLabels": own},
-                "unhealthyPodEvictionPolicy": "AlwaysAllow",
-                "maxUnavailable": 1,
-            },
-        ),
+        *boundaries.account(scope, name, [readable], role),
+        boundaries.network_policy(scope, name, own, _egress(scope.wanted), role),
+        scope.object(DEPLOYMENT, name, role, spec=deployment),
+        scope.object(DISRUPTION_BUDGET, name, role, spec=boundaries.budget(own, maxUnavailable=1)),
         # For Prometheus: callers use the deployment's own.
-        made(SERVICE, spec={"type": "ClusterIP", "selector": own, "ports": [traffic.port()]}),
-        made(CONFIG_MAP, data={routes.ENTRY: routes.table(wanted, namespace).written()}),
+        scope.object(SERVICE, name, role, spec=traffic.cluster_ip(own)),
+        scope.object(CONFIG_MAP, name, role, data={routes.ENTRY: routes.written(table)}),
     ]
 
 
-def _pod(wanted: Wanted, namespace: str, name: str, own: dict[str, str], settings: ClusterSettings) -> Object:
-    drain_s = math.ceil(wanted.spec.drain_timeout.ToTimedelta().total_seconds())
-    pod: Object = {
-        "serviceAccountName": name,
-        "automountServiceAccountToken": True,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": drain_s + 2 * pods.NOTICE_S,
-        "securityContext": pods.security(),
-        "containers": [
-            {
-                "name": ROUTER,
-                "image": settings.fetch_image,
-                "command": ["python", "-m", _MODULE],
-                "args": [f"--namespace={namespace}", f"--config-map={name}", f"--drain-s={drain_s}"],
-                "ports": [
-                    {"name": containers.PORT_NAME, "containerPort": containers.PORT, "protocol": "TCP"}
-                ],
-                "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
-                "securityContext": pods.hardened(),
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "lifecycle": {"preStop": {"sleep": {"seconds": pods.NOTICE_S}}},
-                "startupProbe": _probe("/health/live", 2, 30),
-                "livenessProbe": _probe("/health/live", 10, 3),
-                "readinessProbe": _probe("/health/ready", 2, 2),
-            }
-        ],
-        "topologySpreadConstraints": [pods.spread(own)],
+def _template(scope: Scope, name: str, own: dict[str, str]) -> Object:
+    labels = scope.labels | {"app.kubernetes.io/name": "model-router"} | own
+    del labels[identity.DEPLOYMENT]
+    drain_s = math.ceil(scope.spec.drain_timeout.ToTimedelta().total_seconds())
+    live, ready = pods.asking("/health/live"), pods.asking("/health/ready")
+    container = pods.container(
+        ROUTER,
+        scope.settings.fetch_image,
+        ["python", "-m", _MODULE],
+        args=[f"--namespace={scope.namespace}", f"--config-map={name}", f"--drain-s={drain_s}"],
+        resources={"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        startupProbe=pods.probe(live, 2, 30, timeout_s=2),
+        livenessProbe=pods.probe(live, 10, 3, timeout_s=2),
+        readinessProbe=pods.probe(ready, 2, 2, timeout_s=2),
+        **pods.SERVING,
+    )
+    return {
+        "metadata": {
+            "labels": labels,
+            "annotations": {identity.KEY: identity.key_annotation(scope.wanted.key)},
+        },
+        "spec": pods.pod(scope, name, own, has_token=True, containers=[container]),
     }
-    return pod | pods.pulling_and_priority(wanted.spec.kubernetes)
 
 
-def _network(wanted: Wanted, own: dict[str, str], sources: Sequence[Object]) -> Object:
+def _egress(wanted: Wanted) -> list[Object]:
     replicas = {"podSelector": {"matchLabels": {identity.DEPLOYMENT: wanted.resource_name}}}
-    port = [{"port": containers.PORT, "protocol": "TCP"}]
+    port = [boundaries.tcp(containers.PORT)]
     egress: list[Object] = [
-        traffic.to_dns(),
         {"to": [replicas], "ports": port},
         # The API server is no pod, so no selector finds it.
-        {"ports": [{"port": each, "protocol": "TCP"} for each in _API_PORTS]},
+        {"ports": [boundaries.tcp(number) for number in _API_PORTS]},
     ]
     if wanted.spec.recovery.HasField("backup") or wanted.redirect is not None:
         egress.append({"to": [{"namespaceSelector": {}}], "ports": port})
     if wanted.redirect is not None and (beyond := _port_of(wanted.redirect.url)) != containers.PORT:
-        egress.append({"ports": [{"port": beyond, "protocol": "TCP"}]})  # a gateway need be no pod
-    return {
-        "podSelector": {"matchLabels": own},
-        "policyTypes": ["Ingress", "Egress"],
-        "ingress": [{"from": list(sources), "ports": port}],
-        "egress": egress,
-    }
+        egress.append({"ports": [boundaries.tcp(beyond)]})  # a gateway need be no pod
+    return egress
 
 
 def _port_of(url: str) -> int:
     parts = urlsplit(url)
     return parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def _probe(path: str, period_s: int, failures: int) -> Object:
-    return {
-        "httpGet": {"path": path, "port": containers.PORT_NAME, "scheme": "HTTP"},
-        "periodSeconds": period_s,
-        "timeoutSeconds": 2,
-        "failureThreshold": failures,
-    }
 
 
 def _deployment_in(live: Mapping[Any, Object]) -> Object | None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from neuroweaver.deployer.domain.backend import Key, Redirect, Wanted
 from neuroweaver.deployer.kubernetes.manifests import scaling
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.naming.containers import PORT
+from neuroweaver.mesh.wire.records import Records
 from neuroweaver.v1 import deployer_pb2 as pb
 
 ENTRY: Final = "routes.json"
 """Under which name it stands in the ConfigMap."""
 _WAKE_S: Final = 600.0
 """As long as clients of the OpenAI API wait by default: to be scheduled, pulled and loaded takes minutes."""
+
+_RECORDS: Final = Records()
+_RECORDS.hook(Key, lambda key: [key.project, key.model_id, key.name], lambda parts: Key(*map(str, parts)))
 
 
 class BadRoutes(ValueError):
@@ -43,38 +46,17 @@ class Table:
     redirect: Redirect | None = None
     wake_s: float = 0.0
 
-    def written(self) -> str:
-        redirect = self.redirect
-        told: dict[str, Any] = {
-            "key": [self.key.project, self.key.model_id, self.key.name],
-            "is_affine": self.is_affine,
-            "routes": [
-                {"revision": each.revision, "url": each.url, "weight_percent": each.weight_percent}
-                for each in self.routes
-            ],
-            "redirect": {"url": redirect.url, "model_id": redirect.model_id} if redirect else None,
-            "wake_s": self.wake_s,
-        }
-        return json.dumps(told)
 
-    @classmethod
-    def read(cls, text: str) -> Table:
-        """Raises BadRoutes."""
-        try:
-            told = json.loads(text)
-            redirect = told["redirect"]
-            return cls(
-                Key(*map(str, told["key"])),
-                bool(told["is_affine"]),
-                tuple(
-                    Route(int(each["revision"]), str(each["url"]), int(each["weight_percent"]))
-                    for each in told["routes"]
-                ),
-                Redirect(str(redirect["url"]), str(redirect["model_id"])) if redirect else None,
-                float(told["wake_s"]),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadRoutes(f"{type(error).__name__}: {error}") from error
+def written(table: Table) -> str:
+    return _RECORDS.dump(table)
+
+
+def read(text: str) -> Table:
+    """Raises BadRoutes."""
+    try:
+        return _RECORDS.load(Table, text)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadRoutes(f"{type(error).__name__}: {error}") from error
 
 
 def table(wanted: Wanted, namespace: str) -> Table:

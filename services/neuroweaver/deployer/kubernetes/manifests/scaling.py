@@ -12,8 +12,10 @@ from neuroweaver.cluster import quantities
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import AUTOSCALER, DEPLOYMENT, SCALED_OBJECT, Object
 from neuroweaver.deployer.domain.backend import WantedRevision
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
 from neuroweaver.deployer.kubernetes.manifests.monitoring import CONCURRENCY, DEPLOYMENT_LABEL
+from neuroweaver.deployer.kubernetes.manifests.scope import Scope
+from neuroweaver.deployer.kubernetes.naming import identity
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.deployer.routing.metrics import WAITING
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -33,14 +35,12 @@ def obstacle_to_zero(settings: ClusterSettings, *, has_keda: bool, has_router: b
     has_router: whether requests wait in one whose figures are read.
     """
     if not has_keda:
-        return "scaling to zero needs KEDA, which the cluster has not: install it, or set min_replicas to 1"
+        return "scaling to zero needs KEDA, which is not installed: install it, or set min_replicas to 1"
     if not settings.prometheus_url:
-        return (
-            "nothing would tell KEDA of a first request: set NEUROWEAVER_PROMETHEUS_URL, or min_replicas to 1"
-        )
+        return "KEDA could not notice a first request: set NEUROWEAVER_PROMETHEUS_URL, or min_replicas to 1"
     if not (settings.activation_query or has_router):
         return (
-            "nothing would tell KEDA of a first request: set spec.kubernetes.traffic_routing to "
+            "KEDA could not notice a first request: set spec.kubernetes.traffic_routing to "
             "TRAFFIC_ROUTING_ROUTER with monitoring, or NEUROWEAVER_ACTIVATION_QUERY to a query of the "
             "requests that arrive before the deployment, or min_replicas to 1"
         )
@@ -54,66 +54,58 @@ def least_replicas(revision: WantedRevision) -> int:
     return scaling.min_replicas if scaling.HasField("min_replicas") else 1
 
 
-def autoscaler(name: str, scaling: pb.Autoscaling, metadata: Object) -> Object:
-    return {
-        "apiVersion": AUTOSCALER.api_version,
-        "kind": AUTOSCALER.name,
-        "metadata": metadata,
-        "spec": {
-            "scaleTargetRef": _target(name),
-            "minReplicas": max(1, scaling.min_replicas),
-            "maxReplicas": max(1, scaling.min_replicas, scaling.max_replicas),
-            "metrics": _metrics(scaling),
-            "behavior": _behavior(scaling),
-        },
+def autoscaler(scope: Scope, revision: WantedRevision) -> Object:
+    scaling = _autoscaling(revision)
+    spec = {
+        "scaleTargetRef": _target(scope, revision),
+        "minReplicas": max(1, scaling.min_replicas),
+        "maxReplicas": max(1, scaling.min_replicas, scaling.max_replicas),
+        "metrics": _metrics(scaling),
+        "behavior": _behavior(scaling),
     }
+    return scope.of_revision(AUTOSCALER, revision.number, spec=spec)
 
 
-def scaled_object(
-    name: str,
-    deployment: str,
-    namespace: str,
-    scaling: pb.Autoscaling,
-    settings: ClusterSettings,
-    metadata: Object,
-) -> Object:
-    """KEDA makes the HorizontalPodAutoscaler itself. deployment: the resource name, of all revisions.
+def scaled_object(scope: Scope, revision: WantedRevision) -> Object:
+    """KEDA makes the HorizontalPodAutoscaler itself.
 
     What wakes it is the query of the settings, else the requests that wait in its router.
     """
-    arriving = f'{WAITING}{{namespace="{namespace}",{DEPLOYMENT_LABEL}="{deployment}"}}'
-    waking = settings.activation_query.replace("{deployment}", deployment) or f"sum({arriving}) or vector(0)"
+    scaling, settings = _autoscaling(revision), scope.settings
+    target = _target(scope, revision)
+    arriving = f'{WAITING}{{namespace="{scope.namespace}",{DEPLOYMENT_LABEL}="{scope.name}"}}'
+    waking = settings.activation_query.replace("{deployment}", scope.name) or f"sum({arriving}) or vector(0)"
     concurrency = scaling.target_concurrency or _DEFAULT_CONCURRENCY
-    selected = f'{CONCURRENCY}{{namespace="{namespace}",pod=~"{name}-.*"}}'
+    selected = f'{CONCURRENCY}{{namespace="{scope.namespace}",pod=~"{target["name"]}-.*"}}'
     triggers: list[Object] = [
-        _prometheus(settings, f"sum({selected}) or vector(0)", concurrency),
-        _prometheus(settings, waking, concurrency),
+        _prometheus(settings.prometheus_url, query, concurrency)
+        for query in (f"sum({selected}) or vector(0)", waking)
     ]
     triggers += [
         {"type": resource, "metricType": "Utilization", "metadata": {"value": str(percent)}}
         for resource, percent in _percents(scaling)
     ]
-    return {
-        "apiVersion": SCALED_OBJECT.api_version,
-        "kind": SCALED_OBJECT.name,
-        "metadata": metadata,
-        "spec": {
-            "scaleTargetRef": {"apiVersion": DEPLOYMENT.api_version, "kind": DEPLOYMENT.name, "name": name},
-            "minReplicaCount": 0,
-            "maxReplicaCount": scaling.max_replicas,
-            "pollingInterval": 15,
-            "cooldownPeriod": math.ceil(scaling.idle_timeout.ToTimedelta().total_seconds()) or 600,
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(scaling)}},
-            "triggers": triggers,
-        },
+    spec = {
+        "scaleTargetRef": target,
+        "minReplicaCount": 0,
+        "maxReplicaCount": scaling.max_replicas,
+        "pollingInterval": 15,
+        "cooldownPeriod": math.ceil(scaling.idle_timeout.ToTimedelta().total_seconds()) or 600,
+        "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(scaling)}},
+        "triggers": triggers,
     }
+    return scope.of_revision(SCALED_OBJECT, revision.number, spec=spec)
 
 
-def _prometheus(settings: ClusterSettings, query: str, threshold: float) -> Object:
+def _autoscaling(revision: WantedRevision) -> pb.Autoscaling:
+    return revision.autoscaling or pb.Autoscaling()
+
+
+def _prometheus(address: str, query: str, threshold: float) -> Object:
     return {
         "type": "prometheus",
         "metadata": {
-            "serverAddress": settings.prometheus_url,
+            "serverAddress": address,
             "query": query,
             "threshold": f"{threshold:g}",
             "activationThreshold": "0",
@@ -121,7 +113,8 @@ def _prometheus(settings: ClusterSettings, query: str, threshold: float) -> Obje
     }
 
 
-def _target(name: str) -> Object:
+def _target(scope: Scope, revision: WantedRevision) -> Object:
+    name = identity.of_revision(scope.name, revision.number)
     return {"apiVersion": DEPLOYMENT.api_version, "kind": DEPLOYMENT.name, "name": name}
 
 

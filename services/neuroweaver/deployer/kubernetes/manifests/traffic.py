@@ -18,19 +18,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Final
 
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import HTTP_ROUTE, SERVICE, Object
 from neuroweaver.deployer.domain.backend import Key, Wanted
+from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.naming.containers import PORT, PORT_NAME
+from neuroweaver.deployer.routing import shares
 
 _CLUSTER_ENDPOINT: Final = re.compile(
     r"http://(?P<name>[a-z0-9-]{1,63})\.(?P<namespace>[a-z0-9-]{1,63})\.svc(\.cluster\.local)?:8000/v1",
     re.ASCII,
 )
+
+_PORT: Final = {"name": PORT_NAME, "port": PORT, "targetPort": PORT_NAME, "protocol": "TCP"}
 
 
 def endpoint(name: str, namespace: str) -> str:
@@ -45,16 +48,14 @@ def backup(redirect: str) -> tuple[str, str]:
     if found is None:
         raise BackendError(
             Trouble.REFUSED,
-            f"the cluster cannot send traffic to {redirect}: it is no endpoint of a deployment on Kubernetes",
+            f"traffic cannot be sent to {redirect}: it is not the endpoint of a deployment on Kubernetes",
             field="spec.recovery.backup",
         )
     return found["name"], found["namespace"]
 
 
 def front(
-    wanted: Wanted,
-    namespace: str,
-    metadata: Object,
+    scope: Scope,
     *,
     router: Mapping[str, str] | None = None,
     backup_selector: Mapping[str, str] | None = None,
@@ -63,14 +64,12 @@ def front(
     backup_selector: that of the backup's own front, while the backup has the traffic; None if it is not
     known.
     """
-    spec: Object = {"ports": [port()]}
-    if router is not None:
-        spec |= {"type": "ClusterIP", "selector": dict(router)}
-    elif wanted.redirect:
-        spec |= _redirected(wanted.redirect.url, namespace, backup_selector)
+    redirect = scope.wanted.redirect
+    if router is None and redirect is not None:
+        spec = _redirected(redirect.url, scope.namespace, backup_selector)
     else:
-        spec |= {"type": "ClusterIP", "selector": front_selector(wanted)}
-    return {"apiVersion": SERVICE.api_version, "kind": SERVICE.name, "metadata": metadata, "spec": spec}
+        spec = cluster_ip(front_selector(scope.wanted) if router is None else router)
+    return scope.object(SERVICE, labels={identity.ROLE: "front"}, spec=spec)
 
 
 def front_selector(wanted: Wanted) -> dict[str, str]:
@@ -82,6 +81,18 @@ def front_selector(wanted: Wanted) -> dict[str, str]:
     return chosen | {identity.REVISION: str(serving[0].number) if serving else "0"}
 
 
+def split_by_replicas(weights: Mapping[int, int], ready: Mapping[int, int], tolerated: int = 0) -> str:
+    """What each revision really gets by its number of ready replicas; empty if that is near its weight.
+
+    tolerated: in percentage points.
+    """
+    serving = [number for number, weight in weights.items() if weight > 0]
+    real = shares.percent({number: ready.get(number, 0) for number in serving})
+    if len(serving) < 2 or all(abs(real[number] - weights[number]) <= tolerated for number in serving):
+        return ""
+    return ", ".join(f"revision {number} gets {real[number]} % for {weights[number]} %" for number in serving)
+
+
 def check_split(wanted: Wanted) -> None:
     """Raises BackendError where a selector cannot tell those that share the traffic from one that has
     none.
@@ -90,24 +101,19 @@ def check_split(wanted: Wanted) -> None:
     if sum(weight > 0 for weight in weights) > 1 and 0 in weights:
         raise BackendError(
             Trouble.REFUSED,
-            "a Service cannot leave out one revision while it splits traffic among several others",
+            "a Service cannot leave out one revision while it splits traffic among others",
         )
 
 
-def of_revision(wanted: Wanted, number: int, metadata: Object) -> Object:
+def of_revision(scope: Scope, number: int) -> Object:
     """One revision's own Service: for a route's weights, and for Prometheus also while it has no traffic."""
-    selector = {identity.DEPLOYMENT: wanted.resource_name, identity.REVISION: str(number)}
-    return {
-        "apiVersion": SERVICE.api_version,
-        "kind": SERVICE.name,
-        "metadata": metadata,
-        "spec": {"type": "ClusterIP", "selector": selector, "ports": [port()]},
-    }
+    return scope.of_revision(SERVICE, number, "revision", spec=cluster_ip(scope.selector(number)))
 
 
-def route(wanted: Wanted, gateway: str, metadata: Object, *, has_router: bool = False) -> Object:
+def route(scope: Scope, *, has_router: bool) -> Object:
     """The exact split, at a gateway, or behind the router."""
-    gateway_namespace, _, gateway_name = gateway.partition("/")
+    wanted = scope.wanted
+    gateway_namespace, _, gateway_name = scope.settings.gateway.partition("/")
     backends = [
         {
             "name": identity.of_revision(wanted.resource_name, revision.number),
@@ -122,55 +128,28 @@ def route(wanted: Wanted, gateway: str, metadata: Object, *, has_router: bool = 
         "type": "URLRewrite",
         "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}},
     }
-    return {
-        "apiVersion": HTTP_ROUTE.api_version,
-        "kind": HTTP_ROUTE.name,
-        "metadata": metadata,
-        "spec": {
-            "parentRefs": [{"namespace": gateway_namespace, "name": gateway_name}],
-            "rules": [
-                {
-                    "matches": [{"path": {"type": "PathPrefix", "value": route_path(wanted.key)}}],
-                    "filters": [rewrite],
-                    "backendRefs": backends,
-                }
-            ],
-        },
+    rule = {
+        "matches": [{"path": {"type": "PathPrefix", "value": route_path(wanted.key)}}],
+        "filters": [rewrite],
+        "backendRefs": backends,
     }
+    parent = {"namespace": gateway_namespace, "name": gateway_name}
+    return scope.object(HTTP_ROUTE, spec={"parentRefs": [parent], "rules": [rule]})
 
 
 def route_path(key: Key) -> str:
     return f"/{key.project}/{key.model_id}/{key.name}"
 
 
-def shares(replicas: Mapping[int, int]) -> dict[int, int]:
-    """The share of the traffic in percent that numbers of ready replicas give; they add up to 100, or to
-    0.
-    """
-    total = sum(replicas.values())
-    if total == 0:
-        return dict.fromkeys(replicas, 0)
-    exact = {number: Fraction(100 * count, total) for number, count in replicas.items()}
-    made = {number: int(share) for number, share in exact.items()}
-    by_rest = sorted(exact, key=lambda number: (made[number] - exact[number], number))
-    for number in by_rest[: 100 - sum(made.values())]:
-        made[number] += 1
-    return made
-
-
 def _redirected(redirect: str, namespace: str, selector: Mapping[str, str] | None) -> Object:
     name, its_namespace = backup(redirect)
     if its_namespace == namespace:
-        return {"type": "ClusterIP", "selector": dict(selector or {identity.DEPLOYMENT: name})}
+        return cluster_ip(selector or {identity.DEPLOYMENT: name})
     # DNS sends clients on. Both listen on the same port, without which this could not work.
-    return {"type": "ExternalName", "externalName": f"{name}.{its_namespace}.svc.cluster.local"}
+    host = f"{name}.{its_namespace}.svc.cluster.local"
+    return {"type": "ExternalName", "externalName": host, "ports": [_PORT]}
 
 
-def to_dns() -> Object:
-    """A NetworkPolicy's egress rule: without names nothing else is found."""
-    return {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
-
-
-def port() -> Object:
-    """The one of every Service."""
-    return {"name": PORT_NAME, "port": PORT, "targetPort": PORT_NAME, "protocol": "TCP"}
+def cluster_ip(selector: Mapping[str, str]) -> Object:
+    """The spec of a Service."""
+    return {"type": "ClusterIP", "selector": dict(selector), "ports": [_PORT]}

@@ -41,7 +41,7 @@ def check_name(name: str) -> None:
     if not _DNS_LABEL.fullmatch(name) or len(name) > _LONGEST:
         raise BackendError(
             Trouble.REFUSED,
-            f"{name!r} is no DNS label of at most {_LONGEST} characters that begins with a letter",
+            f"{name!r} is not a DNS label that begins with a letter and has at most {_LONGEST} characters",
         )
 
 
@@ -60,9 +60,15 @@ def checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """
     for key, value in labels.items():
         if not _LABEL_KEY.fullmatch(key) or _RESERVED.fullmatch(key):
-            raise BackendError(Trouble.REFUSED, f"{key!r} is no label of a user's own", field="spec.labels")
+            raise BackendError(
+                Trouble.REFUSED,
+                f"{key!r} cannot be a label: it is malformed, or reserved",
+                field="spec.labels",
+            )
         if not _LABEL_VALUE.fullmatch(value):
-            raise BackendError(Trouble.REFUSED, f"{value!r} is no label value", field=f"spec.labels[{key}]")
+            raise BackendError(
+                Trouble.REFUSED, f"{value!r} cannot be a label's value", field=f"spec.labels[{key}]"
+            )
     return dict(sorted(labels.items()))
 
 

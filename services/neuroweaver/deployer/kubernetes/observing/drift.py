@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from neuroweaver.cluster.api import FIELD_MANAGER
@@ -91,7 +92,7 @@ def differences(live: Object | None, wished: Object) -> tuple[FieldChange, ...]:
     changes = _changes(live, wished, ())
     return tuple(
         FieldChange(object=name, path=_written(path), before=_json(before), after=_json(after))
-        for path, before, after in _first(changes, _MOST_CHANGES)
+        for path, before, after in islice(changes, _MOST_CHANGES)
     )
 
 
@@ -139,11 +140,7 @@ def _leave(wanted: Object, live: Any, trees: Sequence[Object], path: tuple[str, 
         deeper = [owner for owner in owners if any(part != "." for part in owner)]
         if isinstance(value, dict) and deeper:
             _leave(value, now, deeper, (*path, key), note)
-        elif (
-            isinstance(value, list)
-            and deeper
-            and any(_is_element(part) for owner in deeper for part in owner)
-        ):
+        elif isinstance(value, list) and any(_is_element(part) for owner in deeper for part in owner):
             _leave_elements(value, now, deeper, (*path, key), note)
         elif not holds(value, now):
             note((*path, key), value, now)
@@ -153,25 +150,19 @@ def _leave(wanted: Object, live: Any, trees: Sequence[Object], path: tuple[str, 
 def _leave_elements(
     wanted: list[Any], live: Any, trees: Sequence[Object], path: tuple[str, ...], note: Any
 ) -> None:
-    for each in wanted:
-        if not isinstance(each, dict):
+    for element in wanted:
+        if not isinstance(element, dict):
             continue
-        for tree in trees:
-            for part, below in tree.items():
-                if not part.startswith("k:"):
-                    continue
-                keys = json.loads(part[2:])
-                if all(each.get(name) == value for name, value in keys.items()):
-                    found = next(
-                        (
-                            other
-                            for other in live or ()
-                            if all(other.get(name) == value for name, value in keys.items())
-                        ),
-                        None,
-                    )
-                    inner = {name: value for name, value in below.items() if name not in _key_fields(keys)}
-                    _leave(each, found, [inner], (*path, _label(each)), note)
+        for part, below in (item for tree in trees for item in tree.items() if item[0].startswith("k:")):
+            keys = json.loads(part[2:])
+            if _has(element, keys):
+                found = next((other for other in live or () if _has(other, keys)), None)
+                inner = {name: value for name, value in below.items() if name not in _key_fields(keys)}
+                _leave(element, found, [inner], (*path, _label(element)), note)
+
+
+def _has(element: Object, keys: Object) -> bool:
+    return all(element.get(name) == value for name, value in keys.items())
 
 
 def _key_fields(keys: Object) -> set[str]:
@@ -230,10 +221,3 @@ def _written(path: tuple[str, ...]) -> str:
 
 def _json(value: Any) -> str:
     return "" if value is _ABSENT or value is None else json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
-def _first(items: Iterable[Any], most: int) -> Iterator[Any]:
-    for index, item in enumerate(items):
-        if index == most:
-            return
-        yield item

@@ -6,20 +6,17 @@ A cursor is the time of a line and its place among the lines of that very time, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Final
 
 from neuroweaver.deployer.domain.backend import Line
+from neuroweaver.deployer.model_servers import logs
 
-_LONGEST_BYTES: Final = 16 * 1024
 _STAMPED: Final = re.compile(
     r"(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ?(?P<text>.*)", re.DOTALL
 )
-_LEVEL: Final = re.compile(r"\b(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\b")
-_LEVELS: Final = {"WARN": "WARNING", "CRITICAL": "ERROR", "FATAL": "ERROR"}
 
 
 def lines(text: str, replica_id: str, revision: int, after: str = "") -> Iterator[Line]:
@@ -35,13 +32,13 @@ def lines(text: str, replica_id: str, revision: int, after: str = "") -> Iterato
         last = stamp
         if after and (stamp, count) <= (seen_time, int(seen_count or 0)):
             continue
-        message = _cut(found["text"])
+        message = logs.cut(found["text"])
         yield Line(
             replica_id=replica_id,
             revision=revision,
             time=_time(stamp),
             message=message,
-            level=_level(message),
+            level=logs.level(message),
             cursor=f"{stamp}#{count}",
         )
 
@@ -64,22 +61,3 @@ def _sortable(stamp: str) -> str:
 
 def _time(stamp: str) -> datetime:
     return datetime.fromisoformat(f"{stamp[:26]}+00:00")  # Python knows microseconds
-
-
-def _cut(text: str) -> str:
-    encoded = text.encode()
-    if len(encoded) <= _LONGEST_BYTES:
-        return text
-    return encoded[: _LONGEST_BYTES - 3].decode(errors="ignore") + "…"
-
-
-def _level(message: str) -> str:
-    if message.startswith("{"):
-        try:
-            told = str(json.loads(message).get("level", "")).upper()
-        except (ValueError, AttributeError):
-            told = ""
-        found = _LEVEL.fullmatch(told)
-    else:
-        found = _LEVEL.search(message[:80])
-    return _LEVELS.get(found[1], found[1]) if found else ""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
-from typing import Any, Final
+from typing import Final
 
 from neuroweaver.cluster.kinds import Object
 from neuroweaver.deployer.domain.backend import Replica, Scaling
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.naming.containers import SERVER
+from neuroweaver.deployer.model_servers.health import PHASES, Health
 from neuroweaver.v1 import deployer_pb2 as pb
 
-_PULL_FAILURES: Final = frozenset(
+_PULLFAILING: Final = frozenset(
     {
         "ErrImagePull",
         "ImagePullBackOff",
@@ -25,46 +26,12 @@ _PULL_FAILURES: Final = frozenset(
     }
 )
 _LONGEST_MESSAGE: Final = 2000
-_SERVER_PHASES: Final = {
-    "pulling": pb.REPLICA_PHASE_PULLING,
-    "loading": pb.REPLICA_PHASE_LOADING,
-    "warming": pb.REPLICA_PHASE_WARMING,
-    "draining": pb.REPLICA_PHASE_DRAINING,
-    "failed": pb.REPLICA_PHASE_FAILED,
-}
+_STARTING: Final = frozenset({pb.REPLICA_PHASE_LOADING, pb.REPLICA_PHASE_WARMING})
+FAILING: Final = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})
 _LONGEST_BACKOFF: Final = timedelta(minutes=5)
 """The kubelet's: 10 s, doubled at each further restart."""
 _LATEST_END: Final = timedelta(seconds=30)
 """After a pod's grace time, for the kubelet to kill it and to say so."""
-
-
-@dataclass(frozen=True)
-class Health:
-    """What a model server says of itself."""
-
-    phase: str = ""
-    last_token_time: datetime | None = None
-    loaded_versions: tuple[str, ...] = ()
-    phases: Mapping[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, told: Any) -> Health:
-        """From the JSON of its health page; what is not as agreed is left out."""
-        if not isinstance(told, dict):
-            return cls()
-        token = told.get("last_token_time")
-        versions = told.get("loaded_versions")
-        phases = told.get("phases")
-        return cls(
-            phase=str(told.get("phase", "")),
-            last_token_time=datetime.fromtimestamp(token, UTC) if isinstance(token, int | float) else None,
-            loaded_versions=tuple(map(str, versions)) if isinstance(versions, list) else (),
-            phases={
-                str(name): float(seconds)
-                for name, seconds in (phases if isinstance(phases, dict) else {}).items()
-                if isinstance(seconds, int | float)
-            },
-        )
 
 
 def is_over(pod: Object, now: datetime | None = None) -> bool:
@@ -100,29 +67,25 @@ def replica(pod: Object, crash_loop_restarts: int, now: datetime | None = None) 
         phases=_phases(pod, server),
         start_time=_time(metadata.get("creationTimestamp")),
         ready_time=_ready_time(pod, server) if phase == pb.REPLICA_PHASE_READY else None,
-        restart_at=_restart_at(failing, last) if phase in _FAILURES else None,
+        restart_at=_restart_at(failing, last) if phase in FAILING else None,
     )
-
-
-_FAILURES: Final = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})
 
 
 def with_health(known: Replica, health: Health) -> Replica:
     """The server's own word on what it does is finer than the kubelet's."""
-    phase = known.phase
-    if phase in {pb.REPLICA_PHASE_LOADING, pb.REPLICA_PHASE_WARMING}:
-        phase = _SERVER_PHASES.get(health.phase, phase)
-    phases = known.phases
-    if health.phases:
-        told = [
-            (_SERVER_PHASES[name], timedelta(seconds=seconds))
-            for name, seconds in health.phases.items()
-            if name in {"loading", "warming"}
-        ]
-        kept = [
-            each for each in phases if each[0] not in {pb.REPLICA_PHASE_LOADING, pb.REPLICA_PHASE_WARMING}
-        ]
-        phases = (*kept, *told)
+    phase, phases = known.phase, known.phases
+    if phase in _STARTING and health.phase != "ready":
+        phase = PHASES.get(health.phase, phase)
+    if health.phase_s:
+        own = (
+            (PHASES[name], timedelta(seconds=health.phase_s[name]))
+            for name in health.phase_s
+            if name in PHASES
+        )
+        phases = (
+            *(each for each in phases if each[0] not in _STARTING),
+            *(each for each in own if each[0] in _STARTING),
+        )
     return replace(
         known,
         phase=phase,
@@ -223,7 +186,7 @@ def _failure(container: Object, crash_loop_restarts: int) -> tuple[pb.ReplicaPha
     state = container.get("state") or {}
     waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
     reason = waiting.get("reason", "")
-    if reason in _PULL_FAILURES:
+    if reason in _PULLFAILING:
         return pb.REPLICA_PHASE_FAILED, f"{reason}: {waiting.get('message', '')}"
     if reason == "CrashLoopBackOff" or (ended and ended.get("exitCode") != 0):
         is_loop = int(container.get("restartCount", 0)) >= crash_loop_restarts
@@ -302,14 +265,16 @@ def _ready_time(pod: Object, server: Object) -> datetime | None:
 def _unschedulable(message: str) -> str:
     """A word for programs from the scheduler's sentence."""
     if match := re.search(r"Insufficient (\S+?)[.,]?(\s|$)", message):
-        resource = match[1]
-        known = {
-            "cpu": "INSUFFICIENT_CPU",
-            "memory": "INSUFFICIENT_MEMORY",
-            "ephemeral-storage": "INSUFFICIENT_STORAGE",
-        }
-        return known.get(resource, "INSUFFICIENT_GPU" if "/" in resource else "UNSCHEDULABLE")
+        return lack_of(match[1]) or "UNSCHEDULABLE"
     return "UNSCHEDULABLE"
+
+
+def lack_of(resource: str) -> str:
+    """The word for programs; empty for a resource that has none."""
+    if "/" in resource:  # an extended one, such as nvidia.com/gpu
+        return "INSUFFICIENT_GPU"
+    words = {"cpu": "CPU", "memory": "MEMORY", "ephemeral-storage": "STORAGE"}
+    return f"INSUFFICIENT_{words[resource]}" if resource in words else ""
 
 
 def _ratio(aimed: Object, current: Object) -> tuple[str, float]:

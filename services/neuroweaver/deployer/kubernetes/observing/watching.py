@@ -14,10 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import aiohttp
-
 from neuroweaver.cluster.api import Api
-from neuroweaver.cluster.errors import BackendError
+from neuroweaver.cluster.errors import LOST, BackendError
 from neuroweaver.cluster.failures import Refusal
 from neuroweaver.cluster.kinds import Kind, Object
 from neuroweaver.deployer.domain.backend import Key
@@ -25,7 +23,7 @@ from neuroweaver.deployer.kubernetes.naming import identity
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
 
-_LOST: Final = (aiohttp.ClientError, TimeoutError, ConnectionError, BackendError)
+_LOST: Final = (*LOST, BackendError)
 _UNKNOWN_KIND_S: Final = 60.0
 
 

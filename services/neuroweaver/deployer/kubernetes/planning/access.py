@@ -20,9 +20,8 @@ OTHERS: Final = (
     ("delete", "apps", "replicasets"),
 )
 """What else it needs: verb, group, resource."""
-_TOLD_BY_USE: Final = "use of CPU and memory is told by nothing but the replicas' own figures"
-_FROM_OUTSIDE: Final = "from outside the cluster nothing is learned of the replicas' health and figures"
-_NO_LEADER: Final = "no deployer can become the one that works"
+_TOLD_BY_USE: Final = "CPU and memory use is then known from the replicas' own metrics only"
+_FROM_OUTSIDE: Final = "from outside the cluster, the replicas' health and metrics stay unknown"
 
 
 def needed(custom: Iterable[Kind]) -> list[tuple[str, str, str]]:
@@ -31,17 +30,11 @@ def needed(custom: Iterable[Kind]) -> list[tuple[str, str, str]]:
     return [(verb, kind.group, kind.plural) for kind in kinds for verb in OBJECT_VERBS] + list(OTHERS)
 
 
-async def lacking(api: Api, namespace: str, own_namespace: str) -> list[Finding]:
-    """Of the rights without which a deployment comes to be all the same: what is missing, and what follows.
-
-    own_namespace: of the deployer; empty outside a cluster, where it has no Lease.
-    """
+async def lacking(api: Api, namespace: str) -> list[Finding]:
+    """The missing ones among the rights without which a deployment still comes to be, and what follows."""
     wished = [("list", "metrics.k8s.io", "pods", namespace, _TOLD_BY_USE)]
     if not api.is_inside:
         wished.append(("get", "", "pods/proxy", namespace, _FROM_OUTSIDE))
-    if own_namespace:
-        lease = ("coordination.k8s.io", "leases", own_namespace, _NO_LEADER)
-        wished += [(verb, *lease) for verb in ("get", "create", "update")]
     answers = await asyncio.gather(*(api.may(*right) for *right, _ in wished))
     return [
         Finding("RIGHT_MISSING", f"{forbidden(verb, _named(group, resource), where)}: {consequence}")

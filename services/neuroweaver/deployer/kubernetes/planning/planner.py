@@ -33,18 +33,18 @@ from neuroweaver.cluster.kinds import (
     ref,
 )
 from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Finding, Planned, Wanted
-from neuroweaver.deployer.kubernetes.configuration import ClusterSettings
+from neuroweaver.deployer.kubernetes import applying
 from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, scaling, traffic
 from neuroweaver.deployer.kubernetes.manifests.manifests import (
     Cluster,
-    is_monitored,
     manifests,
-    namespace_of,
     obstacle_to_zero,
 )
+from neuroweaver.deployer.kubernetes.manifests.scope import Scope, namespace_of
 from neuroweaver.deployer.kubernetes.observing import drift
 from neuroweaver.deployer.kubernetes.planning import access
 from neuroweaver.deployer.kubernetes.planning.replacement import Room, decide
+from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _AT_ONCE: Final = 8
@@ -68,10 +68,10 @@ async def plan(
     namespace = namespace_of(wanted.spec, settings)
     await access.check(api, namespace, cluster.kinds)
     findings = list(_findings(wanted, settings, cluster))
-    findings += await access.lacking(api, namespace, settings.own_namespace)
+    findings += await access.lacking(api, namespace)
     has_namespace = await _has_namespace(api, namespace)
     if not has_namespace:
-        message = f"there is no namespace {namespace} in the cluster"
+        message = f"namespace {namespace} does not exist in the cluster: create it, or name another one"
         findings.append(Finding("NAMESPACE_MISSING", message, "spec.kubernetes.namespace", is_blocking=True))
     try:
         objects = manifests(wanted, *_as_if_possible(wanted, settings, cluster))
@@ -134,7 +134,9 @@ async def _planned(api: Api, wish: Object, live: Object | None, *, can_try: bool
         action = pb.PLANNED_ACTION_UNCHANGED if is_there else pb.PLANNED_ACTION_UPDATE
     if can_try:
         try:
-            action, changes = await _tried(api, wish, live)
+            changes = await applying.changes_of(api, wish, live)
+            if live is not None:
+                action = pb.PLANNED_ACTION_UPDATE if changes else pb.PLANNED_ACTION_UNCHANGED
         except Refusal as error:
             trouble = to_backend_error(error)
             if trouble.trouble not in {Trouble.REFUSED, Trouble.NO_ROOM, Trouble.CONFLICT}:
@@ -149,21 +151,6 @@ async def _planned(api: Api, wish: Object, live: Object | None, *, can_try: bool
         manifest=yaml.safe_dump(wish, sort_keys=False, allow_unicode=True),
         changes=changes,
     )
-
-
-async def _tried(
-    api: Api, wish: Object, live: Object | None
-) -> tuple[pb.PlannedAction.ValueType, tuple[FieldChange, ...]]:
-    kind = kind_of(wish)
-    if live is None:
-        await api.apply(kind, wish, is_forced=True, is_dry_run=True)
-        return pb.PLANNED_ACTION_CREATE, ()
-    own, _ = drift.left_to_others(drift.stamped(wish), live)
-    if kind == DEPLOYMENT and "replicas" not in own["spec"] and drift.owns(live, "spec", "replicas"):
-        own["spec"]["replicas"] = live["spec"]["replicas"]  # handed over as it is
-    answer = await api.apply(kind, own, is_forced=True, is_dry_run=True)
-    changes = drift.differences(live, answer)
-    return (pb.PLANNED_ACTION_UPDATE if changes else pb.PLANNED_ACTION_UNCHANGED), changes
 
 
 def _has_its_role(wish: Object, found: Found) -> bool:
@@ -216,8 +203,8 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
     if is_other and not has_router:
         yield Finding(
             "BACKUP_OF_ANOTHER_MODEL",
-            f"requests for {wanted.key.model_id} name it in their body, which no Service can rewrite, so "
-            f"{spec.recovery.backup.model_id} would answer each with 404: set "
+            f"requests name their model, {wanted.key.model_id}, in their body, and a Service cannot rewrite "
+            f"it, so {spec.recovery.backup.model_id} would answer each with 404: set "
             "spec.kubernetes.traffic_routing to TRAFFIC_ROUTING_ROUTER, or name another deployment of this "
             "model",
             "spec.recovery.backup.model_id",
@@ -226,14 +213,16 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
     has_route = bool(settings.gateway) and HTTP_ROUTE in cluster.kinds
     if settings.gateway and not has_route:
         yield Finding(
-            "GATEWAY_MISSING", "the cluster has no HTTPRoute: nothing outside of it leads to the deployment"
+            "GATEWAY_MISSING",
+            "the cluster has no Gateway API (HTTPRoute), so the deployment cannot be reached from outside",
         )
     if spec.rollout.HasField("canary") and not has_router:
         yield from _findings_of_canary(wanted, has_route=has_route)
-    if is_monitored(spec) and not ({SERVICE_MONITOR, PROMETHEUS_RULE} <= cluster.kinds):
+    if Scope(wanted, settings).is_monitored and not ({SERVICE_MONITOR, PROMETHEUS_RULE} <= cluster.kinds):
         yield Finding(
             "MONITORING_MISSING",
-            "the cluster has no ServiceMonitor or no PrometheusRule: nothing is scraped, nobody alerted",
+            "the Prometheus operator (ServiceMonitor, PrometheusRule) is not installed: no metrics are "
+            "scraped, and no alerts are raised",
             "spec.kubernetes.monitoring",
         )
     if (
@@ -242,7 +231,9 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
         and spec.engine.max_queue_size != _DEFAULT_QUEUE
     ):
         yield Finding(
-            "QUEUE_NOT_BOUNDED", "vLLM takes every request into its queue", "spec.engine.max_queue_size"
+            "QUEUE_NOT_BOUNDED",
+            "vLLM's queue has no limit, so this setting has no effect",
+            "spec.engine.max_queue_size",
         )
     yield from _findings_without_effect(wanted)
 
@@ -252,15 +243,15 @@ def _findings_of_base(wanted: Wanted, settings: ClusterSettings) -> Iterator[Fin
     if pods.needs_hub(wanted, settings) and any(each.base_name == BUILTIN for each in adapters):
         yield Finding(
             "BASE_MODEL_MISSING",
-            f"the base model {BUILTIN} is converted where it is trained on, and on no hub: set "
-            "NEUROWEAVER_BASE_MODELS_CLAIM to a volume with it",
+            f"the base model {BUILTIN} was converted by the trainer and is on no hub: put it into a volume, "
+            "and name that in NEUROWEAVER_BASE_MODELS_CLAIM",
             is_blocking=True,
         )
     if unpinned := sorted({each.version for each in adapters if not each.base_model_digest}):
         yield Finding(
             "BASE_MODEL_NOT_VERIFIED",
-            f"version {', '.join(unpinned)} names no digest of its base model, so nothing shows that pods "
-            "serve the one that was trained on",
+            f"version {', '.join(unpinned)} has no digest of its base model, so pods cannot verify that it "
+            "is the one that was trained on",
         )
 
 
@@ -271,7 +262,7 @@ def _findings_without_effect(wanted: Wanted) -> Iterator[Finding]:
     if pods.uses_vllm(spec) and has_adapter and spec.engine.adapter_mode == pb.ADAPTER_MODE_MERGED:
         yield Finding(
             "ADAPTER_NOT_MERGED",
-            "vLLM applies the adapter beside the base model at each token, and merges none",
+            "vLLM never merges an adapter: it applies it beside the base model, at each token",
             "spec.engine.adapter_mode",
         )
     recovery = spec.recovery
@@ -283,7 +274,8 @@ def _findings_without_effect(wanted: Wanted) -> Iterator[Finding]:
         if wait and wait != default:
             yield Finding(
                 "BACKOFF_OF_THE_KUBELET",
-                "the kubelet starts pods again by its own back-off: 10 seconds, doubled up to 5 minutes",
+                "Kubernetes restarts pods with a back-off of its own, 10 seconds doubled up to 5 minutes, so "
+                "this setting has no effect",
                 f"spec.recovery.{name}",
             )
 
@@ -293,22 +285,17 @@ def _findings_of_canary(wanted: Wanted, *, has_route: bool) -> Iterator[Finding]
     if spec.rollout.session_affinity != pb.SESSION_AFFINITY_NONE:
         yield Finding(
             "AFFINITY_NOT_KEPT",
-            "neither a Service nor an HTTPRoute knows conversations: while traffic is split, a conversation "
-            "may be answered by either revision",
+            "a Service or an HTTPRoute cannot keep a conversation with its revision while traffic is split: "
+            "set spec.kubernetes.traffic_routing to TRAFFIC_ROUTING_ROUTER if that matters",
             "spec.rollout.session_affinity",
         )
     if has_route:
         return
+    weights = {revision.number: revision.weight_percent for revision in wanted.revisions}
     counts = {revision.number: scaling.least_replicas(revision) for revision in wanted.revisions}
-    words = "traffic is split by numbers of ready replicas, since there is no gateway"
-    serving = [revision for revision in wanted.revisions if revision.weight_percent > 0]
-    if len(serving) > 1:
-        real = traffic.shares({revision.number: counts[revision.number] for revision in serving})
-        pairs = ", ".join(
-            f"revision {revision.number} gets {real[revision.number]} % for {revision.weight_percent} %"
-            for revision in serving
-        )
-        words += f": {pairs}"
+    split = traffic.split_by_replicas(weights, counts)
+    words = "without a gateway, traffic is split by the numbers of ready replicas"
+    words += f": {split}" if split else ""
     yield Finding("WEIGHTS_BY_REPLICAS", words, "spec.rollout.canary.steps")
 
 
@@ -319,7 +306,7 @@ async def _findings_of_metrics(api: Api, wanted: Wanted) -> list[Finding]:
     if any(
         each.HasField("target_cpu_percent") or each.HasField("target_memory_percent") for each in scalings
     ) and (obstacle := await _obstacle_to_metrics(api)):
-        words = f"{obstacle}, so nothing is scaled by CPU or memory"
+        words = f"{obstacle}, so scaling by CPU or memory does nothing"
         made.append(Finding("METRICS_MISSING", words, "spec.autoscaling"))
     if any(each.HasField("target_concurrency") or each.custom_metrics for each in scalings) and not (
         await api.has_group("custom.metrics.k8s.io")
@@ -327,8 +314,8 @@ async def _findings_of_metrics(api: Api, wanted: Wanted) -> list[Finding]:
         made.append(
             Finding(
                 "CUSTOM_METRICS_MISSING",
-                "the cluster has no custom metrics API (custom.metrics.k8s.io), so nothing is scaled by "
-                "concurrency or custom metrics",
+                "the cluster has no custom metrics API (custom.metrics.k8s.io), so scaling by "
+                "concurrency or custom metrics does nothing",
                 "spec.autoscaling",
             )
         )
@@ -362,8 +349,8 @@ async def _room(api: Api) -> Room:
         everywhere = await api.list(POD)
     except Refusal as error:
         if error.status == 403:
-            return Room(None, why_unknown=f"whether there is room is not known: {to_backend_error(error)}")
+            return Room(None, why_unknown=f"free capacity is unknown: {to_backend_error(error)}")
         raise
     if not nodes.items:
-        return Room(None, why_unknown="whether there is room is not known: the cluster has no nodes")
+        return Room(None, why_unknown="free capacity is unknown: the cluster has no nodes")
     return Room(nodes.items, everywhere.items)

@@ -8,11 +8,11 @@ before they get traffic.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from neuroweaver.cluster import quantities
-from neuroweaver.cluster.kinds import Object
+from neuroweaver.cluster.kinds import Object, is_going
 from neuroweaver.deployer.domain.backend import Capacity, Finding, Wanted
 from neuroweaver.deployer.kubernetes.manifests.scaling import least_replicas
 from neuroweaver.deployer.kubernetes.naming import identity
@@ -56,11 +56,7 @@ def decide(
     """
     asked = wanted.replacement or wanted.spec.rollout.replacement
     counts = {revision.number: least_replicas(revision) for revision in wanted.revisions}
-    alive = [
-        pod
-        for pod in own_pods
-        if not pod["metadata"].get("deletionTimestamp") and not observation.is_over(pod)
-    ]
+    alive = [pod for pod in own_pods if not is_going(pod) and not observation.is_over(pod)]
     new = _at_once(wanted, counts, alive)
     if changes_pods and alive:
         new += _surge(wanted)
@@ -71,7 +67,7 @@ def decide(
         findings.append(
             Finding(
                 "SWAP_NOT_POSSIBLE",
-                "pods on Kubernetes take another adapter only by being replaced: choose SURGE or RECREATE",
+                "on Kubernetes, another adapter needs new pods: choose SURGE or RECREATE",
                 "spec.rollout.replacement",
                 is_blocking=True,
             )
@@ -79,21 +75,21 @@ def decide(
     if shown.nodes is None:
         if room.why_unknown:
             findings.append(Finding("CAPACITY_UNKNOWN", room.why_unknown))
-        mode = _known_mode(asked)
+        is_recreating = asked == pb.REPLACEMENT_MODE_RECREATE
+        mode = asked if is_recreating else pb.REPLACEMENT_MODE_SURGE
         return Decision(
             mode,
-            "as asked for" if asked else "whether there is room for both is not known",
-            mode == pb.REPLACEMENT_MODE_RECREATE and bool(alive) and replaces,
+            "as asked for" if asked else "free capacity is unknown",
+            is_recreating and bool(alive) and replaces,
             tuple(findings),
             shown.capacity(None),
         )
     # Replicas that stay where they are need no room anew, whatever became of their nodes.
     fits_alone = shown.fits_without(alive, sum(counts.values())) or (not replaces and shown.fits(new))
     fits_beside = shown.fits(new) and fits_alone
-    mode, reason, blocking = _choose(asked, shown, fits_beside, fits_alone, has_old=bool(alive) and replaces)
-    if blocking:
-        is_hard = not nodes_may_come
-        findings.append(Finding(blocking[0], blocking[1], blocking[2], is_blocking=is_hard))
+    mode, reason, obstacle = _choose(asked, shown, fits_beside, fits_alone, has_old=bool(alive) and replaces)
+    if obstacle:
+        findings.append(replace(obstacle, is_blocking=not nodes_may_come))
     is_enough = fits_alone if mode == pb.REPLACEMENT_MODE_RECREATE else fits_beside
     return Decision(
         mode,
@@ -111,23 +107,20 @@ def _choose(
     fits_alone: bool,
     *,
     has_old: bool,
-) -> tuple[pb.ReplacementMode.ValueType, str, tuple[str, str, str] | None]:
-    lack = shown.lack()
+) -> tuple[pb.ReplacementMode.ValueType, str, Finding | None]:
+    no_room = Finding(shown.lack(), shown.says("even without the old replicas"), "spec.resources")
     if asked == pb.REPLACEMENT_MODE_RECREATE:
-        blocked = (
-            None if fits_alone else (lack, shown.says("even without the old replicas"), "spec.resources")
-        )
-        return pb.REPLACEMENT_MODE_RECREATE, "as asked for", blocked
+        return pb.REPLACEMENT_MODE_RECREATE, "as asked for", None if fits_alone else no_room
     if fits_beside:
         reason = "there is room for old and new replicas" if has_old else "nothing is replaced"
         return pb.REPLACEMENT_MODE_SURGE, "as asked for" if asked else reason, None
     if not has_old and not shown.is_canary:
-        return pb.REPLACEMENT_MODE_SURGE, "nothing is replaced", (lack, shown.says("now"), "spec.resources")
+        return pb.REPLACEMENT_MODE_SURGE, "nothing is replaced", replace(no_room, message=shown.says("now"))
     if not fits_alone:
         return (
             pb.REPLACEMENT_MODE_SURGE,
-            "there is room for neither way",
-            (lack, shown.says("even without the old replicas"), "spec.resources"),
+            "there is no room, with or without the old replicas",
+            no_room,
         )
     if asked == pb.REPLACEMENT_MODE_SURGE or shown.is_canary:
         why = (
@@ -135,16 +128,15 @@ def _choose(
             if shown.is_canary
             else "SURGE starts new replicas first"
         )
-        way_out = "take the canary out and " if shown.is_canary else ""
+        way_out = "remove the canary and " if shown.is_canary else ""
         message = (
-            f"{why}, and {shown.says('beside the old ones')}: the old ones would wait for the new ones and "
-            f"the new ones for their room, for ever. {way_out}set rollout.replacement to RECREATE, lower "
-            "replicas, or add nodes"
+            f"{why}, and {shown.says('beside the old ones')}: the rollout could never finish. "
+            f"{way_out}set rollout.replacement to RECREATE, lower replicas, or add nodes"
         )
         return (
             pb.REPLACEMENT_MODE_SURGE,
             "as asked for" if asked else why,
-            ("SURGE_WOULD_DEADLOCK", message, "spec.rollout.replacement"),
+            Finding("SURGE_WOULD_DEADLOCK", message, "spec.rollout.replacement"),
         )
     return pb.REPLACEMENT_MODE_RECREATE, shown.says("beside the old ones"), None
 
@@ -176,13 +168,7 @@ class _Reckoning:
         """What there is too little of."""
         if self._is_shut_out:
             return "NO_NODE"
-        scarce = self._scarce()
-        known = {
-            "cpu": "INSUFFICIENT_CPU",
-            "memory": "INSUFFICIENT_MEMORY",
-            "ephemeral-storage": "INSUFFICIENT_STORAGE",
-        }
-        return known.get(scarce, "INSUFFICIENT_GPU" if "/" in scarce else "NO_ROOM")
+        return observation.lack_of(self._scarce()) or "NO_ROOM"
 
     def says(self, when: str) -> str:
         wanted = ", ".join(
@@ -190,11 +176,11 @@ class _Reckoning:
         )
         if self._is_shut_out:
             why = (
-                f"none of {len(self._room.nodes or ())} nodes takes them: ready, with the labels asked for "
-                "and no taint that is not tolerated"
+                f"no node, of {len(self._room.nodes or ())}, is ready, has the labels asked for, and "
+                "has only taints that are tolerated"
             )
         else:
-            why = f"{capacity.room_for(self._pod, self.nodes or ())} would"
+            why = f"there is room for {capacity.room_for(self._pod, self.nodes or ())}"
         return f"{self._new} new replicas of {wanted} each do not fit {when}: {why}"
 
     @property
@@ -240,7 +226,8 @@ def _findings_of_wish(wanted: Wanted, counts: Mapping[int, int]) -> Iterable[Fin
     if options.HasField("min_available") and most >= 2 and options.min_available >= most:
         yield Finding(
             "DRAIN_WOULD_BLOCK",
-            f"{options.min_available} of {most} replicas must stay, so no node could ever be drained",
+            f"min_available keeps {options.min_available} of {most} replicas, so no node could ever be "
+            "drained",
             "spec.kubernetes.min_available",
             is_blocking=True,
         )
@@ -273,7 +260,3 @@ def _has_gap(wanted: Wanted, mode: pb.ReplacementMode.ValueType, replicas: int) 
     if mode == pb.REPLACEMENT_MODE_RECREATE:
         return True
     return _surge(wanted) == 0 and wanted.spec.rollout.max_unavailable >= replicas
-
-
-def _known_mode(asked: pb.ReplacementMode.ValueType) -> pb.ReplacementMode.ValueType:
-    return asked if asked == pb.REPLACEMENT_MODE_RECREATE else pb.REPLACEMENT_MODE_SURGE

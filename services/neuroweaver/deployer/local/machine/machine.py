@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -24,12 +25,29 @@ _RUNTIME_BYTES: Final = 1 << 30
 class Need:
     """What is set aside for one replica."""
 
-    cores: float
-    memory_bytes: int
+    cores: float = 0.0
+    memory_bytes: int = 0
     gpus: int = 0
 
-    def times(self, replicas: int) -> Need:
-        return Need(self.cores * replicas, self.memory_bytes * replicas, self.gpus * replicas)
+    def __add__(self, other: Need) -> Need:
+        return self._with(other, operator.add)
+
+    def __sub__(self, other: Need) -> Need:
+        return self._with(other, operator.sub)
+
+    def __mul__(self, replicas: int) -> Need:
+        return self._with(Need(replicas, replicas, replicas), operator.mul)
+
+    def most(self, other: Need) -> Need:
+        """Of each resource the larger amount."""
+        return self._with(other, max)
+
+    def _with(self, other: Need, both: Callable[[Any, Any], Any]) -> Need:
+        return Need(
+            both(self.cores, other.cores),
+            both(self.memory_bytes, other.memory_bytes),
+            both(self.gpus, other.gpus),
+        )
 
     def fits(self, free: Need) -> bool:
         # A thousandth of a core is the smallest quantity there is.

@@ -26,7 +26,7 @@ from neuroweaver.deployer.local.replicas.replica import Adopted, Replica, Surrou
 from neuroweaver.deployer.local.replicas.restarts import Policy
 from neuroweaver.deployer.local.scaling.sizing import Load, Sizing
 from neuroweaver.deployer.routing.counts import Counts
-from neuroweaver.deployer.routing.shares import Affinity, at_random
+from neuroweaver.deployer.routing.shares import Affinity, at_random, percent
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Fleet:
         self,
         resource_name: str,
         folder: Path,
-        surroundings: Callable[[Supplies], Surroundings],
+        around: Surroundings,
         supply: Callable[[Path, Callable[[], None]], Supplies],
         moved: Callable[[Fleet], None],
     ) -> None:
@@ -60,7 +60,7 @@ class Fleet:
         self._tell = moved
         self._moved = asyncio.Event()
         self._supplies = supply(folder / "bundles", self._moved.set)
-        self._around = surroundings(self._supplies)
+        self._around = around
         self._wanted: Wanted | None = None
         self._launches: dict[str, Launch] = {}
         self._replicas: dict[int, Replica] = {}
@@ -158,8 +158,10 @@ class Fleet:
         able = [each for each in self._replicas.values() if each.is_ready and each.replica_id not in tried]
         revisions = {each.revision for each in able}
         weights = {each: weight for each, weight in self.weights().items() if each in revisions}
-        if conversation and self._is_affine():
-            chosen = self._affinity.revision(conversation, weights, self._weighted())
+        wanted = self._wanted
+        if conversation and wanted and wanted.spec.rollout.session_affinity != pb.SESSION_AFFINITY_NONE:
+            held = {each.number for each in wanted.revisions if each.weight_percent}
+            chosen = self._affinity.revision(conversation, weights, held)
         else:
             chosen = at_random(weights)
         of_revision = [each for each in able if each.revision == chosen]
@@ -220,7 +222,7 @@ class Fleet:
             endpoint=endpoint,
             replicas=tuple(each.shown() for each in sorted(replicas, key=lambda each: each.number)),
             desired=dict(self._sizing.desired),
-            weights=_percent(self.weights()),
+            weights=percent(self.weights()),
             is_idle=self._sizing.is_asleep and not replicas,
             scalings=self._sizing.take_scalings(),
             reasons=tuple(self._reasons()),
@@ -338,7 +340,9 @@ class Fleet:
         folder.mkdir(mode=0o700, exist_ok=True)
         policy = Policy.of(self._wanted.spec) if self._wanted else Policy()
         replica_id = self._replica_id(number)
-        self._replicas[number] = Replica(replica_id, folder, start, policy, self._around, self._moved.set)
+        self._replicas[number] = Replica(
+            replica_id, folder, start, policy, self._around, self._supplies, self._moved.set
+        )
 
     def _forget_gone(self) -> None:
         gone = [number for number, each in self._replicas.items() if each.is_gone]
@@ -363,15 +367,6 @@ class Fleet:
         folders = self._folders()
         return int(folders[-1].name) + 1 if folders else 1
 
-    def _weighted(self) -> set[int]:
-        return (
-            {each.number for each in self._wanted.revisions if each.weight_percent} if self._wanted else set()
-        )
-
-    def _is_affine(self) -> bool:
-        affinity = self._wanted.spec.rollout.session_affinity if self._wanted else pb.SESSION_AFFINITY_NONE
-        return affinity != pb.SESSION_AFFINITY_NONE
-
     def _is_waking(self) -> bool:
         """May sleep, aims at replicas, and none is ready yet."""
         return self.is_expected() and self._sizing.may_sleep and not self.weights()
@@ -388,16 +383,3 @@ class Fleet:
             if each.lacks:
                 reasons.append((f"INSUFFICIENT_{each.lacks.upper()}", shown.message))
         return list(dict.fromkeys(reasons))
-
-
-def _percent(weights: Mapping[int, float]) -> dict[int, int]:
-    """In whole percents that add up to 100: the largest remainders are rounded up."""
-    total = sum(weights.values())
-    if not total:
-        return {}
-    exact = {revision: weight * 100 / total for revision, weight in weights.items()}
-    whole = {revision: int(share) for revision, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda each: whole[each] - exact[each])
-    for revision in by_remainder[: 100 - sum(whole.values())]:
-        whole[revision] += 1
-    return whole

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from neuroweaver.deployer.model_servers import logs
+
 _NAME: Final = re.compile(r"(\d{8})-r(\d+)\.log")
 _KEPT: Final = 5
 _TAIL_BYTES: Final = 64 * 1024
 _LARGEST_BYTES: Final = 16 << 20
-_LONGEST: Final = 16 * 1024
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?")
-_LEVEL: Final = re.compile(r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
 
 
 @dataclass(frozen=True)
@@ -84,33 +83,20 @@ def _lines(file: Path, begin: int) -> Iterator[Written]:
                 message, told, level = _message(raw.decode(errors="replace").rstrip())
                 time = told or time
                 if message:
-                    yield Written(revision, time, _cut(message), level, f"{file.name}:{at:012d}")
+                    yield Written(revision, time, logs.cut(message), level, f"{file.name}:{at:012d}")
     except FileNotFoundError:
         return
 
 
 def _message(line: str) -> tuple[str, datetime | None, str]:
     """The message, its time if it tells it, its level if it names one."""
-    if line.startswith("{"):
-        try:
-            fields = json.loads(line)
-            text = str(fields.get("message") or fields.get("msg") or line)
-            if fields.get("exception"):
-                text += ": " + str(fields["exception"]).strip().splitlines()[-1]
-            return (
-                text,
-                _time(str(fields.get("time") or fields.get("timestamp") or "")),
-                _known(str(fields.get("level") or "")),
-            )
-        except (ValueError, AttributeError):
-            pass
-    matched = _LEVEL.search(line[:80])
-    return line, _time(line[:40]), _known(matched[1]) if matched else ""
-
-
-def _known(level: str) -> str:
-    level = level.upper()
-    return {"CRITICAL": "ERROR", "WARN": "WARNING"}.get(level, level)
+    level, fields = logs.level(line), logs.fields(line)
+    if fields is None:
+        return line, _time(line[:40]), level
+    text = str(fields.get("message") or fields.get("msg") or line)
+    if exception := str(fields.get("exception") or "").strip():
+        text += f": {exception.splitlines()[-1]}"
+    return text, _time(str(fields.get("time") or fields.get("timestamp") or "")), level
 
 
 def _time(text: str) -> datetime | None:
@@ -122,12 +108,6 @@ def _time(text: str) -> datetime | None:
     except ValueError:
         return None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _cut(message: str) -> str:
-    if len(message.encode()) <= _LONGEST:
-        return message
-    return message.encode()[: _LONGEST - 3].decode(errors="ignore") + "…"
 
 
 def _files(folder: Path) -> list[Path]:

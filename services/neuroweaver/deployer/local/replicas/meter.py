@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import httpx2
 
@@ -14,11 +13,8 @@ from neuroweaver.deployer.domain.backend import Measured
 from neuroweaver.deployer.local.replicas import probe
 from neuroweaver.deployer.local.replicas.replica import Replica
 from neuroweaver.deployer.local.scaling.autoscaler import Use
+from neuroweaver.deployer.model_servers.metrics import Page
 from neuroweaver.deployer.routing.counts import Counts
-
-_TOKENS: Final = "neuroweaver_serving_tokens_total"
-_RUNNING: Final = "neuroweaver_serving_requests_running"
-_WAITING: Final = "neuroweaver_serving_requests_waiting"
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Meter:
         self._counts: defaultdict[int, Counts] = defaultdict(Counts)
         self._cpu: dict[int, _Cpu] = {}
         self._tokens: Counter[int] = Counter()
-        self._tokens_seen: dict[tuple[str, int], float] = {}
+        self._tokens_seen: dict[tuple[str, int], int] = {}
 
     def counts(self, revision: int) -> Counts:
         return self._counts[revision]
@@ -54,12 +50,14 @@ class Meter:
     ) -> list[Measured]:
         """Requests, errors and times as the router saw them; the rest as the replicas tell it."""
         running = [each for each in replicas if each.process is not None]
-        told = await asyncio.gather(*(probe.counters(client, each.base_url) for each in running))
-        samples = dict(zip((each.replica_id for each in running), told, strict=True))
-        for each in running:
-            self._count_tokens(each, samples[each.replica_id])
+        read = await asyncio.gather(*(probe.page(client, each.base_url) for each in running))
+        pages = dict(zip(running, read, strict=True))
+        for replica, page in pages.items():
+            self._count_tokens(replica, page)
         return [
-            self._measured(revision, [each for each in running if each.revision == revision], samples)
+            self._measured(
+                revision, {each: page for each, page in pages.items() if each.revision == revision}
+            )
             for revision in sorted({*revisions, *(each.revision for each in running)})
         ]
 
@@ -82,32 +80,29 @@ class Meter:
         known = self._cpu.get(replica.number)
         return known.cores if known else None
 
-    def _count_tokens(self, replica: Replica, samples: Mapping[str, float] | None) -> None:
+    def _count_tokens(self, replica: Replica, page: Page | None) -> None:
         """Adds up over restarts, after which a replica counts from 0 again."""
-        if replica.process is not None and samples is not None:
+        if replica.process is not None and page is not None:
             seen = (replica.replica_id, replica.process.identity.pid)
-            tokens = samples.get(_TOKENS, 0.0)
-            self._tokens[replica.revision] += int(max(0.0, tokens - self._tokens_seen.get(seen, 0.0)))
-            self._tokens_seen[seen] = tokens
+            self._tokens[replica.revision] += max(0, page.tokens - self._tokens_seen.get(seen, 0))
+            self._tokens_seen[seen] = page.tokens
 
-    def _measured(
-        self, revision: int, running: Sequence[Replica], samples: Mapping[str, Mapping[str, float] | None]
-    ) -> Measured:
+    def _measured(self, revision: int, pages: Mapping[Replica, Page | None]) -> Measured:
         counts = self._counts[revision]
-        told = [each for each in (samples[replica.replica_id] for replica in running) if each is not None]
-        memory = _total([_memory(each) for each in running])
+        known = [page for page in pages.values() if page is not None]
+        memory = _total([_memory(replica) for replica in pages])
         return Measured(
             revision=revision,
             requests=counts.requests,
             errors=counts.errors,
             tokens=self._tokens[revision],
-            running=_total([each.get(_RUNNING) for each in told]),
-            waiting=_total([each.get(_WAITING) for each in told]),
+            running=_total([page.running for page in known]),
+            waiting=_total([page.waiting for page in known]),
             latency_ms=counts.latency.cumulative(),
             first_token_ms=counts.first_token.cumulative(),
-            cpu_cores=_total([self._cores(each) for each in running]),
+            cpu_cores=_total([self._cores(replica) for replica in pages]),
             memory_bytes=None if memory is None else int(memory),
-            missing_replicas=tuple(each.replica_id for each in running if samples[each.replica_id] is None),
+            missing_replicas=tuple(replica.replica_id for replica, page in pages.items() if page is None),
         )
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 import httpx2
 
+from neuroweaver.artifacts.serving_config import listed
 from neuroweaver.cluster import quantities
 from neuroweaver.deployer.domain import backend
 from neuroweaver.deployer.domain.failures import explained
@@ -25,12 +26,13 @@ from neuroweaver.deployer.local.files.supplies import Places, Supplies
 from neuroweaver.deployer.local.machine import gpus
 from neuroweaver.deployer.local.machine.machine import Need, Room
 from neuroweaver.deployer.local.replicas import log_files, processes, record
-from neuroweaver.deployer.local.replicas.launch import HOST, Launch, files
+from neuroweaver.deployer.local.replicas.launch import HOST, Launch
 from neuroweaver.deployer.local.replicas.overuse import overuse
-from neuroweaver.deployer.local.replicas.probe import COLD_START, PHASES, Health, health
+from neuroweaver.deployer.local.replicas.probe import health
 from neuroweaver.deployer.local.replicas.processes import Process
 from neuroweaver.deployer.local.replicas.record import Record
 from neuroweaver.deployer.local.replicas.restarts import Failures, Policy
+from neuroweaver.deployer.model_servers.health import COLD_START, PHASES, Health
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ _KILLED_S: Final = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What all replicas of a deployment share.
+    """What all replicas on this machine share.
 
     wedge_grace_s: how long a replica that was ready may fail its health check. probe_s: between two checks of
     a ready one.
@@ -58,7 +60,6 @@ class Surroundings:
     room: Room
     command: Sequence[str]
     environ: Mapping[str, str]
-    supplies: Supplies
     wedge_grace_s: float
     probe_s: float
 
@@ -80,9 +81,10 @@ class _End:
 
 
 class Replica:
-    """`moved` is called on every change.
+    """moved: called on every change. Only the event loop's thread touches it.
 
-    Only the event loop's thread touches it.
+    lacks: `cpu`, `memory` or `gpu`, while it waits for it. oom_killed: how much memory it had used, if it was
+    ended for that and has not been ready since. Both are empty otherwise.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Replica:
         start: Launch | Adopted,
         policy: Policy,
         around: Surroundings,
+        supplies: Supplies,
         moved: Callable[[], None],
     ) -> None:
         self.replica_id = replica_id
@@ -99,18 +102,19 @@ class Replica:
         self.in_flight = 0
         self._folder = folder
         self._around = around
+        self._supplies = supplies
         self._moved = moved
         self._launch = start if isinstance(start, Launch) else None
         self._record = start.record if isinstance(start, Adopted) else _record(int(folder.name), start)
-        self._process = start.process if isinstance(start, Adopted) else None
+        self.process = start.process if isinstance(start, Adopted) else None
         self._health: Health | None = None
         self._phase: pb.ReplicaPhase.ValueType = pb.REPLICA_PHASE_SCHEDULING
         self._message = ""
         self._failures = Failures()
         self._last_exit: int | None = None
-        self._lacks = ""
+        self.lacks = ""
         self._overuse = ""
-        self._oom_killed = ""
+        self.oom_killed = ""
         self._phase_s: dict[str, float] = dict(self._record.phase_s)
         self._own_s: dict[str, float] = {}
         self._start_time: datetime | None = None
@@ -158,21 +162,7 @@ class Replica:
     @property
     def was_started(self) -> bool:
         """Has a process, or had one."""
-        return self._process is not None or self._last_exit is not None or self._record.restarts > 0
-
-    @property
-    def lacks(self) -> str:
-        """`cpu`, `memory` or `gpu`, while it waits for it; else empty."""
-        return self._lacks
-
-    @property
-    def oom_killed(self) -> str:
-        """How much memory it had used, if it was ended for that and has not been ready since; else empty."""
-        return self._oom_killed
-
-    @property
-    def process(self) -> Process | None:
-        return self._process
+        return self.process is not None or self._last_exit is not None or self._record.restarts > 0
 
     @property
     def is_ready(self) -> bool:
@@ -221,7 +211,7 @@ class Replica:
         # A shorter time given later holds, such as that of a shutdown.
         self._drain_s = min(self._drain_s, drain_s)
         self._leave.set()
-        if self._process is not None:
+        if self.process is not None:
             self._show(pb.REPLICA_PHASE_DRAINING, "finishes its requests")
         self._moved()
 
@@ -246,12 +236,12 @@ class Replica:
 
     async def swap(self, launch: Launch) -> bool:
         """Loads another adapter in place of its own; whether that worked."""
-        places = await self._around.supplies.places(launch.bundle)
+        places = await self._supplies.places(launch.bundle)
         old = self._record.version
         body = {
             "version": launch.bundle.version,
             "files_folder": str(places.files_folder),
-            "files": files(launch.bundle),
+            "files": listed(launch.bundle.files),
             "make_current": True,
         }
         try:
@@ -281,11 +271,11 @@ class Replica:
 
     async def _live(self) -> None:
         try:
-            if self._process is not None:
+            if self.process is not None:
                 self._around.room.hold(self.replica_id, self.need, self._record.devices)
-            while not self.is_leaving or self._process is not None:
+            while not self.is_leaving or self.process is not None:
                 end = await self._one_run()
-                self._process = None
+                self.process = None
                 if end is not None:
                     await self._fail(end)
         finally:
@@ -295,11 +285,11 @@ class Replica:
     async def _one_run(self) -> _End | None:
         """From its start, or from where it is, to its end; None once it has left."""
         try:
-            if self._process is None:
-                self._process = await self._start()
-            if self._process is None:
+            if self.process is None:
+                self.process = await self._start()
+            if self.process is None:
                 return None
-            process = self._process
+            process = self.process
             self._around.room.runs_as(self.replica_id, process.identity.pid)
             self._start_time = datetime.fromtimestamp(process.identity.started, UTC)
             weighing = asyncio.create_task(self._limit_memory(process))
@@ -311,9 +301,9 @@ class Replica:
             end = _End(f"cannot be started: {error.strerror}")
         except Exception:  # noqa: BLE001  # a replica without care would never be ended
             _LOG.exception("a replica's care failed", extra={"replica": self.replica_id})
-            end = _End("the deployer failed to look after it")
-        if self._process is not None:
-            self._process.kill()
+            end = _End("the deployer failed while watching it; its log says why")
+        if self.process is not None:
+            self.process.kill()
         return None if self.is_leaving else end
 
     async def _start(self) -> Process | None:
@@ -328,7 +318,7 @@ class Replica:
             return None
         fetching = time.monotonic()
         self._show(pb.REPLICA_PHASE_PULLING, f"fetches version {launch.bundle.version}")
-        coming = self._around.supplies.places(launch.bundle, is_doubtful=self._last_exit == _CORRUPT)
+        coming = self._supplies.places(launch.bundle, is_doubtful=self._last_exit == _CORRUPT)
         places = await self._or_leave(coming)
         if places is None:
             return None
@@ -340,12 +330,12 @@ class Replica:
     async def _take_room(self, need: Need) -> bool:
         try:
             while lack := self._around.room.take(self.replica_id, need):
-                self._lacks = lack.resource
+                self.lacks = lack.resource
                 self._show(pb.REPLICA_PHASE_SCHEDULING, lack.message)
                 if await self._pause(_GLANCE_S):
                     return False
         finally:
-            self._lacks = ""
+            self.lacks = ""
         return True
 
     def _spawn(self, launch: Launch, places: Places, devices: Sequence[str]) -> Process:
@@ -360,7 +350,7 @@ class Replica:
 
     def _configure(self, launch: Launch, places: Places) -> None:
         config = launch.config(port=self._record.port, places=places, drain_s=self.policy.drain_timeout_s)
-        record.write_json(self._config, config)
+        record.write_json(self._config, config.plain())
 
     def _environ(self, launch: Launch, devices: Sequence[str]) -> dict[str, str]:
         # Also without a GPU of its own: it would take one that is another's.
@@ -406,7 +396,7 @@ class Replica:
             self._time_phases(told, time.monotonic() - begun)
         self._health = told
         if told.is_ready and self._ready_since is None:
-            self._oom_killed = ""
+            self.oom_killed = ""
             self._ready_since = time.monotonic()
             self._ready_time = datetime.now(UTC)
             self._save(replace(self._record, phase_s=dict(self._phase_s)))
@@ -434,7 +424,7 @@ class Replica:
             told = self._health.reason if self._health else ""
             return f"its engine made no tokens for {grace_s:g} s" + (f": {told}" if told else "")
         if self._ready_since is None and now - begun >= timeout_s:
-            return f"was not ready within the startup timeout of {timeout_s:g} s"
+            return f"was not ready within startup_timeout, {timeout_s:g} s"
         return ""
 
     async def _limit_memory(self, process: Process) -> None:
@@ -464,7 +454,7 @@ class Replica:
     async def _fail(self, end: _End) -> None:
         now = time.monotonic()
         self._last_exit = end.code
-        self._oom_killed, self._overuse = self._overuse, ""
+        self.oom_killed, self._overuse = self._overuse, ""
         self._failures = self._failures.failed(now, self.policy, self._ready_since)
         self._ready_since = None
         delay_s = self._failures.delay_s(self.policy)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -65,35 +66,26 @@ class Autoscaler:
         return Advice(within, need.cause if within == need.replicas or need.replicas > most else "SPEC")
 
     def _need(self, replicas: int) -> Advice:
-        asked = [
-            Advice(_enough(total / target, replicas), cause)
-            for cause, total, target in self._totals()
-            if total is not None
+        advices = [
+            Advice(_enough(use / target, replicas), cause)
+            for cause, figure, target in self._targets()
+            if (use := self._mean(figure)) is not None
         ]
-        return max(asked, key=lambda each: each.replicas, default=Advice(replicas, "SPEC"))
+        return max(advices, key=lambda advice: advice.replicas, default=Advice(replicas, "SPEC"))
 
-    def _totals(self) -> list[tuple[str, float | None, float]]:
+    def _targets(self) -> Iterator[tuple[str, Callable[[Use], float | None], float]]:
+        """Cause, what is measured, and how much of it one replica is to bear."""
         bounds = self.bounds
-        totals: list[tuple[str, float | None, float]] = []
+        has_others = bounds.HasField("target_concurrency") or bounds.HasField("target_memory_percent")
         if bounds.HasField("target_concurrency"):
-            totals.append(
-                (
-                    "CONCURRENCY",
-                    self._mean([use.concurrency for _, use in self._uses]),
-                    bounds.target_concurrency,
-                )
-            )
+            yield "CONCURRENCY", lambda use: use.concurrency, bounds.target_concurrency
         if bounds.HasField("target_memory_percent"):
-            memory = self._mean([use.memory for _, use in self._uses])
-            totals.append(("MEMORY", memory, bounds.target_memory_percent / 100))
-        if bounds.HasField("target_cpu_percent") or not totals:
-            percent = bounds.target_cpu_percent or _CPU_PERCENT
-            totals.append(("CPU", self._mean([use.cpu for _, use in self._uses]), percent / 100))
-        return totals
+            yield "MEMORY", lambda use: use.memory, bounds.target_memory_percent / 100
+        if bounds.HasField("target_cpu_percent") or not has_others:
+            yield "CPU", lambda use: use.cpu, (bounds.target_cpu_percent or _CPU_PERCENT) / 100
 
-    @staticmethod
-    def _mean(values: list[float] | list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
+    def _mean(self, figure: Callable[[Use], float | None]) -> float | None:
+        known = [value for _, use in self._uses if (value := figure(use)) is not None]
         return sum(known) / len(known) if known else None
 
     def _delay_s(self) -> float:

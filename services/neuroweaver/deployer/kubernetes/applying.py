@@ -1,0 +1,68 @@
+"""Server-side apply of one object: done, or tried by a dry run.
+
+https://kubernetes.io/docs/reference/using-api/server-side-apply/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neuroweaver.cluster.api import Api
+from neuroweaver.cluster.kinds import DEPLOYMENT, Object, kind_of
+from neuroweaver.deployer.domain.backend import FieldChange
+from neuroweaver.deployer.kubernetes.observing import drift
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What others had changed: corrected was set back, left is theirs."""
+
+    corrected: tuple[FieldChange, ...] = ()
+    left: tuple[FieldChange, ...] = ()
+
+
+async def apply(api: Api, wish: Object, live: Object | None) -> Applied:
+    kind, stamped = kind_of(wish), drift.stamped(wish)
+    if live is None:
+        await api.apply(kind, stamped, is_forced=True)
+        return Applied()
+    own, theirs = drift.left_to_others(stamped, live)
+    if not drift.was_applied(stamped, live):
+        if _gives_up_replicas(own, live):
+            await _hand_over_replicas(api, live)
+        await api.apply(kind, own, is_forced=True)
+        return Applied(left=theirs)
+    if drift.holds(own, live):
+        return Applied(left=theirs)
+    # A default, or an amount written another way, is no drift: a dry run tells.
+    changes = drift.differences(live, await api.apply(kind, own, is_forced=True, is_dry_run=True))
+    if changes:
+        await api.apply(kind, own, is_forced=True)
+    return Applied(changes, theirs)
+
+
+async def changes_of(api: Api, wish: Object, live: Object | None) -> tuple[FieldChange, ...]:
+    """What `apply` would change in the live object, by a dry run."""
+    own = wish
+    if live is not None:
+        own, _ = drift.left_to_others(drift.stamped(wish), live)
+        if _gives_up_replicas(own, live):
+            own["spec"]["replicas"] = live["spec"]["replicas"]  # handed over as it is
+    return drift.differences(live, await api.apply(kind_of(wish), own, is_forced=True, is_dry_run=True))
+
+
+def _gives_up_replicas(own: Object, live: Object) -> bool:
+    """Whether their number goes over to an autoscaler."""
+    return (
+        kind_of(own) == DEPLOYMENT and "replicas" not in own["spec"] and drift.owns(live, "spec", "replicas")
+    )
+
+
+async def _hand_over_replicas(api: Api, live: Object) -> None:
+    """To give up a field that nobody else owns removes it, and the number would fall to its default of 1.
+
+    https://kubernetes.io/docs/reference/using-api/server-side-apply/#transferring-ownership
+    """
+    metadata = {name: live["metadata"][name] for name in ("name", "namespace")}
+    body = DEPLOYMENT.object(metadata, spec={"replicas": live["spec"]["replicas"]})
+    await api.apply(DEPLOYMENT, body, is_forced=True, manager=drift.HANDOVER)
