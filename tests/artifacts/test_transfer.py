@@ -199,14 +199,14 @@ def test_a_hard_link_is_a_file_like_any_other(client, tmp_path):
 def test_a_pipe_in_the_folder_is_refused(client, tmp_path):
     os.mkfifo(tmp_path / "pipe")
 
-    with pytest.raises(TransferError, match="pipe: is no regular file"):
+    with pytest.raises(TransferError, match="pipe: is not a regular file"):
         upload(client.registry, tmp_path)
-    with pytest.raises(TransferError, match="pipe: is no regular file"):
+    with pytest.raises(TransferError, match="pipe: is not a regular file"):
         upload(client.registry, {"pipe.txt": tmp_path / "pipe"})
 
 
 def test_an_empty_folder_is_refused(client, tmp_path):
-    with pytest.raises(TransferError, match="holds no files"):
+    with pytest.raises(TransferError, match="has no files"):
         upload(client.registry, tmp_path)
 
 
@@ -217,12 +217,12 @@ def test_an_empty_folder_is_refused(client, tmp_path):
         ("/a.txt", "outside the version's folder"),
         ("a/../../b.txt", "outside the version's folder"),
         ("a\\b.txt", "backslash"),
-        ("two words.txt", "is no path of a version's file"),
-        ("é.txt", "is no path of a version's file"),
-        ("-rf.txt", "is no path of a version's file"),
-        ("a//b.txt", "is no path of a version's file"),
-        ("a/" * 300 + "b.txt", "is no path of a version's file"),
-        ("a.txt\n", "is no path of a version's file"),
+        ("two words.txt", "is not a path for a version's file"),
+        ("é.txt", "is not a path for a version's file"),
+        ("-rf.txt", "is not a path for a version's file"),
+        ("a//b.txt", "is not a path for a version's file"),
+        ("a/" * 300 + "b.txt", "is not a path for a version's file"),
+        ("a.txt\n", "is not a path for a version's file"),
     ],
 )
 def test_a_path_that_no_version_takes_is_refused_before_anything_is_sent(client, tmp_path, path, problem):

@@ -138,7 +138,7 @@ def is_there(file: File, target: Path) -> bool:
 def files_of(source: Path, on_skip: OnSkip | None = None) -> dict[str, Path]:
     """A folder's files by their path in it, or one file by its name; hidden ones are left out.
 
-    Raises TransferError for a link, for what is no regular file, and if there is nothing.
+    Raises TransferError for a link, for what is not a regular file, and if there is nothing.
     """
     if not source.is_dir():
         return {source.name: source}
@@ -154,7 +154,7 @@ def files_of(source: Path, on_skip: OnSkip | None = None) -> dict[str, Path]:
         visible = (here / name for name in names if not name.startswith("."))
         found |= {file.relative_to(source).as_posix(): file for file in visible}
     if not found:
-        raise TransferError(str(source), "holds no files")
+        raise TransferError(str(source), "has no files")
     return found
 
 
@@ -167,7 +167,7 @@ def check_path(path: str) -> None:
     if len(path) > MAX_PATH or _PATH.fullmatch(path) is None:
         raise TransferError(
             path,
-            f"is no path of a version's file: at most {MAX_PATH} characters, letters, digits and _ . - only, "
+            f"is not a path for a version's file: at most {MAX_PATH} letters, digits and _ . - only, "
             "and no part of it begins with . or -",
         )
 
@@ -189,7 +189,7 @@ def place(folder: Path, path: str) -> Path:
 
 @contextmanager
 def opened(file: Path, flags: int = os.O_RDONLY) -> Iterator[BinaryIO]:
-    """Raises TransferError for a link and for what is no regular file."""
+    """Raises TransferError for a link and for what is not a regular file."""
     try:
         # O_NONBLOCK: opening a pipe would wait for somebody at its other end.
         fd = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -199,7 +199,7 @@ def opened(file: Path, flags: int = os.O_RDONLY) -> Iterator[BinaryIO]:
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise TransferError(str(file), "is no regular file")
+        raise TransferError(str(file), "is not a regular file")
     with os.fdopen(fd, "rb" if flags == os.O_RDONLY else "r+b") as opened:
         yield opened
 
@@ -227,7 +227,7 @@ def whole_file(target: Path, *, is_resumable: bool = False) -> Iterator[BinaryIO
 def _check_kind(file: Path) -> None:
     _check_no_link(file)
     if not file.is_dir() and not file.is_file():
-        raise TransferError(str(file), "is no regular file")
+        raise TransferError(str(file), "is not a regular file")
 
 
 def _check_no_link(file: Path) -> None:

@@ -88,7 +88,7 @@ def resolve(
         return _builtin()
     if not name or "\0" in name or "\\" in name or {"..", ".", "~"} & set(name.split("/")):
         wanted = "give a known name, org/name, or an absolute folder without '..'"
-        raise UnknownBaseModel(f"{name[:200]!r} is no model name: {wanted}")
+        raise UnknownBaseModel(f"{name[:200]!r} is not a model name: {wanted}")
     if Path(name).is_absolute():
         return _local(name, Path(name))
     if _is_folder(home / "models" / name) and not _is_hidden(name):

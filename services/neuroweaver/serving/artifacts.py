@@ -52,7 +52,7 @@ def adapter_folder(files: Sequence[File]) -> PurePosixPath | None:
     if not found:
         return None
     if len(found) > 1:
-        raise DamagedArtifacts(f"the files hold {len(found)} adapters, where one is served at a time")
+        raise DamagedArtifacts(f"the files hold {len(found)} adapters; a server serves one")
     if not any(PurePosixPath(file.path) == found[0] / ADAPTER_WEIGHTS for file in files):
         raise DamagedArtifacts(f"the files hold no {found[0] / ADAPTER_WEIGHTS}")
     return found[0]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from neuroweaver.mesh.wire.environment import absolute_path, text, variable, whole
 from neuroweaver.mesh.wire.settings import Settings
-
-EMBEDDED_JUDGE: Final = "embedded"
+from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE
 
 
 @dataclass(frozen=True, kw_only=True)

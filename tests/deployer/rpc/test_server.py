@@ -10,7 +10,7 @@ from deployer.control.test_rollouts import Clock
 from deployer.fakes import COURSE, unreachable
 from deployer.worlds import KEY, deploy, get, publish, refusal
 from neuroweaver.cluster.errors import BackendError, Trouble
-from neuroweaver.deployer.domain.backend import FieldChange, Finding
+from neuroweaver.deployer.domain.backend import FieldChange, Finding, Scaling
 from neuroweaver.mesh.wire import status
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import registry_pb2
@@ -288,6 +288,18 @@ async def test_scaling_touches_nothing_else(mesh):
     await mesh.deployer.ScaleDeployment(pb.ScaleDeploymentRequest(model_id="advisor", replicas=0))
     idle = await mesh.settle()
     assert (idle.state, idle.replicas.current) == (pb.DEPLOYMENT_STATE_IDLE, 0)
+
+
+async def test_what_an_autoscaler_did_is_told_with_its_cause(lone):
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone, pb.DeploymentSpec(autoscaling=pb.Autoscaling(min_replicas=1, max_replicas=4)))
+    await lone.settle()
+    lone.backend.desired = {1: 3}
+    lone.backend.scalings = (Scaling(1, 2, 2, "SPEC"), Scaling(1, 1, 3, "CPU"), Scaling(1, 3, 3, "MEMORY"))
+    await lone.settle()
+    event = next(e for e in reversed(await lone.events()) if e.WhichOneof("event") == "scaled")
+    assert (event.scaled.from_replicas, event.scaled.to_replicas) == (1, 3)
+    assert (event.scaled.cause, event.actor) == ("CPU", "system")
 
 
 async def test_scaling_without_room_is_refused(lone):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 
 from deployer.worlds import KEY, deploy, publish
 from neuroweaver.deployer.rpc.watches import Watches
+from neuroweaver.mesh.handlers.watch import PAGE_SIZE
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
@@ -22,7 +24,8 @@ async def logged(lone, *messages, replica_id="r"):
 
 
 async def rest_of(watch):
-    return [each async for each in watch]
+    async with asyncio.timeout(20):
+        return [each async for each in watch]
 
 
 async def test_a_watch_ends_with_its_deployment_though_that_was_made_anew_before_it_looked(lone):
@@ -109,3 +112,16 @@ async def test_a_tail_begins_with_what_is_kept_though_lines_go_meanwhile(lone, m
     watch = Watches(lone.store).WatchDeploymentLogs(request, None)
     assert (await anext(watch)).message == "line 1"
     await watch.aclose()
+
+
+async def test_the_past_of_a_log_is_read_though_its_oldest_lines_go_meanwhile(lone, monkeypatch):
+    monkeypatch.setattr("neuroweaver.deployer.storage.writer.LINES_KEPT", 300)
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone)
+    await lone.settle()
+    await logged(lone, *(f"line {number}" for number in range(300)))
+    watch = Watches(lone.store).WatchDeploymentLogs(pb.WatchDeploymentLogsRequest(model_id="advisor"), None)
+    first = await anext(watch)
+    await logged(lone, *(f"more {number}" for number in range(290)))
+    messages = [line.message for line in [first, *await rest_of(watch)]]
+    assert messages == [f"line {number}" for number in (*range(PAGE_SIZE), *range(290, 300))]

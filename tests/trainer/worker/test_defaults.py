@@ -23,12 +23,10 @@ PPO = {
 }
 
 
-@pytest.mark.parametrize("config", [PPOConfig, RewardConfig])
-def test_what_the_contract_says_has_no_second_default(config: type) -> None:
-    fields = {field.name: field.default for field in dataclasses.fields(config)}
-    names = fields.keys() & {*PPO, "max_seq_length"} - {"learning_rate", "batch_size"}
+def test_what_the_job_says_of_policy_optimization_has_no_second_default() -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(PPOConfig)}
 
-    assert {fields[name] for name in names} == {dataclasses.MISSING}
+    assert {defaults[name] for name in PPO} == {dataclasses.MISSING}
 
 
 def test_policy_optimization_has_the_defaults_of_the_contract() -> None:
@@ -54,3 +52,9 @@ def test_policy_optimization_takes_every_parameter_from_the_job() -> None:
     assert {name: getattr(config, name) for name in PPO} == {
         name: getattr(given, field) for name, field in PPO.items()
     }
+
+
+@pytest.mark.parametrize("name", ["epochs", "max_seq_length", "seed"])
+def test_what_the_job_says_of_the_reward_model_has_no_second_default(name: str) -> None:
+    (field,) = (field for field in dataclasses.fields(RewardConfig) if field.name == name)
+    assert field.default is dataclasses.MISSING

@@ -51,7 +51,7 @@ class Descriptor:
         fields = typed(entry, value, dict)
         digest = typed(f"{entry}.digest", fields.get("digest"), str)
         if _DIGEST.fullmatch(digest) is None:
-            raise TransferError(f"{entry}.digest", "is no SHA-256; no other digest is taken")
+            raise TransferError(f"{entry}.digest", "is not a SHA-256, the only digest that is taken")
         size = typed(f"{entry}.size", fields.get("size"), int)
         if size < 0:
             raise TransferError(f"{entry}.size", "is negative")
@@ -95,7 +95,7 @@ class Layout:
         layout = cls(path, None if path.is_dir() else tar.members(Content.of(path.resolve()), str(path)))
         mark = layout.find(MARK_FILE)
         if mark is None:
-            raise TransferError(str(path), f"is no OCI image layout: it has no {MARK_FILE}")
+            raise TransferError(str(path), f"is not an OCI image layout: it has no {MARK_FILE}")
         if parsed(MARK_FILE, _bounded(MARK_FILE, mark)).get("imageLayoutVersion") != "1.0.0":
             raise TransferError(MARK_FILE, "is not of version 1.0.0")
         return layout
@@ -193,7 +193,7 @@ def document(value: Any) -> bytes:
 
 
 def parsed(entry: str, text: bytes) -> dict[str, Any]:
-    """Raises TransferError for what is no JSON object, or one that readers could understand differently."""
+    """Raises TransferError unless it is a JSON object that all readers understand alike."""
     try:
         value = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:

@@ -121,7 +121,7 @@ def read(layout: Layout, manifest: Descriptor) -> Image:
     """The manifest's files. Every blob was read whole and its digest was right. Raises TransferError."""
     fields = layout.document(manifest)
     if fields.get("schemaVersion") != 2 or fields.get("artifactType") != ARTIFACT_TYPE:
-        raise TransferError(manifest.name, "is no manifest of a model as ModelPack describes one")
+        raise TransferError(manifest.name, "is not a ModelPack manifest")
     config = Descriptor.parse("config", fields.get("config"))
     if config.media_type != CONFIG_TYPE:
         raise TransferError("config", f"has the unknown media type {config.media_type}")

@@ -134,7 +134,7 @@ def _write_tar(transfer: Transfer, version: registry.ModelVersion, packed: Packe
 def _chosen(layout: Layout, ref: str, version: str) -> Descriptor:
     models = [each for each in layout.manifests() if modelpack.is_model(layout, each)]
     if not models:
-        raise TransferError(str(layout.path), "holds no model as ModelPack describes one")
+        raise TransferError(str(layout.path), "has no ModelPack model")
     wanted = ref or (version if len(models) > 1 else "")
     named = [each for each in models if not wanted or each.annotations.get(oci_layout.REF_NAME) == wanted]
     if len(named) != 1:
@@ -151,11 +151,11 @@ def _wanted(image: Image, manifest: Descriptor, model_id: str, version: str) -> 
     wanted.model_id = model_id or wanted.model_id
     wanted.version = version or wanted.version
     if not wanted.model_id:
-        raise TransferError(manifest.name, "names no model: say which it is")
+        raise TransferError(manifest.name, "names no model: name one")
     if not Version.is_valid(wanted.version):
         called = wanted.version or "no version"
         raise TransferError(
-            manifest.name, f"says {called}, which is no semantic version such as 1.4.0: say which it is"
+            manifest.name, f"says {called}, which is not a semantic version such as 1.4.0: name one"
         )
     return wanted
 

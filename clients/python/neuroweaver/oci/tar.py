@@ -49,7 +49,9 @@ def members(archive: Content, name: str) -> dict[str, Content]:
             if entry.isdir():
                 continue
             if entry.type not in {tarfile.REGTYPE, tarfile.AREGTYPE}:
-                raise TransferError(entry.name, f"is {_REFUSED.get(entry.type, 'no regular file')} in {name}")
+                raise TransferError(
+                    entry.name, f"is {_REFUSED.get(entry.type, 'not a regular file')} in {name}"
+                )
             path = _checked_name(entry.pax_headers.get("path", entry.name), name)
             if path in files:
                 raise TransferError(path, f"occurs twice in {name}")
@@ -133,11 +135,11 @@ def _diagnosis(headers: _Headers) -> str:
     headers.seek(0)
     begin = headers.read(_BLOCK)
     program = next((program for magic, program in _COMPRESSED if begin.startswith(magic)), "")
-    return f"is compressed with {program}: unpack it first" if program else "is no tar, or a damaged one"
+    return f"is compressed with {program}: unpack it first" if program else "is not a tar, or is damaged"
 
 
 def _checked_name(path: str, name: str) -> str:
     parts = path.removeprefix("./").split("/")
     if "\\" in path or not path.isprintable() or path.startswith("/") or {"", ".", ".."} & set(parts):
-        raise TransferError(path, f"is no name that is taken from {name}")
+        raise TransferError(path, f"is not a name that is taken from {name}")
     return "/".join(parts)

@@ -142,4 +142,4 @@ def _told(error: grpc.RpcError, what: str) -> Error:
         return PermissionDenied(f"the Registry says: {error.details()}")
     if code in _REFUSALS:
         return FailedPrecondition("REGISTRY_REFUSED", f"the Registry says: {error.details()}")
-    return Unavailable("the Registry cannot be reached, which says which version is served")
+    return Unavailable("the Registry, which says which version is served, cannot be reached")

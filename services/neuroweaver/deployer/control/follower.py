@@ -95,14 +95,14 @@ class Follower:
     async def look(self, lease: Lease | None = None) -> None:
         """At every deployment that follows an alias."""
         try:
-            following = [each for each in await self._store.everything() if _follows(each)]
+            following = [deployment for deployment in await self._store.everything() if _follows(deployment)]
         except (SQLAlchemyError, Error) as error:  # the database may be back in a second
             _LOG.warning("aliases not looked at", extra={"cause": type(error).__name__})
             return
-        keys = {each.key for each in following}
+        keys = {deployment.key for deployment in following}
         self._refusals = {key: refusal for key, refusal in self._refusals.items() if key in keys}
         places = asyncio.Semaphore(_MOST_AT_ONCE)
-        looks = [self._looked_at(each, lease, places) for each in following]
+        looks = [self._looked_at(deployment, lease, places) for deployment in following]
         for failure in await asyncio.gather(*looks, return_exceptions=True):
             if failure is not None:
                 raise failure

@@ -15,8 +15,6 @@ from neuroweaver.deployer.domain.metrics.thresholds import ThresholdState
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.v1 import deployer_pb2 as pb
 
-_FAILING = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})
-
 Breaches = Mapping[pb.ThresholdKind.ValueType, str]
 """The thresholds that are broken, each in words."""
 
@@ -41,8 +39,8 @@ def judged(
 def _serving(
     deployment: Deployment, replicas: Sequence[Replica], proofs: Mapping[int, Proof], now: datetime
 ) -> Serving:
-    ready = [each for each in replicas if each.phase == pb.REPLICA_PHASE_READY]
-    failed = [each for each in replicas if each.phase in _FAILING]
+    ready = [replica for replica in replicas if replica.is_ready]
+    failed = [replica for replica in replicas if replica.is_failing]
     own = [proofs[revision] for revision in {replica.revision for replica in ready} if revision in proofs]
     fresh = [proof for proof in own if now - proof.last.time <= MAX_TOKEN_AGE]
     reported = [replica.last_token_time for replica in ready if replica.last_token_time is not None]
@@ -52,7 +50,7 @@ def _serving(
         desired=deployment.replicas,
         ready=len(ready),
         failed=len(failed),
-        reason=next((each.message for each in failed if each.message), ""),
+        reason=next((replica.message for replica in failed if replica.message), ""),
         running=known_sum(proof.last.measured.running for proof in fresh),
         waiting=known_sum(proof.last.measured.waiting for proof in fresh),
         last_token_time=max(tokens) if tokens else None,

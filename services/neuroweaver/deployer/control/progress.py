@@ -161,7 +161,7 @@ def _seen(
     return Seen(
         stable=_revision_seen(deployment, rollout.stable, replicas, look, background),
         candidate=_revision_seen(deployment, rollout.candidate, replicas, look, background),
-        others=sum(each.revision not in {rollout.stable, rollout.candidate} for each in replicas),
+        others=sum(replica.revision not in {rollout.stable, rollout.candidate} for replica in replicas),
         cursor=background.cursor,
     )
 
@@ -177,7 +177,7 @@ def _revision_seen(
         if deployment.served_by(sample.version) == number
     )
     own = [replica for replica in replicas if replica.revision == number]
-    reasons = [replica.message for replica in own if replica.phase != pb.REPLICA_PHASE_READY]
+    reasons = [replica.message for replica in own if not replica.is_ready]
     return RevisionSeen(
         phases=tuple(replica.phase for replica in own),
         reason=next(filter(None, reasons), ""),

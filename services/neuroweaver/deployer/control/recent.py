@@ -66,7 +66,7 @@ class Recent:
         """With what came since: tallies in order, samples up to the cursor."""
         if not tallies and not samples:
             return replace(self, cursor=cursor)
-        numbers = {0, *(each.number for each in deployment.revisions)}
+        numbers = {0, *(revision.number for revision in deployment.revisions)}
         windows = {number: window.copy() for number, window in self.windows.items() if number in numbers}
         proofs = {number: proof for number, proof in self.proofs.items() if number in numbers}
 
@@ -75,18 +75,18 @@ class Recent:
             windows.setdefault(revision, Window(self.basis.length)).add(min(time, now), counted)
 
         entries: list[Tally | Sample] = [*tallies, *samples]
-        for each in sorted(entries, key=lambda entry: entry.time):
-            if isinstance(each, Tally):
-                revision = each.measured.revision
+        for entry in sorted(entries, key=lambda each: each.time):
+            if isinstance(entry, Tally):
+                revision = entry.measured.revision
                 proof = proofs.get(revision)
                 if proof is not None:
-                    add(revision, each.time, self._between(proof.last, each))
-                proofs[revision] = proof.followed_by(each) if proof is not None else first(each)
+                    add(revision, entry.time, self._between(proof.last, entry))
+                proofs[revision] = proof.followed_by(entry) if proof is not None else first(entry)
             else:
-                revision = deployment.served_by(each.version)
+                revision = deployment.served_by(entry.version)
                 is_loaded = revision in proofs and bool(proofs[revision].last.measured.waiting)
-                add(revision, each.time, counts.reported(each, is_loaded=is_loaded))
-        tallied = max([self.tallied, *(each.time for each in tallies)])
+                add(revision, entry.time, counts.reported(entry, is_loaded=is_loaded))
+        tallied = max([self.tallied, *(tally.time for tally in tallies)])
         return replace(self, tallied=tallied, cursor=cursor, windows=windows, proofs=proofs)
 
     def _between(self, before: Tally, after: Tally) -> Counts:

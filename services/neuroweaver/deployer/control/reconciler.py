@@ -145,7 +145,7 @@ class Reconciler:
             if observed is not None and observed.replicas:
                 measured = await self._measured(backend, deployment, tended)
         seen = progress.Look(
-            deployment.generation, observed, trouble, {each.revision: each for each in measured}
+            deployment.generation, observed, trouble, {own.revision: own for own in measured}
         )
         after = await self._note(key, seen, tended, lease, is_removed=is_removed)
         if after is None or after.is_gone:
@@ -329,7 +329,7 @@ def _place(deployment: Deployment) -> tuple[Key, str, pb.DeploymentSpec]:
 
 def _tallies(seen: progress.Look, now: datetime) -> list[Tally]:
     replicas = seen.observed.replicas if seen.observed else ()
-    ready = Counter(each.revision for each in replicas if each.phase == pb.REPLICA_PHASE_READY)
+    ready = Counter(replica.revision for replica in replicas if replica.is_ready)
     return [Tally(now, measured, ready[measured.revision]) for measured in seen.measured.values()]
 
 

@@ -13,7 +13,6 @@ from neuroweaver.deployer.domain.metrics.health import Health
 from neuroweaver.deployer.domain.model import Deployment, Status
 from neuroweaver.v1 import deployer_pb2 as pb
 
-_FAILING: Final = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})
 # Why a replica finds no place. Others, such as an autoscaler without figures, keep none from its place.
 _UNPLACED: Final = frozenset({"UNSCHEDULABLE", "QUOTA_EXCEEDED", "REPLICA_REFUSED", "NO_ROOM", "DISK_FULL"})
 _OUT_OF_REACH: Final = frozenset({Trouble.UNREACHABLE, Trouble.FORBIDDEN, Trouble.NOT_CONFIGURED})
@@ -40,11 +39,11 @@ def with_observed(
     status = replace(
         status,
         endpoint=observed.endpoint,
-        replicas=tuple(each for each in observed.replicas if each.phase != pb.REPLICA_PHASE_GONE),
+        replicas=tuple(replica for replica in observed.replicas if replica.phase != pb.REPLICA_PHASE_GONE),
         draining={
-            each.replica_id: status.draining.get(each.replica_id, now)
-            for each in observed.replicas
-            if each.phase == pb.REPLICA_PHASE_DRAINING
+            replica.replica_id: status.draining.get(replica.replica_id, now)
+            for replica in observed.replicas
+            if replica.phase == pb.REPLICA_PHASE_DRAINING
         },
         desired=dict(observed.desired),
         weights=dict(observed.weights),
@@ -79,7 +78,7 @@ def _state(  # noqa: PLR0911  # the first that holds
 ) -> tuple[pb.DeploymentState.ValueType, str]:
     status = deployment.status
     ready, wanted = status.ready(), deployment.replicas
-    failing = [each for each in status.replicas if each.phase in _FAILING]
+    failing = [replica for replica in status.replicas if replica.is_failing]
     if deployment.is_being_removed:
         return pb.DEPLOYMENT_STATE_DELETING, f"Draining; replicas left: {len(status.replicas)}."
     if status.is_idle:
@@ -117,7 +116,9 @@ def _served(deployment: Deployment, failing: Sequence[Replica]) -> tuple[pb.Depl
 
 def _why(failing: Iterable[Replica]) -> str:
     """In the words of the one that says most."""
-    worst = max(failing, key=lambda each: (each.phase == pb.REPLICA_PHASE_CRASH_LOOP, len(each.message)))
+    worst = max(
+        failing, key=lambda replica: (replica.phase == pb.REPLICA_PHASE_CRASH_LOOP, len(replica.message))
+    )
     return worst.message or f"Replica {worst.replica_id} ended with an error."
 
 
@@ -148,7 +149,7 @@ def _scheduled(deployment: Deployment, observed: Observed, trouble: BackendError
             return False, reason, message
     if trouble is not None and trouble.trouble not in _OUT_OF_REACH | {Trouble.ARTIFACTS}:
         return False, trouble.trouble.value, str(trouble)
-    waiting = sum(each.phase == pb.REPLICA_PHASE_SCHEDULING for each in observed.replicas)
+    waiting = sum(replica.phase == pb.REPLICA_PHASE_SCHEDULING for replica in observed.replicas)
     if waiting:
         return None, "WAITING", f"{waiting} replicas are waiting to be placed."
     if len(observed.replicas) < deployment.replicas:
@@ -163,7 +164,9 @@ def _is_unplaced(reason: str) -> bool:
 def _available(deployment: Deployment, observed: Observed) -> Said:
     """With what else the backend has to say of how it serves."""
     is_true, reason, message = _serving(deployment)
-    others = [each for each in observed.reasons if not _is_unplaced(each[0]) and each[1] not in message]
+    others = [
+        (code, text) for code, text in observed.reasons if not _is_unplaced(code) and text not in message
+    ]
     if is_true and others:  # it serves, though not as was meant
         reason = others[0][0]
     elif reason == "REPLICA_FAILED" and "OOM_KILLED" in dict(observed.reasons):
@@ -178,8 +181,8 @@ def _serving(deployment: Deployment) -> Said:
         return True, "SERVING", f"{ready} replicas are ready."
     if status.is_idle:
         return True, "IDLE", "The first request starts a replica."
-    failing = [each for each in status.replicas if each.phase in _FAILING]
-    if any(each.phase == pb.REPLICA_PHASE_CRASH_LOOP for each in failing):
+    failing = [replica for replica in status.replicas if replica.is_failing]
+    if any(replica.phase == pb.REPLICA_PHASE_CRASH_LOOP for replica in failing):
         return False, "CRASH_LOOP", _why(failing)
     if failing:
         return False, "REPLICA_FAILED", _why(failing)
@@ -191,7 +194,7 @@ def _serving(deployment: Deployment) -> Said:
 def _drift_free(status: Status) -> Said:
     if not status.drift:
         return True, "AS_APPLIED", "Everything is as applied."
-    changed = ", ".join(sorted({each.object for each in status.drift})[:5])
+    changed = ", ".join(sorted({change.object for change in status.drift})[:5])
     if status.drift_corrected:
         return True, "CORRECTED", f"Somebody else changed {changed}; the change was undone."
     return False, "DRIFT", f"Somebody else changed {changed} and owns the changed fields."
@@ -213,12 +216,12 @@ def _rolled_out(deployment: Deployment) -> Said:
 
 
 def _thresholds_kept(health: Health | None) -> Said:
-    if health is None or all(each.value is None for each in health.thresholds):
+    if health is None or all(threshold.value is None for threshold in health.thresholds):
         return None, "NO_DATA", "Not enough data yet."
     broken = [
-        pb.ThresholdKind.Name(each.kind).removeprefix("THRESHOLD_KIND_")
-        for each in health.thresholds
-        if each.is_breached
+        pb.ThresholdKind.Name(threshold.kind).removeprefix("THRESHOLD_KIND_")
+        for threshold in health.thresholds
+        if threshold.is_breached
     ]
     if broken:
         return False, broken[0], f"Beyond the limit: {', '.join(broken)}."

@@ -108,6 +108,14 @@ class Replica:
     last_token_time: datetime | None = None
     restart_at: datetime | None = None
 
+    @property
+    def is_ready(self) -> bool:
+        return self.phase == pb.REPLICA_PHASE_READY
+
+    @property
+    def is_failing(self) -> bool:
+        return self.phase in {pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP}
+
 
 @dataclass(frozen=True)
 class FieldChange:

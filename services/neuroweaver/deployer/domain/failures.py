@@ -106,7 +106,7 @@ def explained(lines: Sequence[str], exit_code: int | None = None, hint: str = ""
     """
     plain = [part for line in lines[-_MOST_LINES:] for part in _unpacked(line)]
     line = _telling(plain)
-    errors = [each for each in plain if _EXCEPTION.match(each.strip()) or _ERROR_LINE.search(each)]
+    errors = [text for text in plain if _EXCEPTION.match(text.strip()) or _ERROR_LINE.search(text)]
     for text in (hint, line, *reversed(errors)):
         for sign in _SIGNS:
             if text and sign.pattern.search(text):

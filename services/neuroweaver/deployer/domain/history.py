@@ -71,8 +71,8 @@ def _progress(
 
 
 def _replicas(before: Deployment | None, after: Deployment, now: datetime) -> Iterator[pb.DeploymentEvent]:
-    old = {each.replica_id: each for each in before.status.replicas} if before is not None else {}
-    there = {each.replica_id for each in after.status.replicas}
+    old = {replica.replica_id: replica for replica in before.status.replicas} if before is not None else {}
+    there = {replica.replica_id for replica in after.status.replicas}
     for replica in after.status.replicas:
         if _shown(old.get(replica.replica_id)) != _shown(replica):
             event = pb.ReplicaChanged(replica=messages.from_replica(replica))
@@ -96,7 +96,11 @@ def _shown(replica: Replica | None) -> tuple[object, ...]:
 def _seen(before: Deployment | None, after: Deployment) -> Iterator[pb.DeploymentEvent]:
     was = before.status if before is not None else None
     status = after.status
-    old = {each.kind: each for each in messages.from_thresholds(was.health)} if was and was.health else {}
+    old = (
+        {threshold.kind: threshold for threshold in messages.from_thresholds(was.health)}
+        if was and was.health
+        else {}
+    )
     for threshold in messages.from_thresholds(status.health) if status.health else ():
         earlier = old.get(threshold.kind)
         if threshold.is_breached != (earlier is not None and earlier.is_breached):

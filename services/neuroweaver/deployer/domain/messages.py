@@ -12,7 +12,7 @@ from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Key, P
 from neuroweaver.deployer.domain.metrics import measurement
 from neuroweaver.deployer.domain.metrics.counts import Sample
 from neuroweaver.deployer.domain.metrics.health import Health
-from neuroweaver.deployer.domain.metrics.measurement import Tally, Window
+from neuroweaver.deployer.domain.metrics.measurement import Measurements, Tally
 from neuroweaver.deployer.domain.model import Condition, Deployment, Revision
 from neuroweaver.deployer.domain.rollouts.rollout import Rollout, bake_end
 from neuroweaver.mesh.wire.clock import timestamp
@@ -33,7 +33,7 @@ def message_of(kind: type[M], record: Any, **given: Any) -> M:
 def from_deployment(deployment: Deployment, last_sequence: int) -> pb.Deployment:
     status = deployment.status
     is_cluster = deployment.spec.backend == pb.DEPLOYMENT_BACKEND_KUBERNETES
-    shown = sorted(status.replicas, key=lambda each: (each.phase == pb.REPLICA_PHASE_READY, each.replica_id))
+    shown = sorted(status.replicas, key=lambda replica: (replica.is_ready, replica.replica_id))
     return message_of(
         pb.Deployment,
         deployment,
@@ -181,7 +181,7 @@ def from_metrics(
     )
 
 
-def from_window(window: Window, replica_hour_usd: float | None) -> pb.ServingMetrics:
+def from_window(window: Measurements, replica_hour_usd: float | None) -> pb.ServingMetrics:
     """What was not measured stays unset."""
     latency, first_token, last = window.latency_ms, window.first_token_ms, window.last
     used = [measured.gpu_utilization for measured in last if measured.gpu_utilization is not None]

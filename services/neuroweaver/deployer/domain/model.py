@@ -94,10 +94,7 @@ class Status:
 
     def ready(self, revision: int | None = None) -> int:
         """Ready replicas, of one revision or of all."""
-        return sum(
-            replica.phase == pb.REPLICA_PHASE_READY and revision in {None, replica.revision}
-            for replica in self.replicas
-        )
+        return sum(replica.is_ready and revision in {None, replica.revision} for replica in self.replicas)
 
     def condition(self, kind: str) -> Condition | None:
         return next((condition for condition in self.conditions if condition.type == kind), None)
@@ -111,7 +108,10 @@ class Status:
         new = Condition(type=kind, is_true=is_true, reason=reason, message=message, time=since)
         if before is None:
             return replace(self, conditions=(*self.conditions, new))
-        return replace(self, conditions=tuple(new if each.type == kind else each for each in self.conditions))
+        return replace(
+            self,
+            conditions=tuple(new if condition.type == kind else condition for condition in self.conditions),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ class Deployment:
         return engine.replica_hour_usd if engine.HasField("replica_hour_usd") else None
 
     def find(self, number: int) -> Revision | None:
-        return next((each for each in self.revisions if each.number == number), None)
+        return next((revision for revision in self.revisions if revision.number == number), None)
 
     def revision(self, number: int) -> Revision:
         """Raises NotFound for one that never was or is no longer kept."""
@@ -197,7 +197,7 @@ class Deployment:
         """The number of the newest revision with a version; empty: the stable one. 0 if there is none."""
         if not version:
             return self.stable
-        return next((each.number for each in self.revisions if each.bundle.version == version), 0)
+        return next((revision.number for revision in self.revisions if revision.bundle.version == version), 0)
 
     def require(self, etag: str) -> None:
         """Raises Aborted if the deployment is no longer the one that the caller saw."""
@@ -246,9 +246,13 @@ class Deployment:
         if self.stable and self.is_rolling:
             return self.revision(self.stable)
         current = self.revision(self.target).bundle
-        for each in self.revisions:
-            if each.is_proven and each.number < self.target and not _is_same(each.bundle, current):
-                return each
+        for revision in self.revisions:
+            if (
+                revision.is_proven
+                and revision.number < self.target
+                and not _is_same(revision.bundle, current)
+            ):
+                return revision
         raise FailedPrecondition("NOTHING_TO_ROLL_BACK", "no earlier revision has served yet")
 
     def rolled_back(self, to: Revision, change: SpecChange) -> Deployment:
@@ -383,5 +387,5 @@ def _is_same(one: Bundle, other: Bundle) -> bool:
 
 def _kept(revisions: tuple[Revision, ...], needed: set[int]) -> tuple[Revision, ...]:
     """The newest, and those that are in use."""
-    newest = {each.number for each in revisions[:MAX_REVISIONS]} | needed
-    return tuple(each for each in revisions if each.number in newest)
+    newest = {revision.number for revision in revisions[:MAX_REVISIONS]} | needed
+    return tuple(revision for revision in revisions if revision.number in newest)

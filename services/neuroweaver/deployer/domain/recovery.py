@@ -98,7 +98,7 @@ def cycle(start: Key, backup: Key | None, backups: Mapping[Key, Key]) -> tuple[K
 
 def _watched(watch: Watch, health: Health, now: datetime) -> Watch:
     is_unfit = health.state == pb.HEALTH_STATE_UNHEALTHY or any(
-        each.is_breached for each in health.thresholds
+        threshold.is_breached for threshold in health.thresholds
     )
     is_healthy = health.state == pb.HEALTH_STATE_HEALTHY
     return replace(

@@ -79,8 +79,8 @@ class Watches:
                 newest, is_over = until, True
             elif kept.deployment.first_line != first:
                 newest, is_over = kept.deployment.first_line - 1, True
-            # Who named no sequence begins with what is kept, though the oldest lines go meanwhile.
-            oldest = 1 if after == start and not since else max(first, oldest)
+            # Who named no sequence reads what is kept of the past, though its oldest lines go meanwhile.
+            oldest = 1 if after <= until and not since else max(first, oldest)
             look = _look(list(map(_message, page)), newest, oldest, is_over)
             return replace(look, events=[line for line in look.events if _is_asked(line, request)])
 

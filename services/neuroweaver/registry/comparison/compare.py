@@ -83,7 +83,7 @@ def compare(a: ModelVersion, b: ModelVersion, confidence: float = 0.95) -> Compa
     differences = tuple(_differences(a, b))
     metrics = tuple(_decided(list(_metrics(a, b, confidence)), 1 - confidence))
     compatibility = tuple(findings(a, b))
-    level, reason = recommendation(a, b, [each.path for each in differences], compatibility)
+    level, reason = recommendation(a, b, [difference.path for difference in differences], compatibility)
     return Comparison(
         a=a,
         b=b,
@@ -203,7 +203,9 @@ def _caveat(name: str, unit: str, a: ModelVersion, b: ModelVersion, names: Colle
 
 
 def _decided(metrics: Sequence[MetricDifference], level: float) -> Iterator[MetricDifference]:
-    p_values = {each.name: each.p_value for each in metrics if each.p_value is not None and not each.caveat}
+    p_values = {
+        metric.name: metric.p_value for metric in metrics if metric.p_value is not None and not metric.caveat
+    }
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     for metric in metrics:
         chance = corrected.get(metric.name)

@@ -140,7 +140,7 @@ class _Step:
     findings: Sequence[Finding]
 
     def breaks(self, *aspects: str) -> bool:
-        return any(each.aspect in aspects and not each.is_compatible for each in self.findings)
+        return any(finding.aspect in aspects and not finding.is_compatible for finding in self.findings)
 
     def moves_weights(self) -> bool:
         """A version that has no weights yet does not move any."""

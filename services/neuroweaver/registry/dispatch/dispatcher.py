@@ -94,14 +94,14 @@ class Dispatcher:
         await self._end_lost(claimed)
         now = self._clock()
         busy = {lane_of(delivery) for delivery in claimed} | self._sending.keys()
-        due = [each for each in waiting if each.is_due(now) and lane_of(each) not in busy]
+        due = [delivery for delivery in waiting if delivery.is_due(now) and lane_of(delivery) not in busy]
         for delivery in await self._claim(due[: self._policy.concurrency - len(self._sending)], now):
             self._sending[lane_of(delivery)] = delivery
             group.create_task(self._tend(delivery))
         later = [
-            (each.next_attempt_time - now).total_seconds()
-            for each in waiting
-            if each.next_attempt_time and not each.is_due(now)
+            (delivery.next_attempt_time - now).total_seconds()
+            for delivery in waiting
+            if delivery.next_attempt_time and not delivery.is_due(now)
         ]
         return min([self._policy.poll_s, *later])
 
@@ -110,7 +110,9 @@ class Dispatcher:
             return []
 
         async def work(connection: AsyncConnection) -> list[Delivery]:
-            claimed = [await deliveries.claim(connection, lane_of(each), new_id(), now) for each in due]
+            claimed = [
+                await deliveries.claim(connection, lane_of(delivery), new_id(), now) for delivery in due
+            ]
             return [delivery for delivery in claimed if delivery]
 
         return await self._database.transact(work)
@@ -118,7 +120,9 @@ class Dispatcher:
     async def _end_lost(self, claimed: Sequence[Delivery]) -> None:
         """Takes back the claims that have stood for too long; this process's own too, if it sends no more."""
         mine = {delivery.claim for delivery in self._sending.values()}
-        foreign = {each.claim: each for each in claimed if each.claim and each.claim not in mine}
+        foreign = {
+            delivery.claim: delivery for delivery in claimed if delivery.claim and delivery.claim not in mine
+        }
         now = time.monotonic()
         self._seen = {claim: self._seen.get(claim, now) for claim in foreign}
         for claim, delivery in foreign.items():

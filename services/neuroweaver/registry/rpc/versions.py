@@ -178,5 +178,5 @@ class Versions:
 def _check(request: Any, *, required: Sequence[str] = (), optional: Sequence[str] = ()) -> None:
     """Raises InvalidArgument for a model id or a version that can be none, before anything is looked up."""
     check_model_id("model_id", request.model_id)
-    for field in (*required, *(each for each in optional if getattr(request, each))):
+    for field in (*required, *(name for name in optional if getattr(request, name))):
         parse(field, getattr(request, field))

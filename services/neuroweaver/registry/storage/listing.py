@@ -150,7 +150,7 @@ class VersionList:
         return [
             table.c.project == self.project,
             table.c.model_id == self.model_id,
-            *(state == each for each in self.states),
+            *(state == wanted for wanted in self.states),
             *self._bounds(place),
             *([] if self.with_prereleases else [table.c.is_prerelease.is_(False)]),
         ]

@@ -99,7 +99,7 @@ def check_adapter(folder: Path) -> Path:
     """Raises CannotServe for an adapter of another kind than LoRA."""
     kind = artifacts.adapter_kind(folder)
     if kind != "LORA":
-        raise CannotServe(f"the adapter is of kind {kind}; LORA is what can be served")
+        raise CannotServe(f"the adapter is of kind {kind}; only LORA can be served")
     return folder
 
 

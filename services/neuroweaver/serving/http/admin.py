@@ -100,13 +100,15 @@ class Admin:
     def _engine(self, request: Request) -> Engine:
         """Raises ApiError."""
         if request.client is None or request.client.host not in _LOOPBACK:
-            raise ApiError("Only this machine may do that.", status=403, code="forbidden")
+            raise ApiError("Adapters can be changed from this machine only.", status=403, code="forbidden")
         # A page in a browser can send no DELETE and no JSON to another origin without asking first.
         kind = request.headers.get("content-type", "").partition(";")[0]
         if request.method == "POST" and kind != "application/json":
             raise ApiError("The body must be application/json.", status=415, code="unsupported_media_type")
         if self._settings.adapter_mode != "switched":
-            raise ApiError("The adapter is merged here; it cannot be switched.", status=409, code="merged")
+            raise ApiError(
+                "adapter_mode is merged, so adapters cannot be switched.", status=409, code="merged"
+            )
         self._work.refuse_unless_ready()
         assert self._work.engine is not None
         return self._work.engine
@@ -139,4 +141,4 @@ def _adapter_folder(files: tuple[File, ...]) -> Path:
 def _refuse_other_kinds(folder: Path) -> None:
     """Raises DamagedArtifacts."""
     if (kind := artifacts.adapter_kind(folder)) != "LORA":
-        raise DamagedArtifacts(f"the adapter is of kind {kind}; LORA is what can be served")
+        raise DamagedArtifacts(f"the adapter is of kind {kind}; only LORA can be served")

@@ -85,7 +85,7 @@ class Generate:
             answer = self._work.submit(generation)
         except QueueFull as error:
             raise ApiError(
-                "Too many requests wait already; try again later.",
+                "Too many requests are waiting; try again later.",
                 status=429,
                 kind="rate_limit_error",
                 code="queue_full",
@@ -205,7 +205,7 @@ async def read_json(request: Request) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ApiError("The body is no JSON.", code="invalid_json") from error
+        raise ApiError("The body is not JSON.", code="invalid_json") from error
 
 
 def error_response(error: ApiError) -> Response:

@@ -16,7 +16,7 @@ from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
 from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
 from neuroweaver.trainer.domain.config import DEFAULTS, unfit, with_defaults
-from neuroweaver.trainer.settings import EMBEDDED_JUDGE
+from neuroweaver.trainer.domain.offers import ALGORITHMS, EMBEDDED_JUDGE, JUDGES
 from neuroweaver.v1 import trainer_pb2 as pb
 
 CUDA_DEVICE: Final = Path("/dev/nvidiactl")
@@ -61,9 +61,9 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
     violations += _unfit_here(complete, base, capabilities)
     if violations:
         raise InvalidArgument.of(violations)
-    if complete.enable_rlaif and complete.algorithm != pb.ALGORITHM_PPO:
-        name = pb.Algorithm.Name(complete.algorithm).removeprefix("ALGORITHM_").lower()
-        raise Unimplemented(f"config.algorithm: {name} is not offered by this server, only ppo")
+    if complete.enable_rlaif and complete.algorithm not in ALGORITHMS:
+        asked, offered = algorithm_name(complete.algorithm), ", ".join(map(algorithm_name, ALGORITHMS))
+        raise Unimplemented(f"config.algorithm: {asked} is not offered by this server, only {offered}")
     inspection = inspect_dataset(complete.dataset_path, complete.specialization, capabilities, _WITHIN)
     try:
         dataset.require(inspection)
@@ -74,7 +74,7 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
 
 @dataclass(frozen=True)
 class Validation:
-    """What stands in a data set. count: of tokens; all 0 where no base model was named."""
+    """What a data set holds. count: of tokens; all 0 where no base model was named."""
 
     inspection: dataset.Inspection
     count: TokenCount
@@ -103,6 +103,11 @@ def validate(
     )
     limit = max_seq_length or DEFAULTS.max_seq_length
     return Validation(inspection, count_tokens(base, examples, limit, capabilities.home))
+
+
+def algorithm_name(algorithm: int) -> str:
+    """Such as `ppo`."""
+    return pb.Algorithm.Name(pb.Algorithm.ValueType(algorithm)).removeprefix("ALGORITHM_").lower()
 
 
 def refuse_unknown_fields(field: str, message: Message) -> None:
@@ -134,7 +139,7 @@ def find_base_model(name: str, capabilities: ServerCapabilities, within: str = "
 def inspect_dataset(
     path: str, specialization: str, capabilities: ServerCapabilities, within: str = ""
 ) -> dataset.Inspection:
-    """What stands in the data set; faults of its lines are findings.
+    """What the data set holds; faults of its lines are findings.
 
     Raises InvalidArgument if the file cannot be read at all. within: what precedes the field's name.
     """
@@ -155,7 +160,7 @@ def _unfit_here(
         )
     if config.mixed_precision == pb.MIXED_PRECISION_FP16 and not CUDA_DEVICE.exists():
         violations.append(("config.mixed_precision", "fp16 needs a GPU, and this machine has none; use bf16"))
-    if config.feedback_model != EMBEDDED_JUDGE and not capabilities.has_judge_endpoint:
+    if config.feedback_model not in JUDGES and not capabilities.has_judge_endpoint:
         reason = f"{config.feedback_model!r} needs OPENAI_API_KEY or OPENAI_BASE_URL at the trainer"
         violations.append(("config.feedback_model", reason))
     return violations

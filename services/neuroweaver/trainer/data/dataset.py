@@ -143,7 +143,7 @@ class _Tally:
         self.usable += 1
         key = _key(example, whole=True)
         if key in self.seen:
-            repeated = "the same example stands earlier in the file"
+            repeated = "repeats an earlier row"
             self.add_finding(Finding(example.line, "", Severity.WARNING, repeated))
         elif len(self.seen) < MAX_REMEMBERED:
             self.seen.add(key)
@@ -218,7 +218,7 @@ def read(path: Path, **options: Unpack[Options]) -> Dataset:
 
 
 def inspect(path: Path, **options: Unpack[Options]) -> Inspection:
-    """What stands in the file, in bounded memory. Raises as `Reading`."""
+    """What the file holds, in bounded memory. Raises as `Reading`."""
     reading = Reading(path, **options)
     for _ in reading:
         continue

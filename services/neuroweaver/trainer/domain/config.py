@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE
 from neuroweaver.v1 import trainer_pb2 as pb
 
 DEFAULTS: Final = pb.TrainingConfig(
@@ -23,7 +24,7 @@ DEFAULTS: Final = pb.TrainingConfig(
     seed=42,
     validation_fraction=0.1,
     enable_rlaif=True,
-    feedback_model="embedded",
+    feedback_model=EMBEDDED_JUDGE,
     rlaif_threshold=7.0,
     rlaif_samples=64,
     responses_per_prompt=4,

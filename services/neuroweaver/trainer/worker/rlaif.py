@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Final
 
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
+from neuroweaver.trainer.domain.offers import ALGORITHMS
 from neuroweaver.trainer.worker.context import JobContext
 from neuroweaver.trainer.worker.data.questions import Question, choose, without_system
 from neuroweaver.trainer.worker.failures import explain
@@ -202,4 +204,5 @@ def optimize(context: JobContext, adapter: Path, scorer_folder: Path, monitor: M
             context.folder / "ppo",
             monitor,
             context.stages,
+            resolve_name(ALGORITHMS[context.config.algorithm]),
         )

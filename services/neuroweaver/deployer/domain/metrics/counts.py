@@ -38,7 +38,7 @@ class Sample:
     judged_quality: float | None = None
 
 
-MEASURES: Final = tuple(each.name for each in fields(Sample))[3:]
+MEASURES: Final = tuple(column.name for column in fields(Sample))[3:]
 """What a report may have measured."""
 
 
@@ -158,7 +158,9 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         if _NONE in {self, other}:
             return other if self == _NONE else self
-        return Counts(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Counts)))
+        return Counts(
+            *(getattr(self, column.name) + getattr(other, column.name) for column in fields(Counts))
+        )
 
     @property
     def requests(self) -> float:

@@ -25,7 +25,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Window:
+class Measurements:
     """What was measured over a time, of one revision or of all. seconds: of it, those that were measured."""
 
     seconds: float = 0.0
@@ -40,7 +40,9 @@ class Window:
 
     @property
     def missing_replicas(self) -> tuple[str, ...]:
-        return tuple(sorted({each for measured in self.last for each in measured.missing_replicas}))
+        return tuple(
+            sorted({replica_id for measured in self.last for replica_id in measured.missing_replicas})
+        )
 
     def mean(self, name: str) -> float | None:
         """Of what was reported, weighted by requests."""
@@ -58,7 +60,7 @@ class Window:
 
 def windows(
     tallies: Sequence[Tally], samples: Sequence[Sample], served_by: Callable[[str], int]
-) -> dict[int, Window]:
+) -> dict[int, Measurements]:
     """By revision. tallies: in order of time. served_by: the revision of a version; 0: of none."""
     by_revision: dict[int, list[Tally]] = defaultdict(list)
     for tally in tallies:
@@ -69,15 +71,15 @@ def windows(
         if revision := served_by(sample.version):
             reported[revision].append(sample)
     return counted | {
-        revision: replace(counted.get(revision, Window()), samples=tuple(own))
+        revision: replace(counted.get(revision, Measurements()), samples=tuple(own))
         for revision, own in reported.items()
     }
 
 
-def total(parts: Iterable[Window]) -> Window:
+def total(parts: Iterable[Measurements]) -> Measurements:
     """Over all revisions."""
     parts = list(parts)
-    return Window(
+    return Measurements(
         seconds=max((part.seconds for part in parts), default=0.0),
         replica_seconds=sum(part.replica_seconds for part in parts),
         requests=sum(part.requests for part in parts),
@@ -90,8 +92,8 @@ def total(parts: Iterable[Window]) -> Window:
     )
 
 
-def _counted(tallies: Sequence[Tally]) -> Window:
-    window = Window(last=(tallies[-1].measured,))
+def _counted(tallies: Sequence[Tally]) -> Measurements:
+    window = Measurements(last=(tallies[-1].measured,))
     latency: dict[float, int] = defaultdict(int)
     first_token: dict[float, int] = defaultdict(int)
     for before, after in pairwise(tallies):

@@ -130,7 +130,7 @@ def analysed(
         _checked(check, evidence.slices, policy.min_requests, level, has_baseline) for check in policy.checks
     ]
     analysis = pb.RolloutAnalysis(
-        verdict=overall([each.verdict for each in results]), checks=results, step=step
+        verdict=overall([result.verdict for result in results]), checks=results, step=step
     )
     analysis.time.FromDatetime(now)
     return analysis
@@ -226,7 +226,7 @@ def _arms(metric: _Metric, slices: Sequence[Slice], has_baseline: bool) -> tuple
     for source in (metric.reported, metric.counted):
         if source is None:
             continue
-        pairs = [(getattr(each.stable, source), getattr(each.candidate, source)) for each in slices]
+        pairs = [(getattr(part.stable, source), getattr(part.candidate, source)) for part in slices]
         used = [
             (stable, candidate)
             for stable, candidate in pairs

@@ -131,9 +131,9 @@ def counted(
     """
     overdue = now - spec.drain_timeout.ToTimedelta() - DRAIN_GRACE
     return [
-        each
-        for each in replicas
-        if each.phase != pb.REPLICA_PHASE_GONE and draining.get(each.replica_id, now) > overdue
+        replica
+        for replica in replicas
+        if replica.phase != pb.REPLICA_PHASE_GONE and draining.get(replica.replica_id, now) > overdue
     ]
 
 

@@ -196,7 +196,7 @@ def _verify(source: Source, choice: _Choice, folder: Path) -> None:
         is_whole = path.stat().st_size == file.size
         if not is_whole or (file.lfs and file.lfs.sha256 != digests[file.path]):
             path.unlink()
-            raise NotFetched(f"the base model {source.repository}: {file.path} came damaged")
+            raise NotFetched(f"the base model {source.repository}: {file.path} arrived damaged")
     weights = {name: digest for name, digest in digests.items() if name.endswith(".safetensors")}
     found = base_digest(digests["config.json"], weights)
     if source.digest and found != source.digest:

@@ -1,25 +1,26 @@
-"""The judge of a job: embedded, or behind an OpenAI-compatible endpoint."""
+"""The judge of a job: built in, or behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 
 from neuroweaver.mesh.wire.environment import SettingsError, read
-from neuroweaver.trainer.settings import EMBEDDED_JUDGE
-from neuroweaver.trainer.worker.judging.embedded import EmbeddedJudge
+from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE, JUDGES
 from neuroweaver.trainer.worker.judging.endpoint import OpenAIJudge
 from neuroweaver.trainer.worker.judging.judge import Judge, JudgeUnavailable
 from neuroweaver.trainer.worker.judging.settings import OPENAI_URL, JudgeSettings
 
 
 def judge_named(feedback_model: str, environ: Mapping[str, str], *, cache: Path | None = None) -> Judge:
-    """The embedded judge, or the model of that name at the endpoint of the environment.
+    """The built-in judge, or the model of that name at the endpoint of the environment.
 
     cache: a file for the paid judgements. Raises JudgeUnavailable.
     """
-    if feedback_model == EMBEDDED_JUDGE:
-        return EmbeddedJudge()
+    if feedback_model in JUDGES:
+        judge: Judge = resolve_name(JUDGES[feedback_model])()
+        return judge
     try:
         settings = read(JudgeSettings, environ, model=feedback_model)
     except SettingsError as error:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from neuroweaver.trainer.settings import EMBEDDED_JUDGE
+from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE
 from neuroweaver.trainer.worker.judging import answer_form, answer_stance
 from neuroweaver.trainer.worker.judging.answer_form import Form
 from neuroweaver.trainer.worker.judging.judge import (

@@ -186,9 +186,7 @@ class PPOTrainer:
             rollout.mask,
             self.kl_coeff,
         )
-        advantages, returns = generalized_advantages(
-            rewards, scored.values, rollout.mask, self.config.gamma, self.config.lam
-        )
+        advantages, returns = self.advantages(rollout, rewards, scored.values)
         done = PPOStep(
             step=self.steps_done + 1,
             score_mean=scores.mean().item(),
@@ -218,6 +216,13 @@ class PPOTrainer:
         self.steps_done += 1
         self.tokens += done.response_tokens
         return done
+
+    def advantages(self, rollout: Rollout, rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Advantages, before whitening, and the returns that the value head learns.
+
+        All (batch, response_len). An algorithm differs from its siblings by this and by `next_prompts`.
+        """
+        return generalized_advantages(rewards, values, rollout.mask, self.config.gamma, self.config.lam)
 
     def scores(self, rollout: Rollout) -> Tensor:
         """The reward function's scores, (batch,), NaN where one is missing."""

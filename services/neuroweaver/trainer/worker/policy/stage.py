@@ -1,4 +1,4 @@
-"""The PPO stage of a job: the trainer of `ppo_trainer` with checkpoints in the job's folder."""
+"""The PPO stage of a job: an algorithm with checkpoints in the job's folder."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def optimize_policy(
     folder: Path,
     monitor: Monitor,
     stages: Stages,
+    algorithm: type[PPOTrainer] = PPOTrainer,
 ) -> Result:
-    """Runs PPO from its last checkpoint in `folder`, and saves the adapter there.
+    """Runs an algorithm from its last checkpoint in `folder`, and saves the adapter there.
 
     scorer: a RewardModel. conversations: each up to where the assistant answers. Raises Stopped.
     """
@@ -55,7 +56,7 @@ def optimize_policy(
         scores: torch.Tensor = scorer.score([asked[text] for text in texts], responses)
         return scores
 
-    trainer = PPOTrainer(model, tokenizer, reward, ppo_config(config))
+    trainer = algorithm(model, tokenizer, reward, ppo_config(config))
     history = _resume(trainer, folder, stages)
     # A step that is interrupted has moved some weights already.
     state = copy.deepcopy(trainer.state_dict())
