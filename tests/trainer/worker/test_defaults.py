@@ -23,10 +23,16 @@ PPO = {
 }
 
 
-def test_policy_optimization_has_the_defaults_of_the_contract() -> None:
+def test_what_the_job_says_of_policy_optimization_has_no_second_default() -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(PPOConfig)}
 
-    assert {name: defaults[name] for name in PPO} == {
+    assert {defaults[name] for name in PPO} == {dataclasses.MISSING}
+
+
+def test_policy_optimization_has_the_defaults_of_the_contract() -> None:
+    config = ppo_config(with_defaults(pb.TrainingConfig()))
+
+    assert {name: getattr(config, name) for name in PPO} == {
         name: getattr(DEFAULTS, field) for name, field in PPO.items()
     }
 
