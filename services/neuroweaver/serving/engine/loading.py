@@ -116,7 +116,7 @@ def _with_adapter(model: Any, folder: Path, config: ServingConfig) -> tuple[Any,
 def _eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     named = getattr(model.generation_config, "eos_token_id", None)
     ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-    return frozenset(each for each in ids if each is not None)
+    return frozenset(token for token in ids if token is not None)
 
 
 def _max_context(model: Any, config: ServingConfig) -> int:
