@@ -87,7 +87,7 @@ def test_loading_may_take_longer_than_any_token(pulse, clock):
 
 def test_a_draining_server_never_becomes_ready_again(pulse):
     status = Status(pulse)
-    status.enter(Phase.DRAINING, "told to end")
+    status.enter(Phase.DRAINING, "asked to end")
     status.enter(Phase.READY)
     assert status.phase is Phase.DRAINING
     assert status.is_live

@@ -45,11 +45,11 @@ class Damaged(TransferError):
     """A file whose bytes are not those that its digest and size say."""
 
     def __init__(self, file: File, size_bytes: int, digest: str = "") -> None:
-        found = (
+        actual = (
             f"{size_bytes} bytes with SHA-256 {digest}" if digest else f"more than {file.size_bytes} bytes"
         )
         super().__init__(
-            file.path, f"arrived damaged: {found}, not {file.size_bytes} bytes with {file.digest}"
+            file.path, f"arrived damaged: {actual}, not {file.size_bytes} bytes with {file.digest}"
         )
 
 
@@ -142,7 +142,7 @@ def files_of(source: Path, on_skip: OnSkip | None = None) -> dict[str, Path]:
     """
     if not source.is_dir():
         return {source.name: source}
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for where, folders, names in os.walk(source, onerror=_raise):
         here = Path(where)
         for name in sorted([*folders, *names]):
@@ -152,10 +152,10 @@ def files_of(source: Path, on_skip: OnSkip | None = None) -> dict[str, Path]:
                 on_skip((here / name).relative_to(source).as_posix() + ("/" if name in folders else ""))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = (here / name for name in names if not name.startswith("."))
-        found |= {file.relative_to(source).as_posix(): file for file in visible}
-    if not found:
+        files |= {file.relative_to(source).as_posix(): file for file in visible}
+    if not files:
         raise TransferError(str(source), "has no files")
-    return found
+    return files
 
 
 def check_path(path: str) -> None:

@@ -26,8 +26,8 @@ def verify_base(folder: Path, digest: str) -> None:
     """Raises DamagedArtifacts unless weights and architecture in `folder` have `digest`; empty fits all."""
     if not (folder / MODEL_CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         raise DamagedArtifacts(f"the base model's folder {folder} holds no config.json with safetensors")
-    if digest and (found := digests(folder).base) != digest:
-        raise DamagedArtifacts(f"the base model in {folder} has digest {found}, not {digest}")
+    if digest and (actual := digests(folder).base) != digest:
+        raise DamagedArtifacts(f"the base model in {folder} has digest {actual}, not {digest}")
 
 
 @contextmanager
@@ -48,14 +48,14 @@ def verified(folder: Path, files: Sequence[File]) -> Iterator[Path]:
 
 def adapter_folder(files: Sequence[File]) -> PurePosixPath | None:
     """Where the adapter lies among the files; None if they hold none. Raises DamagedArtifacts."""
-    found = _folders_with(files, ADAPTER_CONFIG)
-    if not found:
+    folders = _folders_with(files, ADAPTER_CONFIG)
+    if not folders:
         return None
-    if len(found) > 1:
-        raise DamagedArtifacts(f"the files hold {len(found)} adapters; a server serves one")
-    if not any(PurePosixPath(file.path) == found[0] / ADAPTER_WEIGHTS for file in files):
-        raise DamagedArtifacts(f"the files hold no {found[0] / ADAPTER_WEIGHTS}")
-    return found[0]
+    if len(folders) > 1:
+        raise DamagedArtifacts(f"the files hold {len(folders)} adapters; a server serves one")
+    if not any(PurePosixPath(file.path) == folders[0] / ADAPTER_WEIGHTS for file in files):
+        raise DamagedArtifacts(f"the files hold no {folders[0] / ADAPTER_WEIGHTS}")
+    return folders[0]
 
 
 def model_folder(files: Sequence[File]) -> PurePosixPath:

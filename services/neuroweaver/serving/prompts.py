@@ -13,7 +13,7 @@ def token_ids(tokenizer: Any, prompt: list[Message] | str | list[int]) -> list[i
         return list(tokenizer(prompt)["input_ids"])
     if prompt and isinstance(prompt[0], dict):
         return _of_chat(tokenizer, prompt)
-    ids = [each for each in prompt if isinstance(each, int)]
+    ids = [token for token in prompt if isinstance(token, int)]
     if max(ids) >= len(tokenizer):
         raise ApiError(
             f"Invalid value for 'prompt': the vocabulary ends at {len(tokenizer) - 1}.",

@@ -157,6 +157,24 @@ def test_what_is_no_tar_is_refused(tmp_path, content):
         read(tmp_path / "a.tar")
 
 
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
+    file = archive(tmp_path / "a.tar", [entry(), entry("b.txt")])
+    content = bytearray(file.read_bytes())
+    content[1024 + 148] ^= 1  # the checksum of the second entry
+    file.write_bytes(content)
+
+    with pytest.raises(TransferError, match="is not a tar, or is damaged"):
+        read(file)
+
+
+def test_an_archive_without_its_end_is_cut_off(tmp_path):
+    file = archive(tmp_path / "a.tar", [entry()])
+    file.write_bytes(file.read_bytes()[:1024])
+
+    with pytest.raises(TransferError, match="is cut off at byte 1024"):
+        read(file)
+
+
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_a_damaged_archive_is_refused_or_read_within_its_bounds(tmp_path, data):

@@ -72,14 +72,14 @@ class Descriptor:
         return f"sha256:{self.digest}"
 
     def to_json(self) -> dict[str, Any]:
-        found = {
+        fields = {
             "mediaType": self.media_type,
             "digest": self.name,
             "size": self.size,
             "artifactType": self.artifact_type,
             "annotations": dict(self.annotations),
         }
-        return {key: value for key, value in found.items() if value or key == "size"}
+        return {key: value for key, value in fields.items() if value or key == "size"}
 
 
 class Layout:
@@ -105,9 +105,9 @@ class Layout:
         if self._members is not None:
             return self._members.get(name)
         target = self.path / name
-        for each in (target, *target.parents[: name.count("/")]):
-            if each.is_symlink():
-                raise TransferError(str(each), "is a symbolic link")
+        for path in (target, *target.parents[: name.count("/")]):
+            if path.is_symlink():
+                raise TransferError(str(path), "is a symbolic link")
         return Content.of(target) if target.exists() else None
 
     def files(self) -> Mapping[str, Content]:
@@ -129,8 +129,8 @@ class Layout:
     def index_with(self, manifest: Descriptor) -> bytes:
         """The index once the manifest is in it. Raises TransferError if its name stands for another one."""
         name = manifest.annotations.get(REF_NAME, "")
-        others = [each for each in self.manifests() if each.digest != manifest.digest]
-        if name in {each.annotations.get(REF_NAME) for each in others}:
+        others = [other for other in self.manifests() if other.digest != manifest.digest]
+        if name in {other.annotations.get(REF_NAME) for other in others}:
             raise TransferError(str(self.path), f"already holds another {name}; export to another place")
         index = self.index()
         kept = [value for value in index.get("manifests") or [] if value["digest"] != manifest.name]
@@ -168,7 +168,7 @@ class Layout:
 
 def index_of(manifests: Sequence[Mapping[str, Any]], kept: Mapping[str, Any] | None = None) -> bytes:
     """kept: an index whose other fields stay."""
-    ordered = sorted(manifests, key=lambda each: json.dumps(each, sort_keys=True))
+    ordered = sorted(manifests, key=lambda manifest: json.dumps(manifest, sort_keys=True))
     return document({"schemaVersion": 2, "mediaType": INDEX_TYPE, **(kept or {}), "manifests": ordered})
 
 
@@ -232,10 +232,10 @@ def _bounded(entry: str, content: Content) -> bytes:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         raise ValueError("a name occurs twice")
-    return found
+    return value
 
 
 def _refuse(_constant: str) -> None:

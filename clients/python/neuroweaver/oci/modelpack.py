@@ -71,7 +71,7 @@ class Image:
 
     files: Mapping[str, Content]
     digests: Mapping[str, str]
-    told: registry.ModelVersion | None
+    version: registry.ModelVersion | None
     """What a registry like this one wrote; None for the layout of another tool."""
     modelpack: Mapping[str, Any]
 
@@ -80,12 +80,12 @@ def pack(version: registry.ModelVersion) -> Packed:
     """The same bytes for the same version. Raises TransferError for one that does not fit."""
     for artifact in version.artifacts:
         check_path(artifact.path)
-    told = _told(version)
+    record = _record(version)
     layers = [
         _layer(Descriptor(layer_type(artifact.path), artifact.digest, artifact.size_bytes), artifact.path)
-        for artifact in sorted(version.artifacts, key=lambda each: each.path)
+        for artifact in sorted(version.artifacts, key=lambda artifact: artifact.path)
     ]
-    layers.append(_layer(Descriptor.of(_RAW["doc"], told), VERSION_FILE))
+    layers.append(_layer(Descriptor.of(_RAW["doc"], record), VERSION_FILE))
     config = oci_layout.document(_config(version, layers))
     content = oci_layout.document(
         {
@@ -102,7 +102,7 @@ def pack(version: registry.ModelVersion) -> Packed:
         artifact_type=ARTIFACT_TYPE,
         annotations={oci_layout.REF_NAME: version.version, TITLE: version.model_id},
     )
-    small = (told, config, content)
+    small = (record, config, content)
     if max(map(len, small)) > oci_layout.MAX_JSON_BYTES:
         raise TransferError(
             name_of(version), f"describes itself in more than {oci_layout.MAX_JSON_BYTES} bytes"
@@ -127,21 +127,22 @@ def read(layout: Layout, manifest: Descriptor) -> Image:
         raise TransferError("config", f"has the unknown media type {config.media_type}")
     files: dict[str, Content] = {}
     digests: dict[str, str] = {}
-    told: bytes | None = None
+    record: bytes | None = None
     for number, value in enumerate(typed("layers", fields.get("layers"), list)):
         layer = Descriptor.parse(f"layers[{number}]", value)
         for path, content, digest in _files_in(layout, layer):
-            if path in digests or (path == VERSION_FILE and told is not None):
+            if path in digests or (path == VERSION_FILE and record is not None):
                 raise TransferError(path, "occurs twice")
             if path == VERSION_FILE:
-                told = layout.small(layer)
+                record = layout.small(layer)
                 continue
             check_path(path)
             files[path], digests[path] = content, digest
             if len(files) > tar.MAX_ENTRIES:
                 raise TransferError(manifest.name, f"has more than {tar.MAX_ENTRIES} files")
     modelpack = layout.document(config)
-    return Image(files, digests, _understood(told, files, digests) if told is not None else None, modelpack)
+    version = _understood(record, files, digests) if record is not None else None
+    return Image(files, digests, version, modelpack)
 
 
 def _files_in(layout: Layout, layer: Descriptor) -> Iterator[tuple[str, Content, str]]:
@@ -167,14 +168,14 @@ def _files_in(layout: Layout, layer: Descriptor) -> Iterator[tuple[str, Content,
 
 
 def _understood(
-    told: bytes, files: Mapping[str, Content], digests: Mapping[str, str]
+    record: bytes, files: Mapping[str, Content], digests: Mapping[str, str]
 ) -> registry.ModelVersion:
-    value = oci_layout.parsed(VERSION_FILE, told)
+    value = oci_layout.parsed(VERSION_FILE, record)
     try:
         version = json_format.ParseDict(value, registry.ModelVersion())
     except (json_format.ParseError, OverflowError, RecursionError, ValueError) as error:
         raise TransferError(VERSION_FILE, f"is not understood: {error}") from error
-    named = {each.path: (each.digest, each.size_bytes) for each in version.artifacts}
+    named = {artifact.path: (artifact.digest, artifact.size_bytes) for artifact in version.artifacts}
     if named != {path: (digests[path], content.size) for path, content in files.items()}:
         raise TransferError(VERSION_FILE, "names other files than the layers are")
     return version
@@ -218,7 +219,7 @@ def _layer(descriptor: Descriptor, path: str) -> Descriptor:
     )
 
 
-def _told(version: registry.ModelVersion) -> bytes:
+def _record(version: registry.ModelVersion) -> bytes:
     """The version in protobuf JSON."""
     kept = portable(version)
     if any(artifact.path.partition("/")[0] == "neuroweaver" for artifact in kept.artifacts):

@@ -11,7 +11,7 @@ from semver import Version
 
 from neuroweaver.artifacts.content import TransferError, place, sha256_of, whole_file
 from neuroweaver.artifacts.file import File
-from neuroweaver.artifacts.transfer import OnProgress, Transfer
+from neuroweaver.artifacts.transfer import OnProgress, Transfer, artifact_of
 from neuroweaver.client.connection import Client
 from neuroweaver.oci import layout as oci_layout
 from neuroweaver.oci import modelpack, tar
@@ -132,13 +132,15 @@ def _write_tar(transfer: Transfer, version: registry.ModelVersion, packed: Packe
 
 
 def _chosen(layout: Layout, ref: str, version: str) -> Descriptor:
-    models = [each for each in layout.manifests() if modelpack.is_model(layout, each)]
+    models = [model for model in layout.manifests() if modelpack.is_model(layout, model)]
     if not models:
         raise TransferError(str(layout.path), "has no ModelPack model")
     wanted = ref or (version if len(models) > 1 else "")
-    named = [each for each in models if not wanted or each.annotations.get(oci_layout.REF_NAME) == wanted]
+    named = [model for model in models if not wanted or model.annotations.get(oci_layout.REF_NAME) == wanted]
     if len(named) != 1:
-        names = ", ".join(sorted(each.annotations.get(oci_layout.REF_NAME) or each.name for each in models))
+        names = ", ".join(
+            sorted(model.annotations.get(oci_layout.REF_NAME) or model.name for model in models)
+        )
         problem = f"does not hold one {wanted}, but" if wanted else "holds several versions, name one of"
         raise TransferError(str(layout.path), f"{problem} {names}")
     return named[0]
@@ -147,7 +149,7 @@ def _chosen(layout: Layout, ref: str, version: str) -> Descriptor:
 def _wanted(image: Image, manifest: Descriptor, model_id: str, version: str) -> registry.ModelVersion:
     """The version to be made. Raises TransferError if nobody says what it is called."""
     ref = manifest.annotations.get(oci_layout.REF_NAME, "")
-    wanted = modelpack.portable(image.told) if image.told is not None else modelpack.described(image, ref)
+    wanted = modelpack.portable(image.version) if image.version else modelpack.described(image, ref)
     wanted.model_id = model_id or wanted.model_id
     wanted.version = version or wanted.version
     if not wanted.model_id:
@@ -205,21 +207,21 @@ def _created(client: Client, wanted: registry.ModelVersion, manifest_digest: str
     )
     request.request_id = _request_id(manifest_digest, request)
     try:
-        made = client.registry.CreateModelVersion(request)
+        created = client.registry.CreateModelVersion(request)
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
             raise
         return _found_again(client, wanted, error)
     for state in further:
         move = registry.UpdateVersionStateRequest(
-            model_id=made.model_id,
-            version=made.version,
+            model_id=created.model_id,
+            version=created.version,
             state=state,
             reason=f"imported as {registry.VersionState.Name(state)}",
         )
         move.request_id = _request_id(manifest_digest, move)
-        made = client.registry.UpdateVersionState(move)
-    return made
+        created = client.registry.UpdateVersionState(move)
+    return created
 
 
 def _route(wanted: registry.ModelVersion) -> tuple[State, ...]:
@@ -233,8 +235,8 @@ def _request_id(
     manifest_digest: str, request: registry.CreateModelVersionRequest | registry.UpdateVersionStateRequest
 ) -> str:
     """The same for the same manifest and target, at any time and on any machine."""
-    told = manifest_digest.encode() + request.SerializeToString(deterministic=True)
-    return f"oci-{sha256_of([told])[:60]}"
+    content = manifest_digest.encode() + request.SerializeToString(deterministic=True)
+    return f"oci-{sha256_of([content])[:60]}"
 
 
 def _found_again(
@@ -242,16 +244,16 @@ def _found_again(
 ) -> registry.ModelVersion:
     """The version that is there, if it has this content; the Registry keeps its answers for a while only."""
     try:
-        found = client.registry.GetModelVersion(
+        existing = client.registry.GetModelVersion(
             registry.GetModelVersionRequest(model_id=wanted.model_id, version=wanted.version)
         )
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.NOT_FOUND:
             raise refusal from error  # deleted, and taken all the same
         raise
-    if _comparable(found) != _comparable(wanted):
+    if _comparable(existing) != _comparable(wanted):
         raise refusal
-    return found
+    return existing
 
 
 def _comparable(version: registry.ModelVersion) -> registry.ModelVersion:
@@ -261,6 +263,6 @@ def _comparable(version: registry.ModelVersion) -> registry.ModelVersion:
     kept.ClearField("artifacts")
     if not kept.config.fields:
         kept.ClearField("config")
-    for each in sorted(version.artifacts, key=lambda each: each.path):
-        kept.artifacts.add(path=each.path, digest=each.digest, size_bytes=each.size_bytes)
+    for file in sorted(map(File.of, version.artifacts), key=lambda file: file.path):
+        kept.artifacts.append(artifact_of(file))
     return kept

@@ -34,9 +34,9 @@ class Files:
         """A model and version that has it. A file is known by its digest, whatever its path there."""
         for deployment in await self._store.everything():
             for revision in deployment.revisions:
-                for each in revision.bundle.files:
-                    if each.digest == file.digest:
-                        return deployment.key.model_id, revision.bundle.version, each
+                for candidate in revision.bundle.files:
+                    if candidate.digest == file.digest:
+                        return deployment.key.model_id, revision.bundle.version, candidate
         raise BackendError(Trouble.ARTIFACTS, f"No deployment has a version with {file.path}.")
 
     async def _bytes(self, asked: File, model_id: str, version: str, file: File) -> AsyncIterator[bytes]:
@@ -64,12 +64,12 @@ class BaseModels:
         async with self._turn:
             if name not in self._ready:
                 self._ready[name] = await self._materialized(name)
-        folder, found = self._ready[name]
-        if digest and found != digest:
+        folder, actual = self._ready[name]
+        if digest and actual != digest:
             del self._ready[name]
             raise BackendError(
                 Trouble.ARTIFACTS,
-                f"The base model {name} here has the digest {found}, and the version fits on {digest}.",
+                f"The base model {name} here has digest {actual}, but the version was trained on {digest}.",
             )
         return folder
 

@@ -47,14 +47,14 @@ class Versions:
         """By version or `@alias`. Raises NotFound, FailedPrecondition, Unavailable."""
         request = registry_pb2.GetModelVersionRequest(model_id=model_id, version=selector)
         try:
-            found = await self._registry.GetModelVersion(request, timeout=TIMEOUT_S)
+            version = await self._registry.GetModelVersion(request, timeout=TIMEOUT_S)
         except grpc.RpcError as error:
-            raise _told(error, f"{model_id}@{selector.removeprefix('@')}") from error
-        if not found.artifacts:
+            raise _translated(error, f"{model_id}@{selector.removeprefix('@')}") from error
+        if not version.artifacts:
             raise FailedPrecondition(
-                "ARTIFACT_MISSING", f"version {found.version} of {model_id} has no files to serve"
+                "ARTIFACT_MISSING", f"version {version.version} of {model_id} has no files to serve"
             )
-        return bundle_of(found)
+        return bundle_of(version)
 
     async def verify(self, model_id: str, bundle: Bundle) -> None:
         """That the files are there and are what they were. Raises FailedPrecondition, Unavailable."""
@@ -82,7 +82,7 @@ class Versions:
                 raise _corrupt(file) from error
             if error.code() == grpc.StatusCode.NOT_FOUND:
                 raise _missing(file) from error
-            raise _told(error, file.path) from error
+            raise _translated(error, file.path) from error
 
     async def _read(self, model_id: str, version: str, file: File) -> None:
         async for _ in self.fetch(model_id, version, file):
@@ -91,12 +91,12 @@ class Versions:
     async def _find(self, file: File) -> None:
         request = registry_pb2.GetUploadStatusRequest(digest=file.digest)
         try:
-            found = await self._registry.GetUploadStatus(request, timeout=TIMEOUT_S)
+            status = await self._registry.GetUploadStatus(request, timeout=TIMEOUT_S)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.NOT_FOUND:
                 raise _missing(file) from error
-            raise _told(error, file.path) from error
-        if not found.is_complete:
+            raise _translated(error, file.path) from error
+        if not status.is_complete:
             raise _missing(file)
 
     def _remember(self, digest: str) -> None:
@@ -133,8 +133,8 @@ def _corrupt(file: File) -> FailedPrecondition:
     )
 
 
-def _told(error: grpc.RpcError, what: str) -> Error:
-    """What a caller of ours is told of the Registry's failure."""
+def _translated(error: grpc.RpcError, what: str) -> Error:
+    """The Registry's failure as one of ours."""
     code = error.code()
     if code == grpc.StatusCode.NOT_FOUND:
         return NotFound("model version", what)

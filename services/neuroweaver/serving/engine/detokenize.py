@@ -60,10 +60,10 @@ class StopText:
         if not self._stops or self.has_stopped:
             return "" if self.has_stopped else piece
         text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if found:
+        ends = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        if ends:
             self.has_stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(ends)]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

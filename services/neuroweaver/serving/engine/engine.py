@@ -192,7 +192,7 @@ class Engine:
 
     def _admit(self) -> None:
         while len(self._rows) < self._max_batch_size and (answer := self._next_waiting()):
-            longest = max(len(each.tokens) for each in (*self._rows, answer))
+            longest = max(len(row.tokens) for row in (*self._rows, answer))
             if not self._network.reserve(len(self._rows) + 1, longest + 1):
                 with self._changed:
                     self._waiting.appendleft(answer)
@@ -283,7 +283,7 @@ class Engine:
     def _fail_rows(self) -> None:
         failed, self._rows, self._making = self._rows, [], 0
         self._network.release()
-        self._deliver([(each, Delta("", each.made, error="the engine failed")) for each in failed])
+        self._deliver([(answer, Delta("", answer.made, error="the engine failed")) for answer in failed])
 
     def _retry_after_s(self) -> int:
         rounds = (len(self._waiting) + 1) / self._max_batch_size

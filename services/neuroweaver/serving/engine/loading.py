@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -115,7 +116,7 @@ def _with_adapter(model: Any, folder: Path, config: ServingConfig) -> tuple[Any,
 def _eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     named = getattr(model.generation_config, "eos_token_id", None)
     ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-    return frozenset(each for each in ids if each is not None)
+    return frozenset(token for token in ids if token is not None)
 
 
 def _max_context(model: Any, config: ServingConfig) -> int:
@@ -155,8 +156,7 @@ def _cache_bytes(device: torch.device, memory_limit_bytes: int) -> int:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) << 10
+    free = int(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
         free = min(free, max(0, int(text) - int(used.read_text())))

@@ -93,13 +93,13 @@ class Network:
 
         tokens: of consecutive rows from `first_row` on. starts: how many each row holds already.
         """
-        longest = max(len(each) for each in tokens)
-        padded = [[*each, *[0] * (longest - len(each))] for each in tokens]
+        longest = max(map(len, tokens))
+        padded = [[*row, *[0] * (longest - len(row))] for row in tokens]
         first = torch.tensor(starts, device=self.device)[:, None]
         positions = first + torch.arange(longest, device=self.device)  # (rows, tokens)
         length = aligned(max(starts) + longest)
         self._cache.look(Window(slice(first_row, first_row + len(tokens)), positions, length))
-        last = torch.tensor([len(each) - 1 for each in tokens], device=self.device)
+        last = torch.tensor([len(row) - 1 for row in tokens], device=self.device)
         # The head sees each row's last new token alone: a vocabulary is large, a prompt is long.
         narrowing = self._head.register_forward_pre_hook(lambda _, inputs: (_picked(inputs[0], last),))
         try:

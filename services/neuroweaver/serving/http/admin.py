@@ -91,7 +91,7 @@ class Admin:
                 raise ApiError(f"Version {version[:100]} is not loaded.", status=404, code="not_found")
             if version == self._work.versions.current:
                 raise ApiError(f"Version {version} is the current one.", status=409, code="conflict")
-            self._show([each for each in loaded if each != version])
+            self._show([other for other in loaded if other != version])
             remove = engine.between_steps(lambda: self.adapters.remove(version), version_unused=version)
             await asyncio.shield(asyncio.wrap_future(remove))
             self._files.pop(version, None)

@@ -92,7 +92,7 @@ class ModelServer:
     def drain(self) -> None:
         """Takes no more requests; ends once those at work have ended. Idempotent."""
         if self._draining is None:
-            self.status.enter(Phase.DRAINING, "told to end")
+            self.status.enter(Phase.DRAINING, "asked to end")
             logger.info("draining", extra={"requests": self._work.requests})
             self._draining = asyncio.ensure_future(self._drain())
 
@@ -152,7 +152,7 @@ class ModelServer:
         logger.info("ready", extra={"phases": self.status.report()["phases"]})
 
     def _fail(self, code: Exit, reason: str) -> None:
-        if self._draining is not None:  # told to end anyway
+        if self._draining is not None:  # asked to end anyway
             return
         logger.error("failed: %s", reason, extra={"exit_code": int(code)})
         self.status.enter(Phase.FAILED, reason)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from google.protobuf import json_format, struct_pb2
 
@@ -18,13 +19,18 @@ from neuroweaver.base_models.folders import Digests
 from neuroweaver.mesh.machine.files import write_whole
 from neuroweaver.mesh.wire import telemetry
 from neuroweaver.trainer.worker.process.stages import Result
-from neuroweaver.v1 import common_pb2, registry_pb2, registry_pb2_grpc
+from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
 
 CALL_TIMEOUT_S: Final = 60.0
 
 HIGHER: Final = registry_pb2.METRIC_DIRECTION_HIGHER_IS_BETTER
 LOWER: Final = registry_pb2.METRIC_DIRECTION_LOWER_IS_BETTER
+
+_SCORES: Final[Mapping[str, Literal["tuned_score", "base_score"]]] = {
+    "judge_score": "tuned_score",
+    "judge_score_base": "base_score",
+}
 
 
 @dataclass(frozen=True)
@@ -155,17 +161,13 @@ def metrics_of(result: pb.TrainingResult) -> dict[str, registry_pb2.Metric]:
     if result.HasField("reward_model"):
         quality = result.reward_model
         metrics["reward_model_accuracy"] = registry_pb2.Metric(
-            value=quality.accuracy, direction=HIGHER, interval=_interval(quality.accuracy_interval)
+            value=quality.accuracy, direction=HIGHER, interval=quality.accuracy_interval
         )
     if result.HasField("policy_optimization"):
         metrics["ppo_kl"] = registry_pb2.Metric(
             value=result.policy_optimization.kl_last, direction=LOWER, unit="nats/response"
         )
     return metrics
-
-
-def _interval(interval: common_pb2.Interval) -> common_pb2.Interval:
-    return common_pb2.Interval(lower=interval.lower, upper=interval.upper, confidence=interval.confidence)
 
 
 def _as_dict(message: Any) -> dict[str, Any]:
