@@ -79,7 +79,7 @@ class Mean:
         return self.value - reach, self.value + reach
 
     def cautious(self, other: Mean) -> Mean:
-        """With the other's spread, where its own rests on too little."""
+        """With the other's spread, where its own tells too little."""
         lent = other.std_error * math.sqrt(other.requests / self.requests)
         is_small = self.requests * _UNEVEN < other.requests
         return (
@@ -150,7 +150,7 @@ def quantile(parts: Sequence[Histogram]) -> Quantile | None:
 
 
 def student(critical: float, slices: int) -> float:
-    """The critical value of a spread that rests on so many slices."""
+    """The critical value of a spread that so many slices tell."""
     if slices < 2:
         return math.inf
     tail = normal_tail(min(critical, _FARTHEST_TAIL))
