@@ -34,7 +34,7 @@ async def apply(api: Api, wish: Object, live: Object | None) -> Applied:
         return Applied(left=theirs)
     if drift.holds(own, live):
         return Applied(left=theirs)
-    # A default, or an amount written another way, is no drift: a dry run tells.
+    # A default, or an amount written another way, is no drift; a dry run shows it.
     changes = drift.differences(live, await api.apply(kind, own, is_forced=True, is_dry_run=True))
     if changes:
         await api.apply(kind, own, is_forced=True)

@@ -1,5 +1,5 @@
-"""The cluster backend. Killed after any call, it goes on from what it finds: all it remembers is what it
-told last.
+"""The cluster backend. Killed after any call, it goes on from what it finds: all it remembers is what
+it reported last.
 """
 
 from __future__ import annotations
@@ -156,15 +156,15 @@ class KubernetesBackend:
                 await self._namespaces_changed.wait()
 
     async def _there(self) -> None:
-        """Returns once there is a cluster to watch. A deployer may run where there is none, told once."""
-        told = ""
+        """Returns once there is a cluster to watch. That there is none is logged once."""
+        logged = ""
         while True:
             try:
                 await self._api.version()
             except BackendError as error:
-                if str(error) != told:
-                    told = str(error)
-                    _LOG.info("no cluster is watched", extra={"cause": told})
+                if str(error) != logged:
+                    logged = str(error)
+                    _LOG.info("no cluster is watched", extra={"cause": logged})
                 is_set_up = error.trouble != Trouble.NOT_CONFIGURED
                 await asyncio.sleep(_RETRY_S if is_set_up else _NOT_SET_UP_S)
             except Refusal:  # it is there, and says not which one it is

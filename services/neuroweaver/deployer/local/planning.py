@@ -133,8 +133,8 @@ def _chosen(
         )
     if sizes.surge.fits(free):
         return pb.REPLACEMENT_MODE_SURGE, "there is room for a new replica beside the old ones"
-    told = lack(sizes.surge, free).message
-    return pb.REPLACEMENT_MODE_RECREATE, f"there is no room beside the old replicas: the surge {told}"
+    shortage = lack(sizes.surge, free).message
+    return pb.REPLACEMENT_MODE_RECREATE, f"there is no room beside the old replicas: the surge {shortage}"
 
 
 def _can_swap(launches: list[tuple[WantedRevision, Launch]], old: list[Running]) -> bool:
@@ -163,7 +163,7 @@ def _room(
             True,
         )
     elif not peak.fits(now.free):
-        told = lack(peak, now.free).message
+        shortage = lack(peak, now.free).message
         how = "a canary beside the stable revision" if is_canary else "a surge"
         ways = "fewer replicas, or less set aside for each (resources)"
         if is_canary:
@@ -172,7 +172,7 @@ def _room(
             ways = f"replacement RECREATE, max_unavailable 1 with max_surge 0, {ways}"
         yield Finding(
             "SURGE_WOULD_DEADLOCK",
-            f"{how} {told}: it could never finish. What helps: {ways}",
+            f"{how} {shortage}: it could never finish. What helps: {ways}",
             "rollout.canary" if is_canary else "rollout.replacement",
             True,
         )

@@ -16,8 +16,8 @@ _MS: Final = 1000.0
 
 @dataclass(frozen=True)
 class Names:
-    """What a model server calls its figures. errors: empty where `requests` counts successes alone, and what
-    failed is told by the status of HTTP_REQUESTS.
+    """What a model server calls its metrics. errors: empty where `requests` counts successes alone, and
+    failures are counted by the status of HTTP_REQUESTS.
     """
 
     requests: str
@@ -52,12 +52,12 @@ _MEMORY: Final = "process_resident_memory_bytes"
 
 
 class NoMetrics(ValueError):
-    """The page is none of a model server."""
+    """The page is not a model server's."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """One pod's figures: by name, over all labels; histograms by upper bound in milliseconds."""
+    """One replica's metrics: by name, over all labels; histograms by upper bound in milliseconds."""
 
     requests: int
     errors: int

@@ -130,16 +130,16 @@ class Router:
         if scope["method"] not in _METHODS:
             raise Refusal(405, "method_not_allowed", f"{scope['method']} is not allowed")
         key, path = self._locate(scope["path"])
-        told = dict(headers)
-        conversation = told.get(CONVERSATION_HEADER, b"").decode("latin-1")
-        hops = int(text) if (text := told.get(HOPS_HEADER, b"")[:4]).isdigit() else 0
+        by_name = dict(headers)
+        conversation = by_name.get(CONVERSATION_HEADER, b"").decode("latin-1")
+        hops = int(text) if (text := by_name.get(HOPS_HEADER, b"")[:4]).isdigit() else 0
         body = await _body(receive)
         return key, _Call(scope["method"], path, scope["query_string"], headers, body, conversation, hops)
 
     def _refuse_foreign(self, headers: Headers) -> None:
         """A page in a browser could otherwise make this machine work, or reach it under a name of its own."""
-        told = dict(headers)
-        host, origin = told.get(b"host", b""), told.get(b"origin", b"")
+        by_name = dict(headers)
+        host, origin = by_name.get(b"host", b""), by_name.get(b"origin", b"")
         if self._is_private and host and not _is_of_this_machine(b"//" + host):
             raise Refusal(421, "misdirected_request", "this address accepts requests of this machine only")
         if self._is_private and origin and not _is_of_this_machine(origin):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -92,6 +93,12 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "liveness.json"
 
 
+def assert_stalled(outcome: tuple[bool, str]) -> None:
+    is_alive, why = outcome
+    assert not is_alive
+    assert re.fullmatch(r"there is work, and no token moved for 6\d s", why), why
+
+
 def look(vllm: Vllm | int, file: Path, stall_s: float = STALL_S) -> tuple[bool, str]:
     """As the kubelet runs it: a process of its own, without site packages. Whether it is alive, and the words."""
     port = vllm if isinstance(vllm, int) else vllm.port
@@ -136,7 +143,7 @@ def test_a_server_that_has_work_and_makes_no_token_is_not_alive(vllm: Vllm, file
     setattr(vllm, kind, 2)
     assert look(vllm, file)[0]
     earlier(file, since_s=61)
-    assert look(vllm, file) == (False, "there is work, and no token moved for 61 s")
+    assert_stalled(look(vllm, file))
     # It stays so until a token moves.
     assert not look(vllm, file)[0]
     vllm.generated += 1
@@ -270,7 +277,7 @@ def test_an_engine_that_hangs_and_says_it_is_idle_is_found_out(vllm: Vllm, file:
     vllm.answers_completions = False
     assert look(vllm, file)[0]
     earlier(file, since_s=61)
-    assert look(vllm, file) == (False, "there is work, and no token moved for 61 s")
+    assert_stalled(look(vllm, file))
     assert vllm.asked[-1] == "/v1/completions acme/base 1"
 
 
@@ -292,7 +299,7 @@ def test_no_token_is_asked_for_otherwise(vllm: Vllm, file: Path):
 
 
 def test_names_are_those_that_are_measured():
-    from neuroweaver.deployer.kubernetes.observing.measuring import VLLM
+    from neuroweaver.deployer.model_servers.metrics import VLLM
 
     assert (VLLM.running, VLLM.waiting) == liveness._WORK
     assert VLLM.tokens in liveness._TOKENS

@@ -54,11 +54,11 @@ class BaseModel:
         return [self.mount()] if self.digest else []
 
     def order(self) -> dict[str, Any]:
-        """What the init container is told of it."""
-        told: dict[str, Any] = {"base_folder": self.folder, "base_digest": self.digest}
+        """The part of the init container's configuration."""
+        order: dict[str, Any] = {"base_folder": self.folder, "base_digest": self.digest}
         if self.is_from_hub:
-            return told | {"hub": {"repository": self.name, "revision": self.revision}}
-        return told if self.digest else {}
+            return order | {"hub": {"repository": self.name, "revision": self.revision}}
+        return order if self.digest else {}
 
 
 def base_model(revision: WantedRevision, settings: ClusterSettings) -> BaseModel | None:

@@ -1,5 +1,4 @@
-"""What Prometheus is told: whom to ask (ServiceMonitor), what to compute and when to wake somebody
-(PrometheusRule).
+"""For Prometheus: what to scrape (ServiceMonitor), what to compute, and when to alert (PrometheusRule).
 
 Metrics come from NeuroWeaver's own model server or from vLLM, which names them otherwise.
 """

@@ -255,7 +255,7 @@ def _server(scope: Scope, revision: WantedRevision, base: BaseModel | None) -> O
 
 
 def _probes(spec: pb.DeploymentSpec, *, is_vllm: bool) -> Object:
-    """Both prove tokens where they tell of life: our server by itself, vLLM through a script of ours."""
+    """A live server makes tokens: ours proves it by itself, vLLM through a script of ours."""
     ready = asking("/health" if is_vllm else "/health/ready")
     patience_s = spec.startup_timeout.ToTimedelta().total_seconds() or 600.0
     if is_vllm:
@@ -295,7 +295,7 @@ def _vllm_arguments(wanted: Wanted, revision: WantedRevision, base: BaseModel | 
     engine, bundle = wanted.spec.engine, revision.bundle
     names = [wanted.key.model_id, f"{wanted.key.model_id}@{bundle.version}"]
     arguments = ["--host=0.0.0.0", f"--port={PORT}", "--load-format=safetensors"]
-    # `/load` tells the liveness probe of requests that a hanging engine says nothing of.
+    # `/load` tells the liveness probe of requests that a hanging engine does not report.
     arguments.append("--enable-server-load-tracking")
     if base is not None:
         arguments = [

@@ -58,8 +58,8 @@ def obstacle(live: Mapping[Any, Object]) -> str:
     words = "; ".join(
         str(each["message"]) for each in conditions if each.get("status") != "True" and each.get("message")
     )
-    told = f"no pod of {found['metadata']['name']} is ready"
-    return f"{told}: {words}" if words else told
+    state = f"no pod of {found['metadata']['name']} is ready"
+    return f"{state}: {words}" if words else state
 
 
 def objects(scope: Scope) -> list[Object]:

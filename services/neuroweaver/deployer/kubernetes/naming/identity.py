@@ -37,7 +37,7 @@ _RESERVED: Final = re.compile(r"([a-z0-9.-]*[.])?(kubernetes[.]io|k8s[.]io|neuro
 
 
 def check_name(name: str) -> None:
-    """Room is left for what is hung on: `-r` and a revision. Raises BackendError."""
+    """Leaves room for the suffix, `-r` and a revision. Raises BackendError."""
     if not _DNS_LABEL.fullmatch(name) or len(name) > _LONGEST:
         raise BackendError(
             Trouble.REFUSED,
@@ -55,9 +55,7 @@ def selector(name: str) -> str:
 
 
 def checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """A user's labels. Raises BackendError for what is none; the API server would, too, but later and
-    half-way.
-    """
+    """A user's labels. Raises BackendError for a bad one, before anything is applied."""
     for key, value in labels.items():
         if not _LABEL_KEY.fullmatch(key) or _RESERVED.fullmatch(key):
             raise BackendError(
@@ -78,10 +76,10 @@ def key_annotation(key: Key) -> str:
 
 
 def key_of(found: Object) -> Key | None:
-    """Whose object it is; None if nothing tells."""
-    told = found["metadata"].get("annotations", {}).get(KEY)
+    """The deployment that an object belongs to; None if it has no readable annotation."""
+    key = found["metadata"].get("annotations", {}).get(KEY)
     try:
-        project, model_id, name = json.loads(told or "null")
+        project, model_id, name = json.loads(key or "null")
     except (ValueError, TypeError):
         return None
     return Key(str(project), str(model_id), str(name))
@@ -89,5 +87,5 @@ def key_of(found: Object) -> Key | None:
 
 def revision_of(found: Object) -> int:
     """0 if it belongs to none."""
-    told: Any = found["metadata"].get("labels", {}).get(REVISION, "")
-    return int(told) if str(told).isdecimal() else 0
+    number: Any = found["metadata"].get("labels", {}).get(REVISION, "")
+    return int(number) if str(number).isdecimal() else 0

@@ -33,7 +33,7 @@ _IDENTITIES: Final = (
     ("port", "protocol"),
     ("topologyKey", "whenUnsatisfiable"),
 )
-"""What tells the elements of a list apart, where it is no plain list."""
+"""The fields that identify an element of a list, where it is no plain list."""
 _SERVERS_OWN: Final = frozenset(
     {
         ("status",),
@@ -65,7 +65,7 @@ def was_applied(wanted: Object, live: Object) -> bool:
 def holds(wanted: Any, live: Any) -> bool:
     """Whether all that is wanted is there; what the API server or others added does not matter.
 
-    An amount that is merely written another way counts as a difference: a dry run tells better.
+    An amount that is merely written another way counts as a difference; a dry run knows better.
     """
     if isinstance(wanted, dict):
         there = live if isinstance(live, dict) else {}

@@ -74,7 +74,7 @@ class Pods:
     async def replicas(
         self, pods: Sequence[Object], crash_loop_restarts: int, *, has_health: bool
     ) -> list[Replica]:
-        """has_health: whether their servers tell their health as ours do."""
+        """has_health: whether their servers have the health page of ours."""
         known = [(pod, observation.replica(pod, crash_loop_restarts)) for pod in pods]
         wordless = [
             replica.replica_id

@@ -1,8 +1,8 @@
 """Hears of every change to the deployer's objects: list, then watch from there, for as long as it takes.
 
 A watch that ends or is lost goes on from the last moment known, which bookmarks keep young; one whose
-moment the API server has forgotten (410 Gone) begins again with a list, and what vanished meanwhile is told
-then.
+moment the API server has forgotten (410 Gone) begins again with a list, and what vanished meanwhile is
+reported then.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Watcher:
                 await asyncio.sleep(self._backoff.wait_s(failures))
 
     async def _relist(self) -> str:
-        """Tells what differs from what was known; gives the moment of the list."""
+        """Reports what differs from what was known; returns the moment of the list."""
         listing = await self._api.list(self._kind, self._namespace, identity.MANAGED, self._fields)
         known: dict[str, tuple[Key, str]] = {}
         for item in listing.items:
@@ -101,7 +101,7 @@ class Watcher:
         return listing.resource_version
 
     async def _follow(self, moment: str) -> tuple[str, bool]:
-        """Gives the last moment known, however the watch ends; and whether anything was heard."""
+        """Returns the last moment known, however the watch ends, and whether anything was heard."""
         heard = False
         try:
             async with self._api.watch(

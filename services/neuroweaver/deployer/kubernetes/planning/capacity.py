@@ -1,7 +1,7 @@
 """Whether there is room, node by node: two halves of a GPU on two nodes are no GPU.
 
 Counts what the scheduler counts: allocatable less the requests of the pods on each node. Affinities and
-quotas are not looked at; a pod that waits for them tells so itself.
+quotas are not looked at; a pod that waits for them says so itself.
 """
 
 from __future__ import annotations

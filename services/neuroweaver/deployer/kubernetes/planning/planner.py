@@ -334,7 +334,7 @@ async def _obstacle_to_metrics(api: Api) -> str:
 
 
 async def _has_namespace(api: Api, namespace: str) -> bool:
-    """True also where it may not be asked: the first object tells then."""
+    """Also True where it may not be asked: applying the first object shows it then."""
     try:
         return await api.get(NAMESPACE, "", namespace) is not None
     except Refusal as error:

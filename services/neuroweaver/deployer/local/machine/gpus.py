@@ -20,7 +20,7 @@ _PATIENCE_S: Final = 20.0
 
 
 def of_machine(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Those that a process with this environment may use: by UUID if nvidia-smi tells, else by index.
+    """Those that a process with this environment may use: by UUID if nvidia-smi works, else by index.
 
     Blocks.
     """
@@ -28,7 +28,7 @@ def of_machine(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def listed(lines: str) -> tuple[str, ...]:
-    """The UUIDs that `nvidia-smi -L` tells: of a GPU that is partitioned (MIG), those of its parts."""
+    """The UUIDs in the output of `nvidia-smi -L`: of a GPU that is partitioned (MIG), those of its parts."""
     names: list[str] = []
     for kind, name in (found.groups() for line in lines.splitlines() if (found := _LINE.match(line))):
         if kind == "MIG" and names and names[-1].startswith("GPU"):

@@ -80,8 +80,8 @@ def _lines(file: Path, begin: int) -> Iterator[Written]:
                 if not raw.endswith(b"\n"):
                     return
                 at += len(raw)
-                message, told, level = _message(raw.decode(errors="replace").rstrip())
-                time = told or time
+                message, stamp, level = _message(raw.decode(errors="replace").rstrip())
+                time = stamp or time
                 if message:
                     yield Written(revision, time, logs.cut(message), level, f"{file.name}:{at:012d}")
     except FileNotFoundError:
@@ -89,7 +89,7 @@ def _lines(file: Path, begin: int) -> Iterator[Written]:
 
 
 def _message(line: str) -> tuple[str, datetime | None, str]:
-    """The message, its time if it tells it, its level if it names one."""
+    """The message, its time and its level, as far as the line has them."""
     level, fields = logs.level(line), logs.fields(line)
     if fields is None:
         return line, _time(line[:40]), level

@@ -48,7 +48,7 @@ class Meter:
     async def measure(
         self, client: httpx2.AsyncClient, revisions: Collection[int], replicas: Collection[Replica]
     ) -> list[Measured]:
-        """Requests, errors and times as the router saw them; the rest as the replicas tell it."""
+        """Requests, errors and times as the router saw them; the rest as the replicas report it."""
         running = [each for each in replicas if each.process is not None]
         read = await asyncio.gather(*(probe.page(client, each.base_url) for each in running))
         pages = dict(zip(running, read, strict=True))

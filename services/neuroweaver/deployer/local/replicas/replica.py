@@ -28,7 +28,6 @@ from neuroweaver.deployer.local.machine.machine import Need, Room
 from neuroweaver.deployer.local.replicas import log_files, processes, record
 from neuroweaver.deployer.local.replicas.launch import HOST, Launch
 from neuroweaver.deployer.local.replicas.overuse import overuse
-from neuroweaver.deployer.local.replicas.probe import health
 from neuroweaver.deployer.local.replicas.processes import Process
 from neuroweaver.deployer.local.replicas.record import Record
 from neuroweaver.deployer.local.replicas.restarts import Failures, Policy
@@ -177,7 +176,7 @@ class Replica:
         return self._task.done()
 
     def shown(self) -> backend.Replica:
-        told = self._health
+        health = self._health
         return backend.Replica(
             replica_id=self.replica_id,
             revision=self.revision,
@@ -185,7 +184,7 @@ class Replica:
             message=self._message,
             restarts=self._record.restarts,
             last_exit=self._last_exit,
-            loaded_versions=told.loaded_versions if told else (),
+            loaded_versions=health.loaded_versions if health else (),
             phases=tuple(
                 (PHASES[name], timedelta(seconds=self._phase_s[name]))
                 for name in COLD_START
@@ -193,7 +192,7 @@ class Replica:
             ),
             start_time=self._start_time,
             ready_time=self._ready_time,
-            last_token_time=told.last_token_time if told else None,
+            last_token_time=health.last_token_time if health else None,
             restart_at=self._restart_at,
         )
 
@@ -374,10 +373,10 @@ class Replica:
                 return None
             now = time.monotonic()
             if now >= look_at:
-                told = await health(self._around.client, self.base_url)
+                health = await probe.health(self._around.client, self.base_url)
                 now = time.monotonic()
-                self._learn(told, begun)
-                is_failing = not told.is_live if told else self._ready_since is not None
+                self._learn(health, begun)
+                is_failing = not health.is_live if health else self._ready_since is not None
                 failing_since = (failing_since or now) if is_failing else None
                 log_files.bound(self._folder)
                 look_at = now + (self._around.probe_s if self.is_ready else min(0.2, self._around.probe_s))
@@ -387,32 +386,32 @@ class Replica:
                 return _End(why, process.exit_code)
             await self._pause(_GLANCE_S)
 
-    def _learn(self, told: Health | None, begun: float) -> None:
-        if told is None:
+    def _learn(self, health: Health | None, begun: float) -> None:
+        if health is None:
             if self._ready_since is not None:
                 self._show(pb.REPLICA_PHASE_WARMING, "does not answer its health check")
             return
         if self._ready_since is None and not self._record.phase_s:
-            self._time_phases(told, time.monotonic() - begun)
-        self._health = told
-        if told.is_ready and self._ready_since is None:
+            self._time_phases(health, time.monotonic() - begun)
+        self._health = health
+        if health.is_ready and self._ready_since is None:
             self.oom_killed = ""
             self._ready_since = time.monotonic()
             self._ready_time = datetime.now(UTC)
             self._save(replace(self._record, phase_s=dict(self._phase_s)))
-        if told.is_ready:
+        if health.is_ready:
             self._show(pb.REPLICA_PHASE_READY, "")
-        elif told.is_live:
-            self._show(PHASES[told.phase], told.reason)
+        elif health.is_live:
+            self._show(PHASES[health.phase], health.reason)
         else:
-            self._show(pb.REPLICA_PHASE_FAILED, told.reason or "its engine makes no tokens")
+            self._show(pb.REPLICA_PHASE_FAILED, health.reason or "its engine makes no tokens")
 
-    def _time_phases(self, told: Health, elapsed_s: float) -> None:
+    def _time_phases(self, health: Health, elapsed_s: float) -> None:
         if self._health is None:
             # Interpreter and libraries, which are to a process what the image is to a pod.
-            start_s = max(0.0, elapsed_s - sum(told.phase_s.values()))
+            start_s = max(0.0, elapsed_s - sum(health.phase_s.values()))
             self._own_s["pulling"] = self._own_s.get("pulling", 0.0) + start_s
-        served_s = {name: told.phase_s[name] for name in COLD_START if name in told.phase_s}
+        served_s = {name: health.phase_s[name] for name in COLD_START if name in health.phase_s}
         self._phase_s = served_s | {
             name: seconds + served_s.get(name, 0.0) for name, seconds in self._own_s.items()
         }
@@ -421,8 +420,8 @@ class Replica:
         """Why; empty if it may go on."""
         grace_s, timeout_s = self._around.wedge_grace_s, self.policy.startup_timeout_s
         if failing_since is not None and now - failing_since >= grace_s:
-            told = self._health.reason if self._health else ""
-            return f"its engine made no tokens for {grace_s:g} s" + (f": {told}" if told else "")
+            reason = self._health.reason if self._health else ""
+            return f"its engine made no tokens for {grace_s:g} s" + (f": {reason}" if reason else "")
         if self._ready_since is None and now - begun >= timeout_s:
             return f"was not ready within startup_timeout, {timeout_s:g} s"
         return ""
@@ -467,7 +466,7 @@ class Replica:
             self._restart_at = None
             self._save(replace(self._record, restarts=self._record.restarts + 1))
 
-    # How it waits, and what it tells.
+    # How it waits, and what it shows.
 
     async def _pause(self, seconds: float) -> bool:
         """Whether it was told to leave meanwhile."""
@@ -477,7 +476,7 @@ class Replica:
         return self.is_leaving
 
     async def _or_leave(self, awaitable: Awaitable[T]) -> T | None:
-        """What it gives; None if the replica was told to leave before."""
+        """The result; None if the replica was told to leave before."""
         working, leaving = asyncio.ensure_future(awaitable), asyncio.create_task(self._leave.wait())
         try:
             await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -518,7 +517,7 @@ def _record(number: int, launch: Launch, before: Record | None = None) -> Record
 async def _ended_within(process: Process, timeout_s: Callable[[], float]) -> None:
     """timeout_s: asked again and again, since it may be shortened meanwhile."""
     began = time.monotonic()
-    while not process.has_ended and time.monotonic() - began < timeout_s():  # noqa: ASYNC110  # nobody tells of it
+    while not process.has_ended and time.monotonic() - began < timeout_s():  # noqa: ASYNC110  # there is no event
         await asyncio.sleep(_ENDING_S)
 
 
