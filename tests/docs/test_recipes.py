@@ -40,9 +40,7 @@ def project(tmp_path_factory) -> Path:
             shutil.copy(source, copy)
     for installed in (".venv", "gen/ts/node_modules"):
         (copy / installed).symlink_to(ROOT / installed)
-    subprocess.run(
-        ["git", "apply", "-"], input="".join(recipes().values()), cwd=copy, text=True, check=True
-    )
+    subprocess.run(["git", "apply", "-"], input="".join(recipes().values()), cwd=copy, text=True, check=True)
     return copy
 
 
