@@ -137,27 +137,16 @@ def metrics_of(result: pb.TrainingResult) -> dict[str, registry_pb2.Metric]:
         "loss_base": registry_pb2.Metric(value=result.loss_before, direction=LOWER, unit="nats/token"),
         "perplexity": registry_pb2.Metric(value=result.perplexity_after, direction=LOWER),
         "perplexity_base": registry_pb2.Metric(value=result.perplexity_before, direction=LOWER),
-        "judge_score": registry_pb2.Metric(
-            value=result.metrics["tuned_score"],
-            direction=HIGHER,
-            samples=[sample.tuned_score for sample in result.samples if sample.HasField("tuned_score")],
-        ),
-        "judge_score_base": registry_pb2.Metric(
-            value=result.metrics["base_score"],
-            direction=HIGHER,
-            samples=[sample.base_score for sample in result.samples if sample.HasField("base_score")],
-        ),
-        "win_rate": registry_pb2.Metric(
-            value=result.win_rate.rate, direction=HIGHER, interval=_interval(result.win_rate.interval)
-        ),
     }
-    counted = result.win_rate
-    if not any(sample.HasField("tuned_score") for sample in result.samples):
-        del metrics["judge_score"]
-    if not any(sample.HasField("base_score") for sample in result.samples):
-        del metrics["judge_score_base"]
-    if not counted.wins + counted.losses + counted.ties:
-        del metrics["win_rate"]
+    for name, score in _SCORES.items():
+        samples = [getattr(sample, score) for sample in result.samples if sample.HasField(score)]
+        if samples:
+            metrics[name] = registry_pb2.Metric(
+                value=result.metrics[score], direction=HIGHER, samples=samples
+            )
+    won = result.win_rate
+    if won.wins + won.losses + won.ties:
+        metrics["win_rate"] = registry_pb2.Metric(value=won.rate, direction=HIGHER, interval=won.interval)
     if result.HasField("reward_model"):
         quality = result.reward_model
         metrics["reward_model_accuracy"] = registry_pb2.Metric(

@@ -25,7 +25,7 @@ from neuroweaver.deployer.domain.failures import explained
 from neuroweaver.deployer.local.files.supplies import Places, Supplies
 from neuroweaver.deployer.local.machine import gpus
 from neuroweaver.deployer.local.machine.machine import Need, Room
-from neuroweaver.deployer.local.replicas import log_files, processes, record
+from neuroweaver.deployer.local.replicas import log_files, probe, processes, record
 from neuroweaver.deployer.local.replicas.launch import HOST, Launch
 from neuroweaver.deployer.local.replicas.overuse import overuse
 from neuroweaver.deployer.local.replicas.processes import Process
