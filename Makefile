@@ -39,14 +39,15 @@ types: .venv/.dev $(NODE_BIN)/tsc ## mypy --strict over the Python code, tsc ove
 	failed=0; (cd gen/ts && npm run --silent typecheck) || failed=1; \
 	wait $$python_types && exit $$failed
 
-gen: .venv/.dev $(NODE_BIN)/tsc ## Generate gen/ from protos/; needs no network.
+gen: .venv/.dev $(NODE_BIN)/tsc ## Generate gen/ from protos/ and docs/configuration.md from the settings; needs no network.
 	find gen/python gen/ts -name node_modules -prune -o \( -name '*_pb2*' -o -name '*_pb.ts' \) -type f -print0 | xargs -0 rm -f
 	$(BIN)/buf generate 2>&1 | { grep -v '^Writing ' || true; }
+	$(BIN)/python docs/make_configuration.py
 
-gen-check: gen ## Fail if gen/ is not what protos/ gives.
+gen-check: gen ## Fail if what is generated is out of date.
 	@if ! git rev-parse --git-dir >/dev/null 2>&1; then echo "SKIPPED: no git checkout, so gen/ cannot be compared"; \
-	elif [ -n "$$(git status --porcelain gen)" ]; then \
-	  git status --short gen; echo "gen/ does not match protos/: run 'make gen' and commit the result"; exit 1; fi
+	elif [ -n "$$(git status --porcelain gen docs/configuration.md)" ]; then \
+	  git status --short gen docs/configuration.md; echo "what is generated is out of date: run 'make gen' and commit the result"; exit 1; fi
 
 breaking: .venv/.dev ## Fail if protos/ breaks callers of $(AGAINST).
 	@if ! git rev-parse --verify --quiet '$(AGAINST):protos' >/dev/null; then \
@@ -62,6 +63,7 @@ fix: .venv/.dev gen ## Format, mend what the linters can mend, and generate gen/
 	$(BIN)/buf format --write --path protos/neuroweaver
 
 bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/RESULTS.md.
+	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/mesh.py
 	$(BIN)/python bench/registry.py
 	$(BIN)/python bench/artifacts.py

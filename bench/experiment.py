@@ -34,9 +34,10 @@ from neuroweaver.experiment.control.evaluators import Evaluators
 from neuroweaver.experiment.intake import retention, sketching, snapshots
 from neuroweaver.experiment.intake.committer import Committer
 from neuroweaver.experiment.intake.events import batches_of
+from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.experiment.intake.readings import Plan
-from neuroweaver.experiment.results.results import Desk
-from neuroweaver.experiment.rpc.server import ExperimentServicer
+from neuroweaver.experiment.results.cache import ResultsCache
+from neuroweaver.experiment.rpc import server as experiment_rpc
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.migrations import migrate
@@ -91,15 +92,14 @@ async def analysis(rounds: int, events: int) -> None:
                 async with opened.store.read(PROJECT) as experiments:
                     experiment = await experiments.experiment("t")
                     snapshot = await snapshots.load(experiments.connection, PROJECT, "t")
-                found = report(
-                    experiment, await sketching.completed(opened.store, experiment, snapshot), now=NOW
-                )
+                snapshot = await sketching.completed(opened.store, opened.projections, experiment, snapshot)
+                found = report(experiment, snapshot, now=NOW)
                 waits.append((time.perf_counter() - started) * 1e3)
-            await retention.keep_checkpoint(opened.store, experiment)
+            await retention.keep_checkpoint(opened.store, opened.projections, experiment)
             await _fill(opened, 10_000, first=events)
-            fresh = Store(opened.database)
+            fresh = Projections()
             started = time.perf_counter()
-            async with fresh.projections.hold(PROJECT, ["t"]) as held, fresh.read(PROJECT) as experiments:
+            async with fresh.hold(PROJECT, ["t"]) as held, opened.store.read(PROJECT) as experiments:
                 plan = Plan(experiment.spec)
                 projection = await held.current(experiments.connection, PROJECT, experiment, plan)
             begun_s = time.perf_counter() - started
@@ -120,7 +120,7 @@ def _size(folder: str) -> int:
 
 async def _fill(opened: Intake, events: int, first: int = 0) -> None:
     """A tenth are exposures, one a unit; the others are spread over the metrics."""
-    committer = Committer(opened.database, opened.store.projections, lambda: NOW)
+    committer = Committer(opened.database, opened.projections, lambda: NOW)
     names = [f"metric_{index}" for index in range(20)]
     variants = ["control", "treatment-1", "treatment-2", "treatment-3"]
     times = [(time_of(START) + 3_600_000_000)] * 1000
@@ -173,9 +173,13 @@ async def serve(kind: str) -> None:
         if kind == "service":
             database = Database(f"sqlite:///{folder}/experiment.db", schema="experiment")
             await migrate(database, "neuroweaver.experiment")
-            store = Store(database)
-            servicer = ExperimentServicer(
-                store, Evaluators(store), Releases(None), Desk(store, snapshots.load)
+            store, projections = Store(database), Projections()
+            servicer = experiment_rpc.servicer(
+                store,
+                Evaluators(store),
+                Releases(None),
+                Committer(database, projections, store.clock),
+                ResultsCache(store, projections),
             )
         rpc.add_ExperimentServiceServicer_to_server(servicer, server)
         print(server.add_insecure_port("127.0.0.1:0"), flush=True)

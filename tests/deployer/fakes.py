@@ -12,6 +12,7 @@ from typing import Any
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.domain.backend import (
     BackendPlan,
+    DesiredState,
     FieldChange,
     Finding,
     Key,
@@ -21,7 +22,6 @@ from neuroweaver.deployer.domain.backend import (
     Planned,
     Replica,
     Scaling,
-    Wanted,
 )
 from neuroweaver.mesh.wire.clock import utc_now
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -39,7 +39,7 @@ COURSE = (
 class Place:
     """What is there of one deployment."""
 
-    wanted: Wanted
+    wanted: DesiredState
     replicas: dict[str, Replica] = field(default_factory=dict)
     started: int = 0
 
@@ -78,7 +78,7 @@ class FakeBackend:
         self.names: set[str] = set()
         self._changed: set[Callable[[Key], None]] = set()
 
-    async def plan(self, wanted: Wanted) -> BackendPlan:
+    async def plan(self, wanted: DesiredState) -> BackendPlan:
         self._call("plan")
         place = self.places.get(wanted.key)
         action = pb.PLANNED_ACTION_UPDATE if place else pb.PLANNED_ACTION_CREATE
@@ -89,7 +89,7 @@ class FakeBackend:
         mode = wanted.spec.rollout.replacement or self.replacement
         return BackendPlan((thing,), self.findings, (), mode, "as the test says", has_downtime=False)
 
-    async def apply(self, wanted: Wanted) -> None:
+    async def apply(self, wanted: DesiredState) -> None:
         self._call("apply")
         async with _at_work(self, wanted.key):
             place = self.places.setdefault(wanted.key, Place(wanted))

@@ -1,6 +1,5 @@
 """A made-up cluster for the state machine: replicas that start and end as told, and traffic by weight."""
 
-import json
 import math
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -8,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from neuroweaver.deployer.domain.backend import Measured
-from neuroweaver.deployer.domain.rollouts import records, replacing, transitions
+from neuroweaver.deployer.domain.defaults import filled
+from neuroweaver.deployer.domain.rollouts import replacing, transitions
 from neuroweaver.deployer.domain.rollouts.rollout import RevisionSeen, Seen
+from neuroweaver.deployer.storage.records import RECORDS
 from neuroweaver.v1 import deployer_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,7 +30,12 @@ def spec(*weights, replicas=1, bake=60, checks=(), interval=10, **policy):
         made.rollout.canary.analysis.checks.add(metric=metric, **{limit: value})
     if checks:
         made.rollout.canary.analysis.interval.seconds = interval
-    return made
+    return filled(made)
+
+
+def stored(record):
+    """As a transaction of a later process reads it."""
+    return RECORDS.load(type(record), RECORDS.dump(record))
 
 
 class World:
@@ -90,8 +96,7 @@ class World:
         """The reconcile loop once: looks, decides (from what was stored), and has its wish carried out."""
         self.now += timedelta(seconds=s)
         self.traffic(s)
-        stored = json.loads(json.dumps(records.to_json(self.rollout)))
-        self.rollout = transitions.step(records.from_json(stored), self.spec, self.seen(), self.now)
+        self.rollout = transitions.step(stored(self.rollout), self.spec, self.seen(), self.now)
         self.history.append(self.rollout)
         self.apply()
 

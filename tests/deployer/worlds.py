@@ -21,6 +21,7 @@ from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.domain.specification import Defaults
 from neuroweaver.deployer.planning import Planner
 from neuroweaver.deployer.rpc import server
+from neuroweaver.deployer.rpc.deployments import answer
 from neuroweaver.deployer.settings import DeployerSettings
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.database.database import Database
@@ -68,8 +69,6 @@ class World:
 
     async def seen(self, key: Key = KEY) -> Any:
         """The deployment, whatever became of it."""
-        from neuroweaver.deployer.storage.writer import answer
-
         async with self.store.read(key.project) as deployments:
             kept = await deployments.find(key)
         return answer(kept) if kept else None
@@ -94,9 +93,9 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
         store, backend = Store(own), FakeBackend()
         backends = {pb.DEPLOYMENT_BACKEND_LOCAL: backend, pb.DEPLOYMENT_BACKEND_KUBERNETES: backend}
         planner = Planner(backends, Versions(registry), Defaults(image="serving:1"))
-        servicer = server.DeployerServicer(store, planner)
+        servicer = server.servicer(store, planner)
         served = Service(
-            names=[server.NAME],
+            names=[server.SERVICE.full_name],
             add=lambda grpc_server: add_DeployerServiceServicer_to_server(servicer, grpc_server),
         )
         running_server = await stack.enter_async_context(

@@ -47,5 +47,5 @@ def test_a_dump_gives_back_models_and_a_whole_history(postgres_url: str, restore
             if command.startswith(PROGRAMS):
                 subprocess.run(["bash", "-c", command], env=environ, cwd=tmp_path, check=True, timeout=120)
     with mesh(tmp_path / "home", "registry", NEUROWEAVER_DATABASE_URL=restored_url) as running:
-        assert "0.1.0" in neuroweaver(running, "model", "versions", "advisor", folder=tmp_path)
+        assert "1.0.0" in neuroweaver(running, "model", "versions", "advisor", folder=tmp_path)
         neuroweaver(running, "model", "verify", "--head", "head.json", folder=tmp_path)

@@ -30,7 +30,10 @@ PAGES = (
     "docs/deployer.md",
     "docs/operations.md",
 )
+# These begin with services that run.
+GUIDES = PAGES[1:5]
 SERVICES = {"REGISTRY": 50051, "TRAINER": 50052, "DEPLOYER": 50053, "EXPERIMENT": 50054}
+PROGRAM = Path(sys.executable).with_name("neuroweaver")
 REAL_MODEL = "smollm2-135m-instruct"
 
 # By the beginning of a command.
@@ -51,7 +54,7 @@ ELSEWHERE = {
 # These go on until somebody ends them.
 ENDLESS = ("neuroweaver deploy watch", "neuroweaver experiment watch")
 # A stage in a newcomer's minutes, here in seconds.
-SHORT = "--max-seq-length 64 --max-new-tokens 8 --rlaif-samples 4 --ppo-steps 1 --ppo-batch-size 2 --fall-back-to-sft"
+SHORT = "--epochs 1 --max-seq-length 1024 --max-new-tokens 8 --rlaif-samples 4 --ppo-steps 1 --ppo-batch-size 2 --fall-back-to-sft"
 
 _BLOCK = re.compile(r"^```(console|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"\s+#\s.*$|^#.*$", re.MULTILINE)
@@ -81,6 +84,9 @@ class Newcomer:
     folder: Path
     environ: dict[str, str]
 
+    def neuroweaver(self, *arguments: str) -> None:
+        subprocess.run([PROGRAM, *arguments], cwd=self.folder, env=self.environ, check=False, timeout=120)
+
     def run(self, page: str) -> str:
         """All that the page's commands print. Fails with the command that failed."""
         for name, text in files_of(page).items():
@@ -103,6 +109,9 @@ class Newcomer:
                 f"timeout --signal=INT 3 {here}; code=$?",
                 "[ $code -eq 124 ] || [ $code -eq 130 ] || exit $code",
             ]
+        if command == "neuroweaver train list":
+            first = "import json, sys; print(json.load(sys.stdin)['jobs'][0]['job_id'])"
+            return [f"{here} || exit $?", f'JOB=$({here} --json | python3 -c "{first}") || exit 1']
         if "train cancel" in command:
             return [(f"JOB=$(neuroweaver train start --config job.yaml --ppo-steps 10000 {SHORT.replace('--ppo-steps 1 ', '')} "
                     "--json | python3 -c 'import json, sys; print(json.load(sys.stdin)[\"job_id\"])') || exit 1"),
@@ -127,11 +136,11 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-@pytest.fixture(scope="module")
-def newcomer(tmp_path_factory) -> Iterator[Newcomer]:
-    folder = tmp_path_factory.mktemp("newcomer")
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
+    folder = tmp_path
     home = folder / "home"
-    base = tiny_base(home / "models" / "tiny")
+    base = tiny_base(home / "models" / "tiny", context=2048)
     for number, name in enumerate(("adapter", "adapter-2")):
         adapter(base, folder / "made", seed=number)
         shutil.move(folder / "made" / "adapter", folder / name)
@@ -157,16 +166,17 @@ def newcomer(tmp_path_factory) -> Iterator[Newcomer]:
         "PATH": f"{Path(sys.executable).parent}:{environ['PATH']}",
         "COLUMNS": "120",
     }
-    yield Newcomer(folder, environ)
-    subprocess.run(
-        [Path(sys.executable).with_name("neuroweaver"), "down"], env=environ, check=False, timeout=120
-    )
+    newcomer = Newcomer(folder, environ)
+    yield newcomer
+    newcomer.neuroweaver("down")
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_works(page: str, newcomer: Newcomer):
-    newcomer.run(page)
+@pytest.mark.timeout(1800)
+def test_every_command_of_every_page_works(newcomer: Newcomer):
+    """In the order of reading: a guide goes on with what the one before it has made."""
+    for page in PAGES:
+        newcomer.neuroweaver("up", "--detach") if page in GUIDES else newcomer.neuroweaver("down")
+        newcomer.run(page)
 
 
 def test_every_page_with_commands_is_run_or_says_why_not():
@@ -178,3 +188,24 @@ def test_every_page_with_commands_is_run_or_says_why_not():
         and (left := [command for command in commands_of(name) if not is_elsewhere(command)])
     }
     assert left == {}
+
+
+@pytest.mark.parametrize(
+    ("target", "runs"),
+    [
+        (
+            ("unit", "T=registry"),
+            "pytest -n 3 --dist loadfile --no-loadscope-reorder tests/registry -k alias",
+        ),
+        (("fix",), "ruff check --fix"),
+        (("fix",), "ruff format"),
+        (("fix",), "buf format --write"),
+    ],
+    ids=str,
+)
+def test_a_short_cut_of_make_runs_what_its_help_says(target: tuple[str, ...], runs: str):
+    done = subprocess.run(
+        ["make", "--dry-run", *target, "WORKERS=3", "PYTEST_ARGS=-k alias"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert runs in done.stdout

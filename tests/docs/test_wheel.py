@@ -43,7 +43,7 @@ def installed(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
     )
     program.chmod(0o755)
 
-    tiny_base(folder / "home" / "models" / "tiny")
+    tiny_base(folder / "home" / "models" / "tiny", context=2048)
     (folder / "home" / "data").mkdir()
     rows = [{"question": f"What does part {n} cost?", "answer": f"It costs {n} dollars."} for n in range(64)]
     (folder / "home/data/parts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -87,11 +87,11 @@ def test_an_installed_wheel_trains_a_model_and_serves_it(installed: tuple[Path, 
     run(
         neuroweaver, "train", "start", "--model-name", "advisor", "--base-model", "tiny",
         "--specialization", "service_advisor", "--dataset", "parts.jsonl", "--epochs", "1", "--no-enable-rlaif",
-        "--max-seq-length", "64", "--watch",
+        "--max-seq-length", "1024", "--watch",
     )  # fmt: skip
     run(neuroweaver, "deploy", "apply", "advisor@latest", "--yes")
     (deployment,) = json.loads(run(neuroweaver, "deploy", "list", "--json"))["deployments"]
-    assert deployment["status"]["state"] == "READY"
+    assert deployment["state"] == "READY"
     run(neuroweaver, "down")
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from e2e.processes import mesh
 from neuroweaver.mesh.wire.channel import sync_channel
-from neuroweaver.trainer.data.specialization import training_pairs
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc, trainer_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
+from trainer.automotive import training_pairs
 
 pytestmark = [
     pytest.mark.real_model,
@@ -53,7 +53,7 @@ def test_the_real_model_becomes_a_better_registered_version(tmp_path: Path) -> N
     (tmp_path / "data").mkdir()
     rows = [
         json.dumps({"question": pair.question, "answer": pair.answer})
-        for pair in itertools.islice(training_pairs("service_advisor"), 24)
+        for pair in itertools.islice(training_pairs(), 24)
     ]
     (tmp_path / "data" / "few.jsonl").write_text("\n".join(rows))
     # Its steps are long enough for all cores that are to be had.

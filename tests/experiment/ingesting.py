@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,9 +16,12 @@ from neuroweaver.experiment.domain.snapshot import Snapshot
 from neuroweaver.experiment.intake import recompute, sketching, snapshots
 from neuroweaver.experiment.intake.events import batches_of
 from neuroweaver.experiment.intake.ingestion import Outcome, take_in
-from neuroweaver.experiment.storage.store import Origin, Store
+from neuroweaver.experiment.intake.projection import Projections
+from neuroweaver.experiment.storage.store import Store
 from neuroweaver.experiment.storage.writer import Writer
 from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.wire.clock import Clock
+from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.v1 import experiment_pb2 as pb
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -63,7 +66,12 @@ class Intake:
 
     database: Database
     store: Store
+    projections: Projections = field(default_factory=Projections)
     now: datetime = NOW
+
+    def reopen(self, clock: Clock) -> None:
+        """As a process that begins anew."""
+        self.store, self.projections = Store(self.database, clock=clock), Projections()
 
     async def take(self, *events: pb.ExperimentEvent) -> Outcome:
         return (await self.take_batches([events]))[0]
@@ -72,7 +80,7 @@ class Intake:
         """All in one transaction."""
         requests = [pb.RecordEventsRequest(test_id="t", rows=pb.EventRows(events=each)) for each in batches]
         read = [batch for request in requests for batch in batches_of(request)]
-        return await take_in(self.database, self.store.projections, PROJECT, read, lambda: self.now)
+        return await take_in(self.database, self.projections, PROJECT, read, lambda: self.now)
 
     async def experiment(self) -> Experiment:
         async with self.store.read(PROJECT) as experiments:
@@ -82,15 +90,15 @@ class Intake:
         async with self.store.read(PROJECT) as experiments:
             experiment = await experiments.experiment("t")
             found = await snapshots.load(experiments.connection, PROJECT, "t")
-        return await sketching.completed(self.store, experiment, found)
+        return await sketching.completed(self.store, self.projections, experiment, found)
 
     async def recomputed(self, **options: Any) -> recompute.Recomputed:
-        async with self.store.projections.hold(PROJECT, ["t"]):
+        async with self.projections.hold(PROJECT, ["t"]):
             found = await self.database.transact(
                 lambda connection: recompute.recompute(connection, PROJECT, "t", **options)
             )
             if options.get("replace_stored"):
-                self.store.projections.forget(PROJECT, "t")
+                self.projections.forget(PROJECT, "t")
         return found
 
     async def change(self, change: Any) -> None:
@@ -100,7 +108,7 @@ class Intake:
             before = await experiments.experiment("t")
             await experiments.save(before, change(before))
 
-        await self.store.transact(Origin(PROJECT, "a"), work)
+        await self.store.transact(ChangeOrigin(PROJECT, "a"), work)
 
     async def add(self, made: pb.ExperimentSpec, test_id: str = "t") -> None:
         """Started at START."""
@@ -123,7 +131,7 @@ class Intake:
             started = replace(added.started(START, {}, {}), update_time=START)
             await experiments.save(added, started)
 
-        await self.store.transact(Origin(PROJECT, "a"), work)
+        await self.store.transact(ChangeOrigin(PROJECT, "a"), work)
 
 
 @asynccontextmanager

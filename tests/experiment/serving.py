@@ -12,8 +12,11 @@ from prometheus_client import CollectorRegistry
 
 from databases import prepare
 from neuroweaver.experiment.conclusion.registry import Releases
-from neuroweaver.experiment.control.controller import Director
+from neuroweaver.experiment.control.controller import ExperimentController
 from neuroweaver.experiment.control.evaluators import Evaluators
+from neuroweaver.experiment.intake.committer import Committer
+from neuroweaver.experiment.intake.projection import Projections
+from neuroweaver.experiment.results.cache import ResultsCache
 from neuroweaver.experiment.rpc import server
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.database.database import Database
@@ -47,13 +50,13 @@ class World:
     experiment: Any
     store: Store
     said: Said
-    director: Director
+    controller: ExperimentController
     address: str
 
 
 @asynccontextmanager
 async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
-    """Both services over one kind of database; the background is left to the test: `world.director.look()`."""
+    """Both services over one kind of database; the background is left to the test: `world.controller.look()`."""
     async with AsyncExitStack() as stack:
         registry_url = f"sqlite:///{folder / 'registry.db'}" if "sqlite" in database_url else database_url
         settings = RegistrySettings(
@@ -72,10 +75,17 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
         registry = RegistryServiceStub(registry_channel)
 
         own = Database(database_url, schema="experiment")
-        store, said = Store(own), Said()
-        servicer = server.ExperimentServicer(store, Evaluators(store), Releases(registry), said)
+        store, said, releases, projections = Store(own), Said(), Releases(registry), Projections()
+        servicer = server.servicer(
+            store,
+            Evaluators(store),
+            releases,
+            Committer(own, projections, store.clock),
+            ResultsCache(store, projections),
+            said,
+        )
         served = Service(
-            names=[server.NAME],
+            names=[server.SERVICE.full_name],
             add=lambda grpc_server: add_ExperimentServiceServicer_to_server(servicer, grpc_server),
             close=own.close,
         )
@@ -87,8 +97,8 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
         )
         stack.push_async_callback(own.close)
         client = await stack.enter_async_context(channel(running_server.address))
-        stub, director = ExperimentServiceStub(client), Director(store, servicer)
-        yield World(registry, stub, store, said, director, running_server.address)
+        stub, controller = ExperimentServiceStub(client), ExperimentController(store, releases)
+        yield World(registry, stub, store, said, controller, running_server.address)
 
 
 async def publish(registry: Any, *versions: str, model_id: str = "advisor") -> None:

@@ -21,12 +21,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from neuroweaver.mesh.handlers.watch import Signal
+
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 
 
 def answer(status: int, *headers: str) -> bytes:
     lines = [f"HTTP/1.1 {status} Said", "content-length: 0", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def reaches(signal: Signal, count: int) -> None:
+    async with asyncio.timeout(60):
+        while signal.count < count:
+            await signal.wait(signal.count, 60)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Receiver:
     """answers: raw bytes, given the number of the request from 0 on.
 
     may_answer: cleared, it keeps silent. may_end: cleared, it keeps the connection open after its answer.
+    ended: a connection was closed.
     """
 
     port: int = 0
@@ -64,6 +73,8 @@ class Receiver:
     answers: Callable[[int], bytes] = lambda _number: OK
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
     may_end: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    arrivals: Signal = field(default_factory=Signal)
     under_way: int = 0
     most_at_once: int = 0
     sent_bytes: int = 0
@@ -80,11 +91,7 @@ class Receiver:
 
     async def has(self, number: int) -> None:
         """Waits for that many requests."""
-        async with asyncio.timeout(60):
-            while True:
-                if len(self.received) >= number:
-                    return
-                await asyncio.sleep(0.005)
+        await reaches(self.arrivals, number)
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -92,6 +99,7 @@ class Receiver:
                 await self._take(reader, writer)
         finally:
             writer.close()
+            self.ended.set()
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -100,6 +108,7 @@ class Receiver:
         body = await reader.readexactly(int(headers["content-length"]))
         number = len(self.received)
         self.received.append(Received(head[0].split(" ")[1], headers, body))
+        self.arrivals.notify()
         self.under_way += 1
         self.most_at_once = max(self.most_at_once, self.under_way)
         try:

@@ -4,13 +4,13 @@ import hashlib
 
 import pytest
 
+from neuroweaver.artifacts.file import File
 from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts, verified
-from neuroweaver.serving.config import ModelFile
 
 
 def file(path, content=b"abc"):
-    return ModelFile(path, hashlib.sha256(content).hexdigest(), len(content))
+    return File(path, hashlib.sha256(content).hexdigest(), len(content))
 
 
 @pytest.fixture

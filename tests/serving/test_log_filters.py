@@ -9,7 +9,7 @@ from serving.processes import environment, served
 
 WARNS = """
 import logging, warnings
-from neuroweaver.mesh import logs
+from neuroweaver.mesh.server import logs
 from neuroweaver.serving.log_filters import quieten
 logs.configure("serving")
 quieten()

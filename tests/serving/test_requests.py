@@ -16,9 +16,9 @@ def refused(read, body):
 
 def test_what_is_not_given_has_openais_defaults():
     asked = chat(CHAT)
-    assert (asked.sampling.temperature, asked.sampling.top_p, asked.sampling.max_tokens) == (1.0, 1.0, None)
-    assert (asked.sampling.stops, asked.sampling.seed, asked.streams) == ((), None, False)
-    assert completion(COMPLETION).sampling.max_tokens == 16
+    assert (asked.temperature, asked.top_p, asked.max_tokens) == (1.0, 1.0, None)
+    assert (asked.stops, asked.seed, asked.streams) == ((), None, False)
+    assert completion(COMPLETION).max_tokens == 16
 
 
 def test_null_is_as_good_as_absent():
@@ -26,8 +26,8 @@ def test_null_is_as_good_as_absent():
 
 
 def test_both_names_of_the_bound_on_tokens_are_known():
-    assert chat({**CHAT, "max_tokens": 5}).sampling.max_tokens == 5
-    assert chat({**CHAT, "max_completion_tokens": 6}).sampling.max_tokens == 6
+    assert chat({**CHAT, "max_tokens": 5}).max_tokens == 5
+    assert chat({**CHAT, "max_completion_tokens": 6}).max_tokens == 6
     assert refused(chat, {**CHAT, "max_tokens": 5, "max_completion_tokens": 6}).parameter == "max_tokens"
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from neuroweaver.statistics import confidence_sequence, thompson
+from neuroweaver.statistics import confidence_sequence, sequential, thompson
 from neuroweaver.statistics.arm import Kind, Sample, arms
 from neuroweaver.statistics.effect import Effect, effect
 from neuroweaver.statistics.estimate import Bound
@@ -26,7 +26,7 @@ def test_half_width_is_that_of_growthbook():
     )
     rho_squared = (-2 * math.log(0.05) + math.log(-2 * math.log(0.05) + 1)) / 1000
 
-    half = confidence_sequence.boundary(6461 * rho_squared, 0.05) * found.std_error
+    half = sequential.boundary(6461 * rho_squared, 0.05) * found.std_error
 
     assert found.absolute - half == pytest.approx(-0.179089179094, abs=1e-11)
     assert found.absolute + half == pytest.approx(0.647842512427, abs=1e-11)
@@ -36,49 +36,49 @@ def test_the_interval_is_tightest_at_the_planned_sample():
     planned = 5000
     units = planned * np.exp(np.linspace(-3, 3, 2001))
     widths = [
-        confidence_sequence.boundary(confidence_sequence.mixing(units, planned, alpha), alpha)
-        for alpha in (0.01, 0.05, 0.3)
+        sequential.boundary(sequential.mixing(units, planned, alpha), alpha) for alpha in (0.01, 0.05, 0.3)
     ]
 
     assert [units[np.argmin(width)] for width in widths] == pytest.approx([planned] * 3, rel=1e-2)
 
 
 def test_at_the_planned_sample_the_interval_is_half_as_wide_again_as_the_fixed_one():
-    x = confidence_sequence.mixing(1000, 1000, 0.05)
+    x = sequential.mixing(1000, 1000, 0.05)
 
-    assert confidence_sequence.boundary(x, 0.05) == pytest.approx(3.0351, abs=1e-4)
-    assert confidence_sequence.boundary(x, 0.05) ** 2 == pytest.approx(x + 1)
+    assert sequential.boundary(x, 0.05) == pytest.approx(3.0351, abs=1e-4)
+    assert sequential.boundary(x, 0.05) ** 2 == pytest.approx(x + 1)
 
 
 @pytest.mark.parametrize("units", [1, 100, 1000, 1e6])
 def test_p_values_invert_the_boundaries(units):
     for alpha in (0.001, 0.05, 0.4):
-        x = confidence_sequence.mixing(units, 1000, 0.05)
+        x = sequential.mixing(units, 1000, 0.05)
 
-        assert confidence_sequence.p_value(confidence_sequence.boundary(x, alpha), x) == pytest.approx(alpha)
-        one_sided = confidence_sequence.boundary_one_sided(x, alpha)
-        assert confidence_sequence.p_value_one_sided(one_sided, x) == pytest.approx(alpha)
+        assert sequential.p_value(sequential.boundary(x, alpha), x) == pytest.approx(alpha)
+        one_sided = sequential.boundary_one_sided(x, alpha)
+        assert sequential.p_value_one_sided(one_sided, x) == pytest.approx(alpha)
 
 
 def test_p_values_are_one_without_evidence_and_never_out_of_range():
     x = np.array([1e-6, 1.0, 1e6])
 
-    assert confidence_sequence.p_value(0.0, x).tolist() == [1.0] * 3
-    assert confidence_sequence.p_value_one_sided(-5.0, x).tolist() == [1.0] * 3
-    assert np.all(
-        (confidence_sequence.p_value(1e6, x) >= 0) & (confidence_sequence.p_value_one_sided(1e6, x) >= 0)
-    )
+    assert sequential.p_value(0.0, x).tolist() == [1.0] * 3
+    assert sequential.p_value_one_sided(-5.0, x).tolist() == [1.0] * 3
+    assert np.all((sequential.p_value(1e6, x) >= 0) & (sequential.p_value_one_sided(1e6, x) >= 0))
 
 
 def test_one_sided_bound_is_nearer_than_the_two_sided_one():
     found = means(np.arange(1000.0), np.arange(1000.0) + 30)
 
-    lower, upper = confidence_sequence.one_sided_limits(found, 0.95, 1000)
+    reach = sequential.boundary_one_sided(sequential.mixing(found.units, 1000, 0.1), 0.05) * found.std_error
+    lower, upper = found.absolute - reach, found.absolute + reach
     both = confidence_sequence.infer(found, 0.95, 1000).absolute
 
     assert both.lower < lower < found.absolute < upper < both.upper
-    assert confidence_sequence.p_above(found, 0.95, 1000, Bound(lower)) == pytest.approx(0.05)
-    assert confidence_sequence.p_below(found, 0.95, 1000, Bound(upper)) == pytest.approx(0.05)
+    assert confidence_sequence.p_one_sided(found, 0.95, 1000, Bound(lower)) == pytest.approx(0.05)
+    assert confidence_sequence.p_one_sided(found, 0.95, 1000, Bound(upper), above=False) == pytest.approx(
+        0.05
+    )
 
 
 def test_relative_interval_excludes_zero_together_with_the_absolute_one():
@@ -97,17 +97,16 @@ def test_constant_values_have_no_interval():
     found = means([1.0] * 5, [1.0] * 5)
 
     assert confidence_sequence.infer(found, 0.95, 100) is None
-    assert confidence_sequence.p_above(found, 0.95, 100) is None
-    assert confidence_sequence.p_below(found, 0.95, 100) is None
-    assert confidence_sequence.one_sided_limits(found, 0.95, 100) is None
+    assert confidence_sequence.p_one_sided(found, 0.95, 100) is None
+    assert confidence_sequence.p_one_sided(found, 0.95, 100, above=False) is None
 
 
 def test_shares_of_zero_in_both_arms_show_non_inferiority_in_the_end():
     """A thousand units without a failure, in both arms, say that there is less than 1 % to be afraid of."""
     found = shares((0, 1000), (0, 1000))
 
-    assert confidence_sequence.p_below(found, 0.95, 1000, Bound(0.01)) < 0.05
-    assert confidence_sequence.p_below(found, 0.95, 1000, Bound(0.001)) > 0.05
+    assert confidence_sequence.p_one_sided(found, 0.95, 1000, Bound(0.01), above=False) < 0.05
+    assert confidence_sequence.p_one_sided(found, 0.95, 1000, Bound(0.001), above=False) > 0.05
 
 
 class Stream:
@@ -175,8 +174,8 @@ def scores(control: Stream, treatment: Stream, lift: float = 0.0):
 def test_a_hundred_looks_find_nothing_where_there_is_nothing(draw, seed):
     """4,000 A/A tests, looked at from 1,000 units an arm on, planned for 2,000."""
     units, z = scores(*streams(draw, seed))
-    p = confidence_sequence.p_value(z, confidence_sequence.mixing(units, 2000, 0.05))
-    above = confidence_sequence.p_value_one_sided(z, confidence_sequence.mixing(units, 2000, 0.1))
+    p = sequential.p_value(z, sequential.mixing(units, 2000, 0.05))
+    above = sequential.p_value_one_sided(z, sequential.mixing(units, 2000, 0.1))
 
     naive = (np.abs(z) > 1.96).any(axis=0).mean()
     false = (p < 0.05).any(axis=0).mean()
@@ -189,7 +188,7 @@ def test_a_hundred_looks_find_nothing_where_there_is_nothing(draw, seed):
 
 def test_a_split_of_95_to_5_finds_nothing_either():
     units, z = scores(*streams(skewed, 14, step=(760, 40), first=(19_000, 1000)))
-    p = confidence_sequence.p_value(z, confidence_sequence.mixing(units, 4000, 0.05))
+    p = sequential.p_value(z, sequential.mixing(units, 4000, 0.05))
 
     assert (p < 0.05).any(axis=0).mean() < 0.05
 
@@ -246,9 +245,7 @@ def test_the_simulated_scores_are_those_of_the_estimates(first):
         ]
         inference = confidence_sequence.infer(effect(*arms(Kind.MEAN, samples)), 0.95, 2000)
 
-        expected = confidence_sequence.p_value(
-            z[look, run], confidence_sequence.mixing(units[look, 0], 2000, 0.05)
-        )
+        expected = sequential.p_value(z[look, run], sequential.mixing(units[look, 0], 2000, 0.05))
         assert inference.p_value == pytest.approx(float(expected))
 
 

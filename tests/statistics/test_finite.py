@@ -55,9 +55,11 @@ def check_effect(found: Effect) -> None:
             assert inference.absolute.lower <= inference.absolute.upper
             assert inference.relative is None or inference.relative.lower <= inference.relative.upper
     for bound in bounds:
-        for p in (fixed.p_above(found, bound), confidence_sequence.p_below(found, 0.95, 1000, bound)):
+        for p in (
+            fixed.p_one_sided(found, bound),
+            confidence_sequence.p_one_sided(found, 0.95, 1000, bound, above=False),
+        ):
             check_chance(p)
-    check(confidence_sequence.one_sided_limits(found, 0.95, 1000))
     check(power.detectable_now(found, 0.95, 1000))
     check(crossing.growth(found, 0.05, 1000))
     for prior in (bayesian.Prior(), bayesian.Prior(0.0, 0.1)):
@@ -104,12 +106,15 @@ def test_proportions_of_any_counts(counts, shares):
 @given(values=st.lists(VALUES, min_size=20, max_size=80), level=st.sampled_from([0.01, 0.5, 0.99]))
 def test_quantiles_of_any_values(values, level):
     half = len(values) // 2
-    pair = quantile.of_units(values[:half], level), quantile.of_units(values[half:], level)
+    pair = [
+        quantile.of_events(part, np.ones(len(part)), range(len(part)), len(part), level)
+        for part in (values[:half], values[half:])
+    ]
     if pair[0] is None or pair[1] is None:
         return
     for inference in (quantile.infer(*pair, 0.95), quantile.infer_always_valid(*pair, 0.95, 100)):
         check(inference)
-    check_chance(quantile.p_above(*pair, Bound(0.1, is_relative=True)))
+    check_chance(quantile.p_one_sided(*pair, Bound(0.1, is_relative=True)))
     if (normal := quantile.effect(*pair)) is not None:
         check_effect(normal)
 

@@ -118,16 +118,16 @@ def test_one_sided_p_values_are_half_of_the_two_sided_one_on_their_side():
     for found in (means(DRUG_1, DRUG_2), shares((48, 80), (56, 70))):
         both = fixed.infer(found, 0.95).p_value
 
-        assert fixed.p_above(found) == pytest.approx(both / 2)
-        assert fixed.p_below(found) == pytest.approx(1 - both / 2)
+        assert fixed.p_one_sided(found) == pytest.approx(both / 2)
+        assert fixed.p_one_sided(found, above=False) == pytest.approx(1 - both / 2)
 
 
 def test_a_bound_at_the_end_of_an_interval_is_rejected_at_just_that_level():
     for found in (means(DRUG_1, DRUG_2), shares((48, 80), (56, 70))):
         interval = fixed.infer(found, 0.95).absolute
 
-        assert fixed.p_above(found, Bound(interval.lower)) == pytest.approx(0.025)
-        assert fixed.p_below(found, Bound(interval.upper)) == pytest.approx(0.025)
+        assert fixed.p_one_sided(found, Bound(interval.lower)) == pytest.approx(0.025)
+        assert fixed.p_one_sided(found, Bound(interval.upper), above=False) == pytest.approx(0.025)
 
 
 def test_a_relative_bound_at_the_end_of_the_relative_interval_is_rejected_at_just_that_level():
@@ -136,8 +136,10 @@ def test_a_relative_bound_at_the_end_of_the_relative_interval_is_rejected_at_jus
     for found in (mean, shares((48, 80), (56, 70))):
         interval = fixed.infer(found, 0.95).relative
 
-        assert fixed.p_above(found, Bound(interval.lower, is_relative=True)) == pytest.approx(0.025)
-        assert fixed.p_below(found, Bound(interval.upper, is_relative=True)) == pytest.approx(0.025)
+        assert fixed.p_one_sided(found, Bound(interval.lower, is_relative=True)) == pytest.approx(0.025)
+        assert fixed.p_one_sided(
+            found, Bound(interval.upper, is_relative=True), above=False
+        ) == pytest.approx(0.025)
 
 
 def test_relative_effect_of_a_negative_value_keeps_the_sign_of_the_absolute_one():
@@ -148,7 +150,7 @@ def test_relative_effect_of_a_negative_value_keeps_the_sign_of_the_absolute_one(
 
     assert found.relative == pytest.approx(0.1, abs=0.04)
     assert inference.relative.lower > 0
-    assert fixed.p_above(found, Bound(inference.relative.lower, is_relative=True)) == pytest.approx(0.025)
+    assert fixed.p_one_sided(found, Bound(inference.relative.lower, is_relative=True)) == pytest.approx(0.025)
 
 
 def test_a_control_whose_interval_holds_zero_has_no_relative_effect():
@@ -174,8 +176,8 @@ def test_equal_values_have_a_mean_and_no_interval():
 
     assert found.absolute == 0.0
     assert fixed.infer(found, 0.95) is None
-    assert fixed.p_above(found) is None
-    assert fixed.p_below(found) is None
+    assert fixed.p_one_sided(found) is None
+    assert fixed.p_one_sided(found, above=False) is None
     assert status(found, None) is Status.CONSTANT
 
 

@@ -160,7 +160,7 @@ def test_fixed_plan_of_a_share_holds_in_simulation(is_non_inferiority):
         b = generator.binomial(treatment, 0.3 if is_non_inferiority else 0.36)
         effect = shares((a, control), (b, treatment))
         if is_non_inferiority:
-            found += fixed.p_above(effect, Bound(-0.06)) < 0.05
+            found += fixed.p_one_sided(effect, Bound(-0.06)) < 0.05
         else:
             found += fixed.infer(effect, 0.95).p_value < 0.05
 

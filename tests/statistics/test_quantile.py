@@ -5,7 +5,7 @@ import pytest
 
 from neuroweaver.statistics import fixed, quantile
 from neuroweaver.statistics.estimate import Bound
-from neuroweaver.statistics.sketch import GROUPS, GroupedSketch, group_of
+from neuroweaver.statistics.sketch import GROUPS, GroupedSketch
 from samples import within
 
 
@@ -22,6 +22,12 @@ def arm(sample, level: float):
     return quantile.of_events(values, np.ones(len(values)), groups, units, level)
 
 
+def independent(values, level: float):
+    """Values that are taken for one a unit."""
+    groups = np.random.default_rng(len(values)).integers(0, GROUPS, len(values))
+    return arm((values, groups, len(values)), level)
+
+
 @pytest.fixture(scope="module")
 def population():
     return requests(np.random.default_rng(99), 600_000)[0]
@@ -31,14 +37,7 @@ def test_the_value_is_the_quantile_of_the_events():
     sample = requests(np.random.default_rng(1), 500)
 
     assert arm(sample, 0.95).value == pytest.approx(np.quantile(sample[0], 0.95), rel=1e-2)
-    assert quantile.of_units(np.arange(1001.0), 0.5).value == pytest.approx(500.0)
-
-
-def test_order_statistics_of_independent_units_are_the_limits():
-    """The median of 1,001 values at 1.96 standard errors: the ranks 500.5 -+ 1.96 sqrt(1001)/2."""
-    lower, upper = quantile.of_units(np.arange(1001.0), 0.5).limits(1.96)
-
-    assert (lower, upper) == pytest.approx((500 - 31.0, 500 + 31.0), abs=0.1)
+    assert independent(np.arange(1001.0), 0.5).value == pytest.approx(500.0)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
@@ -54,7 +53,7 @@ def test_coverage_of_requests_that_come_in_clusters(population, level):
         told += 1
         covered += inference.absolute.lower <= 0.1 * truth <= inference.absolute.upper
         relative += inference.relative.lower <= 0.1 <= inference.relative.upper
-        lower, upper = quantile.of_units(control[0], level).limits(1.96)
+        lower, upper = independent(control[0], level).limits(1.96)
         naive += lower <= truth <= upper
 
     assert told > 550
@@ -67,7 +66,7 @@ def test_coverage_of_unit_means():
     generator = np.random.default_rng(2)
     covered = 0
     for _ in range(1500):
-        arms = [quantile.of_units(generator.exponential(1.0, 500), 0.9) for _ in range(2)]
+        arms = [independent(generator.exponential(1.0, 500), 0.9) for _ in range(2)]
         inference = quantile.infer(*arms, 0.95)
         covered += inference.absolute.lower <= 0 <= inference.absolute.upper
 
@@ -91,25 +90,25 @@ def test_bounds_at_the_ends_of_the_intervals_are_rejected_at_just_that_level():
     arms = arm(requests(generator, 2000), 0.9), arm(requests(generator, 2000, 1.2), 0.9)
     inference = quantile.infer(*arms, 0.95)
 
-    assert quantile.p_above(*arms, Bound(inference.absolute.lower)) == pytest.approx(0.025, rel=1e-3)
+    assert quantile.p_one_sided(*arms, Bound(inference.absolute.lower)) == pytest.approx(0.025, rel=1e-3)
     relative = Bound(inference.relative.upper, is_relative=True)
-    assert quantile.p_above(*arms, relative) == pytest.approx(0.975, rel=1e-3)
+    assert quantile.p_one_sided(*arms, relative) == pytest.approx(0.975, rel=1e-3)
 
 
 def test_always_valid_bounds_ask_for_more():
     generator = np.random.default_rng(5)
     arms = arm(requests(generator, 2000), 0.9), arm(requests(generator, 2000, 1.2), 0.9)
 
-    once = quantile.p_above(*arms, Bound(5.0))
-    ever = quantile.p_above_always_valid(*arms, 0.95, 2000, Bound(5.0))
-    worse = quantile.p_above_always_valid(*arms, 0.95, 2000, Bound(1000.0), below=True)
+    once = quantile.p_one_sided(*arms, Bound(5.0))
+    ever = quantile.p_one_sided_always_valid(*arms, 0.95, 2000, Bound(5.0))
+    worse = quantile.p_one_sided_always_valid(*arms, 0.95, 2000, Bound(1000.0), above=False)
 
     assert once < ever < 0.05
     assert worse < 0.05
 
 
 def test_a_quantile_beyond_the_data_has_no_interval():
-    arms = [quantile.of_units(np.random.default_rng(i).normal(0, 1, 60), 0.99) for i in (6, 7)]
+    arms = [independent(np.random.default_rng(i).normal(0, 1, 60), 0.99) for i in (6, 7)]
 
     assert quantile.infer(*arms, 0.95) is None
     assert quantile.infer_always_valid(*arms, 0.95, 60) is None
@@ -122,8 +121,6 @@ def test_too_few_groups_or_equal_values_tell_nothing():
     assert quantile.of_events(np.arange(50.0), ones, np.arange(50) % 9, 50, 0.5) is None
     assert quantile.of_events(ones, ones, np.arange(50) % 20, 50, 0.5) is None
     assert quantile.of_events([], [], [], 0, 0.5) is None
-    assert quantile.of_units([1.0], 0.5) is None
-    assert quantile.of_units([1.0, 1.0], 0.5) is None
 
 
 def test_the_normal_effect_agrees_with_the_limits():
@@ -139,7 +136,7 @@ def test_the_normal_effect_agrees_with_the_limits():
 
 def test_negative_values_have_a_difference_and_no_quotient():
     generator = np.random.default_rng(9)
-    arms = [quantile.of_units(generator.normal(-3, 1, 500), 0.5) for _ in range(2)]
+    arms = [independent(generator.normal(-3, 1, 500), 0.5) for _ in range(2)]
 
     inference = quantile.infer(*arms, 0.95)
 
@@ -207,10 +204,3 @@ def test_an_empty_sketch_tells_nothing():
 def test_bytes_of_something_else_are_refused(data):
     with pytest.raises(ValueError, match="not a grouped sketch"):
         GroupedSketch.from_bytes(data)
-
-
-def test_units_spread_evenly_over_the_groups():
-    counts = np.bincount([group_of(f"user-{i}") for i in range(64_000)], minlength=GROUPS)
-
-    assert len(counts) == GROUPS
-    assert ((counts - 1000) ** 2 / 1000).sum() < 103.4  # chi-squared, 63 degrees of freedom, 0.1 %

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,13 @@ from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.server.serve import Service, running
 from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.mesh.wire.settings import Settings
-from neuroweaver.trainer.control.admission import Premises
+from neuroweaver.trainer.control.admission import ServerCapabilities
 from neuroweaver.trainer.control.supervisor import Policy, Supervisor
 from neuroweaver.trainer.domain.job import Job
 from neuroweaver.trainer.executors.executor import Exit
-from neuroweaver.trainer.rpc.server import TrainerServicer
+from neuroweaver.trainer.rpc import server
 from neuroweaver.trainer.rpc.worker_service import WorkerServicer
+from neuroweaver.trainer.storage.store import Store
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import trainer_pb2_grpc, worker_pb2, worker_pb2_grpc
 
@@ -74,16 +76,19 @@ class Trainer:
     worker_stub: worker_pb2_grpc.WorkerServiceAsyncStub
     executor: PlayedExecutor
     supervisor: Supervisor
+    store: Store
     data: Path
 
     async def state(self, job_id: str, wanted: pb.JobState.ValueType) -> pb.TrainingJob:
         """The job, once it is in the wanted state."""
+        changed = self.store.signal(("default", job_id))
         async with asyncio.timeout(20):
             while True:
+                seen = changed.count
                 job = await self.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id=job_id))
                 if job.state == wanted:
                     return job
-                await asyncio.sleep(0.02)
+                await changed.wait(seen, 20)
 
     async def report(
         self, worker: PlayedWorker, *events: pb.TrainingEvent, first: int = 1
@@ -106,7 +111,11 @@ class Trainer:
 
 @asynccontextmanager
 async def trainer(
-    home: Path, database_url: str = "", policy: Policy | None = None, premises: Premises | None = None
+    home: Path,
+    database_url: str = "",
+    policy: Policy | None = None,
+    capabilities: ServerCapabilities | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Trainer]:
     url = database_url or f"sqlite:///{home / 'trainer.db'}"
     await prepare(url, "neuroweaver.trainer")
@@ -114,12 +123,14 @@ async def trainer(
     executor = PlayedExecutor()
     data = home / "data"
     data.mkdir(parents=True, exist_ok=True)
-    supervisor = Supervisor(database, executor, home / "jobs", policy or Policy(shutdown_s=0.1))
-    servicer = TrainerServicer(database, supervisor, premises or Premises(home=home, data_folder=data))
+    store = Store(database)
+    policy = policy or Policy(shutdown_s=0.1)
+    supervisor = Supervisor(store, executor, home / "jobs", policy, monotonic=monotonic)
+    servicer = server.servicer(store, capabilities or ServerCapabilities(home=home, data_folder=data))
 
-    def add(server: grpc.aio.Server) -> None:
-        trainer_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, server)
-        worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerServicer(supervisor), server)
+    def add(grpc_server: grpc.aio.Server) -> None:
+        trainer_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, grpc_server)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerServicer(supervisor), grpc_server)
 
     async def close() -> None:
         await supervisor.close()
@@ -140,5 +151,6 @@ async def trainer(
             worker_pb2_grpc.WorkerServiceStub(connection),
             executor,
             supervisor,
+            store,
             data,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from neuroweaver.artifacts.content import digest_of
 from neuroweaver.base_models import hub_models, model_folder
 from neuroweaver.base_models.model_folder import Shape, Unusable
 
@@ -88,7 +88,7 @@ def resolve(
         return _builtin()
     if not name or "\0" in name or "\\" in name or {"..", ".", "~"} & set(name.split("/")):
         wanted = "give a known name, org/name, or an absolute folder without '..'"
-        raise UnknownBaseModel(f"{name[:200]!r} is no model name: {wanted}")
+        raise UnknownBaseModel(f"{name[:200]!r} is not a model name: {wanted}")
     if Path(name).is_absolute():
         return _local(name, Path(name))
     if _is_folder(home / "models" / name) and not _is_hidden(name):
@@ -160,8 +160,7 @@ def _builtin() -> BaseModel:
 def _digest(file: Path, size: int, modified_ns: int) -> str:
     """SHA-256 of `file`; size and time of change are the memory's key."""
     del size, modified_ns
-    with file.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
+    return digest_of(file)
 
 
 def _local(name: str, folder: Path) -> BaseModel:

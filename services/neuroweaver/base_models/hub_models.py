@@ -36,7 +36,7 @@ def snapshots(repository: str, revision: str | None, caches: Sequence[Path]) -> 
             if isinstance(config, str):
                 yield Path(config).parent
     except hub_errors.HFValidationError as error:
-        raise Unusable(f"is no hub id: {error}") from error
+        raise Unusable(f"is not a hub id: {error}") from error
 
 
 def cached(caches: Sequence[Path]) -> dict[str, Path]:
@@ -59,7 +59,7 @@ def ask(repository: str, revision: str | None, endpoint: str | None) -> tuple[st
     try:
         return _ask(hub, repository, revision)
     except hub_errors.GatedRepoError as error:
-        raise NoAnswer("the hub asks that its terms be accepted, and for HF_TOKEN") from error
+        raise NoAnswer("the hub wants its terms accepted and HF_TOKEN set") from error
     except hub_errors.RepositoryNotFoundError as error:
         raise NoAnswer("the hub has no such model, or it is private and HF_TOKEN is not set") from error
     except hub_errors.RevisionNotFoundError as error:
@@ -98,5 +98,5 @@ def _json(hub: huggingface_hub.HfApi, repository: str, commit: str, file: str) -
     answer.raise_for_status()
     content = answer.json()
     if not isinstance(content, dict):
-        raise Unusable(f"{file} is no JSON object")
+        raise Unusable(f"{file} is not a JSON object")
     return content

@@ -104,7 +104,7 @@ def _causal_architecture(config: dict[str, Any]) -> str:
     causal = [name for name in names if name.endswith(("ForCausalLM", "LMHeadModel"))]
     if not causal:
         told = ", ".join(names) or "nothing"
-        raise Unusable(f"is no causal language model: config.json names {told} as its architecture")
+        raise Unusable(f"is not a causal language model: config.json names {told} as its architecture")
     return causal[0]
 
 
@@ -124,7 +124,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise Unusable(f"{path.name} cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise Unusable(f"{path.name} is no JSON object")
+        raise Unusable(f"{path.name} is not a JSON object")
     return value
 
 
@@ -162,7 +162,7 @@ def _weights(path: Path) -> int:
         with path.open("rb") as source:
             size = int.from_bytes(source.read(8), "little")
             if size > MAX_HEADER_BYTES:
-                raise Unusable(f"{path.name} is no safetensors file")
+                raise Unusable(f"{path.name} is not a safetensors file")
             tensors = {
                 name: at for name, at in json.loads(source.read(size)).items() if name != "__metadata__"
             }
@@ -170,9 +170,9 @@ def _weights(path: Path) -> int:
         count = sum(math.prod(at["shape"]) for at in tensors.values())
         length = path.stat().st_size
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError) as error:
-        raise Unusable(f"{path.name} is no safetensors file") from error
+        raise Unusable(f"{path.name} is not a safetensors file") from error
     if length != end:
-        raise Unusable(f"{path.name} is cut short or damaged: {length} bytes where its header tells of {end}")
+        raise Unusable(f"{path.name} is cut short or damaged: {length} bytes where its header says {end}")
     return int(count)
 
 

@@ -22,7 +22,7 @@ from neuroweaver.deployer.local.backend import LocalSettings, local_backend
 from neuroweaver.deployer.planning import Backends, Planner
 from neuroweaver.deployer.rpc import server
 from neuroweaver.deployer.settings import DeployerSettings
-from neuroweaver.deployer.storage.lease import Lease, LeaseLost, Tenant
+from neuroweaver.deployer.storage.lease import Lease, LeaseHolder
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.migrations import migrate
@@ -75,27 +75,20 @@ def service(
     """
     reconciler = Reconciler(store, backends)
     follower = Follower(store, planner, registry)
-    tenant = Tenant(store.database, is_alone=is_alone)
+    holder = LeaseHolder(store.database, is_alone=is_alone)
 
     async def lead(lease: Lease) -> None:
-        """Both, until one of them has lost the lease. Raises LeaseLost then."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(reconciler.lead(lease))
-                tasks.create_task(follower.run(lease))
-        except ExceptionGroup as failed:
-            _, others = failed.split(LeaseLost)
-            if others is not None:
-                raise
-            raise LeaseLost from failed
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(reconciler.lead(lease))
+            tasks.create_task(follower.run(lease))
 
-    servicer = server.DeployerServicer(store, planner)
+    servicer = server.servicer(store, planner)
     return Service(
-        names=[server.NAME],
+        names=[server.SERVICE.full_name],
         add=lambda grpc_server: deployer_pb2_grpc.add_DeployerServiceServicer_to_server(
             servicer, grpc_server
         ),
-        background=[lambda: tenant.run(lead), lambda: keep_house(store)],
+        background=[lambda: holder.run(lead), lambda: keep_house(store.database)],
         close=store.database.close,
     )
 

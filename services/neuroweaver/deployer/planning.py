@@ -1,10 +1,10 @@
-"""What a wish would lead to, before anything is done about it."""
+"""What a spec would lead to, before anything is done about it."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -13,7 +13,7 @@ from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.artifacts.versions import Versions
 from neuroweaver.deployer.domain import desired, messages, model, naming, specification
 from neuroweaver.deployer.domain.backend import Backend, BackendPlan, Bundle, Key
-from neuroweaver.deployer.domain.model import Deployment
+from neuroweaver.deployer.domain.model import Deployment, Revision, SpecChange
 from neuroweaver.deployer.domain.specification import Defaults
 from neuroweaver.mesh.wire.errors import (
     Error,
@@ -31,46 +31,44 @@ Backends = Mapping[int, Backend]
 
 @dataclass(frozen=True)
 class Draft:
-    """A wish with all that is known of it. deployment: as it would be; plan: what its backend would do."""
+    """What is asked for, completed. plan: what its backend would do about it."""
 
     asked: pb.DeploymentSpec
     spec: pb.DeploymentSpec
     bundle: Bundle
-    deployment: Deployment
     plan: BackendPlan
     findings: tuple[pb.PlanFinding, ...] = ()
 
     @property
     def digest(self) -> str:
         """Over version, spec and live objects: what a plan was agreed to for."""
-        seen = hashlib.sha256()
-        plan = self.plan
-        parts = [
-            self.bundle.version,
-            self.bundle.digest,
-            self.spec.SerializeToString(deterministic=True).hex(),
-            str(plan.replacement),
-        ]
-        for each in plan.objects:
-            parts += [each.api_version, each.kind, each.namespace, each.name, str(each.action), each.manifest]
-            parts += [
-                f"{change.object} {change.path} {change.before} {change.after}" for change in each.changes
-            ]
-        parts += [f"{each.reason} {each.field}" for each in plan.findings if each.is_blocking]
-        for part in parts:
-            seen.update(hashlib.sha256(part.encode()).digest())
-        return seen.hexdigest()
+        agreed = pb.DeploymentPlan(
+            version=self.bundle.version,
+            digest=self.bundle.digest,
+            replacement=self.plan.replacement,
+            objects=map(messages.from_object, self.plan.objects),
+            findings=(
+                pb.PlanFinding(reason=finding.reason, field=finding.field)
+                for finding in self.plan.findings
+                if finding.is_blocking
+            ),
+        )
+        spec = hashlib.sha256(self.spec.SerializeToString(deterministic=True))
+        return hashlib.sha256(spec.digest() + agreed.SerializeToString(deterministic=True)).hexdigest()
 
     def message(self) -> pb.DeploymentPlan:
         return messages.from_plan(
             self.plan, version=self.bundle.version, digest=self.digest, further=self.findings
         )
 
+    def blocking(self) -> Iterator[pb.PlanFinding]:
+        """What stands against it."""
+        return (finding for finding in self.message().findings if finding.is_blocking)
+
     def require_feasible(self) -> None:
-        """Raises FailedPrecondition with the reason of what stands against it."""
-        for finding in self.message().findings:
-            if finding.is_blocking:
-                raise FailedPrecondition(finding.reason, finding.message, subject=finding.field)
+        """Raises FailedPrecondition with the first of what stands against it."""
+        for finding in self.blocking():
+            raise FailedPrecondition(finding.reason, finding.message, subject=finding.field)
 
 
 class Planner:
@@ -81,11 +79,11 @@ class Planner:
 
     def backend(self, spec: pb.DeploymentSpec) -> Backend:
         """Raises Unavailable if there is none of its kind here."""
-        found = self._backends.get(spec.backend)
-        if found is None:
+        backend = self._backends.get(spec.backend)
+        if backend is None:
             name = pb.DeploymentBackend.Name(spec.backend).removeprefix("DEPLOYMENT_BACKEND_").lower()
             raise Unavailable(f"this deployer has no {name} backend", retry_after_s=60.0)
-        return found
+        return backend
 
     async def drafted(
         self, key: Key, asked: pb.DeploymentSpec, current: Deployment | None, *, actor: str, now: datetime
@@ -101,73 +99,65 @@ class Planner:
         bundle = await self.versions.of(key.model_id, asked)
         spec = specification.completed(asked, key, bundle, self.defaults)
         check_same_place(current, spec)
-        after = made(key, current, asked, spec, bundle, actor=actor, now=now)
-        return await self.planned(asked, spec, bundle, after)
+        after = respecified(key, current, SpecChange(asked, spec, actor, now), bundle)
+        return replace(await self.planned(after), asked=asked)
 
-    async def planned(
-        self, asked: pb.DeploymentSpec, spec: pb.DeploymentSpec, bundle: Bundle, after: Deployment
-    ) -> Draft:
-        """Of a deployment as it would be."""
-        return await self._planned(asked, spec, bundle, after, await self._artifacts(after.key, bundle))
+    def rescaled(
+        self,
+        current: Deployment,
+        change: Callable[[pb.DeploymentSpec], object],
+        *,
+        actor: str,
+        now: datetime,
+    ) -> Deployment:
+        """With a change of its spec, and the same version. Raises InvalidArgument."""
+        asked = specification.changed(current.asked, change)
+        bundle = current.revision(current.target).bundle
+        spec = specification.completed(asked, current.key, bundle, self.defaults)
+        return current.rescaled(SpecChange(asked, spec, actor, now))
 
-    async def replanned(self, after: Deployment) -> Draft:
-        """Of a deployment whose files are known already. Whatever loads them verifies them again."""
+    def rolled_back(self, current: Deployment, to: Revision, *, actor: str, now: datetime) -> Deployment:
+        """On its way to an earlier revision, by a spec that names that version."""
+        asked = specification.changed(current.asked, lambda spec: setattr(spec, "version", to.bundle.version))
+        spec = specification.completed(asked, current.key, to.bundle, self.defaults)
+        return current.rolled_back(to, SpecChange(asked, spec, actor, now))
+
+    async def planned(self, after: Deployment, *, is_verified: bool = False) -> Draft:
+        """Of a deployment as it would be. is_verified: its files are known to be good."""
         bundle = after.revision(after.target).bundle
-        return await self._planned(after.asked, after.spec, bundle, after, ())
+        findings = () if is_verified else await self._artifacts(after.key, bundle)
+        try:
+            plan = await self.backend(after.spec).plan(desired.goal(after))
+        except BackendError as error:
+            raise error_of(error) from error
+        return Draft(after.asked, after.spec, bundle, plan, findings)
 
     async def way_back(self, after: Deployment) -> tuple[pb.ReplacementMode.ValueType, pb.PlanFinding | None]:
         """How the target of a rollback takes its place, and what stands against that. It is gone back all the
         same: what serves now may be worse than a wait for room.
         """
         try:
-            draft = await self.replanned(after)
+            draft = await self.planned(after, is_verified=True)
         except Error as error:
             _LOG.warning("rollback not planned", extra={"cause": error.description})
             return after.replacement, None
-        blocking = [each for each in draft.message().findings if each.is_blocking]
-        return draft.plan.replacement, blocking[0] if blocking else None
-
-    async def _planned(
-        self,
-        asked: pb.DeploymentSpec,
-        spec: pb.DeploymentSpec,
-        bundle: Bundle,
-        after: Deployment,
-        findings: tuple[pb.PlanFinding, ...],
-    ) -> Draft:
-        try:
-            plan = await self.backend(spec).plan(desired.goal(after))
-        except BackendError as error:
-            raise told(error) from error
-        after = replace(after, replacement=plan.replacement)
-        return Draft(asked, spec, bundle, after, plan, findings)
+        return draft.plan.replacement, next(draft.blocking(), None)
 
     async def _artifacts(self, key: Key, bundle: Bundle) -> tuple[pb.PlanFinding, ...]:
         try:
             await self.versions.verify(key.model_id, bundle)
         except FailedPrecondition as error:
-            found = pb.PlanFinding(reason=error.reason, message=error.description, is_blocking=True)
-            return (found,)
+            finding = pb.PlanFinding(reason=error.reason, message=error.description, is_blocking=True)
+            return (finding,)
         return ()
 
 
-def made(
-    key: Key,
-    current: Deployment | None,
-    asked: pb.DeploymentSpec,
-    spec: pb.DeploymentSpec,
-    bundle: Bundle,
-    *,
-    actor: str,
-    now: datetime,
-) -> Deployment:
+def respecified(key: Key, current: Deployment | None, change: SpecChange, bundle: Bundle) -> Deployment:
     """The deployment with a spec; itself if that is nothing new."""
     if current is None or current.is_gone:
         generation = current.generation + 1 if current else 1
-        return model.created(
-            key, naming.resource_name(key), asked, spec, bundle, actor=actor, now=now, generation=generation
-        )
-    return current.respecified(asked, spec, bundle, actor=actor, now=now)
+        return model.created(key, naming.resource_name(key), change, bundle, generation=generation)
+    return current.respecified(change, bundle)
 
 
 def check_same_place(current: Deployment | None, spec: pb.DeploymentSpec) -> None:
@@ -175,13 +165,13 @@ def check_same_place(current: Deployment | None, spec: pb.DeploymentSpec) -> Non
     if current is None or current.is_gone:
         return
     if current.spec.backend != spec.backend:
-        raise InvalidArgument("spec.backend", "cannot change: undeploy it, then deploy it there")
+        raise InvalidArgument("spec.backend", "cannot change; undeploy, then deploy there")
     if current.spec.kubernetes.namespace != spec.kubernetes.namespace:
-        raise InvalidArgument("spec.kubernetes.namespace", "cannot change: undeploy it, then deploy it there")
+        raise InvalidArgument("spec.kubernetes.namespace", "cannot change; undeploy, then deploy there")
 
 
-def told(error: BackendError) -> Error:
-    """What a caller is told of a backend's trouble."""
+def error_of(error: BackendError) -> Error:
+    """How a caller reads a backend's trouble."""
     text = str(error)
     match error.trouble:
         case Trouble.UNREACHABLE | Trouble.NOT_CONFIGURED:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from neuroweaver.experiment.conclusion.registry import Releases
-from neuroweaver.experiment.control.controller import Director
+from neuroweaver.experiment.control.controller import ExperimentController
 from neuroweaver.experiment.control.evaluators import Evaluators
 from neuroweaver.experiment.housekeeping import keep_checkpoints, keep_house
-from neuroweaver.experiment.intake import snapshots
+from neuroweaver.experiment.intake.committer import Committer
 from neuroweaver.experiment.intake.projection import MEBIBYTE, Projections
-from neuroweaver.experiment.results.results import Desk
+from neuroweaver.experiment.results.cache import ResultsCache
 from neuroweaver.experiment.rpc import server
 from neuroweaver.experiment.settings import ExperimentSettings
 from neuroweaver.experiment.storage.store import Store
@@ -30,22 +30,23 @@ async def main(settings: ExperimentSettings) -> None:
 
 def service(database: Database, releases: Releases, projections: Projections | None = None) -> Service:
     """The Experiment service over a migrated database, which it closes at its end."""
-    store = Store(database, projections=projections)
-    evaluators, desk = Evaluators(store), Desk(store, snapshots.load)
-    servicer = server.ExperimentServicer(store, evaluators, releases, desk)
-    servicer.committer.listen(store.notify_results)
-    director = Director(store, servicer, desk)
+    store, projections = Store(database), projections or Projections()
+    evaluators, cache = Evaluators(store), ResultsCache(store, projections)
+    committer = Committer(database, projections, store.clock)
+    committer.listen(store.notify_results)
+    servicer = server.servicer(store, evaluators, releases, committer, cache)
+    controller = ExperimentController(store, releases, cache)
 
     return Service(
-        names=[server.NAME],
+        names=[server.SERVICE.full_name],
         add=lambda grpc_server: experiment_pb2_grpc.add_ExperimentServiceServicer_to_server(
             servicer, grpc_server
         ),
         background=[
             evaluators.keep_fresh,
-            director.run,
-            lambda: keep_house(store),
-            lambda: keep_checkpoints(store),
+            controller.run,
+            lambda: keep_house(store, projections),
+            lambda: keep_checkpoints(store, projections),
         ],
         close=database.close,
     )

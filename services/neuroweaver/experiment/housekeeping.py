@@ -1,4 +1,4 @@
-"""What the Experiment service clears away by itself, every hour."""
+"""What the Experiment service drops every hour, and the checkpoints that it stores."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.experiment.intake import retention, sketching
+from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.experiment.storage.store import Store
-from neuroweaver.mesh.handlers import legacy as housekeeping
+from neuroweaver.mesh.handlers import housekeeping
 from neuroweaver.mesh.handlers.housekeeping import Chores
 from neuroweaver.mesh.wire.errors import Error
 
@@ -21,49 +22,45 @@ _LOG: Final = logging.getLogger("neuroweaver.experiment")
 
 CHECKPOINT_PERIOD_S: Final = 5.0
 
-# How late a retry still reads the first answer.
-ANSWERS_KEPT: Final = timedelta(days=7)
 
-
-async def keep_house(store: Store) -> None:
+async def keep_house(store: Store, projections: Projections) -> None:
     """Until cancelled."""
-    await housekeeping.keep_house(_LOG, lambda: chores(store))
+    await housekeeping.keep_house(
+        _LOG, store.database, lambda now: chores(store, projections, now), clock=store.clock
+    )
 
 
-def chores(store: Store) -> Chores:
-    now = store.clock()
-    return {
-        "answers": lambda: store.forget_answers(now - ANSWERS_KEPT),
-        "raw events": lambda: expire_all(store, now),
-    }
+def chores(store: Store, projections: Projections, now: datetime) -> Chores:
+    return {"raw events": lambda: expire_all(store, projections, now)}
 
 
-async def keep_checkpoints(store: Store) -> None:
-    """Again and again, for the experiments that many events came for."""
+async def keep_checkpoints(store: Store, projections: Projections) -> None:
+    """Until cancelled, for the experiments that many events came for."""
     while True:
-        for project, test_id in store.projections.due():
+        for project, test_id in projections.due():
             with _one_at_a_time("no checkpoint", test_id):
-                async with store.read(project) as experiments:
-                    experiment = await experiments.experiment(test_id)
-                await retention.keep_checkpoint(store, experiment)
+                experiment = await store.experiment(project, test_id)
+                await retention.keep_checkpoint(store, projections, experiment)
         await asyncio.sleep(CHECKPOINT_PERIOD_S)
 
 
-async def expire_all(store: Store, now: datetime) -> int:
-    """Raw events beyond their experiment's retention. Gives how many; mends sketches on the way."""
+async def expire_all(store: Store, projections: Projections, now: datetime) -> int:
+    """Drops raw events beyond their experiment's retention; mends sketches on the way.
+
+    Returns the number dropped.
+    """
     dropped = 0
-    for project, test_id in await store.everything():
-        with _one_at_a_time("not cleared away", test_id):
-            async with store.read(project) as experiments:
-                experiment = await experiments.experiment(test_id)
-            await sketching.mend(store, experiment)
-            dropped += await retention.expire(store, experiment, now)
+    for project, test_id in await store.keys():
+        with _one_at_a_time("raw events not dropped", test_id):
+            experiment = await store.experiment(project, test_id)
+            await sketching.mend(store, projections, experiment)
+            dropped += await retention.expire(store, projections, experiment, now)
     return dropped
 
 
 @contextmanager
 def _one_at_a_time(what: str, test_id: str) -> Iterator[None]:
-    """One experiment's fault is told, and holds up no other one."""
+    """Logs one experiment's fault, which holds up no other one."""
     try:
         yield
     except (SQLAlchemyError, Error) as error:

@@ -1,4 +1,4 @@
-"""What the Registry drops by itself, every hour."""
+"""Hourly cleanup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Registry's environment says."""
+"""The Registry's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
 """The model server: one model, or one base with several adapters, behind OpenAI's HTTP API.
 
-Read `config`, `requests`, `engine`, `work`, `http`. `http` answers before torch is imported.
+Read `requests`, `engine`, `work`, `http`. `http` answers before torch is imported.
 """

@@ -11,13 +11,13 @@ from typing import NoReturn
 
 import uvloop
 
+from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig, read
 from neuroweaver.mesh.server import logs
-from neuroweaver.serving.config import BadConfig, Config, read
 from neuroweaver.serving.http.server import Exit, ModelServer
 from neuroweaver.serving.log_filters import quieten
 
 
-async def _serve(config: Config) -> Exit:
+async def _serve(config: ServingConfig) -> Exit:
     return await ModelServer(config).run()
 
 

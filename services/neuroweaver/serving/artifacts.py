@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from neuroweaver.base_models.folders import digest_of, digests
-from neuroweaver.serving.config import ModelFile
+from neuroweaver.artifacts.content import digest_of
+from neuroweaver.artifacts.file import File
+from neuroweaver.base_models.folders import digests
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
@@ -30,7 +31,7 @@ def verify_base(folder: Path, digest: str) -> None:
 
 
 @contextmanager
-def verified(folder: Path, files: Sequence[ModelFile]) -> Iterator[Path]:
+def verified(folder: Path, files: Sequence[File]) -> Iterator[Path]:
     """A folder with `files` and nothing else, after each was found to have its size and its SHA-256.
 
     What else lies in `folder` cannot be loaded by mistake. Raises DamagedArtifacts.
@@ -45,19 +46,19 @@ def verified(folder: Path, files: Sequence[ModelFile]) -> Iterator[Path]:
         yield Path(view)
 
 
-def adapter_folder(files: Sequence[ModelFile]) -> PurePosixPath | None:
+def adapter_folder(files: Sequence[File]) -> PurePosixPath | None:
     """Where the adapter lies among the files; None if they hold none. Raises DamagedArtifacts."""
     found = _folders_with(files, ADAPTER_CONFIG)
     if not found:
         return None
     if len(found) > 1:
-        raise DamagedArtifacts(f"the files hold {len(found)} adapters, where one is served at a time")
+        raise DamagedArtifacts(f"the files hold {len(found)} adapters; a server serves one")
     if not any(PurePosixPath(file.path) == found[0] / ADAPTER_WEIGHTS for file in files):
         raise DamagedArtifacts(f"the files hold no {found[0] / ADAPTER_WEIGHTS}")
     return found[0]
 
 
-def model_folder(files: Sequence[ModelFile]) -> PurePosixPath:
+def model_folder(files: Sequence[File]) -> PurePosixPath:
     """Where a whole model lies among the files. Raises DamagedArtifacts."""
     candidates = [
         folder
@@ -81,12 +82,12 @@ def adapter_kind(folder: Path) -> str:
     return str(kind)
 
 
-def _folders_with(files: Sequence[ModelFile], name: str) -> list[PurePosixPath]:
+def _folders_with(files: Sequence[File], name: str) -> list[PurePosixPath]:
     paths = [PurePosixPath(file.path) for file in files]
     return sorted(path.parent for path in paths if path.name == name)
 
 
-def _verify(path: Path, file: ModelFile) -> None:
+def _verify(path: Path, file: File) -> None:
     try:
         size = path.stat().st_size
         if size != file.size_bytes:

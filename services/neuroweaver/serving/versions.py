@@ -28,7 +28,7 @@ class Versions:
         if name == self.name and version in self.loaded:
             return version
         raise ApiError(
-            f"The model '{model[:200]}' does not exist here; there is {', '.join(self.names)}.",
+            f"The model '{model[:200]}' does not exist here; this server has {', '.join(self.names)}.",
             status=404,
             parameter="model",
             code="model_not_found",

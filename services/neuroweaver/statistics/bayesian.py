@@ -4,7 +4,6 @@ sense, bounds no error rate, and makes no verdict.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from neuroweaver.statistics.distributions import normal_density, normal_quantile, normal_tail
@@ -41,7 +40,7 @@ def posterior(effect: Effect, confidence: float, prior: Prior, *, higher_is_bett
     if effect.is_constant:
         return None
     sign = 1 if higher_is_better else -1
-    relative = _relative(effect)
+    relative = effect.relative_with_error(clear_of_zero=2)
     if prior.std_dev is None:
         mean, std_dev, scale = effect.absolute, effect.std_error, 1.0
     elif relative is None:
@@ -55,19 +54,6 @@ def posterior(effect: Effect, confidence: float, prior: Prior, *, higher_is_bett
         expected_loss=max(0.0, scale * std_dev * (normal_density(z) - z * normal_tail(z))),
         relative=_credible(relative, confidence) if relative is not None else None,
     )
-
-
-def _relative(effect: Effect) -> tuple[float, float] | None:
-    """Mean and standard deviation by the delta method; None if the control's value is within two standard
-    errors of 0, where a quotient is nothing like normal.
-    """
-    share, size = effect.relative, abs(effect.baseline)
-    if share is None or size <= 2 * math.sqrt(effect.baseline_variance):
-        return None
-    covariance = math.copysign(1.0, effect.baseline) * effect.covariance
-    variance = effect.variance / size**2 - 2 * share * covariance / size**2
-    variance += share**2 * effect.baseline_variance / size**2
-    return (share, math.sqrt(variance)) if variance > 0 else None
 
 
 def _updated(likelihood: tuple[float, float], mean: float, std_dev: float) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuroweaver.statistics import sequential
+from neuroweaver.statistics.bisection import least, threshold
 from neuroweaver.statistics.effect import Effect
 from neuroweaver.statistics.estimate import ZERO, Bound
 
@@ -51,14 +52,8 @@ class Crossing:
         """The smallest effect, in standard errors at the planned sample, that is found by a look with this
         power.
         """
-        low, high = 0.0, 12.0 / math.sqrt(look / LOOKS)
-        for _ in range(60):
-            middle = (low + high) / 2
-            if self.power(middle, look) < power:
-                low = middle
-            else:
-                high = middle
-        return high
+        most = 12.0 / math.sqrt(look / LOOKS)
+        return threshold(lambda drift: self.power(drift, look) >= power, 0.0, most)
 
 
 @lru_cache(maxsize=64)
@@ -100,18 +95,7 @@ def growth(
         x = sequential.mixing(seen.units * times, planned_units, alpha if above is None else 2 * alpha)
         return bool(z * math.sqrt(times) >= boundary(x, alpha))
 
-    if is_enough(1.0):
-        return 1.0
-    low, high = 0.0, math.log(_MOST_GROWTH)
-    if not is_enough(_MOST_GROWTH):
-        return None
-    for _ in range(60):
-        middle = (low + high) / 2
-        if is_enough(math.exp(middle)):
-            high = middle
-        else:
-            low = middle
-    return math.exp(high)
+    return least(is_enough, 1.0, _MOST_GROWTH)
 
 
 def _normal(distance: Floats, variance: float) -> Floats:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from neuroweaver.statistics.arm import Arm
-from neuroweaver.statistics.estimate import Bound, Inference, Status
+from neuroweaver.statistics.estimate import Bound, Inference, Interval, Status
 from neuroweaver.statistics.proportion import Proportion
 
 # A value less than the square root of this many standard errors from 0 rests on a few of its units, as if it
@@ -115,12 +115,35 @@ class Effect:
         root = math.sqrt(max(0.0, middle**2 - curvature * (effect**2 - square * variance)))
         return (middle - root) / curvature, (middle + root) / curvature
 
+    def inference(self, critical: float, confidence: float, p_value: float) -> Inference:
+        """The intervals that reach `critical` standard errors to both sides."""
+        half = critical * self.std_error
+        relative = self.relative_limits(critical)
+        return Inference(
+            Interval(self.absolute - half, self.absolute + half, confidence),
+            Interval(*relative, confidence) if relative is not None else None,
+            p_value,
+        )
+
+    def relative_with_error(self, clear_of_zero: float) -> tuple[float, float] | None:
+        """The relative effect and its standard error by the delta method.
+
+        None if it is constant, or if the control's value is within `clear_of_zero` standard errors of 0,
+        where a quotient is nothing like normal.
+        """
+        share, size = self.relative, abs(self.baseline)
+        if self.is_constant or share is None or size <= clear_of_zero * math.sqrt(self.baseline_variance):
+            return None
+        covariance = math.copysign(1.0, self.baseline) * self.covariance
+        variance = self.variance - 2 * share * covariance + share**2 * self.baseline_variance
+        return (share, math.sqrt(variance) / size) if variance > 0 else None
+
 
 def effect(control: Arm | None, treatment: Arm | None) -> Effect | None:
     """Treatment minus control; None without either.
 
     Values that never vary do not tell their spread, and none would be taken for certainty: such an arm is
-    lent the other one's. Degrees of freedom by Welch and Satterthwaite.
+    lent the other one's.
     """
     if control is None or treatment is None:
         return None
@@ -135,7 +158,7 @@ def effect(control: Arm | None, treatment: Arm | None) -> Effect | None:
         baseline_variance=spread.baseline_variance,
         covariance=spread.covariance,
         units=2 / (1 / control.units + 1 / treatment.units),
-        degrees_of_freedom=_welch(parts[0], control.units, parts[1], treatment.units),
+        degrees_of_freedom=welch(parts[0], control.units, parts[1], treatment.units),
         variance_reduction=max(0.0, 1 - spread.variance / plain) if plain and control.is_adjusted else None,
         proportions=_proportions(control, treatment),
         cautious=_spread(_cautious(control, treatment), _cautious(treatment, control)),
@@ -179,7 +202,8 @@ def _spread(control: Arm, treatment: Arm) -> Spread:
     )
 
 
-def _welch(a: float, a_units: int, b: float, b_units: int) -> float:
+def welch(a: float, a_units: int, b: float, b_units: int) -> float:
+    """Degrees of freedom by Welch and Satterthwaite. a, b: squared standard errors of two means."""
     total = a + b
     if not total:
         return float(a_units + b_units - 2)

@@ -29,34 +29,20 @@ def infer(effect: Effect, confidence: float) -> Inference | None:
     if effect.proportions is not None:
         return _of_proportions(effect.proportions, confidence)
     critical = t_quantile((1 - confidence) / 2, effect.degrees_of_freedom)
-    half = critical * effect.std_error
-    relative = effect.relative_limits(critical)
-    return Inference(
-        Interval(effect.absolute - half, effect.absolute + half, confidence),
-        Interval(*relative, confidence) if relative is not None else None,
-        min(1.0, 2 * t_tail(abs(effect.z(ZERO)), effect.degrees_of_freedom)),
-    )
+    p_value = min(1.0, 2 * t_tail(abs(effect.z(ZERO)), effect.degrees_of_freedom))
+    return effect.inference(critical, confidence, p_value)
 
 
-def p_above(effect: Effect, bound: Bound = ZERO) -> float | None:
-    """One-sided, of an effect of at most the bound: small if it is shown to lie above. None if it is
-    constant.
-    """
+def p_one_sided(effect: Effect, bound: Bound = ZERO, *, above: bool = True) -> float | None:
+    """Small if the effect is shown to lie above (or below) the bound; None if it is constant."""
     if effect.is_constant:
         return None
+    sign = 1 if above else -1
     if effect.proportions is None:
-        return t_tail(effect.z(bound), effect.degrees_of_freedom)
+        return t_tail(sign * effect.z(bound), effect.degrees_of_freedom)
     control, treatment = effect.proportions
     share, shift = (1 + bound.value, 0.0) if bound.is_relative else (1.0, bound.value)
-    return normal_tail(mover.critical_at(control, treatment, share=share, shift=shift))
-
-
-def p_below(effect: Effect, bound: Bound = ZERO) -> float | None:
-    """One-sided, of an effect of at least the bound: small if it is shown to lie below. None if it is
-    constant.
-    """
-    above = p_above(effect, bound)
-    return None if above is None else 1 - above
+    return normal_tail(sign * mover.critical_at(control, treatment, share=share, shift=shift))
 
 
 def arm_interval(arm: Arm, confidence: float) -> Interval | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Final, Protocol
 
+from neuroweaver.statistics.bisection import threshold
+
 
 class Estimate(Protocol):
     """A value whose limits move away from it as the critical value (standard errors) grows."""
@@ -55,16 +57,12 @@ def critical_at(control: Estimate, treatment: Estimate, *, share: float, shift: 
     distance = treatment.value - share * control.value - shift
     if not distance:
         return 0.0
-    upper = distance < 0
-    low, high = 0.0, _FARTHEST
-    for _ in range(60):
-        middle = (low + high) / 2
-        limit = _limit(control, treatment, share, middle, upper=upper) - shift
-        if (limit > 0) == (distance > 0):
-            low = middle
-        else:
-            high = middle
-    return math.copysign(low, distance)
+
+    def reaches(critical: float) -> bool:
+        limit = _limit(control, treatment, share, critical, upper=distance < 0)
+        return (limit > shift) != (distance > 0)
+
+    return math.copysign(threshold(reaches, 0.0, _FARTHEST), distance)
 
 
 def _limit(control: Estimate, treatment: Estimate, share: float, critical: float, *, upper: bool) -> float:

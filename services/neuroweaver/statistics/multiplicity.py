@@ -51,26 +51,5 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     return result
 
 
-def interval_confidence(p_values: Sequence[float | None], confidence: float, correction: Correction) -> float:
-    """The confidence that every interval of the family needs to match the correction.
-
-    HOLM: Bonferroni's 1 - a/m; all intervals together hold with the confidence asked. Since Holm is less
-    strict than Bonferroni, such an interval may still hold 0 where the adjusted p-value is below the level,
-    never the other way round. (Intervals that match Holm exactly are known for one-sided tests only, and
-    are uninformative where they reject.)
-
-    BENJAMINI_HOCHBERG: 1 - R a/m with R positives of m (Benjamini & Yekutieli 2005, JASA 100:71): of the
-    intervals of the positives at most a share `a` is expected to miss; each of them excludes 0. Meant for the
-    positives; without any it is 1 - a/m.
-    """
-    if correction is Correction.NONE or not p_values:
-        return confidence
-    level = 1 - confidence
-    positives = 1
-    if correction is Correction.BENJAMINI_HOCHBERG:
-        positives = max(1, sum(q is not None and q <= level for q in adjusted(p_values, correction)))
-    return 1 - level * positives / len(p_values)
-
-
 def _ascending(p_values: Sequence[float]) -> list[int]:
     return sorted(range(len(p_values)), key=p_values.__getitem__)

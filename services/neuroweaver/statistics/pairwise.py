@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 from neuroweaver.statistics import confidence_sequence
+from neuroweaver.statistics.bisection import threshold
 from neuroweaver.statistics.distributions import normal_quantile, normal_tail
 from neuroweaver.statistics.effect import Effect
 from neuroweaver.statistics.estimate import Interval
@@ -17,19 +16,13 @@ from neuroweaver.statistics.estimate import Interval
 _CERTAIN: Final = 40.0
 
 
-class Preference(Enum):
-    """Which answer a judge preferred."""
-
-    BASELINE = "baseline"
-    CANDIDATE = "candidate"
-    TIE = "tie"
-
-
 @dataclass(frozen=True)
 class Judgements:
     """Of a candidate against the baseline, each on a prompt of its own: several judgements of one prompt
-    are not independent and must be made one before. flips: those of the ties in which the two orders
-    contradict each other. missing: judgements that have not both orders; they enter nothing.
+    are not independent and must be made one before.
+
+    A win or a loss needs both orders of the answers; anything else that has both is a tie. flips: the ties in
+    which the orders contradict each other. missing: judgements without both orders, which count for nothing.
     """
 
     wins: int = 0
@@ -37,24 +30,6 @@ class Judgements:
     losses: int = 0
     flips: int = 0
     missing: int = 0
-
-    @classmethod
-    def of(cls, verdicts: Iterable[tuple[Preference | None, Preference | None]]) -> Judgements:
-        """verdicts: who was preferred with the baseline's answer shown first, and second; None: no verdict.
-
-        A win or a loss needs both orders; anything else that has both is a tie.
-        """
-        wins = ties = losses = flips = missing = 0
-        for first, second in verdicts:
-            if first is None or second is None:
-                missing += 1
-            elif first is second and first is not Preference.TIE:
-                wins += first is Preference.CANDIDATE
-                losses += first is Preference.BASELINE
-            else:
-                ties += 1
-                flips += Preference.TIE not in (first, second)
-        return cls(wins, ties, losses, flips, missing)
 
     @property
     def count(self) -> int:
@@ -96,16 +71,10 @@ def p_value(judgements: Judgements) -> float:
     return math.erfc(abs(_score(judgements, 0.0)) / math.sqrt(2))
 
 
-def p_above(judgements: Judgements, bound: float = 0.0) -> float:
-    """One-sided, of a win rate of at most 1/2 + bound: small if it is shown to lie above. bound: in (-1/2,
-    1/2).
-    """
-    return normal_tail(_score(judgements, 2 * bound))
-
-
-def p_below(judgements: Judgements, bound: float = 0.0) -> float:
-    """One-sided, of a win rate of at least 1/2 + bound: small if it is shown to lie below."""
-    return normal_tail(-_score(judgements, 2 * bound))
+def p_one_sided(judgements: Judgements, bound: float = 0.0, *, above: bool = True) -> float:
+    """Small if the win rate is shown to lie above (or below) 1/2 + bound; bound: in (-1/2, 1/2)."""
+    score = _score(judgements, 2 * bound)
+    return normal_tail(score if above else -score)
 
 
 def effect(judgements: Judgements) -> Effect | None:
@@ -163,11 +132,4 @@ def _score(judgements: Judgements, difference: float) -> float:
 
 def _reached(judgements: Judgements, score: float) -> float:
     """The difference at which the score is the one given; falls as the difference rises."""
-    low, high = -1.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _score(judgements, middle) > score:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    return threshold(lambda difference: _score(judgements, difference) <= score, -1.0, 1.0)

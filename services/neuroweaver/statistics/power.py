@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from neuroweaver.statistics import sequential
 from neuroweaver.statistics.baseline import Baseline, ProportionBaseline
+from neuroweaver.statistics.bisection import least
 from neuroweaver.statistics.crossing import LOOKS, crossing
 from neuroweaver.statistics.distributions import noncentral_t_tail, normal_quantile, normal_tail, t_quantile
 from neuroweaver.statistics.effect import Effect
@@ -126,8 +126,8 @@ def units_needed(design: Design, effect: float, power: float) -> float:
         drift = crossing(design.alpha, one_sided=design.is_non_inferiority).drift(power)
         needed = (design.std_error(effect, 1.0) * drift / effect) ** 2
     else:
-        least = _least(lambda units: power_of(design, effect, units) >= power, 2.0, MOST_UNITS)
-        needed = MOST_UNITS if least is None else least
+        enough = least(lambda units: power_of(design, effect, units) >= power, 2.0, MOST_UNITS)
+        needed = MOST_UNITS if enough is None else enough
     if needed >= MOST_UNITS:
         raise ValueError("the effect is too small to be found")
     return max(2.0, needed)
@@ -168,7 +168,7 @@ def detectable_effect(design: Design, units: float, power: float, look: int = LO
     most = 1e6 * design.std_error(0.0, units)
     if isinstance(design.baseline, ProportionBaseline):
         most = max(design.baseline.value, 1 - design.baseline.value) * (1 - 1e-9)
-    return _least(is_found, most * 1e-12, most)
+    return least(is_found, most * 1e-12, most)
 
 
 def detectable_now(
@@ -208,22 +208,6 @@ def _curve(design: Design, units: int, power: float) -> list[tuple[int, float]]:
         if (found := detectable_effect(design, units, power, look)) is not None:
             points[point] = found
     return list(points.items())
-
-
-def _least(is_enough: Callable[[float], bool], low: float, high: float) -> float | None:
-    """The least number that is enough, to 1e-10 of it; None if none up to `high` is."""
-    if is_enough(low):
-        return low
-    if not is_enough(high):
-        return None
-    low, high = math.log(low), math.log(high)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if is_enough(math.exp(middle)):
-            high = middle
-        else:
-            low = middle
-    return math.exp(high)
 
 
 def _basis(design: Design) -> str:

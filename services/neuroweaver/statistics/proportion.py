@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+
+from neuroweaver.statistics.wilson import wilson_limits
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,4 @@ class Proportion:
 
     def limits(self, critical: float) -> tuple[float, float]:
         """Shares that lie within `critical` standard errors of the observed (Wilson 1927, JASA 22:209)."""
-        square = critical**2
-        spread = critical * sqrt(square + 4 * self.successes * (1 - self.value))
-        lower = (2 * self.successes + square - spread) / (2 * (self.units + square))
-        upper = (2 * self.successes + square + spread) / (2 * (self.units + square))
-        return (
-            lower if self.successes else 0.0,
-            upper if self.successes < self.units else 1.0,
-        )
+        return wilson_limits(self.successes, self.units, critical)

@@ -67,20 +67,8 @@ class QuantileArm:
         return float(np.interp(share, self.shares, self.points)) if 0 < share < 1 else beyond
 
     def _student(self, critical: float) -> float:
-        if math.isinf(self.degrees_of_freedom):
-            return critical
         tail = normal_tail(min(critical, _FARTHEST_TAIL))
         return t_quantile(tail, self.degrees_of_freedom) * max(1.0, critical / _FARTHEST_TAIL)
-
-
-def of_units(values: npt.ArrayLike, level: float) -> QuantileArm | None:
-    """values: (units,), one a unit, such as its mean. None with fewer than two, or if all are the same."""
-    points = np.sort(usable(values))
-    units = len(points)
-    if units < 2 or points[0] == points[-1]:
-        return None
-    error = math.sqrt(level * (1 - level) / units)
-    return _arm(level, units, points, np.ones(units), error, math.inf)
 
 
 def of_events(
@@ -130,26 +118,27 @@ def infer_always_valid(
     return Inference(*found, float(sequential.p_value(critical_at(control, treatment), x)))
 
 
-def p_above(control: QuantileArm, treatment: QuantileArm, bound: Bound = ZERO) -> float:
-    """One-sided, for a single look, of an effect of at most the bound; that of at least the bound is 1 less
-    this.
-    """
-    return normal_tail(critical_at(control, treatment, bound))
+def p_one_sided(
+    control: QuantileArm, treatment: QuantileArm, bound: Bound = ZERO, *, above: bool = True
+) -> float:
+    """For a single look: small if the effect is shown to lie above (or below) the bound."""
+    z = critical_at(control, treatment, bound)
+    return normal_tail(z if above else -z)
 
 
-def p_above_always_valid(
+def p_one_sided_always_valid(
     control: QuantileArm,
     treatment: QuantileArm,
     confidence: float,
     planned_units: float,
     bound: Bound = ZERO,
     *,
-    below: bool = False,
+    above: bool = True,
 ) -> float:
-    """One-sided, of an effect of at most the bound; `below`: of at least the bound."""
+    """The same however often one looks; confidence: that of the verdict, which only tunes it."""
     x = sequential.mixing(_units(control, treatment), planned_units, 2 * (1 - confidence))
     z = critical_at(control, treatment, bound)
-    return float(sequential.p_value_one_sided(-z if below else z, x))
+    return float(sequential.p_value_one_sided(z if above else -z, x))
 
 
 def critical_at(control: QuantileArm, treatment: QuantileArm, bound: Bound = ZERO) -> float:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -19,11 +18,6 @@ from neuroweaver.statistics.quantile import QuantileArm, of_events
 GROUPS: Final = 64
 # A group's sketch keeps some 600 of its values; together the groups' errors average out to 1/8 of one's.
 _K: Final = 200
-
-
-def group_of(unit_id: str) -> int:
-    """The group of a unit, 0 to GROUPS - 1, the same everywhere and independent of its variant."""
-    return zlib.crc32(unit_id.encode()) % GROUPS
 
 
 class GroupedSketch:

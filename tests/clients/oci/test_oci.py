@@ -16,8 +16,9 @@ import grpc
 import pytest
 
 from e2e.processes import mesh
+from neuroweaver.artifacts.content import TransferError
+from neuroweaver.artifacts.transfer import artifact_of, download, upload
 from neuroweaver.client import Client
-from neuroweaver.client.transfer import TransferError, download, upload
 from neuroweaver.oci import modelpack
 from neuroweaver.oci.layout import Layout
 from neuroweaver.oci.modelpack import layer_type
@@ -89,7 +90,8 @@ def created(
 ) -> pb.ModelVersion:
     files = {WEIGHTS: weights(), "README.md": b"# Advisor\n"} if files is None else files
     client.registry.RegisterModel(pb.RegisterModelRequest(model=pb.Model(model_id=name), allow_existing=True))
-    artifacts = upload(client, written(folder, files)) if files else []
+    sent = upload(client.registry, written(folder, files)) if files else []
+    artifacts = map(artifact_of, sent)
     request = pb.CreateModelVersionRequest(model_id=name, version=version, artifacts=artifacts)
     config = fields.pop("config", {})
     request.MergeFrom(pb.CreateModelVersionRequest(**fields))
@@ -189,7 +191,7 @@ def test_a_version_comes_back_equal_in_another_registry(near, far, name, tmp_pat
 
     assert travelling(imported) == travelling(made)
     assert travelling(version_of(far, name, made.version)) == travelling(made)
-    download(far, imported, tmp_path / "again")
+    download(far.registry, imported, tmp_path / "again")
     assert tree(tmp_path / "again") == tree(tmp_path / "files")
 
 
@@ -414,10 +416,10 @@ def test_another_version_of_the_same_name_is_not_replaced(near, name, tmp_path, 
 @pytest.mark.parametrize(
     ("place", "problem"),
     [
-        ("full", "is no OCI image layout"),
+        ("full", "is not an OCI image layout"),
         ("full/kept", "is a file; the name of an archive ends in .tar"),
-        ("text.tar", "is no tar, or a damaged one"),
-        ("other.tar", "is no OCI image layout"),
+        ("text.tar", "is not a tar, or is damaged"),
+        ("other.tar", "is not an OCI image layout"),
         ("folder.tar", "is a folder"),
         ("link", "is a symbolic link"),
         ("link.tar", "is a symbolic link"),
@@ -718,7 +720,7 @@ def test_tar_layers_are_read_where_they_lie(far, forge, output, tmp_path):
     assert {each.path: each.digest for each in imported.artifacts} == {
         path: digest_of(content) for path, content in files.items()
     }
-    download(far, imported, tmp_path / "down")
+    download(far.registry, imported, tmp_path / "down")
     assert tree(tmp_path / "down") == files
 
 
@@ -732,8 +734,8 @@ def test_the_name_in_the_layout_is_the_version_where_the_descriptor_has_none(far
 @pytest.mark.parametrize(
     ("descriptor", "ref", "problem"),
     [
-        ({"version": "3.1"}, "latest", "says latest, which is no semantic version"),
-        ({"version": ""}, "", "says no version, which is no semantic version"),
+        ({"version": "3.1"}, "latest", "says latest, which is not a semantic version"),
+        ({"version": ""}, "", "says no version, which is not a semantic version"),
         ({"name": ""}, "1.0.0", "names no model"),
         ({"name": "Org/Model-7B"}, "1.0.0", "model_id"),
     ],
@@ -780,8 +782,8 @@ def refused(client: Client, path, problem: str, **more) -> TransferError:
         ("a/../../b.json", "outside the version's folder"),
         ("..\\b.json", "backslash"),
         ("C:\\b.json", "backslash"),
-        (".ssh/authorized_keys", "is no path of a version's file"),
-        ("a\n.json", "is no path of a version's file"),
+        (".ssh/authorized_keys", "is not a path for a version's file"),
+        ("a\n.json", "is not a path for a version's file"),
         ("", "names no file"),
         (None, "names no file"),
     ],
@@ -817,11 +819,11 @@ def test_a_layer_of_a_kind_that_is_not_taken_is_refused(far, forge, output, kind
         ([(header("a.json", tarfile.SYMTYPE, "/etc/passwd"), b"")], "a.json: is a symbolic link"),
         ([("b.json", b"{}"), (header("a.json", tarfile.LNKTYPE, "b.json"), b"")], "a.json: is a hard link"),
         ([(header("a.json", tarfile.CHRTYPE), b"")], "a.json: is a device file"),
-        ([("../a.json", b"{}")], "is no name that is taken"),
-        ([("/a.json", b"{}")], "is no name that is taken"),
+        ([("../a.json", b"{}")], "is not a name that is taken"),
+        ([("/a.json", b"{}")], "is not a name that is taken"),
         ([("a.json", b"{}"), ("a.json", b"[]")], "a.json: occurs twice"),
         ([("ok.json", b"{}")], "ok.json: occurs twice"),
-        ([(".hidden", b"{}")], "is no path of a version's file"),
+        ([(".hidden", b"{}")], "is not a path for a version's file"),
         ([("neuroweaver/version.json", b"{}")], "only taken as a layer of its own"),
     ],
 )
@@ -857,8 +859,8 @@ def test_two_layers_of_one_path_are_refused(far, forge, output):
         (header("blobs/sha256/link", tarfile.LNKTYPE, "index.json"), "is a hard link"),
         (header("dev", tarfile.BLKTYPE), "is a device file"),
         (header("pipe", tarfile.FIFOTYPE), "is a named pipe"),
-        (tarfile.TarInfo("../outside"), "is no name that is taken"),
-        (tarfile.TarInfo("/outside"), "is no name that is taken"),
+        (tarfile.TarInfo("../outside"), "is not a name that is taken"),
+        (tarfile.TarInfo("/outside"), "is not a name that is taken"),
         (tarfile.TarInfo("./index.json"), "index.json: occurs twice"),
     ],
 )
@@ -942,7 +944,7 @@ def test_a_document_that_is_too_large_is_not_read(far, forge, output, which):
         (b"[" * 100_000, "is not JSON"),
         (b'{"manifests": {}}', "manifests: is not a list"),
         (b'{"manifests": [1]}', r"manifests\[0\]: is not an object"),
-        (b'{"manifests": []}', "holds no model"),
+        (b'{"manifests": []}', "has no ModelPack model"),
         (b"\xff", "is not JSON"),
     ],
     ids=["cut", "list", "twice", "nan", "deep", "object", "number", "empty", "bytes"],
@@ -957,9 +959,9 @@ def test_an_index_that_is_none_is_refused(far, forge, output, index, problem):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"digest": "sha512:" + "0" * 128}, "no other digest is taken"),
-        ({"digest": "sha256:../../../etc/passwd"}, "is no SHA-256"),
-        ({"digest": f"sha256:{A}\n"}, "is no SHA-256"),
+        ({"digest": "sha512:" + "0" * 128}, "the only digest that is taken"),
+        ({"digest": "sha256:../../../etc/passwd"}, "is not a SHA-256"),
+        ({"digest": f"sha256:{A}\n"}, "is not a SHA-256"),
         ({"digest": None}, "is not a text"),
         ({"size": -1}, "is negative"),
         ({"size": True}, "is not a whole number"),
@@ -979,8 +981,8 @@ def test_a_descriptor_that_is_none_is_refused(far, forge, tmp_path, changes, pro
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"schemaVersion": 1}, "is no manifest of a model"),
-        ({"artifactType": "application/vnd.oci.empty.v1+json"}, "holds no model"),
+        ({"schemaVersion": 1}, "is not a ModelPack manifest"),
+        ({"artifactType": "application/vnd.oci.empty.v1+json"}, "has no ModelPack model"),
         ({"layers": None}, "layers: is not a list"),
         ({"config": {}}, r"config\.digest: is not a text"),
         (
@@ -999,9 +1001,9 @@ def test_a_manifest_that_is_none_is_refused(far, forge, tmp_path, changes, probl
 @pytest.mark.parametrize(
     ("place", "content", "problem"),
     [
-        ("a.txt", b"x" * 2000, "is no tar"),
-        ("a.tar", tar_of(("a", b"a")), "is no OCI image layout"),
-        ("folder/a", b"", "is no OCI image layout"),
+        ("a.txt", b"x" * 2000, "is not a tar"),
+        ("a.tar", tar_of(("a", b"a")), "is not an OCI image layout"),
+        ("folder/a", b"", "is not an OCI image layout"),
         ("folder/oci-layout", b'{"imageLayoutVersion": "2.0.0"}', "is not of version 1.0.0"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuroweaver.client.transfer import Content, TransferError
+from neuroweaver.artifacts.content import Content, TransferError
 from neuroweaver.oci import tar
 
 FILES = {
@@ -101,15 +101,15 @@ def test_a_piece_of_another_length_is_not_written():
         ({"type": tarfile.BLKTYPE}, "a.txt: is a device file"),
         ({"type": tarfile.FIFOTYPE}, "a.txt: is a named pipe"),
         ({"type": tarfile.GNUTYPE_SPARSE}, "a.txt: is a sparse file"),
-        ({"type": b"Z"}, "a.txt: is no regular file"),
-        ({"name": "/etc/passwd"}, "is no name that is taken"),
-        ({"name": "../a"}, "is no name that is taken"),
-        ({"name": "a/../../b"}, "is no name that is taken"),
-        ({"name": "a\\b"}, "is no name that is taken"),
-        ({"name": "a\x1b[2J"}, "is no name that is taken"),
+        ({"type": b"Z"}, "a.txt: is not a regular file"),
+        ({"name": "/etc/passwd"}, "is not a name that is taken"),
+        ({"name": "../a"}, "is not a name that is taken"),
+        ({"name": "a/../../b"}, "is not a name that is taken"),
+        ({"name": "a\\b"}, "is not a name that is taken"),
+        ({"name": "a\x1b[2J"}, "is not a name that is taken"),
         ({"name": "\udcff"}, "not UTF-8"),
         ({"pax_headers": {"GNU.sparse.major": "1"}}, "sparse"),
-        ({"pax_headers": {"path": "../far"}}, "is no name that is taken"),
+        ({"pax_headers": {"path": "../far"}}, "is not a name that is taken"),
         ({"pax_headers": {"size": "-512"}}, "cannot be read"),
         ({"pax_headers": {"size": "9" * 30}}, "cannot be read"),
         ({"pax_headers": {"size": "1000000"}}, "is cut off"),
@@ -153,7 +153,7 @@ def test_a_compressed_archive_is_refused_with_a_word_on_what_to_do(tmp_path, mod
 def test_what_is_no_tar_is_refused(tmp_path, content):
     (tmp_path / "a.tar").write_bytes(content)
 
-    with pytest.raises(TransferError, match=r"is no tar|is cut off"):
+    with pytest.raises(TransferError, match=r"is not a tar|is cut off"):
         read(tmp_path / "a.tar")
 
 

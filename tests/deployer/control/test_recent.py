@@ -13,10 +13,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from deployer.control.test_rollouts import Clock
 from deployer.rpc.test_performance import of, ready, report
 from deployer.worlds import KEY
+from neuroweaver.deployer.control.housekeeping import chores
 from neuroweaver.deployer.control.recent import Memory
 from neuroweaver.deployer.domain.backend import Key, Measured
-from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
+from neuroweaver.deployer.domain.metrics.counts import Sample
+from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.storage.reader import Reader
+from neuroweaver.deployer.storage.writer import by_itself
 from neuroweaver.v1 import deployer_pb2 as pb
 
 DAY = pb.DeploymentSpec(thresholds=pb.ModelThresholds(window={"seconds": 86_400}))
@@ -37,7 +40,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(Reader, name, reading)
 
-    for name in ("tallies", "tallies_after", "samples", "samples_after"):
+    for name in ("tallies_after", "samples", "samples_after"):
         counted(name)
     return read
 
@@ -53,11 +56,9 @@ async def fill(mesh, count: int, every_s: float) -> None:
 
     async def add(deployments):
         await deployments.add_tallies(KEY, [Tally(time, measured(i), 1) for i, time in enumerate(times)])
-        await deployments.add_samples(
-            KEY, "router", "", [Sample(time, "", 1, accuracy=0.9) for time in times]
-        )
+        await deployments.add_samples(KEY, "router", [Sample(time, "", 1, accuracy=0.9) for time in times])
 
-    await mesh.store.transact("default", add)
+    await mesh.store.transact(by_itself(KEY), add)
 
 
 async def kept(mesh, memory: Memory):
@@ -112,9 +113,9 @@ async def test_what_is_kept_is_what_would_be_read_anew(lone):
         async def add(deployments, number=number, restarted=restarted, samples=samples):
             counted = measured(10 * number - 290 * restarted, number - 29 * restarted)
             await deployments.add_tallies(KEY, [Tally(clock._now, counted, 1)])
-            await deployments.add_samples(KEY, "router", "", samples)
+            await deployments.add_samples(KEY, "router", samples)
 
-        await lone.store.transact("default", add)
+        await lone.store.transact(by_itself(KEY), add)
         known, anew = await kept(lone, memory), await kept(lone, Memory())
         assert known.proofs[1].last == anew.proofs[1].last
         found, expected = (each.counts(clock._now)[1] for each in (known, anew))
@@ -129,13 +130,13 @@ async def test_what_a_failed_transaction_wrote_is_not_kept(lone):
     clock, memory = Clock(lone), Memory()
 
     async def fail(deployments):
-        await deployments.add_samples(KEY, "router", "", [Sample(clock._now, "", 7, accuracy=0.1)])
+        await deployments.add_samples(KEY, "router", [Sample(clock._now, "", 7, accuracy=0.1)])
         seen = await memory.caught_up(deployments, await deployments.deployment(KEY), clock._now)
         assert seen.counts(clock._now)[1].accuracy.weight == 7
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        await lone.store.transact("default", fail)
+        await lone.store.transact(by_itself(KEY), fail)
     assert 1 not in (await kept(lone, memory)).counts(clock._now)
 
 
@@ -159,7 +160,7 @@ async def test_reports_count_when_the_numbering_began_anew(lone):
     clock, memory = Clock(lone), Memory()
     await fill(lone, 5, every_s=1)
     assert (await kept(lone, memory)).cursor == 5
-    await lone.store.forget_measured(clock._now + timedelta(seconds=1))
+    await chores(lone.store.database, clock._now + timedelta(days=2))["measurements"]()
     await fill(lone, 2, every_s=1)
     recent = await kept(lone, memory)
     assert (recent.cursor, recent.counts(clock._now)[1].accuracy.weight) == (2, 2)

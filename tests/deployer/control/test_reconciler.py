@@ -15,7 +15,7 @@ from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.__main__ import service
 from neuroweaver.deployer.control.reconciler import Reconciler
 from neuroweaver.deployer.storage import tables
-from neuroweaver.deployer.storage.lease import Lease, LeaseLost, Tenant
+from neuroweaver.deployer.storage.lease import Lease, LeaseHolder, LeaseLost
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
@@ -217,7 +217,7 @@ async def test_lines_that_came_before_an_error_are_kept_and_not_read_again(lone)
     cut_short(lone)
     for known in (1, 2, 3, 3):
         with pytest.raises(BackendError):
-            await lone.reconciler.collect(KEY)
+            await lone.reconciler.logs.collect(KEY)
         async with lone.store.read("default") as deployments:
             lines = await deployments.lines(KEY, 0, 100)
         assert [each.line.message for each in lines] == [f"line {number}" for number in range(known)]
@@ -274,15 +274,15 @@ async def test_of_several_deployers_one_at_a_time_runs_the_loop(mesh):
     reconcilers = [
         Reconciler(mesh.store, {pb.DEPLOYMENT_BACKEND_LOCAL: mesh.backend}, pace=QUICK) for _ in range(3)
     ]
-    tenants = [Tenant(mesh.store.database, beat_s=0.05, silence_s=1.0) for _ in reconcilers]
+    holders = [LeaseHolder(mesh.store.database, beat_s=0.05, silence_s=1.0) for _ in reconcilers]
     loops = [
-        asyncio.create_task(tenant.run(reconciler.lead))
-        for tenant, reconciler in zip(tenants, reconcilers, strict=True)
+        asyncio.create_task(holder.run(reconciler.lead))
+        for holder, reconciler in zip(holders, reconcilers, strict=True)
     ]
     try:
         await deploy(mesh, pb.DeploymentSpec(version="1.0.0", replicas=2))
         await until(lambda: is_in(mesh, pb.DEPLOYMENT_STATE_READY))
-        working = [reconciler for reconciler in reconcilers if reconciler._workers]
+        working = [reconciler for reconciler in reconcilers if reconciler._tended]
         assert len(working) == 1
         leader = reconcilers.index(working[0])
         loops[leader].cancel()
@@ -308,7 +308,7 @@ async def test_a_loop_whose_lease_was_taken_writes_nothing(mesh):
         leases.append(lease)
         await asyncio.Event().wait()
 
-    first = asyncio.create_task(Tenant(mesh.store.database, beat_s=0.05, silence_s=0.5).run(lead))
+    first = asyncio.create_task(LeaseHolder(mesh.store.database, beat_s=0.05, silence_s=0.5).run(lead))
     await until(lambda: asyncio.sleep(0, bool(leases)))
     await deploy(mesh)
     before = await mesh.events()
@@ -358,9 +358,9 @@ async def test_a_silent_holder_is_followed_by_another(mesh):
         taken.append(lease.token)
         await asyncio.Event().wait()
 
-    silent = Tenant(mesh.store.database, beat_s=0.05, silence_s=0.3)
+    silent = LeaseHolder(mesh.store.database, beat_s=0.05, silence_s=0.3)
     lease = await silent._acquired()  # and dies without a word
-    waiting = asyncio.create_task(Tenant(mesh.store.database, beat_s=0.05, silence_s=0.3).run(lead))
+    waiting = asyncio.create_task(LeaseHolder(mesh.store.database, beat_s=0.05, silence_s=0.3).run(lead))
     await until(lambda: asyncio.sleep(0, bool(taken)))
     assert taken == [lease.token + 1]
     waiting.cancel()
@@ -374,7 +374,7 @@ async def test_a_holder_without_its_database_stops_before_another_begins(mesh, m
     async def no_answer(_work: object) -> None:
         await asyncio.Event().wait()
 
-    def tenant(name: str) -> asyncio.Task[None]:
+    def running(name: str) -> asyncio.Task[None]:
         async def lead(_lease: Lease) -> None:
             began.put_nowait(name if not working else f"{name} beside {working}")
             working.add(name)
@@ -383,14 +383,14 @@ async def test_a_holder_without_its_database_stops_before_another_begins(mesh, m
             finally:
                 working.discard(name)
 
-        return asyncio.create_task(tenants[name].run(lead))
+        return asyncio.create_task(holders[name].run(lead))
 
-    tenants = {name: Tenant(mesh.store.database, beat_s=0.1, silence_s=2.0) for name in ("one", "two")}
+    holders = {name: LeaseHolder(mesh.store.database, beat_s=0.1, silence_s=2.0) for name in ("one", "two")}
     async with asyncio.timeout(30):
-        first = tenant("one")
+        first = running("one")
         assert await began.get() == "one"
-        monkeypatch.setattr(tenants["one"], "_database", Mock(transact=no_answer))
-        second = tenant("two")
+        monkeypatch.setattr(holders["one"], "_database", Mock(transact=no_answer))
+        second = running("two")
         assert await began.get() == "two"
     for task in (first, second):
         task.cancel()

@@ -2,7 +2,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from deployer.world import stored
 from neuroweaver.deployer.domain.backend import Key
+from neuroweaver.deployer.domain.defaults import filled
 from neuroweaver.deployer.domain.metrics.health import Health
 from neuroweaver.deployer.domain.metrics.thresholds import ThresholdState
 from neuroweaver.deployer.domain.recovery import Move, Watch, cycle, decide
@@ -10,7 +12,7 @@ from neuroweaver.v1 import deployer_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HEALTHY = Health(pb.HEALTH_STATE_HEALTHY, "fine")
-UNHEALTHY = Health(pb.HEALTH_STATE_UNHEALTHY, "No token was made for 85 min.")
+UNHEALTHY = Health(pb.HEALTH_STATE_UNHEALTHY, "No token for 85 min.")
 DEGRADED = Health(pb.HEALTH_STATE_DEGRADED, "1 of 2 replicas are ready.")
 INACCURATE = Health(
     pb.HEALTH_STATE_DEGRADED,
@@ -30,14 +32,14 @@ def moves(course, policy=WITH_BACKUP, *, backup=HEALTHY, backup_ready=1, is_swit
     for at, health in course:
         decision = decide(
             watch,
-            policy,
+            filled(policy),
             health,
             backup,
             seconds(at),
             backup_ready=backup_ready,
             is_switched=is_switched,
         )
-        watch = Watch.from_json(decision.watch.to_json())
+        watch = stored(decision.watch)
         if decision.move != Move.STAY:
             found.append((at, decision.move))
             is_switched = decision.move == Move.TO_BACKUP

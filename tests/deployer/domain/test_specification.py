@@ -5,9 +5,10 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neuroweaver.artifacts.file import File
 from neuroweaver.cluster import quantities
 from neuroweaver.deployer.domain import specification
-from neuroweaver.deployer.domain.backend import Bundle, File, Key
+from neuroweaver.deployer.domain.backend import Bundle, Key
 from neuroweaver.deployer.domain.naming import resource_name
 from neuroweaver.deployer.domain.specification import Defaults
 from neuroweaver.v1 import deployer_pb2 as pb

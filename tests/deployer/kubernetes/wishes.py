@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
 
-from neuroweaver.deployer.domain.backend import Bundle, File, Key, Redirect, Wanted, WantedRevision
+from neuroweaver.artifacts.file import File
+from neuroweaver.deployer.domain.backend import Bundle, Key, Redirect, Wanted, WantedRevision
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 

@@ -12,8 +12,9 @@ import httpx2
 import pytest
 
 from deployer.local.worlds import FakeRegistry, World, big_machine, children_environment, revision, wanted
+from neuroweaver.artifacts.file import File
 from neuroweaver.base_models.folders import digests
-from neuroweaver.deployer.domain.backend import Bundle, File
+from neuroweaver.deployer.domain.backend import Bundle
 from neuroweaver.deployer.local.backend import LocalSettings, local_backend
 from neuroweaver.v1 import deployer_pb2 as pb
 

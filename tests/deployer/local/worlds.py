@@ -17,7 +17,8 @@ import httpx2
 import psutil
 from google.protobuf.duration_pb2 import Duration
 
-from neuroweaver.deployer.domain.backend import Bundle, File, Key, Observed, Wanted, WantedRevision
+from neuroweaver.artifacts.file import File
+from neuroweaver.deployer.domain.backend import Bundle, Key, Observed, Wanted, WantedRevision
 from neuroweaver.deployer.local.backend import LocalBackend, LocalSettings, local_backend
 from neuroweaver.deployer.local.machine.machine import Machine
 from neuroweaver.v1 import deployer_pb2 as pb

@@ -10,7 +10,7 @@ from deployer.control.test_rollouts import Clock
 from deployer.fakes import COURSE, unreachable
 from deployer.worlds import KEY, deploy, get, publish, refusal
 from neuroweaver.cluster.errors import BackendError, Trouble
-from neuroweaver.deployer.domain.backend import FieldChange, Finding
+from neuroweaver.deployer.domain.backend import FieldChange, Finding, Scaling
 from neuroweaver.mesh.wire import status
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import registry_pb2
@@ -260,7 +260,7 @@ async def test_a_change_of_replicas_that_stay_is_done_once_all_are_replaced(mesh
     after = await mesh.settle()
     assert len(after.revisions) == 1
     assert (after.state, after.observed_generation) == (pb.DEPLOYMENT_STATE_PROGRESSING, after.generation)
-    assert "are replaced" in after.message
+    assert "are being replaced" in after.message
     mesh.backend.is_replacing = False
     assert (await mesh.settle()).state == pb.DEPLOYMENT_STATE_READY
 
@@ -288,6 +288,18 @@ async def test_scaling_touches_nothing_else(mesh):
     await mesh.deployer.ScaleDeployment(pb.ScaleDeploymentRequest(model_id="advisor", replicas=0))
     idle = await mesh.settle()
     assert (idle.state, idle.replicas.current) == (pb.DEPLOYMENT_STATE_IDLE, 0)
+
+
+async def test_what_an_autoscaler_did_is_told_with_its_cause(lone):
+    await publish(lone.registry, "1.0.0")
+    await deploy(lone, pb.DeploymentSpec(autoscaling=pb.Autoscaling(min_replicas=1, max_replicas=4)))
+    await lone.settle()
+    lone.backend.desired = {1: 3}
+    lone.backend.scalings = (Scaling(1, 2, 2, "SPEC"), Scaling(1, 1, 3, "CPU"), Scaling(1, 3, 3, "MEMORY"))
+    await lone.settle()
+    event = next(e for e in reversed(await lone.events()) if e.WhichOneof("event") == "scaled")
+    assert (event.scaled.from_replicas, event.scaled.to_replicas) == (1, 3)
+    assert (event.scaled.cause, event.actor) == ("CPU", "system")
 
 
 async def test_scaling_without_room_is_refused(lone):
@@ -465,8 +477,8 @@ async def test_log_lines_can_be_read_followed_and_resumed(mesh):
     await mesh.settle()
     for number in range(5):
         mesh.backend.log(KEY, f"r-{number % 2}", f"line {number}", level="WARNING" if number else "")
-    await mesh.reconciler.collect(KEY)
-    await mesh.reconciler.collect(KEY)  # nothing twice
+    await mesh.reconciler.logs.collect(KEY)
+    await mesh.reconciler.logs.collect(KEY)  # nothing twice
 
     async def lines(**fields):
         request = pb.WatchDeploymentLogsRequest(model_id="advisor", **fields)
@@ -482,7 +494,7 @@ async def test_log_lines_can_be_read_followed_and_resumed(mesh):
     )
     assert (await following.read()).message == "line 4"
     mesh.backend.log(KEY, "r-0", "é" * 20_000)
-    await mesh.reconciler.collect(KEY)
+    await mesh.reconciler.logs.collect(KEY)
     long = (await following.read()).message
     assert len(long.encode()) <= 16 * 1024
     assert long.endswith("…")
@@ -497,7 +509,7 @@ async def test_the_log_of_one_that_was_made_anew_begins_anew(lone):
     await lone.settle()
     for number in range(3):
         lone.backend.log(KEY, "r", f"old {number}")
-    await lone.reconciler.collect(KEY)
+    await lone.reconciler.logs.collect(KEY)
     await lone.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor"))
     await lone.settle()
 
@@ -511,7 +523,7 @@ async def test_the_log_of_one_that_was_made_anew_begins_anew(lone):
     await lone.settle()
     assert await lines() == []
     lone.backend.log(KEY, "s", "new")
-    await lone.reconciler.collect(KEY)
+    await lone.reconciler.logs.collect(KEY)
     assert await lines() == await lines(tail_lines=9) == await lines(since_sequence=3) == ["new"]
     refused = await refusal(lines(since_sequence=1))
     assert refused.code() == CODE.OUT_OF_RANGE
@@ -525,7 +537,7 @@ async def test_where_the_logs_of_gone_replicas_were_read_to_is_forgotten(lone):
     (there,) = lone.backend.places[KEY].replicas
     for replica_id in (there, "gone"):
         lone.backend.log(KEY, replica_id, "hello")
-    await lone.reconciler.collect(KEY)
+    await lone.reconciler.logs.collect(KEY)
 
     async def known():
         async with lone.store.read("default") as deployments:
@@ -544,7 +556,7 @@ async def test_a_followed_log_ends_when_the_deployment_is_gone(lone):
     await deploy(lone)
     await lone.settle()
     lone.backend.log(KEY, "r", "hello")
-    await lone.reconciler.collect(KEY)
+    await lone.reconciler.logs.collect(KEY)
     request = pb.WatchDeploymentLogsRequest(model_id="advisor", follow=True)
     reading = asyncio.create_task(_all(lone.deployer.WatchDeploymentLogs(request)))
     await lone.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor"))

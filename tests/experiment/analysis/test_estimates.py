@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -22,11 +23,12 @@ from experiment.figures import (
     superior,
 )
 from neuroweaver.experiment.domain.model import CREATED
-from neuroweaver.experiment.domain.snapshot import Cell, Group, Quality, Snapshot, Tally
+from neuroweaver.experiment.domain.snapshot import Cell, Group, Quality, Snapshot
 from neuroweaver.mesh.wire.errors import OutOfRange
 from neuroweaver.statistics.arm import Sample
 from neuroweaver.statistics.moments import Moments
-from neuroweaver.statistics.sketch import GroupedSketch, group_of
+from neuroweaver.statistics.pairwise import Judgements
+from neuroweaver.statistics.sketch import GROUPS, GroupedSketch
 from neuroweaver.v1 import experiment_pb2 as pb
 
 
@@ -141,8 +143,8 @@ def test_an_asked_bayesian_view_is_given() -> None:
 def test_judgements_make_a_win_rate() -> None:
     made = experiment(metrics=[metric("judged", pairwise=pb.PairwiseMetric(event_name="judged"))])
     tallies = {
-        (1, "control", "tuned", "judged"): Tally(60, 20, 20, 5, 3),
-        (1, "tuned", "control", "judged"): Tally(5, 0, 10, 0, 0),
+        (1, "control", "tuned", "judged"): Judgements(60, 20, 20, 5, 3),
+        (1, "tuned", "control", "judged"): Judgements(5, 0, 10, 0, 0),
     }
     (result,) = reported(made, Snapshot(tallies=tallies)).results.metrics
     (effect,) = result.effects
@@ -162,7 +164,7 @@ def test_a_quantile_is_compared_by_its_sketch() -> None:
     groups, cells = {}, {}
     for variant, scale in (("control", 100.0), ("tuned", 150.0)):
         sketch = GroupedSketch()
-        names = [group_of(f"{variant}{index}") for index in range(20_000)]
+        names = [zlib.crc32(f"{variant}{index}".encode()) % GROUPS for index in range(20_000)]
         values = rng.exponential(scale, 20_000)
         sketch.add(names, values)
         groups[1, variant] = Group(20_000)
@@ -318,7 +320,7 @@ def test_no_number_is_ever_infinite_or_none(
         cells[1, variant, "share"] = cell(np.stack([values, values[::-1]], axis=1))
         cells[1, variant, "p99"] = Cell(cell(values).sample, len(values), 0, sketch.to_bytes())
         groups[1, variant] = Group(len(values))
-        tallies[1, "control", "tuned", "judged"] = Tally(wins=len(values))
+        tallies[1, "control", "tuned", "judged"] = Judgements(wins=len(values))
     results = reported(made, Snapshot(groups, cells, tallies)).results
     found = numbers(results)
     assert found

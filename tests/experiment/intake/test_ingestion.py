@@ -8,8 +8,9 @@ from sqlalchemy import text
 from experiment.ingesting import NOW, at, exposure, intake, judgement, sample
 from experiment.serving import metric, spec
 from neuroweaver.experiment.domain import specification
-from neuroweaver.experiment.domain.snapshot import Group, Tally
+from neuroweaver.experiment.domain.snapshot import Group
 from neuroweaver.experiment.storage import tables
+from neuroweaver.statistics.pairwise import Judgements
 from neuroweaver.v1 import experiment_pb2 as pb
 
 CONTROL, TUNED = (1, "control", "score"), (1, "tuned", "score")
@@ -293,17 +294,19 @@ async def test_judgements_of_both_orders_are_wins_losses_ties_or_missing(databas
             ),
         )
         found = await events.snapshot()
-    assert found.tallies == {(1, "control", "tuned", "better"): Tally(2, 2, 1, 1, 1)}
+    assert found.tallies == {(1, "control", "tuned", "better"): Judgements(2, 2, 1, 1, 1)}
 
 
 async def test_several_judgements_of_a_prompt_count_as_one(database_url):
     async with intake(database_url, better()) as events:
         await events.take(judgement("1", "a", CANDIDATE, CANDIDATE, judge="one"))
         await events.take(judgement("2", "a", BASELINE, BASELINE, judge="two"))
-        assert (await events.snapshot()).tallies == {(1, "control", "tuned", "better"): Tally(0, 1, 0, 0, 0)}
+        assert (await events.snapshot()).tallies == {
+            (1, "control", "tuned", "better"): Judgements(0, 1, 0, 0, 0)
+        }
         await events.take(judgement("3", "a", CANDIDATE, CANDIDATE, judge="three"))
         found = await events.snapshot()
-    assert found.tallies == {(1, "control", "tuned", "better"): Tally(1, 0, 0, 0, 0)}
+    assert found.tallies == {(1, "control", "tuned", "better"): Judgements(1, 0, 0, 0, 0)}
 
 
 async def test_a_transaction_that_fails_leaves_no_trace(database_url):

@@ -42,7 +42,7 @@ def told(first: int, count: int, seed: int):
 
 def begun_anew(events) -> None:
     """As another process would."""
-    events.store = Store(events.database, clock=events.store.clock)
+    events.reopen(events.store.clock)
 
 
 async def test_a_process_that_begins_anew_goes_on_where_the_last_one_was(database_url):
@@ -57,7 +57,9 @@ async def test_a_process_that_begins_anew_goes_on_where_the_last_one_was(databas
 async def test_a_checkpoint_takes_the_place_of_the_events_before_it(database_url):
     async with intake(database_url, many_metrics()) as events:
         await events.take(*told(0, 20, 1))
-        assert await retention.keep_checkpoint(events.store, await events.experiment(), is_forced=True)
+        assert await retention.keep_checkpoint(
+            events.store, events.projections, await events.experiment(), is_forced=True
+        )
         await events.take(*told(20, 20, 2))
         begun_anew(events)
         async with events.database.write() as connection:
@@ -80,7 +82,9 @@ async def test_with_and_without_checkpoints_the_statistics_are_the_same(tmp_path
                 await events.take(*told(7 * number, 7, number))
                 if is_kept:
                     experiment = await events.experiment()
-                    assert await retention.keep_checkpoint(events.store, experiment, is_forced=True)
+                    assert await retention.keep_checkpoint(
+                        events.store, events.projections, experiment, is_forced=True
+                    )
                     begun_anew(events)
             snapshots.append(await events.snapshot())
             assert not (await events.recomputed()).differences
@@ -89,9 +93,9 @@ async def test_with_and_without_checkpoints_the_statistics_are_the_same(tmp_path
 
 async def test_two_processes_that_take_turns_see_each_others_events(database_url):
     async with intake(database_url, many_metrics()) as events:
-        one, other = events.store, Store(events.database, clock=events.store.clock)
+        one, other = events.projections, Projections()
         for number in range(6):
-            events.store = (one, other)[number % 2]
+            events.projections = (one, other)[number % 2]
             outcome = await events.take(*told(5 * number, 10, number))
             assert outcome.duplicates == (15 if number else 0)
         assert not (await events.recomputed()).differences
@@ -109,7 +113,7 @@ async def test_two_processes_at_once_count_each_event_once(database_url):
 
 
 async def _beside(events):
-    return type(events)(events.database, Store(events.database, clock=events.store.clock), events.now)
+    return type(events)(events.database, Store(events.database, clock=events.store.clock), now=events.now)
 
 
 async def test_an_older_checkpoint_does_not_take_the_place_of_a_newer_one(database_url):
@@ -117,10 +121,10 @@ async def test_an_older_checkpoint_does_not_take_the_place_of_a_newer_one(databa
         await events.take(exposure("1", "ann", "control"))
         experiment = await events.experiment()
         plan = Plan(experiment.spec)
-        async with events.store.projections.hold(PROJECT, ["t"]) as held, events.database.read() as reading:
+        async with events.projections.hold(PROJECT, ["t"]) as held, events.database.read() as reading:
             old = dict((await held.current(reading, PROJECT, experiment, plan)).table.arrays())
         await events.take(exposure("2", "bob", "tuned"))
-        assert await retention.keep_checkpoint(events.store, experiment, is_forced=True)
+        assert await retention.keep_checkpoint(events.store, events.projections, experiment, is_forced=True)
         assert not await checkpoints.save(events.database, PROJECT, "t", plan, 1, old, NOW)
         async with events.database.read() as connection:
             number, table = await checkpoints.load(connection, PROJECT, "t", plan)
@@ -134,8 +138,11 @@ async def test_units_go_on_after_their_raw_events_have_left(database_url):
     async with intake(database_url, spec(metrics=[metric(), quantile])) as events:
         await events.take(exposure("1", "ann", "control"), sample("2", "ann", 1.0))
         events.now = NOW + timedelta(days=85)
-        events.store = Store(events.database, clock=lambda: events.now)
-        assert await retention.expire(events.store, await events.experiment(), events.now) == 2
+        events.reopen(lambda: events.now)
+        assert (
+            await retention.expire(events.store, events.projections, await events.experiment(), events.now)
+            == 2
+        )
         begun_anew(events)
         assert (await events.take(sample("3", "ann", 2.0, 24 * 30))).accepted == 1
         found = await events.snapshot()
@@ -146,25 +153,30 @@ async def test_units_go_on_after_their_raw_events_have_left(database_url):
 async def test_the_projections_used_longest_ago_leave_when_there_are_too_many(tmp_path):
     async with intake(f"sqlite:///{tmp_path / 'e.db'}") as events:
         await events.add(spec(), "other")
-        events.store.projections = Projections(budget_bytes=0)
+        events.projections = Projections(budget_bytes=0)
         lost = exposure("1", "ann", "control")
         lost.test_id = "other"
         await events.take(exposure("1", "ann", "control"))
         await events.take(lost)
-        assert list(events.store.projections._slots) == [(PROJECT, "other")]
+        assert list(events.projections._slots) == [(PROJECT, "other")]
         assert (await events.take(exposure("1", "ann", "control"))).duplicates == 1
 
 
 async def test_raw_events_stay_while_no_checkpoint_that_can_be_read_covers_them(database_url):
     async with intake(database_url) as events:
         await events.take(exposure("1", "ann", "control"), sample("2", "ann", 1.0))
-        assert await retention.keep_checkpoint(events.store, await events.experiment(), is_forced=True)
+        assert await retention.keep_checkpoint(
+            events.store, events.projections, await events.experiment(), is_forced=True
+        )
         async with events.database.write() as connection:
             await connection.exec_driver_sql("UPDATE totals SET checkpoint_form = '0.of-another-version'")
         events.now = NOW + timedelta(days=85)
-        events.store = Store(events.database, clock=lambda: events.now)
+        events.reopen(lambda: events.now)
         # A new checkpoint takes the old one's place first.
-        assert await retention.expire(events.store, await events.experiment(), events.now) == 2
+        assert (
+            await retention.expire(events.store, events.projections, await events.experiment(), events.now)
+            == 2
+        )
         begun_anew(events)
         assert (await events.take(sample("3", "ann", 2.0, 24 * 30))).accepted == 1
         found = await events.snapshot()
@@ -174,13 +186,13 @@ async def test_raw_events_stay_while_no_checkpoint_that_can_be_read_covers_them(
 async def test_a_process_that_lags_behind_expired_events_begins_anew(database_url):
     async with intake(database_url) as events:
         await events.take(exposure("1", "ann", "control"))
-        lagging = events.store
+        lagging = events.projections
         begun_anew(events)
         await events.take(exposure("2", "bob", "tuned", 2))
         events.now = NOW + timedelta(days=85)
         store = Store(events.database, clock=lambda: events.now)
-        assert await retention.expire(store, await events.experiment(), events.now) == 2
-        events.store = lagging
+        assert await retention.expire(store, Projections(), await events.experiment(), events.now) == 2
+        events.projections = lagging
         await events.take(exposure("3", "bob", "control", 24 * 30))
         found = await events.snapshot()
     assert {key: group.units for key, group in found.groups.items()} == {(1, "control"): 1, (1, "tuned"): 1}
@@ -192,12 +204,12 @@ async def test_a_sketch_that_became_stale_keeps_the_raw_events_until_it_is_mende
         await events.take(exposure("1", "ann", "control", 2), sample("2", "ann", 1.0, 3))
         await events.take(exposure("3", "ann", "tuned", 1))
         events.now = NOW + timedelta(days=85)
-        events.store = Store(events.database, clock=lambda: events.now)
+        events.reopen(lambda: events.now)
         experiment = await events.experiment()
         with monkeypatch.context() as patched:
             patched.setattr(sketching, "mend", _mends_nothing)
-            assert await retention.expire(events.store, experiment, events.now) == 0
-        assert await retention.expire(events.store, experiment, events.now) == 3
+            assert await retention.expire(events.store, events.projections, experiment, events.now) == 0
+        assert await retention.expire(events.store, events.projections, experiment, events.now) == 3
         found = await events.snapshot()
     assert GroupedSketch.from_bytes(found.cells[1, "tuned", "p50"].sketch).events == 1
 
@@ -212,8 +224,11 @@ async def test_events_of_a_window_are_not_sketched_again_when_their_exposure_mov
     async with intake(database_url, made) as events:
         await events.take(exposure("0", "old", "control", 1))
         events.now = NOW + timedelta(days=85)
-        events.store = Store(events.database, clock=lambda: events.now)
-        assert await retention.expire(events.store, await events.experiment(), events.now) == 1
+        events.reopen(lambda: events.now)
+        assert (
+            await retention.expire(events.store, events.projections, await events.experiment(), events.now)
+            == 1
+        )
         day = 24.0
         await events.take(
             exposure("1", "ann", "control", 40 * day),
@@ -228,7 +243,7 @@ async def test_events_of_a_window_are_not_sketched_again_when_their_exposure_mov
 async def test_a_refused_transaction_costs_no_projection(database_url):
     async with intake(database_url) as events:
         await events.take(exposure("1", "ann", "control"))
-        known = events.store.projections._slots[PROJECT, "t"].projection
+        known = events.projections._slots[PROJECT, "t"].projection
         async with events.database.write() as connection:
             await connection.exec_driver_sql("ALTER TABLE cells RENAME TO gone")
         with pytest.raises(Exception, match="cells"):
@@ -236,7 +251,7 @@ async def test_a_refused_transaction_costs_no_projection(database_url):
         async with events.database.write() as connection:
             await connection.exec_driver_sql("ALTER TABLE gone RENAME TO cells")
         assert (await events.take(sample("2", "ann", 1.0))).accepted == 1
-        assert events.store.projections._slots[PROJECT, "t"].projection is known
+        assert events.projections._slots[PROJECT, "t"].projection is known
         assert not (await events.recomputed()).differences
 
 
@@ -269,7 +284,7 @@ async def test_one_experiment_that_cannot_be_read_holds_up_no_other(database_url
             )
         events.now = NOW + timedelta(days=85)
         store = Store(events.database, clock=lambda: events.now)
-        assert await housekeeping.chores(store)["raw events"]() == 1
+        assert await housekeeping.chores(store, Projections(), store.clock())["raw events"]() == 1
 
 
 async def test_samples_that_no_exposure_can_move_leave_memory(tmp_path):
@@ -277,10 +292,10 @@ async def test_samples_that_no_exposure_can_move_leave_memory(tmp_path):
     async with intake(f"sqlite:///{tmp_path / 'e.db'}", made) as events:
         await events.take(exposure("1", "ann", "control"), *(sample(f"s{i}", "ann", 1.0) for i in range(300)))
         events.now = NOW + timedelta(days=85)
-        events.store = Store(events.database, clock=lambda: events.now)
+        events.reopen(lambda: events.now)
         experiment = await events.experiment()
-        assert await retention.keep_checkpoint(events.store, experiment, is_forced=True)
-        projection = events.store.projections._slots[PROJECT, "t"].projection
+        assert await retention.keep_checkpoint(events.store, events.projections, experiment, is_forced=True)
+        projection = events.projections._slots[PROJECT, "t"].projection
         assert len(projection.table._loose.all()) == 0
         assert (await events.take(sample("late", "ann", 1.0, 24 * 30))).accepted == 1
         found = await events.snapshot()

@@ -179,8 +179,8 @@ async def test_raw_events_leave_by_age_and_the_statistics_stay(database_url):
         before = await events.snapshot()
         events.now = at(24 * 90 + 10)
         experiment = await events.experiment()
-        assert await retention.expire(events.store, experiment, events.now) == 4
-        again = await retention.expire(events.store, experiment, events.now)
+        assert await retention.expire(events.store, events.projections, experiment, events.now) == 4
+        again = await retention.expire(events.store, events.projections, experiment, events.now)
         assert again == 0
         assert_equal(await events.snapshot(), before)
         with pytest.raises(FailedPrecondition, match="removed by age") as refused:

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiment.serving import metric, spec
+from neuroweaver.experiment.intake.keys import keys_of, sketch_groups
 from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan
 from neuroweaver.experiment.intake.unit_table import UnitTable, packed, unpacked
 from neuroweaver.experiment.intake.units import Records
+from neuroweaver.statistics.sketch import GROUPS
 from neuroweaver.v1 import experiment_pb2 as pb
 
 # Of four units.
@@ -175,3 +177,11 @@ def test_order_and_parts_make_no_difference(shown, measured, random, cuts, cuts_
 
 def pb_microseconds(number):
     return pb.Cuped(lookback={"nanos": number * 1000}).lookback
+
+
+def test_units_spread_evenly_over_the_groups_of_sketches():
+    keys = keys_of("p", "t", [f"user-{i}" for i in range(64_000)])
+    counts = np.bincount(sketch_groups(keys), minlength=GROUPS)
+
+    assert len(counts) == GROUPS
+    assert ((counts - 1000) ** 2 / 1000).sum() < 103.4  # chi-squared, 63 degrees of freedom, 0.1 %

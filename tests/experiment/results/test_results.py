@@ -20,12 +20,14 @@ from experiment.serving import Said, World, create, metric, spec, start
 from neuroweaver.experiment.analysis import automation
 from neuroweaver.experiment.analysis.study import study
 from neuroweaver.experiment.conclusion.registry import Releases
-from neuroweaver.experiment.control.controller import Director
+from neuroweaver.experiment.control.controller import ExperimentController
 from neuroweaver.experiment.control.evaluators import Evaluators
 from neuroweaver.experiment.domain.snapshot import Snapshot
 from neuroweaver.experiment.intake import snapshots
+from neuroweaver.experiment.intake.committer import Committer
+from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.experiment.results.broadcast import conflated
-from neuroweaver.experiment.results.results import Desk
+from neuroweaver.experiment.results.cache import ResultsCache
 from neuroweaver.experiment.rpc import results as results_rpc
 from neuroweaver.experiment.rpc import server
 from neuroweaver.experiment.storage.store import Store
@@ -43,10 +45,12 @@ async def mesh(database_url: str, tmp_path: Path) -> AsyncIterator[World]:
     await prepare(database_url, "neuroweaver.experiment")
     database = Database(database_url, schema="experiment")
     store = Store(database)
-    desk = Desk(store, snapshots.load)
-    servicer = server.ExperimentServicer(store, Evaluators(store), Releases(None), desk)
+    projections = Projections()
+    cache = ResultsCache(store, projections)
+    committer = Committer(database, projections, store.clock)
+    servicer = server.servicer(store, Evaluators(store), Releases(None), committer, cache)
     served = Service(
-        names=[server.NAME],
+        names=[server.SERVICE.full_name],
         add=lambda grpc_server: add_ExperimentServiceServicer_to_server(servicer, grpc_server),
         close=database.close,
     )
@@ -54,8 +58,8 @@ async def mesh(database_url: str, tmp_path: Path) -> AsyncIterator[World]:
         service="experiment", home=tmp_path, port=0, metrics_port=0, database_url=database_url, drain_s=0.0
     )
     async with running(served, settings, registry=CollectorRegistry()) as at, channel(at.address) as client:
-        director = Director(store, servicer, desk)
-        yield World(None, ExperimentServiceStub(client), store, Said(), director, at.address)
+        controller = ExperimentController(store, Releases(None), cache)
+        yield World(None, ExperimentServiceStub(client), store, Said(), controller, at.address)
 
 
 async def record(
@@ -248,19 +252,19 @@ async def test_however_many_ask_there_is_one_computation(mesh: World) -> None:
         loads += 1
         return await snapshots.load(*key)
 
-    desk = Desk(mesh.store, load)
-    found = await asyncio.gather(*(desk.current("default", "t") for _ in range(1000)))
+    cache = ResultsCache(mesh.store, Projections(), load=load)
+    found = await asyncio.gather(*(cache.current("default", "t") for _ in range(1000)))
     assert loads == 1
     assert len(set(map(id, found))) == 1
-    await asyncio.gather(*(desk.current("default", "t") for _ in range(1000)))
+    await asyncio.gather(*(cache.current("default", "t") for _ in range(1000)))
     assert loads == 1  # nothing came in
 
 
 async def test_who_gives_up_waiting_leaves_the_others_their_answer(mesh: World) -> None:
     await create(mesh)
-    desk = Desk(mesh.store, snapshots.load)
-    impatient = asyncio.create_task(desk.current("default", "t"))
-    patient = asyncio.create_task(desk.current("default", "t"))
+    cache = ResultsCache(mesh.store, Projections())
+    impatient = asyncio.create_task(cache.current("default", "t"))
+    patient = asyncio.create_task(cache.current("default", "t"))
     await asyncio.sleep(0)
     impatient.cancel()
     assert (await patient).test_id == "t"
@@ -283,12 +287,12 @@ async def test_results_that_say_the_same_are_kept_once_and_fresh_ones_are_thinne
     await create(mesh)
     await start(mesh)
     real = mesh.store.clock
-    desk = Desk(mesh.store, snapshots.load, period_s=0.0)
+    cache = ResultsCache(mesh.store, Projections(), period_s=0.0)
     for round_number in range(5):
         mesh.store.clock = lambda seconds=round_number: real() + timedelta(seconds=20 * seconds)
         await record(mesh, scores(seed=round_number), batch=str(round_number))
-        await desk.keep("default", "t")
-        await desk.keep("default", "t")
+        await cache.keep("default", "t")
+        await cache.keep("default", "t")
     # At 0, 20, 40, 60 and 80 s: what stood for less than a minute is gone, but for the last.
     assert [each.variants[0].units for each in await listed(mesh)] == [50, 200, 250]
 
@@ -317,16 +321,16 @@ def harmful(units: int = 200) -> dict[str, dict[str, Any]]:
     return values
 
 
-class _NoSettler:
-    async def settle(self, _project: str, _test_id: str) -> Any:
-        raise AssertionError("nothing is to be settled")
+def fresh_controller(mesh: World) -> ExperimentController:
+    """One that has not looked at the data just now."""
+    return ExperimentController(mesh.store, Releases(None), ResultsCache(mesh.store, Projections()))
 
 
 async def test_a_breached_guardrail_stops_the_experiment(mesh: World) -> None:
     await create(mesh, made=spec(**COST))
     await start(mesh)
     await record(mesh, harmful())
-    await mesh.director.look()
+    await mesh.controller.look()
     found = await mesh.experiment.GetExperiment(pb.GetExperimentRequest(test_id="t"))
     assert found.state == pb.EXPERIMENT_STATE_STOPPED
     assert found.stop_cause == pb.STOP_CAUSE_GUARDRAIL
@@ -344,7 +348,7 @@ async def test_harm_within_the_margin_stops_nothing(mesh: World) -> None:
     values = harmful()
     values["tuned"]["cost"] = normal(200, 10.6, 9).tolist()
     await record(mesh, values)
-    await mesh.director.look()
+    await mesh.controller.look()
     found = await mesh.experiment.GetExperiment(pb.GetExperimentRequest(test_id="t"))
     assert found.state == pb.EXPERIMENT_STATE_RUNNING
 
@@ -357,11 +361,11 @@ async def test_a_breach_that_does_not_stop_is_told_once_and_holds_the_ramp_up(me
     real = mesh.store.clock
     mesh.store.clock = lambda: real() + timedelta(minutes=5)
     for _ in range(2):
-        await Director(mesh.store, _NoSettler(), Desk(mesh.store, snapshots.load)).look()
+        await fresh_controller(mesh).look()
     found = await mesh.experiment.GetExperiment(pb.GetExperimentRequest(test_id="t"))
     assert (found.state, found.ramp_step) == (pb.EXPERIMENT_STATE_RUNNING, 1)
     async with mesh.store.read("default") as experiments:
-        events = await experiments.result_events("t", 0, 100)
+        events = await experiments.result_events("t")
     assert sum(event.HasField("guardrail_breached") for event in events) == 1
 
 
@@ -371,7 +375,7 @@ async def test_a_ramp_up_that_nothing_holds_goes_on(mesh: World) -> None:
     await start(mesh)
     real = mesh.store.clock
     mesh.store.clock = lambda: real() + timedelta(minutes=5)
-    await mesh.director.look()
+    await mesh.controller.look()
     found = await mesh.experiment.GetExperiment(pb.GetExperimentRequest(test_id="t"))
     assert found.ramp_step == 2
 
@@ -381,13 +385,12 @@ async def test_weights_follow_the_outcomes(mesh: World) -> None:
     await create(mesh, made=spec(thompson=thompson))
     await start(mesh)
     await record(mesh, scores(200, shift=1.0))
-    await mesh.director.look()
+    await mesh.controller.look()
     found = await mesh.experiment.GetExperiment(pb.GetExperimentRequest(test_id="t"))
     assert len(found.phases) == 1  # its time has not come
     real = mesh.store.clock
     mesh.store.clock = lambda: real() + timedelta(minutes=6)
-    # Another one, which has not looked at the data just now.
-    await Director(mesh.store, _NoSettler(), Desk(mesh.store, snapshots.load)).look()
+    await fresh_controller(mesh).look()
     found = await mesh.experiment.GetExperiment(pb.GetExperimentRequest(test_id="t"))
     weights = {each.variant_id: each.weight for each in found.phases[-1].allocations}
     assert weights == {"control": pytest.approx(0.1), "tuned": pytest.approx(0.9)}
@@ -398,10 +401,10 @@ async def test_weights_follow_the_outcomes(mesh: World) -> None:
 async def test_the_last_results_are_kept_when_an_experiment_stops(mesh: World) -> None:
     await create(mesh)
     await start(mesh)
-    await mesh.director.look()
+    await mesh.controller.look()
     await record(mesh, scores())
     await mesh.experiment.StopExperiment(pb.StopExperimentRequest(test_id="t"))
-    await mesh.director.look()
+    await mesh.controller.look()
     last = (await listed(mesh))[-1]
     assert last.state == pb.EXPERIMENT_STATE_STOPPED
     assert last.variants[0].units == 50
@@ -414,13 +417,13 @@ async def test_prometheus_reads_of_a_running_experiment_whether_its_data_decide(
 
     await create(mesh, made=spec(min_units_per_variant=10))
     await start(mesh)
-    await mesh.director.look()
+    await mesh.controller.look()
     assert told() == 0
     await record(mesh, scores(400, shift=3.0))
-    await Director(mesh.store, _NoSettler(), Desk(mesh.store, snapshots.load)).look()
+    await fresh_controller(mesh).look()
     assert told() == 1
     await mesh.experiment.StopExperiment(pb.StopExperimentRequest(test_id="t"))
-    await mesh.director.look()
+    await mesh.controller.look()
     assert told() is None
 
 

@@ -288,19 +288,19 @@ async def test_a_ramp_rises_step_by_step_and_waits_while_it_is_paused(mesh):
     begun = await start(mesh)
     assert (begun.coverage, begun.ramp_step) == (0.1, 1)
     later(mesh, timedelta(minutes=50))
-    await mesh.director.look()
+    await mesh.controller.look()
     await pause(mesh)
     later(mesh, timedelta(hours=5))
     await start(mesh)
-    await mesh.director.look()
+    await mesh.controller.look()
     assert (await get(mesh)).ramp_step == 1
     later(mesh, timedelta(minutes=11))
-    await mesh.director.look()
+    await mesh.controller.look()
     assert (await get(mesh)).coverage == 0.5
     covered = [(await assign(mesh, f"u{number}")).is_participant for number in range(200)]
     assert 60 < sum(covered) < 140
     later(mesh, timedelta(hours=2))
-    await mesh.director.look()
+    await mesh.controller.look()
     assert (await get(mesh)).coverage == 1.0
 
 
@@ -309,10 +309,10 @@ async def test_an_experiment_ends_when_its_end_has_come(mesh):
     made.end_time.FromDatetime(datetime.now(UTC) + timedelta(hours=1))
     await create(mesh, made=made)
     await start(mesh)
-    await mesh.director.look()
+    await mesh.controller.look()
     assert (await get(mesh)).state == RUNNING
     later(mesh, timedelta(hours=2))
-    await mesh.director.look()
+    await mesh.controller.look()
     ended = await get(mesh)
     assert (ended.state, ended.stop_cause) == (STOPPED, pb.STOP_CAUSE_END_TIME)
     await create(mesh, "late", spec())
@@ -425,8 +425,8 @@ async def test_a_refusal_of_the_registry_waits_for_another_decision(advisor):
 async def test_a_registry_that_is_away_is_asked_until_it_is_back(advisor, monkeypatch):
     advisor.said.verdict = ship()
     moves = []
-    servicer = advisor.director._settler
-    real = servicer._releases.move
+    releases = advisor.controller._releases
+    real = releases.move
 
     async def away(conclusion: pb.ExperimentConclusion, request_id: str) -> str:
         moves.append(request_id)
@@ -437,16 +437,16 @@ async def test_a_registry_that_is_away_is_asked_until_it_is_back(advisor, monkey
             raise errors.Unavailable("the answer was lost")
         return await real(conclusion, request_id)
 
-    monkeypatch.setattr(servicer._releases, "move", away)
+    monkeypatch.setattr(releases, "move", away)
     waiting = await conclude(advisor)
     assert (waiting.state, waiting.conclusion.state) == (CONCLUDING, pb.CONCLUSION_STATE_PENDING)
     assert "cannot be reached" in waiting.conclusion.last_error
-    await advisor.director.look()
+    await advisor.controller.look()
     assert (await get(advisor)).state == CONCLUDING
-    await advisor.director.look()
+    await advisor.controller.look()
     assert len(moves) == 2  # the back-off holds
-    advisor.director._next_attempt.clear()
-    await advisor.director.look()
+    advisor.controller._next_attempt.clear()
+    await advisor.controller.look()
 
     done = await get(advisor)
     assert (done.state, done.conclusion.state, done.conclusion.last_error) == (

@@ -78,7 +78,7 @@ def open_files() -> int:
 
 async def interrupt(store: ArtifactStore, content: bytes, size: int) -> None:
     """Leaves a part of the content's first bytes."""
-    with pytest.raises(InvalidArgument, match="go on from there"):
+    with pytest.raises(InvalidArgument, match="continue from there"):
         await upload(store, content[:size], digest=digest_of(content), size=len(content))
 
 
@@ -340,7 +340,7 @@ async def test_a_changed_byte_is_found_out_before_the_last_chunk_is_given(
             async for chunk in chunks:
                 given.extend(chunk)
 
-    with pytest.raises(DataLoss, match="no longer has its digest"):
+    with pytest.raises(DataLoss, match="is corrupt: its content no longer has this digest"):
         await read()
     assert len(given) < len(TEXT) - offset
 
@@ -416,7 +416,7 @@ async def test_a_small_file_is_read_whole(store: ArtifactStore, place: Place):
     with pytest.raises(DataLoss, match="is missing"):
         await store.read_small(digest_of(b"other"), 2)
     place.put(name_of(b"{}"), b"[]")
-    with pytest.raises(DataLoss, match="no longer has its digest"):
+    with pytest.raises(DataLoss, match="is corrupt: its content no longer has this digest"):
         await store.read_small(digest, 2)
 
 

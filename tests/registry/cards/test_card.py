@@ -261,7 +261,7 @@ def test_metrics_stand_beside_what_the_base_model_reached():
     assert "| `judge_score` | 6.5 |  | 3.5 | higher |  | 3 |\n" in judged
     assert "| `win_rate` | 0.72 | 0.52 to 0.86 (95%) |  | higher |  |  |" in judged
     assert judged.strip().startswith(
-        "Given by the judge `embedded`. In `win_rate` a tie counts as half a win"
+        "Scored by the judge `embedded`. In `win_rate` a tie counts as half a win"
     )
 
 
@@ -290,10 +290,9 @@ def test_the_change_against_the_parent_is_told():
     change = section(markdown, "Change against 1.0.0")
     assert change.strip().startswith("1.1.0 is better than 1.0.0: judge\\_score rose from 2.5 to 6.5 (")
     assert (
-        "Recommended bump: **minor**. Minor, since the adapter's rank is another and the configuration"
-        in change
+        "Recommended bump: **minor**. Minor, since the adapter rank differs and the configuration" in change
     )
-    assert "- `config.lora_r`: The adapter of 1.1.0 has rank 16, that of 1.0.0 8" in change
+    assert "- `config.lora_r`: The adapter rank differs: 16 in 1.1.0, 8 in 1.0.0." in change
     assert "| `judge_score` | 2.5 | 6.5 | +4 | +2.87 to +5.13 | < 0.001 | better |" in change
     assert "| `config.lora_r` | `8` | `16` |" in change
     assert "| `config.epochs` | `1` |  |" in change
@@ -314,9 +313,9 @@ def test_files_have_size_and_digest():
 @pytest.mark.parametrize(
     ("fields", "said", "otherwise"),
     [
-        ({"metrics": {}}, "No metric is recorded: how good it is, is not known.", {}),
+        ({"metrics": {}}, "No metric is recorded: its quality is unknown.", {}),
         ({"lineage": None}, "The data set's digest is not recorded", {}),
-        ({"base": None}, "no digest is recorded of the weights, tokenizer and chat template", {}),
+        ({"base": None}, "No digest is recorded of the base model's weights, tokenizer and chat template", {}),
         ({}, "`loss` and `ppo_kl` have neither interval nor samples", {"metrics": {}}),
         ({}, "`judge_score` rests on fewer than 30 samples.", {"metrics": {"judge_score": Metric(value=1.0, samples=(1.0,) * 30)}}),
         ({}, "a quantised base model (`QUANTIZATION_NF4`)", {"config": {"quantization": "QUANTIZATION_NONE"}}),

@@ -220,7 +220,7 @@ def test_what_the_base_model_reached_decides_nothing_and_costs_nothing():
     base = named(comparison, "score_base")
     assert base.is_better is None
     assert base.p_value < 0.001
-    assert base.caveat == "what the base model reached"
+    assert base.caveat == "the base model's own value"
     assert named(comparison, "score").corrected_p_value == named(comparison, "score").p_value
     # Without the metric itself, it is one like any other.
     alone = of_metrics({"score_base": scores["score_base"]}, {"score_base": better["score_base"]})
@@ -238,7 +238,7 @@ def test_values_in_different_units_are_not_subtracted():
 @pytest.mark.parametrize(
     ("name", "a", "b", "caveat"),
     [
-        ("win_rate", {"base": PIN}, {"base": BasePin(model_digest=B)}, "won against another base model"),
+        ("win_rate", {"base": PIN}, {"base": BasePin(model_digest=B)}, "against another base model"),
         ("loss", {"base": PIN}, {"base": BasePin(model_digest=B)}, "per token of another base model"),
         ("judge_score", {"base": PIN}, {"base": BasePin(model_digest=B)}, ""),
         ("judge_score", {"config": {"feedback_model": "x"}}, {"config": {"feedback_model": "y"}}, "judged with another judge"),
@@ -304,7 +304,7 @@ def test_the_verdict_says_mixed():
     )
 
 
-def test_the_verdict_says_that_it_cannot_be_told_and_why():
+def test_the_verdict_says_that_it_is_inconclusive_and_why():
     chance = of_metrics({"x": around(1, 1, direction=HIGHER)}, {"x": around(2, 1, direction=HIGHER)})
     untested = of_metrics(
         {"x": Metric(value=1), "y": Metric(value=1)}, {"x": Metric(value=2), "y": Metric(value=1)}
@@ -313,23 +313,19 @@ def test_the_verdict_says_that_it_cannot_be_told_and_why():
     same = of_metrics({"x": around(1, 0.1)}, {"x": around(1, 0.1)})
     apart = of_metrics({"x": around(1, 1)}, {"y": around(1, 1)})
 
-    told = "Whether 1.1.0 is better than 1.0.0 cannot be told: "
+    told = "Inconclusive whether 1.1.0 is better than 1.0.0: "
     assert chance.verdict.startswith(
         told
-        + "nothing changed beyond chance, x rose from 1 to 2 (-0.414 to +2.41, p = 0.17) being the least "
-        "likely to be chance; 1 metric in common, 1 tested"
+        + "no change beyond chance; the least likely one by chance: x rose from 1 to 2 (-0.414 to +2.41, p = 0.17); "
+        "1 metric in common, 1 tested"
     )
-    assert untested.verdict == (
-        told
-        + "of 2 metrics in common none has what a test takes, samples or an interval on both sides by one "
-        "yardstick."
-    )
+    assert untested.verdict == (told + "no shared metric has comparable samples or intervals on both sides.")
     assert unknown.verdict.startswith(
         told
-        + "x rose from 1 to 2 (+0.859 to +1.14, p < 0.001), yet which way is better is not known; 1 metric"
+        + "x rose from 1 to 2 (+0.859 to +1.14, p < 0.001), but it is not recorded which direction is better; 1 metric"
     )
-    assert same.verdict.startswith(told + "what could be tested is the same; 1 metric")
-    assert apart.verdict == told + "they have no metric in common."
+    assert same.verdict.startswith(told + "no tested metric changed; 1 metric")
+    assert apart.verdict == told + "they share no metric."
 
 
 def test_the_verdict_tells_close_numbers_apart():
@@ -367,9 +363,9 @@ def test_versions_of_different_models_are_told_apart_by_their_models():
 
     comparison = compare(a, b)
 
-    assert "Whether seller@1.0.0 is better than advisor@1.0.0" in comparison.verdict
+    assert "whether seller@1.0.0 is better than advisor@1.0.0" in comparison.verdict
     assert comparison.recommendation_reason == (
-        "Minor, since the configuration is another (config.epochs); that is, if seller@1.0.0 became a version of "
+        "Minor, since the configuration differs (config.epochs); that is, if seller@1.0.0 became a version of "
         "advisor."
     )
 
@@ -391,7 +387,7 @@ def test_what_is_the_same_fits_and_is_said():
         ("artifacts", True),
     ]
     assert comparison.recommended_bump is None
-    assert comparison.recommendation_reason == "Nothing differs that calls for a new version."
+    assert comparison.recommendation_reason == "No difference calls for a new version."
 
 
 @pytest.mark.parametrize("part", ["tokenizer_digest", "chat_template_digest"])
@@ -405,10 +401,20 @@ def test_digests_that_differ_do_not_fit_and_unknown_ones_are_said(part: str):
 
     assert finding(other, aspect) == (
         False,
-        f"1.1.0 has another {what} (SHA-256 bbbbbbbbbbbb…) than 1.0.0 (aaaaaaaaaaaa…).",
+        f"The {what} differs: SHA-256 bbbbbbbbbbbb… in 1.1.0, SHA-256 aaaaaaaaaaaa… in 1.0.0.",
     )
-    assert finding(half, aspect) == (True, f"The {what}'s digest is not known for 1.1.0.")
-    assert finding(neither, aspect) == (True, f"The {what}'s digest is not known for either.")
+    assert finding(half, aspect) == (True, f"The {what} is not recorded for 1.1.0.")
+    assert finding(neither, aspect) == (True, f"The {what} is not recorded for either.")
+
+
+def test_digests_that_begin_alike_differ():
+    a, b = "a" * 63 + "0", "a" * 63 + "1"
+
+    other = compared({"base": BasePin(tokenizer_digest=a)}, {"base": BasePin(tokenizer_digest=b)})
+
+    fits, text = finding(other, "base.tokenizer_digest")
+    assert not fits
+    assert text.startswith("The tokenizer differs")
 
 
 def test_the_base_model_goes_by_its_digest_and_by_its_name_only_without():
@@ -419,7 +425,7 @@ def test_the_base_model_goes_by_its_digest_and_by_its_name_only_without():
     assert found(BasePin(name="x", model_digest=A), BasePin(name="x", model_digest=B)) == (
         "base.model_digest",
         False,
-        "1.1.0 stands on x (SHA-256 bbbbbbbbbbbb…), 1.0.0 on x (SHA-256 aaaaaaaaaaaa…).",
+        "The base model differs: x (SHA-256 bbbbbbbbbbbb…) in 1.1.0, x (SHA-256 aaaaaaaaaaaa…) in 1.0.0.",
     )
     assert found(BasePin(name="x", model_digest=A), BasePin(name="/models/x", model_digest=A))[:2] == (
         "base.model_digest",
@@ -428,12 +434,12 @@ def test_the_base_model_goes_by_its_digest_and_by_its_name_only_without():
     assert found(BasePin(name="x", model_digest=A), BasePin(name="y")) == (
         "base.name",
         False,
-        "1.1.0 stands on y (its digest not known), 1.0.0 on x (SHA-256 aaaaaaaaaaaa…).",
+        "The base model differs: y (no digest recorded) in 1.1.0, x (SHA-256 aaaaaaaaaaaa…) in 1.0.0.",
     )
     assert found(BasePin(name="x", model_digest=A), BasePin(name="x")) == (
         "base.model_digest",
         True,
-        "The base model's digest is not known for 1.1.0. Both name x, so it counts as the same.",
+        "The base model's digest is not recorded for 1.1.0. Both name x, so it counts as the same.",
     )
     # A tokenizer that differs has a finding of its own.
     assert found(BasePin(name="x", tokenizer_digest=A), BasePin(name="x", tokenizer_digest=B))[1] is True
@@ -453,17 +459,17 @@ def test_a_shorter_context_does_not_fit(a: int, b: int, fits: bool):
     comparison = compared({"base": BasePin(context_length=a)}, {"base": BasePin(context_length=b)})
 
     assert finding(comparison, "base.context_length")[0] is fits
-    assert ("not known" in finding(comparison, "base.context_length")[1]) == (not (a and b))
+    assert ("not recorded" in finding(comparison, "base.context_length")[1]) == (not (a and b))
 
 
 @pytest.mark.parametrize(
     ("a", "b", "fits", "text"),
     [
-        (16.0, 32.0, False, "The adapter of 1.1.0 has rank 32, that of 1.0.0 16: it fits only where the server admits"),
-        (32, 16, True, "The adapter of 1.1.0 has rank 16, below the 32 of 1.0.0."),
-        (16, 16.0, True, "Both adapters have rank 16."),
-        (None, 16, True, "The adapter's rank is not known for 1.0.0."),
-        ("16", 32, True, "The adapter's rank is not known for 1.0.0."),
+        (16.0, 32.0, False, "The adapter rank differs: 32 in 1.1.0, 16 in 1.0.0. It fits only where the server admits"),
+        (32, 16, True, "The adapter rank differs: 16 in 1.1.0, 32 in 1.0.0."),
+        (16, 16.0, True, "Both have the same adapter rank: 16."),
+        (None, 16, True, "The adapter rank is not recorded for 1.0.0."),
+        ("16", 32, True, "The adapter rank is not recorded for 1.0.0."),
     ],
 )  # fmt: skip
 def test_a_higher_rank_fits_only_where_it_is_admitted(a, b, fits, text):
@@ -507,22 +513,22 @@ def files(digest: str, path: str = WEIGHTS.path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("a", "b", "level", "reason"),
     [
-        ({"base": PIN}, {"base": BasePin(model_digest=B)}, Level.MAJOR, "the base model is another"),
-        ({"base": BasePin(name="x")}, {"base": BasePin(name="y")}, Level.MAJOR, "the base model is another"),
-        ({"base": PIN}, {"base": BasePin(tokenizer_digest=B)}, Level.MAJOR, "the tokenizer is another"),
-        ({"base": PIN}, {"base": BasePin(chat_template_digest=B)}, Level.MAJOR, "the chat template is another"),
+        ({"base": PIN}, {"base": BasePin(model_digest=B)}, Level.MAJOR, "the base model differs"),
+        ({"base": BasePin(name="x")}, {"base": BasePin(name="y")}, Level.MAJOR, "the base model differs"),
+        ({"base": PIN}, {"base": BasePin(tokenizer_digest=B)}, Level.MAJOR, "the tokenizer differs"),
+        ({"base": PIN}, {"base": BasePin(chat_template_digest=B)}, Level.MAJOR, "the chat template differs"),
         ({"base": PIN}, {"base": BasePin(context_length=9)}, Level.MAJOR, "the context is shorter"),
-        (files(A), files(A, "model.safetensors"), Level.MAJOR, "the weights are of another kind or lie elsewhere"),
+        (files(A), files(A, "model.safetensors"), Level.MAJOR, "the weights are of another kind or in another folder"),
         ({"base": PIN}, {"base": BasePin(context_length=4096)}, Level.MINOR, "the context is longer"),
-        ({"config": {"specialization": "x"}}, {"config": {"specialization": "y"}}, Level.MINOR, "the specialisation is another"),
-        ({"config": {"lora_r": 8}}, {"config": {"lora_r": 16}}, Level.MINOR, "the adapter's rank is another"),
-        (data(A, "x"), data(B, "y"), Level.MINOR, "the training data is another set"),
-        (data("", "x"), data("", "y"), Level.MINOR, "the training data is another set"),
-        ({"config": {"o": {"lr": 1}}}, {"config": {"o": {"lr": 2}}}, Level.MINOR, "the configuration is another (config.o.lr)"),
+        ({"config": {"specialization": "x"}}, {"config": {"specialization": "y"}}, Level.MINOR, "the specialisation differs"),
+        ({"config": {"lora_r": 8}}, {"config": {"lora_r": 16}}, Level.MINOR, "the adapter rank differs"),
+        (data(A, "x"), data(B, "y"), Level.MINOR, "the training data is a different set"),
+        (data("", "x"), data("", "y"), Level.MINOR, "the training data is a different set"),
+        ({"config": {"o": {"lr": 1}}}, {"config": {"o": {"lr": 2}}}, Level.MINOR, "the configuration differs (config.o.lr)"),
         (data(A, "x"), data(B, "x"), Level.PATCH, "the training data was revised"),
         (data(A), data(B), Level.PATCH, "the training data was revised"),
-        ({"config": {"seed": "1"}}, {"config": {"seed": "2"}}, Level.PATCH, "the seed is another"),
-        (files(A), files(B), Level.PATCH, "the files are others"),
+        ({"config": {"seed": "1"}}, {"config": {"seed": "2"}}, Level.PATCH, "the seed differs"),
+        (files(A), files(B), Level.PATCH, "the files differ"),
     ],
 )  # fmt: skip
 def test_each_difference_calls_for_its_level(a, b, level, reason):
@@ -566,8 +572,7 @@ def test_the_highest_level_wins_and_names_its_reasons_alone():
 
     assert comparison.recommended_bump is Level.MAJOR
     assert (
-        comparison.recommendation_reason
-        == "Major, since the base model is another and the tokenizer is another."
+        comparison.recommendation_reason == "Major, since the base model differs and the tokenizer differs."
     )
 
 
@@ -587,5 +592,5 @@ def test_a_version_compared_with_itself_differs_in_nothing():
     assert all(each.is_compatible for each in comparison.compatibility)
     assert comparison.recommended_bump is None
     assert comparison.verdict.startswith(
-        "Whether 1.0.0 (B) is better than 1.0.0 (A) cannot be told: what could"
+        "Inconclusive whether 1.0.0 (B) is better than 1.0.0 (A): no tested metric changed"
     )

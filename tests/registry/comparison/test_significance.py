@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from neuroweaver.registry.comparison.significance import Estimate, difference, holm
-from neuroweaver.registry.domain.model import Interval, Metric
+from neuroweaver.registry.comparison.significance import Estimate, difference
+from neuroweaver.registry.domain.model import Metric
+from neuroweaver.statistics.estimate import Interval
+from neuroweaver.statistics.wilson import wilson_interval
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +35,8 @@ def around(value: float, lower: float, upper: float, confidence: float = 0.95) -
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Metric:
-    """Wilson 1927, as in Newcombe 1998."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return around(p, max(0.0, centre - half), min(1.0, centre + half), confidence)
+    lower, upper = wilson_interval(successes, n, confidence=confidence)
+    return around(successes / n, lower, upper, confidence)
 
 
 def bounds(estimate: Estimate) -> tuple[float, float]:
@@ -281,25 +279,6 @@ def test_samples_against_an_interval_are_covered_as_often_as_promised():
         pairs.append((around(estimate, estimate - half, estimate + half), sampled(*random.normal(1, 2, 12))))
 
     assert coverage(pairs, truth=1.0)[0] == pytest.approx(0.95, abs=0.017)
-
-
-def test_holms_correction_by_hand():
-    # Ascending times 5, 4, 3, 2, 1, and never below the one before: 0.05, 0.08, 0.09, 0.08, 0.05.
-    assert holm([0.03, 0.01, 0.05, 0.02, 0.04]) == pytest.approx([0.09, 0.05, 0.09, 0.08, 0.09])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([0.02]) == [0.02]
-    assert holm([]) == []
-
-
-def test_holms_correction_keeps_the_error_of_the_whole_family():
-    random = np.random.default_rng(20080718)
-    families = random.uniform(size=(4000, 10))
-
-    wrong = np.mean([min(holm(list(family))) <= 0.05 for family in families])
-    naive = np.mean(families.min(axis=1) <= 0.05)
-
-    assert wrong == pytest.approx(0.05, abs=0.011)
-    assert naive > 0.35
 
 
 def test_importing_it_does_not_import_scipy():

@@ -29,7 +29,7 @@ WEIGHTS = Artifact(path="adapter_model.safetensors", digest=A, size_bytes=10)
 
 
 def made(draft: Draft, version: str = "1.0.0", parent: ModelVersion | None = None) -> ModelVersion:
-    return draft.made("advisor", Version.parse(version), parent, NOW)
+    return draft.as_version("advisor", Version.parse(version), parent, NOW)
 
 
 def refused_field(error: pytest.ExceptionInfo[InvalidArgument]) -> str:

@@ -110,16 +110,23 @@ async def test_of_many_who_move_an_alias_from_the_same_place_one_succeeds(adviso
     assert codes == {None: 1, grpc.StatusCode.ABORTED: 11}
 
 
+def later() -> datetime:
+    """Later than all that has happened, earlier than all that will."""
+    before = datetime.now(UTC)
+    while (now := datetime.now(UTC)) == before:
+        pass
+    while datetime.now(UTC) == now:
+        pass
+    return now
+
+
 async def test_what_was_production_is_known_for_every_moment(advisor):
     marks = [datetime.now(UTC)]
     for number in ("1.0.0", "1.2.0", "1.1.0"):
         await point(advisor, number)
-        await asyncio.sleep(0.002)
-        marks.append(datetime.now(UTC))
-        await asyncio.sleep(0.002)
+        marks.append(later())
     await advisor.DeleteAlias(pb.DeleteAliasRequest(model_id="advisor", alias="production"))
-    await asyncio.sleep(0.002)
-    gone = datetime.now(UTC)
+    gone = later()
 
     assert [await resolve(advisor, at=mark) for mark in marks[1:]] == ["1.0.0", "1.2.0", "1.1.0"]
     for moment in (None, marks[0], gone):
@@ -131,9 +138,7 @@ async def test_what_was_production_is_known_for_every_moment(advisor):
 
 async def test_the_past_of_an_alias_outlives_its_version(advisor):
     await point(advisor, "1.0.0")
-    await asyncio.sleep(0.002)
-    then = datetime.now(UTC)
-    await asyncio.sleep(0.002)
+    then = later()
     await point(advisor, "1.1.0")
     await advisor.DeleteModelVersion(pb.DeleteModelVersionRequest(model_id="advisor", version="1.0.0"))
 

@@ -16,9 +16,12 @@ from neuroweaver.mesh.database.migrations import migrate
 from neuroweaver.mesh.server.serve import running
 from neuroweaver.mesh.wire import status
 from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry.__main__ import service
+from neuroweaver.registry.rpc.webhooks import Webhooks
 from neuroweaver.registry.settings import RegistrySettings
 from neuroweaver.registry.storage import tables
+from neuroweaver.registry.storage.store import Store
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 from registry.calls import refusal, register
@@ -85,6 +88,19 @@ async def test_a_secret_is_shown_once(registry):
     assert found.create_time.seconds
     found.secret = made.secret
     assert found == made
+
+
+async def test_a_call_that_another_one_overtook_shows_no_secret(store: Store):
+    """Its transaction ran and was undone; the answer is that of the other call."""
+
+    class Overtaken:
+        async def run(self, request, context, operation):
+            await store.transact(ChangeOrigin("default", "ada"), operation)
+            return pb.Webhook(webhook_id="hook")
+
+    request = pb.CreateWebhookRequest(webhook=pb.Webhook(webhook_id="hook", url=URL))
+
+    assert not (await Webhooks(store, Overtaken()).CreateWebhook(request, None)).secret
 
 
 async def test_a_retry_gets_the_first_answer_without_the_secret(registry):
@@ -260,7 +276,7 @@ async def test_from_a_change_to_a_redelivered_dead_letter(registry):
         await register(registry, "a")
         await receiver.has(1)
         dead = await some(registry, pb.DELIVERY_STATE_DEAD)
-        (standing,) = await listed(registry)
+        (status,) = await listed(registry)
 
         request = pb.RedeliverWebhookRequest(webhook_id="hook", request_id="r1")
         told = await registry.RedeliverWebhook(request)
@@ -269,7 +285,7 @@ async def test_from_a_change_to_a_redelivered_dead_letter(registry):
         again = await registry.RedeliverWebhook(request)
 
     assert [(each.sequence, each.attempts, each.last_status) for each in dead] == [(2, 1, 410)]
-    assert (standing.pending, standing.dead, standing.last_error) == (0, 1, "the receiver answered 410")
+    assert (status.pending, status.dead, status.last_error) == (0, 1, "the receiver answered 410")
     assert told.redelivered == again.redelivered == 1
     assert [(each.sequence, each.attempts, each.last_status, each.last_error) for each in done] == [
         (2, 1, 200, "")

@@ -11,9 +11,16 @@ from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.wire.errors import AlreadyExists, NotFound, ResourceExhausted
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry.domain.model import Model
-from neuroweaver.registry.domain.webhook import MAX_WEBHOOKS, Backoff, Delivery, Outcome, State, Webhook
+from neuroweaver.registry.domain.webhook import (
+    MAX_WEBHOOKS,
+    Backoff,
+    Delivery,
+    Outcome,
+    State,
+    Webhook,
+    WebhookStatus,
+)
 from neuroweaver.registry.storage import deliveries, tables
-from neuroweaver.registry.storage.deliveries import Standing
 from neuroweaver.registry.storage.store import Store
 from neuroweaver.registry.storage.writer import Writer
 
@@ -88,7 +95,7 @@ async def sequences(database: Database, webhook_id: str = "hook") -> list[int]:
     return [delivery.sequence for delivery in await everything(database, webhook_id)][::-1]
 
 
-async def standings(database: Database, project: str = "default") -> list[Standing]:
+async def statuses(database: Database, project: str = "default") -> list[WebhookStatus]:
     async with database.read() as connection:
         return await deliveries.webhooks(connection, project)
 
@@ -126,7 +133,7 @@ async def test_only_what_a_webhook_wants_is_sent_to_it(store, database):
         [],
         [2],
     ]
-    assert [(each.webhook.webhook_id, each.pending) for each in await standings(database, "other")] == [
+    assert [(each.webhook.webhook_id, each.pending) for each in await statuses(database, "other")] == [
         ("elsewhere", 0)
     ]
 
@@ -142,13 +149,13 @@ async def test_what_happened_before_a_webhook_was_made_is_not_sent(store, databa
 async def test_a_webhook_is_what_was_added(store, database):
     webhook = await add(database, actions=("version.*", "alias.set"), model_id="advisor")
 
-    assert await standings(database) == [Standing(webhook)]
+    assert await statuses(database) == [WebhookStatus(webhook)]
     async with database.read() as connection:
-        assert await deliveries.standing(connection, *LANE) == Standing(webhook)
+        assert await deliveries.status(connection, *LANE) == WebhookStatus(webhook)
         assert await deliveries.secret_of(connection, LANE) == (webhook.url, "whsec_of_hook")
         assert await deliveries.secret_of(connection, ("default", "other")) is None
         with pytest.raises(NotFound):
-            await deliveries.standing(connection, "other", "hook")
+            await deliveries.status(connection, "other", "hook")
 
 
 async def test_an_id_is_given_once_a_project(database):
@@ -309,7 +316,7 @@ async def test_a_webhook_is_removed_with_its_deliveries(store, database):
 
     assert (removed.webhook, removed.pending, removed.dead) == (webhook, 1, 1)
     assert await settle(database, under_way, TAKEN) is None
-    assert [each.webhook.webhook_id for each in await standings(database)] == ["other"]
+    assert [each.webhook.webhook_id for each in await statuses(database)] == ["other"]
     async with database.read() as connection:
         left = await connection.execute(select(tables.webhook_deliveries.c.webhook_id))
         assert set(left.scalars()) == {"other"}
@@ -319,13 +326,13 @@ async def test_a_webhook_is_removed_with_its_deliveries(store, database):
     assert await sequences(database, "other") == [1, 2, 3]
 
 
-async def test_a_standing_tells_the_last_attempt(store, database):
+async def test_a_status_tells_the_last_attempt(store, database):
     await add(database)
     await add(database, "quiet")
     await register(store, "a", "b", "c")
 
     async def told() -> tuple[int, int, str]:
-        found = (await standings(database))[0]
+        found = (await statuses(database))[0]
         return found.pending, found.dead, found.last_error
 
     seen = [await told()]
@@ -424,7 +431,7 @@ async def test_changes_and_claims_of_many_writers_lose_nothing(store, database):
     assert sent == [list(range(1, 11))] * 4
 
 
-async def test_a_standing_holds_no_secret(database):
+async def test_a_status_holds_no_secret(database):
     await add(database)
 
-    assert "whsec" not in repr(await standings(database))
+    assert "whsec" not in repr(await statuses(database))

@@ -61,7 +61,7 @@ async def version_with(store: Store, number: str, *digests: str) -> None:
                 Model(model_id="advisor", create_time=registry.now, update_time=registry.now)
             )
         await registry.hold(digests)
-        made = Draft(artifacts=artifacts).made("advisor", Version.parse(number), None, registry.now)
+        made = Draft(artifacts=artifacts).as_version("advisor", Version.parse(number), None, registry.now)
         await registry.add_version(made)
 
     await store.transact(ORIGIN, work)

@@ -42,7 +42,7 @@ async def create(store: Store, *numbers: str, model_id: str = "advisor", **field
     async def work(registry: Writer) -> list[ModelVersion]:
         return [
             await registry.add_version(
-                Draft(**fields).made(model_id, Version.parse(number), None, registry.now)
+                Draft(**fields).as_version(model_id, Version.parse(number), None, registry.now)
             )
             for number in numbers
         ]
@@ -58,7 +58,7 @@ async def bump(store: Store, level: Level, label: str = "rc", from_version: str 
             else await registry.latest("advisor")
         )
         number = await registry.next_version("advisor", level, base, label=label)
-        return await registry.add_version(Draft().made("advisor", number, base, registry.now))
+        return await registry.add_version(Draft().as_version("advisor", number, base, registry.now))
 
     return await store.transact(ORIGIN, work)
 
@@ -403,7 +403,7 @@ async def test_the_history_says_who_what_when_and_why(store: Store):
     assert created.previous_hash == registered.hash
     assert (created.actor, created.reason, created.trace_id) == ("ada", "because", "0" * 32)
     assert before <= registered.time <= created.time <= datetime.now(UTC)
-    changes = {change.path: (change.before, change.after) for change in created.listed_changes()}
+    changes = {change.path: (change.a, change.b) for change in created.listed_changes()}
     assert changes["tags.team"] == (None, "x")
 
 

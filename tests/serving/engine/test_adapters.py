@@ -117,7 +117,7 @@ def test_a_version_is_not_replaced_by_other_files(switched, second):
     [
         ({"version": ""}, "version"),
         ({"files_folder": 5}, "files_folder"),
-        ({"files": [{"path": "../x", "digest": "0" * 64, "size_bytes": 1}]}, "files"),
+        ({"files": [{"path": "../x", "digest": "0" * 64, "size_bytes": 1}]}, "files[0].path"),
         ({"files": None}, "files"),
         ({"make_current": "yes"}, "make_current"),
     ],

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from neuroweaver.artifacts.serving_config import parse
 from neuroweaver.mesh.machine.memory import held_bytes
-from neuroweaver.serving.config import parse
 from neuroweaver.serving.engine.loading import load
 from neuroweaver.serving.engine.network import CannotServe
 from serving.models import config_for

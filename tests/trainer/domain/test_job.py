@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from neuroweaver.trainer.domain.job import DEFAULTS, Job, State, TransitionRefused, unfit, with_defaults
+from neuroweaver.mesh.wire.errors import FailedPrecondition
+from neuroweaver.trainer.domain.job import Job, State
 from neuroweaver.v1 import trainer_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -26,43 +27,6 @@ def finished(state: State.ValueType, **fields: object) -> pb.TrainingEvent:
     return pb.TrainingEvent(finished=pb.JobFinished(state=state, **fields))
 
 
-def test_unset_fields_take_the_documented_defaults_and_set_ones_stay() -> None:
-    config = with_defaults(pb.TrainingConfig(lora_r=4, learning_rate=0.5), context_length=0)
-
-    assert config.lora_r == 4
-    assert config.learning_rate == 0.5
-    assert config.lora_alpha == DEFAULTS["lora_alpha"]
-    assert config.enable_rlaif is True
-    assert config.algorithm == pb.ALGORITHM_PPO
-
-
-def test_a_zero_that_the_caller_gave_is_not_a_missing_value() -> None:
-    config = with_defaults(
-        pb.TrainingConfig(lora_dropout=0.0, enable_rlaif=False, target_kl=0.0), context_length=0
-    )
-
-    assert (config.lora_dropout, config.enable_rlaif, config.target_kl) == (0.0, False, 0.0)
-
-
-def test_the_default_sequence_length_fits_the_base_model() -> None:
-    assert with_defaults(pb.TrainingConfig(), context_length=512).max_seq_length == 512
-    assert with_defaults(pb.TrainingConfig(), context_length=8192).max_seq_length == 2048
-
-
-def test_every_default_names_a_field_and_keeps_its_rule() -> None:
-    fields = pb.TrainingConfig.DESCRIPTOR.fields_by_name
-    assert set(DEFAULTS) <= set(fields)
-
-
-def test_a_sequence_beyond_the_context_is_named() -> None:
-    config = with_defaults(pb.TrainingConfig(max_seq_length=4096, max_new_tokens=4096), context_length=2048)
-
-    assert [field for field, _ in unfit(config, context_length=2048)] == [
-        "config.max_seq_length",
-        "config.max_new_tokens",
-    ]
-
-
 def test_starting_a_job_gives_it_a_new_lease_and_counts_the_attempt() -> None:
     started = job().start(NOW)
 
@@ -75,8 +39,10 @@ def test_a_resumed_job_fences_off_the_worker_before() -> None:
     failed = (
         job().start(NOW).observe(finished(State.JOB_STATE_FAILED, failure=pb.Failure(is_resumable=True)), NOW)
     )
-    again = failed.resume(NOW).start(NOW)
+    queued = failed.resume(NOW)
+    again = queued.start(NOW)
 
+    assert queued.failure is None
     assert not again.holds_lease(1)
     assert again.holds_lease(2)
     assert again.attempt == 2
@@ -111,7 +77,7 @@ def test_a_worker_that_was_shut_down_gives_the_job_back_to_the_queue() -> None:
 
 @pytest.mark.parametrize("verb", ["resume", "start"])
 def test_a_running_job_can_neither_be_started_nor_resumed(verb: str) -> None:
-    with pytest.raises(TransitionRefused, match="RUNNING"):
+    with pytest.raises(FailedPrecondition, match="RUNNING"):
         getattr(job().start(NOW), verb)(NOW)
 
 
@@ -119,7 +85,7 @@ def test_a_failure_that_a_resume_cannot_mend_refuses_it() -> None:
     failure = pb.Failure(reason="DATASET_CHANGED", message="the data set changed", is_resumable=False)
     failed = job().start(NOW).observe(finished(State.JOB_STATE_FAILED, failure=failure), NOW)
 
-    with pytest.raises(TransitionRefused, match="the data set changed"):
+    with pytest.raises(FailedPrecondition, match="the data set changed"):
         failed.resume(NOW)
 
 

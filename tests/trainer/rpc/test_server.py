@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import grpc
@@ -10,6 +11,7 @@ from google.protobuf import json_format
 
 from neuroweaver.mesh.wire.status import reason, violations
 from neuroweaver.trainer.control.supervisor import Policy
+from neuroweaver.trainer.rpc import jobs, watches
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import worker_pb2
 from trainer.serving import Trainer, trainer
@@ -44,6 +46,15 @@ def config(model_folder: Path) -> pb.TrainingConfig:
         specialization="service_advisor",
         dataset_path="good.jsonl",
     )
+
+
+class Monotonic:
+    """A monotonic clock that goes when the test says so."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 def start(config: pb.TrainingConfig, job_id: str = "job", request_id: str = "") -> pb.StartTrainingRequest:
@@ -139,7 +150,9 @@ async def test_a_field_that_the_server_does_not_know_is_refused(
 
     error = await refusal(served.stub.StartTraining(start(config)))
 
-    assert violations(error) == [("config", "has fields that this server does not know (numbers 1023)")]
+    assert violations(error) == [
+        ("config", "has fields unknown to this server (numbers 1023); leave them out")
+    ]
 
 
 async def test_an_algorithm_that_is_not_offered_says_so(served: Trainer, config: pb.TrainingConfig) -> None:
@@ -170,6 +183,23 @@ async def test_a_repeated_request_starts_one_job(served: Trainer, config: pb.Tra
 
     assert second == first
     assert len((await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest())).jobs) == 1
+
+
+async def test_a_retry_is_answered_before_the_data_set_is_read(
+    served: Trainer, config: pb.TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await served.stub.StartTraining(start(config, request_id="r1"))
+    read: list[pb.TrainingConfig] = []
+    monkeypatch.setattr(jobs, "admit", lambda config, _capabilities: read.append(config))
+
+    assert await served.stub.StartTraining(start(config, request_id="r1")) == first
+    assert read == []
+
+
+async def test_a_request_id_of_another_request_is_refused(served: Trainer, config: pb.TrainingConfig) -> None:
+    await served.stub.StartTraining(start(config, request_id="r1"))
+    error = await refusal(served.stub.StartTraining(start(config, job_id="other", request_id="r1")))
+    assert [field for field, _ in violations(error)] == ["request_id"]
 
 
 async def test_a_taken_id_and_a_taken_folder_are_refused(served: Trainer, config: pb.TrainingConfig) -> None:
@@ -222,6 +252,34 @@ async def test_a_watch_beyond_the_last_event_is_out_of_range(
     watch = served.stub.WatchTraining(pb.WatchTrainingRequest(job_id="job", since_sequence=99))
     error = await refusal(watch.read())
     assert error.code() == grpc.StatusCode.OUT_OF_RANGE
+    lines = served.stub.WatchLogs(pb.WatchLogsRequest(job_id="job", since_sequence=1))
+    assert (await refusal(lines.read())).code() == grpc.StatusCode.OUT_OF_RANGE
+
+
+async def test_a_watch_of_a_job_that_has_ended_ends_at_once(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    await served.stub.StartTraining(start(config))
+    worker = await served.executor.worker()
+    await served.report(worker, finished(pb.JOB_STATE_SUCCEEDED))
+
+    watch = served.stub.WatchTraining(pb.WatchTrainingRequest(job_id="job", since_sequence=2))
+
+    assert [event async for event in watch] == []
+
+
+async def test_a_silent_job_sends_heartbeats_with_the_last_sequence(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    await served.stub.StartTraining(start(config))
+    await served.executor.worker()
+
+    async with aclosing(watches.events(served.store, "default", "job", 1, heartbeat_s=0.0)) as events:
+        assert (await anext(events)).heartbeat.sequence == 1
+    async with aclosing(
+        watches.logs(served.store, "default", "job", 0, is_followed=True, heartbeat_s=0.0)
+    ) as lines:
+        assert await anext(lines) == pb.LogLine(sequence=0)
 
 
 async def test_a_repeated_report_is_stored_once(served: Trainer, config: pb.TrainingConfig) -> None:
@@ -253,11 +311,21 @@ async def test_cancelling_tells_the_worker_at_once(served: Trainer, config: pb.T
 
 
 async def test_a_worker_that_does_not_stop_is_killed(home: Path, config: pb.TrainingConfig) -> None:
-    async with trainer(home, policy=Policy(cancel_s=0.2, shutdown_s=0.1)) as served:
+    clock = Monotonic()
+    policy = Policy(cancel_s=120, shutdown_s=0.1)
+    async with trainer(home, policy=policy, monotonic=clock) as served:
         await served.stub.StartTraining(start(config))
         worker = await served.executor.worker()
-        await served.report(worker, progress(1))
         await served.stub.CancelTraining(pb.CancelTrainingRequest(job_id="job"))
+        await served.supervisor.end_lost()
+        for now_s in (100, 120):
+            clock.now_s = now_s
+            await served.report(worker, progress(now_s), first=now_s)  # at work, and not stopping
+            await served.supervisor.end_lost()
+            assert not worker.ended.done()
+
+        clock.now_s = 121
+        await served.supervisor.end_lost()
         await served.state("job", pb.JOB_STATE_CANCELLED)
         assert worker.ended.done()
 
@@ -303,12 +371,44 @@ async def test_a_worker_of_an_earlier_attempt_is_fenced_off(
 
 
 async def test_a_silent_worker_is_lost_and_killed(home: Path, config: pb.TrainingConfig) -> None:
-    async with trainer(home, policy=Policy(lease_s=0.3, shutdown_s=0.1)) as served:
+    clock = Monotonic()
+    async with trainer(home, policy=Policy(lease_s=60, shutdown_s=0.1), monotonic=clock) as served:
         await served.stub.StartTraining(start(config))
         worker = await served.executor.worker()
-        job = await served.state("job", pb.JOB_STATE_FAILED)
+        clock.now_s = 50
+        await served.report(worker, progress(1))
+        clock.now_s = 110
+        await served.supervisor.end_lost()
+        assert not worker.ended.done()
 
-        assert job.failure.reason == "WORKER_LOST"
+        clock.now_s = 111
+        await served.supervisor.end_lost()
+        job = await served.state("job", pb.JOB_STATE_FAILED)
+        assert (job.failure.reason, job.failure.message) == (
+            "WORKER_LOST",
+            "the worker has not reported for 61 s",
+        )
+        assert worker.ended.done()
+
+
+async def test_telling_a_silent_worker_to_stop_is_no_sign_of_its_life(
+    home: Path, config: pb.TrainingConfig
+) -> None:
+    clock = Monotonic()
+    async with trainer(home, policy=Policy(lease_s=60, shutdown_s=0.1), monotonic=clock) as served:
+        await served.stub.StartTraining(start(config))
+        worker = await served.executor.worker()
+        call = served.worker_stub.Report()
+        await call.write(worker_pb2.ReportRequest(job_id="job", lease_token=worker.job.lease_token))
+        assert (await call.read()).should_stop is False
+
+        clock.now_s = 50
+        await served.stub.CancelTraining(pb.CancelTrainingRequest(job_id="job"))
+        assert (await call.read()).should_stop is True
+        clock.now_s = 61
+        await served.supervisor.end_lost()
+
+        await served.state("job", pb.JOB_STATE_CANCELLED)
         assert worker.ended.done()
 
 
@@ -335,7 +435,7 @@ async def test_a_trainer_that_restarts_hears_its_worker_again(home: Path, config
         await served.report(worker, progress(1))
         served.supervisor._workers.clear()  # killed, not closed: its worker lives on
         served.supervisor._is_closing = False
-        for task in list(served.supervisor._waits):
+        for task in list(served.supervisor._tending):
             task.cancel()
 
     async with trainer(home) as again:
@@ -361,6 +461,8 @@ async def test_jobs_are_listed_newest_first_in_pages_and_filtered(
     served: Trainer, config: pb.TrainingConfig
 ) -> None:
     for number in range(5):
+        if number == 1:
+            await served.executor.worker()  # the first job runs, the others wait
         config.model_name = "even" if number % 2 == 0 else "odd"
         await served.stub.StartTraining(start(config, job_id=f"job-{number}"))
 
@@ -371,10 +473,12 @@ async def test_jobs_are_listed_newest_first_in_pages_and_filtered(
     even = await served.stub.ListTrainingJobs(
         pb.ListTrainingJobsRequest(filter="model_name=even AND state=QUEUED")
     )
+    running = await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest(filter="state = RUNNING"))
 
     assert [job.job_id for job in (*first.jobs, *rest.jobs)] == [f"job-{n}" for n in (4, 3, 2, 1, 0)]
     assert rest.next_page_token == ""
-    assert {job.job_id for job in even.jobs} <= {"job-0", "job-2", "job-4"}
+    assert [job.job_id for job in even.jobs] == ["job-4", "job-2"]
+    assert [job.job_id for job in running.jobs] == ["job-0"]
 
 
 @pytest.mark.parametrize("text", ["state=SLEEPING", "colour=red", "model_name"])
@@ -431,6 +535,23 @@ async def test_a_data_set_is_examined_line_by_line_with_what_the_loss_sees(
         == "The pads are worn.<|im_end|>"
     )
     assert 0 < answer.trained_tokens < answer.total_tokens
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dataset_path", "nothing.jsonl"),
+        ("specialization", "service_adviser"),
+        ("base_model", "no-such-model"),
+    ],
+)
+async def test_what_is_wrong_with_a_request_for_validation_is_named_by_its_own_field(
+    field: str, value: str, served: Trainer
+) -> None:
+    request = pb.ValidateDatasetRequest(dataset_path="good.jsonl")
+    setattr(request, field, value)
+    error = await refusal(served.stub.ValidateDataset(request))
+    assert [path for path, _ in violations(error)] == [field]
 
 
 async def test_every_specialisation_is_listed_with_prompts_and_rubric(served: Trainer) -> None:

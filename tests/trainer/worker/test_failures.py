@@ -6,10 +6,12 @@ import grpc
 import pytest
 import torch
 
+from neuroweaver.artifacts.transfer import Refused
 from neuroweaver.trainer.worker.failures import DatasetChanged, explain
-from neuroweaver.trainer.worker.judging.choose import JudgeUnavailable
+from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
+from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
-from neuroweaver.trainer.worker.sft.finetune import NothingToLearn, TrainingDiverged
+from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.v1 import trainer_pb2 as pb
 
 
@@ -40,6 +42,7 @@ class Refusal(grpc.RpcError):
         (DatasetChanged("changed"), "DATASET_CHANGED", False),
         (Refusal(grpc.StatusCode.UNAVAILABLE), "REGISTRY_UNAVAILABLE", True),
         (Refusal(grpc.StatusCode.INVALID_ARGUMENT), "REGISTRY_REFUSED", False),
+        (Refused("adapter/a.safetensors", "is refused: a pickle"), "REGISTRY_REFUSED", False),
     ],
 )
 def test_a_foreseen_error_has_its_own_reason(error: Exception, reason: str, is_resumable: bool) -> None:
@@ -47,6 +50,13 @@ def test_a_foreseen_error_has_its_own_reason(error: Exception, reason: str, is_r
 
     assert (failure.reason, failure.is_resumable, failure.stage) == (reason, is_resumable, pb.STAGE_SFT)
     assert failure.message
+
+
+@pytest.mark.parametrize(
+    ("stage", "advice"), [(pb.STAGE_SFT, "lower learning_rate"), (pb.STAGE_PPO, "lower ppo_learning_rate")]
+)
+def test_a_diverged_training_names_the_rate_to_lower(stage: pb.Stage.ValueType, advice: str) -> None:
+    assert explain(TrainingDiverged("the loss is nan at step 3"), stage).message.endswith(advice)
 
 
 def test_the_text_of_an_unforeseen_error_is_not_told() -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from neuroweaver.client.transfer import Content, TransferError, opened, place
+from neuroweaver.artifacts.content import Content, TransferError, place, sha256_of, whole_file
 from neuroweaver.oci import tar
 
 T = TypeVar("T")
@@ -44,7 +43,7 @@ class Descriptor:
 
     @classmethod
     def of(cls, media_type: str, content: bytes, **more: Any) -> Descriptor:
-        return cls(media_type, hashlib.sha256(content).hexdigest(), len(content), **more)
+        return cls(media_type, sha256_of([content]), len(content), **more)
 
     @classmethod
     def parse(cls, entry: str, value: Any) -> Descriptor:
@@ -52,7 +51,7 @@ class Descriptor:
         fields = typed(entry, value, dict)
         digest = typed(f"{entry}.digest", fields.get("digest"), str)
         if _DIGEST.fullmatch(digest) is None:
-            raise TransferError(f"{entry}.digest", "is no SHA-256; no other digest is taken")
+            raise TransferError(f"{entry}.digest", "is not a SHA-256, the only digest that is taken")
         size = typed(f"{entry}.size", fields.get("size"), int)
         if size < 0:
             raise TransferError(f"{entry}.size", "is negative")
@@ -96,7 +95,7 @@ class Layout:
         layout = cls(path, None if path.is_dir() else tar.members(Content.of(path.resolve()), str(path)))
         mark = layout.find(MARK_FILE)
         if mark is None:
-            raise TransferError(str(path), f"is no OCI image layout: it has no {MARK_FILE}")
+            raise TransferError(str(path), f"is not an OCI image layout: it has no {MARK_FILE}")
         if parsed(MARK_FILE, _bounded(MARK_FILE, mark)).get("imageLayoutVersion") != "1.0.0":
             raise TransferError(MARK_FILE, "is not of version 1.0.0")
         return layout
@@ -162,7 +161,7 @@ class Layout:
     def small(self, descriptor: Descriptor) -> bytes:
         """The bytes of a blob of at most MAX_JSON_BYTES. Raises TransferError."""
         data = _bounded(descriptor.name, self.blob(descriptor))
-        if hashlib.sha256(data).hexdigest() != descriptor.digest:
+        if sha256_of([data]) != descriptor.digest:
             raise TransferError(descriptor.name, "is damaged: its bytes have another digest")
         return data
 
@@ -184,14 +183,8 @@ def blob_copies(layout: Layout) -> Iterator[tar.Piece]:
 
 
 def write_whole(folder: Path, name: str, content: bytes) -> None:
-    """There is the whole file or none, whenever the machine stops."""
-    target = place(folder, name)
-    part = target.with_name(f"{target.name}.part")
-    with opened(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as file:
+    with whole_file(place(folder, name)) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(target)
 
 
 def document(value: Any) -> bytes:
@@ -200,7 +193,7 @@ def document(value: Any) -> bytes:
 
 
 def parsed(entry: str, text: bytes) -> dict[str, Any]:
-    """Raises TransferError for what is no JSON object, or one that readers could understand differently."""
+    """Raises TransferError unless it is a JSON object that all readers understand alike."""
     try:
         value = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:

@@ -7,7 +7,6 @@ ModelPack has no field for travels in one more layer, so that a version comes ba
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -16,7 +15,7 @@ from typing import Any, Final
 from google.protobuf import json_format
 from semver import Version
 
-from neuroweaver.client.transfer import Content, TransferError, check_path
+from neuroweaver.artifacts.content import Content, TransferError, check_path, sha256_of
 from neuroweaver.oci import layout as oci_layout
 from neuroweaver.oci import tar
 from neuroweaver.oci.layout import Descriptor, Layout, typed
@@ -108,7 +107,7 @@ def pack(version: registry.ModelVersion) -> Packed:
         raise TransferError(
             name_of(version), f"describes itself in more than {oci_layout.MAX_JSON_BYTES} bytes"
         )
-    return Packed(manifest, {hashlib.sha256(each).hexdigest(): each for each in small})
+    return Packed(manifest, {sha256_of([content]): content for content in small})
 
 
 def is_model(layout: Layout, manifest: Descriptor) -> bool:
@@ -122,7 +121,7 @@ def read(layout: Layout, manifest: Descriptor) -> Image:
     """The manifest's files. Every blob was read whole and its digest was right. Raises TransferError."""
     fields = layout.document(manifest)
     if fields.get("schemaVersion") != 2 or fields.get("artifactType") != ARTIFACT_TYPE:
-        raise TransferError(manifest.name, "is no manifest of a model as ModelPack describes one")
+        raise TransferError(manifest.name, "is not a ModelPack manifest")
     config = Descriptor.parse("config", fields.get("config"))
     if config.media_type != CONFIG_TYPE:
         raise TransferError("config", f"has the unknown media type {config.media_type}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -11,8 +9,10 @@ from typing import Final, TypeAlias
 import grpc
 from semver import Version
 
+from neuroweaver.artifacts.content import TransferError, place, sha256_of, whole_file
+from neuroweaver.artifacts.file import File
+from neuroweaver.artifacts.transfer import OnProgress, Transfer
 from neuroweaver.client.connection import Client
-from neuroweaver.client.transfer import OnProgress, Transfer, TransferError, opened, place
 from neuroweaver.oci import layout as oci_layout
 from neuroweaver.oci import modelpack, tar
 from neuroweaver.oci.layout import Descriptor, Layout
@@ -52,7 +52,7 @@ def export_version(
     packed = modelpack.pack(version)
     if output.is_symlink():
         raise TransferError(str(output), "is a symbolic link")
-    transfer = Transfer(client, on_progress)
+    transfer = Transfer(client.registry, on_progress)
     if output.suffix == ".tar":
         _write_tar(transfer, version, packed, output)
     else:
@@ -88,9 +88,9 @@ def import_layout(
     client.registry.RegisterModel(
         registry.RegisterModelRequest(model=registry.Model(model_id=wanted.model_id), allow_existing=True)
     )
-    transfer = Transfer(client, on_progress)
-    for artifact in wanted.artifacts:
-        transfer.send(artifact, image.files[artifact.path])
+    transfer = Transfer(client.registry, on_progress)
+    for file in map(File.of, wanted.artifacts):
+        transfer.send(file, image.files[file.path])
     return _created(client, wanted, manifest.digest)
 
 
@@ -103,8 +103,8 @@ def _write_folder(transfer: Transfer, version: registry.ModelVersion, packed: Pa
         oci_layout.write_whole(folder, oci_layout.MARK_FILE, oci_layout.MARK)
     else:
         index = Layout.of(folder).index_with(packed.manifest)
-    for artifact in version.artifacts:
-        transfer.fetch(version, artifact, place(folder, oci_layout.blob_name(artifact.digest)))
+    for file in map(File.of, version.artifacts):
+        transfer.fetch(version, file, place(folder, oci_layout.blob_name(file.digest)))
     for digest, content in packed.blobs.items():
         oci_layout.write_whole(folder, oci_layout.blob_name(digest), content)
     # Last, so that whatever the index names is there.
@@ -122,27 +122,19 @@ def _write_tar(transfer: Transfer, version: registry.ModelVersion, packed: Packe
         pieces = {piece[0]: piece for piece in oci_layout.blob_copies(before)}
     for artifact in version.artifacts:
         name = oci_layout.blob_name(artifact.digest)
-        pieces.setdefault(name, (name, artifact.size_bytes, transfer.receive(version, artifact)))
+        pieces.setdefault(name, (name, artifact.size_bytes, transfer.receive(version, File.of(artifact))))
     small = {oci_layout.blob_name(digest): content for digest, content in packed.blobs.items()}
     small |= {oci_layout.INDEX_FILE: index, oci_layout.MARK_FILE: oci_layout.MARK}
     pieces |= {name: (name, len(content), [content]) for name, content in small.items()}
-    part = file.with_name(f"{file.name}.part")
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with opened(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as out:
-            tar.write(out, (pieces[name] for name in sorted(pieces)))
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with whole_file(file) as out:
+        tar.write(out, (pieces[name] for name in sorted(pieces)))
 
 
 def _chosen(layout: Layout, ref: str, version: str) -> Descriptor:
     models = [each for each in layout.manifests() if modelpack.is_model(layout, each)]
     if not models:
-        raise TransferError(str(layout.path), "holds no model as ModelPack describes one")
+        raise TransferError(str(layout.path), "has no ModelPack model")
     wanted = ref or (version if len(models) > 1 else "")
     named = [each for each in models if not wanted or each.annotations.get(oci_layout.REF_NAME) == wanted]
     if len(named) != 1:
@@ -159,11 +151,11 @@ def _wanted(image: Image, manifest: Descriptor, model_id: str, version: str) -> 
     wanted.model_id = model_id or wanted.model_id
     wanted.version = version or wanted.version
     if not wanted.model_id:
-        raise TransferError(manifest.name, "names no model: say which it is")
+        raise TransferError(manifest.name, "names no model: name one")
     if not Version.is_valid(wanted.version):
         called = wanted.version or "no version"
         raise TransferError(
-            manifest.name, f"says {called}, which is no semantic version such as 1.4.0: say which it is"
+            manifest.name, f"says {called}, which is not a semantic version such as 1.4.0: name one"
         )
     return wanted
 
@@ -242,7 +234,7 @@ def _request_id(
 ) -> str:
     """The same for the same manifest and target, at any time and on any machine."""
     told = manifest_digest.encode() + request.SerializeToString(deterministic=True)
-    return f"oci-{hashlib.sha256(told).hexdigest()[:60]}"
+    return f"oci-{sha256_of([told])[:60]}"
 
 
 def _found_again(

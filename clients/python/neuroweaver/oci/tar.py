@@ -1,34 +1,28 @@
 """Uncompressed tar archives: read where they lie, written the same every time.
 
-The format: POSIX.1-2024, pax, "pax Interchange Format". Read strictly, since an archive comes from anybody:
-regular files and folders are all that is taken, and no size that an archive names leads beyond its own bytes.
+An archive comes from anybody: regular files and folders are all that is taken, and no size that it names
+leads beyond its own bytes.
 """
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
-from neuroweaver.client.transfer import Content, TransferError
+from neuroweaver.artifacts.content import Content, TransferError, opened
 
 MAX_ENTRIES: Final = 20_000
 
-_BLOCK: Final = 512
-_MAX_EXTENSION_BYTES: Final = 64 * 1024
-_REGULAR: Final = b"0\0"
-_FOLDER: Final = b"5"
-_PAX: Final = b"x"
-_PAX_GLOBAL: Final = b"g"
-_GNU_LONG_NAME: Final = b"L"
+_BLOCK: Final = tarfile.BLOCKSIZE
+_MAX_HEADER_BYTES: Final = 64 * 1024
 _REFUSED: Final = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a device file",
-    b"4": "a device file",
-    b"6": "a named pipe",
-    b"S": "a sparse file",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device file",
+    tarfile.BLKTYPE: "a device file",
+    tarfile.FIFOTYPE: "a named pipe",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
 _COMPRESSED: Final = (
     (b"\x1f\x8b", "gzip"),
@@ -47,19 +41,22 @@ def members(archive: Content, name: str) -> dict[str, Content]:
     name: what the archive is called in errors. Raises TransferError for anything but regular files and
     folders, names that lead elsewhere or occur twice, more than MAX_ENTRIES entries, and what is no tar.
     """
-    found: dict[str, Content] = {}
-    for count, entry in enumerate(_entries(archive, name), 1):
-        if count > MAX_ENTRIES:
-            raise TransferError(name, f"has more than {MAX_ENTRIES} entries")
-        if entry.kind == _FOLDER:
-            continue
-        if entry.kind not in _REGULAR:
-            raise TransferError(entry.name, f"is {_REFUSED.get(entry.kind, 'no regular file')} in {name}")
-        path = _checked_name(entry.name, name)
-        if path in found:
-            raise TransferError(path, f"occurs twice in {name}")
-        found[path] = Content(archive.file, archive.offset + entry.begin, entry.size)
-    return found
+    files: dict[str, Content] = {}
+    with opened(archive.file) as source:
+        for count, entry in enumerate(_entries(_Headers(archive, source, name)), 1):
+            if count > MAX_ENTRIES:
+                raise TransferError(name, f"has more than {MAX_ENTRIES} entries")
+            if entry.isdir():
+                continue
+            if entry.type not in {tarfile.REGTYPE, tarfile.AREGTYPE}:
+                raise TransferError(
+                    entry.name, f"is {_REFUSED.get(entry.type, 'not a regular file')} in {name}"
+                )
+            path = _checked_name(entry.pax_headers.get("path", entry.name), name)
+            if path in files:
+                raise TransferError(path, f"occurs twice in {name}")
+            files[path] = Content(archive.file, archive.offset + entry.offset_data, entry.size)
+    return files
 
 
 def write(out: BinaryIO, pieces: Iterable[Piece]) -> None:
@@ -77,114 +74,72 @@ def write(out: BinaryIO, pieces: Iterable[Piece]) -> None:
     out.write(bytes(2 * _BLOCK))
 
 
-@dataclass(frozen=True)
-class _Entry:
-    name: str
-    kind: bytes
-    begin: int
-    size: int
+class _Headers:
+    """The archive as `tarfile` reads it: headers alone, and none that would fill the memory."""
+
+    def __init__(self, archive: Content, source: BinaryIO, name: str) -> None:
+        self.size = archive.size
+        self.name = name
+        self._begin = archive.offset
+        self._source = source
+        self._at = 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, at: int) -> None:
+        self._at = at
+
+    def read(self, size: int) -> bytes:
+        if size > _MAX_HEADER_BYTES:
+            raise TransferError(self.name, f"has a header of {size} bytes at byte {self._at}")
+        self._source.seek(self._begin + self._at)
+        content = self._source.read(max(0, min(size, self.size - self._at)))
+        self._at += len(content)
+        return content
 
 
-def _entries(archive: Content, name: str) -> Iterator[_Entry]:
-    """What the headers say, one entry after the other."""
-    at = 0
-    extended: dict[str, str] = {}
-    while True:
-        block = _read(archive, at, _BLOCK, name)
-        if not any(block):
-            return
-        entry = _header(block, at + _BLOCK, name)
-        if entry.kind in _PAX + _PAX_GLOBAL + _GNU_LONG_NAME:
-            if entry.size > _MAX_EXTENSION_BYTES:
-                raise TransferError(name, f"has a header of {entry.size} bytes at byte {at}")
-            text = _read(archive, entry.begin, entry.size, name)
-            extended |= _extension(entry.kind, text, name)
-        else:
-            if extended:
-                entry = _extended(entry, extended, name)
-                extended = {}
-            yield entry
-        at = entry.begin + entry.size + -entry.size % _BLOCK
-        if entry.begin + entry.size > archive.size:
-            raise TransferError(name, f"is cut off in {entry.name}")
-
-
-def _header(block: bytes, begin: int, name: str) -> _Entry:
-    """Field positions: POSIX.1-2024, pax, ustar interchange format."""
-    # The checksum counts its own field as spaces.
-    checksum = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    size = _number(block[124:136])
-    if _number(block[148:156]) != checksum or size < 0:
-        program = next((each for magic, each in _COMPRESSED if block.startswith(magic)), "")
-        told = f"is compressed with {program}: unpack it first" if program else "is no tar, or a damaged one"
-        raise TransferError(name, told)
-    path = _text(block[:100], name)
-    if block[257:263] == b"ustar\0" and block[345]:
-        path = f"{_text(block[345:500], name)}/{path}"
-    # Before ustar, a folder was told by the slash behind its name.
-    kind = _FOLDER if block[156:157] in _REGULAR and path.endswith("/") else block[156:157]
-    return _Entry(path, kind, begin, size)
-
-
-def _extension(kind: bytes, text: bytes, name: str) -> dict[str, str]:
-    """What a header before another one says of it."""
-    if kind == _GNU_LONG_NAME:
-        return {"path": _text(text, name)}
-    records = dict(_records(text, name))
-    if any(key.startswith("GNU.sparse.") for key in records):
-        raise TransferError(name, "holds a sparse file")
-    meant = {key: value for key, value in records.items() if key in {"path", "size"}}
-    if kind == _PAX_GLOBAL and meant:
-        raise TransferError(name, "gives one path or size to several files")
-    return meant
-
-
-def _records(text: bytes, name: str) -> Iterator[tuple[str, str]]:
-    """Each is its length, a space, KEY=VALUE and a line feed; the length counts all of that."""
-    at = 0
-    while at < len(text):
-        length, space, _ = text[at : at + 8].partition(b" ")
-        end = at + int(length) if space and length.isdigit() else 0
-        key, equals, value = text[at + len(length) + 1 : end].partition(b"=")
-        if end > len(text) or not equals or not value.endswith(b"\n"):
-            raise TransferError(name, "has a header that cannot be read")
-        yield _text(key, name), _text(value[:-1], name)
-        at = end
-
-
-def _extended(entry: _Entry, extended: dict[str, str], name: str) -> _Entry:
-    size = extended.get("size", str(entry.size))
-    if not size.isdecimal() or len(size) > 18:
-        raise TransferError(name, "has a header that cannot be read")
-    return _Entry(extended.get("path", entry.name), entry.kind, entry.begin, int(size))
-
-
-def _number(field: bytes) -> int:
-    """Octal digits; or, in GNU's way for large files, a first byte of 0x80 and the number in the others.
-
-    -1 for anything else.
-    """
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    digits = field.strip(b" \0")
-    return -1 if digits.strip(b"01234567") else int(digits or b"0", 8)
-
-
-def _text(field: bytes, name: str) -> str:
+def _entries(headers: _Headers) -> Iterator[tarfile.TarInfo]:
+    """Raises TransferError for an archive that readers could understand differently."""
     try:
-        return field.partition(b"\0")[0].decode()
+        archive = tarfile.TarFile(fileobj=cast("Any", headers), encoding="utf-8", errors="strict")
+        while (entry := archive.next()) is not None:
+            _check(entry, archive, headers)
+            yield entry
     except UnicodeDecodeError as error:
-        raise TransferError(name, "has a name that is not UTF-8") from error
+        raise TransferError(headers.name, "has a name that is not UTF-8") from error
+    except (tarfile.TarError, ValueError, RecursionError) as error:
+        raise TransferError(headers.name, _diagnosis(headers)) from error
+    # Where a header is damaged, or there is none, `tarfile` takes it for the end.
+    headers.seek(archive.offset)
+    end = headers.read(_BLOCK)
+    if len(end) < _BLOCK:
+        raise TransferError(headers.name, f"is cut off at byte {headers.size}")
+    if any(end):
+        raise TransferError(headers.name, _diagnosis(headers))
+
+
+def _check(entry: tarfile.TarInfo, archive: tarfile.TarFile, headers: _Headers) -> None:
+    if any(key.startswith("GNU.sparse.") for key in entry.pax_headers):
+        raise TransferError(headers.name, "holds a sparse file")
+    if {"path", "size"} & archive.pax_headers.keys():
+        raise TransferError(headers.name, "gives one path or size to several files")
+    size = entry.pax_headers.get("size", str(entry.size))
+    if not size.isdecimal() or len(size) > 18:
+        raise TransferError(headers.name, "has a header that cannot be read")
+    if entry.offset_data + entry.size > headers.size:
+        raise TransferError(headers.name, f"is cut off in {entry.name}")
+
+
+def _diagnosis(headers: _Headers) -> str:
+    headers.seek(0)
+    begin = headers.read(_BLOCK)
+    program = next((program for magic, program in _COMPRESSED if begin.startswith(magic)), "")
+    return f"is compressed with {program}: unpack it first" if program else "is not a tar, or is damaged"
 
 
 def _checked_name(path: str, name: str) -> str:
     parts = path.removeprefix("./").split("/")
     if "\\" in path or not path.isprintable() or path.startswith("/") or {"", ".", ".."} & set(parts):
-        raise TransferError(path, f"is no name that is taken from {name}")
+        raise TransferError(path, f"is not a name that is taken from {name}")
     return "/".join(parts)
-
-
-def _read(archive: Content, begin: int, size: int, name: str) -> bytes:
-    if begin + size > archive.size:
-        raise TransferError(name, f"is cut off at byte {archive.size}")
-    return b"".join(Content(archive.file, archive.offset + begin, size).chunks())

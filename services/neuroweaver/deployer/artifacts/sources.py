@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
+from neuroweaver.artifacts.file import File
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.artifacts.versions import Versions
-from neuroweaver.deployer.domain.backend import File
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.wire.errors import Error, FailedPrecondition
 
@@ -73,18 +74,21 @@ class BaseModels:
         return folder
 
     async def _materialized(self, name: str) -> tuple[Path, str]:
-        command = (sys.executable, "-m", "neuroweaver.base_models", name, "--home", str(self._home))
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        # Not asyncio's: uvloop forks, and gRPC's handlers for a fork can crash the child.
+        process = await asyncio.to_thread(
+            subprocess.Popen,
+            (sys.executable, "-m", "neuroweaver.base_models", name, "--home", str(self._home)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         try:
-            output, errors = await process.communicate()
+            output, errors = await asyncio.to_thread(process.communicate)
         finally:
-            if process.returncode is None:
-                process.kill()
+            process.kill()
         if process.returncode:
             lines = errors.decode(errors="replace").strip().splitlines()
-            reason = lines[-1][:_MAX_REASON] if lines else "it ended without a word"
-            raise BackendError(Trouble.ARTIFACTS, f"The base model {name} is not to be had: {reason}")
+            reason = lines[-1][:_MAX_REASON] if lines else f"its process ended with {process.returncode}"
+            raise BackendError(Trouble.ARTIFACTS, f"The base model {name} cannot be made ready: {reason}")
         told = json.loads(output)
         return Path(told["folder"]), told["digest"]

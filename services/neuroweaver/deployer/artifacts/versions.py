@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import AsyncIterator
 from typing import Final
 
 import grpc
 
-from neuroweaver.deployer.domain.backend import Bundle, File
+from neuroweaver.artifacts.content import Damaged, sha256_of
+from neuroweaver.artifacts.file import File
+from neuroweaver.artifacts.transfer import Download, received
+from neuroweaver.deployer.domain.backend import Bundle
 from neuroweaver.mesh.wire.errors import Error, FailedPrecondition, NotFound, PermissionDenied, Unavailable
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
@@ -60,7 +62,7 @@ class Versions:
         for file in bundle.files:
             if self._verified.get(file.digest, 0.0) > time.monotonic():
                 continue
-            if file.size_bytes <= unread:
+            if 0 < file.size_bytes <= unread:
                 unread -= file.size_bytes
                 await self._read(model_id, bundle.version, file)
                 self._remember(file.digest)
@@ -69,22 +71,18 @@ class Versions:
 
     async def fetch(self, model_id: str, version: str, file: File) -> AsyncIterator[bytes]:
         """The bytes of a file in order. Raises FailedPrecondition if they are missing or corrupt."""
-        request = registry_pb2.DownloadArtifactRequest(model_id=model_id, version=version, path=file.path)
-        seen, size_bytes = hashlib.sha256(), 0
+        download = Download(model_id, version, file)
         try:
-            async for part in self._registry.DownloadArtifact(request, timeout=DOWNLOAD_TIMEOUT_S):
-                if part.WhichOneof("part") == "chunk":
-                    seen.update(part.chunk)
-                    size_bytes += len(part.chunk)
-                    yield part.chunk
+            async for chunk in received(self._registry, download, DOWNLOAD_TIMEOUT_S):
+                yield chunk
+        except Damaged as error:
+            raise _corrupt(file) from error
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.DATA_LOSS:
                 raise _corrupt(file) from error
             if error.code() == grpc.StatusCode.NOT_FOUND:
                 raise _missing(file) from error
             raise _told(error, file.path) from error
-        if (seen.hexdigest(), size_bytes) != (file.digest, file.size_bytes):
-            raise _corrupt(file)
 
     async def _read(self, model_id: str, version: str, file: File) -> None:
         async for _ in self.fetch(model_id, version, file):
@@ -108,14 +106,14 @@ class Versions:
 
 
 def bundle_of(version: registry_pb2.ModelVersion) -> Bundle:
-    files = tuple(File(each.path, each.digest, each.size_bytes) for each in version.artifacts)
+    files = tuple(map(File.of, version.artifacts))
     # By path, so that the order in which they were named changes nothing.
     ordered = sorted(files, key=lambda file: file.path)
     whole = "".join(f"{file.digest}  {file.path}\n" for file in ordered)
     return Bundle(
         version=version.version,
         files=files,
-        digest=hashlib.sha256(whole.encode()).hexdigest(),
+        digest=sha256_of([whole.encode()]),
         base_name=version.base.name,
         base_model_digest=version.base.model_digest,
     )
@@ -144,4 +142,4 @@ def _told(error: grpc.RpcError, what: str) -> Error:
         return PermissionDenied(f"the Registry says: {error.details()}")
     if code in _REFUSALS:
         return FailedPrecondition("REGISTRY_REFUSED", f"the Registry says: {error.details()}")
-    return Unavailable("the Registry cannot be reached, which says which version is served")
+    return Unavailable("the Registry, which says which version is served, cannot be reached")

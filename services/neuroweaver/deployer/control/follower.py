@@ -1,7 +1,7 @@
-"""Follows aliases: when one moves, every deployment that follows it rolls out what it names then.
+"""Follows aliases: when one moves, every deployment that follows it rolls out the version that it names then.
 
-What an alias names is asked for, again and again, and compared with what was last acted on; so a move that
-happened while nobody looked is found at the next look. A watch of the Registry only says when to ask at once.
+The Registry is polled, and its answer compared with the version last acted on, so a move that was missed is
+found at the next look. A watch of the Registry only says when to ask at once.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
 
 import grpc
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.deployer.control.status import with_condition
 from neuroweaver.deployer.domain import specification
 from neuroweaver.deployer.domain.backend import Bundle, Key
-from neuroweaver.deployer.domain.history import Occasion
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.planning import Planner
 from neuroweaver.deployer.storage.lease import Lease, LeaseLost
 from neuroweaver.deployer.storage.store import Store
-from neuroweaver.deployer.storage.writer import Writer
+from neuroweaver.deployer.storage.writer import Writer, by_itself
 from neuroweaver.mesh.wire import status as statuses
 from neuroweaver.mesh.wire.errors import Error, FailedPrecondition, NotFound, Unavailable
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
@@ -38,6 +37,7 @@ MAX_BACKOFF_S: Final = 60.0
 PLAN_S: Final = 120.0
 _BATCH_S: Final = 0.05
 _MOST_AT_ONCE: Final = 8
+_RESOLVED: Final = "RESOLVED"
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,17 @@ class Follower:
     async def look(self, lease: Lease | None = None) -> None:
         """At every deployment that follows an alias."""
         try:
-            following = [each for each in await self._store.everything() if _follows(each)]
+            following = [deployment for deployment in await self._store.everything() if _follows(deployment)]
         except (SQLAlchemyError, Error) as error:  # the database may be back in a second
             _LOG.warning("aliases not looked at", extra={"cause": type(error).__name__})
             return
-        keys = {each.key for each in following}
+        keys = {deployment.key for deployment in following}
         self._refusals = {key: refusal for key, refusal in self._refusals.items() if key in keys}
         places = asyncio.Semaphore(_MOST_AT_ONCE)
-        looks = [self._looked_at(each, lease, places) for each in following]
-        for found in await asyncio.gather(*looks, return_exceptions=True):
-            if found is not None:
-                raise found
+        looks = [self._looked_at(deployment, lease, places) for deployment in following]
+        for failure in await asyncio.gather(*looks, return_exceptions=True):
+            if failure is not None:
+                raise failure
 
     async def _looked_at(
         self, deployment: Deployment, lease: Lease | None, places: asyncio.Semaphore
@@ -129,26 +129,26 @@ class Follower:
         try:
             bundle = await self._planner.versions.selected(key.model_id, f"@{alias}")
         except NotFound:
-            await self._say(key, alias, False, "ALIAS_MISSING", f"Nothing is named {alias} any more.", lease)
-            return
+            await self._say(deployment, lease, "ALIAS_MISSING", f"Alias {alias} no longer exists.")
         except FailedPrecondition as error:
-            await self._say(key, alias, False, error.reason, error.description, lease)
-            return
-        if bundle.version != deployment.followed:
-            if self._must_wait(deployment, bundle):
-                return
-            await self._roll_out(deployment, bundle, lease)
-            return
-        await self._say(key, alias, True, "RESOLVED", f"{alias} names {bundle.version}.", lease)
+            await self._say(deployment, lease, error.reason, error.description)
+        else:
+            if bundle.version == deployment.followed:
+                await self._say(deployment, lease, *_resolved(alias, bundle))
+            elif not self._must_wait(deployment, bundle):
+                await self._roll_out(deployment, bundle, lease)
 
     async def _roll_out(self, deployment: Deployment, bundle: Bundle, lease: Lease | None) -> None:
         """What the alias names now. Where that cannot be, what serves stays, and it is tried again."""
         key, alias = deployment.key, deployment.alias
+
+        def followed(current: Deployment, now: datetime) -> Deployment:
+            spec = specification.completed(current.asked, key, bundle, self._planner.defaults)
+            return current.followed_to(bundle, spec, now=now)
+
         try:
-            spec = specification.completed(deployment.asked, key, bundle, self._planner.defaults)
-            draft_of = deployment.followed_to(bundle, spec, now=self._store.clock())
             async with asyncio.timeout(self._plan_s):
-                draft = await self._planner.planned(deployment.asked, spec, bundle, draft_of)
+                draft = await self._planner.planned(followed(deployment, self._store.clock()))
             draft.require_feasible()
         except (Unavailable, TimeoutError):
             self._refuse(deployment, bundle)
@@ -156,70 +156,58 @@ class Follower:
         except Error as error:
             self._refuse(deployment, bundle)
             text = f"{alias} names {bundle.version}, which cannot be rolled out: {error.description}"
-            await self._say(key, alias, False, error.reason, text, lease)
+            await self._say(deployment, lease, error.reason, text)
             return
 
-        async def follow(deployments: Writer) -> None:
-            before = await deployments.find(key)
-            if before is None or not _follows(before.deployment) or before.deployment.alias != alias:
-                return
-            current = before.deployment
+        def follow(current: Deployment, now: datetime) -> Deployment:
             if current.followed == bundle.version:
-                return
-            made = specification.completed(current.asked, key, bundle, self._planner.defaults)
-            after = current.followed_to(bundle, made, now=deployments.now)
+                return current
+            after = followed(current, now)
             if after.target != current.target:
                 after = replace(after, replacement=draft.plan.replacement)
-            status = with_condition(
-                after.status,
-                "ALIAS_RESOLVED",
-                is_true=True,
-                reason="RESOLVED",
-                message=f"{alias} names {bundle.version}.",
-                now=deployments.now,
-            )
-            await deployments.save(before, replace(after, status=status), Occasion(cause="SPEC"))
+            return _with_condition(after, *_resolved(alias, bundle), now)
 
-        await self._store.transact(key.project, follow, lease=lease)
+        await self._change(deployment, follow, lease)
         self._refusals.pop(key, None)
+
+    async def _change(
+        self,
+        deployment: Deployment,
+        change: Callable[[Deployment, datetime], Deployment],
+        lease: Lease | None,
+    ) -> None:
+        """Of a deployment that still follows the alias that it followed."""
+
+        async def work(deployments: Writer) -> None:
+            before = await deployments.find(deployment.key)
+            if before is None or not _follows(before.deployment):
+                return
+            if before.deployment.alias == deployment.alias:
+                await deployments.save(before, change(before.deployment, deployments.now))
+
+        await self._store.transact(by_itself(deployment.key), work, lease=lease)
 
     def _must_wait(self, deployment: Deployment, bundle: Bundle) -> bool:
         """Whether the same was refused just now. Another version, or another spec, is tried at once."""
-        known = self._refusals.get(deployment.key)
-        return known is not None and known.is_of(deployment, bundle) and self._clock() < known.retry_at
+        refusal = self._refusals.get(deployment.key)
+        return refusal is not None and refusal.is_of(deployment, bundle) and self._clock() < refusal.retry_at
 
     def _refuse(self, deployment: Deployment, bundle: Bundle) -> None:
-        known = self._refusals.get(deployment.key)
-        times = known.times + 1 if known is not None and known.is_of(deployment, bundle) else 1
+        refusal = self._refusals.get(deployment.key)
+        times = refusal.times + 1 if refusal is not None and refusal.is_of(deployment, bundle) else 1
         delay_s = min(self._period_s * 2.0 ** min(times, 10), MAX_BACKOFF_S)
         retry_at = self._clock() + delay_s
         self._refusals[deployment.key] = Refusal(bundle.version, deployment.generation, times, retry_at)
 
-    async def _say(
-        self, key: Key, alias: str, is_true: bool, reason: str, message: str, lease: Lease | None
-    ) -> None:
+    async def _say(self, deployment: Deployment, lease: Lease | None, reason: str, message: str) -> None:
         """Notes whether the alias leads to something, where that is news."""
-        async with self._store.read(key.project) as deployments:
-            kept = await deployments.find(key)
-        known = kept.deployment.status.condition("ALIAS_RESOLVED") if kept else None
-        if known and (known.is_true, known.reason, known.message) == (is_true, reason, message):
-            return
-
-        async def say(deployments: Writer) -> None:
-            before = await deployments.find(key)
-            if before is None or not _follows(before.deployment) or before.deployment.alias != alias:
-                return
-            status = with_condition(
-                before.deployment.status,
-                "ALIAS_RESOLVED",
-                is_true=is_true,
-                reason=reason,
-                message=message,
-                now=deployments.now,
+        async with self._store.read(deployment.key.project) as deployments:
+            kept = await deployments.find(deployment.key)
+        condition = kept.deployment.status.condition("ALIAS_RESOLVED") if kept else None
+        if condition is None or (condition.reason, condition.message) != (reason, message):
+            await self._change(
+                deployment, lambda current, now: _with_condition(current, reason, message, now), lease
             )
-            await deployments.save(before, replace(before.deployment, status=status), Occasion())
-
-        await self._store.transact(key.project, say, lease=lease)
 
     async def _watch(self) -> None:
         """Has the Registry say when an alias moves. Where it cannot, the timer still asks."""
@@ -241,7 +229,18 @@ def _follows(deployment: Deployment) -> bool:
     return bool(deployment.alias) and not deployment.is_being_removed and not deployment.is_gone
 
 
+def _resolved(alias: str, bundle: Bundle) -> tuple[str, str]:
+    return _RESOLVED, f"{alias} names {bundle.version}."
+
+
+def _with_condition(deployment: Deployment, reason: str, message: str, now: datetime) -> Deployment:
+    status = deployment.status.with_condition(
+        "ALIAS_RESOLVED", is_true=reason == _RESOLVED, reason=reason, message=message, now=now
+    )
+    return replace(deployment, status=status)
+
+
 def _before_oldest(error: grpc.RpcError) -> int:
-    """Where a watch can be resumed after events were dropped; 0 if that is not told."""
+    """Where a watch can be resumed after events were dropped; 0 if the error does not say."""
     oldest = statuses.metadata(error).get("oldest_sequence", "")
     return int(oldest) - 1 if oldest.isdecimal() and int(oldest) > 0 else 0

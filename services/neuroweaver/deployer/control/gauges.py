@@ -33,4 +33,4 @@ def hide_all() -> None:
 def _accuracy(deployment: Deployment) -> float | None:
     health = deployment.status.health
     states = health.thresholds if health else ()
-    return next((each.value for each in states if each.kind == pb.THRESHOLD_KIND_ACCURACY), None)
+    return next((state.value for state in states if state.kind == pb.THRESHOLD_KIND_ACCURACY), None)

@@ -1,19 +1,22 @@
-"""What the Deployer clears away by itself, every hour."""
+"""What the Deployer drops by itself, every hour."""
 
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
-from neuroweaver.deployer.storage.store import Store
-from neuroweaver.mesh.handlers import legacy as housekeeping
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from neuroweaver.deployer.storage import cleanup
+from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.handlers import housekeeping
 from neuroweaver.mesh.handlers.housekeeping import Chores
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
 
-# How late a retry still reads the first answer.
-ANSWERS_KEPT: Final = timedelta(days=7)
 # The longest window that may be asked for is a day.
 MEASUREMENTS_KEPT: Final = timedelta(hours=25)
 # From how far back a watch can resume, and how far back the audit goes.
@@ -22,16 +25,19 @@ EVENTS_KEPT: Final = timedelta(days=90)
 GONE_KEPT: Final = EVENTS_KEPT
 
 
-async def keep_house(store: Store) -> None:
+async def keep_house(database: Database) -> None:
     """Until cancelled."""
-    await housekeeping.keep_house(_LOG, lambda: chores(store))
+    await housekeeping.keep_house(_LOG, database, lambda now: chores(database, now))
 
 
-def chores(store: Store) -> Chores:
-    now = store.clock()
+def chores(database: Database, now: datetime) -> Chores:
+    def drop(
+        cleaned: Callable[[AsyncConnection, datetime], Awaitable[int]], kept: timedelta
+    ) -> Callable[[], Awaitable[int]]:
+        return partial(database.transact, lambda connection: cleaned(connection, now - kept))
+
     return {
-        "answers": lambda: store.forget_answers(now - ANSWERS_KEPT),
-        "measurements": lambda: store.forget_measured(now - MEASUREMENTS_KEPT),
-        "events": lambda: store.compact(now - EVENTS_KEPT),
-        "deployments": lambda: store.forget_gone(now - GONE_KEPT),
+        "measurements": drop(cleanup.forget_measured, MEASUREMENTS_KEPT),
+        "events": drop(cleanup.compact, EVENTS_KEPT),
+        "deployments": drop(cleanup.forget_gone, GONE_KEPT),
     }

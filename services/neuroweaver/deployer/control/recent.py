@@ -14,8 +14,8 @@ from typing import Final
 
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.domain.metrics import counts
-from neuroweaver.deployer.domain.metrics.counts import Counts
-from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
+from neuroweaver.deployer.domain.metrics.counts import Counts, Sample
+from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.metrics.proof import Proof, first
 from neuroweaver.deployer.domain.metrics.window import Window
 from neuroweaver.deployer.domain.model import Deployment
@@ -34,12 +34,8 @@ class Basis:
 
     @classmethod
     def of(cls, deployment: Deployment) -> Basis:
-        engine = deployment.spec.engine
-        return cls(
-            deployment.create_time,
-            deployment.spec.thresholds.window.ToTimedelta(),
-            engine.replica_hour_usd if engine.HasField("replica_hour_usd") else None,
-        )
+        length = deployment.spec.thresholds.window.ToTimedelta()
+        return cls(deployment.create_time, length, deployment.replica_hour_usd)
 
 
 @dataclass(frozen=True)
@@ -70,41 +66,40 @@ class Recent:
         """With what came since: tallies in order, samples up to the cursor."""
         if not tallies and not samples:
             return replace(self, cursor=cursor)
-        known = {0, *(each.number for each in deployment.revisions)}
-        windows = {number: window.copy() for number, window in self.windows.items() if number in known}
-        proofs = {number: proof for number, proof in self.proofs.items() if number in known}
+        numbers = {0, *(revision.number for revision in deployment.revisions)}
+        windows = {number: window.copy() for number, window in self.windows.items() if number in numbers}
+        proofs = {number: proof for number, proof in self.proofs.items() if number in numbers}
 
-        def add(revision: int, time: datetime, found: Counts) -> None:
+        def add(revision: int, time: datetime, counted: Counts) -> None:
             # A report may come from a clock that is ahead; it counts from now on.
-            windows.setdefault(revision, Window(self.basis.length)).add(min(time, now), found)
+            windows.setdefault(revision, Window(self.basis.length)).add(min(time, now), counted)
 
         entries: list[Tally | Sample] = [*tallies, *samples]
-        for each in sorted(entries, key=lambda entry: entry.time):
-            if isinstance(each, Tally):
-                revision = each.measured.revision
+        for entry in sorted(entries, key=lambda each: each.time):
+            if isinstance(entry, Tally):
+                revision = entry.measured.revision
                 proof = proofs.get(revision)
                 if proof is not None:
-                    add(revision, each.time, self._between(proof.last, each))
-                proofs[revision] = proof.followed_by(each) if proof is not None else first(each)
+                    add(revision, entry.time, self._between(proof.last, entry))
+                proofs[revision] = proof.followed_by(entry) if proof is not None else first(entry)
             else:
-                revision = deployment.served_by(each.version)
+                revision = deployment.served_by(entry.version)
                 is_loaded = revision in proofs and bool(proofs[revision].last.measured.waiting)
-                add(revision, each.time, counts.reported(each, is_loaded=is_loaded))
-        tallied = max([self.tallied, *(each.time for each in tallies)])
+                add(revision, entry.time, counts.reported(entry, is_loaded=is_loaded))
+        tallied = max([self.tallied, *(tally.time for tally in tallies)])
         return replace(self, tallied=tallied, cursor=cursor, windows=windows, proofs=proofs)
 
     def _between(self, before: Tally, after: Tally) -> Counts:
         elapsed = after.time - before.time
         if elapsed > self.basis.length:
             return Counts()  # most of it lies before the window
-        found = counts.between(
+        return counts.between(
             before.measured,
             after.measured,
             elapsed,
             replicas=after.replicas,
             replica_hour_usd=self.basis.replica_hour_usd,
         )
-        return found or Counts()
 
 
 class Memory:
@@ -135,5 +130,5 @@ class Memory:
             self._kept.popitem(last=False)
 
     def clear(self) -> None:
-        """For when others may have written what would seem older than what is known here."""
+        """For when others may have written what would seem older than what is kept here."""
         self._kept.clear()

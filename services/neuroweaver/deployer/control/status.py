@@ -1,8 +1,8 @@
-"""Where a deployment stands, told by what its backend sees: its state, and what is true of it."""
+"""The state and the conditions of a deployment, by what its backend sees."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -10,40 +10,40 @@ from typing import Final
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.domain.backend import Observed, Replica
 from neuroweaver.deployer.domain.metrics.health import Health
-from neuroweaver.deployer.domain.model import Condition, Deployment, Status
+from neuroweaver.deployer.domain.model import Deployment, Status
 from neuroweaver.v1 import deployer_pb2 as pb
 
-_FAILING: Final = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})
-_ENDED: Final = frozenset({pb.REPLICA_PHASE_GONE})
 # Why a replica finds no place. Others, such as an autoscaler without figures, keep none from its place.
 _UNPLACED: Final = frozenset({"UNSCHEDULABLE", "QUOTA_EXCEEDED", "REPLICA_REFUSED", "NO_ROOM", "DISK_FULL"})
 _OUT_OF_REACH: Final = frozenset({Trouble.UNREACHABLE, Trouble.FORBIDDEN, Trouble.NOT_CONFIGURED})
 
+Said = tuple[bool | None, str, str]
+"""What a condition says: whether it is true (None: not known), the reason, and a message."""
 
-def seen(
-    status: Status,
+
+def with_observed(
+    deployment: Deployment,
     observed: Observed | None,
     trouble: BackendError | None,
-    health: Health,
     now: datetime,
     *,
     generation: int,
-) -> Status:
-    """With what a look saw. observed: None: nothing could be seen, so what was known stays.
+) -> Deployment:
+    """With what a look saw. observed: None: nothing could be seen, so what was seen before stays.
 
-    generation: of the wish that was applied before the look.
+    generation: of the desired state that was applied before the look.
     """
-    status = replace(status, health=health)
     if observed is None:
-        return status
-    return replace(
+        return deployment
+    status = deployment.status
+    status = replace(
         status,
         endpoint=observed.endpoint,
-        replicas=tuple(each for each in observed.replicas if each.phase not in _ENDED),
+        replicas=tuple(replica for replica in observed.replicas if replica.phase != pb.REPLICA_PHASE_GONE),
         draining={
-            each.replica_id: status.draining.get(each.replica_id, now)
-            for each in observed.replicas
-            if each.phase == pb.REPLICA_PHASE_DRAINING
+            replica.replica_id: status.draining.get(replica.replica_id, now)
+            for replica in observed.replicas
+            if replica.phase == pb.REPLICA_PHASE_DRAINING
         },
         desired=dict(observed.desired),
         weights=dict(observed.weights),
@@ -53,33 +53,24 @@ def seen(
         applied_generation=observed.applied_generation,
         generation=generation if trouble is None else status.generation,
     )
+    return replace(deployment, status=status)
 
 
-def told(
+def with_conditions(
     deployment: Deployment, observed: Observed | None, trouble: BackendError | None, now: datetime
-) -> Status:
-    """The status with its state and conditions, of a deployment whose status holds what was seen."""
+) -> Deployment:
+    """With the state and the conditions that follow from a status that holds what was seen."""
     status = deployment.status
     state, message = _state(deployment, trouble)
     if state == pb.DEPLOYMENT_STATE_READY:
         status = replace(status, settled_replicas=status.ready())
         if status.state != state or status.ready_time is None:
             status = replace(status, ready_time=now)
-    conditions = _conditions(deployment, observed, trouble, now)
-    return replace(status, state=state, message=message, conditions=conditions)
-
-
-def with_condition(
-    status: Status, kind: str, *, is_true: bool | None, reason: str, message: str, now: datetime
-) -> Status:
-    """With one condition as it is now; its time stays while it says the same."""
-    known = status.condition(kind)
-    since = known.time if known and (known.is_true, known.reason) == (is_true, reason) else now
-    new = Condition(type=kind, is_true=is_true, reason=reason, message=message, time=since)
-    if known is None:
-        return replace(status, conditions=(*status.conditions, new))
-    conditions = tuple(new if each.type == kind else each for each in status.conditions)
-    return replace(status, conditions=conditions)
+    status = replace(status, state=state, message=message)
+    for kind, condition in _conditions(deployment, observed, trouble):
+        is_true, reason, text = condition
+        status = status.with_condition(kind, is_true=is_true, reason=reason, message=text, now=now)
+    return replace(deployment, status=status)
 
 
 def _state(  # noqa: PLR0911  # the first that holds
@@ -87,9 +78,9 @@ def _state(  # noqa: PLR0911  # the first that holds
 ) -> tuple[pb.DeploymentState.ValueType, str]:
     status = deployment.status
     ready, wanted = status.ready(), deployment.replicas
-    failing = [each for each in status.replicas if each.phase in _FAILING]
+    failing = [replica for replica in status.replicas if replica.is_failing]
     if deployment.is_being_removed:
-        return pb.DEPLOYMENT_STATE_DELETING, f"Draining: {len(status.replicas)} replicas are left."
+        return pb.DEPLOYMENT_STATE_DELETING, f"Draining; replicas left: {len(status.replicas)}."
     if status.is_idle:
         return pb.DEPLOYMENT_STATE_IDLE, "Scaled to zero; the first request starts a replica."
     if wanted == 0 and not status.replicas:
@@ -116,8 +107,8 @@ def _served(deployment: Deployment, failing: Sequence[Replica]) -> tuple[pb.Depl
     status, health = deployment.status, deployment.status.health
     if status.applied_generation < deployment.generation == status.generation:
         if failing:
-            return pb.DEPLOYMENT_STATE_DEGRADED, f"What replaces the replicas fails: {_why(failing)}"
-        return pb.DEPLOYMENT_STATE_PROGRESSING, "The replicas are replaced by such as the spec wants now."
+            return pb.DEPLOYMENT_STATE_DEGRADED, f"The replacement replicas fail: {_why(failing)}"
+        return pb.DEPLOYMENT_STATE_PROGRESSING, "Replicas are being replaced to match the current spec."
     if health is not None and health.state in {pb.HEALTH_STATE_DEGRADED, pb.HEALTH_STATE_UNHEALTHY}:
         return pb.DEPLOYMENT_STATE_DEGRADED, health.reason
     return pb.DEPLOYMENT_STATE_READY, f"All {status.ready()} replicas are ready."
@@ -125,60 +116,57 @@ def _served(deployment: Deployment, failing: Sequence[Replica]) -> tuple[pb.Depl
 
 def _why(failing: Iterable[Replica]) -> str:
     """In the words of the one that says most."""
-    worst = max(failing, key=lambda each: (each.phase == pb.REPLICA_PHASE_CRASH_LOOP, len(each.message)))
+    worst = max(
+        failing, key=lambda replica: (replica.phase == pb.REPLICA_PHASE_CRASH_LOOP, len(replica.message))
+    )
     return worst.message or f"Replica {worst.replica_id} ended with an error."
 
 
 def _conditions(
-    deployment: Deployment, observed: Observed | None, trouble: BackendError | None, now: datetime
-) -> tuple[Condition, ...]:
+    deployment: Deployment, observed: Observed | None, trouble: BackendError | None
+) -> Iterator[tuple[str, Said]]:
+    """Those that this look can say something about."""
     status = deployment.status
-
-    def say(kind: str, is_true: bool | None, reason: str, message: str) -> None:
-        nonlocal status
-        status = with_condition(status, kind, is_true=is_true, reason=reason, message=message, now=now)
-
     if trouble is not None and trouble.trouble in _OUT_OF_REACH:
-        say("BACKEND_REACHABLE", False, trouble.trouble.value, str(trouble))
+        yield "BACKEND_REACHABLE", (False, trouble.trouble.value, str(trouble))
     elif observed is not None:
-        say("BACKEND_REACHABLE", True, "REACHED", "The backend answers.")
+        yield "BACKEND_REACHABLE", (True, "REACHED", "The backend answers.")
     if trouble is not None and trouble.trouble == Trouble.ARTIFACTS:
-        say("ARTIFACTS_VERIFIED", False, "DIGEST_MISMATCH", str(trouble))
+        yield "ARTIFACTS_VERIFIED", (False, "DIGEST_MISMATCH", str(trouble))
     elif observed is not None and (trouble is None or status.condition("ARTIFACTS_VERIFIED") is None):
-        say("ARTIFACTS_VERIFIED", True, "VERIFIED", "The files are there and have their digests.")
+        yield "ARTIFACTS_VERIFIED", (True, "VERIFIED", "All files are present and match their digests.")
     if observed is not None:
-        say("SCHEDULED", *_scheduled(deployment, observed, trouble))
-        say("AVAILABLE", *_available(deployment, observed))
-        say("DRIFT_FREE", *_drift_free(status))
-    say("ROLLED_OUT", *_rolled_out(deployment))
-    say("THRESHOLDS_KEPT", *_thresholds_kept(status.health))
-    return status.conditions
+        yield "SCHEDULED", _scheduled(deployment, observed, trouble)
+        yield "AVAILABLE", _available(deployment, observed)
+        yield "DRIFT_FREE", _drift_free(status)
+    yield "ROLLED_OUT", _rolled_out(deployment)
+    yield "THRESHOLDS_KEPT", _thresholds_kept(status.health)
 
 
-def _scheduled(
-    deployment: Deployment, observed: Observed, trouble: BackendError | None
-) -> tuple[bool | None, str, str]:
+def _scheduled(deployment: Deployment, observed: Observed, trouble: BackendError | None) -> Said:
     for reason, message in observed.reasons:
         if _is_unplaced(reason):
             return False, reason, message
     if trouble is not None and trouble.trouble not in _OUT_OF_REACH | {Trouble.ARTIFACTS}:
         return False, trouble.trouble.value, str(trouble)
-    waiting = sum(each.phase == pb.REPLICA_PHASE_SCHEDULING for each in observed.replicas)
+    waiting = sum(replica.phase == pb.REPLICA_PHASE_SCHEDULING for replica in observed.replicas)
     if waiting:
-        return None, "WAITING", f"{waiting} replicas wait for a place."
+        return None, "WAITING", f"{waiting} replicas are waiting to be placed."
     if len(observed.replicas) < deployment.replicas:
         return None, "WAITING", f"{len(observed.replicas)} of {deployment.replicas} replicas are placed."
-    return True, "PLACED", "Every replica has its place."
+    return True, "PLACED", "Every replica is placed."
 
 
 def _is_unplaced(reason: str) -> bool:
     return reason in _UNPLACED or reason.startswith("INSUFFICIENT_")
 
 
-def _available(deployment: Deployment, observed: Observed) -> tuple[bool | None, str, str]:
+def _available(deployment: Deployment, observed: Observed) -> Said:
     """With what else the backend has to say of how it serves."""
     is_true, reason, message = _serving(deployment)
-    others = [each for each in observed.reasons if not _is_unplaced(each[0]) and each[1] not in message]
+    others = [
+        (code, text) for code, text in observed.reasons if not _is_unplaced(code) and text not in message
+    ]
     if is_true and others:  # it serves, though not as was meant
         reason = others[0][0]
     elif reason == "REPLICA_FAILED" and "OOM_KILLED" in dict(observed.reasons):
@@ -186,51 +174,55 @@ def _available(deployment: Deployment, observed: Observed) -> tuple[bool | None,
     return is_true, reason, " ".join([message, *(text for _, text in others)])
 
 
-def _serving(deployment: Deployment) -> tuple[bool | None, str, str]:
+def _serving(deployment: Deployment) -> Said:
     status = deployment.status
     ready = status.ready()
     if ready:
         return True, "SERVING", f"{ready} replicas are ready."
     if status.is_idle:
         return True, "IDLE", "The first request starts a replica."
-    failing = [each for each in status.replicas if each.phase in _FAILING]
-    if any(each.phase == pb.REPLICA_PHASE_CRASH_LOOP for each in failing):
+    failing = [replica for replica in status.replicas if replica.is_failing]
+    if any(replica.phase == pb.REPLICA_PHASE_CRASH_LOOP for replica in failing):
         return False, "CRASH_LOOP", _why(failing)
     if failing:
         return False, "REPLICA_FAILED", _why(failing)
     if deployment.replicas == 0:
-        return False, "STOPPED", "No replica is wanted."
+        return False, "STOPPED", "Scaled to zero by request."
     return False, "NOT_READY", "No replica is ready yet."
 
 
-def _drift_free(status: Status) -> tuple[bool | None, str, str]:
+def _drift_free(status: Status) -> Said:
     if not status.drift:
-        return True, "AS_APPLIED", "Everything is as it was applied."
-    changed = ", ".join(sorted({each.object for each in status.drift})[:5])
+        return True, "AS_APPLIED", "Everything is as applied."
+    changed = ", ".join(sorted({change.object for change in status.drift})[:5])
     if status.drift_corrected:
-        return True, "CORRECTED", f"Somebody else changed {changed}; it was set back."
-    return False, "DRIFT", f"Somebody else changed {changed}, and owns what was changed."
+        return True, "CORRECTED", f"Somebody else changed {changed}; the change was undone."
+    return False, "DRIFT", f"Somebody else changed {changed} and owns the changed fields."
 
 
-def _rolled_out(deployment: Deployment) -> tuple[bool | None, str, str]:
+def _rolled_out(deployment: Deployment) -> Said:
     if deployment.stable == deployment.target and not deployment.is_rolling:
-        return True, "STABLE", f"Revision {deployment.stable} is the one that shall serve."
+        return True, "STABLE", f"Revision {deployment.stable} is fully rolled out."
     if not deployment.stable:
-        return False, "FIRST_START", f"Revision {deployment.target} starts for the first time."
+        return False, "FIRST_START", f"Revision {deployment.target} is the first and has not served yet."
     rollout = deployment.rollout
     if rollout is None or rollout.is_over:
-        return False, "ROLLING_OUT", f"Revision {deployment.target} takes the place of {deployment.stable}."
+        return (
+            False,
+            "ROLLING_OUT",
+            f"Revision {deployment.target} is replacing revision {deployment.stable}.",
+        )
     return False, pb.RolloutState.Name(rollout.state).removeprefix("ROLLOUT_STATE_"), rollout.message
 
 
-def _thresholds_kept(health: Health | None) -> tuple[bool | None, str, str]:
-    if health is None or all(each.value is None for each in health.thresholds):
-        return None, "NO_DATA", "Too little was measured to say."
+def _thresholds_kept(health: Health | None) -> Said:
+    if health is None or all(threshold.value is None for threshold in health.thresholds):
+        return None, "NO_DATA", "Not enough data yet."
     broken = [
-        pb.ThresholdKind.Name(each.kind).removeprefix("THRESHOLD_KIND_")
-        for each in health.thresholds
-        if each.is_breached
+        pb.ThresholdKind.Name(threshold.kind).removeprefix("THRESHOLD_KIND_")
+        for threshold in health.thresholds
+        if threshold.is_breached
     ]
     if broken:
-        return False, broken[0], f"Beyond its limit: {', '.join(broken)}."
-    return True, "KEPT", "Every threshold with data is kept."
+        return False, broken[0], f"Beyond the limit: {', '.join(broken)}."
+    return True, "KEPT", "All thresholds with data are met."

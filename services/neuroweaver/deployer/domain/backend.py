@@ -1,8 +1,8 @@
 """What runs deployments, behind one interface: processes of this machine, or a cluster.
 
-The reconcile loop asks for the whole wish again and again (`apply`), looks at what is there (`observe`), and
-decides. A backend keeps no wishes of its own: killed after any call, it goes on from what it finds. All of
-its calls are idempotent, and end in a `BackendError` or in the truth.
+The reconcile loop asks for the whole desired state again and again (`apply`), looks at what is there
+(`observe`), and decides. A backend remembers nothing: killed after any call, it goes on from what it finds.
+All of its calls are idempotent, and end in a `BackendError` or in the truth.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from neuroweaver.artifacts.file import File
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
@@ -23,14 +24,9 @@ class Key:
     model_id: str
     name: str
 
-
-@dataclass(frozen=True)
-class File:
-    """A file of a version in the Registry. digest: SHA-256 in hexadecimal."""
-
-    path: str
-    digest: str
-    size_bytes: int
+    def __str__(self) -> str:
+        """As people name it within a project."""
+        return f"{self.model_id}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class WantedRevision:
+class DesiredRevision:
     """replicas: the number wanted now, where it is fixed; with `autoscaling` the backend chooses within its
     bounds, which are this revision's own. weight_percent: its share of the traffic; those of all revisions
     add up to 100, or to 0 while nothing serves.
@@ -75,7 +71,7 @@ class Redirect:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DesiredState:
     """All that one deployment should be. spec: completed with every default. resource_name: a DNS label.
 
     revisions: the stable one first; the candidate of a rollout after it. redirect: None while the deployment
@@ -85,7 +81,7 @@ class Wanted:
     key: Key
     resource_name: str
     spec: pb.DeploymentSpec
-    revisions: tuple[WantedRevision, ...]
+    revisions: tuple[DesiredRevision, ...]
     replacement: pb.ReplacementMode.ValueType = pb.REPLACEMENT_MODE_UNSPECIFIED
     redirect: Redirect | None = None
     generation: int = 0
@@ -111,6 +107,14 @@ class Replica:
     ready_time: datetime | None = None
     last_token_time: datetime | None = None
     restart_at: datetime | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.phase == pb.REPLICA_PHASE_READY
+
+    @property
+    def is_failing(self) -> bool:
+        return self.phase in {pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP}
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Observed:
     """What is there. desired: replicas that the backend aims at now, by revision. is_idle: scaled to zero and
     able to start by the first request. drift: what others changed; `drift_corrected` says whether `apply` set
     it back. reasons: why it does not come further, such as (INSUFFICIENT_GPU, "0/3 nodes …").
-    applied_generation: of the last wish that was carried out as a whole, nothing being left of what it
+    applied_generation: of the last spec that was carried out as a whole, nothing being left of what it
     replaces; 0 if none was.
     """
 
@@ -238,11 +242,11 @@ class Measured:
 class Backend(Protocol):
     """Every call may raise BackendError. None blocks the event loop, none takes longer than some seconds."""
 
-    async def plan(self, wanted: Wanted) -> BackendPlan:
+    async def plan(self, wanted: DesiredState) -> BackendPlan:
         """What `apply` would do, changing nothing."""
 
-    async def apply(self, wanted: Wanted) -> None:
-        """Brings what is there nearer to the wish, as far as is possible now; called until it is there."""
+    async def apply(self, wanted: DesiredState) -> None:
+        """Brings what is there nearer to the desired state, as far as possible now; called until it is."""
 
     async def observe(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Observed:
         """What is there now. Of something unknown: `Observed()`."""
@@ -264,3 +268,7 @@ class Backend(Protocol):
 
 FetchFile = Callable[[File], Awaitable[AsyncIterator[bytes]]]
 """Reads a file of a version from the Registry in order, verified by the reader against its digest."""
+
+# What the rooms of the backends still call them.
+Wanted = DesiredState
+WantedRevision = DesiredRevision

@@ -106,11 +106,11 @@ def explained(lines: Sequence[str], exit_code: int | None = None, hint: str = ""
     """
     plain = [part for line in lines[-_MOST_LINES:] for part in _unpacked(line)]
     line = _telling(plain)
-    errors = [each for each in plain if _EXCEPTION.match(each.strip()) or _ERROR_LINE.search(each)]
-    for found in (hint, line, *reversed(errors)):
+    errors = [text for text in plain if _EXCEPTION.match(text.strip()) or _ERROR_LINE.search(text)]
+    for text in (hint, line, *reversed(errors)):
         for sign in _SIGNS:
-            if found and sign.pattern.search(found):
-                quoted = line if sign.pattern.search(line) else found
+            if text and sign.pattern.search(text):
+                quoted = line if sign.pattern.search(line) else text
                 return Failure(sign.code, _sentence(sign.words, quoted))
     by_exit = _by_exit(exit_code)
     if by_exit is not None:
@@ -138,8 +138,8 @@ def _telling(lines: Sequence[str]) -> str:
             continue
         # Frames are indented; the first line that is not is the exception.
         after = (line for line in lines[i + 1 :] if line.strip() and not line[0].isspace())
-        if _RAISED.match(found := next(after, "").strip()):
-            return found
+        if _RAISED.match(raised := next(after, "").strip()):
+            return raised
     written = [line.strip() for line in lines if line.strip()]
     for line in reversed(written):
         if _EXCEPTION.match(line) or _ERROR_LINE.search(line):

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, TypeVar
 
-from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Key, Replica
+from google.protobuf.message import Message
+
+from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Key, Planned, Replica
+from neuroweaver.deployer.domain.metrics import measurement
+from neuroweaver.deployer.domain.metrics.counts import Sample
 from neuroweaver.deployer.domain.metrics.health import Health
+from neuroweaver.deployer.domain.metrics.measurement import Measurements, Tally
 from neuroweaver.deployer.domain.model import Condition, Deployment, Revision
-from neuroweaver.deployer.domain.rollouts import transitions
+from neuroweaver.deployer.domain.rollouts.rollout import Rollout, bake_end
 from neuroweaver.mesh.wire.clock import timestamp
 from neuroweaver.v1 import deployer_pb2 as pb
 
 MAX_REPLICAS: Final = 100
 MAX_CHANGES: Final = 100
 
+M = TypeVar("M", bound=Message)
+
+
+def message_of(kind: type[M], record: Any, **given: Any) -> M:
+    """The record's fields of the same names, and what is given; None leaves a field unset."""
+    names = set(kind.DESCRIPTOR.fields_by_name) - given.keys()
+    return kind(**{name: getattr(record, name) for name in names if hasattr(record, name)}, **given)
+
 
 def from_deployment(deployment: Deployment, last_sequence: int) -> pb.Deployment:
     status = deployment.status
     is_cluster = deployment.spec.backend == pb.DEPLOYMENT_BACKEND_KUBERNETES
-    shown = sorted(status.replicas, key=lambda each: (each.phase == pb.REPLICA_PHASE_READY, each.replica_id))
-    return pb.Deployment(
+    shown = sorted(status.replicas, key=lambda replica: (replica.is_ready, replica.replica_id))
+    return message_of(
+        pb.Deployment,
+        deployment,
         model_id=deployment.key.model_id,
         name=deployment.key.name,
         project=deployment.key.project,
-        spec=deployment.spec,
         state=status.state,
         message=status.message,
         conditions=map(from_condition, status.conditions),
         endpoint=status.endpoint,
-        resource_name=deployment.resource_name,
         namespace=deployment.spec.kubernetes.namespace if is_cluster else "",
-        revisions=(from_revision(deployment, each) for each in deployment.revisions),
+        revisions=(from_revision(deployment, revision) for revision in deployment.revisions),
         stable_revision=deployment.stable,
-        rollout=from_rollout(deployment),
+        rollout=from_rollout(deployment.rollout, deployment.spec),
         replicas=pb.ReplicaCounts(
             desired=deployment.replicas,
             current=len(status.replicas),
@@ -44,121 +57,76 @@ def from_deployment(deployment: Deployment, last_sequence: int) -> pb.Deployment
         replica_statuses=map(from_replica, shown[:MAX_REPLICAS]),
         drift=() if status.drift_corrected else map(from_change, status.drift[:MAX_CHANGES]),
         switched_to=from_key(deployment.switched_to) if deployment.switched_to else None,
-        create_time=timestamp(deployment.create_time),
-        update_time=timestamp(deployment.update_time),
-        ready_time=timestamp(status.ready_time),
-        updated_by=deployment.updated_by,
-        generation=deployment.generation,
+        ready_time=status.ready_time,
         observed_generation=status.generation,
-        etag=deployment.etag,
         last_sequence=last_sequence,
     )
 
 
 def from_revision(deployment: Deployment, revision: Revision) -> pb.DeploymentRevision:
-    return pb.DeploymentRevision(
-        number=revision.number,
+    return message_of(
+        pb.DeploymentRevision,
+        revision,
         version=revision.bundle.version,
-        alias=revision.alias,
         artifacts_digest=revision.bundle.digest,
         weight_percent=deployment.status.weights.get(revision.number, 0),
         ready_replicas=deployment.status.ready(revision.number),
-        is_proven=revision.is_proven,
-        cause=revision.cause.value,
-        created_by=revision.created_by,
-        create_time=timestamp(revision.create_time),
     )
 
 
 def from_condition(condition: Condition) -> pb.DeploymentCondition:
-    return pb.DeploymentCondition(
-        type=condition.type,
-        is_true=condition.is_true,
-        reason=condition.reason,
-        message=condition.message,
-        time=timestamp(condition.time),
-    )
+    return message_of(pb.DeploymentCondition, condition)
 
 
 def from_replica(replica: Replica) -> pb.ReplicaStatus:
-    made = pb.ReplicaStatus(
-        replica_id=replica.replica_id,
-        revision=replica.revision,
-        phase=replica.phase,
-        message=replica.message,
-        node=replica.node,
-        restarts=replica.restarts,
-        last_exit_code=replica.last_exit,
-        loaded_versions=replica.loaded_versions,
-        start_time=timestamp(replica.start_time),
-        ready_time=timestamp(replica.ready_time),
-        last_token_time=timestamp(replica.last_token_time),
-    )
-    for phase, length in replica.phases:
-        made.phases.add(phase=phase).duration.FromTimedelta(length)
-    return made
+    phases = [{"phase": phase, "duration": length} for phase, length in replica.phases]
+    return message_of(pb.ReplicaStatus, replica, last_exit_code=replica.last_exit, phases=phases)
 
 
 def from_change(change: FieldChange) -> pb.FieldChange:
-    return pb.FieldChange(object=change.object, path=change.path, before=change.before, after=change.after)
+    return message_of(pb.FieldChange, change)
 
 
 def from_key(key: Key) -> pb.BackupModel:
-    return pb.BackupModel(model_id=key.model_id, name=key.name)
+    return message_of(pb.BackupModel, key)
+
+
+def from_object(planned: Planned) -> pb.PlannedObject:
+    return message_of(pb.PlannedObject, planned, changes=map(from_change, planned.changes))
 
 
 def from_plan(
     plan: BackendPlan, *, version: str, digest: str, further: Iterable[pb.PlanFinding] = ()
 ) -> pb.DeploymentPlan:
-    findings = [
-        *further,
-        *(
-            pb.PlanFinding(
-                reason=each.reason, message=each.message, field=each.field, is_blocking=each.is_blocking
-            )
-            for each in plan.findings
-        ),
-    ]
-    return pb.DeploymentPlan(
-        is_feasible=not any(each.is_blocking for each in findings),
+    findings = [*further, *(message_of(pb.PlanFinding, finding) for finding in plan.findings)]
+    return message_of(
+        pb.DeploymentPlan,
+        plan,
+        is_feasible=not any(finding.is_blocking for finding in findings),
         findings=findings,
         version=version,
-        replacement=plan.replacement,
-        replacement_reason=plan.replacement_reason,
-        objects=(
-            pb.PlannedObject(
-                api_version=each.api_version,
-                kind=each.kind,
-                namespace=each.namespace,
-                name=each.name,
-                action=each.action,
-                manifest=each.manifest,
-                changes=map(from_change, each.changes),
-            )
-            for each in plan.objects
-        ),
-        capacity=(
-            pb.CapacityCheck(
-                resource=each.resource,
-                required=each.required,
-                peak_required=each.peak_required,
-                available=each.available,
-                is_sufficient=each.is_sufficient,
-            )
-            for each in plan.capacity
-        ),
-        has_downtime=plan.has_downtime,
+        objects=map(from_object, plan.objects),
+        capacity=(message_of(pb.CapacityCheck, capacity) for capacity in plan.capacity),
         digest=digest,
     )
 
 
-def from_rollout(deployment: Deployment) -> pb.RolloutStatus | None:
-    rollout = deployment.rollout
-    return transitions.status(rollout, deployment.spec) if rollout is not None else None
+def from_rollout(rollout: Rollout | None, spec: pb.DeploymentSpec) -> pb.RolloutStatus | None:
+    if rollout is None:
+        return None
+    return message_of(
+        pb.RolloutStatus,
+        rollout,
+        stable_revision=rollout.stable,
+        candidate_revision=rollout.candidate,
+        total_steps=len(spec.rollout.canary.steps) if rollout.is_canary else 0,
+        candidate_weight_percent=rollout.candidate_weight,
+        bake_end_time=bake_end(rollout, spec, rollout.step_start) if rollout.step_start else None,
+    )
 
 
 def from_thresholds(health: Health) -> list[pb.ThresholdStatus]:
-    return [each.message() for each in health.thresholds]
+    return [message_of(pb.ThresholdStatus, state) for state in health.thresholds]
 
 
 def from_health(deployment: Deployment, now: datetime) -> pb.ModelHealth:
@@ -166,21 +134,75 @@ def from_health(deployment: Deployment, now: datetime) -> pb.ModelHealth:
     status, key = deployment.status, deployment.key
     serving = deployment.find(deployment.stable or deployment.target)
     ready = status.ready()
-    tokens = [each.last_token_time for each in status.replicas if each.last_token_time is not None]
-    health = status.health
-    return pb.ModelHealth(
+    tokens = [replica.last_token_time for replica in status.replicas if replica.last_token_time is not None]
+    health = status.health or Health(pb.HEALTH_STATE_UNKNOWN, "It has not been looked at yet.")
+    return message_of(
+        pb.ModelHealth,
+        health,
         model_id=key.model_id,
         name=key.name,
-        state=health.state if health else pb.HEALTH_STATE_UNKNOWN,
-        reason=health.reason if health else "Nothing was seen of it yet.",
         version=serving.bundle.version if serving and ready else "",
-        thresholds=from_thresholds(health) if health else (),
+        thresholds=from_thresholds(health),
         ready_replicas=ready,
         desired_replicas=deployment.replicas,
-        last_token_time=timestamp(max(tokens)) if tokens else None,
+        last_token_time=max(tokens, default=None),
         serving=from_key(deployment.switched_to or key),
         is_switched=deployment.switched_to is not None,
         configured_thresholds=deployment.spec.thresholds,
         etag=deployment.etag,
-        time=timestamp(now),
+        time=now,
+    )
+
+
+def from_metrics(
+    deployment: Deployment,
+    tallies: Sequence[Tally],
+    samples: Sequence[Sample],
+    start: datetime,
+    end: datetime,
+) -> pb.DeploymentMetrics:
+    """tallies: in order of time."""
+    versions = {revision.number: revision.bundle.version for revision in deployment.revisions}
+    windows = measurement.windows(tallies, samples, deployment.served_by)
+    whole = measurement.total(windows.values())
+    return pb.DeploymentMetrics(
+        start_time=timestamp(start),
+        end_time=timestamp(end),
+        total=from_window(whole, deployment.replica_hour_usd),
+        revisions=[
+            pb.RevisionMetrics(
+                revision=number,
+                version=versions.get(number, ""),
+                metrics=from_window(window, deployment.replica_hour_usd),
+            )
+            for number, window in sorted(windows.items(), reverse=True)
+        ],
+        missing_replicas=whole.missing_replicas,
+    )
+
+
+def from_window(window: Measurements, replica_hour_usd: float | None) -> pb.ServingMetrics:
+    """What was not measured stays unset."""
+    latency, first_token, last = window.latency_ms, window.first_token_ms, window.last
+    used = [measured.gpu_utilization for measured in last if measured.gpu_utilization is not None]
+    return pb.ServingMetrics(
+        requests=window.requests,
+        errors=window.errors,
+        throughput_rps=window.requests / window.seconds if window.seconds > 0 else None,
+        tokens_per_second=window.tokens / window.seconds if window.seconds > 0 else None,
+        error_rate=min(1.0, window.errors / window.requests) if window.requests else None,
+        latency_p50_ms=latency.quantile(0.5),
+        latency_p95_ms=latency.quantile(0.95),
+        latency_p99_ms=latency.quantile(0.99),
+        first_token_p50_ms=first_token.quantile(0.5),
+        first_token_p95_ms=first_token.quantile(0.95),
+        running_requests=measurement.known_sum(measured.running for measured in last),
+        waiting_requests=measurement.known_sum(measured.waiting for measured in last),
+        cpu_cores=measurement.known_sum(measured.cpu_cores for measured in last),
+        memory_bytes=measurement.known_sum(measured.memory_bytes for measured in last),
+        gpu_memory_bytes=measurement.known_sum(measured.gpu_memory_bytes for measured in last),
+        gpu_utilization=sum(used) / len(used) if used else None,
+        cost_per_request=window.cost_per_request(replica_hour_usd),
+        accuracy=window.mean("accuracy"),
+        judged_quality=window.mean("judged_quality"),
     )

@@ -1,6 +1,6 @@
 """Deployments, their revisions, and what may be done with them.
 
-The wish (what was asked for) and the status (what the reconcile loop found last) are kept apart: people and
+The spec (what was asked for) and the status (what the reconcile loop saw last) are kept apart: people and
 aliases change the first, the loop the second.
 """
 
@@ -31,6 +31,16 @@ class Cause(StrEnum):
     ROLLBACK = "ROLLBACK"
 
 
+@dataclass(frozen=True)
+class SpecChange:
+    """A spec as it was given and with every default, who gave it, and when."""
+
+    asked: pb.DeploymentSpec
+    spec: pb.DeploymentSpec
+    actor: str
+    now: datetime
+
+
 @dataclass(frozen=True, kw_only=True)
 class Revision:
     """A version as it was deployed once. is_proven: it served all traffic healthily."""
@@ -57,15 +67,15 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What was found at the last look. generation: of the wish that was looked at. applied_generation: of the
-    last wish that was carried out as a whole.
+    """What the last look saw. generation: of the spec that was looked at. applied_generation: of the last
+    spec that was carried out as a whole.
 
-    settled_replicas: how many there were when all were ready, since the wish last changed; None before that.
+    settled_replicas: how many there were when all were ready, since the spec last changed; None before that.
     desired, weights: by revision. draining: since when a replica was seen to drain, by its id.
     """
 
     state: pb.DeploymentState.ValueType = pb.DEPLOYMENT_STATE_PENDING
-    message: str = "Accepted; nothing is there yet."
+    message: str = "Accepted; nothing has started yet."
     conditions: tuple[Condition, ...] = ()
     endpoint: str = ""
     replicas: tuple[Replica, ...] = ()
@@ -84,13 +94,24 @@ class Status:
 
     def ready(self, revision: int | None = None) -> int:
         """Ready replicas, of one revision or of all."""
-        return sum(
-            replica.phase == pb.REPLICA_PHASE_READY and revision in {None, replica.revision}
-            for replica in self.replicas
-        )
+        return sum(replica.is_ready and revision in {None, replica.revision} for replica in self.replicas)
 
     def condition(self, kind: str) -> Condition | None:
-        return next((each for each in self.conditions if each.type == kind), None)
+        return next((condition for condition in self.conditions if condition.type == kind), None)
+
+    def with_condition(
+        self, kind: str, *, is_true: bool | None, reason: str, message: str, now: datetime
+    ) -> Status:
+        """With one condition as it is now; its time stays while it says the same."""
+        before = self.condition(kind)
+        since = before.time if before and (before.is_true, before.reason) == (is_true, reason) else now
+        new = Condition(type=kind, is_true=is_true, reason=reason, message=message, time=since)
+        if before is None:
+            return replace(self, conditions=(*self.conditions, new))
+        return replace(
+            self,
+            conditions=tuple(new if condition.type == kind else condition for condition in self.conditions),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,21 +174,30 @@ class Deployment:
             return self.spec.replicas
         return sum(self.status.desired.values()) or self.spec.autoscaling.min_replicas
 
+    @property
+    def replica_hour_usd(self) -> float | None:
+        """The price of a replica's hour; None if it is not given."""
+        engine = self.spec.engine
+        return engine.replica_hour_usd if engine.HasField("replica_hour_usd") else None
+
     def find(self, number: int) -> Revision | None:
-        return next((each for each in self.revisions if each.number == number), None)
+        return next((revision for revision in self.revisions if revision.number == number), None)
 
     def revision(self, number: int) -> Revision:
         """Raises NotFound for one that never was or is no longer kept."""
-        found = self.find(number)
-        if found is None:
-            raise NotFound("revision", f"{self.key.model_id}/{self.key.name}#{number}")
-        return found
+        revision = self.find(number)
+        if revision is None:
+            raise NotFound("revision", f"{self.key}#{number}")
+        return revision
+
+    def with_health(self, health: Health) -> Deployment:
+        return replace(self, status=replace(self.status, health=health))
 
     def served_by(self, version: str) -> int:
         """The number of the newest revision with a version; empty: the stable one. 0 if there is none."""
         if not version:
             return self.stable
-        return next((each.number for each in self.revisions if each.bundle.version == version), 0)
+        return next((revision.number for revision in self.revisions if revision.bundle.version == version), 0)
 
     def require(self, etag: str) -> None:
         """Raises Aborted if the deployment is no longer the one that the caller saw."""
@@ -178,28 +208,21 @@ class Deployment:
         """Raises FailedPrecondition while the deployment is being removed."""
         if self.is_being_removed:
             raise FailedPrecondition(
-                "BEING_REMOVED", "the deployment is being removed; wait until it is gone"
+                "BEING_REMOVED", "the deployment is being removed; try again once it is gone"
             )
 
-    def respecified(
-        self, asked: pb.DeploymentSpec, spec: pb.DeploymentSpec, bundle: Bundle, *, actor: str, now: datetime
-    ) -> Deployment:
-        """As the spec wants it from now on; itself if that is nothing new."""
+    def respecified(self, change: SpecChange, bundle: Bundle) -> Deployment:
+        """As the spec says from now on; itself if that is nothing new."""
         target = self.find(self.target)
         is_same_version = target is not None and _is_same(target.bundle, bundle)
-        if spec == self.spec and is_same_version:
+        if change.spec == self.spec and is_same_version:
             return self
-        after = replace(
-            self._asked(asked, spec, actor, now),
-            followed=bundle.version if spec.WhichOneof("source") == "alias" else "",
-        )
-        return after if is_same_version else after._aimed(bundle, Cause.DEPLOY, actor, now)
+        after = replace(self._changed(change), followed=_followed(change.spec, bundle))
+        return after if is_same_version else after._aimed(bundle, Cause.DEPLOY, change.actor, change.now)
 
-    def rescaled(
-        self, asked: pb.DeploymentSpec, spec: pb.DeploymentSpec, *, actor: str, now: datetime
-    ) -> Deployment:
+    def rescaled(self, change: SpecChange) -> Deployment:
         """With another spec and the same version: no rollout begins. Itself if nothing is new."""
-        return self if spec == self.spec else self._asked(asked, spec, actor, now)
+        return self if change.spec == self.spec else self._changed(change)
 
     def followed_to(self, bundle: Bundle, spec: pb.DeploymentSpec, *, now: datetime) -> Deployment:
         """After the alias moved. Where it names again what serves, nothing but that is noted."""
@@ -217,34 +240,27 @@ class Deployment:
         Raises NotFound, FailedPrecondition.
         """
         if number:
-            found = self.revision(number)
-            if found.number == self.target:
-                raise FailedPrecondition(
-                    "NOTHING_TO_ROLL_BACK", f"revision {number} is what is rolled out already"
-                )
-            return found
+            if number == self.target:
+                raise FailedPrecondition("NOTHING_TO_ROLL_BACK", f"revision {number} is already rolled out")
+            return self.revision(number)
         if self.stable and self.is_rolling:
             return self.revision(self.stable)
         current = self.revision(self.target).bundle
-        for each in self.revisions:
-            if each.is_proven and each.number < self.target and not _is_same(each.bundle, current):
-                return each
-        raise FailedPrecondition("NOTHING_TO_ROLL_BACK", "no earlier revision ever served")
+        for revision in self.revisions:
+            if (
+                revision.is_proven
+                and revision.number < self.target
+                and not _is_same(revision.bundle, current)
+            ):
+                return revision
+        raise FailedPrecondition("NOTHING_TO_ROLL_BACK", "no earlier revision has served yet")
 
-    def rolled_back(
-        self,
-        to: Revision,
-        asked: pb.DeploymentSpec,
-        spec: pb.DeploymentSpec,
-        *,
-        actor: str,
-        now: datetime,
-    ) -> Deployment:
+    def rolled_back(self, to: Revision, change: SpecChange) -> Deployment:
         """On its way to an earlier revision, and following no alias; in a rollout, back to the stable one."""
-        after = replace(self._asked(asked, spec, actor, now), followed="")
+        after = replace(self._changed(change), followed="")
         if self.is_rolling and to.number == self.stable:
             return replace(after, target=self.stable)
-        return after._aimed(to.bundle, Cause.ROLLBACK, actor, now, is_proven=to.is_proven)
+        return after._aimed(to.bundle, Cause.ROLLBACK, change.actor, change.now, is_proven=to.is_proven)
 
     def switched(self, to: Key | None) -> Deployment:
         """With its traffic at another deployment, because it was asked for; itself if it is there already.
@@ -290,29 +306,20 @@ class Deployment:
 
     def settled(self, stable: int) -> Deployment:
         """With a revision that serves all traffic healthily: it can be gone back to."""
-        return replace(
-            self,
-            stable=stable,
-            target=stable,
-            revisions=_kept(
-                tuple(
-                    replace(each, is_proven=True) if each.number == stable else each
-                    for each in self.revisions
-                ),
-                {stable},
-            ),
+        revisions = tuple(
+            replace(revision, is_proven=True) if revision.number == stable else revision
+            for revision in self.revisions
         )
+        return replace(self, stable=stable, target=stable, revisions=_kept(revisions, {stable}))
 
-    def _asked(
-        self, asked: pb.DeploymentSpec, spec: pb.DeploymentSpec, actor: str, now: datetime
-    ) -> Deployment:
+    def _changed(self, change: SpecChange) -> Deployment:
         return replace(
             self,
-            asked=asked,
-            spec=spec,
+            asked=change.asked,
+            spec=change.spec,
             generation=self.generation + 1,
-            update_time=now,
-            updated_by=actor,
+            update_time=change.now,
+            updated_by=change.actor,
             status=replace(self.status, settled_replicas=None),
         )
 
@@ -339,33 +346,39 @@ class Deployment:
         )
 
 
+def require_current(deployment: Deployment | None, etag: str) -> None:
+    """Raises FailedPrecondition while it is being removed, Aborted if it is not what the caller saw."""
+    if deployment is None or deployment.is_gone:
+        if etag:
+            raise Aborted("ETAG_MISMATCH", f"the deployment no longer exists; its etag was {etag}")
+        return
+    deployment.require_present()
+    deployment.require(etag)
+
+
 def created(
-    key: Key,
-    resource_name: str,
-    asked: pb.DeploymentSpec,
-    spec: pb.DeploymentSpec,
-    bundle: Bundle,
-    *,
-    actor: str,
-    now: datetime,
-    generation: int = 1,
+    key: Key, resource_name: str, change: SpecChange, bundle: Bundle, *, generation: int = 1
 ) -> Deployment:
     """A new one. generation: goes on where it was if a deployment of this name was removed before."""
     empty = Deployment(
         key=key,
         resource_name=resource_name,
-        asked=asked,
-        spec=spec,
+        asked=change.asked,
+        spec=change.spec,
         generation=generation,
-        create_time=now,
-        update_time=now,
-        updated_by=actor,
+        create_time=change.now,
+        update_time=change.now,
+        updated_by=change.actor,
         revisions=(),
         last_revision=0,
         target=0,
-        followed=bundle.version if spec.WhichOneof("source") == "alias" else "",
+        followed=_followed(change.spec, bundle),
     )
-    return empty._aimed(bundle, Cause.DEPLOY, actor, now)
+    return empty._aimed(bundle, Cause.DEPLOY, change.actor, change.now)
+
+
+def _followed(spec: pb.DeploymentSpec, bundle: Bundle) -> str:
+    return bundle.version if spec.WhichOneof("source") == "alias" else ""
 
 
 def _is_same(one: Bundle, other: Bundle) -> bool:
@@ -374,5 +387,5 @@ def _is_same(one: Bundle, other: Bundle) -> bool:
 
 def _kept(revisions: tuple[Revision, ...], needed: set[int]) -> tuple[Revision, ...]:
     """The newest, and those that are in use."""
-    newest = {each.number for each in revisions[:MAX_REVISIONS]} | needed
-    return tuple(each for each in revisions if each.number in newest)
+    newest = {revision.number for revision in revisions[:MAX_REVISIONS]} | needed
+    return tuple(revision for revision in revisions if revision.number in newest)

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.domain.metrics.health import Health
-from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 from neuroweaver.v1 import deployer_pb2 as pb
 
-DEFAULT_SWITCH_AFTER: Final = timedelta(seconds=30)
 SWITCH_BACK_AFTER: Final = timedelta(minutes=5)
 
 
@@ -36,21 +34,6 @@ class Watch:
     unfit_since: datetime | None = None
     healthy_since: datetime | None = None
     is_automatic: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "unfit_since": None if self.unfit_since is None else microseconds(self.unfit_since),
-            "healthy_since": None if self.healthy_since is None else microseconds(self.healthy_since),
-            "is_automatic": self.is_automatic,
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Watch:
-        unfit, healthy = (
-            None if plain[name] is None else from_microseconds(plain[name])
-            for name in ("unfit_since", "healthy_since")
-        )
-        return cls(unfit, healthy, plain["is_automatic"])
 
 
 @dataclass(frozen=True)
@@ -82,8 +65,8 @@ def decide(
     if is_switched:
         return _back(watch, policy, now)
     watch = replace(watch, is_automatic=False)
-    after = policy.switch_after.ToTimedelta() if policy.HasField("switch_after") else DEFAULT_SWITCH_AFTER
-    is_wanted = policy.HasField("backup") and (policy.auto_switch or not policy.HasField("auto_switch"))
+    is_wanted = policy.auto_switch and policy.HasField("backup")
+    after = policy.switch_after.ToTimedelta()
     if not is_wanted or watch.unfit_since is None or now - watch.unfit_since < after:
         return Decision(watch)
     fit = {pb.HEALTH_STATE_HEALTHY}
@@ -115,7 +98,7 @@ def cycle(start: Key, backup: Key | None, backups: Mapping[Key, Key]) -> tuple[K
 
 def _watched(watch: Watch, health: Health, now: datetime) -> Watch:
     is_unfit = health.state == pb.HEALTH_STATE_UNHEALTHY or any(
-        each.is_breached for each in health.thresholds
+        threshold.is_breached for threshold in health.thresholds
     )
     is_healthy = health.state == pb.HEALTH_STATE_HEALTHY
     return replace(

@@ -9,14 +9,12 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Any, Final
 
-from google.protobuf.duration_pb2 import Duration
-
 from neuroweaver.cluster import quantities
 from neuroweaver.deployer.domain.backend import Bundle, Key
+from neuroweaver.deployer.domain.defaults import NAME, fill
 from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.v1 import deployer_pb2 as pb
 
-DEFAULT_NAME: Final = "default"
 DEFAULT_ALIAS: Final = "production"
 
 _GIBIBYTE: Final = 2**30
@@ -27,7 +25,7 @@ _UNKNOWN_BASE_BYTES: Final = 4 * _GIBIBYTE
 _BYTES_PER_WEIGHT: Final = 2
 
 _MODEL_ID: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
-_NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?", re.ASCII)
+_NAMES: Final = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?", re.ASCII)
 _WEIGHTS_IN_NAME: Final = re.compile(r"(?<![0-9.])([0-9]+(?:\.[0-9]+)?)([mb])(?![a-z0-9])", re.ASCII)
 
 
@@ -41,11 +39,13 @@ class Defaults:
 
 
 def sourced(spec: pb.DeploymentSpec) -> pb.DeploymentSpec:
-    """With its source: the alias `production` where none is named."""
-    made = _copy(spec)
-    if made.WhichOneof("source") is None:
-        made.alias = DEFAULT_ALIAS
-    return made
+    """A copy with its source: the alias `production` where none is named."""
+
+    def name(spec: pb.DeploymentSpec) -> None:
+        if spec.WhichOneof("source") is None:
+            spec.alias = DEFAULT_ALIAS
+
+    return changed(spec, name)
 
 
 def completed(asked: pb.DeploymentSpec, key: Key, bundle: Bundle, defaults: Defaults) -> pb.DeploymentSpec:
@@ -54,7 +54,7 @@ def completed(asked: pb.DeploymentSpec, key: Key, bundle: Bundle, defaults: Defa
     spec.backend = spec.backend or defaults.backend
     _check(spec, key)
     _fill(spec, bundle, defaults)
-    _check_filled(spec)
+    _check_completed(spec)
     return spec
 
 
@@ -63,18 +63,20 @@ def key_of(project: str, model_id: str, name: str) -> Key:
     if not _MODEL_ID.fullmatch(model_id):
         raise InvalidArgument(
             "model_id",
-            "is not 1 to 63 lower-case letters, digits and dashes, with a letter or digit at both ends",
+            "must hold 1 to 63 lower-case letters, digits and dashes, with a letter or digit at both ends",
         )
-    if name and not _NAME.fullmatch(name):
-        raise InvalidArgument("name", "is no DNS label of at most 32 characters that begins with a letter")
-    return Key(project, model_id, name or DEFAULT_NAME)
+    if name and not _NAMES.fullmatch(name):
+        raise InvalidArgument(
+            "name", "must begin with a letter and hold at most 32 lower-case letters, digits and dashes"
+        )
+    return Key(project, model_id, name or NAME)
 
 
 def backup_of(spec: pb.DeploymentSpec, project: str) -> Key | None:
     if not spec.recovery.HasField("backup"):
         return None
     backup = spec.recovery.backup
-    return Key(project, backup.model_id, backup.name or DEFAULT_NAME)
+    return Key(project, backup.model_id, backup.name or NAME)
 
 
 def has_router(spec: pb.DeploymentSpec, key: Key) -> bool:
@@ -96,13 +98,17 @@ def check_autoscaling(field: str, scaling: pb.Autoscaling, backend: pb.Deploymen
     """Raises InvalidArgument."""
     if scaling.custom_metrics and backend == pb.DEPLOYMENT_BACKEND_LOCAL:
         raise InvalidArgument(
-            f"{field}.custom_metrics", "need a cluster's custom metrics API, which the local backend has not"
+            f"{field}.custom_metrics",
+            "need a cluster's custom metrics API, which the local backend does not have",
         )
 
 
 def _check(spec: pb.DeploymentSpec, key: Key) -> None:
     if spec.HasField("kubernetes") and spec.backend != pb.DEPLOYMENT_BACKEND_KUBERNETES:
-        raise InvalidArgument("spec.kubernetes", "has no meaning on the local backend, the default here")
+        raise InvalidArgument(
+            "spec.kubernetes",
+            "is only for the Kubernetes backend; remove it, or set spec.backend",
+        )
     if spec.HasField("autoscaling"):
         check_autoscaling("spec.autoscaling", spec.autoscaling, spec.backend)
     _check_canary(spec.rollout)
@@ -112,7 +118,7 @@ def _check(spec: pb.DeploymentSpec, key: Key) -> None:
             "spec.engine.tensor_parallel_size", f"is more than the {gpus} GPUs of spec.resources.gpus"
         )
     if engine.weight_type == pb.WEIGHT_TYPE_FP16 and gpus == 0:
-        raise InvalidArgument("spec.engine.weight_type", "FP16 needs a GPU, and spec.resources.gpus is 0")
+        raise InvalidArgument("spec.engine.weight_type", "FP16 needs a GPU, but spec.resources.gpus is 0")
     if (
         spec.rollout.replacement == pb.REPLACEMENT_MODE_SWAP_ADAPTER
         and engine.adapter_mode != pb.ADAPTER_MODE_SWITCHED
@@ -122,7 +128,7 @@ def _check(spec: pb.DeploymentSpec, key: Key) -> None:
         )
     backup = backup_of(spec, key.project)
     if backup == key:
-        raise InvalidArgument("spec.recovery.backup", "is this very deployment")
+        raise InvalidArgument("spec.recovery.backup", "is this deployment itself")
 
 
 def _check_canary(rollout: pb.RolloutPolicy) -> None:
@@ -131,13 +137,13 @@ def _check_canary(rollout: pb.RolloutPolicy) -> None:
         if after.weight_percent <= before.weight_percent:
             raise InvalidArgument(
                 f"spec.rollout.canary.steps[{index}].weight_percent",
-                f"does not rise: {after.weight_percent} after {before.weight_percent}",
+                f"must rise from step to step: {after.weight_percent} after {before.weight_percent}",
             )
     if rollout.HasField("canary") and not steps:
         raise InvalidArgument("spec.rollout.canary.steps", "is empty")
 
 
-def _check_filled(spec: pb.DeploymentSpec) -> None:
+def _check_completed(spec: pb.DeploymentSpec) -> None:
     resources = spec.resources
     for kind in ("cpu", "memory"):
         limit, request = getattr(resources, f"{kind}_limit"), getattr(resources, f"{kind}_request")
@@ -162,45 +168,33 @@ def _fill(spec: pb.DeploymentSpec, bundle: Bundle, defaults: Defaults) -> None:
     is_local = spec.backend == pb.DEPLOYMENT_BACKEND_LOCAL
     if spec.WhichOneof("scaling") is None:
         spec.replicas = 1
-    if spec.HasField("autoscaling"):
-        fill_autoscaling(spec.autoscaling)
-    engine = spec.engine
-    _fill_resources(spec.resources, bundle, engine.weight_type)
-    engine.adapter_mode = engine.adapter_mode or pb.ADAPTER_MODE_MERGED
-    if is_local:
-        _default(engine, "max_batch_size", 16)
-    _default(engine, "max_queue_size", 256)
-    _default(engine, "tensor_parallel_size", 1)
-    _fill_rollout(spec.rollout)
-    fill_thresholds(spec.thresholds)
-    _fill_recovery(spec.recovery)
-    _wait(spec, "startup_timeout", timedelta(minutes=10))
-    _wait(spec, "drain_timeout", timedelta(seconds=30))
+    for part in (spec.resources, spec.engine, spec.rollout, spec.thresholds, spec.recovery):
+        part.SetInParent()
     if not is_local:
-        _fill_kubernetes(spec.kubernetes, defaults)
+        spec.kubernetes.namespace = spec.kubernetes.namespace or defaults.namespace
+        spec.kubernetes.image = spec.kubernetes.image or defaults.image
+        spec.kubernetes.SetInParent()
+    fill(spec)
+    if spec.HasField("autoscaling"):
+        _fill_autoscaling(spec.autoscaling)
+    _fill_resources(spec.resources, bundle, spec.engine.weight_type)
+    if is_local and not spec.engine.HasField("max_batch_size"):
+        spec.engine.max_batch_size = 16
+    recovery = spec.recovery
+    if not recovery.HasField("max_restart_backoff"):
+        longest = max(timedelta(minutes=5), recovery.restart_backoff.ToTimedelta())
+        recovery.max_restart_backoff.FromTimedelta(longest)
 
 
-def fill_autoscaling(scaling: pb.Autoscaling) -> None:
-    _default(scaling, "min_replicas", 1)
+def _fill_autoscaling(scaling: pb.Autoscaling) -> None:
     has_target = scaling.custom_metrics or any(
         scaling.HasField(name)
         for name in ("target_cpu_percent", "target_memory_percent", "target_concurrency")
     )
     if not has_target:
         scaling.target_cpu_percent = 80
-    _wait(scaling, "scale_down_delay", timedelta(minutes=5))
-    if scaling.min_replicas == 0:
-        _wait(scaling, "idle_timeout", timedelta(minutes=10))
-
-
-def fill_thresholds(thresholds: pb.ModelThresholds) -> None:
-    _default(thresholds, "min_accuracy", 0.85)
-    _default(thresholds, "max_latency_ms", 2000.0)
-    _default(thresholds, "min_throughput_rps", 10.0)
-    _default(thresholds, "max_cost_per_request", 0.01)
-    _default(thresholds, "max_error_rate", 0.05)
-    _default(thresholds, "min_requests", 30)
-    _wait(thresholds, "window", timedelta(minutes=5))
+    if scaling.min_replicas == 0 and not scaling.HasField("idle_timeout"):
+        scaling.idle_timeout.FromTimedelta(timedelta(minutes=10))
 
 
 def _fill_resources(
@@ -209,7 +203,6 @@ def _fill_resources(
     weights = bundle.size_bytes + _base_bytes(bundle)
     # Weights are stored in two bytes each, and turned into four while they are loaded.
     loaded = weights * 2 if weight_type == pb.WEIGHT_TYPE_FP32 else weights
-    resources.cpu_request = resources.cpu_request or "1"
     # A fifth on top of the weights for what is computed with them.
     estimate = quantities.of_bytes(_ENGINE_BYTES + loaded + loaded // 5)
     if resources.memory_limit and not resources.memory_request:
@@ -217,7 +210,6 @@ def _fill_resources(
     resources.memory_request = resources.memory_request or estimate
     resources.memory_limit = resources.memory_limit or resources.memory_request
     resources.storage_request = resources.storage_request or quantities.of_bytes(_IMAGE_BYTES + weights)
-    resources.gpu_resource = resources.gpu_resource or "nvidia.com/gpu"
 
 
 def _least(one: str, other: str) -> str:
@@ -228,72 +220,19 @@ def _least(one: str, other: str) -> str:
 
 
 def _base_bytes(bundle: Bundle) -> int:
-    """Of the base model's weights, which are not among the files: by the size that its name tells."""
+    """Of the base model's weights, which are not among the files: by the size in its name."""
     if not bundle.base_name:
         return 0
-    found = _WEIGHTS_IN_NAME.findall(bundle.base_name.lower())
-    if not found:
+    sizes = _WEIGHTS_IN_NAME.findall(bundle.base_name.lower())
+    if not sizes:
         return _UNKNOWN_BASE_BYTES
-    number, unit = found[-1]
+    number, unit = sizes[-1]
     return int(float(number) * (10**9 if unit == "b" else 10**6) * _BYTES_PER_WEIGHT)
-
-
-def _fill_rollout(rollout: pb.RolloutPolicy) -> None:
-    _default(rollout, "max_surge", 1)
-    _default(rollout, "max_unavailable", 0)
-    rollout.session_affinity = rollout.session_affinity or pb.SESSION_AFFINITY_CONVERSATION
-    _wait(rollout, "progress_deadline", timedelta(minutes=10))
-    if not rollout.HasField("canary"):
-        return
-    for step in rollout.canary.steps:
-        _wait(step, "bake_time", timedelta(minutes=5))
-    if rollout.canary.HasField("analysis"):
-        analysis = rollout.canary.analysis
-        _wait(analysis, "interval", timedelta(seconds=30))
-        _default(analysis, "min_requests", 100)
-        _default(analysis, "confidence", 0.95)
-
-
-def _fill_recovery(recovery: pb.RecoveryPolicy) -> None:
-    _wait(recovery, "restart_backoff", timedelta(seconds=1))
-    longest = max(timedelta(minutes=5), recovery.restart_backoff.ToTimedelta())
-    _wait(recovery, "max_restart_backoff", longest)
-    _default(recovery, "crash_loop_restarts", 5)
-    _default(recovery, "auto_switch", value=True)
-    _wait(recovery, "switch_after", timedelta(seconds=30))
-    _default(recovery, "auto_switch_back", value=False)
-    if recovery.HasField("backup"):
-        recovery.backup.name = recovery.backup.name or DEFAULT_NAME
-
-
-def _fill_kubernetes(options: pb.KubernetesOptions, defaults: Defaults) -> None:
-    options.namespace = options.namespace or defaults.namespace
-    options.image = options.image or defaults.image
-    _default(options, "monitoring", value=True)
-    for toleration in options.tolerations:
-        toleration.operator = toleration.operator or pb.TOLERATION_OPERATOR_EXISTS
-
-
-def _default(message: Any, field: str, value: Any) -> None:
-    if not message.HasField(field):
-        setattr(message, field, value)
-
-
-def _wait(message: Any, field: str, length: timedelta) -> None:
-    if not message.HasField(field):
-        duration = Duration()
-        duration.FromTimedelta(length)
-        getattr(message, field).CopyFrom(duration)
-
-
-def _copy(spec: pb.DeploymentSpec) -> pb.DeploymentSpec:
-    made = pb.DeploymentSpec()
-    made.CopyFrom(spec)
-    return made
 
 
 def changed(spec: pb.DeploymentSpec, change: Callable[[pb.DeploymentSpec], object]) -> pb.DeploymentSpec:
     """A copy with a change; a spec that was handed out never changes."""
-    made = _copy(spec)
-    change(made)
-    return made
+    copy = pb.DeploymentSpec()
+    copy.CopyFrom(spec)
+    change(copy)
+    return copy

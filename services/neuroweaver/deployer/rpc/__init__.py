@@ -1,1 +1,1 @@
-"""The RPCs: from a request to its answer."""
+"""DeployerService: from a request to its answer. Begin with `server`. Imports the rooms below."""

@@ -1,67 +1,60 @@
-"""The RPCs that stream what happens."""
+"""The events and the log lines of a deployment as they come."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from neuroweaver.deployer.domain.backend import Key
-from neuroweaver.deployer.rpc.handler import Handler, known_key
-from neuroweaver.deployer.storage.reader import NumberedLine
-from neuroweaver.mesh.handlers import legacy as watch
+from neuroweaver.deployer.rpc.keys import existing_key
+from neuroweaver.deployer.storage.reader import NumberedLine, Reader
+from neuroweaver.deployer.storage.store import Store
+from neuroweaver.mesh.handlers.watch import HEARTBEAT_S, PAGE_SIZE, Look, follow
 from neuroweaver.mesh.wire.clock import timestamp
-from neuroweaver.mesh.wire.errors import OutOfRange
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import deployer_pb2 as pb
 
-HEARTBEAT_S: Final = 15.0
-POLL_S: Final = 1.0
-_PAGE: Final = 256
+E = TypeVar("E", pb.DeploymentEvent, pb.DeploymentLogLine)
 
 
-class WatchMethods(Handler):
+class Watches:
+    """A watch is of one life of a deployment: it ends with its removal, though it be made anew at once."""
+
+    def __init__(self, store: Store, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self._store = store
+        self._heartbeat_s = heartbeat_s
+
     async def WatchDeployment(
         self, request: pb.WatchDeploymentRequest, context: Any
     ) -> AsyncIterator[pb.DeploymentEvent]:
-        key = known_key(request, context)
+        key = existing_key(request, context)
         async with self._store.read(key.project) as deployments:
-            kept = await deployments.kept(key, show_gone=True)
-        first = kept.first_sequence
+            first = (await deployments.kept(key, show_gone=True)).first_sequence
 
-        async def load(after: int, limit: int) -> Sequence[pb.DeploymentEvent]:
+        async def look(after: int) -> Look[pb.DeploymentEvent]:
             async with self._store.read(key.project) as deployments:
-                return await deployments.events(key, after, limit, first=first)
+                kept = await deployments.kept(key, show_gone=True)
+                oldest = await deployments.oldest_event(key, first)
+                events = await deployments.events(key, after, PAGE_SIZE, first=first)
+            newest, is_over = kept.last_sequence, kept.deployment.is_gone
+            if kept.first_sequence != first:
+                newest, is_over = kept.first_sequence - 1, True
+            return _look(events, newest, oldest, is_over)
 
-        def heartbeat(last: int) -> pb.DeploymentEvent:
-            return pb.DeploymentEvent(
+        following = follow(
+            look,
+            since=request.since_sequence,
+            heartbeat=lambda last: pb.DeploymentEvent(
                 sequence=last,
                 model_id=key.model_id,
                 name=key.name,
                 heartbeat=common_pb2.Heartbeat(sequence=last),
-            )
-
-        since = request.since_sequence
-        if since and since < first - 1:
-            raise OutOfRange(
-                f"the deployment was made anew since: watch from {first - 1}",
-                metadata={"oldest_sequence": str(first)},
-            )
-        if not since:
-            async with self._store.read(key.project) as deployments:
-                oldest = await deployments.events(key, 0, 1, first=first)
-            # What was compacted is not there to be replayed: "all that are kept".
-            since = oldest[0].sequence - 1 if oldest else kept.last_sequence
-        following = watch.follow(
-            load,
-            since=since,
-            sequence_of=lambda event: event.sequence,
-            is_terminal=_is_end,
-            heartbeat=heartbeat,
+            ),
             signal=self._store.events_signal(key),
-            heartbeat_s=HEARTBEAT_S,
-            poll_s=POLL_S,
+            heartbeat_s=self._heartbeat_s,
+            replays_kept=True,
         )
         async with aclosing(following) as events:
             async for event in events:
@@ -70,85 +63,68 @@ class WatchMethods(Handler):
     async def WatchDeploymentLogs(
         self, request: pb.WatchDeploymentLogsRequest, context: Any
     ) -> AsyncIterator[pb.DeploymentLogLine]:
-        key = known_key(request, context)
-        signal = self._store.logs_signal(key)
-        last, until = await self._first_line(key, request)
-        clock = asyncio.get_running_loop().time
-        sent_at = clock()
-        while True:
-            seen = signal.count
-            lines, is_gone = await self._lines(key, last)
-            for each in lines:
-                last = each.sequence
-                if not request.follow and last > until:
-                    return
-                if _is_asked(each, request):
-                    yield _message(each)
-                    sent_at = clock()
-            if lines:
-                continue
-            if is_gone or not request.follow:
-                return
-            if clock() - sent_at >= HEARTBEAT_S:
-                yield pb.DeploymentLogLine(sequence=last)
-                sent_at = clock()
-            await signal.wait(seen, POLL_S)
-
-    async def _first_line(self, key: Key, request: pb.WatchDeploymentLogsRequest) -> tuple[int, int]:
-        """The sequence after which to begin, and that of the last line known. Raises NotFound, OutOfRange."""
+        key, since = existing_key(request, context), request.since_sequence
         async with self._store.read(key.project) as deployments:
-            kept = await deployments.kept(key, show_gone=True)
-            oldest, last = await deployments.line_bounds(key)
-            since, first = request.since_sequence, kept.deployment.first_line
-            if since > last:
-                raise OutOfRange(f"no line with sequence {since} was written yet; the last one is {last}")
-            if since and since < first - 1:
-                raise OutOfRange(
-                    f"the deployment was made anew since: watch from {first - 1}",
-                    metadata={"oldest_sequence": str(first)},
-                )
-            if since and since < oldest - 1:
-                raise OutOfRange(
-                    f"the lines between {since} and {oldest} are no longer kept; watch from {oldest - 1}",
-                    metadata={"oldest_sequence": str(oldest)},
-                )
-            since = max(since, first - 1)
-            if request.tail_lines:
-                tail = await deployments.tail(
-                    key,
-                    request.tail_lines,
-                    replica_id=request.replica_id,
-                    revision=request.revision,
-                    until=last,
-                )
-                since = max(since, tail)
-        return since, last
+            first = (await deployments.kept(key, show_gone=True)).deployment.first_line
+            _, until = await deployments.line_bounds(key)
+            start = max(since, await _before_tail(deployments, key, request, first, until))
 
-    async def _lines(self, key: Key, after: int) -> tuple[list[NumberedLine], bool]:
-        """The next lines, and whether there will be none after them."""
-        async with self._store.read(key.project) as deployments:
-            kept = await deployments.find(key)
-            lines = await deployments.lines(key, after, _PAGE)
-        return lines, kept is None or kept.deployment.is_gone
+        async def look(after: int) -> Look[pb.DeploymentLogLine]:
+            async with self._store.read(key.project) as deployments:
+                kept = await deployments.kept(key, show_gone=True)
+                oldest, newest = await deployments.line_bounds(key)
+                page = await deployments.lines(key, max(after, first - 1), PAGE_SIZE)
+            is_over = kept.deployment.is_gone
+            if not request.follow:
+                newest, is_over = until, True
+            elif kept.deployment.first_line != first:
+                newest, is_over = kept.deployment.first_line - 1, True
+            # Who named no sequence reads what is kept of the past, though its oldest lines go meanwhile.
+            oldest = 1 if after <= until and not since else max(first, oldest)
+            look = _look(list(map(_message, page)), newest, oldest, is_over)
+            return replace(look, events=[line for line in look.events if _is_asked(line, request)])
+
+        following = follow(
+            look,
+            since=start,
+            heartbeat=lambda last: pb.DeploymentLogLine(sequence=last),
+            signal=self._store.logs_signal(key),
+            heartbeat_s=self._heartbeat_s,
+        )
+        async with aclosing(following) as lines:
+            async for line in lines:
+                yield line
 
 
-def _is_end(event: pb.DeploymentEvent) -> bool:
-    return (
-        event.WhichOneof("event") == "state_changed"
-        and event.state_changed.to_state == pb.DEPLOYMENT_STATE_DELETED
+def _look(page: list[E], newest: int, oldest: int, is_over: bool) -> Look[E]:
+    """page: what came next; less than a whole one reaches the newest."""
+    last = min(page[-1].sequence, newest) if len(page) == PAGE_SIZE else newest
+    return Look([event for event in page if event.sequence <= newest], last, newest, oldest, is_over)
+
+
+async def _before_tail(
+    deployments: Reader, key: Key, request: pb.WatchDeploymentLogsRequest, first: int, until: int
+) -> int:
+    """The sequence before the lines of the tail that is asked for; 0 if all that are kept belong to it."""
+    if not request.tail_lines:
+        return 0
+    before = await deployments.tail(
+        key, request.tail_lines, replica_id=request.replica_id, revision=request.revision, until=until
     )
+    return before if before >= first else 0
 
 
-def _is_asked(each: NumberedLine, request: pb.WatchDeploymentLogsRequest) -> bool:
-    return request.replica_id in {"", each.line.replica_id} and request.revision in {0, each.line.revision}
+def _is_asked(line: pb.DeploymentLogLine, request: pb.WatchDeploymentLogsRequest) -> bool:
+    return request.replica_id in {"", line.replica_id} and request.revision in {0, line.revision}
 
 
-def _message(each: NumberedLine) -> pb.DeploymentLogLine:
+def _message(numbered: NumberedLine) -> pb.DeploymentLogLine:
+    line = numbered.line
     return pb.DeploymentLogLine(
-        sequence=each.sequence,
-        time=timestamp(each.line.time),
-        replica_id=each.line.replica_id,
-        revision=each.line.revision,
-        level=each.line.level,
-        message=each.line.message,
+        sequence=numbered.sequence,
+        time=timestamp(line.time),
+        replica_id=line.replica_id,
+        revision=line.revision,
+        level=line.level,
+        message=line.message,
     )

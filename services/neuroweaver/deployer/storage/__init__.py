@@ -1,1 +1,3 @@
-"""What the Deployer keeps, and how it is read and written."""
+"""What the Deployer keeps: `tables`, a transaction's `reader` and `writer`, the `store`, and the `lease`
+that says who leads. Returns domain objects, never rows. Imports the domain.
+"""

@@ -12,14 +12,15 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
-from sqlalchemy import insert, select, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import select, tuple_, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.deployer.storage import tables
 from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.upsert import insert_new
 from neuroweaver.mesh.wire.ids import new_id
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
@@ -45,21 +46,7 @@ class Lease:
             raise LeaseLost
 
 
-class Elector(Protocol):
-    """Chooses one of several deployers; a cluster has its own way beside that of the database."""
-
-    async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
-        """Runs `lead` whenever this process is the chosen one, and cancels it when it no longer is."""
-
-
-class Everyone:
-    """No choice: for one process alone, or where another fence is enough."""
-
-    async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
-        await lead()
-
-
-class Tenant:
+class LeaseHolder:
     """One process's claim on the lease.
 
     is_alone: it is known otherwise that no other process of this database lives, so that a lease which one
@@ -89,7 +76,7 @@ class Tenant:
             beating = asyncio.ensure_future(self._beat(lease))
             try:
                 await asyncio.wait({leading, beating}, return_when=asyncio.FIRST_COMPLETED)
-                if leading.done() and not isinstance(leading.exception(), LeaseLost):
+                if leading.done() and not _is_lost(leading.exception()):
                     leading.result()
                     return
             finally:
@@ -125,22 +112,14 @@ class Tenant:
         """None if somebody was faster."""
         table = tables.leases
         if seen is None:
-            try:
-                await connection.execute(
-                    insert(table).values(lease=NAME, holder=self._holder, token=1, beat=0)
-                )
-            except IntegrityError:
-                return None
-            return Lease(1)
-        holder, token, beat = seen
+            claim = insert_new(connection, table).values(lease=NAME, holder=self._holder, token=1, beat=0)
+            claimed = await connection.execute(claim.returning(table.c.token))
+            return Lease(1) if claimed.one_or_none() else None
+        token = seen[1]
+        is_unmoved = tuple_(table.c.holder, table.c.token, table.c.beat) == seen
         done = await connection.execute(
             update(table)
-            .where(
-                table.c.lease == NAME,
-                table.c.holder == holder,
-                table.c.token == token,
-                table.c.beat == beat,
-            )
+            .where(table.c.lease == NAME, is_unmoved)
             .values(holder=self._holder, token=token + 1, beat=0)
         )
         return Lease(token + 1) if done.rowcount else None
@@ -149,41 +128,43 @@ class Tenant:
         """Ends when the lease is another's, or before it could be: what runs in a cluster is not fenced by a
         database, so the work must stop first.
         """
-        table = tables.leases
         renewed = time.monotonic()
         while (left_s := 0.8 * self._silence_s - (time.monotonic() - renewed)) > 0:
             await asyncio.sleep(min(self._beat_s, left_s))
             begun = time.monotonic()
             try:
                 async with asyncio.timeout(0.8 * self._silence_s - (begun - renewed)):
-                    moved = await self._database.transact(
-                        lambda connection: _moved(
-                            connection,
-                            update(table)
-                            .where(table.c.lease == NAME, table.c.token == lease.token)
-                            .values(beat=table.c.beat + 1),
-                        )
-                    )
+                    is_ours = await self._update(lease, beat=tables.leases.c.beat + 1)
             except (SQLAlchemyError, TimeoutError) as error:
                 _LOG.warning("lease not renewed", extra={"cause": type(error).__name__})
                 continue
-            if not moved:
+            if not is_ours:
                 return
             renewed = begun
 
     async def _release(self, lease: Lease) -> None:
         """So that another need not wait. What fails here is found by silence."""
-        table = tables.leases
-        statement = update(table).where(table.c.lease == NAME, table.c.token == lease.token).values(holder="")
         try:
-            await self._database.transact(lambda connection: _moved(connection, statement))
+            await self._update(lease, holder="")
         except SQLAlchemyError as error:
             _LOG.warning("lease not released", extra={"cause": type(error).__name__})
 
+    async def _update(self, lease: Lease, **values: object) -> bool:
+        """False if it is another's by now."""
+        table = tables.leases
+        statement = update(table).where(table.c.lease == NAME, table.c.token == lease.token).values(**values)
 
-async def _moved(connection: AsyncConnection, statement: object) -> int:
-    rows: int = (await connection.execute(statement)).rowcount  # type: ignore[call-overload]
-    return rows
+        async def work(connection: AsyncConnection) -> bool:
+            return bool((await connection.execute(statement)).rowcount)
+
+        return await self._database.transact(work)
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    """Also for a group of tasks that all lost it."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(LeaseLost)[1] is None
+    return isinstance(error, LeaseLost)
 
 
 async def _ended(*tasks: asyncio.Future[None]) -> None:

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, select
+from sqlalchemy import ColumnElement, Row, Table, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.deployer.domain.backend import Key, Line
-from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
+from neuroweaver.deployer.domain.metrics.counts import Sample
+from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.model import Deployment
-from neuroweaver.deployer.storage import records, tables
+from neuroweaver.deployer.domain.specification import backup_of
+from neuroweaver.deployer.storage import tables
+from neuroweaver.deployer.storage.records import RECORDS
 from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.wire.errors import InvalidArgument, NotFound
@@ -52,10 +55,10 @@ class Reader:
 
     async def kept(self, key: Key, *, show_gone: bool = False) -> Kept:
         """Raises NotFound."""
-        found = await self.find(key)
-        if found is None or (found.deployment.is_gone and not show_gone):
-            raise NotFound("deployment", f"{key.model_id}/{key.name}")
-        return found
+        kept = await self.find(key)
+        if kept is None or (kept.deployment.is_gone and not show_gone):
+            raise NotFound("deployment", str(key))
+        return kept
 
     async def deployment(self, key: Key) -> Deployment:
         """Raises NotFound, also for one that is gone."""
@@ -89,8 +92,23 @@ class Reader:
 
     async def backed_by(self, key: Key) -> list[Key]:
         """The deployments whose backup this one is, or whose traffic it has."""
-        found = await self.present()
-        return [each.key for each in found if each.key != key and key in {_backup(each), each.switched_to}]
+        return [
+            other.key
+            for other in await self.present()
+            if other.key != key and key in {backup_of(other.spec, self.project), other.switched_to}
+        ]
+
+    async def backups_from(self, key: Key | None) -> dict[Key, Key]:
+        """The backup of each deployment on the way from one through its backups."""
+        backups: dict[Key, Key] = {}
+        while key is not None and key not in backups:
+            kept = await self.find(key)
+            backup = backup_of(kept.deployment.spec, self.project) if kept else None
+            if kept is None or kept.deployment.is_gone or backup is None:
+                break
+            backups[key] = backup
+            key = backup
+        return backups
 
     async def present(self) -> list[Deployment]:
         """All of the project that are not gone."""
@@ -102,35 +120,36 @@ class Reader:
 
     async def events(self, key: Key, after: int, limit: int, *, first: int = 1) -> list[pb.DeploymentEvent]:
         """Those after a sequence, in order. first: none before that."""
-        table = tables.events
-        statement = (
-            select(table.c.sequence, table.c.event)
-            .where(of(table, key), table.c.sequence > after, table.c.sequence >= first)
-            .order_by(table.c.sequence)
-            .limit(limit)
+        sequence = tables.events.c.sequence
+        rows = await self._rows(
+            tables.events, key, sequence > after, sequence >= first, order=[sequence], limit=limit
         )
-        return [pb.DeploymentEvent.FromString(row.event) for row in await self.connection.execute(statement)]
+        return [pb.DeploymentEvent.FromString(row.event) for row in rows]
+
+    async def oldest_event(self, key: Key, first: int) -> int:
+        """The sequence of the first event that is kept, from `first` on; `first` if there is none."""
+        table = tables.events
+        statement = select(func.min(table.c.sequence)).where(of(table, key), table.c.sequence >= first)
+        return (await self.connection.execute(statement)).scalar_one_or_none() or first
 
     async def lines(self, key: Key, after: int, limit: int) -> list[NumberedLine]:
         """The log lines after a sequence, in order."""
-        table = tables.log_lines
-        statement = (
-            select(table)
-            .where(of(table, key), table.c.sequence > after)
-            .order_by(table.c.sequence)
-            .limit(limit)
-        )
-        return [_line(row) for row in await self.connection.execute(statement)]
+        sequence = tables.log_lines.c.sequence
+        rows = await self._rows(tables.log_lines, key, sequence > after, order=[sequence], limit=limit)
+        return [
+            NumberedLine(row.sequence, Line(row.replica_id, row.revision, row.time, row.message, row.level))
+            for row in rows
+        ]
 
     async def line_bounds(self, key: Key) -> tuple[int, int]:
         """The sequences of the oldest line kept and of the last; (1, 0) if there is none."""
         table = tables.log_lines
         ends = []
-        for order in (table.c.sequence.asc(), table.c.sequence.desc()):
-            statement = select(table.c.sequence).where(of(table, key)).order_by(order).limit(1)
+        for end in (func.min, func.max):
+            statement = select(end(table.c.sequence)).where(of(table, key))
             ends.append((await self.connection.execute(statement)).scalar_one_or_none())
-        first, last = ends
-        return (first, last) if first is not None and last is not None else (1, 0)
+        oldest, last = ends
+        return (1, 0) if oldest is None or last is None else (oldest, last)
 
     async def tail(self, key: Key, count: int, *, replica_id: str, revision: int, until: int) -> int:
         """The sequence before the last `count` lines of a replica or revision, up to `until`."""
@@ -150,45 +169,43 @@ class Reader:
         statement = select(table.c.replica_id, table.c.cursor).where(of(table, key))
         return {row.replica_id: row.cursor for row in await self.connection.execute(statement)}
 
-    async def tallies(self, key: Key, since: datetime) -> list[Tally]:
-        """The measurements since a moment, in order."""
-        table = tables.measurements
-        statement = (
-            select(table.c.record)
-            .where(of(table, key), table.c.time >= since)
-            .order_by(table.c.time, table.c.revision)
-        )
-        return [records.load(Tally, row.record) for row in await self.connection.execute(statement)]
-
     async def tallies_after(self, key: Key, time: datetime) -> list[Tally]:
         """The measurements after a moment, in order."""
-        table = tables.measurements
-        statement = (
-            select(table.c.record)
-            .where(of(table, key), table.c.time > time)
-            .order_by(table.c.time, table.c.revision)
+        columns = tables.measurements.c
+        rows = await self._rows(
+            tables.measurements, key, columns.time > time, order=[columns.time, columns.revision]
         )
-        return [records.load(Tally, row.record) for row in await self.connection.execute(statement)]
+        return [RECORDS.load(Tally, row.record) for row in rows]
 
     async def samples(self, key: Key, since: datetime) -> list[Sample]:
         """What was reported of the time since a moment, in the order in which it came."""
-        table = tables.samples
-        statement = select(table).where(of(table, key), table.c.time >= since).order_by(table.c.sequence)
-        return [_sample(row) for row in await self.connection.execute(statement)]
+        columns = tables.samples.c
+        rows = await self._rows(tables.samples, key, columns.time >= since, order=[columns.sequence])
+        return [_sample(row) for row in rows]
 
     async def samples_after(self, key: Key, sequence: int) -> list[Sample]:
         """What was reported after a report, in the order in which it came."""
-        table = tables.samples
-        statement = (
-            select(table).where(of(table, key), table.c.sequence > sequence).order_by(table.c.sequence)
-        )
-        return [_sample(row) for row in await self.connection.execute(statement)]
+        columns = tables.samples.c
+        rows = await self._rows(tables.samples, key, columns.sequence > sequence, order=[columns.sequence])
+        return [_sample(row) for row in rows]
 
     async def last_sample(self, key: Key) -> int:
         """The sequence of the last report; 0 before the first."""
         table = tables.samples
         statement = select(func.max(table.c.sequence)).where(of(table, key))
         return (await self.connection.execute(statement)).scalar_one_or_none() or 0
+
+    async def _rows(
+        self,
+        table: Table,
+        key: Key,
+        *conditions: ColumnElement[bool],
+        order: Sequence[ColumnElement[Any]],
+        limit: int | None = None,
+    ) -> Sequence[Row[Any]]:
+        """Those of a deployment that meet the conditions."""
+        statement = select(table).where(of(table, key), *conditions).order_by(*order).limit(limit)
+        return (await self.connection.execute(statement)).all()
 
 
 async def everything(connection: AsyncConnection) -> AsyncIterator[Deployment]:
@@ -207,37 +224,30 @@ def of(table: Any, key: Key) -> ColumnElement[bool]:
 def _holds(key: str, value: str) -> ColumnElement[bool]:
     table, labels = tables.deployments, tables.labels
     if key == "state":
-        number = pb.DeploymentState.values()
-        names = {pb.DeploymentState.Name(each).removeprefix("DEPLOYMENT_STATE_"): each for each in number}
-        if value not in names:
-            raise InvalidArgument("filter", f"{value} is no state of a deployment")
-        return table.c.state == names[value]
+        states = {
+            name.removeprefix("DEPLOYMENT_STATE_"): number
+            for name, number in pb.DeploymentState.items()
+            if number
+        }
+        if value not in states:
+            raise InvalidArgument("filter", f"state={value} is not one of {', '.join(states)}")
+        return table.c.state == states[value]
     if key in {"model_id", "alias"}:
         is_equal: ColumnElement[bool] = table.c[key] == value
         return is_equal
-    labelled: Select[Any] = select(labels.c.label).where(
-        labels.c.project == table.c.project,
-        labels.c.model_id == table.c.model_id,
-        labels.c.name == table.c.name,
-        labels.c.label == key.removeprefix(LABELS),
-        labels.c.value == value,
+    return (
+        select(labels.c.label)
+        .where(
+            *(labels.c[column] == table.c[column] for column in ("project", "model_id", "name")),
+            labels.c.label == key.removeprefix(LABELS),
+            labels.c.value == value,
+        )
+        .exists()
     )
-    return labelled.exists()
 
 
 def _kept(row: Row[Any]) -> Kept:
-    return Kept(records.load(Deployment, row.record), row.last_sequence, row.first_sequence)
-
-
-def _backup(deployment: Deployment) -> Key | None:
-    recovery = deployment.spec.recovery
-    if not recovery.HasField("backup"):
-        return None
-    return Key(deployment.key.project, recovery.backup.model_id, recovery.backup.name)
-
-
-def _line(row: Row[Any]) -> NumberedLine:
-    return NumberedLine(row.sequence, Line(row.replica_id, row.revision, row.time, row.message, row.level))
+    return Kept(RECORDS.load(Deployment, row.record), row.last_sequence, row.first_sequence)
 
 
 def _sample(row: Row[Any]) -> Sample:

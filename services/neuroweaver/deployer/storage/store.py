@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.domain.model import Deployment
-from neuroweaver.deployer.storage import tables
 from neuroweaver.deployer.storage.lease import Lease
 from neuroweaver.deployer.storage.reader import Reader, everything
-from neuroweaver.deployer.storage.writer import Writer, compact, forget, forget_gone
-from neuroweaver.mesh.database import idempotency
+from neuroweaver.deployer.storage.writer import Writer
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.handlers.watch import Signal, Signals
 from neuroweaver.mesh.wire.clock import Clock, utc_now
+from neuroweaver.mesh.wire.origin import ChangeOrigin
 
 T = TypeVar("T")
 
@@ -40,7 +38,7 @@ class Store:
         self._listeners.append(listener)
 
     async def transact(
-        self, project: str, work: Callable[[Writer], Awaitable[T]], *, lease: Lease | None = None
+        self, origin: ChangeOrigin, work: Callable[[Writer], Awaitable[T]], *, lease: Lease | None = None
     ) -> T:
         """What `work` returns, once what it changed is on disk. `work` may run several times.
 
@@ -52,7 +50,7 @@ class Store:
             nonlocal writer
             if lease is not None:
                 await lease.require(connection)
-            writer = Writer(connection, project, self.clock())
+            writer = Writer(connection, origin, self.clock())
             return await work(writer)
 
         result = await self.database.transact(run)
@@ -82,24 +80,3 @@ class Store:
     def logs_signal(self, key: Key) -> Signal:
         """Says that a line of a log may have been written. Hold on to it while following it."""
         return self._logs.of(key)
-
-    async def forget_measured(self, before: datetime) -> int:
-        """Drops measurements and reports from before a moment. Gives how many."""
-
-        async def work(connection: AsyncConnection) -> int:
-            counted = await forget(connection, tables.measurements, before)
-            return counted + await forget(connection, tables.samples, before)
-
-        return await self.database.transact(work)
-
-    async def compact(self, before: datetime) -> int:
-        """Drops the events from before a moment, except each deployment's last. Gives how many."""
-        return await self.database.transact(lambda connection: compact(connection, before))
-
-    async def forget_gone(self, before: datetime) -> int:
-        """Drops the deployments that were gone before a moment, with all that is theirs. Gives how many."""
-        return await self.database.transact(lambda connection: forget_gone(connection, before))
-
-    async def forget_answers(self, before: datetime) -> int:
-        """Drops the answers kept for retries of calls made before a moment. Gives how many."""
-        return await self.database.transact(lambda connection: idempotency.forget(connection, before))

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Text,
 )
 
+from neuroweaver.deployer.domain.metrics.counts import MEASURES
 from neuroweaver.mesh.database import idempotency
 from neuroweaver.mesh.database.database import UtcDateTime, ascii_text
 
@@ -126,12 +127,7 @@ samples: Final = Table(
     Column("actor", ascii_text(256), nullable=False),
     Column("version", ascii_text(128), nullable=False),
     Column("requests", BigInteger, nullable=False),
-    Column("accuracy", Float),
-    Column("latency_ms", Float),
-    Column("throughput_rps", Float),
-    Column("error_rate", Float),
-    Column("cost_per_request", Float),
-    Column("judged_quality", Float),
+    *(Column(name, Float) for name in MEASURES),
     _of_deployment(),
     Index("samples_of_deployment", "project", "model_id", "name", "time"),
     Index("samples_by_time", "time"),

@@ -7,29 +7,38 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import and_, delete, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Table, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.deployer.domain import history, messages
+from neuroweaver.deployer.domain import history
 from neuroweaver.deployer.domain.backend import Key, Line
-from neuroweaver.deployer.domain.history import Occasion
-from neuroweaver.deployer.domain.metrics.measurement import Sample, Tally
-from neuroweaver.deployer.domain.model import Deployment
-from neuroweaver.deployer.storage import records, tables
+from neuroweaver.deployer.domain.metrics.counts import Sample
+from neuroweaver.deployer.domain.metrics.measurement import Tally
+from neuroweaver.deployer.domain.model import SYSTEM, Deployment
+from neuroweaver.deployer.storage import tables
 from neuroweaver.deployer.storage.reader import Kept, Reader, of
+from neuroweaver.deployer.storage.records import RECORDS
+from neuroweaver.mesh.database.upsert import upsert
+from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.v1 import deployer_pb2 as pb
 
 LINES_KEPT: Final = 20_000
 """Of a deployment; older ones are dropped."""
 
 
+def by_itself(key: Key) -> ChangeOrigin:
+    """What the deployer itself changes of a deployment."""
+    return ChangeOrigin(key.project, SYSTEM)
+
+
 class Writer(Reader):
     """A write transaction. touched, logged: deployments with new events, with new lines of logs."""
 
-    def __init__(self, connection: AsyncConnection, project: str, now: datetime) -> None:
-        super().__init__(connection, project)
+    def __init__(self, connection: AsyncConnection, origin: ChangeOrigin, now: datetime) -> None:
+        super().__init__(connection, origin.project)
+        self.actor = origin.actor
         self.now = now
+        self._origin = origin
         self.touched: set[Key] = set()
         self.logged: set[Key] = set()
 
@@ -40,10 +49,13 @@ class Writer(Reader):
         await self.connection.execute(held)
         return await super().find(key)
 
-    async def save(self, before: Kept | None, after: Deployment, why: Occasion) -> Kept:
-        """Puts `after` in the place of `before`, which was read in this transaction; tells what changed.
+    async def save(
+        self, before: Kept | None, after: Deployment, *, reason: str = "", cause: str = "SPEC"
+    ) -> Kept:
+        """Puts `after` in the place of `before`, which was read in this transaction, with what changed.
 
-        before: None if there never was one; one that is gone if it is made again.
+        before: None if there never was one; one that is gone if it is made again. reason: instead of the
+        origin's, where it only shows in the transaction. cause: as `DeploymentScaled.cause`.
         """
         was = before.deployment if before and not before.deployment.is_gone else None
         if before is not None and was == after:
@@ -52,7 +64,8 @@ class Writer(Reader):
             _, last_line = await self.line_bounds(after.key)
             after = replace(after, first_line=last_line + 1)
             await self._forget_measured(after.key)
-        events = history.events_of(was, after, why, self.now)
+        origin = replace(self._origin, reason=reason or self._origin.reason)
+        events = history.events_of(was, after, origin, self.now, cause)
         last = before.last_sequence if before else 0
         first = before.first_sequence if before and was else last + 1
         kept = Kept(after, last + len(events), first)
@@ -63,7 +76,7 @@ class Writer(Reader):
             "create_time": after.create_time,
             "last_sequence": kept.last_sequence,
             "first_sequence": kept.first_sequence,
-            "record": records.dump(after),
+            "record": RECORDS.dump(after),
         }
         table = tables.deployments
         if before is None:
@@ -71,61 +84,46 @@ class Writer(Reader):
         else:
             await self.connection.execute(update(table).where(of(table, after.key)).values(**values))
         await self._save_labels(was, after)
-        await self._tell(after.key, last, events)
+        await self._add_events(after.key, last, events)
         return kept
 
-    async def _tell(self, key: Key, last: int, events: Sequence[pb.DeploymentEvent]) -> None:
+    async def _add_events(self, key: Key, last: int, events: Sequence[pb.DeploymentEvent]) -> None:
         for sequence, event in enumerate(events, last + 1):
             event.sequence = sequence
             event.time.FromDatetime(self.now)
             event.model_id, event.name = key.model_id, key.name
-        if events:
-            rows = [
-                {
-                    **asdict(key),
-                    "sequence": event.sequence,
-                    "time": self.now,
-                    "actor": event.actor,
-                    "event": event.SerializeToString(deterministic=True),
-                }
-                for event in events
-            ]
-            await self.connection.execute(insert(tables.events), rows)
+        rows = [
+            {
+                "sequence": event.sequence,
+                "time": self.now,
+                "actor": event.actor,
+                "event": event.SerializeToString(deterministic=True),
+            }
+            for event in events
+        ]
+        if await self._insert(tables.events, key, rows):
             self.touched.add(key)
 
     async def _save_labels(self, before: Deployment | None, after: Deployment) -> None:
         if before is not None and before.spec.labels == after.spec.labels:
             return
-        table = tables.labels
+        table, labels = tables.labels, after.spec.labels
         await self.connection.execute(delete(table).where(of(table, after.key)))
-        rows = [
-            {**asdict(after.key), "label": label, "value": value}
-            for label, value in after.spec.labels.items()
-        ]
-        if rows:
-            await self.connection.execute(insert(table), rows)
+        await self._insert(table, after.key, [{"label": label, "value": labels[label]} for label in labels])
 
-    async def add_samples(self, key: Key, source: str, actor: str, samples: Iterable[Sample]) -> None:
-        last = await self.last_sample(key)
-        rows = [
-            {**asdict(key), **asdict(sample), "sequence": sequence, "source": source, "actor": actor}
-            for sequence, sample in enumerate(samples, last + 1)
-        ]
-        await self.connection.execute(insert(tables.samples), rows)
+    async def add_samples(self, key: Key, source: str, samples: Iterable[Sample]) -> None:
+        origin = {"source": source, "actor": self.actor}
+        numbered = enumerate(samples, await self.last_sample(key) + 1)
+        rows = [{**asdict(sample), **origin, "sequence": sequence} for sequence, sample in numbered]
+        await self._insert(tables.samples, key, rows)
 
     async def add_tallies(self, key: Key, tallies: Iterable[Tally]) -> None:
         """What the replicas have counted by now."""
         rows = [
-            {
-                **asdict(key),
-                "time": each.time,
-                "revision": each.measured.revision,
-                "record": records.dump(each),
-            }
-            for each in tallies
+            {"time": tally.time, "revision": tally.measured.revision, "record": RECORDS.dump(tally)}
+            for tally in tallies
         ]
-        if rows:
-            await self.connection.execute(insert(tables.measurements), rows)
+        await self._insert(tables.measurements, key, rows)
 
     async def _forget_measured(self, key: Key) -> None:
         """What was measured and reported: one that is made again numbers its revisions anew."""
@@ -135,40 +133,21 @@ class Writer(Reader):
     async def add_lines(self, key: Key, lines: Sequence[Line], cursors: Mapping[str, str]) -> None:
         """Lines of a deployment's replicas, and how far each replica's log is read with them."""
         _, last = await self.line_bounds(key)
+        columns = ("time", "replica_id", "revision", "level", "message")
         rows = [
-            {
-                **asdict(key),
-                "sequence": sequence,
-                "time": line.time,
-                "replica_id": line.replica_id,
-                "revision": line.revision,
-                "level": line.level,
-                "message": line.message,
-            }
+            {"sequence": sequence} | {column: getattr(line, column) for column in columns}
             for sequence, line in enumerate(lines, last + 1)
         ]
         table = tables.log_lines
-        if rows:
-            await self.connection.execute(insert(table), rows)
+        if await self._insert(table, key, rows):
             oldest = last + len(rows) - LINES_KEPT
             await self.connection.execute(delete(table).where(of(table, key), table.c.sequence <= oldest))
             self.logged.add(key)
-        await self._save_cursors(key, cursors)
-
-    async def _save_cursors(self, key: Key, cursors: Mapping[str, str]) -> None:
-        if not cursors:
-            return
-        dialect = sqlite if self.connection.dialect.name == "sqlite" else postgresql
-        rows = [
+        read = [
             {**asdict(key), "replica_id": replica_id, "cursor": cursor, "time": self.now}
             for replica_id, cursor in cursors.items()
         ]
-        statement = dialect.insert(tables.log_cursors)
-        statement = statement.on_conflict_do_update(
-            index_elements=["project", "model_id", "name", "replica_id"],
-            set_={"cursor": statement.excluded.cursor, "time": statement.excluded.time},
-        )
-        await self.connection.execute(statement, rows)
+        await upsert(self.connection, tables.log_cursors, read)
 
     async def forget_cursors(self, key: Key, replica_ids: Iterable[str], before: datetime) -> None:
         """Those of other replicas than these that nothing was read of since a moment."""
@@ -181,48 +160,8 @@ class Writer(Reader):
         table = tables.log_cursors
         await self.connection.execute(delete(table).where(of(table, key)))
 
-
-def answer(kept: Kept) -> pb.Deployment:
-    return messages.from_deployment(kept.deployment, kept.last_sequence)
-
-
-async def forget(connection: AsyncConnection, table: Any, before: datetime) -> int:
-    """Drops the rows from before a moment. Gives how many."""
-    return (await connection.execute(delete(table).where(table.c.time < before))).rowcount
-
-
-async def forget_gone(connection: AsyncConnection, before: datetime) -> int:
-    """Drops the deployments that were gone before a moment, with all that belongs to them. Gives how many."""
-    table, events = tables.deployments, tables.events
-    statement = (
-        select(table.c.project, table.c.model_id, table.c.name)
-        .join(events, and_(*(events.c[name] == table.c[name] for name in ("project", "model_id", "name"))))
-        .where(
-            table.c.state == pb.DEPLOYMENT_STATE_DELETED,
-            events.c.sequence == table.c.last_sequence,
-            events.c.time < before,
-        )
-        .with_for_update(of=table)
-    )
-    keys = [Key(*row) for row in await connection.execute(statement)]
-    for key in keys:
-        for each in reversed(tables.METADATA.sorted_tables):
-            if table in {each, *(foreign.referred_table for foreign in each.foreign_key_constraints)}:
-                await connection.execute(delete(each).where(of(each, key)))
-    return len(keys)
-
-
-async def compact(connection: AsyncConnection, before: datetime) -> int:
-    """Drops the events from before a moment, except each deployment's last. Gives how many."""
-    table, whose = tables.events, tables.deployments
-    last = (
-        select(whose.c.last_sequence)
-        .where(
-            whose.c.project == table.c.project,
-            whose.c.model_id == table.c.model_id,
-            whose.c.name == table.c.name,
-        )
-        .scalar_subquery()
-    )
-    statement = delete(table).where(table.c.time < before, table.c.sequence < last)
-    return (await connection.execute(statement)).rowcount
+    async def _insert(self, table: Table, key: Key, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Rows of a deployment; False if there are none."""
+        if rows:
+            await self.connection.execute(insert(table), [{**asdict(key), **row} for row in rows])
+        return bool(rows)

@@ -20,14 +20,14 @@ _LEAST_CHANGE: Final = 0.01
 REASON: Final = "Thompson sampling"
 
 
-def guarded(experiment: Experiment, report: Report, now: datetime) -> Experiment:
+def guarded(experiment: Experiment, now: datetime, report: Report) -> Experiment:
     """Stopped if a guardrail is shown to be breached and the experiment is to stop for it."""
     if experiment.state != RUNNING or not report.breaches or not experiment.spec.stop_on_guardrail_breach:
         return experiment
     return experiment.stopped(now, pb.STOP_CAUSE_GUARDRAIL, f"{report.breaches[0].reason}.")
 
 
-def reweighed(experiment: Experiment, report: Report, now: datetime) -> Experiment:
+def reweighed(experiment: Experiment, now: datetime, report: Report) -> Experiment:
     """With the weights that follow from the outcomes, where they follow and their time has come."""
     phase, spec = experiment.phase, experiment.spec.thompson
     if not experiment.spec.HasField("thompson") or experiment.state != RUNNING or phase is None:

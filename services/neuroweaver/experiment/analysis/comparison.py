@@ -64,11 +64,10 @@ class OfUnits:
         return confidence_sequence.infer(self.normal, confidence, self.planned)
 
     def p_fixed_horizon(self, bound: Bound, *, above: bool) -> float | None:
-        return (fixed.p_above if above else fixed.p_below)(self.normal, bound)
+        return fixed.p_one_sided(self.normal, bound, above=above)
 
     def p_always_valid(self, bound: Bound, confidence: float, *, above: bool) -> float | None:
-        test = confidence_sequence.p_above if above else confidence_sequence.p_below
-        return test(self.normal, confidence, self.planned, bound)
+        return confidence_sequence.p_one_sided(self.normal, confidence, self.planned, bound, above=above)
 
     def z(self, bound: Bound) -> float:
         return 0.0 if self.normal.is_constant else self.normal.z(bound)
@@ -98,12 +97,11 @@ class OfQuantiles:
         return quantile.infer_always_valid(self.control, self.treatment, confidence, self.planned)
 
     def p_fixed_horizon(self, bound: Bound, *, above: bool) -> float | None:
-        p = quantile.p_above(self.control, self.treatment, bound)
-        return p if above else 1 - p
+        return quantile.p_one_sided(self.control, self.treatment, bound, above=above)
 
     def p_always_valid(self, bound: Bound, confidence: float, *, above: bool) -> float | None:
-        return quantile.p_above_always_valid(
-            self.control, self.treatment, confidence, self.planned, bound, below=not above
+        return quantile.p_one_sided_always_valid(
+            self.control, self.treatment, confidence, self.planned, bound, above=above
         )
 
     def z(self, bound: Bound) -> float:
@@ -141,14 +139,14 @@ class OfJudgements:
         return confidence_sequence.infer(self.normal, confidence, self.planned)
 
     def p_fixed_horizon(self, bound: Bound, *, above: bool) -> float | None:
-        test = pairwise.p_above if above else pairwise.p_below
-        return test(self.judgements, self.bound(bound).value)
+        return pairwise.p_one_sided(self.judgements, self.bound(bound).value, above=above)
 
     def p_always_valid(self, bound: Bound, confidence: float, *, above: bool) -> float | None:
         if self.normal is None:
             return None
-        test = confidence_sequence.p_above if above else confidence_sequence.p_below
-        return test(self.normal, confidence, self.planned, self.bound(bound))
+        return confidence_sequence.p_one_sided(
+            self.normal, confidence, self.planned, self.bound(bound), above=above
+        )
 
     def z(self, bound: Bound) -> float:
         return 0.0 if self.normal is None else self.normal.z(self.bound(bound))

@@ -12,6 +12,7 @@ from typing import Final
 
 from neuroweaver.experiment.analysis.comparison import Comparison
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.domain import messages
 from neuroweaver.experiment.domain.snapshot import Snapshot
 from neuroweaver.mesh.wire.clock import timestamp
 from neuroweaver.statistics import bayesian, effect, fixed, multiplicity, pairwise, sample_ratio
@@ -312,14 +313,7 @@ def _quality(study: Study) -> pb.EventQuality:
         unexposed=quality.unexposed,
         last_event_time=timestamp(quality.last_event_time),
         rejected=[
-            pb.RejectedEvents(
-                test_id=study.experiment.test_id,
-                reason=each.reason,
-                count=each.count,
-                names=each.names,
-                event_ids=each.event_ids,
-            )
-            for each in quality.rejected
+            messages.from_rejection(study.experiment.test_id, rejection) for rejection in quality.rejected
         ],
     )
     known = summaries(study)

@@ -10,7 +10,6 @@ from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.statistics import effect as effects
 from neuroweaver.statistics import phases as across_phases
 from neuroweaver.statistics import thompson
-from neuroweaver.statistics.effect import Effect
 from neuroweaver.v1 import experiment_pb2 as pb
 
 # Shares of units below these are noise that every system has.
@@ -149,7 +148,8 @@ def _fading(study: Study) -> Iterable[pb.ExperimentNotice]:
     for treatment in study.experiment.treatments:
         first, *later = (effects.effect(arms[study.experiment.control], arms[treatment]) for arms in by_phase)
         since = across_phases.combined([each for each in later if each])
-        before, after = _relative(first), _relative(since)
+        before = first.relative_with_error(_CLEAR) if first else None
+        after = since.relative_with_error(_CLEAR) if since else None
         if before is None or after is None or abs(before[0]) < _CLEAR * before[1]:
             continue
         fall = math.copysign(1.0, before[0]) * (before[0] - after[0])
@@ -164,16 +164,3 @@ def _fading(study: Study) -> Iterable[pb.ExperimentNotice]:
                 metric_id=target.metric_id,
                 variant_id=treatment,
             )
-
-
-def _relative(found: Effect | None) -> tuple[float, float] | None:
-    """With its standard error by the delta method; None where the control is not clearly away from 0."""
-    if found is None or found.relative is None or found.is_constant:
-        return None
-    size = abs(found.baseline)
-    if size <= _CLEAR * math.sqrt(found.baseline_variance):
-        return None
-    share = found.relative
-    variance = found.variance + share**2 * found.baseline_variance
-    variance -= 2 * share * math.copysign(1.0, found.baseline) * found.covariance
-    return (share, math.sqrt(variance) / size) if variance > 0 else None

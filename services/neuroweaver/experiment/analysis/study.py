@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -117,15 +117,13 @@ class Study:
 
     def judgements(self, metric_id: str, treatment: str) -> Judgements:
         """Of the treatment against the control, on whichever side it was entered."""
-        control, found = self.experiment.control, Judgements()
+        control, judgements = self.experiment.control, Judgements()
+        tallies, none = self.snapshot.tallies, Judgements()
         for phase in self.phases:
-            tally = self.snapshot.tallies.get((phase.number, control, treatment, metric_id))
-            if tally:
-                found += Judgements(tally.wins, tally.ties, tally.losses, tally.flips, tally.missing)
-            turned = self.snapshot.tallies.get((phase.number, treatment, control, metric_id))
-            if turned:
-                found += Judgements(turned.losses, turned.ties, turned.wins, turned.flips, turned.missing)
-        return found
+            judgements += tallies.get((phase.number, control, treatment, metric_id), none)
+            turned = tallies.get((phase.number, treatment, control, metric_id), none)
+            judgements += replace(turned, wins=turned.losses, losses=turned.wins)
+        return judgements
 
     @cached_property
     def _arms(self) -> dict[str, Mapping[str, Arm | None]]:

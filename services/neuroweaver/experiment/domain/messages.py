@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from google.protobuf import timestamp_pb2
 
 from neuroweaver.experiment.domain.allocation import BUCKETS, Spans
 from neuroweaver.experiment.domain.model import CREATED, RUNNING, Experiment, Phase, Ramp
-from neuroweaver.mesh.wire.clock import from_microseconds, microseconds, timestamp
+from neuroweaver.experiment.domain.snapshot import Rejection
+from neuroweaver.mesh.wire.clock import timestamp
+from neuroweaver.mesh.wire.records import Records
 from neuroweaver.statistics import thompson
 from neuroweaver.v1 import experiment_pb2 as pb
 
-_MICROSECOND: Final = timedelta(microseconds=1)
+_RECORDS: Final = Records()
 
 
 def from_experiment(experiment: Experiment) -> pb.Experiment:
@@ -55,11 +57,21 @@ def from_phase(phase: Phase) -> pb.AnalysisPhase:
         start_time=timestamp(phase.start_time),
         end_time=timestamp(phase.end_time),
         allocations=[
-            pb.VariantAllocation(variant_id=variant, weight=weight, ranges=_ranges(phase.ranges[variant]))
+            pb.VariantAllocation(variant_id=variant, weight=weight, ranges=from_spans(phase.ranges[variant]))
             for variant, weight in phase.weights.items()
         ],
         moved_share=phase.moved_share,
         reason=phase.reason,
+    )
+
+
+def from_rejection(test_id: str, rejection: Rejection) -> pb.RejectedEvents:
+    return pb.RejectedEvents(
+        test_id=test_id,
+        reason=rejection.reason,
+        count=rejection.count,
+        names=rejection.names,
+        event_ids=rejection.event_ids,
     )
 
 
@@ -71,7 +83,7 @@ def config_of(experiment: Experiment) -> pb.AssignmentConfig:
         state=experiment.state,
         salt=experiment.salt,
         layer_salt=experiment.layer_salt,
-        layer_ranges=_ranges(experiment.layer_ranges),
+        layer_ranges=from_spans(experiment.layer_ranges),
         coverage_buckets=round(experiment.coverage * BUCKETS) if experiment.state == RUNNING else 0,
         targeting=experiment.spec.targeting,
         overrides=experiment.spec.overrides,
@@ -107,52 +119,60 @@ def events_of(before: Experiment, after: Experiment, actor: str) -> list[pb.Resu
     return sorted(events, key=lambda event: event.state_changed.to_state == pb.EXPERIMENT_STATE_CONCLUDED)
 
 
+@dataclass(frozen=True)
+class _Hidden:
+    """What callers do not see of an experiment. ramp: step, since and held."""
+
+    weights: dict[str, float]
+    layer_salt: str
+    layer_ranges: Spans
+    pinned: dict[str, str]
+    baseline: dict[str, str]
+    ramp: tuple[int, datetime | None, timedelta] | None
+
+
 def dump(experiment: Experiment) -> tuple[bytes, str]:
     """What is kept of it: what callers see, and as JSON what they do not."""
-    hidden = {
-        "weights": dict(experiment.weights),
-        "layer_salt": experiment.layer_salt,
-        "layer_ranges": experiment.layer_ranges,
-        "pinned": dict(experiment.pinned),
-        "baseline": dict(experiment.baseline),
-        "ramp": experiment.ramp
-        and [
-            experiment.ramp.step,
-            experiment.ramp.since and microseconds(experiment.ramp.since),
-            experiment.ramp.held // _MICROSECOND,
-        ],
-    }
+    ramp = experiment.ramp
+    hidden = _Hidden(
+        weights=dict(experiment.weights),
+        layer_salt=experiment.layer_salt,
+        layer_ranges=experiment.layer_ranges,
+        pinned=dict(experiment.pinned),
+        baseline=dict(experiment.baseline),
+        ramp=(ramp.step, ramp.since, ramp.held) if ramp else None,
+    )
     record = from_experiment(experiment)
     record.spec.CopyFrom(experiment.spec)
-    return record.SerializeToString(deterministic=True), json.dumps(hidden)
+    return record.SerializeToString(deterministic=True), _RECORDS.dump(hidden)
 
 
 def load(record: bytes, hidden: str) -> Experiment:
-    seen = pb.Experiment.FromString(record)
-    own: dict[str, Any] = json.loads(hidden)
+    shown = pb.Experiment.FromString(record)
+    own = _RECORDS.load(_Hidden, hidden)
     return Experiment(
-        project=seen.project,
-        test_id=seen.test_id,
-        spec=seen.spec,
-        state=seen.state,
-        weights=own["weights"],
-        salt=seen.salt,
-        layer_salt=own["layer_salt"],
-        layer_ranges=tuple((start, end) for start, end in own["layer_ranges"]),
-        pinned=own["pinned"],
-        baseline=own["baseline"],
-        phases=tuple(map(_phase, seen.phases)),
-        ramp=own["ramp"] and _ramp(own["ramp"]),
-        stop_cause=seen.stop_cause,
-        state_reason=seen.state_reason,
-        conclusion=seen.conclusion if seen.HasField("conclusion") else None,
-        created_by=seen.created_by,
-        create_time=_moment(seen.create_time),
-        start_time=_moment(seen.start_time) if seen.HasField("start_time") else None,
-        stop_time=_moment(seen.stop_time) if seen.HasField("stop_time") else None,
-        update_time=_moment(seen.update_time),
-        etag=seen.etag,
-        last_sequence=seen.last_sequence,
+        project=shown.project,
+        test_id=shown.test_id,
+        spec=shown.spec,
+        state=shown.state,
+        weights=own.weights,
+        salt=shown.salt,
+        layer_salt=own.layer_salt,
+        layer_ranges=own.layer_ranges,
+        pinned=own.pinned,
+        baseline=own.baseline,
+        phases=tuple(map(_phase, shown.phases)),
+        ramp=Ramp(*own.ramp) if own.ramp else None,
+        stop_cause=shown.stop_cause,
+        state_reason=shown.state_reason,
+        conclusion=shown.conclusion if shown.HasField("conclusion") else None,
+        created_by=shown.created_by,
+        create_time=_moment(shown.create_time),
+        start_time=_moment(shown.start_time) if shown.HasField("start_time") else None,
+        stop_time=_moment(shown.stop_time) if shown.HasField("stop_time") else None,
+        update_time=_moment(shown.update_time),
+        etag=shown.etag,
+        last_sequence=shown.last_sequence,
     )
 
 
@@ -174,7 +194,7 @@ def _variants(experiment: Experiment, weights: Mapping[str, float]) -> Sequence[
     return variants
 
 
-def _ranges(spans: Spans) -> list[pb.BucketRange]:
+def from_spans(spans: Spans) -> list[pb.BucketRange]:
     return [pb.BucketRange(start=start, end=end) for start, end in spans]
 
 
@@ -193,11 +213,6 @@ def _phase(message: pb.AnalysisPhase) -> Phase:
     )
 
 
-def _ramp(plain: Sequence[int | None]) -> Ramp:
-    step, since, held = plain
-    return Ramp(step or 1, None if since is None else from_microseconds(since), (held or 0) * _MICROSECOND)
-
-
 def _moment(message: timestamp_pb2.Timestamp) -> datetime:
-    found: datetime = message.ToDatetime(tzinfo=UTC)
-    return found
+    moment: datetime = message.ToDatetime(tzinfo=UTC)
+    return moment

@@ -19,6 +19,9 @@ STOPPED: Final = pb.EXPERIMENT_STATE_STOPPED
 CONCLUDING: Final = pb.EXPERIMENT_STATE_CONCLUDING
 CONCLUDED: Final = pb.EXPERIMENT_STATE_CONCLUDED
 
+SYSTEM: Final = "system"
+"""The actor of what happens by itself."""
+
 _DECIDED: Final = frozenset({CONCLUDING, CONCLUDED})
 
 
@@ -179,6 +182,14 @@ class Experiment:
             return replace(self, weights=weights)
         opened = self._opened(weights, now, reason or "new weights")
         return replace(self, weights=weights, phases=(*self._closed(now), opened))
+
+    def reweighted_by_hand(self, weights: Mapping[str, float], now: datetime, reason: str) -> Experiment:
+        """As `reweighted`. Raises FailedPrecondition if the weights follow the outcomes."""
+        if self.spec.HasField("thompson"):
+            raise FailedPrecondition(
+                "ADAPTIVE", "the weights of this experiment follow its outcomes", self.test_id
+            )
+        return self.reweighted(weights, now, reason)
 
     def ramped(self, now: datetime) -> Experiment:
         """One step further, where the present one has lasted long enough; else as it is."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from neuroweaver.statistics.arm import Sample
+from neuroweaver.statistics.pairwise import Judgements
 from neuroweaver.v1 import experiment_pb2 as pb
 
 
@@ -34,17 +35,6 @@ class Cell:
     events: int = 0
     units_without_events: int = 0
     sketch: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Judgements of a candidate against a baseline, one a prompt, as in `statistics.pairwise.Judgements`."""
-
-    wins: int = 0
-    ties: int = 0
-    losses: int = 0
-    flips: int = 0
-    missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,7 @@ class Snapshot:
 
     groups: Mapping[tuple[int, str], Group] = field(default_factory=dict)
     cells: Mapping[tuple[int, str, str], Cell] = field(default_factory=dict)
-    tallies: Mapping[tuple[int, str, str, str], Tally] = field(default_factory=dict)
+    tallies: Mapping[tuple[int, str, str, str], Judgements] = field(default_factory=dict)
     caps: Mapping[tuple[int, str], tuple[float | None, float | None]] = field(default_factory=dict)
     quality: Quality = field(default_factory=Quality)
     units_by_day: Mapping[date, int] = field(default_factory=dict)

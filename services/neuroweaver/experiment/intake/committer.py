@@ -40,7 +40,7 @@ class Committer:
 
     def __init__(self, database: Database, projections: Projections, clock: Clock) -> None:
         self._database = database
-        self._projections = projections
+        self.projections = projections
         self._clock = clock
         self._waiting: deque[_Request] = deque()
         self._writing: asyncio.Task[None] | None = None
@@ -89,7 +89,7 @@ class Committer:
     async def _write(self, together: Sequence[_Request]) -> None:
         project = together[0].project
         batches = [batch for request in together for batch in request.batches]
-        found = await take_in(self._database, self._projections, project, batches, self._clock)
+        found = await take_in(self._database, self.projections, project, batches, self._clock)
         outcomes = iter(found)
         for request in together:
             outcome = sum((next(outcomes) for _ in request.batches), Outcome())

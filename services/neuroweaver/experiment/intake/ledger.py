@@ -11,12 +11,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment.domain.snapshot import Cell, Group, Quality, Rejection, Snapshot, Tally
+from neuroweaver.experiment.domain.snapshot import Cell, Group, Quality, Rejection, Snapshot
 from neuroweaver.experiment.intake.readings import Plan, Reading
 from neuroweaver.experiment.intake.units import NEVER, VARIANTS, Change, Ints, Population, Rows
 from neuroweaver.mesh.wire.clock import from_microseconds
 from neuroweaver.statistics.arm import Sample
 from neuroweaver.statistics.moments import Moments
+from neuroweaver.statistics.pairwise import Judgements
 from neuroweaver.statistics.sketch import GroupedSketch
 from neuroweaver.statistics.winsorization import Caps, calibrated
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -146,10 +147,10 @@ class Ledger:
         for (kind, phase, variant), count in self.groups.items():
             known = groups.get((phase, variant), Group())
             groups[phase, variant] = replace(known, **{_GROUP_FIELDS[kind]: count})
-        tallies: dict[tuple[int, str, str, str], Tally] = {}
+        tallies: dict[tuple[int, str, str, str], Judgements] = {}
         for (phase, baseline, candidate, metric_id, kind), count in self.tallies.items():
             key = (phase, baseline, candidate, metric_id)
-            tallies[key] = replace(tallies.get(key, Tally()), **{_TALLY_FIELDS[kind]: count})
+            tallies[key] = replace(tallies.get(key, Judgements()), **{_TALLY_FIELDS[kind]: count})
         return Snapshot(
             groups={key: group for key, group in groups.items() if group.units},
             cells={
@@ -162,7 +163,7 @@ class Ledger:
                 for key, each in self.cells.items()
                 if each.units or each.without
             },
-            tallies={key: tally for key, tally in tallies.items() if tally != Tally()},
+            tallies={key: tally for key, tally in tallies.items() if tally != Judgements()},
             caps={key: (caps.lower, caps.upper) for key, (caps, _) in self.caps.items()},
             quality=Quality(
                 accepted=self.accepted,

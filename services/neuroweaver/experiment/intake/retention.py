@@ -11,16 +11,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.intake import checkpoints, raw_events, sketching, snapshots
+from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.intake.unit_table import UnitTable
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.wire.clock import microseconds
 
 
-async def keep_checkpoint(store: Store, experiment: Experiment, *, is_forced: bool = False) -> bool:
-    """Puts down the units of an experiment if many events came since it was done last; whether it did."""
+async def keep_checkpoint(
+    store: Store, projections: Projections, experiment: Experiment, *, is_forced: bool = False
+) -> bool:
+    """Stores the units of an experiment if many events came since the last time; whether it did."""
     project, test_id, plan = experiment.project, experiment.test_id, Plan(experiment.spec)
-    async with store.projections.hold(project, [test_id]) as held:
+    async with projections.hold(project, [test_id]) as held:
         async with store.read(project) as experiments:
             projection = await held.current(experiments.connection, project, experiment, plan)
         if not projection.batch or not (is_forced or projection.is_due):
@@ -41,10 +44,10 @@ def _copied(table: UnitTable, oldest_us: int, lookback_us: int) -> dict[str, npt
     return dict(table.arrays())
 
 
-async def expire(store: Store, experiment: Experiment, now: datetime) -> int:
-    """Removes raw events beyond the retention, and what their ids were told by. Gives how many.
+async def expire(store: Store, projections: Projections, experiment: Experiment, now: datetime) -> int:
+    """Drops raw events beyond the retention, and the keys of their ids; results stay as they are.
 
-    Results stay as they are.
+    Returns the number dropped.
     """
     project, test_id, plan = experiment.project, experiment.test_id, Plan(experiment.spec)
     oldest = raw_events.oldest(experiment, now)
@@ -55,9 +58,9 @@ async def expire(store: Store, experiment: Experiment, now: datetime) -> int:
     if not last:
         return 0
     if known < last:
-        await keep_checkpoint(store, experiment, is_forced=True)
+        await keep_checkpoint(store, projections, experiment, is_forced=True)
     # Sketches cannot be made anew any more once events are gone.
-    await sketching.mend(store, experiment)
+    await sketching.mend(store, projections, experiment)
 
     async def drop(connection: AsyncConnection) -> int:
         totals = await snapshots.claim(connection, project, plan, test_id)
@@ -70,9 +73,9 @@ async def expire(store: Store, experiment: Experiment, now: datetime) -> int:
         await snapshots.save(connection, project, totals)
         return events
 
-    async with store.projections.hold(project, [test_id]):
+    async with projections.hold(project, [test_id]):
         dropped = await store.database.transact(drop)
         if dropped:
             # It still knows the ids of the events that left.
-            store.projections.forget(project, test_id)
+            projections.forget(project, test_id)
     return dropped

@@ -16,7 +16,7 @@ from neuroweaver.experiment.intake.joining import records, units_of
 from neuroweaver.experiment.intake.key_index import KeyIndex
 from neuroweaver.experiment.intake.keys import keys_of, sketch_groups
 from neuroweaver.experiment.intake.ledger import CellKey, sketched, sketches_of_means
-from neuroweaver.experiment.intake.projection import Held, Projection
+from neuroweaver.experiment.intake.projection import Held, Projection, Projections
 from neuroweaver.experiment.intake.readings import Plan, Reading
 from neuroweaver.experiment.intake.units import Population
 from neuroweaver.experiment.storage.store import Store
@@ -39,13 +39,15 @@ class Known:
         return cls(projection, table.index.copy(), table.everyone(), projection.batch)
 
 
-async def completed(store: Store, experiment: Experiment, snapshot: Snapshot) -> Snapshot:
+async def completed(
+    store: Store, projections: Projections, experiment: Experiment, snapshot: Snapshot
+) -> Snapshot:
     """With the sketches that are not stored. To be called outside of any transaction."""
     missing = {key for key, cell in snapshot.cells.items() if cell.sketch is None and cell.events}
     readings = _quantiles_of(experiment, missing)
     if not readings:
         return snapshot
-    async with store.projections.hold(experiment.project, [experiment.test_id]) as held:
+    async with projections.hold(experiment.project, [experiment.test_id]) as held:
         known = await _known(store, experiment, held)
     made = await _made(store, experiment, known, readings)
     cells = {
@@ -55,8 +57,8 @@ async def completed(store: Store, experiment: Experiment, snapshot: Snapshot) ->
     return replace(snapshot, cells=cells)
 
 
-async def mend(store: Store, experiment: Experiment) -> int:
-    """Puts sketches in the place of those whose events moved elsewhere. Gives how many.
+async def mend(store: Store, projections: Projections, experiment: Experiment) -> int:
+    """Replaces sketches whose events moved elsewhere. Returns the number replaced.
 
     Events of the experiment wait meanwhile, other writers do not.
     """
@@ -68,7 +70,7 @@ async def mend(store: Store, experiment: Experiment) -> int:
     readings = _quantiles_of(experiment, stale)
     if not readings or not totals.ledger.is_whole:
         return 0
-    async with store.projections.hold(project, [test_id]) as held:
+    async with projections.hold(project, [test_id]) as held:
         known = await _known(store, experiment, held)
         made = await _made(store, experiment, known, readings)
 

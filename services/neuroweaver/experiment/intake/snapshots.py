@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment.domain.snapshot import Snapshot
@@ -17,6 +16,7 @@ from neuroweaver.experiment.intake.ledger import CellKey, Ledger, Sums
 from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.storage import tables
 from neuroweaver.experiment.storage.reader import Reader
+from neuroweaver.mesh.database.upsert import upsert
 from neuroweaver.statistics.moments import Moments
 from neuroweaver.statistics.sketch import GroupedSketch
 
@@ -52,8 +52,7 @@ async def claim(connection: AsyncConnection, project: str, plan: Plan, test_id: 
     if row is not None:
         return _found(row, plan)
     totals = Totals(test_id, Ledger(plan), 0, 0)
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    fresh = dialect.insert(tables.totals).values(
+    fresh = insert(tables.totals).values(
         project=project, test_id=test_id, last_batch=0, expired_batches=0, counts=totals.ledger.dump()
     )
     await connection.execute(fresh)
@@ -95,12 +94,7 @@ async def save(connection: AsyncConnection, project: str, totals: Totals) -> Non
     await connection.execute(changed.values(values))
     if ledger.touched:
         cells = [_cell(project, totals, key) for key in sorted(ledger.touched)]
-        dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-        statement = dialect.insert(tables.cells)
-        names = ("counts", "observed", "missing", "sketch")
-        changes = {name: statement.excluded[name] for name in names}
-        keys = list(tables.cells.primary_key.columns)
-        await connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), cells)
+        await upsert(connection, tables.cells, cells)
 
 
 async def forget_cells(connection: AsyncConnection, project: str, test_id: str) -> None:

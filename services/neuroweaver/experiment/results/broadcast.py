@@ -1,4 +1,4 @@
-"""Everyone in this process who watches an experiment's results: one computation and one reader serve all."""
+"""The watchers of an experiment's results in this process: one computation and one reader serve them all."""
 
 from __future__ import annotations
 
@@ -13,95 +13,96 @@ from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.experiment.domain.model import CONCLUDED
-from neuroweaver.experiment.results.results import PERIOD_S, Desk
+from neuroweaver.experiment.domain.model import CONCLUDED, Experiment
+from neuroweaver.experiment.results.cache import PERIOD_S, ResultsCache
 from neuroweaver.experiment.storage.store import Store
-from neuroweaver.mesh.handlers.watch import Signal
+from neuroweaver.mesh.handlers.watch import PAGE_SIZE, Look, Signal
 from neuroweaver.mesh.wire.errors import Error
 from neuroweaver.v1 import experiment_pb2 as pb
 
 _LOG: Final = logging.getLogger("neuroweaver.experiment")
 
-PAGE: Final = 256
 _HELD: Final = 64
 
 
-class Audience:
-    """Those of one experiment. signal: says that there are new events."""
+class ResultsBroadcast:
+    """The events of one experiment for all of its watchers. signal: says that there are new ones."""
 
-    def __init__(self, store: Store, desk: Desk, project: str, test_id: str, last: int) -> None:
+    def __init__(self, store: Store, cache: ResultsCache, experiment: Experiment) -> None:
         self._store = store
-        self._desk = desk
-        self._project = project
-        self._test_id = test_id
-        self._last = last
-        # Events after this sequence are at hand.
-        self._from = last
-        self._held: deque[pb.ResultsEvent] = deque()
+        self._cache = cache
+        self._key = experiment.project, experiment.test_id
+        # Events after `first`, up to `last`, are at hand.
+        self._first = self._last = experiment.last_sequence
+        self._is_over = experiment.state == CONCLUDED
+        self._events: deque[pb.ResultsEvent] = deque()
         self.signal = Signal()
-        self.members = 0
+        self.watchers = 0
 
-    def after(self, sequence: int) -> Sequence[pb.ResultsEvent] | None:
+    def look(self, after: int) -> Look[pb.ResultsEvent] | None:
         """The events after a sequence, without results that later ones overtook; None if not all are held."""
-        if sequence < self._from:
+        if not self._first <= after <= self._last:
             return None
-        return conflated([event for event in self._held if event.sequence > sequence])
+        events = conflated([event for event in self._events if event.sequence > after])
+        return Look(events, self._last, self._last, is_over=self._is_over)
 
     async def read(self) -> None:
         """Fetches events as they come, until cancelled."""
-        changed = self._store.results_signal(self._project, self._test_id)
+        project, test_id = self._key
+        changed = self._store.results_signal(project, test_id)
         while True:
             seen = changed.count
             with _tolerated():
-                async with self._store.read(self._project) as experiments:
-                    events = await experiments.result_events(self._test_id, self._last, PAGE)
+                async with self._store.read(project) as experiments:
+                    events = await experiments.result_events(test_id, after=self._last, limit=PAGE_SIZE)
                 self._hold(events)
-                if len(events) == PAGE:
+                if len(events) == PAGE_SIZE:
                     continue
             await changed.wait(seen, PERIOD_S)
 
     async def compute(self) -> None:
-        """Has results put down as they move, until nothing more can come."""
+        """Stores results as they move, until nothing more can come."""
         while True:
             with _tolerated():
                 least_age = timedelta(seconds=0.9 * PERIOD_S)
-                found = await self._desk.keep(self._project, self._test_id, least_age)
-                if found.results.state == CONCLUDED:
+                report = await self._cache.keep(*self._key, least_age)
+                if report.results.state == CONCLUDED:
                     return
             await asyncio.sleep(PERIOD_S)
 
     def _hold(self, events: Sequence[pb.ResultsEvent]) -> None:
         if not events:
             return
-        self._held.extend(events)
+        self._events.extend(events)
         self._last = events[-1].sequence
-        while len(self._held) > _HELD:
-            self._from = self._held.popleft().sequence
+        self._is_over |= any(event.state_changed.to_state == CONCLUDED for event in events)
+        while len(self._events) > _HELD:
+            self._first = self._events.popleft().sequence
         self.signal.notify()
 
 
-class Audiences:
-    def __init__(self, store: Store, desk: Desk) -> None:
+class Broadcasts:
+    def __init__(self, store: Store, cache: ResultsCache) -> None:
         self._store = store
-        self._desk = desk
-        self._found: dict[tuple[str, str], tuple[Audience, list[asyncio.Task[None]]]] = {}
+        self._cache = cache
+        self._running: dict[tuple[str, str], tuple[ResultsBroadcast, list[asyncio.Task[None]]]] = {}
 
     @asynccontextmanager
-    async def join(self, project: str, test_id: str, last: int) -> AsyncIterator[Audience]:
-        """last: a sequence that has been there. The work ends with the last one who leaves."""
-        key = (project, test_id)
-        if key not in self._found:
-            audience = Audience(self._store, self._desk, project, test_id, last)
-            tasks = [asyncio.create_task(audience.read()), asyncio.create_task(audience.compute())]
-            self._found[key] = audience, tasks
-        audience, tasks = self._found[key]
-        audience.members += 1
+    async def join(self, experiment: Experiment) -> AsyncIterator[ResultsBroadcast]:
+        """The experiment's broadcast, which ends with its last watcher."""
+        key = experiment.project, experiment.test_id
+        if key not in self._running:
+            broadcast = ResultsBroadcast(self._store, self._cache, experiment)
+            tasks = [asyncio.create_task(broadcast.read()), asyncio.create_task(broadcast.compute())]
+            self._running[key] = broadcast, tasks
+        broadcast, tasks = self._running[key]
+        broadcast.watchers += 1
         try:
-            yield audience
+            yield broadcast
         finally:
-            audience.members -= 1
-            if not audience.members:
-                del self._found[key]
+            broadcast.watchers -= 1
+            if not broadcast.watchers:
+                del self._running[key]
                 for task in tasks:
                     task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):

@@ -1,11 +1,11 @@
-"""The course of an experiment's results: a result a second while it is fresh, a result a minute for good."""
+"""The history of an experiment's results: one a second while they are fresh, one a minute for good."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete
 
 from neuroweaver.experiment.domain.model import CONCLUDED
 from neuroweaver.experiment.storage import tables
@@ -13,71 +13,58 @@ from neuroweaver.experiment.storage.reader import RESULTS, Reader
 from neuroweaver.experiment.storage.writer import Writer
 from neuroweaver.v1 import experiment_pb2 as pb
 
-BREACH: Final = "guardrail_breached"
-"""The kind of the event of a breach."""
-
 KEPT_EVERY: Final = timedelta(minutes=1)
 
 
 async def latest(experiments: Reader, test_id: str, count: int = 1) -> list[pb.ResultsEvent]:
     """The results kept last, the newest first."""
-    table = tables.result_events
-    statement = (
-        select(table.c.event)
-        .where(table.c.project == experiments.project, table.c.test_id == test_id, table.c.kind == RESULTS)
-        .order_by(table.c.sequence.desc())
-        .limit(count)
-    )
-    rows = await experiments.connection.execute(statement)
-    return [pb.ResultsEvent.FromString(row.event) for row in rows]
+    return await experiments.result_events(test_id, kind=RESULTS, limit=count, newest_first=True)
 
 
 async def breaches(experiments: Reader, test_id: str) -> set[tuple[str, str]]:
     """Metric and treatment of the breaches that watches were told of."""
-    table = tables.result_events
-    statement = select(table.c.event).where(
-        table.c.project == experiments.project, table.c.test_id == test_id, table.c.kind == BREACH
-    )
-    rows = await experiments.connection.execute(statement)
-    told = [pb.ResultsEvent.FromString(row.event).guardrail_breached for row in rows]
-    return {(each.guardrail.metric_id, each.variant_id) for each in told}
+    events = [
+        event.guardrail_breached
+        for event in await experiments.result_events(test_id, kind="guardrail_breached")
+    ]
+    return {(event.guardrail.metric_id, event.variant_id) for event in events}
 
 
 async def keep(experiments: Writer, results: pb.ExperimentResults, least_age: timedelta) -> int:
-    """Puts results down, unless they say what the last ones did, or those are younger than this (another
-    process was faster), or watches have ended. The ones before are dropped if they came less than a minute
-    after those before them. Gives their sequence; 0 if they were not put down.
+    """Stores results and returns their sequence; 0 if they were not stored.
+
+    They are not stored if they equal the last ones, if those are younger than `least_age` (another process
+    was faster), or if watches have ended. The last ones are dropped if they came less than a minute after
+    those before them.
     """
     experiment = await experiments.experiment(results.test_id)
-    known = await latest(experiments, results.test_id, 2)
+    stored = await latest(experiments, results.test_id, 2)
     if experiment.state == CONCLUDED:
         return 0
-    if known and is_same(known[0].results, results):
+    if stored and is_same(stored[0].results, results):
         return 0
-    if known and experiments.now - known[0].time.ToDatetime(experiments.now.tzinfo) < least_age:
+    if stored and experiments.now - stored[0].time.ToDatetime(experiments.now.tzinfo) < least_age:
         return 0
-    if len(known) == 2:
-        times = [each.time.ToDatetime() for each in known]
-        if times[0] - times[1] < KEPT_EVERY:
-            await _drop(experiments, results.test_id, known[0].sequence)
+    if len(stored) == 2 and stored[0].time.ToDatetime() - stored[1].time.ToDatetime() < KEPT_EVERY:
+        await _drop(experiments, results.test_id, stored[0].sequence)
     event = pb.ResultsEvent(results=results)
     event.results.sequence = experiment.last_sequence + 1
-    return (await experiments.tell(experiment, RESULTS, event)).last_sequence
+    return (await experiments.publish(experiment, event)).last_sequence
 
 
 def is_same(one: pb.ExperimentResults, other: pb.ExperimentResults) -> bool:
-    """But for when they were computed, and what follows from the hour alone."""
+    """Whether they differ only in when they were computed, and in what follows from the hour alone."""
     return _timeless(one) == _timeless(other)
 
 
 def _timeless(results: pb.ExperimentResults) -> pb.ExperimentResults:
-    made = pb.ExperimentResults()
-    made.CopyFrom(results)
-    made.ClearField("sequence")
-    made.ClearField("compute_time")
-    made.ClearField("as_of")
-    made.verdict.ClearField("forecast")
-    return made
+    timeless = pb.ExperimentResults()
+    timeless.CopyFrom(results)
+    timeless.ClearField("sequence")
+    timeless.ClearField("compute_time")
+    timeless.ClearField("as_of")
+    timeless.verdict.ClearField("forecast")
+    return timeless
 
 
 async def _drop(experiments: Writer, test_id: str, sequence: int) -> None:

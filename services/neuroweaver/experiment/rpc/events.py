@@ -1,26 +1,27 @@
-"""The RPCs by which events come in, and by which the statistics are made anew from them."""
+"""Events: taken in, and the statistics recomputed from them."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import deque
 from collections.abc import AsyncIterator
+from itertools import takewhile
+from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.experiment.analysis.report import report
-from neuroweaver.experiment.conclusion.registry import Releases
-from neuroweaver.experiment.control.evaluators import Evaluators
+from neuroweaver.experiment.domain import messages
 from neuroweaver.experiment.intake import recompute
 from neuroweaver.experiment.intake.committer import Committer
 from neuroweaver.experiment.intake.events import batches_of
 from neuroweaver.experiment.intake.ingestion import Outcome
-from neuroweaver.experiment.rpc.handler import Handler, Results
-from neuroweaver.experiment.storage.store import Store
 from neuroweaver.experiment.storage.writer import Writer
 from neuroweaver.mesh.auth.caller import caller_of
 from neuroweaver.mesh.database.database import as_error
+from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.wire.errors import Error
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -28,64 +29,59 @@ from neuroweaver.v1 import experiment_pb2 as pb
 _UNDER_WAY: Final = 16
 
 
-class EventMethods(Handler):
-    def __init__(self, store: Store, evaluators: Evaluators, releases: Releases, results: Results) -> None:
-        super().__init__(store, evaluators, releases, results)
-        self.committer = Committer(store.database, store.projections, store.clock)
+async def recompute_results(
+    experiments: Writer, request: pb.RecomputeResultsRequest
+) -> pb.RecomputeResultsResponse:
+    """After a replacement the experiment's projection is to be forgotten."""
+    experiment = await experiments.experiment(request.test_id)
+    recomputed = await recompute.recompute(
+        experiments.connection, experiments.project, request.test_id, replace_stored=request.replace
+    )
+    return pb.RecomputeResultsResponse(
+        events=recomputed.events,
+        is_equal=not recomputed.differences,
+        max_relative_difference=recomputed.max_relative_difference,
+        differences=[
+            pb.StatisticDifference(**dataclasses.asdict(difference)) for difference in recomputed.differences
+        ],
+        is_replaced=request.replace and bool(recomputed.differences),
+        results=report(experiment, recomputed.snapshot, now=experiments.now).results,
+    )
+
+
+class Events:
+    def __init__(self, mutations: Mutations[Writer], committer: Committer) -> None:
+        self._mutations = mutations
+        self._committer = committer
 
     async def RecordEvents(
         self, request_iterator: AsyncIterator[pb.RecordEventsRequest], context: Any
     ) -> pb.RecordEventsResponse:
-        stream = _Stream(self.committer, caller_of(context).project)
+        stream = _Stream(self._committer, caller_of(context).project)
         try:
             async for request in request_iterator:
                 await stream.take(request)
             await stream.settle(0)
-        except (Error, SQLAlchemyError) as error:
-            told = error if isinstance(error, Error) else as_error(error)
+        except (Error, SQLAlchemyError) as cause:
+            error = cause if isinstance(cause, Error) else as_error(cause)
             await stream.wait()
-            if told is None:
+            if error is None:
                 raise
-            told.metadata["committed_batches"] = str(stream.committed)
-            raise told from error
+            error.metadata["committed_batches"] = str(stream.committed)
+            raise error from cause
         return stream.response()
 
     async def RecomputeResults(
         self, request: pb.RecomputeResultsRequest, context: Any
     ) -> pb.RecomputeResultsResponse:
-        async def operation(experiments: Writer) -> pb.RecomputeResultsResponse:
-            experiment = await experiments.experiment(request.test_id)
-            found = await recompute.recompute(
-                experiments.connection,
-                experiments.project,
-                request.test_id,
-                replace_stored=request.replace,
+        project, projections = caller_of(context).project, self._committer.projections
+        async with projections.hold(project, [request.test_id]):
+            response = await self._mutations.run(
+                request, context, lambda experiments: recompute_results(experiments, request)
             )
-            return pb.RecomputeResultsResponse(
-                events=found.events,
-                is_equal=not found.differences,
-                max_relative_difference=found.max_relative_difference,
-                differences=[
-                    pb.StatisticDifference(
-                        metric_id=each.metric_id,
-                        variant_id=each.variant_id,
-                        phase=each.phase,
-                        statistic=each.statistic,
-                        stored=each.stored,
-                        recomputed=each.recomputed,
-                    )
-                    for each in found.differences
-                ],
-                is_replaced=request.replace and bool(found.differences),
-                results=report(experiment, found.snapshot, now=experiments.now).results,
-            )
-
-        response_type, project = pb.RecomputeResultsResponse, caller_of(context).project
-        async with self._store.projections.hold(project, [request.test_id]):
-            answer = await self._mutate("RecomputeResults", request, context, response_type, operation)
-            if answer.is_replaced:
-                self._store.projections.forget(project, request.test_id)
-            return answer
+            if response.is_replaced:
+                projections.forget(project, request.test_id)
+            return response
 
 
 class _Stream:
@@ -103,7 +99,7 @@ class _Stream:
         await self.settle(_UNDER_WAY - 1)
 
     async def settle(self, left: int) -> None:
-        """Waits until at most so many are under way. Raises what went wrong with one."""
+        """Waits until at most `left` are under way. Raises what went wrong with one."""
         while len(self._under_way) > left:
             self._outcome += await asyncio.shield(self._under_way[0])
             self._under_way.popleft()
@@ -113,10 +109,7 @@ class _Stream:
         """Until nothing is under way; counts what was committed before the first that was not."""
         outcomes = await asyncio.gather(*self._under_way, return_exceptions=True)
         self._under_way.clear()
-        failed = next(
-            (i for i, each in enumerate(outcomes) if isinstance(each, BaseException)), len(outcomes)
-        )
-        self.committed += failed
+        self.committed += len(list(takewhile(lambda outcome: isinstance(outcome, Outcome), outcomes)))
 
     def response(self) -> pb.RecordEventsResponse:
         outcome = self._outcome
@@ -127,13 +120,7 @@ class _Stream:
             duplicates=outcome.duplicates,
             late=outcome.late,
             rejected=[
-                pb.RejectedEvents(
-                    test_id=test_id,
-                    reason=reason,
-                    count=each.count,
-                    names=each.names,
-                    event_ids=each.event_ids,
-                )
-                for (test_id, reason), each in sorted((outcome.rejected or {}).items())
+                messages.from_rejection(test_id, rejection)
+                for (test_id, _), rejection in sorted((outcome.rejected or {}).items(), key=itemgetter(0))
             ],
         )

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, exists, func, select
+from sqlalchemy import Select, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment.domain import messages
-from neuroweaver.experiment.domain.allocation import Span
-from neuroweaver.experiment.domain.model import CONCLUDING, RUNNING, Experiment
+from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.storage import tables
 from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.wire.errors import InvalidArgument, NotFound
@@ -73,12 +72,6 @@ class Reader:
         shown, token = page.cut(rows, key=lambda row: (row.create_time, row.test_id))
         return [messages.load(row.record, row.hidden) for row in shown], token
 
-    async def layer_salt(self, layer_id: str) -> str | None:
-        table = tables.layers
-        statement = select(table.c.salt).where(table.c.project == self.project, table.c.layer_id == layer_id)
-        found: str | None = (await self.connection.execute(statement)).scalar_one_or_none()
-        return found
-
     async def layer(self, layer_id: str) -> list[Experiment]:
         """The experiments that hold buckets of a layer."""
         table = tables.experiments
@@ -97,49 +90,48 @@ class Reader:
         shown, token = page.cut(rows, key=lambda row: (row.layer_id,))
         return [row.layer_id for row in shown], token
 
-    async def taken(self, layer_id: str) -> list[Span]:
-        """The buckets of a layer that experiments hold."""
-        return [span for experiment in await self.layer(layer_id) for span in experiment.layer_ranges]
-
     async def config_sequence(self) -> int:
         """Of the last change of a configuration; 0 before the first."""
         table = tables.projects
         statement = select(table.c.config_sequence).where(table.c.project == self.project)
         return (await self.connection.execute(statement)).scalar_one_or_none() or 0
 
-    async def configs(
-        self, after: int, limit: int | None = None, test_ids: Sequence[str] = ()
-    ) -> list[ConfigChange]:
+    async def configs(self, after: int, test_ids: Sequence[str] = ()) -> list[ConfigChange]:
         """The present configurations that changed after a sequence, in that order."""
         table = tables.configs
         statement = select(table).where(table.c.project == self.project, table.c.sequence > after)
         if test_ids:
             statement = statement.where(table.c.test_id.in_(test_ids))
-        rows = await self.connection.execute(statement.order_by(table.c.sequence).limit(limit))
-        return [_config_change(row) for row in rows]
+        rows = await self.connection.execute(statement.order_by(table.c.sequence))
+        return [
+            ConfigChange(row.sequence, row.time, pb.AssignmentConfig.FromString(row.config)) for row in rows
+        ]
 
-    async def config(self, test_id: str) -> ConfigChange:
-        """Raises NotFound."""
-        table = tables.configs
-        statement = select(table).where(table.c.project == self.project, table.c.test_id == test_id)
-        row = (await self.connection.execute(statement)).one_or_none()
-        if row is None:
-            raise NotFound("experiment", test_id)
-        return _config_change(row)
-
-    async def result_events(self, test_id: str, after: int, limit: int) -> list[pb.ResultsEvent]:
-        """The events after a sequence, in order, those left out that were overtaken."""
+    async def result_events(
+        self,
+        test_id: str,
+        *,
+        after: int = 0,
+        kind: str = "",
+        until: datetime | None = None,
+        limit: int | None = None,
+        newest_first: bool = False,
+    ) -> list[pb.ResultsEvent]:
+        """The events kept after a sequence, in order. kind: the field that is set; empty for all."""
         table = tables.result_events
-        statement = (
-            select(table.c.event)
-            .where(table.c.project == self.project, table.c.test_id == test_id, table.c.sequence > after)
-            .order_by(table.c.sequence)
-            .limit(limit)
+        statement = select(table.c.event).where(
+            table.c.project == self.project, table.c.test_id == test_id, table.c.sequence > after
         )
-        return [pb.ResultsEvent.FromString(row.event) for row in await self.connection.execute(statement)]
+        if kind:
+            statement = statement.where(table.c.kind == kind)
+        if until is not None:
+            statement = statement.where(table.c.time <= until)
+        order = table.c.sequence.desc() if newest_first else table.c.sequence
+        rows = await self.connection.execute(statement.order_by(order).limit(limit))
+        return [pb.ResultsEvent.FromString(row.event) for row in rows]
 
     async def first_result_event(self, test_id: str) -> int | None:
-        """The sequence of the oldest event kept; None without one."""
+        """The sequence of the oldest event kept."""
         table = tables.result_events
         statement = select(func.min(table.c.sequence)).where(
             table.c.project == self.project, table.c.test_id == test_id
@@ -158,12 +150,6 @@ class Reader:
         return [pb.ResultsEvent.FromString(row.event).results for row in shown], token
 
 
-async def to_look_at(connection: AsyncConnection) -> list[tuple[str, str]]:
-    table = tables.experiments
-    statement = select(table.c.project, table.c.test_id).where(table.c.state.in_([RUNNING, CONCLUDING]))
-    return [(row.project, row.test_id) for row in await connection.execute(statement)]
-
-
 def _narrowed(statement: Select[Any], name: str, value: str) -> Select[Any]:
     table, facets = tables.experiments, tables.facets
     if name == "state":
@@ -179,7 +165,3 @@ def _narrowed(statement: Select[Any], name: str, value: str) -> Select[Any]:
             facets.c.value == value,
         )
     )
-
-
-def _config_change(row: Row[Any]) -> ConfigChange:
-    return ConfigChange(row.sequence, row.time, pb.AssignmentConfig.FromString(row.config))

@@ -8,44 +8,32 @@ other. Events of units do not come this way: they are taken in by transactions o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from sqlalchemy import select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment.intake.projection import Projections
+from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.storage import tables
-from neuroweaver.experiment.storage.reader import Reader, to_look_at
+from neuroweaver.experiment.storage.reader import Reader
 from neuroweaver.experiment.storage.writer import Writer
-from neuroweaver.mesh.database import idempotency
 from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.database.upsert import insert_new
 from neuroweaver.mesh.handlers.watch import Signal, Signals
 from neuroweaver.mesh.wire.clock import Clock, utc_now
+from neuroweaver.mesh.wire.origin import ChangeOrigin
+from neuroweaver.v1 import experiment_pb2 as pb
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Who makes a change."""
-
-    project: str
-    actor: str
-
-
 class Store:
-    def __init__(
-        self, database: Database, *, clock: Clock = utc_now, projections: Projections | None = None
-    ) -> None:
+    def __init__(self, database: Database, *, clock: Clock = utc_now) -> None:
         self.database = database
         self.clock = clock
-        self.projections = projections or Projections()
         self._configs = Signals()
         self._results = Signals()
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -55,7 +43,7 @@ class Store:
         """Has `listener` called with the project after a commit, and before the commit is answered."""
         self._listeners.append(listener)
 
-    async def transact(self, origin: Origin, work: Callable[[Writer], Awaitable[T]]) -> T:
+    async def transact(self, origin: ChangeOrigin, work: Callable[[Writer], Awaitable[T]]) -> T:
         """What `work` returns, once what it changed is on disk.
 
         Of concurrent calls for one project, each sees what the one before it did. `work` may run several
@@ -65,7 +53,7 @@ class Store:
 
         async def run(connection: AsyncConnection) -> T:
             sequence = await _claim(connection, origin.project)
-            writer = Writer(connection, origin.project, origin.actor, sequence, self.clock())
+            writer = Writer(connection, origin, sequence, self.clock())
             result = await work(writer)
             if writer.sequence != sequence:
                 table = tables.projects
@@ -92,17 +80,19 @@ class Store:
         async with self.database.read() as connection:
             yield Reader(connection, project)
 
-    async def to_look_at(self) -> list[tuple[str, str]]:
-        """Project and id of every experiment that goes on by itself: running, or being concluded."""
-        async with self.database.read() as connection:
-            return await to_look_at(connection)
+    async def experiment(self, project: str, test_id: str) -> Experiment:
+        """Raises NotFound."""
+        async with self.read(project) as experiments:
+            return await experiments.experiment(test_id)
 
-    async def everything(self) -> list[tuple[str, str]]:
-        """Project and id of every experiment."""
+    async def keys(self, states: Collection[pb.ExperimentState.ValueType] = ()) -> list[tuple[str, str]]:
+        """Project and id of every experiment in some states, or of all."""
         table = tables.experiments
+        statement = select(table.c.project, table.c.test_id)
+        if states:
+            statement = statement.where(table.c.state.in_(states))
         async with self.database.read() as connection:
-            rows = await connection.execute(select(table.c.project, table.c.test_id))
-            return [(row.project, row.test_id) for row in rows]
+            return [(row.project, row.test_id) for row in await connection.execute(statement)]
 
     def notify_results(self, project: str, test_id: str) -> None:
         """Wakes those who follow an experiment, after something of it was committed elsewhere."""
@@ -116,10 +106,6 @@ class Store:
         """Says that an event of results may have been written. Hold on to it while following it."""
         return self._results.of((project, test_id))
 
-    async def forget_answers(self, before: datetime) -> int:
-        """Drops the answers kept for retries of calls made before a moment. Gives how many."""
-        return await self.database.transact(lambda connection: idempotency.forget(connection, before))
-
 
 async def _claim(connection: AsyncConnection, project: str) -> int:
     """The last sequence of the project, which nobody else moves before this transaction ends."""
@@ -128,8 +114,5 @@ async def _claim(connection: AsyncConnection, project: str) -> int:
     found: int | None = (await connection.execute(statement)).scalar_one_or_none()
     if found is not None:
         return found
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    await connection.execute(
-        dialect.insert(table).values(project=project, config_sequence=0).on_conflict_do_nothing()
-    )
+    await connection.execute(insert_new(connection, table).values(project=project, config_sequence=0))
     return 0

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, insert, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment.domain import messages
 from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.storage import tables
 from neuroweaver.experiment.storage.reader import LABEL, Reader
+from neuroweaver.mesh.database.upsert import insert_new, upsert
 from neuroweaver.mesh.wire.errors import AlreadyExists
 from neuroweaver.mesh.wire.ids import new_id
+from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.v1 import experiment_pb2 as pb
 
 
@@ -27,23 +27,21 @@ class Writer(Reader):
     """
 
     def __init__(
-        self, connection: AsyncConnection, project: str, actor: str, sequence: int, now: datetime
+        self, connection: AsyncConnection, origin: ChangeOrigin, sequence: int, now: datetime
     ) -> None:
-        super().__init__(connection, project)
-        self.actor = actor
+        super().__init__(connection, origin.project)
+        self.origin = origin
         self.sequence = sequence
         self.now = now
         self.touched: set[str] = set()
 
     async def salt_of_layer(self, layer_id: str) -> str:
         """Made with the first call for this layer."""
-        known = await self.layer_salt(layer_id)
-        if known is not None:
-            return known
-        salt = new_id()
-        await self.connection.execute(
-            insert(tables.layers).values(project=self.project, layer_id=layer_id, salt=salt)
-        )
+        table = tables.layers
+        new = insert_new(self.connection, table)
+        await self.connection.execute(new.values(project=self.project, layer_id=layer_id, salt=new_id()))
+        statement = select(table.c.salt).where(table.c.project == self.project, table.c.layer_id == layer_id)
+        salt: str = (await self.connection.execute(statement)).scalar_one()
         return salt
 
     async def add(self, experiment: Experiment) -> Experiment:
@@ -51,39 +49,41 @@ class Writer(Reader):
         if await self.has(experiment.test_id):
             raise AlreadyExists("experiment", experiment.test_id)
         await self._add_facets(experiment)
-        return await self._save(None, experiment)
+        return await self._put(experiment)
 
-    async def save(
-        self, before: Experiment, after: Experiment, events: Sequence[pb.ResultsEvent] = ()
-    ) -> Experiment:
-        """Puts `after` in the place of `before`, read in this transaction. events: what watches are told."""
-        return await self._save(before, after, events)
+    async def save(self, before: Experiment, after: Experiment) -> Experiment:
+        """Puts `after` in the place of `before`, read in this transaction, and tells watches what changed.
 
-    async def tell(self, experiment: Experiment, kind: str, event: pb.ResultsEvent) -> Experiment:
-        """Has watches told something that changes nothing of the experiment itself."""
-        told = replace(experiment, last_sequence=experiment.last_sequence + 1)
-        await self._insert_event(told, kind, event)
-        await self._update(told)
-        self.touched.add(experiment.test_id)
-        return told
+        What changes nothing is not written.
+        """
+        if after == before:
+            return before
+        for event in messages.events_of(before, after, self.origin.actor):
+            after = await self._add_event(after, event)
+        return await self._put(after)
 
-    async def _save(
-        self, before: Experiment | None, after: Experiment, events: Sequence[pb.ResultsEvent] = ()
-    ) -> Experiment:
+    async def publish(self, experiment: Experiment, event: pb.ResultsEvent) -> Experiment:
+        """Tells watches what changes nothing of the experiment itself."""
+        experiment = await self._add_event(experiment, event)
+        await self._put_record(experiment)
+        return experiment
+
+    async def _put(self, experiment: Experiment) -> Experiment:
         self.sequence += 1
-        after = replace(after, update_time=self.now, etag=str(self.sequence))
-        if before is None:
-            await self.connection.execute(insert(tables.experiments).values(**self._row(after)))
-        for event in events:
-            after = replace(after, last_sequence=after.last_sequence + 1)
-            await self._insert_event(after, event.WhichOneof("event") or "", event)
-        await self._update(after)
-        await self._put_config(after)
-        self.touched.add(after.test_id)
-        return after
+        experiment = replace(experiment, update_time=self.now, etag=str(self.sequence))
+        await self._put_record(experiment)
+        config = {
+            "project": self.project,
+            "test_id": experiment.test_id,
+            "sequence": self.sequence,
+            "time": self.now,
+            "config": messages.config_of(experiment).SerializeToString(deterministic=True),
+        }
+        await upsert(self.connection, tables.configs, config)
+        return experiment
 
-    async def _insert_event(self, experiment: Experiment, kind: str, event: pb.ResultsEvent) -> None:
-        event.sequence = experiment.last_sequence
+    async def _add_event(self, experiment: Experiment, event: pb.ResultsEvent) -> Experiment:
+        event.sequence = experiment.last_sequence + 1
         event.test_id = experiment.test_id
         event.time.FromDatetime(self.now)
         await self.connection.execute(
@@ -92,17 +92,15 @@ class Writer(Reader):
                 test_id=experiment.test_id,
                 sequence=event.sequence,
                 time=self.now,
-                kind=kind,
+                kind=event.WhichOneof("event"),
                 event=event.SerializeToString(deterministic=True),
             )
         )
+        return replace(experiment, last_sequence=event.sequence)
 
-    async def _update(self, experiment: Experiment) -> None:
-        table = tables.experiments
-        statement = update(table).where(
-            table.c.project == self.project, table.c.test_id == experiment.test_id
-        )
-        await self.connection.execute(statement.values(**self._row(experiment)))
+    async def _put_record(self, experiment: Experiment) -> None:
+        await upsert(self.connection, tables.experiments, self._row(experiment))
+        self.touched.add(experiment.test_id)
 
     def _row(self, experiment: Experiment) -> dict[str, Any]:
         record, hidden = messages.dump(experiment)
@@ -116,21 +114,6 @@ class Writer(Reader):
             "hidden": hidden,
         }
 
-    async def _put_config(self, experiment: Experiment) -> None:
-        dialect = sqlite if self.connection.dialect.name == "sqlite" else postgresql
-        config = messages.config_of(experiment).SerializeToString(deterministic=True)
-        statement = dialect.insert(tables.configs).values(
-            project=self.project,
-            test_id=experiment.test_id,
-            sequence=self.sequence,
-            time=self.now,
-            config=config,
-        )
-        new = {name: statement.excluded[name] for name in ("sequence", "time", "config")}
-        await self.connection.execute(
-            statement.on_conflict_do_update(index_elements=["project", "test_id"], set_=new)
-        )
-
     async def _add_facets(self, experiment: Experiment) -> None:
         spec = experiment.spec
         found = {(f"{LABEL}{name}", value) for name, value in spec.labels.items()}
@@ -140,10 +123,4 @@ class Writer(Reader):
         if found:
             key = {"project": self.project, "test_id": experiment.test_id}
             rows = [key | {"name": name, "value": value} for name, value in sorted(found)]
-            await self.connection.execute(delete(tables.facets).where(_is(tables.facets, key)))
             await self.connection.execute(insert(tables.facets), rows)
-
-
-def _is(table: Any, key: dict[str, str]) -> Any:
-    condition = table.c.project == key["project"]
-    return condition & (table.c.test_id == key["test_id"])

@@ -19,6 +19,7 @@ def parse(text: str, keys: Collection[str]) -> Sequence[Term]:
 
 def _term(part: str, keys: Collection[str]) -> Term:
     key, equals, value = part.strip().partition("=")
+    key = key.rstrip()
     families = [name for name in keys if name.endswith(".")]
     is_known = key not in families and (key in keys or key.startswith(tuple(families)))
     if not equals or not is_known:

@@ -157,13 +157,13 @@ def address(service: str, environ: Mapping[str, str] | None = None) -> str:
     """Where `service` listens, for a caller. Raises SettingsError."""
     environ = os.environ if environ is None else environ
     own = _OWN_PORT.read(environ, service=service)
-    return str(_ADDRESS.read(environ, service=service) or f"127.0.0.1:{own}")
+    return str(ADDRESS.read(environ, service=service) or f"127.0.0.1:{own}")
 
 
 _OWN_PORT: Final = Variable(
     "NEUROWEAVER_{SERVICE}_PORT", port_number, lambda reading: PORTS[reading["service"]], ""
 )
-_ADDRESS: Final = Variable(
+ADDRESS: Final = Variable(
     "NEUROWEAVER_{SERVICE}_ADDRESS",
     host_and_port,
     "",

@@ -53,7 +53,7 @@ class Blobs(ABC):
 
     @abstractmethod
     def expire(self, older_than: timedelta) -> int:
-        """Drops what was on its way in when a process died. Gives how many."""
+        """Drops what was on its way in when a process died. Returns the number dropped."""
 
     def missing(self, digests: Sequence[str]) -> list[str]:
         """Which of them are not there. The content is not looked at."""
@@ -130,7 +130,7 @@ class FolderBlobs(Blobs):
             file.unlink()
         except FileNotFoundError:
             return
-        # Otherwise a power failure could bring it back, and nobody would know of it any more.
+        # Otherwise a power failure could bring it back, and nobody would know of it.
         _sync(file.parent)
 
     def expire(self, older_than: timedelta) -> int:

@@ -55,7 +55,7 @@ def check_beginning(field: str, kind: Kind, beginning: bytes, size: int) -> None
     """
     for magic, name in _MAGIC:
         if beginning.startswith(magic):
-            raise InvalidArgument(field, f"is {name}; weights are taken as safetensors only")
+            raise InvalidArgument(field, f"is {name}; weights are accepted as safetensors only")
     if kind is Kind.SAFETENSORS and len(beginning) >= _PREFIX_BYTES:
         _header_length(field, beginning[:_PREFIX_BYTES], size)
     if kind is Kind.PNG and len(beginning) >= len(_PNG) and not beginning.startswith(_PNG):
@@ -79,9 +79,7 @@ def _check_safetensors(field: str, file: BinaryIO, size: int) -> None:
     end = 0
     for begin, stop in spans:
         if begin != end:
-            raise _not_safetensors(
-                field, "its tensors overlap or leave holes, where anything could be hidden"
-            )
+            raise _not_safetensors(field, "its tensors overlap or leave gaps, where anything could be hidden")
         end = stop
     if end != size - _PREFIX_BYTES - length:
         raise _not_safetensors(field, "its tensors do not fill the file to its end")
@@ -111,10 +109,10 @@ def _parsed_header(field: str, text: bytes) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Two readers could each believe another of two equal names."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
         raise ValueError("a name occurs twice")
-    return found
+    return unique
 
 
 def _span(field: str, name: str, tensor: Any) -> tuple[int, int]:
@@ -131,7 +129,7 @@ def _span(field: str, name: str, tensor: Any) -> tuple[int, int]:
     if dtype not in _DTYPE_BITS:
         raise _not_safetensors(field, f"tensor {name[:100]} has an unknown dtype")
     if len(shape) > 64 or not all(type(length) is int and 0 <= length < 2**63 for length in shape):
-        raise _not_safetensors(field, f"tensor {name[:100]} has a shape that is none")
+        raise _not_safetensors(field, f"tensor {name[:100]} has an invalid shape")
     if (
         not 0 <= begin <= end
         or bool in {type(begin), type(end)}

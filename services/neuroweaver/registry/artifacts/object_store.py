@@ -175,14 +175,16 @@ class _Object(io.RawIOBase):
 
 
 def _driver(scheme: str) -> Any:
-    known = known_implementations.get(scheme)
-    if known is None or scheme == "local":
-        raise SettingsError(f"NEUROWEAVER_ARTIFACTS_URL begins with {scheme}://, which no known store has")
+    implementation = known_implementations.get(scheme)
+    if implementation is None or scheme == "local":
+        raise SettingsError(
+            f"NEUROWEAVER_ARTIFACTS_URL begins with {scheme}://, which names no supported store"
+        )
     try:
         return fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        package = known["class"].partition(".")[0]
-        remedy = known["err"] if package == "fsspec" else f"pip install {package}"
+        package = implementation["class"].partition(".")[0]
+        remedy = implementation["err"] if package == "fsspec" else f"pip install {package}"
         raise SettingsError(
             f"NEUROWEAVER_ARTIFACTS_URL begins with {scheme}://, whose driver is not installed: {remedy}"
         ) from error
@@ -201,5 +203,5 @@ def _reaching() -> Iterator[None]:
 
 def _unreachable(error: Exception) -> Unavailable:
     """What callers read says nothing of the store; the log does."""
-    _LOG.warning("the artifact store fails", extra={"cause": type(error).__name__, "told": str(error)[:500]})
+    _LOG.warning("artifact store failed", extra={"cause": type(error).__name__, "error": str(error)[:500]})
     return Unavailable("the artifact store cannot be reached")

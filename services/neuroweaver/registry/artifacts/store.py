@@ -86,7 +86,7 @@ class ArtifactStore:
         self._corrupt.discard(digest)
 
     async def expire_parts(self, older_than: timedelta) -> int:
-        """Drops interrupted uploads that nobody went on with for so long. Gives how many."""
+        """Drops uploads interrupted for so long. Returns the number dropped."""
         expired = await in_thread(self._parts.expire, older_than)
         return expired + await in_thread(self._blobs.expire, older_than)
 
@@ -100,7 +100,7 @@ class ArtifactStore:
         """
         kind = kind_of("header.path", path)
         if offset > size:
-            raise InvalidArgument("header.offset_bytes", "lies beyond the end of the file")
+            raise InvalidArgument("header.offset_bytes", "is beyond the end of the file")
         upload = Upload(self._parts, self._blobs, _checked(digest), size, kind)
         try:
             await upload.begin(offset)
@@ -144,7 +144,7 @@ class ArtifactStore:
             await end_of(ahead)
         if not reading.is_whole():
             self._corrupt.add(reading.digest)
-            raise lost(reading.digest, "no longer has its digest")
+            raise lost(reading.digest, "is corrupt: its content no longer has this digest")
         if held:
             yield held
 
@@ -164,7 +164,7 @@ class ArtifactStore:
         if len(content) > limit_bytes:
             raise InvalidArgument("", f"the file {digest} has more than {limit_bytes} bytes")
         if not reading.is_whole():
-            raise lost(digest, "no longer has its digest")
+            raise lost(digest, "is corrupt: its content no longer has this digest")
         return content
 
 
@@ -209,5 +209,5 @@ class _Reading:
 def _checked(digest: str) -> str:
     """A digest becomes a file's name, so it is looked at here whoever looked before."""
     if len(digest) != 64 or not _HEX.issuperset(digest):
-        raise InvalidArgument("digest", "is not a SHA-256 in lower-case hexadecimal")
+        raise InvalidArgument("digest", "must be a SHA-256 in lower-case hexadecimal")
     return digest

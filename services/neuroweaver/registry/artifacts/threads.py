@@ -24,7 +24,7 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def begun(function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-    """`function` under way in another thread. Whoever begins it waits for its end, come what may."""
+    """`function` under way in another thread. Whoever begins it must wait for its end."""
     context = contextvars.copy_context()
     loop = asyncio.get_running_loop()
     return loop.run_in_executor(_POOL, partial(context.run, function, *arguments))

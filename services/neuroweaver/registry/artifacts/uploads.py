@@ -83,7 +83,7 @@ class Parts:
         self.path(digest).unlink(missing_ok=True)
 
     def expire(self, older_than: timedelta) -> int:
-        """Drops the parts that nobody wrote to for so long and nobody has open for it. Gives how many."""
+        """Drops the parts that nobody has open or wrote to for so long. Returns the number dropped."""
         oldest = time.time() - older_than.total_seconds()
         return sum(_expired(part, oldest) for part in self._folder.glob("*.part"))
 
@@ -152,7 +152,7 @@ class Upload:
             stored = os.fstat(self._fd).st_size
             if offset > stored:
                 raise OutOfRange(
-                    f"only {stored} bytes are stored; go on from there",
+                    f"only {stored} bytes are stored; continue from there",
                     metadata={"committed_bytes": str(stored)},
                 )
             os.ftruncate(self._fd, offset)
@@ -180,7 +180,7 @@ class Upload:
             fd = self._opened()
             if self._written != self._size:
                 raise InvalidArgument(
-                    "chunk", f"only {self._written} of {self._size} bytes came; go on from there"
+                    "chunk", f"only {self._written} of {self._size} bytes came; continue from there"
                 )
             self._or_drop(self._verify, fd)
             self._or_drop(self._blobs.keep, self._parts.path(self.digest), self.digest)
@@ -210,7 +210,7 @@ class Upload:
 
     def _opened(self) -> int:
         if self._fd is None:
-            raise InvalidArgument("chunk", "comes although the content is stored already")
+            raise InvalidArgument("chunk", "is not needed: this content is stored already")
         return self._fd
 
     def _close(self) -> None:
@@ -280,4 +280,4 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _disk_full() -> ResourceExhausted:
-    return ResourceExhausted("the server's disk has no room for this file")
+    return ResourceExhausted("the server's disk is too full for this file")

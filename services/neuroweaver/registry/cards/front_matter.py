@@ -14,7 +14,7 @@ import yaml
 from neuroweaver.registry.comparison.compare import own_metrics
 from neuroweaver.registry.comparison.compatibility import is_adapter, pin_of, weights_of
 from neuroweaver.registry.comparison.wording import line
-from neuroweaver.registry.domain.model import Metric, Model, ModelVersion
+from neuroweaver.registry.domain.model import Model, ModelVersion
 
 # The Hub refuses a card whose base model or data set has another form.
 _HUB_ID: Final = re.compile(r"(?!.*(--|\.\.))(\w[\w.-]{0,95}/)?\w([\w.-]{0,94}\w)?", re.ASCII)
@@ -25,22 +25,36 @@ _STRING: Final = "tag:yaml.org,2002:str"
 
 def front_matter(version: ModelVersion, model: Model) -> str:
     """Between its two lines of dashes."""
-    weights, base = weights_of(version), pin_of(version).name
+    from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415  # only a card needs it
+
+    weights, base, own = weights_of(version), pin_of(version).name, own_metrics(version)
     is_lora = is_adapter(weights)
-    fields: dict[str, Any] = {}
-    if weights:
-        fields["library_name"] = "peft" if is_lora else "transformers"
-        fields["pipeline_tag"] = "text-generation"
-    if is_hub_id(base):
-        fields["base_model"] = base
-        fields["base_model_relation"] = "adapter" if is_lora else "finetune"
-    fields["tags"] = _tags(version, model)
     dataset = version.lineage.dataset_path if version.lineage else ""
-    if is_hub_id(dataset) and not dataset.endswith(_DATA_FILES):
-        fields["datasets"] = [dataset]
-    if own := own_metrics(version):
-        fields["metrics"] = [line(name) for name in own]
-        fields["model-index"] = [_model_index(version, own)]
+    is_dataset = is_hub_id(dataset) and not dataset.endswith(_DATA_FILES)
+    # The Hub wants a data set with each result; on which rows a metric stands, a version does not record.
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="private",
+            dataset_name=line(f"evaluation of {version.name}"),
+            metric_type=line(name),
+            metric_name=line(name),
+            metric_value=metric.value,
+        )
+        for name, metric in own.items()
+    ]
+    data = ModelCardData(
+        library_name=("peft" if is_lora else "transformers") if weights else None,
+        pipeline_tag="text-generation" if weights else None,
+        base_model=base if is_hub_id(base) else None,
+        base_model_relation=("adapter" if is_lora else "finetune") if is_hub_id(base) else None,
+        tags=_tags(version, model),
+        datasets=[dataset] if is_dataset else None,
+        metrics=list(map(line, own)) or None,
+        model_name=line(version.model_id) if own else None,
+        eval_results=results or None,
+    )
+    fields: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
     return f"---\n{_dumped(fields)}---"
 
 
@@ -53,14 +67,6 @@ def _tags(version: ModelVersion, model: Model) -> list[str]:
     labels = {**model.tags, **version.tags}
     own = [line(f"{key}:{labels[key]}" if labels[key] else key) for key in sorted(labels)]
     return ["neuroweaver", *(["lora"] if is_adapter(weights_of(version)) else []), *own]
-
-
-def _model_index(version: ModelVersion, own: Mapping[str, Metric]) -> dict[str, Any]:
-    # The Hub wants a data set with each result; on which rows a metric stands, a version does not record.
-    dataset = {"name": line(f"evaluation of {version.name}"), "type": "private"}
-    metrics = [{"type": line(name), "name": line(name), "value": own[name].value} for name in own]
-    result = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
-    return {"name": line(version.model_id), "results": [result]}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -77,4 +83,4 @@ _Dumper.add_representer(str, _represented)
 def _dumped(fields: Mapping[str, Any]) -> str:
     """YAML without markup: some readers know no front matter and take it for Markdown."""
     dumped = yaml.dump(dict(fields), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
-    return _MARKUP.sub(lambda found: f"\\x{ord(found[0]):02x}", dumped)
+    return _MARKUP.sub(lambda mark: f"\\x{ord(mark[0]):02x}", dumped)

@@ -20,8 +20,11 @@ from neuroweaver.registry.comparison.wording import (
     percent,
     signed,
 )
-from neuroweaver.registry.domain.model import BasePin, Direction, Interval, Lineage, Metric, ModelVersion
+from neuroweaver.registry.domain.model import BasePin, Direction, Lineage, Metric, ModelVersion
+from neuroweaver.registry.domain.records import FieldDifference, differing
 from neuroweaver.registry.domain.versions import Level
+from neuroweaver.statistics.estimate import Interval
+from neuroweaver.statistics.multiplicity import holm
 
 # A configuration is descended into this far; deeper, its long paths would repeat themselves over and over.
 _MAX_DEPTH: Final = 8
@@ -30,15 +33,6 @@ _MAX_DIFFERENCES: Final = 1000
 
 _BASELINE: Final = "_base"
 _PLAIN_KEY: Final = re.compile(r'[^\s."\[\]\\]+')
-
-
-@dataclass(frozen=True)
-class FieldDifference:
-    """One value in A and in B; None where there is none."""
-
-    path: str
-    a: Any
-    b: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +82,15 @@ def compare(a: ModelVersion, b: ModelVersion, confidence: float = 0.95) -> Compa
         raise InvalidArgument("confidence", "is not between 0 and 1")
     differences = tuple(_differences(a, b))
     metrics = tuple(_decided(list(_metrics(a, b, confidence)), 1 - confidence))
-    found = tuple(findings(a, b))
-    level, reason = recommendation(a, b, [each.path for each in differences], found)
+    compatibility = tuple(findings(a, b))
+    level, reason = recommendation(a, b, [difference.path for difference in differences], compatibility)
     return Comparison(
         a=a,
         b=b,
         confidence=confidence,
         differences=differences,
         metrics=metrics,
-        compatibility=found,
+        compatibility=compatibility,
         recommended_bump=level,
         recommendation_reason=reason,
         verdict=_verdict(labels(a, b), metrics, confidence),
@@ -139,17 +133,11 @@ def _differences(a: ModelVersion, b: ModelVersion) -> Iterator[FieldDifference]:
     settings: list[FieldDifference] = []
     for depth in (_MAX_DEPTH, 1):
         before, after = (flattened(version.config, "config", depth) for version in (a, b))
-        settings = list(_differing(before, after))
+        settings = list(differing(before, after))
         if len(settings) <= _MAX_DIFFERENCES:
             break
     yield from settings
-    yield from _differing(_facts(a), _facts(b))
-
-
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[FieldDifference]:
-    for path in sorted(a.keys() | b.keys()):
-        if not _is_same(a.get(path), b.get(path)):
-            yield FieldDifference(path, a.get(path), b.get(path))
+    yield from differing(_facts(a), _facts(b))
 
 
 def _facts(version: ModelVersion) -> dict[str, Any]:
@@ -163,29 +151,18 @@ def _facts(version: ModelVersion) -> dict[str, Any]:
     }
 
 
-def _is_same(a: Any, b: Any) -> bool:
-    """Equality in which 1 is 1.0, as in JSON, and true is not 1."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_is_same(value, b[key]) for key, value in a.items())
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_is_same, a, b))
-    return bool(a == b)
-
-
 def _metrics(a: ModelVersion, b: ModelVersion, confidence: float) -> Iterator[MetricDifference]:
     names = a.metrics.keys() | b.metrics.keys()
     for name in sorted(names):
         before, after = a.metrics.get(name), b.metrics.get(name)
-        known = [metric for metric in (before, after) if metric]
-        units = {metric.unit for metric in known} - {""}
+        metrics = [metric for metric in (before, after) if metric]
+        units = {metric.unit for metric in metrics} - {""}
         unit = units.pop() if len(units) == 1 else ""
         shown = MetricDifference(
             name=name,
             a=before.value if before else None,
             b=after.value if after else None,
-            direction=_direction(known),
+            direction=_direction(metrics),
             unit=unit,
         )
         if before is None or after is None:
@@ -193,41 +170,43 @@ def _metrics(a: ModelVersion, b: ModelVersion, confidence: float) -> Iterator[Me
         elif units:
             yield replace(shown, caveat=f"in {legible(before.unit)} and in {legible(after.unit)}")
         else:
-            found = significance.difference(before, after, confidence)
+            estimate = significance.difference(before, after, confidence)
             yield replace(
                 shown,
-                difference=found.value,
-                interval=found.interval,
-                p_value=found.p_value,
+                difference=estimate.value,
+                interval=estimate.interval,
+                p_value=estimate.p_value,
                 caveat=_caveat(name, unit, a, b, names),
             )
 
 
 def _direction(metrics: Sequence[Metric]) -> Direction:
     """From whichever knows it; unknown if they contradict each other."""
-    known = {metric.direction for metric in metrics} - {Direction.UNKNOWN}
-    return known.pop() if len(known) == 1 else Direction.UNKNOWN
+    directions = {metric.direction for metric in metrics} - {Direction.UNKNOWN}
+    return directions.pop() if len(directions) == 1 else Direction.UNKNOWN
 
 
 def _caveat(name: str, unit: str, a: ModelVersion, b: ModelVersion, names: Collection[str]) -> str:
     """Why the two values were not taken with one yardstick; empty if nothing says so."""
     if is_baseline(name, names):
-        return "what the base model reached"
+        return "the base model's own value"
     if is_judged(name):
         for key, what in (("feedback_model", "judge"), ("specialization", "specialisation")):
             if len({str(version.config[key]) for version in (a, b) if version.config.get(key)}) == 2:
                 return f"judged with another {what}"
     if pin_of(a).is_at_odds_with(pin_of(b)):
         if name.startswith("win_rate"):
-            return "won against another base model"
+            return "against another base model"
         if unit.endswith("/token") or name.startswith("perplexity"):
             return "per token of another base model"
     return ""
 
 
 def _decided(metrics: Sequence[MetricDifference], level: float) -> Iterator[MetricDifference]:
-    p_values = {each.name: each.p_value for each in metrics if each.p_value is not None and not each.caveat}
-    corrected = dict(zip(p_values, significance.holm(list(p_values.values())), strict=True))
+    p_values = {
+        metric.name: metric.p_value for metric in metrics if metric.p_value is not None and not metric.caveat
+    }
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     for metric in metrics:
         chance = corrected.get(metric.name)
         is_better = None
@@ -251,7 +230,7 @@ def _verdict(names: tuple[str, str], metrics: Sequence[MetricDifference], confid
     elif better or worse:
         said = f"{b} is {'better' if better else 'worse'} than {a}: {listed(better or worse)}"
     else:
-        said = f"Whether {b} is better than {a} cannot be told: {_undecided(shared, tested, 1 - confidence)}"
+        said = f"Inconclusive whether {b} is better than {a}: {_undecided(shared, tested, 1 - confidence)}"
     if not tested:
         return f"{said}."
     looked_at = f"{counted(len(shared), 'metric')} in common, {len(tested):,} tested"
@@ -260,26 +239,25 @@ def _verdict(names: tuple[str, str], metrics: Sequence[MetricDifference], confid
 
 def _undecided(shared: Sequence[MetricDifference], tested: Sequence[MetricDifference], level: float) -> str:
     if not shared:
-        return "they have no metric in common"
+        return "they share no metric"
     if not tested:
-        metrics = f"of {counted(len(shared), 'metric')} in common none"
-        return f"{metrics} has what a test takes, samples or an interval on both sides by one yardstick"
+        return "no shared metric has comparable samples or intervals on both sides"
     if not any(metric.difference for metric in tested):
-        return "what could be tested is the same"
+        return "no tested metric changed"
     beyond = [metric for metric in tested if (metric.corrected_p_value or 0.0) <= level]
     if beyond:
-        return f"{listed(list(map(_change, beyond)))}, yet which way is better is not known"
-    return f"nothing changed beyond chance, {_change(tested[0])} being the least likely to be chance"
+        return f"{listed(list(map(_change, beyond)))}, but it is not recorded which direction is better"
+    return f"no change beyond chance; the least likely one by chance: {_change(tested[0])}"
 
 
 def _change(metric: MetricDifference) -> str:
     """`judge_score rose from 5.1 to 6.4 (+0.4 to +2.2, p = 0.012)`."""
     before, after = metric.a or 0.0, metric.b or 0.0
-    told, unit = numbers_apart(before, after), f" {legible(metric.unit)}" if metric.unit else ""
+    shown, unit = numbers_apart(before, after), f" {legible(metric.unit)}" if metric.unit else ""
     if before == after:
-        moved = f"stayed at {told[1]}{unit}"
+        moved = f"stayed at {shown[1]}{unit}"
     else:
-        moved = f"{'rose' if after > before else 'fell'} from {told[0]} to {told[1]}{unit}"
+        moved = f"{'rose' if after > before else 'fell'} from {shown[0]} to {shown[1]}{unit}"
     interval = metric.interval
     bounds = f"{signed(interval.lower)} to {signed(interval.upper)}, " if interval else ""
     return f"{legible(metric.name)} {moved} ({bounds}{p_value(metric.corrected_p_value or 0.0)})"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from neuroweaver.registry.comparison.wording import legible, listed, short
 from neuroweaver.registry.domain.model import BasePin, Lineage, ModelVersion
 from neuroweaver.registry.domain.versions import Level
+
+T = TypeVar("T")
 
 # Settings that say where things lie or what they are called, and not what is trained.
 _PLACES: Final = frozenset({"output_dir", "dataset_path", "model_name", "base_model"})
@@ -26,15 +28,21 @@ class Finding:
 
 def findings(a: ModelVersion, b: ModelVersion) -> Iterator[Finding]:
     """On base model, tokenizer, chat template, context, adapter rank and weights, in this order."""
-    pins = pin_of(a), pin_of(b)
-    names = labels(a, b)
-    yield _base_finding(*pins, *names)
-    yield _digest_finding("tokenizer_digest", "tokenizer", *pins, *names)
-    yield _digest_finding("chat_template_digest", "chat template", *pins, *names)
-    yield _context_finding(pins[0].context_length, pins[1].context_length, *names)
-    if rank_of(a) or rank_of(b):
-        yield _rank_finding(rank_of(a), rank_of(b), *names)
-    yield _weights_finding(weights_of(a), weights_of(b), *names)
+    names, pins, ranks = labels(a, b), (pin_of(a), pin_of(b)), (rank_of(a), rank_of(b))
+    yield _base_finding(*pins, names)
+    for part, what in (("tokenizer_digest", "tokenizer"), ("chat_template_digest", "chat template")):
+        before, after = (getattr(pin, part) for pin in pins)
+        fits = not (before and after) or before == after
+        yield Finding(f"base.{part}", fits, _compared(what, before, after, names, _digest))
+    before, after = (pin.context_length for pin in pins)
+    text = _compared("context length", before, after, names, "{:,} tokens".format)
+    yield Finding("base.context_length", not 0 < after < before, text)
+    if any(ranks):
+        is_higher = 0 < ranks[0] < ranks[1]
+        text = _compared("adapter rank", *ranks, names, "{:g}".format)
+        note = " It fits only where the server admits the higher rank (vLLM: --max-lora-rank)."
+        yield Finding("config.lora_r", not is_higher, text + note if is_higher else text)
+    yield _weights_finding(weights_of(a), weights_of(b), names)
 
 
 def labels(a: ModelVersion, b: ModelVersion) -> tuple[str, str]:
@@ -67,74 +75,48 @@ def is_adapter(weights: Sequence[str]) -> bool:
     return any(PurePosixPath(path).name.startswith("adapter_model") for path in weights)
 
 
-def _base_finding(a: BasePin, b: BasePin, name_a: str, name_b: str) -> Finding:
+def _compared(what: str, a: T, b: T, names: Sequence[str], show: Callable[[T], str]) -> str:
+    """One sentence. a, b: the values, empty or 0 where they are not recorded."""
+    missing = [name for name, value in zip(names, (a, b), strict=True) if not value]
+    if missing:
+        return f"The {what} is not recorded for {'either' if len(missing) == 2 else missing[0]}."
+    if a == b:
+        return f"Both have the same {what}: {show(a)}."
+    return f"The {what} differs: {show(b)} in {names[1]}, {show(a)} in {names[0]}."
+
+
+def _base_finding(a: BasePin, b: BasePin, names: tuple[str, str]) -> Finding:
     # Of these two parts alone: tokenizer and template have findings of their own.
     before, after = (BasePin(name=pin.name, model_digest=pin.model_digest) for pin in (a, b))
     if part := before.is_at_odds_with(after):
-        text = f"{name_b} stands on {_base_told(b)}, {name_a} on {_base_told(a)}."
-        return Finding(f"base.{part}", is_compatible=False, explanation=text)
-    if a.model_digest and b.model_digest:
-        text = f"Both stand on the same base model, whose weights have SHA-256 {short(a.model_digest)}"
-        return Finding("base.model_digest", is_compatible=True, explanation=text)
-    text = _unknown("The base model's digest", a.model_digest, b.model_digest, name_a, name_b)
-    if a.name and b.name:
+        return Finding(f"base.{part}", False, _compared("base model", before, after, names, _base))
+    text = _compared("base model's digest", a.model_digest, b.model_digest, names, _digest)
+    if not (a.model_digest and b.model_digest) and a.name and b.name:
         text += f" Both name {legible(a.name)}, so it counts as the same."
-    return Finding("base.model_digest", is_compatible=True, explanation=text)
+    return Finding("base.model_digest", True, text)
 
 
-def _base_told(pin: BasePin) -> str:
-    digest = f"SHA-256 {short(pin.model_digest)}" if pin.model_digest else "its digest not known"
+def _base(pin: BasePin) -> str:
+    digest = _digest(pin.model_digest) if pin.model_digest else "no digest recorded"
     return f"{legible(pin.name) or 'a base model without a name'} ({digest})"
 
 
-def _digest_finding(part: str, what: str, a: BasePin, b: BasePin, name_a: str, name_b: str) -> Finding:
-    before, after = getattr(a, part), getattr(b, part)
-    if not (before and after):
-        text = _unknown(f"The {what}'s digest", before, after, name_a, name_b)
-    elif before == after:
-        text = f"Both have the same {what}: SHA-256 {short(before)}"
-    else:
-        text = f"{name_b} has another {what} (SHA-256 {short(after)}) than {name_a} ({short(before)})."
-    is_other = bool(before and after) and before != after
-    return Finding(f"base.{part}", is_compatible=not is_other, explanation=text)
+def _digest(digest: str) -> str:
+    return f"SHA-256 {short(digest)}"
 
 
-def _context_finding(before: int, after: int, name_a: str, name_b: str) -> Finding:
-    if not (before and after):
-        text = _unknown("The context length", before, after, name_a, name_b)
-    elif before == after:
-        text = f"Both take a context of {before:,} tokens."
-    else:
-        text = f"{name_b} takes a context of {after:,} tokens, {name_a} one of {before:,}."
-    return Finding("base.context_length", is_compatible=not 0 < after < before, explanation=text)
-
-
-def _rank_finding(before: float, after: float, name_a: str, name_b: str) -> Finding:
-    if not (before and after):
-        text = _unknown("The adapter's rank", before, after, name_a, name_b)
-    elif after > before:
-        text = (
-            f"The adapter of {name_b} has rank {after:g}, that of {name_a} {before:g}: it fits only where "
-            "the server admits the higher rank (vLLM: --max-lora-rank)."
-        )
-    elif after < before:
-        text = f"The adapter of {name_b} has rank {after:g}, below the {before:g} of {name_a}."
-    else:
-        text = f"Both adapters have rank {before:g}."
-    return Finding("config.lora_r", is_compatible=not 0 < before < after, explanation=text)
-
-
-def _weights_finding(before: Sequence[str], after: Sequence[str], name_a: str, name_b: str) -> Finding:
+def _weights_finding(before: Sequence[str], after: Sequence[str], names: tuple[str, str]) -> Finding:
+    name_a, name_b = names
     is_compatible = not before or (bool(after) and _place(before) == _place(after))
     if not before:
         text = f"{name_a} has no weights to compare with."
     elif not after:
-        text = f"{name_b} has no weights; {name_a} has {_weights_told(before)}."
+        text = f"{name_b} has no weights; {name_a} has {_kind_and_path(before)}."
     elif is_compatible:
-        text = f"Both have {_weights_told(before)}."
+        text = f"Both have {_kind_and_path(before)}."
     else:
-        text = f"{name_b} has {_weights_told(after)}, {name_a} {_weights_told(before)}."
-    return Finding("artifacts", is_compatible=is_compatible, explanation=text)
+        text = f"{name_b} has {_kind_and_path(after)}, {name_a} {_kind_and_path(before)}."
+    return Finding("artifacts", is_compatible, text)
 
 
 def _place(weights: Sequence[str]) -> tuple[bool, set[str]]:
@@ -142,15 +124,10 @@ def _place(weights: Sequence[str]) -> tuple[bool, set[str]]:
     return is_adapter(weights), {str(PurePosixPath(path).parent) for path in weights}
 
 
-def _weights_told(weights: Sequence[str]) -> str:
+def _kind_and_path(weights: Sequence[str]) -> str:
     kind = "an adapter" if is_adapter(weights) else "full weights"
     more = f" and {len(weights) - 1} more" if len(weights) > 1 else ""
     return f"{kind} ({legible(weights[0])}{more})"
-
-
-def _unknown(what: str, a: Any, b: Any, name_a: str, name_b: str) -> str:
-    missing = [name for name, value in ((name_a, a), (name_b, b)) if not value]
-    return f"{what} is not known for {'either' if len(missing) == 2 else missing[0]}."
 
 
 @dataclass(frozen=True)
@@ -163,7 +140,7 @@ class _Step:
     findings: Sequence[Finding]
 
     def breaks(self, *aspects: str) -> bool:
-        return any(each.aspect in aspects and not each.is_compatible for each in self.findings)
+        return any(finding.aspect in aspects and not finding.is_compatible for finding in self.findings)
 
     def moves_weights(self) -> bool:
         """A version that has no weights yet does not move any."""
@@ -189,11 +166,11 @@ class _Step:
 
     def settings(self) -> list[str]:
         """What else differs in the configuration and makes it behave otherwise."""
-        told_apart = {f"config.{name}" for name in {*_PLACES, "lora_r", "specialization"}}
+        named_apart = {f"config.{name}" for name in {*_PLACES, "lora_r", "specialization"}}
         return [
             path
             for path in self.paths
-            if _is_setting(path) and path not in told_apart and not path.endswith(".seed")
+            if _is_setting(path) and path not in named_apart and not path.endswith(".seed")
         ]
 
     def _lineages(self) -> tuple[Lineage, Lineage]:
@@ -206,33 +183,33 @@ def _is_setting(path: str) -> bool:
 
 # The highest level of which a line holds is recommended; every line of that level that holds is a reason.
 _RULES: Final[Sequence[tuple[Level, str, Callable[[_Step], bool]]]] = (
-    (Level.MAJOR, "the base model is another", lambda step: step.breaks("base.model_digest", "base.name")),
-    (Level.MAJOR, "the tokenizer is another", lambda step: step.breaks("base.tokenizer_digest")),
-    (Level.MAJOR, "the chat template is another", lambda step: step.breaks("base.chat_template_digest")),
+    (Level.MAJOR, "the base model differs", lambda step: step.breaks("base.model_digest", "base.name")),
+    (Level.MAJOR, "the tokenizer differs", lambda step: step.breaks("base.tokenizer_digest")),
+    (Level.MAJOR, "the chat template differs", lambda step: step.breaks("base.chat_template_digest")),
     (Level.MAJOR, "the context is shorter", lambda step: step.breaks("base.context_length")),
-    (Level.MAJOR, "the weights are of another kind or lie elsewhere", _Step.moves_weights),
+    (Level.MAJOR, "the weights are of another kind or in another folder", _Step.moves_weights),
     (Level.MINOR, "the context is longer", _Step.extends_context),
-    (Level.MINOR, "the specialisation is another", lambda step: "config.specialization" in step.paths),
-    (Level.MINOR, "the adapter's rank is another", lambda step: "config.lora_r" in step.paths),
-    (Level.MINOR, "the training data is another set", _Step.changes_data),
-    (Level.MINOR, "the configuration is another", lambda step: bool(step.settings())),
+    (Level.MINOR, "the specialisation differs", lambda step: "config.specialization" in step.paths),
+    (Level.MINOR, "the adapter rank differs", lambda step: "config.lora_r" in step.paths),
+    (Level.MINOR, "the training data is a different set", _Step.changes_data),
+    (Level.MINOR, "the configuration differs", lambda step: bool(step.settings())),
     (Level.PATCH, "the training data was revised", _Step.revises_data),
-    (Level.PATCH, "the seed is another", _Step.changes_seed),
-    (Level.PATCH, "the files are others", _Step.changes_files),
+    (Level.PATCH, "the seed differs", _Step.changes_seed),
+    (Level.PATCH, "the files differ", _Step.changes_files),
 )
 
 
 def recommendation(
-    a: ModelVersion, b: ModelVersion, paths: Sequence[str], found: Sequence[Finding]
+    a: ModelVersion, b: ModelVersion, paths: Sequence[str], results: Sequence[Finding]
 ) -> tuple[Level | None, str]:
     """The part of A's number that B calls for raising, and why; None if nothing does.
 
-    paths: of the fields that differ. found: the findings on the two.
+    paths: of the fields that differ. results: the findings on the two.
     """
-    step = _Step(a, b, paths, found)
+    step = _Step(a, b, paths, results)
     holding = [(level, text) for level, text, holds in _RULES if holds(step)]
     if not holding:
-        return None, "Nothing differs that calls for a new version."
+        return None, "No difference calls for a new version."
     highest = holding[0][0]
     text = (
         f"{highest.value.capitalize()}, since {listed([text for level, text in holding if level is highest])}"

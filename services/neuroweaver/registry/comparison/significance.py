@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
-from neuroweaver.registry.domain.model import Interval, Metric
+from neuroweaver.registry.domain.model import Metric
+from neuroweaver.statistics import mover
+from neuroweaver.statistics.distributions import normal_quantile, normal_tail, t_quantile
+from neuroweaver.statistics.estimate import Inference, Interval
 
-# Samples this close to each other, relative to their size, differ by rounding alone.
-_ROUNDING: Final = 1e-12
-# Fourth powers of numbers within these powers of two, which Welch needs, neither overflow nor vanish.
-_SAFE_EXPONENT: Final = 64
+if TYPE_CHECKING:
+    from neuroweaver.statistics.arm import Arm
+
+# Beyond these powers of two all numbers are scaled, so that their squares neither overflow nor vanish.
+_SAFE_EXPONENT: Final = 32
 
 
 @dataclass(frozen=True)
@@ -29,158 +31,133 @@ def difference(a: Metric, b: Metric, confidence: float) -> Estimate:
     """How far B is above A, with interval and two-sided p-value, as far as samples and intervals allow.
 
     Samples on both sides: Welch's t-test. Else the two sides' own intervals, or the t-intervals of their
-    samples, are combined by MOVER (Zou & Donner 2008, Statistics in Medicine 27:1693). The two sides count
-    as independent, since nothing says which samples answer the same prompt: where some do, the interval is
-    wider than it need be. Samples count only if the metric's value is their mean: those behind a median or a
-    percentile say nothing about its error.
+    samples, are combined by MOVER. The two sides count as independent, since nothing says which samples
+    answer the same prompt: where some do, the interval is wider than it need be. Samples count only if the
+    metric's value is their mean: those behind a median or a percentile say nothing about its error.
     """
     value = b.value - a.value
     if not math.isfinite(value):
         return Estimate(None)
     exponent = _exponent(a, b)
-    sides = _Side.of(a, exponent), _Side.of(b, exponent)
-    found = _welch(*sides, confidence) or _mover(*sides, confidence)
-    if found is None:
+    a, b = _scaled(a, -exponent), _scaled(b, -exponent)
+    arms = _arm(a), _arm(b)
+    inference = _welch(*arms, confidence) or _mover((a, b), arms, confidence)
+    if inference is None:
         return Estimate(value)
-    lower, upper, p_value = found
-    return Estimate(value, _interval(lower, upper, confidence, exponent), _finite(p_value))
+    p_value = inference.p_value if math.isfinite(inference.p_value) else None
+    return Estimate(value, _stretched(inference.absolute, exponent), p_value)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values, corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6:65).
+def _arm(metric: Metric) -> Arm | None:
+    """Its samples; None if they say nothing about its value."""
+    if len(metric.samples) < 2:
+        return None
+    # numpy takes a fifth of a second, which only a comparison should pay.
+    from neuroweaver.statistics.arm import Kind, Sample, arms  # noqa: PLC0415
+    from neuroweaver.statistics.moments import Moments  # noqa: PLC0415
 
-    At most a level of them is below that level in error, whatever they have to do with each other.
-    """
-    corrected = [1.0] * len(p_values)
-    least = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        least = max(least, min(1.0, p_values[index] * (len(p_values) - rank)))
-        corrected[index] = least
-    return corrected
+    (arm,) = arms(Kind.MEAN, [Sample(Moments.of(metric.samples))])
+    assert arm is not None
+    # Room for a value that was rounded; less than the error of the mean at every number of samples taken.
+    slack = max(0.5 / math.sqrt(arm.units), 0.01) * math.sqrt(arm.variance) or 1e-9 * abs(arm.value)
+    return arm if abs(arm.value - metric.value) <= slack else None
+
+
+def _welch(a: Arm | None, b: Arm | None, confidence: float) -> Inference | None:
+    """None if a side has no samples that vary."""
+    if not (a and b and a.variance and b.variance):
+        return None
+    from neuroweaver.statistics.effect import effect  # noqa: PLC0415  # as above
+    from neuroweaver.statistics.fixed import infer  # noqa: PLC0415
+
+    gap = effect(a, b)
+    return infer(gap, confidence) if gap else None
 
 
 @dataclass(frozen=True)
-class _Side:
-    """What is known of one version's value. samples: an array, None if they say nothing about the value."""
+class _Limits:
+    """below, above: how far the interval reaches from the value for each unit of the normal quantile."""
 
     value: float
-    interval: Interval | None
-    samples: Any
-    spread: float
-    """Standard deviation of the samples; 0 if they are all the same, or none."""
+    below: float
+    above: float
 
-    @classmethod
-    def of(cls, metric: Metric, exponent: int) -> _Side:
-        """The metric's numbers divided by 2**exponent."""
-        value = math.ldexp(metric.value, -exponent)
-        interval = metric.interval
-        if interval is not None:
-            lower, upper = (math.ldexp(bound, -exponent) for bound in (interval.lower, interval.upper))
-            interval = Interval(lower, upper, interval.confidence)
-        samples, spread = _sampled(metric.samples, value, exponent)
-        return cls(value, interval, samples, spread)
-
-    def reach(self, lent_by: _Side, confidence: float) -> tuple[float, float] | None:
-        """How far its interval reaches below and above the value, for each unit of the normal quantile.
-
-        Samples that never vary do not tell their spread, and none would be taken for certainty: they are
-        lent the other side's.
-        """
-        if self.interval is not None and (reach := _reach(self.value, self.interval)):
-            return reach
-        lender = self if self.spread else lent_by
-        if self.samples is None or not lender.spread:
-            return None
-        from scipy import stats  # noqa: PLC0415  # takes a second, which only a comparison should pay
-
-        quantile = float(stats.t.ppf((1 + confidence) / 2, lender.samples.size - 1))
-        half = quantile * lender.spread / math.sqrt(self.samples.size) / _quantile(confidence)
-        return half, half
+    def limits(self, critical: float) -> tuple[float, float]:
+        return self.value - critical * self.below, self.value + critical * self.above
 
 
-def _welch(a: _Side, b: _Side, confidence: float) -> tuple[float, float, float] | None:
-    """Lower and upper bound and p-value; None if a side has no samples that vary."""
-    if not (a.spread and b.spread):
-        return None
-    import numpy as np  # noqa: PLC0415  # as above
-    from scipy import stats  # noqa: PLC0415
+def _mover(
+    metrics: tuple[Metric, Metric], arms: tuple[Arm | None, Arm | None], confidence: float
+) -> Inference | None:
+    """None if a side has no interval, or both claim to be certain.
 
-    # Its check for cancellation divides by the mean, which may be next to nothing.
-    with np.errstate(over="ignore"):
-        result = stats.ttest_ind(b.samples, a.samples, equal_var=False)
-    interval = result.confidence_interval(confidence)
-    return float(interval.low), float(interval.high), float(result.pvalue)
-
-
-def _mover(a: _Side, b: _Side, confidence: float) -> tuple[float, float, float] | None:
-    """As above, from a side each; None if one has no interval, or claims to be certain.
-
-    The p-value is 1 less the confidence at which the bound that faces zero reaches it. Away from the level
-    at which an interval was given, it is taken to widen as a normal one.
+    Away from the level at which an interval was given, it is taken to widen as a normal one.
     """
-    quantile = _quantile(confidence)
-    if not quantile:
-        return None
-    reach_a, reach_b = a.reach(b, confidence), b.reach(a, confidence)
-    if reach_a is None or reach_b is None:
+    critical = _quantile(confidence)
+    a = _limits(metrics[0], arms[0], arms[1], confidence)
+    b = _limits(metrics[1], arms[1], arms[0], confidence)
+    if not critical or a is None or b is None:
         return None
     value = b.value - a.value
-    below, above = math.hypot(reach_b[0], reach_a[1]), math.hypot(reach_b[1], reach_a[0])
-    facing = below if value > 0 else above if value < 0 else min(below, above)
-    if not (facing and math.isfinite(facing)):
+    lower, upper = mover.difference(a, b, critical)
+    if (value >= 0 and lower == value) or (value <= 0 and upper == value):
         return None
-    p_value = math.erfc(abs(value) / facing / math.sqrt(2))
-    return value - quantile * below, value + quantile * above, p_value
+    z = mover.critical_at(a, b, share=1.0, shift=0.0)
+    return Inference(Interval(lower, upper, confidence), None, 2 * normal_tail(abs(z)))
 
 
-def _sampled(samples: Sequence[float], value: float, exponent: int) -> tuple[Any, float]:
-    """An array of the scaled samples and their standard deviation; None if they say nothing about `value`."""
-    if len(samples) < 2:
-        return None, 0.0
-    import numpy as np  # noqa: PLC0415  # as above
+def _limits(metric: Metric, arm: Arm | None, other: Arm | None, confidence: float) -> _Limits | None:
+    """By the metric's own interval, else by its samples.
 
-    scaled = np.ldexp(np.asarray(samples, dtype=float), -exponent)
-    mean, spread = float(scaled.mean()), float(scaled.std(ddof=1))
-    size = float(np.abs(scaled).max())
-    if float(np.ptp(scaled)) <= _ROUNDING * size:
-        return (scaled, 0.0) if abs(mean - value) <= 1e-9 * size else (None, 0.0)
-    # Room for a value that was rounded; less than the error of the mean at every number of samples taken.
-    slack = max(0.5 / math.sqrt(len(samples)), 0.01) * spread
-    return (scaled, spread) if abs(mean - value) <= slack else (None, 0.0)
+    Samples that never vary do not tell their spread, and none would be taken for certainty: they are lent
+    the other side's.
+    """
+    if metric.interval and (limits := _interval_limits(metric.value, metric.interval)):
+        return limits
+    lender = arm if arm and arm.variance else other
+    if arm is None or lender is None or not lender.variance:
+        return None
+    half = t_quantile((1 - confidence) / 2, lender.units - 1) * math.sqrt(lender.variance / arm.units)
+    reach = half / (_quantile(confidence) or 1.0)
+    return _Limits(metric.value, reach, reach)
 
 
-def _reach(value: float, interval: Interval) -> tuple[float, float] | None:
+def _interval_limits(value: float, interval: Interval) -> _Limits | None:
     """None if the interval does not hold the value, or its confidence is next to nothing."""
     quantile = _quantile(interval.confidence)
     below, above = value - interval.lower, interval.upper - value
     rounding = 1e-9 * (interval.upper - interval.lower)
     if not quantile or min(below, above) < -rounding:
         return None
-    return max(below, 0.0) / quantile, max(above, 0.0) / quantile
+    return _Limits(value, max(below, 0.0) / quantile, max(above, 0.0) / quantile)
 
 
 def _quantile(confidence: float) -> float:
-    """The normal quantile of a two-sided interval; from the tail, where a confidence near 1 keeps digits."""
-    return -NormalDist().inv_cdf((1 - confidence) / 2)
+    """Of a two-sided interval."""
+    return normal_quantile((1 - confidence) / 2)
 
 
-def _exponent(a: Metric, b: Metric) -> int:
-    """The power of two to divide by, so that fourth powers stay doubles: 0 for all usual numbers."""
+def _exponent(*metrics: Metric) -> int:
+    """The power of two to divide by: 0 for all usual numbers."""
     size = 0.0
-    for metric in (a, b):
+    for metric in metrics:
         bounds = (metric.interval.lower, metric.interval.upper) if metric.interval else ()
         size = max(size, *map(abs, (metric.value, *bounds, *metric.samples)))
     exponent = math.frexp(size)[1]
     return exponent if abs(exponent) > _SAFE_EXPONENT else 0
 
 
-def _interval(lower: float, upper: float, confidence: float, exponent: int) -> Interval | None:
+def _scaled(metric: Metric, exponent: int) -> Metric:
+    """Times 2**exponent."""
+    samples = tuple(math.ldexp(sample, exponent) for sample in metric.samples)
+    interval = metric.interval and _stretched(metric.interval, exponent)
+    return replace(metric, value=math.ldexp(metric.value, exponent), interval=interval, samples=samples)
+
+
+def _stretched(interval: Interval, exponent: int) -> Interval | None:
+    """Times 2**exponent; None beyond the doubles."""
     try:
-        bounds = math.ldexp(lower, exponent), math.ldexp(upper, exponent)
+        bounds = math.ldexp(interval.lower, exponent), math.ldexp(interval.upper, exponent)
     except OverflowError:
         return None
-    return Interval(*bounds, confidence) if all(map(math.isfinite, bounds)) else None
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
+    return replace(interval, lower=bounds[0], upper=bounds[1]) if all(map(math.isfinite, bounds)) else None

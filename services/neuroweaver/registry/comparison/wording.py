@@ -42,9 +42,9 @@ def number(value: float, digits: int = 3) -> str:
 def numbers_apart(a: float, b: float) -> tuple[str, str]:
     """Both with as few digits as tell them apart."""
     for digits in range(3, _MOST_DIGITS):
-        told = number(a, digits), number(b, digits)
-        if a == b or told[0] != told[1]:
-            return told
+        shown = number(a, digits), number(b, digits)
+        if a == b or shown[0] != shown[1]:
+            return shown
     return repr(a), repr(b)
 
 

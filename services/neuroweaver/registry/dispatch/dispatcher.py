@@ -1,7 +1,7 @@
-"""Sends what waits in the outbox of the webhooks: in order to each, and to none at another's expense.
+"""Sends what waits in the webhooks' outbox: in order to each, no receiver delaying another.
 
-At least once: a process that dies between the receiver's answer and its own note sends again, under the same
-webhook-id. Any number of processes may run a dispatcher over one database.
+At least once: a process that dies between the receiver's answer and its own record of it sends again, under
+the same webhook-id. Any number of processes may run a dispatcher over one database.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from neuroweaver.registry.storage.reader import Reader
 
 _LOG: Final = logging.getLogger("neuroweaver.registry")
 
-_STOPPED: Final = Outcome.failed("the server was stopped while it waited for the answer")
-_LOST: Final = Outcome.failed("the server that sent it was lost before it could note the answer")
-_FORGOTTEN: Final = Outcome.failed("the change itself is no longer kept", is_final=True)
-_FAULT: Final = Outcome.failed("a fault of the server's own; its log tells more")
+_STOPPED: Final = Outcome.failed("the server stopped while it waited for the answer")
+_LOST: Final = Outcome.failed("the sending server stopped before it recorded the answer")
+_FORGOTTEN: Final = Outcome.failed("the change no longer exists", is_final=True)
+_FAULT: Final = Outcome.failed("internal error; see the server's log")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,25 +83,25 @@ class Dispatcher:
                 try:
                     wait_s = await self._round(group)
                 except SQLAlchemyError as error:  # the database may be back in a moment
-                    _LOG.warning("webhooks not looked after", extra={"cause": type(error).__name__})
+                    _LOG.warning("webhooks could not be read", extra={"cause": type(error).__name__})
                 await self._changed.wait(seen, wait_s)
 
     async def _round(self, group: asyncio.TaskGroup) -> float:
-        """Begins what is due; gives in how many seconds something may be due again."""
+        """Begins what is due; returns the seconds until something may be due again."""
         async with self._database.read() as connection:
             claimed = await deliveries.claimed(connection)
             waiting = await deliveries.waiting(connection)
         await self._end_lost(claimed)
         now = self._clock()
         busy = {lane_of(delivery) for delivery in claimed} | self._sending.keys()
-        due = [each for each in waiting if each.is_due(now) and lane_of(each) not in busy]
+        due = [delivery for delivery in waiting if delivery.is_due(now) and lane_of(delivery) not in busy]
         for delivery in await self._claim(due[: self._policy.concurrency - len(self._sending)], now):
             self._sending[lane_of(delivery)] = delivery
             group.create_task(self._tend(delivery))
         later = [
-            (each.next_attempt_time - now).total_seconds()
-            for each in waiting
-            if each.next_attempt_time and not each.is_due(now)
+            (delivery.next_attempt_time - now).total_seconds()
+            for delivery in waiting
+            if delivery.next_attempt_time and not delivery.is_due(now)
         ]
         return min([self._policy.poll_s, *later])
 
@@ -110,15 +110,19 @@ class Dispatcher:
             return []
 
         async def work(connection: AsyncConnection) -> list[Delivery]:
-            found = [await deliveries.claim(connection, lane_of(each), new_id(), now) for each in due]
-            return [delivery for delivery in found if delivery]
+            claimed = [
+                await deliveries.claim(connection, lane_of(delivery), new_id(), now) for delivery in due
+            ]
+            return [delivery for delivery in claimed if delivery]
 
         return await self._database.transact(work)
 
     async def _end_lost(self, claimed: Sequence[Delivery]) -> None:
         """Takes back the claims that have stood for too long; this process's own too, if it sends no more."""
         mine = {delivery.claim for delivery in self._sending.values()}
-        foreign = {each.claim: each for each in claimed if each.claim and each.claim not in mine}
+        foreign = {
+            delivery.claim: delivery for delivery in claimed if delivery.claim and delivery.claim not in mine
+        }
         now = time.monotonic()
         self._seen = {claim: self._seen.get(claim, now) for claim in foreign}
         for claim, delivery in foreign.items():
@@ -159,7 +163,7 @@ class Dispatcher:
             await self._settle(delivery, outcome)
         except SQLAlchemyError as error:
             _LOG.warning(
-                "webhook delivery not noted", extra={**_named(delivery), "cause": type(error).__name__}
+                "webhook delivery not recorded", extra={**_named(delivery), "cause": type(error).__name__}
             )
 
     async def _settle(self, delivery: Delivery, outcome: Outcome) -> None:

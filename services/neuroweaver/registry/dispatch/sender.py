@@ -22,7 +22,9 @@ _MAX_ADDRESSES: Final = 4
 # A lookup cannot be interrupted; as many dead name servers as this must not hold up a healthy one.
 _LOOKUPS: Final = 64
 
-_NOT_PUBLIC: Final = "the host has an address that is not public; NEUROWEAVER_WEBHOOK_PRIVATE allows those"
+_NOT_PUBLIC: Final = (
+    "the host has an address that is not public; NEUROWEAVER_WEBHOOK_PRIVATE=true allows those"
+)
 _NOT_LOOPBACK: Final = "the host has an address that is not this machine's; use https"
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
@@ -59,7 +61,7 @@ class Sender:
             return Outcome.failed(f"cannot connect: {error}")
         except (OSError, httpx2.HTTPError) as error:
             # Its text may quote what was sent.
-            return Outcome.failed(f"the exchange broke off ({type(error).__name__})")
+            return Outcome.failed(f"the connection broke ({type(error).__name__})")
 
     async def _post(self, url: httpx2.URL, headers: Mapping[str, str], body: bytes) -> Outcome:
         give_up = asyncio.get_running_loop().time() + self._timeout_s
@@ -135,8 +137,8 @@ async def _take_leave(response: httpx2.Response) -> None:
 
 def _retry_after_s(response: httpx2.Response) -> float:
     """Of the two forms, the number of seconds; 0 without it."""
-    told = response.headers.get("retry-after", "")
-    return float(told) if told.isascii() and told.isdigit() and len(told) < 10 else 0.0
+    seconds = response.headers.get("retry-after", "")
+    return float(seconds) if seconds.isascii() and seconds.isdigit() and len(seconds) < 10 else 0.0
 
 
 class _Resolver:
@@ -146,7 +148,7 @@ class _Resolver:
         self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="webhook-lookup")
 
     async def __call__(self, host: str) -> Sequence[str]:
-        found = await asyncio.get_running_loop().run_in_executor(
+        addresses = await asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         )
-        return list(dict.fromkeys(str(address[0]) for *_, address in found))
+        return list(dict.fromkeys(str(address[0]) for *_, address in addresses))

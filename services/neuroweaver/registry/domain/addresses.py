@@ -42,26 +42,28 @@ _TRANSLATED: Final = ip_network("64:ff9b::/96")
 
 def is_loopback(address: str) -> bool:
     """Whether it is this machine. address: a literal; anything else is not."""
-    found = _parsed(address)
-    return found is not None and found.is_loopback
+    parsed = _parsed(address)
+    return parsed is not None and parsed.is_loopback
 
 
 def is_public(address: str) -> bool:
     """Whether it is one of the whole Internet's, and not of this machine, its network or its cloud."""
-    found = _parsed(address)
-    if isinstance(found, IPv4Address):
-        return not any(found in network for network in _SPECIAL_V4)
-    return found is not None and found in _GLOBAL_V6 and not any(found in network for network in _SPECIAL_V6)
+    parsed = _parsed(address)
+    if isinstance(parsed, IPv4Address):
+        return not any(parsed in network for network in _SPECIAL_V4)
+    return (
+        parsed is not None and parsed in _GLOBAL_V6 and not any(parsed in network for network in _SPECIAL_V6)
+    )
 
 
 def _parsed(address: str) -> IPv4Address | IPv6Address | None:
     """The address that a packet would reach in the end."""
     try:
-        found = ip_address(address)
+        parsed = ip_address(address)
     except ValueError:
         return None
-    if not isinstance(found, IPv6Address):
-        return found
-    if found in _TRANSLATED:
-        return IPv4Address(int(found) & 0xFFFF_FFFF)
-    return found.ipv4_mapped or found
+    if not isinstance(parsed, IPv6Address):
+        return parsed
+    if parsed in _TRANSLATED:
+        return IPv4Address(int(parsed) & 0xFFFF_FFFF)
+    return parsed.ipv4_mapped or parsed

@@ -102,9 +102,9 @@ def _check_expected(name: str, current: Alias | None, expected: str) -> None:
     if not expected:
         return
     wanted = None if expected == NOWHERE else precedence(parse("expected_version", expected))
-    found = current.version if current else None
-    if wanted != (precedence(found) if found else None):
-        where = f"points at {found}" if found else "is not there"
+    version = current.version if current else None
+    if wanted != (precedence(version) if version else None):
+        where = f"points at {version}" if version else "does not exist"
         raise Aborted("ALIAS_MOVED", f"{name} {where}; expected_version says {expected}")
 
 

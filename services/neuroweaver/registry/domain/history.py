@@ -15,7 +15,7 @@ from typing import Final
 
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.mesh.wire.signing import SigningKey, statement
-from neuroweaver.registry.domain.records import Change, canonical
+from neuroweaver.registry.domain.records import FieldDifference, canonical
 
 GENESIS: Final = "0" * 64
 """What stands in for a hash before the first event."""
@@ -78,8 +78,8 @@ class AuditEvent:
         content["time"] = self.time.isoformat(timespec="microseconds")
         return hashlib.sha256(canonical(content).encode()).hexdigest()
 
-    def listed_changes(self) -> list[Change]:
-        return [Change(*change) for change in json.loads(self.changes)]
+    def listed_changes(self) -> list[FieldDifference]:
+        return [FieldDifference(*change) for change in json.loads(self.changes)]
 
 
 def next_event(
@@ -90,7 +90,7 @@ def next_event(
     action: str,
     model_id: str,
     version: str,
-    changes: Sequence[Change],
+    changes: Sequence[FieldDifference],
 ) -> AuditEvent:
     """The event that follows `head`."""
     return AuditEvent(
@@ -102,7 +102,7 @@ def next_event(
         model_id=model_id,
         version=version,
         reason=origin.reason,
-        changes=canonical([[change.path, change.before, change.after] for change in changes]),
+        changes=canonical([[change.path, change.a, change.b] for change in changes]),
         trace_id=origin.trace_id,
         previous_hash=head.hash,
     ).sealed()
@@ -130,11 +130,9 @@ async def verify(events: AsyncIterator[AuditEvent], recorded: Head, expected: He
             return _broken(head, wrong)
         head = Head(event.sequence, event.hash)
     if max(recorded.sequence, expected.sequence if expected else 0) > head.sequence:
-        return _broken(head, f"the events from {head.sequence + 1} on were cut off")
+        return _broken(head, f"the events from {head.sequence + 1} on are missing")
     if recorded != head:
-        return _broken(
-            Head(head.sequence - 1), "the last event is not the one that the store noted as its head"
-        )
+        return _broken(Head(head.sequence - 1), "the last event is not the recorded head of the chain")
     return Verdict(head.sequence, 0, "", head)
 
 
@@ -147,7 +145,7 @@ def _wrong_after(head: Head, event: AuditEvent, expected: Head | None) -> str:
     if event.computed_hash() != event.hash:
         return f"event {event.sequence} was edited"
     if expected and expected.sequence == event.sequence and expected.hash != event.hash:
-        return f"event {event.sequence} is not the one that was noted earlier"
+        return f"event {event.sequence} differs from the one noted earlier"
     return ""
 
 

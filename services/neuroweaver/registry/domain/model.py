@@ -16,6 +16,7 @@ from semver import Version
 from neuroweaver.mesh.wire.errors import Aborted, FailedPrecondition, InvalidArgument
 from neuroweaver.mesh.wire.text import check_text
 from neuroweaver.registry.domain.paths import kind_of
+from neuroweaver.statistics.estimate import Interval
 
 MAX_TAGS: Final = 64
 MAX_METRICS: Final = 1000
@@ -50,13 +51,6 @@ class Direction(StrEnum):
     UNKNOWN = ""
     HIGHER_IS_BETTER = "higher"
     LOWER_IS_BETTER = "lower"
-
-
-@dataclass(frozen=True)
-class Interval:
-    lower: float
-    upper: float
-    confidence: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,16 +150,20 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draft:
-    """A version that is asked for; what is empty comes from its parent."""
-
+class _Content:
     description: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     base: BasePin | None = None
     lineage: Lineage | None = None
-    artifacts: Sequence[Artifact] = ()
+    artifacts: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft(_Content):
+    """A version that is asked for; what is empty comes from its parent."""
+
     state: State | None = None
 
     def check(self) -> None:
@@ -177,11 +175,14 @@ class Draft:
         for name, value in [*_texts("base", self.base), *_texts("lineage", self.lineage)]:
             check_text(name, value)
         if self.state is not None and self.state not in _FIRST_STATES:
-            raise InvalidArgument("state", f"a version cannot begin as {self.state}")
+            first = ", ".join(sorted(_FIRST_STATES))
+            raise InvalidArgument("state", f"a version cannot begin as {self.state}; create it as {first}")
         if self.state not in {None, State.DRAFT} and not self.artifacts:
-            raise InvalidArgument("state", f"a version without artifacts cannot be {self.state}")
+            raise InvalidArgument(
+                "state", f"a version without artifacts cannot be {self.state}; name its files"
+            )
 
-    def made(
+    def as_version(
         self, model_id: str, version: Version, parent: ModelVersion | None, now: datetime
     ) -> ModelVersion:
         """The version itself: config, tags and base laid over the parent's.
@@ -189,28 +190,24 @@ class Draft:
         Raises InvalidArgument, or FailedPrecondition if the parent is pinned to another base model.
         """
         self.check()
-        made = ModelVersion(
-            model_id=model_id,
-            version=version,
-            state=self.state or (State.TRAINED if self.artifacts else State.DRAFT),
-            description=self.description,
-            config={**parent.config, **self.config} if parent else self.config,
-            metrics=self.metrics,
-            tags={**parent.tags, **self.tags} if parent else self.tags,
-            base=self._base_over(parent),
-            lineage=self.lineage,
-            artifacts=tuple(sorted(self.artifacts, key=lambda artifact: artifact.path)),
-            parent_version=str(parent.version) if parent else "",
-            create_time=now,
-            update_time=now,
+        content = vars(self) | {
+            "state": self.state or (State.TRAINED if self.artifacts else State.DRAFT),
+            "config": {**parent.config, **self.config} if parent else self.config,
+            "tags": {**parent.tags, **self.tags} if parent else self.tags,
+            "base": self._base_over(parent),
+            "artifacts": tuple(sorted(self.artifacts, key=lambda artifact: artifact.path)),
+            "parent_version": str(parent.version) if parent else "",
+        }
+        created = ModelVersion(
+            model_id=model_id, version=version, create_time=now, update_time=now, **content
         )
-        check_tags("tags", made.tags)
-        check_config(made.config)
-        if made.base is None and any(is_adapter_config(artifact.path) for artifact in made.artifacts):
+        check_tags("tags", created.tags)
+        check_config(created.config)
+        if created.base is None and any(is_adapter_config(artifact.path) for artifact in self.artifacts):
             raise InvalidArgument(
-                "base", "is needed: the files hold an adapter, which fits on one base model"
+                "base", "is required: the files hold an adapter, which fits one base model only"
             )
-        return made
+        return created
 
     def _base_over(self, parent: ModelVersion | None) -> BasePin | None:
         inherited = parent.base if parent else None
@@ -228,17 +225,10 @@ class Draft:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelVersion:
+class ModelVersion(_Content):
     model_id: str
     version: Version
     state: State
-    description: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    base: BasePin | None = None
-    lineage: Lineage | None = None
-    artifacts: tuple[Artifact, ...] = ()
     parent_version: str = ""
     create_time: datetime
     update_time: datetime
@@ -269,7 +259,7 @@ class ModelVersion:
             )
         if state in _WITH_ARTIFACTS and not self.artifacts:
             raise FailedPrecondition(
-                "NO_ARTIFACTS", f"a version without artifacts is never {state}", self.name
+                "NO_ARTIFACTS", f"a version without artifacts cannot be {state}", self.name
             )
         if state is State.ARCHIVED:
             _check_unused(self.name, self.aliases)
@@ -337,7 +327,7 @@ def check_model_id(name: str, model_id: str) -> None:
 def check_tags(name: str, tags: Mapping[str, str]) -> None:
     """Raises InvalidArgument naming the field `name`."""
     if len(tags) > MAX_TAGS:
-        raise InvalidArgument(name, f"would be {len(tags)}, more than {MAX_TAGS}")
+        raise InvalidArgument(name, f"would be {len(tags)}; at most {MAX_TAGS} are allowed")
     for key, value in tags.items():
         check_text(f'{name}["{key}"]', value)
 
@@ -345,7 +335,7 @@ def check_tags(name: str, tags: Mapping[str, str]) -> None:
 def check_metrics(metrics: Mapping[str, Metric]) -> None:
     """Raises InvalidArgument naming the metric."""
     if len(metrics) > MAX_METRICS:
-        raise InvalidArgument("metrics", f"would be {len(metrics)}, more than {MAX_METRICS}")
+        raise InvalidArgument("metrics", f"would be {len(metrics)}; at most {MAX_METRICS} are allowed")
     for name, metric in metrics.items():
         metric.check(f'metrics["{name}"]')
 
@@ -355,7 +345,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     try:
         text = json.dumps(config, allow_nan=False)
     except ValueError as error:
-        raise InvalidArgument("config", "holds a number that is not finite") from error
+        raise InvalidArgument("config", "contains a number that is not finite") from error
     if len(text) > MAX_CONFIG_BYTES:
         raise InvalidArgument("config", f"is larger than {MAX_CONFIG_BYTES} bytes of JSON")
 
@@ -372,7 +362,7 @@ def check_artifacts(artifacts: Sequence[Artifact]) -> None:
         paths.add(artifact.path)
     for index, artifact in enumerate(artifacts):
         if any(folder in paths for folder in _folders(artifact.path)):
-            raise InvalidArgument(f"artifacts[{index}].path", "lies in a folder that is also a file")
+            raise InvalidArgument(f"artifacts[{index}].path", "is in a folder that is also a file")
 
 
 def _folders(path: str) -> Iterable[str]:
@@ -407,4 +397,4 @@ def _check_unused(what: str, aliases: Collection[str], deployed: str = "") -> No
 
 def _check_etag(given: str, current: str, what: str) -> None:
     if given and given != current:
-        raise Aborted("ETAG_MISMATCH", f"{what} was changed by another call; read it again")
+        raise Aborted("ETAG_MISMATCH", f"{what} was changed meanwhile; read it again and retry")

@@ -39,12 +39,13 @@ _KINDS: Final = {
 
 def kind_of(field: str, path: str) -> Kind:
     """How a file of this name is checked. Raises InvalidArgument naming `field` if it is not taken."""
-    known = _KINDS.get(PurePosixPath(path).suffix.lower())
-    if known is None:
+    kind = _KINDS.get(PurePosixPath(path).suffix.lower())
+    if kind is None:
         raise InvalidArgument(
-            field, "is of a kind that is not taken: weights as .safetensors, further files as text or .png"
+            field,
+            "is of a type that is not accepted: upload weights as .safetensors, other files as text or .png",
         )
-    return known[0]
+    return kind[0]
 
 
 def media_type_of(path: str) -> str:

@@ -7,42 +7,46 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeVar
 
 from semver import Version
 
-from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
+from neuroweaver.mesh.wire.records import Records
 from neuroweaver.registry.domain.aliases import Alias
-from neuroweaver.registry.domain.model import (
-    Artifact,
-    BasePin,
-    Direction,
-    Interval,
-    Lineage,
-    Metric,
-    Model,
-    ModelVersion,
-    State,
-)
+from neuroweaver.registry.domain.model import Model, ModelVersion
 
-# Change with every change, so that a difference in them says nothing.
+# FieldDifference with every change, so that a difference in them says nothing.
 _VOLATILE: Final = ("update_time", "etag", "latest_version", "aliases")
 _EMPTY: Final = (None, "")
-_TIMES: Final = frozenset({"create_time", "update_time", "delete_time"})
 _BY_NAME: Final = ("config", "metrics", "tags", "base", "lineage")
 
 Subject = Model | ModelVersion | Alias
+S = TypeVar("S", bound=Subject)
+
+_CODEC: Final = Records()
+_CODEC.hook(Version, str, Version.parse)
 
 
 @dataclass(frozen=True)
-class Change:
-    """One value before and after; None where there was none."""
+class FieldDifference:
+    """One value in A and in B, or before and after a change; None where there is none."""
 
     path: str
-    before: Any
-    after: Any
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change, as a watch sends it. subject: as it was after the change; None if nobody asked for it."""
+
+    sequence: int
+    time: datetime | None = None
+    action: str = ""
+    subject: Subject | None = None
 
 
 def canonical(value: Any) -> str:
@@ -51,87 +55,50 @@ def canonical(value: Any) -> str:
 
 
 def dump(subject: Subject) -> str:
-    return canonical(_plain(subject))
+    return canonical(_CODEC.plain(subject))
 
 
-def load_model(text: str) -> Model:
-    return Model(**_with_times(json.loads(text)))
+def load(kind: type[S], text: str) -> S:
+    return _CODEC.load(kind, text)
 
 
-def load_alias(text: str) -> Alias:
-    plain = _with_times(json.loads(text))
-    return Alias(**plain | {"version": plain["version"] and Version.parse(plain["version"])})
-
-
-def load_version(text: str) -> ModelVersion:
-    plain = _with_times(json.loads(text))
-    return ModelVersion(
-        **plain
-        | {
-            "version": Version.parse(plain["version"]),
-            "state": State(plain["state"]),
-            "metrics": {name: _metric(metric) for name, metric in plain["metrics"].items()},
-            "base": plain["base"] and BasePin(**plain["base"]),
-            "lineage": plain["lineage"] and Lineage(**plain["lineage"]),
-            "artifacts": tuple(Artifact(**artifact) for artifact in plain["artifacts"]),
-            "aliases": tuple(plain.get("aliases", ())),
-        }
-    )
-
-
-def changes(before: Model | ModelVersion | None, after: Model | ModelVersion) -> list[Change]:
+def changes(before: Model | ModelVersion | None, after: Model | ModelVersion) -> list[FieldDifference]:
     """What differs, by path: `state`, `config.lora_r`, `metrics.loss`, `artifacts.adapter/config.json`."""
-    old = _flat(_plain(before)) if before else {}
-    new = _flat(_plain(after))
-    return [
-        Change(path, old.get(path), new.get(path))
-        for path in sorted(old.keys() | new.keys())
-        if old.get(path) != new.get(path)
-    ]
+    return list(differing(_flat(_CODEC.plain(before)) if before else {}, _flat(_CODEC.plain(after))))
 
 
-def alias_changes(before: Alias | None, after: Alias) -> list[Change]:
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[FieldDifference]:
+    """What differs between two flat records, by path."""
+    for path in sorted(a.keys() | b.keys()):
+        if not _is_same(a.get(path), b.get(path)):
+            yield FieldDifference(path, a.get(path), b.get(path))
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Equality in which 1 is 1.0, as in JSON, and true is not 1."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_is_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_is_same, a, b))
+    return bool(a == b)
+
+
+def alias_changes(before: Alias | None, after: Alias) -> list[FieldDifference]:
     """What differs, under the path of the alias."""
     path = f"aliases.{after.alias}"
-    found = []
+    changes = []
     if (before and before.version) != after.version:
-        found.append(Change(path, _spelled(before), _spelled(after)))
-    if after.version and (before.is_protected if before else None) != after.is_protected:
-        found.append(
-            Change(f"{path}.is_protected", before.is_protected if before else None, after.is_protected)
-        )
-    return found
+        changes.append(FieldDifference(path, _spelled(before), _spelled(after)))
+    was_protected = before.is_protected if before else None
+    if after.version and was_protected != after.is_protected:
+        changes.append(FieldDifference(f"{path}.is_protected", was_protected, after.is_protected))
+    return changes
 
 
 def _spelled(alias: Alias | None) -> str | None:
     return str(alias.version) if alias and alias.version else None
-
-
-def _plain(subject: Subject) -> dict[str, Any]:
-    plain = asdict(subject)
-    for name in plain.keys() & _TIMES:
-        plain[name] = plain[name] and microseconds(plain[name])
-    if plain.get("version"):
-        plain["version"] = str(plain["version"])
-    return plain
-
-
-def _with_times(plain: dict[str, Any]) -> dict[str, Any]:
-    times = {
-        name: None if plain[name] is None else from_microseconds(plain[name])
-        for name in plain.keys() & _TIMES
-    }
-    return plain | times
-
-
-def _metric(plain: Mapping[str, Any]) -> Metric:
-    return Metric(
-        value=plain["value"],
-        direction=Direction(plain["direction"]),
-        interval=plain["interval"] and Interval(**plain["interval"]),
-        samples=tuple(plain["samples"]),
-        unit=plain["unit"],
-    )
 
 
 def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +108,7 @@ def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
         if name in _VOLATILE or value in _EMPTY:
             continue
         if name in _BY_NAME:
-            flat |= {f"{name}.{key}": _told(item) for key, item in value.items()}
+            flat |= {f"{name}.{key}": _shown(item) for key, item in value.items()}
         elif name == "artifacts":
             flat |= {f"artifacts.{artifact['path']}": artifact["digest"] for artifact in value}
         else:
@@ -149,7 +116,7 @@ def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _told(item: Any) -> Any:
+def _shown(item: Any) -> Any:
     """A metric's samples by their digest: the history proves them and need not repeat them."""
     if not (isinstance(item, dict) and item.get("samples")):
         return item

@@ -125,12 +125,12 @@ def parse_range(field: str, text: str) -> Range:
     for term in text.split(","):
         if term.strip() == "*":
             continue
-        found = _COMPARATOR.fullmatch(term.strip())
-        if found is None:
+        match = _COMPARATOR.fullmatch(term.strip())
+        if match is None:
             raise InvalidArgument(field, "is not a range such as ^1.2, ~1.2.3 or >=1.2,<2")
-        given = [found[part] for part in ("major", "minor", "patch") if found[part] is not None]
-        version = parse(field, ".".join(given + ["0"] * (3 - len(given))) + (found["rest"] or ""))
-        low, high = _bounds(found["operator"], version, len(given))
+        given = [match[part] for part in ("major", "minor", "patch") if match[part] is not None]
+        version = parse(field, ".".join(given + ["0"] * (3 - len(given))) + (match["rest"] or ""))
+        low, high = _bounds(match["operator"], version, len(given))
         lower, upper = max(lower, low), min(upper, high)
         with_prereleases = with_prereleases or version.prerelease is not None
     return Range(lower, upper, with_prereleases)

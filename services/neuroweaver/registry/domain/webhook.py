@@ -67,6 +67,16 @@ class Webhook:
         return self.url.partition("?")[0]
 
 
+@dataclass(frozen=True)
+class WebhookStatus:
+    """A webhook and how many of its deliveries wait or were given up. last_error: empty after a success."""
+
+    webhook: Webhook
+    pending: int = 0
+    dead: int = 0
+    last_error: str = ""
+
+
 class State(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -155,7 +165,7 @@ class Delivery:
 
     def ended(self, outcome: Outcome, now: datetime, backoff: Backoff) -> Delivery:
         """After the attempt that was claimed: delivered, dead, or to be tried again."""
-        told = replace(
+        ended = replace(
             self,
             last_status=outcome.status,
             last_error=outcome.error,
@@ -163,11 +173,11 @@ class Delivery:
             claim=None,
         )
         if not outcome.error:
-            return replace(told, state=State.DELIVERED)
+            return replace(ended, state=State.DELIVERED)
         if outcome.is_final or self.attempts >= backoff.attempts:
-            return replace(told, state=State.DEAD)
+            return replace(ended, state=State.DEAD)
         delay_s = max(backoff.delay_s(self.attempts), min(outcome.retry_after_s, backoff.max_s))
-        return replace(told, next_attempt_time=now + timedelta(seconds=delay_s))
+        return replace(ended, next_attempt_time=now + timedelta(seconds=delay_s))
 
 
 def check_webhook_id(field: str, webhook_id: str) -> None:
@@ -190,20 +200,20 @@ def check_url(field: str, url: str) -> None:
     host = parsed.raw_host.decode("ascii")
     authority = url.partition("://")[2].partition("?")[0].partition("#")[0]
     if parsed.scheme not in {"https", "http"} or not host:
-        raise InvalidArgument(field, "is not an address that begins with https://")
+        raise InvalidArgument(field, "must begin with https://")
     # Also where they are empty: what is left of an @ looks like the host to people, and to some parsers.
     if "@" in authority.partition("/")[0] or "\\" in url or parsed.userinfo:
-        raise InvalidArgument(field, "holds credentials, or what looks like them")
+        raise InvalidArgument(field, "contains credentials, or an @ or \\ that looks like them")
     if "#" in url:
-        raise InvalidArgument(field, "holds a fragment, which is never sent")
+        raise InvalidArgument(field, "has a fragment (#…), which is never sent")
     if any(c.isspace() or not c.isprintable() for c in url):
-        raise InvalidArgument(field, "holds spaces or control characters")
+        raise InvalidArgument(field, "contains spaces or control characters")
     if not (":" in host and "%" not in host) and _HOST_NAME.fullmatch(host) is None:
-        raise InvalidArgument(field, "names no host")
+        raise InvalidArgument(field, "has no valid host")
     if parsed.port is not None and not 0 < parsed.port < 65536:
-        raise InvalidArgument(field, "names a port that is none")
+        raise InvalidArgument(field, "has no valid port")
     if parsed.scheme == "http" and host != "localhost" and not is_loopback(host):
-        raise InvalidArgument(field, "is http, which is taken for this machine itself alone; use https")
+        raise InvalidArgument(field, "is http, which is allowed for this machine only; use https")
 
 
 def new_secret() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from neuroweaver.mesh.handlers.watch import HEARTBEAT_S, PAGE_SIZE, Look, follow
-from neuroweaver.registry.domain.event import Event
+from neuroweaver.registry.domain.records import Event
 from neuroweaver.registry.storage.store import Store
 
 

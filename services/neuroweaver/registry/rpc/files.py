@@ -52,7 +52,7 @@ class Files:
             if not upload.is_deduplicated:
                 async for request in request_iterator:
                     if request.WhichOneof("part") != "chunk":
-                        raise InvalidArgument("header", "comes again after the first message")
+                        raise InvalidArgument("header", "belongs into the first message only")
                     await upload.write(request.chunk)
             return messages.from_progress(await upload.finish())
 
@@ -85,4 +85,4 @@ async def _header(requests: AsyncIterator[pb.UploadArtifactRequest]) -> pb.Uploa
         if request.WhichOneof("part") == "header":
             return request.header
         break
-    raise InvalidArgument("header", "is not the first message")
+    raise InvalidArgument("header", "must be the first message")

@@ -57,7 +57,7 @@ class History:
 
     async def VerifyAudit(self, request: pb.VerifyAuditRequest, context: Any) -> pb.AuditVerification:
         if bool(request.expected_sequence) != bool(request.expected_hash):
-            raise InvalidArgument("expected_hash", "and expected_sequence are only given together")
+            raise InvalidArgument("expected_hash", "must be given together with expected_sequence")
         expected = Head(request.expected_sequence, request.expected_hash) if request.expected_hash else None
         project = caller_of(context).project
         async with self._store.read(project) as registry:

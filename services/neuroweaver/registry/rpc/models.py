@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Final
 
 from neuroweaver.mesh.auth.caller import caller_of
@@ -22,10 +23,8 @@ _UPDATABLE: Final = frozenset({"description", "tags"})
 async def register(registry: Writer, request: pb.RegisterModelRequest) -> pb.Model:
     model = messages.to_model(request.model, registry.now)
     if request.allow_existing:
-        try:
+        with suppress(NotFound):
             return messages.from_model(await registry.model(model.model_id))
-        except NotFound:
-            pass  # then it is made
     return messages.from_model(await registry.add_model(model))
 
 
@@ -61,7 +60,7 @@ class Models:
         check_model_id("model.model_id", request.model.model_id)
         paths = set(request.update_mask.paths)
         if not paths or not paths <= _UPDATABLE:
-            raise InvalidArgument("update_mask", "names something else than description and tags")
+            raise InvalidArgument("update_mask", "must name description, tags or both")
         return await self._mutations.run(request, context, lambda registry: update(registry, request))
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.Model:

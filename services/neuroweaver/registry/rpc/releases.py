@@ -62,9 +62,9 @@ async def roll_back(
     target = await registry.version(request.model_id, parse("to_version", request.to_version))
     comparison = await _rolled_back(registry, target, request.reason, registry.now)
     await hold_files(registry, artifacts, comparison.b)
-    made = await registry.add_rollback(comparison.b)
+    created = await registry.add_version(comparison.b, "version.rolled_back")
     return pb.RollbackModelResponse(
-        version=messages.from_version(made), comparison=messages.from_comparison(comparison)
+        version=messages.from_version(created), comparison=messages.from_comparison(comparison)
     )
 
 
@@ -91,9 +91,9 @@ class Releases:
         check_text("reason", request.reason)
         number = parse("to_version", request.to_version)
         if not request.dry_run:
-            known: pb.RollbackModelResponse | None = await self._mutations.answered(request, context)
-            if known is not None:
-                return known
+            answered: pb.RollbackModelResponse | None = await self._mutations.answered(request, context)
+            if answered is not None:
+                return answered
         async with self._store.read(caller_of(context).project) as registry:
             target = await registry.version(request.model_id, number)
             planned = await _rolled_back(registry, target, request.reason, utc_now())
@@ -126,7 +126,7 @@ class Releases:
         at = messages.to_moment("at", request.at) if request.HasField("at") else None
         now = utc_now()
         if at and at > now + _CLOCK_SKEW:
-            raise InvalidArgument("at", "lies in the future, of which nothing is known")
+            raise InvalidArgument("at", "is in the future")
         if at and at >= now:
             at = None
         project = caller_of(context).project
@@ -144,8 +144,8 @@ class Releases:
         check_model_id("model_id", request.model_id)
         async with self._store.read(caller_of(context).project) as registry:
             await registry.model(request.model_id)
-            found = await registry.aliases(request.model_id)
-        return pb.ListAliasesResponse(aliases=map(messages.from_alias, found))
+            listed = await registry.aliases(request.model_id)
+        return pb.ListAliasesResponse(aliases=map(messages.from_alias, listed))
 
     async def GetModelCard(self, request: pb.GetModelCardRequest, context: Any) -> pb.ModelCard:
         check_model_id("model_id", request.model_id)

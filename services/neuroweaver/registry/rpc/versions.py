@@ -44,9 +44,9 @@ async def create(
         level = messages.LEVELS.get(request.bump, Level.MINOR)
         latest = await registry.latest(model_id)
         version = await registry.next_version(model_id, level, latest, label=DEFAULT_LABEL)
-    made = draft.made(model_id, version, parent, registry.now)
-    await hold_files(registry, artifacts, made)
-    return messages.from_version(await registry.add_version(made))
+    created = draft.as_version(model_id, version, parent, registry.now)
+    await hold_files(registry, artifacts, created)
+    return messages.from_version(await registry.add_version(created))
 
 
 async def bump(registry: Writer, request: pb.BumpModelVersionRequest) -> pb.ModelVersion:
@@ -58,8 +58,8 @@ async def bump(registry: Writer, request: pb.BumpModelVersionRequest) -> pb.Mode
     )
     level, label = messages.LEVELS[request.level], request.prerelease_label or DEFAULT_LABEL
     version = await registry.next_version(model_id, level, base, label=label, build=request.build)
-    made = Draft(description=request.description).made(model_id, version, base, registry.now)
-    return messages.from_version(await registry.add_version(made))
+    created = Draft(description=request.description).as_version(model_id, version, base, registry.now)
+    return messages.from_version(await registry.add_version(created))
 
 
 async def update_state(registry: Writer, request: pb.UpdateVersionStateRequest) -> pb.ModelVersion:
@@ -94,9 +94,9 @@ class Versions:
     ) -> pb.ModelVersion:
         _check(request, optional=("version", "parent_version"))
         draft = messages.to_draft(request)
-        known: pb.ModelVersion | None = await self._mutations.answered(request, context)
-        if known is not None:
-            return known
+        answered: pb.ModelVersion | None = await self._mutations.answered(request, context)
+        if answered is not None:
+            return answered
         # Before the transaction: files are looked at, and nothing waits for that.
         await self._require_artifacts(draft)
         return await self._mutations.run(
@@ -178,5 +178,5 @@ class Versions:
 def _check(request: Any, *, required: Sequence[str] = (), optional: Sequence[str] = ()) -> None:
     """Raises InvalidArgument for a model id or a version that can be none, before anything is looked up."""
     check_model_id("model_id", request.model_id)
-    for field in (*required, *(each for each in optional if getattr(request, each))):
+    for field in (*required, *(name for name in optional if getattr(request, name))):
         parse(field, getattr(request, field))

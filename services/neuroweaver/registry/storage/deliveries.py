@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -19,8 +18,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.wire.errors import AlreadyExists, NotFound, ResourceExhausted
 from neuroweaver.registry.domain.history import AuditEvent
-from neuroweaver.registry.domain.webhook import MAX_WEBHOOKS, Backoff, Delivery, Outcome, State, Webhook
+from neuroweaver.registry.domain.webhook import (
+    MAX_WEBHOOKS,
+    Backoff,
+    Delivery,
+    Outcome,
+    State,
+    Webhook,
+    WebhookStatus,
+)
 from neuroweaver.registry.storage import tables
+from neuroweaver.registry.storage.pages import paged
 
 _WEBHOOKS: Final = tables.webhooks
 _TABLE: Final = tables.webhook_deliveries
@@ -28,31 +36,10 @@ _TABLE: Final = tables.webhook_deliveries
 # Without the secret, which only `secret_of` reads.
 _PUBLIC: Final = [column for column in _WEBHOOKS.c if column.name != "secret"]
 
-# What moves; all else in a delivery's row stays as it was enqueued.
-_MOVING: Final = (
-    "state",
-    "attempts",
-    "next_attempt_time",
-    "last_attempt_time",
-    "last_status",
-    "last_error",
-    "claim",
-)
-
 _OPEN: Final = (State.PENDING.value, State.DEAD.value)
 
 Lane = tuple[str, str]
 """A webhook: its project and its id. What is sent to it is sent one after the other."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A webhook, and how its deliveries stand. last_error: of the last attempt; empty after a success."""
-
-    webhook: Webhook
-    pending: int = 0
-    dead: int = 0
-    last_error: str = ""
 
 
 async def add(connection: AsyncConnection, project: str, webhook: Webhook, secret: str) -> None:
@@ -69,26 +56,26 @@ async def add(connection: AsyncConnection, project: str, webhook: Webhook, secre
     await connection.execute(insert(_WEBHOOKS).values(project=project, secret=secret, **values))
 
 
-async def remove(connection: AsyncConnection, project: str, webhook_id: str) -> Standing:
-    """Drops a webhook with its deliveries, and gives how it stood. Raises NotFound."""
-    found = await standing(connection, project, webhook_id)
+async def remove(connection: AsyncConnection, project: str, webhook_id: str) -> WebhookStatus:
+    """Drops a webhook with its deliveries; returns its last status. Raises NotFound."""
+    last = await status(connection, project, webhook_id)
     await connection.execute(delete(_TABLE).where(_of(_TABLE, (project, webhook_id))))
     await connection.execute(delete(_WEBHOOKS).where(_of(_WEBHOOKS, (project, webhook_id))))
-    return found
+    return last
 
 
-async def standing(connection: AsyncConnection, project: str, webhook_id: str) -> Standing:
+async def status(connection: AsyncConnection, project: str, webhook_id: str) -> WebhookStatus:
     """Raises NotFound."""
     row = (await connection.execute(select(*_PUBLIC).where(_of(_WEBHOOKS, (project, webhook_id))))).first()
     if row is None:
         raise NotFound("webhook", webhook_id)
-    return await _standing(connection, row)
+    return await _status(connection, row)
 
 
-async def webhooks(connection: AsyncConnection, project: str) -> list[Standing]:
+async def webhooks(connection: AsyncConnection, project: str) -> list[WebhookStatus]:
     """A project's, by id."""
     statement = select(*_PUBLIC).where(_WEBHOOKS.c.project == project).order_by(_WEBHOOKS.c.webhook_id)
-    return [await _standing(connection, row) for row in (await connection.execute(statement)).all()]
+    return [await _status(connection, row) for row in (await connection.execute(statement)).all()]
 
 
 async def secret_of(connection: AsyncConnection, lane: Lane) -> tuple[str, str] | None:
@@ -123,24 +110,25 @@ async def page(
     connection: AsyncConnection, project: str, webhook_id: str, page: Page, state: State | None = None
 ) -> tuple[list[Delivery], str]:
     """A page of a webhook's deliveries, newest first, and the token of the next one. Raises NotFound."""
-    await standing(connection, project, webhook_id)
+    await status(connection, project, webhook_id)
     statement = select(_TABLE).where(_of(_TABLE, (project, webhook_id)))
     if state:
         statement = statement.where(_TABLE.c.state == state.value)
-    rows = (await connection.execute(page.apply(statement, _TABLE.c.sequence, descending=True))).all()
-    shown, token = page.cut(rows, key=lambda row: (row.sequence,))
-    return list(map(_delivery, shown)), token
+    rows, token = await paged(
+        connection, page, statement, [_TABLE.c.sequence], ["sequence"], text="last_error", descending=True
+    )
+    return list(map(_delivery, rows)), token
 
 
 async def redeliver(
     connection: AsyncConnection, project: str, webhook_id: str, sequence: int, now: datetime
 ) -> int:
-    """Has dead letters sent again: this one, or all for 0. Gives how many there were.
+    """Sends dead letters again: this one, or all for 0. Returns their number.
 
     They come before what is still pending, since they happened before it. Raises NotFound for a webhook or a
     delivery that is not there.
     """
-    await standing(connection, project, webhook_id)
+    await status(connection, project, webhook_id)
     chosen = _of(_TABLE, (project, webhook_id))
     if sequence:
         chosen = and_(chosen, _TABLE.c.sequence == sequence)
@@ -155,7 +143,7 @@ async def redeliver(
 
 
 async def forget(connection: AsyncConnection, before: datetime) -> int:
-    """Drops what was delivered before a moment; dead letters stay. Gives how many."""
+    """Drops what was delivered before a moment; dead letters stay. Returns the number dropped."""
     done = and_(_TABLE.c.state == State.DELIVERED.value, _TABLE.c.last_attempt_time < before)
     return (await connection.execute(delete(_TABLE).where(done))).rowcount
 
@@ -195,8 +183,8 @@ async def waiting(connection: AsyncConnection) -> list[Delivery]:
         )
     )
     rows = (await connection.execute(statement)).all()
-    found = [_delivery(row) for row in rows if row.sequence is not None]
-    return sorted(found, key=lambda delivery: delivery.next_attempt_time or delivery.create_time)
+    waiting_now = [_delivery(row) for row in rows if row.sequence is not None]
+    return sorted(waiting_now, key=lambda delivery: delivery.next_attempt_time or delivery.create_time)
 
 
 async def claimed(connection: AsyncConnection) -> list[Delivery]:
@@ -210,10 +198,10 @@ async def claim(connection: AsyncConnection, lane: Lane, claim: str, now: dateti
     if await _deliveries(connection, mine.where(_TABLE.c.claim.is_not(None))):
         return None
     pending = mine.where(_TABLE.c.state == State.PENDING.value).order_by(_TABLE.c.sequence).limit(1)
-    found = await _deliveries(connection, pending)
-    if not found or not found[0].is_due(now):
+    upcoming = await _deliveries(connection, pending)
+    if not upcoming or not upcoming[0].is_due(now):
         return None
-    taken = found[0].claimed(claim, now)
+    taken = upcoming[0].claimed(claim, now)
     await _save(connection, taken)
     return taken
 
@@ -239,7 +227,7 @@ def lane_of(delivery: Delivery) -> Lane:
     return delivery.project, delivery.webhook_id
 
 
-async def _standing(connection: AsyncConnection, row: Row[Any]) -> Standing:
+async def _status(connection: AsyncConnection, row: Row[Any]) -> WebhookStatus:
     mine = _of(_TABLE, (row.project, row.webhook_id))
     counted = await connection.execute(
         select(_TABLE.c.state, func.count().label("number"))
@@ -254,7 +242,7 @@ async def _standing(connection: AsyncConnection, row: Row[Any]) -> Standing:
         .order_by(_TABLE.c.last_attempt_time.desc(), _TABLE.c.sequence.desc())
         .limit(1)
     )
-    return Standing(
+    return WebhookStatus(
         _webhook(row),
         numbers.get(State.PENDING.value, 0),
         numbers.get(State.DEAD.value, 0),
@@ -264,9 +252,7 @@ async def _standing(connection: AsyncConnection, row: Row[Any]) -> Standing:
 
 async def _save(connection: AsyncConnection, delivery: Delivery) -> None:
     key = and_(_of(_TABLE, lane_of(delivery)), _TABLE.c.sequence == delivery.sequence)
-    row = _row(delivery)
-    values = {name: row[name] for name in _MOVING}
-    await connection.execute(update(_TABLE).where(key).values(**values))
+    await connection.execute(update(_TABLE).where(key).values(**_row(delivery)))
 
 
 async def _deliveries(connection: AsyncConnection, statement: Select[Any]) -> list[Delivery]:

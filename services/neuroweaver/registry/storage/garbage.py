@@ -21,7 +21,7 @@ async def sweep(
     unused_since: datetime,
     hidden_since: datetime,
 ) -> int:
-    """Deletes up to SWEEP_FILES files, row and content. Gives how many."""
+    """Deletes up to SWEEP_FILES files, row and content. Returns their number."""
     blobs = tables.blobs
     statement = (
         select(blobs.c.digest)

@@ -55,7 +55,7 @@ class VersionList:
 
     @classmethod
     def of(cls, project: str, model_id: str, terms: Iterable[filters.Term], *, by_time: bool) -> VersionList:
-        """Raises InvalidArgument for a range or a state that is none."""
+        """Raises InvalidArgument for an invalid range or state."""
         wanted = cls(project, model_id, by_time)
         for name, value in terms:
             if name == "range":
@@ -65,7 +65,7 @@ class VersionList:
             elif value in State.__members__:
                 wanted = replace(wanted, states=[*wanted.states, value])
             else:
-                raise InvalidArgument("filter", f"names a state that is none of {', '.join(State)}")
+                raise InvalidArgument("filter", f"names an unknown state; use {', '.join(State)}")
         return wanted
 
     def beyond(self, after: Key | None, *, descending: bool) -> VersionList:
@@ -150,7 +150,7 @@ class VersionList:
         return [
             table.c.project == self.project,
             table.c.model_id == self.model_id,
-            *(state == each for each in self.states),
+            *(state == wanted for wanted in self.states),
             *self._bounds(place),
             *([] if self.with_prereleases else [table.c.is_prerelease.is_(False)]),
         ]
@@ -222,13 +222,13 @@ def _has(
     """Looked up for one row at a time: as an EXISTS, PostgreSQL might let it drive."""
     name, value = tag
     tags = tables.tags.alias()
-    found = select(tags.c.value).where(
+    value_there = select(tags.c.value).where(
         tags.c.project == project,
         tags.c.model_id == model_id,
         tags.c.precedence == place,
         tags.c.name == name.removeprefix(TAGS),
     )
-    return found.scalar_subquery() == value
+    return value_there.scalar_subquery() == value
 
 
 def _counts(drivers: Iterable[Select[Any]]) -> Select[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
@@ -11,15 +11,14 @@ from semver import Version
 from sqlalchemy import ColumnElement, Row, Select, and_, case, func, null, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.mesh.database.pagination import Key, Page
+from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.wire.errors import NotFound
 from neuroweaver.registry.domain import records
 from neuroweaver.registry.domain.aliases import Alias, check_alias
-from neuroweaver.registry.domain.event import Event
 from neuroweaver.registry.domain.history import AuditEvent, Head, Verdict, verify
 from neuroweaver.registry.domain.model import Model, ModelVersion, State
-from neuroweaver.registry.domain.records import Subject
+from neuroweaver.registry.domain.records import Event, Subject
 from neuroweaver.registry.domain.versions import (
     Level,
     Range,
@@ -33,9 +32,7 @@ from neuroweaver.registry.domain.versions import (
 )
 from neuroweaver.registry.storage import tables
 from neuroweaver.registry.storage.listing import ModelList, VersionList
-
-# A page ends early where its records grow large: as a message it stays below the limit of 4 MiB.
-_PAGE_CHARACTERS: Final = 1024 * 1024
+from neuroweaver.registry.storage.pages import bounded, paged
 
 
 class Reader:
@@ -47,10 +44,10 @@ class Reader:
 
     async def model(self, model_id: str, *, show_deleted: bool = False) -> Model:
         """Raises NotFound."""
-        found = await self._model(model_id)
-        if found is None or (found.delete_time and not show_deleted):
+        model = await self._model(model_id)
+        if model is None or (model.delete_time and not show_deleted):
             raise NotFound("model", model_id)
-        return found
+        return model
 
     async def models(
         self, page: Page, terms: Sequence[filters.Term] = (), *, show_deleted: bool = False
@@ -60,7 +57,7 @@ class Reader:
         statement, order = await self._listed(wanted, _models())
         if not show_deleted:
             statement = statement.where(tables.models.c.delete_time.is_(None))
-        rows, token = await self._page(page, statement, order, lambda row: (row.model_id,))
+        rows, token = await paged(self.connection, page, statement, order, ["model_id"])
         return [_model(row) for row in rows], token
 
     async def version(self, model_id: str, version: Version, *, show_deleted: bool = False) -> ModelVersion:
@@ -72,14 +69,14 @@ class Reader:
         return await self._exact(model_id, version, show_deleted=show_deleted)
 
     async def _exact(self, model_id: str, version: Version, *, show_deleted: bool = False) -> ModelVersion:
-        found = await self._version(model_id, version)
+        stored = await self._version(model_id, version)
         if (
-            found is None
-            or (found.delete_time and not show_deleted)
-            or (version.build and version.build != found.version.build)
+            stored is None
+            or (stored.delete_time and not show_deleted)
+            or (version.build and version.build != stored.version.build)
         ):
             raise NotFound("model version", f"{model_id}@{version}")
-        return found
+        return stored
 
     async def parent(self, version: ModelVersion) -> ModelVersion | None:
         """What a version was made from, hidden or not; None for the first."""
@@ -87,9 +84,9 @@ class Reader:
             return None
         return await self._version(version.model_id, parse("parent_version", version.parent_version))
 
-    async def latest(self, model_id: str) -> ModelVersion | None:
-        """The version of highest precedence; None if there is none."""
-        return await self._highest(model_id, tables.versions.c.delete_time.is_(None))
+    async def latest(self, model_id: str, *conditions: ColumnElement[bool]) -> ModelVersion | None:
+        """The version of highest precedence that is not hidden; None if there is none."""
+        return await self._highest(model_id, tables.versions.c.delete_time.is_(None), *conditions)
 
     async def selected(self, model_id: str, selector: str, field: str = "version") -> ModelVersion:
         """The version that a version, `latest`, a range or an `@alias` names.
@@ -101,24 +98,44 @@ class Reader:
             check_alias(field, selector[1:])
             return await self.pointed_at(model_id, selector[1:])
         if selector == "latest":
-            found = await self.latest(model_id)
+            version = await self.latest(model_id)
         elif is_range(selector):
-            within = _within(parse_range(field, selector))
-            found = await self._highest(model_id, tables.versions.c.delete_time.is_(None), *within)
+            version = await self.latest(model_id, *_within(parse_range(field, selector)))
         else:
             return await self._exact(model_id, parse(field, selector))
-        if found is None:
+        if version is None:
             raise NotFound("model version", f"{model_id}@{selector}")
-        return found
+        return version
 
     async def alias(self, model_id: str, alias: str) -> Alias | None:
-        """Where an alias points now; None if it is not there."""
-        found = await self._aliases(model_id, tables.alias_spans.c.alias == alias)
-        return found[0] if found else None
+        """Where an alias points now; None if it does not exist."""
+        current = await self.aliases(model_id, tables.alias_spans.c.alias == alias)
+        return current[0] if current else None
 
-    async def aliases(self, model_id: str) -> list[Alias]:
+    async def aliases(self, model_id: str, *conditions: ColumnElement[bool]) -> list[Alias]:
         """Of a model, by name."""
-        return await self._aliases(model_id)
+        table = tables.alias_spans
+        statement = (
+            select(table)
+            .where(
+                table.c.project == self.project,
+                table.c.model_id == model_id,
+                table.c.until.is_(None),
+                *conditions,
+            )
+            .order_by(table.c.alias)
+        )
+        return [
+            Alias(
+                model_id=row.model_id,
+                alias=row.alias,
+                version=Version.parse(row.version),
+                is_protected=row.is_protected,
+                actor=row.actor,
+                update_time=row.since,
+            )
+            for row in await self.connection.execute(statement)
+        ]
 
     async def pointed_at(self, model_id: str, alias: str, at: datetime | None = None) -> ModelVersion:
         """The version behind an alias, now or at a moment of the past, when it may since have been hidden.
@@ -163,7 +180,7 @@ class Reader:
         """A page of versions and the token of the next one.
 
         order_by: `version desc`, `version` or `create_time desc`. terms: of `state`, `range` and tags.
-        Raises InvalidArgument for a range or a state that is none.
+        Raises InvalidArgument for an invalid range or state.
         """
         by_time = order_by == "create_time desc"
         descending = order_by != "version"
@@ -172,21 +189,13 @@ class Reader:
         statement, order = await self._listed(wanted, _versions())
         if not show_deleted:
             statement = statement.where(tables.versions.c.delete_time.is_(None))
-        rows, token = await self._page(
-            page,
-            statement,
-            order,
-            lambda row: (row.create_time, row.precedence) if by_time else (row.precedence,),
-            descending=descending,
-        )
+        key = ["create_time", "precedence"] if by_time else ["precedence"]
+        rows, token = await paged(self.connection, page, statement, order, key, descending=descending)
         return [_version(row) for row in rows], token
 
     async def deployed(self, model_id: str) -> ModelVersion | None:
         """A version that serves traffic, the highest; None if there is none."""
-        table = tables.versions
-        return await self._highest(
-            model_id, table.c.delete_time.is_(None), table.c.state == State.DEPLOYED.value
-        )
+        return await self.latest(model_id, tables.versions.c.state == State.DEPLOYED.value)
 
     async def next_version(
         self,
@@ -217,30 +226,28 @@ class Reader:
         version: of the model, as it is spelled in the events. terms: of `actor`, `action` and `model_id`.
         """
         table = tables.audit_events
-        equal = (
-            dict(terms)
-            | ({"model_id": model_id} if model_id else {})
-            | ({"version": version} if version else {})
-        )
+        given = {"model_id": model_id, "version": version}
+        equal = dict(terms) | {name: value for name, value in given.items() if value}
         statement = select(table).where(
             table.c.project == self.project, *(table.c[name] == value for name, value in equal.items())
         )
-        rows, token = await self._page(
+        rows, token = await paged(
+            self.connection,
             page,
             statement,
             [table.c.sequence],
-            lambda row: (row.sequence,),
-            "changes",
+            ["sequence"],
+            text="changes",
             descending=bool(model_id),
         )
         return [AuditEvent(**row._mapping) for row in rows], token
 
     async def verified(self, expected: Head | None = None) -> Verdict:
         """Whether the audit chain is whole."""
-        table = tables.audit_events
-        statement = select(table).where(table.c.project == self.project).order_by(table.c.sequence)
-        recorded = await head(self.connection, self.project) or Head()
-        return await verify(self._audit_events(statement), recorded, expected)
+        heads = tables.audit_heads
+        statement = select(heads.c.sequence, heads.c.hash).where(heads.c.project == self.project)
+        row = (await self.connection.execute(statement)).one_or_none()
+        return await verify(self._audit_events(), Head(*row) if row else Head(), expected)
 
     async def event_bounds(self) -> tuple[int, int]:
         """The oldest sequence kept and the newest one; (1, 0) before the first event."""
@@ -263,7 +270,7 @@ class Reader:
             .order_by(table.c.sequence)
             .limit(limit)
         )
-        rows, _ = await self._bounded(statement)
+        rows, _ = await bounded(self.connection, statement)
         return [Event(row.sequence, row.time, row.action, _subject(row.subject, row.record)) for row in rows]
 
     async def _model(self, model_id: str) -> Model | None:
@@ -286,30 +293,6 @@ class Reader:
         row = (await self.connection.execute(statement)).one_or_none()
         return _version(row) if row else None
 
-    async def _aliases(self, model_id: str, *conditions: ColumnElement[bool]) -> list[Alias]:
-        table = tables.alias_spans
-        statement = (
-            select(table)
-            .where(
-                table.c.project == self.project,
-                table.c.model_id == model_id,
-                table.c.until.is_(None),
-                *conditions,
-            )
-            .order_by(table.c.alias)
-        )
-        return [
-            Alias(
-                model_id=row.model_id,
-                alias=row.alias,
-                version=Version.parse(row.version),
-                is_protected=row.is_protected,
-                actor=row.actor,
-                update_time=row.since,
-            )
-            for row in await self.connection.execute(statement)
-        ]
-
     async def _listed(
         self, wanted: ModelList | VersionList, base: Select[Any]
     ) -> tuple[Select[Any], Sequence[ColumnElement[Any]]]:
@@ -328,45 +311,12 @@ class Reader:
             value = "off" if is_kept else "on"
             await self.connection.execute(select(*(func.set_config(name, value, True) for name in names)))
 
-    async def _page(
-        self,
-        page: Page,
-        statement: Select[Any],
-        columns: Sequence[ColumnElement[Any]],
-        key: Callable[[Row[Any]], Key],
-        text: str = "record",
-        *,
-        descending: bool = False,
-    ) -> tuple[Sequence[Row[Any]], str]:
-        rows, is_cut = await self._bounded(page.apply(statement, *columns, descending=descending), text)
-        if is_cut:
-            page = replace(page, size=len(rows) - 1)
-        return page.cut(rows, key)
-
-    async def _bounded(self, statement: Select[Any], text: str = "record") -> tuple[list[Row[Any]], bool]:
-        """The rows up to the one with which their texts together grow too long; whether it came to that."""
-        rows: list[Row[Any]] = []
-        characters = 0
-        async with self.connection.stream(statement.execution_options(yield_per=64)) as result:
-            async for row in result:
-                rows.append(row)
-                characters += len(getattr(row, text) or "")
-                if characters > _PAGE_CHARACTERS and len(rows) > 1:
-                    return rows, True
-        return rows, False
-
-    async def _audit_events(self, statement: Select[Any]) -> AsyncIterator[AuditEvent]:
+    async def _audit_events(self) -> AsyncIterator[AuditEvent]:
+        table = tables.audit_events
+        statement = select(table).where(table.c.project == self.project).order_by(table.c.sequence)
         async with self.connection.stream(statement.execution_options(yield_per=64)) as result:
             async for row in result:
                 yield AuditEvent(**row._mapping)
-
-
-async def head(connection: AsyncConnection, project: str) -> Head | None:
-    """Where the store says that the audit chain ends; None before its first event."""
-    table = tables.audit_heads
-    statement = select(table.c.sequence, table.c.hash).where(table.c.project == project)
-    row = (await connection.execute(statement)).one_or_none()
-    return Head(row.sequence, row.hash) if row else None
 
 
 def _models() -> Select[Any]:
@@ -387,7 +337,7 @@ def _models() -> Select[Any]:
 
 
 def _model(row: Row[Any]) -> Model:
-    return replace(records.load_model(row.record), latest_version=row.latest)
+    return replace(records.load(Model, row.record), latest_version=row.latest)
 
 
 def _versions() -> Select[Any]:
@@ -410,16 +360,12 @@ def _versions() -> Select[Any]:
 
 
 def _version(row: Row[Any]) -> ModelVersion:
-    version = records.load_version(row.record)
+    version = records.load(ModelVersion, row.record)
     return replace(version, aliases=tuple(sorted(row.aliases.split(",")))) if row.aliases else version
 
 
-_LOADERS: Final[dict[str, Callable[[str], Subject]]] = {
-    "model": records.load_model,
-    "version": records.load_version,
-    "alias": records.load_alias,
-}
 _KINDS: Final[dict[type[Subject], str]] = {Model: "model", ModelVersion: "version", Alias: "alias"}
+_CLASSES: Final = {name: kind for kind, name in _KINDS.items()}
 
 
 def kind_of(subject: Subject | None) -> str:
@@ -428,7 +374,7 @@ def kind_of(subject: Subject | None) -> str:
 
 
 def _subject(kind: str, record: str | None) -> Subject | None:
-    return _LOADERS[kind](record) if record else None
+    return records.load(_CLASSES[kind], record) if record else None
 
 
 def _within(wanted: Range) -> Sequence[ColumnElement[bool]]:

@@ -71,7 +71,7 @@ class Store:
             yield Reader(connection, project)
 
     def revisions(self) -> Revisions:
-        """Tells whether a project was written to: every change of it moves the head of its history."""
+        """Says whether a project was written to: every change of it moves the head of its history."""
         return self.database.revisions(_HEADS)
 
     def signal(self, project: str) -> Signal:
@@ -86,9 +86,9 @@ class Store:
     async def collect(
         self, delete: Callable[[str], Awaitable[None]], *, unused_since: datetime, hidden_since: datetime
     ) -> int:
-        """Deletes stored files that no version holds and nobody used since `unused_since`. Gives how many.
+        """Deletes files that no version holds and nobody used since `unused_since`. Returns their number.
 
-        A version that was hidden, itself or with its model, before `hidden_since` holds nothing any more.
+        A version that was hidden, itself or with its model, before `hidden_since` no longer holds anything.
         delete: drops a file, given its digest. It runs while the file's row is locked, so whoever wants to
         use the file next finds it gone and not going.
         """
@@ -100,14 +100,14 @@ class Store:
         return collected
 
     async def compact(self, before: datetime) -> int:
-        """Drops the events of watches from before a moment, except each project's last. Gives how many.
+        """Drops the events of watches from before a moment, except each project's last. Returns their number.
 
         Those that a webhook is still to be sent stay with all that came after them; the history stays whole.
         """
         return await self.database.transact(lambda connection: garbage.compact(connection, before))
 
     async def forget_deliveries(self, before: datetime) -> int:
-        """Drops what is known of webhooks' deliveries that arrived before a moment. Gives how many."""
+        """Drops deliveries that arrived before a moment. Returns the number dropped."""
         return await self.database.transact(lambda connection: deliveries.forget(connection, before))
 
 

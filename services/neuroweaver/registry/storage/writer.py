@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, delete, insert, update
+from sqlalchemy import ColumnElement, Table, and_, delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.mesh.database.upsert import upsert
@@ -17,7 +17,7 @@ from neuroweaver.registry.domain import history, records
 from neuroweaver.registry.domain.aliases import Alias
 from neuroweaver.registry.domain.history import AuditEvent, Head
 from neuroweaver.registry.domain.model import Model, ModelVersion
-from neuroweaver.registry.domain.records import Change, Subject
+from neuroweaver.registry.domain.records import FieldDifference, Subject
 from neuroweaver.registry.domain.versions import precedence
 from neuroweaver.registry.storage import deliveries, tables
 from neuroweaver.registry.storage.reader import Reader, kind_of
@@ -39,35 +39,54 @@ class Writer(Reader):
         """Raises AlreadyExists, also for a hidden model."""
         if await self._model(model.model_id):
             raise AlreadyExists("model", model.model_id)
-        return await self._save_model("model.registered", None, model)
+        return await self.save_model("model.registered", None, model)
 
-    async def save_model(self, action: str, before: Model, after: Model) -> Model:
+    async def save_model(self, action: str, before: Model | None, after: Model) -> Model:
         """Puts `after` in the place of `before`, which was read in this transaction."""
-        return await self._save_model(action, before, after)
+        after = replace(after, update_time=self.now, etag=str(self._head.sequence + 1))
+        key = {"project": self.project, "model_id": after.model_id}
+        values = {"delete_time": after.delete_time, "record": _dumped(replace(after, latest_version=""))}
+        await self._save(tables.models, key, values, is_new=before is None)
+        await self._save_tags(key | {"precedence": ""}, before, after)
+        changes = records.changes(before, after)
+        await self.record(action, model_id=after.model_id, changes=changes, subject=after)
+        return after
 
-    async def add_version(self, version: ModelVersion) -> ModelVersion:
+    async def add_version(self, version: ModelVersion, action: str = "version.created") -> ModelVersion:
         """Raises AlreadyExists, also for a hidden version and one that differs in build metadata alone."""
-        return await self._add_version("version.created", version)
-
-    async def add_rollback(self, version: ModelVersion) -> ModelVersion:
-        """As add_version; the history says that it is an earlier one come back."""
-        return await self._add_version("version.rolled_back", version)
-
-    async def _add_version(self, action: str, version: ModelVersion) -> ModelVersion:
         if await self._version(version.model_id, version.version):
             raise AlreadyExists("model version", version.name)
-        return await self._save_version(action, None, version)
+        return await self.save_version(action, None, version)
 
-    async def save_version(self, action: str, before: ModelVersion, after: ModelVersion) -> ModelVersion:
+    async def save_version(
+        self, action: str, before: ModelVersion | None, after: ModelVersion
+    ) -> ModelVersion:
         """Puts `after` in the place of `before`, which was read in this transaction."""
-        return await self._save_version(action, before, after)
+        after = replace(after, update_time=self.now, etag=str(self._head.sequence + 1))
+        key = {"project": self.project, "model_id": after.model_id, "precedence": precedence(after.version)}
+        values = {
+            "version": str(after.version),
+            "is_prerelease": after.version.prerelease is not None,
+            "state": after.state.value,
+            "create_time": after.create_time,
+            "delete_time": after.delete_time,
+            "record": _dumped(replace(after, aliases=())),
+        }
+        await self._save(tables.versions, key, values, is_new=before is None)
+        if before is None:  # the files of a version never change
+            await self._insert(
+                tables.version_artifacts,
+                [key | {"digest": digest} for digest in sorted({file.digest for file in after.artifacts})],
+            )
+        await self._save_tags(key, before, after)
+        changes = records.changes(before, after)
+        version = str(after.version)
+        await self.record(action, model_id=after.model_id, version=version, changes=changes, subject=after)
+        return after
 
     async def point(self, before: Alias | None, after: Alias) -> Alias:
         """Puts `after` in the place of `before`, which was read in this transaction; what was stays known."""
-        if before is None or before.version is None:
-            action = "alias.set"
-        else:
-            action = "alias.set" if after.version else "alias.deleted"
+        action = "alias.set" if after.version else "alias.deleted"
         table = tables.alias_spans
         key = {"project": self.project, "model_id": after.model_id, "alias": after.alias}
         await self.connection.execute(
@@ -103,7 +122,7 @@ class Writer(Reader):
         *,
         model_id: str = "",
         version: str = "",
-        changes: Sequence[Change] = (),
+        changes: Sequence[FieldDifference] = (),
         subject: Subject | None = None,
     ) -> AuditEvent:
         """Writes a change into the history and tells the watches. subject: as it is after the change."""
@@ -116,17 +135,11 @@ class Writer(Reader):
             version=version,
             changes=changes,
         )
+        shown = {name: getattr(event, name) for name in ("project", "sequence", "time", "action", "model_id")}
+        record = _dumped(subject) if subject else ""
         await self.connection.execute(insert(tables.audit_events).values(**vars(event)))
         await self.connection.execute(
-            insert(tables.model_events).values(
-                project=self.project,
-                sequence=event.sequence,
-                time=event.time,
-                action=action,
-                model_id=model_id,
-                subject=kind_of(subject),
-                record=_dumped(subject) if subject else "",
-            )
+            insert(tables.model_events).values(**shown, subject=kind_of(subject), record=record)
         )
         if subject:  # what is done to webhooks stands in the history alone
             await deliveries.enqueue(self.connection, event)
@@ -138,62 +151,23 @@ class Writer(Reader):
         )
         return event
 
-    async def _save_model(self, action: str, before: Model | None, after: Model) -> Model:
-        after = replace(after, update_time=self.now, etag=str(self._head.sequence + 1))
-        table = tables.models
-        values = {"delete_time": after.delete_time, "record": _dumped(replace(after, latest_version=""))}
-        key = {"project": self.project, "model_id": after.model_id}
-        if before is None:
-            await self.connection.execute(insert(table).values(**key, **values))
-        else:
-            await self.connection.execute(update(table).where(_equal(table, key)).values(**values))
-        await self._save_tags(after.model_id, "", before.tags if before else {}, after.tags)
-        changes = records.changes(before, after)
-        await self.record(action, model_id=after.model_id, changes=changes, subject=after)
-        return after
-
-    async def _save_version(
-        self, action: str, before: ModelVersion | None, after: ModelVersion
-    ) -> ModelVersion:
-        after = replace(after, update_time=self.now, etag=str(self._head.sequence + 1))
-        table = tables.versions
-        key = {"project": self.project, "model_id": after.model_id, "precedence": precedence(after.version)}
-        values = {
-            "version": str(after.version),
-            "is_prerelease": after.version.prerelease is not None,
-            "state": after.state.value,
-            "create_time": after.create_time,
-            "delete_time": after.delete_time,
-            "record": _dumped(replace(after, aliases=())),
-        }
-        if before is None:
-            await self.connection.execute(insert(table).values(**key, **values))
-            await self._add_files(key, after)
-        else:
-            await self.connection.execute(update(table).where(_equal(table, key)).values(**values))
-        await self._save_tags(after.model_id, key["precedence"], before.tags if before else {}, after.tags)
-        changes = records.changes(before, after)
-        version = str(after.version)
-        await self.record(action, model_id=after.model_id, version=version, changes=changes, subject=after)
-        return after
-
-    async def _add_files(self, key: Mapping[str, Any], version: ModelVersion) -> None:
-        """What a version holds never changes, so this is written once."""
-        digests = {artifact.digest for artifact in version.artifacts}
-        if digests:
-            rows = [{**key, "digest": digest} for digest in sorted(digests)]
-            await self.connection.execute(insert(tables.version_artifacts), rows)
+    async def _save(
+        self, table: Table, key: Mapping[str, Any], values: Mapping[str, Any], *, is_new: bool
+    ) -> None:
+        statement = insert(table).values(**key) if is_new else update(table).where(_equal(table, key))
+        await self.connection.execute(statement.values(**values))
 
     async def _save_tags(
-        self, model_id: str, place: str, before: Mapping[str, str], after: Mapping[str, str]
+        self, key: Mapping[str, Any], before: Model | ModelVersion | None, after: Model | ModelVersion
     ) -> None:
-        if before == after:
+        if (before.tags if before else {}) == after.tags:
             return
-        table = tables.tags
-        key = {"project": self.project, "model_id": model_id, "precedence": place}
-        await self.connection.execute(delete(table).where(_equal(table, key)))
-        if after:
-            rows = [key | {"name": name, "value": value} for name, value in after.items()]
+        await self.connection.execute(delete(tables.tags).where(_equal(tables.tags, key)))
+        rows = [{**key, "name": name, "value": value} for name, value in after.tags.items()]
+        await self._insert(tables.tags, rows)
+
+    async def _insert(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows:
             await self.connection.execute(insert(table), rows)
 
 
@@ -212,6 +186,6 @@ def _dumped(subject: Subject) -> str:
     text = records.dump(subject)
     if len(text) > MAX_RECORD_CHARACTERS:
         raise InvalidArgument(
-            "", f"all together this is larger than {MAX_RECORD_CHARACTERS} characters of JSON"
+            "", f"the whole record is larger than {MAX_RECORD_CHARACTERS} characters of JSON; shorten it"
         )
     return text

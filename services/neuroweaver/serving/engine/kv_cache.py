@@ -34,17 +34,17 @@ class Window:
         return torch.arange(self.positions.shape[0], device=self.positions.device)[:, None]
 
 
-class SlotLayer(CacheLayerMixin):
+class KvLayer(CacheLayerMixin):
     """keys, values: (rows, heads, capacity, head size)."""
 
     is_sliding = False
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, cache: KvCache) -> None:
         super().__init__()
-        self._slots = slots
+        self._cache = cache
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        rows, capacity = self._slots.rows, self._slots.capacity
+        rows, capacity = self._cache.rows, self._cache.capacity
         self.keys = key_states.new_zeros(rows, key_states.shape[1], capacity, key_states.shape[3])
         self.values = value_states.new_zeros(rows, value_states.shape[1], capacity, value_states.shape[3])
         self.is_initialized = True
@@ -55,7 +55,7 @@ class SlotLayer(CacheLayerMixin):
         """New states: (rows of the window, heads, tokens, head size). Gives all that the window sees."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        window, index = self._slots.window, self._slots.index
+        window, index = self._cache.window, self._cache.index
         keys, values = self.keys[window.rows], self.values[window.rows]
         keys[index, :, window.positions] = key_states.transpose(1, 2)
         values[index, :, window.positions] = value_states.transpose(1, 2)
@@ -73,23 +73,23 @@ class SlotLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         del query_length
-        return self._slots.window.length, 0
+        return self._cache.window.length, 0
 
     def get_seq_length(self) -> int:
-        return self._slots.window.length
+        return self._cache.window.length
 
     def get_max_length(self) -> int:
         return -1
 
 
-class Slots(Cache):
+class KvCache(Cache):
     """The cache that a network of transformers reads and writes, over rows of unequal length.
 
     max_cells: tokens that may be held, rows times capacity.
     """
 
     def __init__(self, layers: int, max_cells: int) -> None:
-        super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
+        super().__init__(layers=[KvLayer(self) for _ in range(layers)])
         self.max_cells = max_cells
         self.rows = self.capacity = 0
         self.window = Window(slice(0, 0), torch.zeros(0, 0, dtype=torch.long), 0)

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from neuroweaver.artifacts.serving_config import ServingConfig
 from neuroweaver.mesh.machine.memory import held_bytes
 from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts
-from neuroweaver.serving.config import Config
 from neuroweaver.serving.engine.network import Adapters, CannotServe, Network
 
 _DTYPES: Final[dict[str, Any]] = {
@@ -36,7 +36,7 @@ class Loaded:
     eos_tokens: frozenset[int]
 
 
-def load(config: Config, files: Path) -> Loaded:
+def load(config: ServingConfig, files: Path) -> Loaded:
     """files: a folder with the version's files and nothing else. Raises DamagedArtifacts, CannotServe."""
     transformers_logging.disable_progress_bar()
     try:
@@ -48,7 +48,7 @@ def load(config: Config, files: Path) -> Loaded:
         raise CannotServe(f"the model cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def _load(config: Config, files: Path) -> Loaded:
+def _load(config: ServingConfig, files: Path) -> Loaded:
     folder, adapter = _places(config, files)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.weight_type == "fp16" and device.type == "cpu":
@@ -81,29 +81,29 @@ def _load(config: Config, files: Path) -> Loaded:
     )
 
 
-def _places(config: Config, files: Path) -> tuple[Path, Path | None]:
+def _places(config: ServingConfig, files: Path) -> tuple[Path, Path | None]:
     """The folders of the whole model and of the adapter. Raises DamagedArtifacts, CannotServe."""
     adapter = artifacts.adapter_folder(config.files)
-    if config.base_folder is None:
+    if not config.base_folder:
         if config.adapter_mode == "switched" or adapter is not None:
             raise CannotServe("an adapter needs a base model, and base_folder is empty")
         return files / artifacts.model_folder(config.files), None
     if adapter is None:
         if config.files:
             raise DamagedArtifacts("the files hold no adapter for the base model")
-        return config.base_folder, None
-    return config.base_folder, check_adapter(files / adapter)
+        return Path(config.base_folder), None
+    return Path(config.base_folder), check_adapter(files / adapter)
 
 
 def check_adapter(folder: Path) -> Path:
     """Raises CannotServe for an adapter of another kind than LoRA."""
     kind = artifacts.adapter_kind(folder)
     if kind != "LORA":
-        raise CannotServe(f"the adapter is of kind {kind}; LORA is what can be served")
+        raise CannotServe(f"the adapter is of kind {kind}; only LORA can be served")
     return folder
 
 
-def _with_adapter(model: Any, folder: Path, config: Config) -> tuple[Any, Adapters | None]:
+def _with_adapter(model: Any, folder: Path, config: ServingConfig) -> tuple[Any, Adapters | None]:
     from neuroweaver.serving.engine.adapters import LoraAdapters  # noqa: PLC0415 (peft, where there is an adapter)
 
     adapters = LoraAdapters(model, config.version, folder)
@@ -118,7 +118,7 @@ def _eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(each for each in ids if each is not None)
 
 
-def _max_context(model: Any, config: Config) -> int:
+def _max_context(model: Any, config: ServingConfig) -> int:
     own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not own:
         return config.max_context_tokens or 4096
@@ -127,7 +127,7 @@ def _max_context(model: Any, config: Config) -> int:
     return config.max_context_tokens or int(own)
 
 
-def _max_cells(model: Any, device: torch.device, max_context: int, config: Config) -> int:
+def _max_cells(model: Any, device: torch.device, max_context: int, config: ServingConfig) -> int:
     """Tokens whose keys and values may be held. Raises CannotServe if one request could not be."""
     shape = model.config.get_text_config()
     head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads

@@ -10,7 +10,7 @@ import torch
 
 from neuroweaver.serving.engine import sampling
 from neuroweaver.serving.engine.generation import Draw
-from neuroweaver.serving.engine.kv_cache import Slots, Window, aligned
+from neuroweaver.serving.engine.kv_cache import KvCache, Window, aligned
 
 _FULL: Final = "full_attention"
 _SLIDING: Final = "sliding_attention"
@@ -61,7 +61,7 @@ class Network:
         self._model = model
         self._kinds = _kinds_of_attention(config)
         self._sliding_window: int = getattr(config, "sliding_window", None) or 0
-        self._slots = Slots(config.num_hidden_layers, max(max_cells, aligned(max_context)))
+        self._cache = KvCache(config.num_hidden_layers, max(max_cells, aligned(max_context)))
         self._head = model.get_output_embeddings()
 
     @torch.inference_mode()
@@ -70,16 +70,16 @@ class Network:
 
         It does for one row of `max_context`.
         """
-        return self._slots.reserve(rows, length)
+        return self._cache.reserve(rows, length)
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
-        self._slots.move(source, target)
+        self._cache.move(source, target)
 
     @torch.inference_mode()
     def release(self) -> None:
         """Forgets all rows and gives their memory back."""
-        self._slots.release()
+        self._cache.release()
 
     @torch.inference_mode()
     def forward(
@@ -98,7 +98,7 @@ class Network:
         first = torch.tensor(starts, device=self.device)[:, None]
         positions = first + torch.arange(longest, device=self.device)  # (rows, tokens)
         length = aligned(max(starts) + longest)
-        self._slots.look(Window(slice(first_row, first_row + len(tokens)), positions, length))
+        self._cache.look(Window(slice(first_row, first_row + len(tokens)), positions, length))
         last = torch.tensor([len(each) - 1 for each in tokens], device=self.device)
         # The head sees each row's last new token alone: a vocabulary is large, a prompt is long.
         narrowing = self._head.register_forward_pre_hook(lambda _, inputs: (_picked(inputs[0], last),))
@@ -107,7 +107,7 @@ class Network:
                 input_ids=torch.tensor(padded, device=self.device),
                 attention_mask=self._mask(positions, length),
                 position_ids=positions,
-                past_key_values=self._slots,
+                past_key_values=self._cache,
                 use_cache=True,
                 **self.adapters.chosen(versions),
             )

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from neuroweaver.serving import artifacts, config
+from neuroweaver.artifacts.file import File
+from neuroweaver.artifacts.serving_config import ServingConfig, files_of
+from neuroweaver.mesh.wire.json_values import Check, boolean
+from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts
-from neuroweaver.serving.config import BadConfig, Config, ModelFile
 from neuroweaver.serving.engine.engine import Engine
 from neuroweaver.serving.http.generate import read_json
-from neuroweaver.serving.requests import ApiError
+from neuroweaver.serving.requests import ApiError, checked, filled, required
 from neuroweaver.serving.work import Work
 
 logger = logging.getLogger(__name__)
@@ -27,10 +29,10 @@ _LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 class Admin:
     """Endpoints for the deployer on this machine alone: they name folders of it."""
 
-    def __init__(self, work: Work, settings: Config) -> None:
+    def __init__(self, work: Work, settings: ServingConfig) -> None:
         self._work = work
         self._settings = settings
-        self._files: dict[str, tuple[ModelFile, ...]] = {settings.version: settings.files}
+        self._files: dict[str, tuple[File, ...]] = {settings.version: settings.files}
         self._turn = asyncio.Lock()
         self.adapters: Any = None  # of the network; touched in the engine's thread
 
@@ -46,19 +48,18 @@ class Admin:
         Raises ApiError.
         """
         engine = self._engine(request)
-        version, files_folder, files, makes_current = _read(await read_json(request))
+        given = checked(await read_json(request), _ADDED)
+        version, folder, files = (required(given, name) for name in ("version", "files_folder", "files"))
         async with self._turn:
             if self._files.get(version, files) != files:
                 raise ApiError(f"Version {version} is loaded with other files.", status=409, code="conflict")
             if version not in self._work.versions.loaded:
-                await self._load(engine, version, files_folder, files)
-            if makes_current:
+                await self._load(engine, version, Path(folder), files)
+            if given.get("make_current"):
                 self._work.versions.current = version
         return self._report()
 
-    async def _load(
-        self, engine: Engine, version: str, files_folder: Path, files: tuple[ModelFile, ...]
-    ) -> None:
+    async def _load(self, engine: Engine, version: str, files_folder: Path, files: tuple[File, ...]) -> None:
         try:
             view = artifacts.verified(files_folder, files)
             folder = await asyncio.to_thread(view.__enter__)
@@ -99,13 +100,15 @@ class Admin:
     def _engine(self, request: Request) -> Engine:
         """Raises ApiError."""
         if request.client is None or request.client.host not in _LOOPBACK:
-            raise ApiError("Only this machine may do that.", status=403, code="forbidden")
+            raise ApiError("Adapters can be changed from this machine only.", status=403, code="forbidden")
         # A page in a browser can send no DELETE and no JSON to another origin without asking first.
         kind = request.headers.get("content-type", "").partition(";")[0]
         if request.method == "POST" and kind != "application/json":
             raise ApiError("The body must be application/json.", status=415, code="unsupported_media_type")
         if self._settings.adapter_mode != "switched":
-            raise ApiError("The adapter is merged here; it cannot be switched.", status=409, code="merged")
+            raise ApiError(
+                "adapter_mode is merged, so adapters cannot be switched.", status=409, code="merged"
+            )
         self._work.refuse_unless_ready()
         assert self._work.engine is not None
         return self._work.engine
@@ -119,26 +122,15 @@ class Admin:
         return JSONResponse({"current": versions.current, "loaded_versions": versions.loaded})
 
 
-def _read(body: Any) -> tuple[str, Path, tuple[ModelFile, ...], bool]:
-    """Raises ApiError."""
-    if not isinstance(body, dict):
-        raise ApiError("The body must be a JSON object.")
-    for name in ("version", "files_folder"):
-        if not isinstance(body.get(name), str) or not body[name] or "\0" in body[name]:
-            raise ApiError(
-                f"Invalid value for '{name}': must be a text.", parameter=name, code="invalid_value"
-            )
-    makes_current = body.get("make_current", False)
-    if not isinstance(makes_current, bool):
-        raise ApiError("Invalid value for 'make_current': must be true or false.", parameter="make_current")
-    try:
-        files = config.files_of(body.get("files"))
-    except BadConfig as error:
-        raise ApiError(str(error), parameter="files", code="invalid_value") from error
-    return body["version"], Path(body["files_folder"]), files, makes_current
+_ADDED: Final[dict[str, Check]] = {
+    "version": filled,
+    "files_folder": filled,
+    "files": files_of,
+    "make_current": boolean,
+}
 
 
-def _adapter_folder(files: tuple[ModelFile, ...]) -> Path:
+def _adapter_folder(files: tuple[File, ...]) -> Path:
     """Raises DamagedArtifacts."""
     folder = artifacts.adapter_folder(files)
     if folder is None:
@@ -149,4 +141,4 @@ def _adapter_folder(files: tuple[ModelFile, ...]) -> Path:
 def _refuse_other_kinds(folder: Path) -> None:
     """Raises DamagedArtifacts."""
     if (kind := artifacts.adapter_kind(folder)) != "LORA":
-        raise DamagedArtifacts(f"the adapter is of kind {kind}; LORA is what can be served")
+        raise DamagedArtifacts(f"the adapter is of kind {kind}; only LORA can be served")

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from neuroweaver.artifacts.serving_config import ServingConfig
 from neuroweaver.serving import requests
-from neuroweaver.serving.config import Config
 from neuroweaver.serving.http import replies
 from neuroweaver.serving.http.admin import Admin
 from neuroweaver.serving.http.generate import Generate, error_response
@@ -21,7 +21,7 @@ from neuroweaver.serving.requests import ApiError
 from neuroweaver.serving.work import Work
 
 
-def application(work: Work, admin: Admin, metrics: Metrics, config: Config) -> Starlette:
+def application(work: Work, admin: Admin, metrics: Metrics, config: ServingConfig) -> Starlette:
     started = int(time.time())
 
     async def live(_: Request) -> Response:
@@ -41,8 +41,8 @@ def application(work: Work, admin: Admin, metrics: Metrics, config: Config) -> S
         work.versions.meant(name)
         return JSONResponse(replies.model(name, started))
 
-    chat = Generate(work, metrics, requests.chat, is_chat=True, revision=config.revision)
-    completion = Generate(work, metrics, requests.completion, is_chat=False, revision=config.revision)
+    chat = Generate(work, metrics, requests.chat, is_chat=True, revision=str(config.revision))
+    completion = Generate(work, metrics, requests.completion, is_chat=False, revision=str(config.revision))
     return Starlette(
         routes=[
             Route("/health/live", live),

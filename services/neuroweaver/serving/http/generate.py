@@ -74,18 +74,18 @@ class Generate:
         generation = Generation(
             prompt=prompt,
             max_tokens=self._max_tokens(asked, len(prompt)),
-            temperature=asked.sampling.temperature,
-            top_p=asked.sampling.top_p,
-            seed=asked.sampling.seed,
-            stops=asked.sampling.stops,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            seed=asked.seed,
+            stops=asked.stops,
             version=version,
-            ignore_eos=asked.sampling.ignore_eos,
+            ignore_eos=asked.ignore_eos,
         )
         try:
             answer = self._work.submit(generation)
         except QueueFull as error:
             raise ApiError(
-                "Too many requests wait already; try again later.",
+                "Too many requests are waiting; try again later.",
                 status=429,
                 kind="rate_limit_error",
                 code="queue_full",
@@ -103,7 +103,7 @@ class Generate:
     def _max_tokens(self, asked: Asked, prompt_tokens: int) -> int:
         """Raises ApiError."""
         context = self._work.max_context
-        wanted = asked.sampling.max_tokens
+        wanted = asked.max_tokens
         if prompt_tokens + (wanted or 1) > context:
             answer = f" and {wanted} of the answer" if wanted else ""
             raise ApiError(
@@ -205,7 +205,7 @@ async def read_json(request: Request) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ApiError("The body is no JSON.", code="invalid_json") from error
+        raise ApiError("The body is not JSON.", code="invalid_json") from error
 
 
 def error_response(error: ApiError) -> Response:

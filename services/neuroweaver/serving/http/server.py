@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
 
+from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig
 from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts
-from neuroweaver.serving.config import BadConfig, Config
 from neuroweaver.serving.engine.engine import Engine
 from neuroweaver.serving.http.admin import Admin
 from neuroweaver.serving.http.app import application
@@ -48,7 +49,7 @@ class Exit(IntEnum):
 class ModelServer:
     """Runs in an event loop; the engine has a thread of its own."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ServingConfig) -> None:
         loop = asyncio.get_running_loop()
         self.status = Status(Pulse(config.stall_s, config.probe_interval_s))
         self._config = config
@@ -119,9 +120,9 @@ class ModelServer:
     def _loaded(self) -> Engine:
         """A warm engine. Raises DamagedArtifacts, CannotServe."""
         config = self._config
-        if config.base_folder is not None:
-            artifacts.verify_base(config.base_folder, config.base_digest)
-        with artifacts.verified(config.files_folder, config.files) as files:
+        if config.base_folder:
+            artifacts.verify_base(Path(config.base_folder), config.base_digest)
+        with artifacts.verified(Path(config.files_folder), config.files) as files:
             self.status.enter(Phase.LOADING)
             # torch and transformers take seconds to import, in which health is answered already.
             from neuroweaver.serving.engine.loading import load  # noqa: PLC0415

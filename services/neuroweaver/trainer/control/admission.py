@@ -1,10 +1,11 @@
-"""What a job must pass before it is queued: everything that can be known without starting a worker."""
+"""What can be known of a job without starting a worker; what it must pass before it is queued."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -13,15 +14,18 @@ from neuroweaver.base_models.catalog import BaseModel, UnknownBaseModel, resolve
 from neuroweaver.mesh.wire.errors import InvalidArgument, Unimplemented
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
-from neuroweaver.trainer.domain import job
-from neuroweaver.trainer.settings import EMBEDDED_JUDGE
+from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
+from neuroweaver.trainer.domain.config import DEFAULTS, unfit, with_defaults
+from neuroweaver.trainer.domain.offers import ALGORITHMS, EMBEDDED_JUDGE, JUDGES
 from neuroweaver.v1 import trainer_pb2 as pb
 
-CUDA_DEVICE = Path("/dev/nvidiactl")
+CUDA_DEVICE: Final = Path("/dev/nvidiactl")
+# Where a job's fields stand in the request.
+_WITHIN: Final = "config."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Premises:
+class ServerCapabilities:
     """What the server offers to jobs.
 
     data_folder: where data sets lie. feedback_model: the judge of a job that names none.
@@ -42,81 +46,121 @@ class Admitted:
     dataset_digest: str
 
 
-def admit(config: pb.TrainingConfig, premises: Premises) -> Admitted:
+def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitted:
     """Checks a configuration; blocks for the disk, and for the model hub if it must be asked.
 
     Raises InvalidArgument naming the field, or Unimplemented.
     """
-    refuse_unknown_fields(config, "config")
-    check_specialization(config.specialization)
-    base = find_base_model(config.base_model, premises)
-    complete = job.with_defaults(
-        config, context_length=base.context_length, feedback_model=premises.feedback_model
+    refuse_unknown_fields("config", config)
+    check_specialization(config.specialization, _WITHIN)
+    base = find_base_model(config.base_model, capabilities, _WITHIN)
+    complete = with_defaults(
+        config, context_length=base.context_length, feedback_model=capabilities.feedback_model
     )
-    violations = job.unfit(complete, context_length=base.context_length)
-    violations += _unfit_here(complete, base, premises)
+    violations = unfit(complete, context_length=base.context_length)
+    violations += _unfit_here(complete, base, capabilities)
     if violations:
         raise InvalidArgument.of(violations)
-    if complete.enable_rlaif and complete.algorithm != pb.ALGORITHM_PPO:
-        name = pb.Algorithm.Name(complete.algorithm).removeprefix("ALGORITHM_").lower()
-        raise Unimplemented(f"config.algorithm: {name} is not offered by this server, only ppo")
-    inspection = inspect_dataset(complete.dataset_path, complete.specialization, premises)
+    if complete.enable_rlaif and complete.algorithm not in ALGORITHMS:
+        asked, offered = algorithm_name(complete.algorithm), ", ".join(map(algorithm_name, ALGORITHMS))
+        raise Unimplemented(f"config.algorithm: {asked} is not offered by this server, only {offered}")
+    inspection = inspect_dataset(complete.dataset_path, complete.specialization, capabilities, _WITHIN)
     try:
         dataset.require(inspection)
     except dataset.DatasetError as error:
-        raise InvalidArgument(error.field, error.reason) from error
+        raise InvalidArgument(f"{_WITHIN}{error.field}", error.reason) from error
     return Admitted(complete, inspection.digest)
 
 
-def refuse_unknown_fields(message: Message, path: str) -> None:
-    """Raise InvalidArgument for a field that this server does not know: ignoring it would ruin a run."""
+@dataclass(frozen=True)
+class Validation:
+    """What a data set holds. count: of tokens; all 0 where no base model was named."""
+
+    inspection: dataset.Inspection
+    count: TokenCount
+
+
+def validate(
+    dataset_path: str,
+    capabilities: ServerCapabilities,
+    *,
+    specialization: str = "",
+    base_model: str = "",
+    max_seq_length: int = 0,
+) -> Validation:
+    """What a job would read; blocks for the disk. max_seq_length: 0 for the default.
+
+    Raises InvalidArgument, or FailedPrecondition while the base model's tokenizer is not on this server.
+    """
+    if specialization:
+        check_specialization(specialization)
+    inspection = inspect_dataset(dataset_path, specialization, capabilities)
+    if not (base_model and inspection.usable):
+        return Validation(inspection, TokenCount())
+    base = find_base_model(base_model, capabilities)
+    examples = dataset.Reading(
+        inspection.path, system_prompts=system_prompts(), specialization=specialization
+    )
+    limit = max_seq_length or DEFAULTS.max_seq_length
+    return Validation(inspection, count_tokens(base, examples, limit, capabilities.home))
+
+
+def algorithm_name(algorithm: int) -> str:
+    """Such as `ppo`."""
+    return pb.Algorithm.Name(pb.Algorithm.ValueType(algorithm)).removeprefix("ALGORITHM_").lower()
+
+
+def refuse_unknown_fields(field: str, message: Message) -> None:
+    """Raises InvalidArgument for a field that this server does not know: ignoring it would ruin a run."""
     fields = UnknownFieldSet(message)
-    unknown = sorted({fields[index].field_number for index in range(len(fields))})
-    if unknown:
-        numbers = ", ".join(map(str, unknown))
-        raise InvalidArgument(path, f"has fields that this server does not know (numbers {numbers})")
+    numbers = sorted({fields[index].field_number for index in range(len(fields))})
+    if numbers:
+        shown = ", ".join(map(str, numbers))
+        raise InvalidArgument(field, f"has fields unknown to this server (numbers {shown}); leave them out")
 
 
-def check_specialization(name: str) -> None:
-    """Raises InvalidArgument."""
-    known = load_specializations()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+def check_specialization(name: str, within: str = "") -> None:
+    """Raises InvalidArgument for one that does not exist. within: what precedes the field's name."""
+    names = sorted(load_specializations())
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise InvalidArgument(
-            "config.specialization", f"{name!r} is not one of {', '.join(sorted(known))}{hint}"
-        )
+        raise InvalidArgument(f"{within}specialization", f"{name!r} is not one of {', '.join(names)}{hint}")
 
 
-def find_base_model(name: str, premises: Premises) -> BaseModel:
-    """Raises InvalidArgument."""
+def find_base_model(name: str, capabilities: ServerCapabilities, within: str = "") -> BaseModel:
+    """Raises InvalidArgument. within: what precedes the field's name."""
     try:
-        return resolve(name, home=premises.home)
+        return resolve(name, home=capabilities.home)
     except UnknownBaseModel as error:
-        raise InvalidArgument(error.field, error.reason) from error
+        raise InvalidArgument(f"{within}base_model", error.reason) from error
 
 
-def inspect_dataset(path: str, specialization: str, premises: Premises) -> dataset.Inspection:
-    """What stands in the data set; faults of its lines are findings.
+def inspect_dataset(
+    path: str, specialization: str, capabilities: ServerCapabilities, within: str = ""
+) -> dataset.Inspection:
+    """What the data set holds; faults of its lines are findings.
 
-    Raises InvalidArgument if the file cannot be read at all.
+    Raises InvalidArgument if the file cannot be read at all. within: what precedes the field's name.
     """
     try:
-        located = dataset.locate(path, premises.data_folder)
+        located = dataset.locate(path, capabilities.data_folder)
         return dataset.inspect(located, system_prompts=system_prompts(), specialization=specialization)
     except dataset.DatasetError as error:
-        raise InvalidArgument(error.field, error.reason) from error
+        raise InvalidArgument(f"{within}{error.field}", error.reason) from error
 
 
-def _unfit_here(config: pb.TrainingConfig, base: BaseModel, premises: Premises) -> list[tuple[str, str]]:
-    found = []
+def _unfit_here(
+    config: pb.TrainingConfig, base: BaseModel, capabilities: ServerCapabilities
+) -> list[tuple[str, str]]:
+    violations = []
     if not base.has_chat_template:
-        found.append(
+        violations.append(
             ("config.base_model", f"{base.name} has no chat template; use an instruction-tuned model")
         )
     if config.mixed_precision == pb.MIXED_PRECISION_FP16 and not CUDA_DEVICE.exists():
-        found.append(("config.mixed_precision", "fp16 needs a GPU, and this machine has none; use bf16"))
-    if config.feedback_model != EMBEDDED_JUDGE and not premises.has_judge_endpoint:
+        violations.append(("config.mixed_precision", "fp16 needs a GPU, and this machine has none; use bf16"))
+    if config.feedback_model not in JUDGES and not capabilities.has_judge_endpoint:
         reason = f"{config.feedback_model!r} needs OPENAI_API_KEY or OPENAI_BASE_URL at the trainer"
-        found.append(("config.feedback_model", reason))
-    return found
+        violations.append(("config.feedback_model", reason))
+    return violations

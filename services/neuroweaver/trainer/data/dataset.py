@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
+from typing import Final, TypedDict, Unpack
 
 from neuroweaver.trainer.data.files import (
     DatasetError,
@@ -34,23 +34,23 @@ __all__ = [
     "Finding",
     "Inspection",
     "Message",
+    "Options",
+    "Reading",
     "Severity",
     "builtins",
     "describe",
     "inspect",
     "is_validation",
-    "iterate",
     "locate",
     "read",
     "require",
     "split",
 ]
 
-MAX_LINE_BYTES = 1 << 20
-MAX_FINDINGS = 100
+MAX_LINE_BYTES: Final = 1 << 20
+MAX_FINDINGS: Final = 100
 # Seeing duplicates costs memory for each row; among more rows than this they are no longer counted.
-MAX_REMEMBERED = 200_000
-NO_PROMPTS: Mapping[str, str] = MappingProxyType({})
+MAX_REMEMBERED: Final = 200_000
 
 
 class DatasetEmptyError(DatasetError):
@@ -65,27 +65,32 @@ class DatasetMalformedError(DatasetError):
         self.findings = tuple(findings)
 
 
+class Options(TypedDict, total=False):
+    """How a file is read.
+
+    system_prompts: by specialisation, put before rows without a system message: that of the row's own
+    `specialization` field, or else of the job's `specialization`. max_line_bytes: longer lines are at fault.
+    """
+
+    max_line_bytes: int
+    system_prompts: Mapping[str, str]
+    specialization: str
+
+
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """What a pass over the whole file showed.
 
-    rows: records met, usable or not; usable: those that hold an example; errors, warnings: all of them, while
-    `findings` holds the first hundred of each. layouts: rows of each; specializations: usable rows of each.
-    characters: of all messages, system prompts included. digest: SHA-256 of the file's bytes, in hex.
+    digest: SHA-256 of the file's bytes, in hex. rows: usable or not. usable: those that hold an example.
+    errors: all of them, while `findings` holds the first hundred of each severity. layouts: rows of each.
     """
 
     path: Path
-    format: str
     digest: str
-    size_bytes: int
     rows: int
     usable: int
     errors: int
-    warnings: int
-    duplicates: int
-    characters: int
     layouts: Mapping[str, int]
-    specializations: Mapping[str, int]
     findings: tuple[Finding, ...]
 
     @property
@@ -95,18 +100,10 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A file's examples in its order, with what was found on the way."""
+    """A file's examples in its order, and what the pass showed."""
 
     examples: tuple[Example, ...]
     inspection: Inspection
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        return self.inspection.findings
-
-    @property
-    def format(self) -> str:
-        return self.inspection.format
 
     @property
     def digest(self) -> str:
@@ -123,141 +120,109 @@ class _Tally:
 
     rows: int = 0
     usable: int = 0
-    characters: int = 0
-    duplicates: int = 0
     by_severity: Counter[Severity] = field(default_factory=Counter)
     layouts: Counter[str] = field(default_factory=Counter)
-    specializations: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     seen: set[bytes] = field(default_factory=set)
 
-    def found(self, finding: Finding) -> None:
+    def add(self, row: Row) -> None:
+        self.rows += 1
+        self.layouts[row.layout or "unknown"] += 1
+        for finding in row.findings:
+            self.add_finding(finding)
+        if row.example is not None:
+            self._add_example(row.example)
+
+    def add_finding(self, finding: Finding) -> None:
         self.by_severity[finding.severity] += 1
         # Bounded apart, so that a thousand warnings never hide an error.
         if self.by_severity[finding.severity] <= MAX_FINDINGS:
             self.findings.append(finding)
 
-    def understood(self, row: Row) -> None:
-        self.layouts[row.layout or "unknown"] += 1
-        for finding in row.findings:
-            self.found(finding)
-        if row.example is not None:
-            self._counted(row.example)
-
-    def _counted(self, example: Example) -> None:
+    def _add_example(self, example: Example) -> None:
         self.usable += 1
-        self.specializations[example.specialization] += 1
-        self.characters += len(example.text) + sum(len(message.content) for message in example.messages)
         key = _key(example, whole=True)
         if key in self.seen:
-            self.duplicates += 1
-            self.found(
-                Finding(example.line, "", Severity.WARNING, "the same example stands earlier in the file")
-            )
+            repeated = "repeats an earlier row"
+            self.add_finding(Finding(example.line, "", Severity.WARNING, repeated))
         elif len(self.seen) < MAX_REMEMBERED:
             self.seen.add(key)
 
 
-def _rows(lines: Lines, form: str, prompts: SystemPrompts) -> Iterator[Row]:
-    for record in csv_rows(lines) if form == "csv" else jsonl(lines):
-        if isinstance(record, Record):
-            yield parse(record.fields, record.line, prompts)
-        else:
-            yield Row("", None, (record,))
+class Reading:
+    """One pass over a file in bounded memory: its usable examples in order, and then its inspection.
 
+    Faults of lines are findings, never raised: see `require`. Raises DatasetNotFoundError,
+    DatasetUnreadableError, DatasetRefusedError.
+    """
 
-def _pass(path: Path, max_line_bytes: int, prompts: SystemPrompts) -> Iterator[Example | Inspection]:
-    """The examples of the file in order, and at last the inspection."""
-    form = format_of(path)
-    tally = _Tally()
-    try:
-        with path.open("rb") as source:
-            lines = Lines(source, max_line_bytes)
-            for row in _rows(lines, form, prompts):
-                tally.rows += 1
-                tally.understood(row)
-                if row.example is not None:
-                    yield row.example
-            # A CSV header at fault ends the rows early; the digest is of the whole file all the same.
-            for _ in lines:
-                continue
-    except FileNotFoundError:
-        raise DatasetNotFoundError(f"{path.name}: no such file") from None
-    except OSError as error:
-        raise DatasetUnreadableError(f"{path.name}: {error.strerror}") from error
-    if not tally.rows:
-        what = "the file is empty" if not lines.size else "the file holds no rows"
-        tally.found(Finding(0, "", Severity.ERROR, what))
-    yield Inspection(
-        path=path,
-        format=form,
-        digest=lines.sha256.hexdigest(),
-        size_bytes=lines.size,
-        rows=tally.rows,
-        usable=tally.usable,
-        errors=tally.by_severity[Severity.ERROR],
-        warnings=tally.by_severity[Severity.WARNING],
-        duplicates=tally.duplicates,
-        characters=tally.characters,
-        layouts=dict(tally.layouts),
-        specializations=dict(tally.specializations),
-        findings=tuple(tally.findings),
-    )
+    inspection: Inspection
+    """Of the whole file, once the examples have come to their end."""
+
+    def __init__(self, path: Path, **options: Unpack[Options]) -> None:
+        self._path = path
+        self._max_line_bytes = options.get("max_line_bytes", MAX_LINE_BYTES)
+        self._prompts = _prompts(options.get("system_prompts", {}), options.get("specialization", ""))
+
+    def __iter__(self) -> Iterator[Example]:
+        is_csv = format_of(self._path) == "csv"
+        tally = _Tally()
+        try:
+            with self._path.open("rb") as source:
+                lines = Lines(source, self._max_line_bytes)
+                for row in self._rows(csv_rows(lines) if is_csv else jsonl(lines)):
+                    tally.add(row)
+                    if row.example is not None:
+                        yield row.example
+                # A CSV header at fault ends the rows early; the digest is of the whole file all the same.
+                for _ in lines:
+                    continue
+        except FileNotFoundError:
+            raise DatasetNotFoundError(f"{self._path.name}: no such file") from None
+        except OSError as error:
+            raise DatasetUnreadableError(f"{self._path.name}: {error.strerror}") from error
+        if not tally.rows:
+            reason = "the file is empty" if not lines.size else "the file holds no rows"
+            tally.add_finding(Finding(0, "", Severity.ERROR, reason))
+        self.inspection = Inspection(
+            path=self._path,
+            digest=lines.sha256.hexdigest(),
+            rows=tally.rows,
+            usable=tally.usable,
+            errors=tally.by_severity[Severity.ERROR],
+            layouts=dict(tally.layouts),
+            findings=tuple(tally.findings),
+        )
+
+    def _rows(self, records: Iterable[Record | Finding]) -> Iterator[Row]:
+        for record in records:
+            if isinstance(record, Record):
+                yield parse(record.fields, record.line, self._prompts)
+            else:
+                yield Row("", None, (record,))
 
 
 def _prompts(system_prompts: Mapping[str, str], specialization: str) -> SystemPrompts:
     if specialization and system_prompts and specialization not in system_prompts:
-        known = ", ".join(sorted(system_prompts))
-        reason = f"unknown specialization {specialization[:40]!r}; known are {known}"
-        raise DatasetError(reason, field="config.specialization")
+        names = ", ".join(sorted(system_prompts))
+        reason = f"unknown specialization {specialization[:40]!r}; use one of {names}"
+        raise DatasetError(reason, field="specialization")
     return SystemPrompts(system_prompts, specialization)
 
 
-def read(
-    path: Path,
-    *,
-    max_line_bytes: int = MAX_LINE_BYTES,
-    system_prompts: Mapping[str, str] = NO_PROMPTS,
-    specialization: str = "",
-) -> Dataset:
-    """The file's usable examples and its findings, all in memory.
-
-    A row without a system message gets `system_prompts` of its own `specialization` field, or else of the
-    job's `specialization`. Faults of lines are findings, never raised: see `require`.
-    Raises DatasetNotFoundError, DatasetUnreadableError, DatasetRefusedError.
-    """
-    examples: list[Example] = []
-    for item in _pass(path, max_line_bytes, _prompts(system_prompts, specialization)):
-        if isinstance(item, Inspection):
-            return Dataset(tuple(examples), item)
-        examples.append(item)
-    raise AssertionError("a pass ends with its inspection")
+def read(path: Path, **options: Unpack[Options]) -> Dataset:
+    """The file's usable examples and its inspection, all in memory. Raises as `Reading`."""
+    reading = Reading(path, **options)
+    examples = tuple(reading)
+    return Dataset(examples, reading.inspection)
 
 
-def inspect(
-    path: Path,
-    *,
-    max_line_bytes: int = MAX_LINE_BYTES,
-    system_prompts: Mapping[str, str] = NO_PROMPTS,
-    specialization: str = "",
-) -> Inspection:
-    """As `read`, in bounded memory: what stands in the file without its examples."""
-    for item in _pass(path, max_line_bytes, _prompts(system_prompts, specialization)):
-        if isinstance(item, Inspection):
-            return item
-    raise AssertionError("a pass ends with its inspection")
-
-
-def iterate(
-    path: Path,
-    *,
-    max_line_bytes: int = MAX_LINE_BYTES,
-    system_prompts: Mapping[str, str] = NO_PROMPTS,
-    specialization: str = "",
-) -> Iterator[Example]:
-    """The file's usable examples, one at a time; rows at fault are passed over: see `inspect`."""
-    prompts = _prompts(system_prompts, specialization)
-    return (item for item in _pass(path, max_line_bytes, prompts) if isinstance(item, Example))
+def inspect(path: Path, **options: Unpack[Options]) -> Inspection:
+    """What the file holds, in bounded memory. Raises as `Reading`."""
+    reading = Reading(path, **options)
+    for _ in reading:
+        continue
+    return reading.inspection
 
 
 def require(dataset: Dataset | Inspection) -> None:
@@ -277,8 +242,8 @@ def describe(path: Path, finding: Finding) -> str:
     where = f"{path.name}:{finding.line}" if finding.line else path.name
     name = finding.column_or_field
     # The reason for malformed JSON names its column itself.
-    is_told = not name or name.startswith("column ")
-    return f"{where}: {finding.reason}" if is_told else f"{where}: {name}: {finding.reason}"
+    names_itself = not name or name.startswith("column ")
+    return f"{where}: {finding.reason}" if names_itself else f"{where}: {name}: {finding.reason}"
 
 
 def split(

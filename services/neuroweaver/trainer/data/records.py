@@ -65,7 +65,7 @@ class Lines:
         kind = next(
             (name for magic, name in MAGIC.items() if self.line == 1 and content.startswith(magic)), ""
         )
-        hint = f"; this looks like {kind}: give UTF-8 text" if kind else ""
+        hint = f"; this looks like {kind}; save it as UTF-8 text" if kind else ""
         return (
             f"not UTF-8: byte 0x{content[error.start]:02x} at byte {error.start} of the line "
             f"(offset {start + error.start} of the file){hint}"
@@ -86,7 +86,7 @@ class Lines:
 
 
 def jsonl(lines: Lines) -> Iterator[Record | Finding]:
-    """The objects of a JSONL file; blank lines are skipped, a line that is no object is a Finding."""
+    """The objects of a JSONL file. Blank lines are skipped; a line that is no object is a Finding."""
     for text in lines:
         if isinstance(text, Finding):
             yield text
@@ -100,7 +100,7 @@ def _object(text: str, line: int) -> Record | Finding:
     except json.JSONDecodeError as error:
         hint = ""
         if line == 1 and text.lstrip().startswith("["):
-            hint = "; the file looks like one JSON array, but JSONL holds one object on each line"
+            hint = "; the file looks like one JSON array; write one object on each line"
         reason = f"malformed JSON at column {error.colno}: {error.msg}{hint}"
         return Finding(line, f"column {error.colno}", Severity.ERROR, reason)
     except RecursionError:
@@ -116,8 +116,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         counts = Counter(name for name, _ in pairs)
-        twice = counts.most_common(1)[0][0]
-        raise ValueError(f"duplicate key {twice[:40]!r}")
+        duplicate = counts.most_common(1)[0][0]
+        raise ValueError(f"duplicate key {duplicate[:40]!r}")
     return fields
 
 
@@ -141,8 +141,8 @@ def csv_rows(lines: Lines) -> Iterator[Record | Finding]:
             yield cells
         elif not header:
             header = [name.strip().lower() for name in cells]
-            if wrong := _header_fault(line, header):
-                yield wrong
+            if fault := _header_fault(line, header):
+                yield fault
                 return
         elif len(cells) != len(header):
             reason = f"{len(cells)} columns where the header has {len(header)}"
@@ -179,7 +179,7 @@ def _csv_records(lines: Lines) -> Iterator[tuple[int, str] | Finding]:
 
 
 def _open_quote(line: int) -> Finding:
-    reason = 'a double quote is opened here and never closed (inside a quoted field write "")'
+    reason = 'a double quote is opened here and never closed; write "" for one inside a quoted field'
     return Finding(line, "", Severity.ERROR, reason)
 
 
@@ -191,15 +191,13 @@ def _cells(line: int, text: str) -> list[str] | Finding:
 
 
 def _header_fault(line: int, header: list[str]) -> Finding | None:
-    twice = next((name for name in header if header.count(name) > 1), None)
-    if twice is not None:
-        return Finding(line, twice[:40], Severity.ERROR, f"duplicate column {twice[:40]!r}")
-    known = {"text"} | {pair.asks for pair in PAIRS}
-    if known.isdisjoint(header):
+    duplicate = next((name for name in header if header.count(name) > 1), None)
+    if duplicate is not None:
+        return Finding(line, duplicate[:40], Severity.ERROR, f"duplicate column {duplicate[:40]!r}")
+    questions = {"text"} | {pair.asks for pair in PAIRS}
+    if questions.isdisjoint(header):
         present = ", ".join(name[:40] for name in header[:8])
         hint = "; columns are separated by commas" if any(mark in present for mark in ";\t|") else ""
-        wanted = ", ".join([*(pair.name for pair in PAIRS), "text"])
-        return Finding(
-            line, "", Severity.ERROR, f"no known columns in the header: {present}; known are {wanted}{hint}"
-        )
+        columns = ", ".join([*(pair.name for pair in PAIRS), "text"])
+        return Finding(line, "", Severity.ERROR, f"unknown columns: {present}; use one of {columns}{hint}")
     return None

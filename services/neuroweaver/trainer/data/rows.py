@@ -50,7 +50,7 @@ class SystemPrompts:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row as it was understood: the layout's name, its example (None if refused) and what was found."""
+    """A parsed row: the layout's name, its example (None if refused) and its findings."""
 
     layout: str
     example: Example | None
@@ -141,21 +141,21 @@ def _messages(layout: str, fields: Mapping[str, Any]) -> tuple[Message, ...]:
         if pair.name == layout:
             return _pair(pair, fields)
     if {"chosen", "rejected"} <= fields.keys():
-        raise Refused("chosen", "a preference pair; training data shows one answer: prompt and completion")
+        raise Refused("chosen", "a preference pair; give one answer a row, as prompt and completion")
     present = ", ".join(list(fields)[:8]) or "nothing"
-    raise Refused("", f"no known layout: the row has {present}; known are {', '.join(LAYOUTS)}")
+    raise Refused("", f"unknown fields: {present}; use one of {', '.join(LAYOUTS)}")
 
 
 def _pair(pair: Pair, fields: Mapping[str, Any]) -> tuple[Message, ...]:
     answer = next((name for name in pair.answers if name in fields), None)
     if answer is None:
         raise Refused(pair.answers[0], f"missing; a row with {pair.asks!r} needs {' or '.join(pair.answers)}")
-    asked = _text(fields, pair.asks)
+    question = _text(fields, pair.asks)
     context = _optional(fields, pair.context) if pair.context else ""
     if context:
-        asked = f"{asked}\n\n{context}"
+        question = f"{question}\n\n{context}"
     system = _optional(fields, "system")
-    turns = (Message("user", asked), Message("assistant", _text(fields, answer)))
+    turns = (Message("user", question), Message("assistant", _text(fields, answer)))
     return (Message("system", system), *turns) if system else turns
 
 
@@ -173,7 +173,7 @@ def _turns(
         role = turn.get(role_key)
         if not isinstance(role, str) or role not in roles:
             shown = repr(role[:40]) if isinstance(role, str) else _kind(role)
-            raise Refused(f"{place}.{role_key}", f"unknown role {shown}; known are {', '.join(roles)}")
+            raise Refused(f"{place}.{role_key}", f"unknown role {shown}; use one of {', '.join(roles)}")
         yield Message(roles[role], _text(turn, text_key, place=f"{place}."))
 
 
@@ -183,9 +183,9 @@ def _checked(layout: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
             raise Refused(f"{layout}[{index}]", "a system message must be the first one")
     roles = {message.role for message in messages}
     if "assistant" not in roles:
-        raise Refused(layout, "no assistant turn: nothing to learn from")
+        raise Refused(layout, "no assistant turn, so nothing to learn from")
     if "user" not in roles:
-        raise Refused(layout, "no user turn: nothing is asked")
+        raise Refused(layout, "no user turn, so nothing to answer")
     return messages
 
 
@@ -195,9 +195,9 @@ def _doubts(messages: tuple[Message, ...]) -> Iterator[str]:
     if spoken[0] == "assistant":
         yield "the assistant speaks first; some chat templates refuse that"
     if spoken[-1] == "user":
-        yield "the last turn is the user's: it has no answer to learn"
+        yield "the last turn is the user's and has no answer to learn"
     if any(one == other for one, other in pairwise(spoken)):
-        yield "two turns in a row of one role; some chat templates refuse that"
+        yield "two turns of one role in a row; some chat templates refuse that"
 
 
 def _with_system(messages: tuple[Message, ...], prompt: str) -> tuple[Message, ...]:
@@ -209,8 +209,8 @@ def _with_system(messages: tuple[Message, ...], prompt: str) -> tuple[Message, .
 def _specialization(fields: Mapping[str, Any], prompts: SystemPrompts) -> str:
     own = _optional(fields, "specialization")
     if own and prompts.by_specialization and own not in prompts.by_specialization:
-        known = ", ".join(sorted(prompts.by_specialization))
-        raise Refused("specialization", f"unknown specialization {own[:40]!r}; known are {known}")
+        names = ", ".join(sorted(prompts.by_specialization))
+        raise Refused("specialization", f"unknown specialization {own[:40]!r}; use one of {names}")
     return own or prompts.default
 
 

@@ -1,4 +1,4 @@
-"""The automotive specialisations shipped with the trainer: prompts, rubrics, evaluation and training text."""
+"""The automotive specialisations shipped with the trainer: prompts, rubrics and evaluation prompts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
-_AUTOMOTIVE = Path(str(resources.files("neuroweaver.trainer.data"))) / "automotive"
-
-AUTOMOTIVE_TRAINING_FILE: Path = _AUTOMOTIVE / "train.jsonl"
+_AUTOMOTIVE: Final = Path(str(resources.files("neuroweaver.trainer.data"))) / "automotive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +43,6 @@ class Specialization:
     evaluation_prompts: tuple[EvaluationPrompt, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingPair:
-    specialization: str
-    question: str
-    answer: str
-
-
 @cache
 def load_specializations() -> Mapping[str, Specialization]:
     """Every shipped specialisation by id, in the order of the file; read once a process."""
@@ -60,17 +51,6 @@ def load_specializations() -> Mapping[str, Specialization]:
     return MappingProxyType(
         {entry["id"]: _specialization(entry, prompts) for entry in entries["specialization"]}
     )
-
-
-def training_pairs(specialization: str | None = None) -> list[TrainingPair]:
-    """The hand-written training pairs of one specialisation, or of all of them.
-
-    Raises KeyError if there is no such specialisation.
-    """
-    if specialization is not None and specialization not in load_specializations():
-        raise KeyError(specialization)
-    pairs = (TrainingPair(**line) for line in _lines(AUTOMOTIVE_TRAINING_FILE))
-    return [pair for pair in pairs if specialization in (None, pair.specialization)]
 
 
 def _specialization(entry: Mapping[str, Any], prompts: list[dict[str, str]]) -> Specialization:
@@ -95,4 +75,4 @@ def _lines(file: Path) -> Iterator[dict[str, str]]:
 
 
 def system_prompts() -> Mapping[str, str]:
-    return {name: each.system_prompt for name, each in load_specializations().items()}
+    return {name: specialization.system_prompt for name, specialization in load_specializations().items()}

@@ -53,8 +53,8 @@ def _folder(base: BaseModel, home: Path) -> Path:
             return folder
     raise FailedPrecondition(
         "BASE_MODEL_NOT_PREPARED",
-        f"{base.name} has not been used on this server yet, so its tokenizer is not at hand; leave "
-        "base_model empty for a check without token counts, or start a job with it first",
+        f"the tokenizer of {base.name} is not on this server yet; leave base_model empty for a check without "
+        "token counts, or start a job with it first",
     )
 
 

@@ -1,12 +1,12 @@
-"""Training jobs: their configuration, states and transitions. Knows neither gRPC nor a database."""
+"""Training jobs: their states and transitions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
+from neuroweaver.mesh.wire.errors import FailedPrecondition
 from neuroweaver.v1 import trainer_pb2 as pb
 
 State = pb.JobState
@@ -16,87 +16,15 @@ TERMINAL: Final = frozenset({State.JOB_STATE_SUCCEEDED, State.JOB_STATE_FAILED, 
 HELD: Final = frozenset({State.JOB_STATE_RUNNING, State.JOB_STATE_CANCELLING})
 """States in which a worker holds the job's lease."""
 
-DEFAULTS: Final[Mapping[str, object]] = {
-    "lora_r": 16,
-    "lora_alpha": 32,
-    "lora_dropout": 0.05,
-    "epochs": 3.0,
-    "learning_rate": 2e-4,
-    "batch_size": 8,
-    "gradient_accumulation_steps": 4,
-    "max_seq_length": 2048,
-    "warmup_steps": 0,
-    "weight_decay": 0.0,
-    "quantization": pb.QUANTIZATION_NONE,
-    "mixed_precision": pb.MIXED_PRECISION_BF16,
-    "gradient_checkpointing": False,
-    "seed": 42,
-    "validation_fraction": 0.1,
-    "enable_rlaif": True,
-    "feedback_model": "embedded",
-    "rlaif_threshold": 7.0,
-    "rlaif_samples": 64,
-    "responses_per_prompt": 4,
-    "algorithm": pb.ALGORITHM_PPO,
-    "kl_coeff": 0.05,
-    "target_kl": 6.0,
-    "ppo_steps": 50,
-    "ppo_batch_size": 16,
-    "ppo_learning_rate": 1e-4,
-    "ppo_epochs": 2,
-    "reward_model_epochs": 2,
-    "max_new_tokens": 128,
-    "fall_back_to_sft": False,
-}
-"""What a field of TrainingConfig means when it is left unset, as its comment in the .proto says."""
-
-
 OUT_OF_MEMORY_ADVICE: Final = "lower batch_size or max_seq_length, or set quantization to nf4"
-
-
-class TransitionRefused(Exception):
-    """The job's state does not allow what was asked. The message is for the caller."""
-
-
-def is_set(config: pb.TrainingConfig, name: str) -> bool:
-    """Whether the caller gave the field a value of its own."""
-    if config.DESCRIPTOR.fields_by_name[name].has_presence:
-        return config.HasField(name)  # type: ignore[arg-type]
-    return bool(getattr(config, name))
-
-
-def with_defaults(config: pb.TrainingConfig, *, context_length: int, **server: object) -> pb.TrainingConfig:
-    """A copy in which every field holds the value in force.
-
-    context_length: tokens that the base model can see, 0 if unknown. server: this server's own defaults.
-    """
-    complete = pb.TrainingConfig()
-    complete.CopyFrom(config)
-    for name, default in {**DEFAULTS, **server}.items():
-        if not is_set(config, name):
-            setattr(complete, name, default)
-    if context_length and not is_set(config, "max_seq_length"):
-        complete.max_seq_length = min(complete.max_seq_length, context_length)
-    return complete
-
-
-def unfit(config: pb.TrainingConfig, *, context_length: int) -> list[tuple[str, str]]:
-    """What no single field's rule can see in a complete configuration: (field, reason) pairs."""
-    found: list[tuple[str, str]] = []
-    if context_length and config.max_seq_length > context_length:
-        reason = f"{config.max_seq_length} exceeds the base model's context of {context_length}"
-        found.append(("config.max_seq_length", reason))
-    if context_length and config.max_new_tokens >= context_length:
-        reason = f"{config.max_new_tokens} leaves no room in a context of {context_length}"
-        found.append(("config.max_new_tokens", reason))
-    if config.enable_rlaif and config.ppo_batch_size < 2:
-        found.append(("config.ppo_batch_size", "must be at least 2: advantages are whitened over the batch"))
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A training job. Every method that changes it gives a new one."""
+    """A training job. Every method that changes it returns a new one.
+
+    It raises FailedPrecondition where the job's state does not allow the change.
+    """
 
     job_id: str
     project: str
@@ -135,8 +63,8 @@ class Job:
         return self.state in HELD and token == self.lease_token
 
     def start(self, now: datetime) -> Job:
-        """Give the job to a new worker."""
-        self._require(self.state == State.JOB_STATE_QUEUED, "start")
+        """Gives the job to a new worker."""
+        self._require(self.state == State.JOB_STATE_QUEUED, "started")
         started = replace(
             self,
             attempt=self.attempt + 1,
@@ -148,7 +76,7 @@ class Job:
         return started._enter(State.JOB_STATE_RUNNING, now)
 
     def cancel(self, now: datetime) -> Job:
-        """Ask the job to stop; one that has ended, or is already stopping, stays as it is."""
+        """Asks the job to stop; one that has ended, or is already stopping, stays as it is."""
         if self.state == State.JOB_STATE_QUEUED:
             return self._end(State.JOB_STATE_CANCELLED, now)
         if self.state == State.JOB_STATE_RUNNING:
@@ -156,17 +84,17 @@ class Job:
         return self
 
     def resume(self, now: datetime) -> Job:
-        """Queue an ended job again. Raises TransitionRefused unless it failed resumably or was cancelled."""
-        self._require(self.state in {State.JOB_STATE_FAILED, State.JOB_STATE_CANCELLED}, "resume")
+        """Queues an ended job again, unless it succeeded or failed for good."""
+        self._require(self.state in {State.JOB_STATE_FAILED, State.JOB_STATE_CANCELLED}, "resumed")
         if self.failure is not None and not self.failure.is_resumable:
-            raise TransitionRefused(f"job {self.job_id} cannot be resumed: {self.failure.message}")
-        return replace(self, end_time=None)._enter(State.JOB_STATE_QUEUED, now)
+            raise self._refused(f"cannot be resumed: {self.failure.message}")
+        return replace(self, end_time=None, failure=None)._enter(State.JOB_STATE_QUEUED, now)
 
     def release(self, now: datetime) -> Job:
-        """Take the job back from its worker, to be started again later: the trainer shuts down."""
+        """Takes the job back from its worker, to be started again: the trainer shuts down."""
         if self.state == State.JOB_STATE_CANCELLING:
             return self.cancelled(now)
-        self._require(self.state == State.JOB_STATE_RUNNING, "release")
+        self._require(self.state == State.JOB_STATE_RUNNING, "released")
         return self._enter(State.JOB_STATE_QUEUED, now)
 
     def succeed(self, result: pb.TrainingResult, now: datetime) -> Job:
@@ -179,7 +107,7 @@ class Job:
         return self._end(State.JOB_STATE_CANCELLED, now)
 
     def observe(self, event: pb.TrainingEvent, now: datetime) -> Job:
-        """Take in what the worker reports. A `finished` event ends the job and writes its own event."""
+        """Takes in what the worker reports. A `finished` event ends the job and writes its own event."""
         match event.WhichOneof("event"):
             case "finished":
                 return self._finished(event.finished, now)
@@ -220,5 +148,8 @@ class Job:
 
     def _require(self, is_allowed: bool, verb: str) -> None:
         if not is_allowed:
-            name = State.Name(self.state).removeprefix("JOB_STATE_")
-            raise TransitionRefused(f"job {self.job_id} is {name}: it cannot {verb} now")
+            state = State.Name(self.state).removeprefix("JOB_STATE_")
+            raise self._refused(f"is {state} and cannot be {verb}")
+
+    def _refused(self, why: str) -> FailedPrecondition:
+        return FailedPrecondition("JOB_STATE", f"job {self.job_id} {why}", self.job_id)

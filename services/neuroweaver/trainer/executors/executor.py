@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from neuroweaver.trainer.domain.job import Job
 
-LOG_NAME = "worker.log"
+LOG_NAME: Final = "worker.log"
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Worker(Protocol):
         """How it ended, once it has."""
 
     def stop(self) -> None:
-        """Ask it to take a checkpoint and end."""
+        """Asks it to take a checkpoint and end."""
 
     def kill(self) -> None:
-        """End it at once."""
+        """Ends it at once."""
 
 
 class Executor(Protocol):
     async def start(self, job: Job, folder: Path) -> Worker:
-        """Start a worker for a job that has just been given a new lease. Raises OSError."""
+        """Starts a worker for a job that has just been given a new lease. Raises OSError."""

@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from neuroweaver.trainer.domain.job import Job
 from neuroweaver.trainer.executors.executor import LOG_NAME, Exit, Worker
 
 # Threads that spin while they wait for each other make work many times slower on a machine that is shared:
 # bench/RESULTS.md has the figures.
-DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
+_ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class LocalExecutor:
@@ -28,7 +29,7 @@ class LocalExecutor:
     async def start(self, job: Job, folder: Path) -> Worker:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         environ = (
-            DEFAULTS
+            _ENVIRONMENT
             | self._environ
             | {
                 "NEUROWEAVER_JOB_ID": job.job_id,
@@ -65,8 +66,8 @@ class _LocalWorker:
 
     async def wait(self) -> Exit:
         status = await asyncio.to_thread(self._process.wait)
-        killed = status == -signal.SIGKILL
-        return Exit(status, killed and _out_of_memory_kills() > self._kills_before)
+        was_killed = status == -signal.SIGKILL
+        return Exit(status, was_killed and _out_of_memory_kills() > self._kills_before)
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -79,7 +80,7 @@ class _LocalWorker:
 
 
 def _out_of_memory_kills() -> int:
-    """How often the kernel has killed for memory on this machine; 0 where it does not tell."""
+    """How often the kernel has killed for memory on this machine; 0 where it does not say."""
     try:
         lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,16 +1,19 @@
-"""WorkerService over gRPC: what a job's worker tells, and hears."""
+"""WorkerService over gRPC: a worker's reports up, acknowledgements and cancellation down."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from neuroweaver.mesh.auth.caller import caller_of
 from neuroweaver.trainer.control.supervisor import Supervisor
 from neuroweaver.trainer.domain.job import Job, State
 from neuroweaver.v1 import worker_pb2, worker_pb2_grpc
+
+# For cancellations that another process of the trainer stored.
+POLL_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
 
         async def push_cancellation(beat: worker_pb2.ReportRequest) -> None:
             """A cancelled job's worker hears of it at once, not with its next report."""
-            signal = self.supervisor.signals.of((project, beat.job_id))
+            signal = self.supervisor.store.signal((project, beat.job_id))
             while True:
                 seen = signal.count
-                job = await self.supervisor.report(project, beat)
+                job = await self.supervisor.held_job(project, beat)
                 if job.state == State.JOB_STATE_CANCELLING:
                     await answer(job)
                     return
-                await signal.wait(seen, timeout_s=60.0)
+                await signal.wait(seen, POLL_S)
 
         try:
             async for request in requests:

@@ -14,8 +14,10 @@ from typing import Any, Final
 from neuroweaver.mesh.server import logs
 from neuroweaver.mesh.wire import telemetry
 from neuroweaver.mesh.wire.channel import sync_channel
+from neuroweaver.trainer.settings import TrainerSettings
+from neuroweaver.trainer.worker import pipeline
+from neuroweaver.trainer.worker.context import JobContext
 from neuroweaver.trainer.worker.failures import explain
-from neuroweaver.trainer.worker.pipeline import Pipeline, Surroundings
 from neuroweaver.trainer.worker.process.link import Link, LinkHandler
 from neuroweaver.trainer.worker.process.monitor import Stopped
 from neuroweaver.trainer.worker.process.stages import Stages
@@ -24,22 +26,19 @@ from neuroweaver.v1 import trainer_pb2 as pb
 
 _LOG: Final = logging.getLogger("neuroweaver.trainer.worker")
 
-# A trainer that restarts must find out how the job ended; one that shuts us down will not listen any more.
+# A trainer that restarts must find out how the job ended; one that shuts us down no longer listens.
 DELIVERY_S: Final = 600.0
 SHUTDOWN_DELIVERY_S: Final = 2.0
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What the trainer tells its worker by environment."""
+    """The job that the trainer gives a worker, by environment."""
 
     job_id: str
     lease_token: int
     folder: Path
-    home: Path
-    data_folder: Path
-    trainer_address: str
-    registry_address: str
+    settings: TrainerSettings
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Assignment:
@@ -48,17 +47,14 @@ class Assignment:
             job_id=environ["NEUROWEAVER_JOB_ID"],
             lease_token=int(environ["NEUROWEAVER_LEASE_TOKEN"]),
             folder=Path(environ["NEUROWEAVER_JOB_FOLDER"]),
-            home=Path(environ["NEUROWEAVER_HOME"]),
-            data_folder=Path(environ["NEUROWEAVER_DATA"]),
-            trainer_address=environ["NEUROWEAVER_TRAINER_ADDRESS"],
-            registry_address=environ["NEUROWEAVER_REGISTRY_ADDRESS"],
+            settings=TrainerSettings.from_environment(environ),
         )
 
 
 def main() -> int:
     assignment = Assignment.from_environment(os.environ)
-    logs.configure("trainer-worker", debug=os.environ.get("DEBUG", "").lower() == "true", log_format="json")
-    provider = telemetry.start("trainer-worker", os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""))
+    logs.configure("trainer-worker", debug=assignment.settings.debug, log_format="json")
+    provider = telemetry.start("trainer-worker", assignment.settings.otlp_endpoint)
     with telemetry.continued(os.environ), telemetry.tracer.start_as_current_span("training job") as span:
         span.set_attribute("neuroweaver.job_id", assignment.job_id)
         status = work(assignment)
@@ -67,8 +63,8 @@ def main() -> int:
 
 
 def work(assignment: Assignment) -> int:
-    """Run the job and tell the trainer how it ended; gives the exit status."""
-    link = Link(assignment.trainer_address, assignment.job_id, assignment.lease_token)
+    """Run the job and tell the trainer how it ended; returns the exit status."""
+    link = Link(assignment.settings.addresses["trainer"], assignment.job_id, assignment.lease_token)
     logging.getLogger("neuroweaver").addHandler(LinkHandler(link))
     is_shut_down = False
 
@@ -94,19 +90,21 @@ def run(assignment: Assignment, link: Link) -> pb.JobFinished:
     stages = Stages(assignment.folder / "stages", link, link.must_stop)
     try:
         with (
-            sync_channel(assignment.trainer_address) as trainer,
-            sync_channel(assignment.registry_address) as registry,
+            sync_channel(assignment.settings.addresses["trainer"]) as trainer,
+            sync_channel(assignment.settings.addresses["registry"]) as registry,
         ):
             request = pb.GetTrainingJobRequest(job_id=assignment.job_id)
             job = trainer_pb2_grpc.TrainerServiceStub(trainer).GetTrainingJob(request, timeout=60)
-            surroundings = Surroundings(
+            context = JobContext(
+                job=job,
+                stages=stages,
                 folder=assignment.folder,
-                home=assignment.home,
-                data_folder=assignment.data_folder,
+                home=assignment.settings.home,
+                data_folder=assignment.settings.data_folder,
                 registry=registry_pb2_grpc.RegistryServiceStub(registry),
                 environ=os.environ,
             )
-            result = Pipeline(job, surroundings, stages).run()
+            result = pipeline.run(context)
     except Stopped:
         return pb.JobFinished(state=pb.JOB_STATE_CANCELLED)
     except Exception as error:  # noqa: BLE001  # whatever it is, the job must end with a reason

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
+from typing import Final
 
 import grpc
 import torch
 
+from neuroweaver.artifacts.transfer import Refused
 from neuroweaver.base_models.folders import BaseModelUnavailable
 from neuroweaver.mesh.wire.status import describe
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE
-from neuroweaver.trainer.worker.judging.choose import JudgeUnavailable
+from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
+from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
-from neuroweaver.trainer.worker.sft.finetune import NothingToLearn, TrainingDiverged
+from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.v1 import trainer_pb2 as pb
 
-# Where there was no answer, another try later can help; where there was one, it says what to change.
-_NO_ANSWER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+# Without an answer, a later try can help; an answer says what to change.
+_NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 
 class DatasetChanged(Exception):
     """The data set is not the one that was checked when the job was accepted."""
 
 
-_REASONS: dict[type[Exception], str] = {
+# What may help where a training loop diverged.
+_LEARNING_RATES: Final[Mapping[int, str]] = {
+    pb.STAGE_SFT: "; lower learning_rate",
+    pb.STAGE_PPO: "; lower ppo_learning_rate",
+}
+_REASONS: Final[Mapping[type[Exception], str]] = {
     BaseModelUnavailable: "BASE_MODEL_UNAVAILABLE",
     DatasetChanged: "DATASET_CHANGED",
     JudgeUnavailable: "JUDGE_UNAVAILABLE",
     NotEnoughFeedback: "NOT_ENOUGH_FEEDBACK",
     NothingToLearn: "NO_USABLE_ROWS",
+    Refused: "REGISTRY_REFUSED",
     TrainingDiverged: "DIVERGED",
 }
 
@@ -36,6 +46,8 @@ _REASONS: dict[type[Exception], str] = {
 def explain(error: Exception, stage: pb.Stage.ValueType) -> pb.Failure:
     """The failure to report for what a stage raised."""
     reason, message = _reason(error)
+    if reason == "DIVERGED":
+        message += _LEARNING_RATES.get(stage, "")
     return pb.Failure(
         reason=reason,
         message=message,
@@ -55,5 +67,5 @@ def _reason(error: Exception) -> tuple[str, str]:
         return reason, f"the Registry: {describe(error)}"
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return "DISK_FULL", "the trainer's disk is full; free some space and resume the job"
-    # The text of an exception nobody foresaw may hold anything; the worker's log on the server has it all.
-    return "INTERNAL", f"an unexpected {type(error).__name__}; the worker's log on the server says where"
+    # The text of an unforeseen exception may hold secrets; the worker's log on the server has it all.
+    return "INTERNAL", f"an unexpected {type(error).__name__}; the worker's log on the server has the details"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -12,6 +11,9 @@ from typing import Any, Final
 
 from google.protobuf import json_format, struct_pb2
 
+from neuroweaver.artifacts.content import Content
+from neuroweaver.artifacts.file import File
+from neuroweaver.artifacts.transfer import Transfer, artifact_of
 from neuroweaver.base_models.folders import Digests
 from neuroweaver.mesh.machine.files import write_whole
 from neuroweaver.mesh.wire import telemetry
@@ -19,9 +21,7 @@ from neuroweaver.trainer.worker.process.stages import Result
 from neuroweaver.v1 import common_pb2, registry_pb2, registry_pb2_grpc
 from neuroweaver.v1 import trainer_pb2 as pb
 
-CHUNK_BYTES: Final = 1 << 20
 CALL_TIMEOUT_S: Final = 60.0
-UPLOAD_TIMEOUT_S: Final = 3600.0
 
 HIGHER: Final = registry_pb2.METRIC_DIRECTION_HIGHER_IS_BETTER
 LOWER: Final = registry_pb2.METRIC_DIRECTION_LOWER_IS_BETTER
@@ -37,9 +37,9 @@ class Registration:
 
 
 def register(registration: Registration, registry: registry_pb2_grpc.RegistryServiceStub) -> Result:
-    """Gives the new version and the digest of each artifact. A repeat gives the same version.
+    """Returns the new version and the digest of each artifact; a repeat, the same version.
 
-    Raises grpc.RpcError.
+    Raises grpc.RpcError, Refused.
     """
     config = registration.job.config
     registry.RegisterModel(
@@ -53,9 +53,9 @@ def register(registration: Registration, registry: registry_pb2_grpc.RegistrySer
         timeout=CALL_TIMEOUT_S,
     )
     request = _request(registration)
-    files = artifacts_of(registration)
+    files, transfer = artifacts_of(registration), Transfer(registry)
     for artifact in request.artifacts:
-        _upload(registry, artifact, files[artifact.path])
+        transfer.send(File.of(artifact), Content.of(files[artifact.path]))
     created = registry.CreateModelVersion(request, timeout=CALL_TIMEOUT_S)
     return {
         "version": created.version,
@@ -71,7 +71,7 @@ def artifacts_of(registration: Registration) -> dict[str, Path]:
     write_whole(portable / "adapter_config.json", _portable_adapter_config(registration))
     write_whole(portable / "training_config.json", _json(registration.job.config))
     write_whole(portable / "result.json", _json(registration.result))
-    found = {
+    files = {
         "adapter/adapter_model.safetensors": registration.adapter / "adapter_model.safetensors",
         "adapter/adapter_config.json": portable / "adapter_config.json",
         "training/config.json": portable / "training_config.json",
@@ -80,7 +80,7 @@ def artifacts_of(registration: Registration) -> dict[str, Path]:
         "training/feedback.jsonl": folder / "feedback.jsonl",
         "training/ppo_steps.jsonl": folder / "ppo" / "steps.jsonl",
     }
-    return {path: file for path, file in found.items() if file.is_file()}
+    return {path: file for path, file in files.items() if file.is_file()}
 
 
 def _portable_adapter_config(registration: Registration) -> bytes:
@@ -118,8 +118,8 @@ def _request(registration: Registration) -> registry_pb2.CreateModelVersionReque
         ),
         request_id=f"{job.job_id[:58]}-{hashlib.sha256(job.job_id.encode()).hexdigest()[:5]}",
     )
-    for name, file in sorted(artifacts_of(registration).items()):
-        request.artifacts.add(path=name, digest=_digest(file), size_bytes=file.stat().st_size)
+    files = sorted(artifacts_of(registration).items())
+    request.artifacts.extend(artifact_of(Content.of(file).described(path)) for path, file in files)
     write_whole(path, request.SerializeToString(deterministic=True))
     return request
 
@@ -134,21 +134,21 @@ def metrics_of(result: pb.TrainingResult) -> dict[str, registry_pb2.Metric]:
         "judge_score": registry_pb2.Metric(
             value=result.metrics["tuned_score"],
             direction=HIGHER,
-            samples=[each.tuned_score for each in result.samples if each.HasField("tuned_score")],
+            samples=[sample.tuned_score for sample in result.samples if sample.HasField("tuned_score")],
         ),
         "judge_score_base": registry_pb2.Metric(
             value=result.metrics["base_score"],
             direction=HIGHER,
-            samples=[each.base_score for each in result.samples if each.HasField("base_score")],
+            samples=[sample.base_score for sample in result.samples if sample.HasField("base_score")],
         ),
         "win_rate": registry_pb2.Metric(
             value=result.win_rate.rate, direction=HIGHER, interval=_interval(result.win_rate.interval)
         ),
     }
     counted = result.win_rate
-    if not any(each.HasField("tuned_score") for each in result.samples):
+    if not any(sample.HasField("tuned_score") for sample in result.samples):
         del metrics["judge_score"]
-    if not any(each.HasField("base_score") for each in result.samples):
+    if not any(sample.HasField("base_score") for sample in result.samples):
         del metrics["judge_score_base"]
     if not counted.wins + counted.losses + counted.ties:
         del metrics["win_rate"]
@@ -166,35 +166,6 @@ def metrics_of(result: pb.TrainingResult) -> dict[str, registry_pb2.Metric]:
 
 def _interval(interval: common_pb2.Interval) -> common_pb2.Interval:
     return common_pb2.Interval(lower=interval.lower, upper=interval.upper, confidence=interval.confidence)
-
-
-def _upload(
-    registry: registry_pb2_grpc.RegistryServiceStub, artifact: registry_pb2.Artifact, file: Path
-) -> None:
-    """Sends what the Registry does not have of the file yet."""
-    known = registry.GetUploadStatus(
-        registry_pb2.GetUploadStatusRequest(digest=artifact.digest), timeout=CALL_TIMEOUT_S
-    )
-    if not known.is_complete:
-        registry.UploadArtifact(_parts(artifact, file, known.committed_bytes), timeout=UPLOAD_TIMEOUT_S)
-
-
-def _parts(
-    artifact: registry_pb2.Artifact, file: Path, offset: int
-) -> Iterator[registry_pb2.UploadArtifactRequest]:
-    header = registry_pb2.UploadHeader(
-        digest=artifact.digest, size_bytes=artifact.size_bytes, path=artifact.path, offset_bytes=offset
-    )
-    yield registry_pb2.UploadArtifactRequest(header=header)
-    with file.open("rb") as source:
-        source.seek(offset)
-        while chunk := source.read(CHUNK_BYTES):
-            yield registry_pb2.UploadArtifactRequest(chunk=chunk)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _as_dict(message: Any) -> dict[str, Any]:

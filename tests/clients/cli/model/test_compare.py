@@ -67,7 +67,7 @@ def test_the_verdict_stands_first_and_its_grounds_below(neuroweaver):
         "8",
         "16",
     ]
-    assert lines[-1].startswith("Recommended bump: Minor, since the adapter's rank is another")
+    assert lines[-1].startswith("Recommended bump: Minor, since the adapter rank differs")
 
 
 def test_a_comparison_as_json_is_the_contracts_message(neuroweaver):

@@ -128,7 +128,7 @@ def test_what_is_no_layout_is_refused(neuroweaver, tmp_path):
     outcome = neuroweaver("model", "import", "text.tar")
 
     assert outcome.code == 2
-    assert outcome.err.startswith("neuroweaver: LAYOUT: text.tar: is no tar")
+    assert outcome.err.startswith("neuroweaver: LAYOUT: text.tar: is not a tar")
 
 
 def test_a_card_in_a_pipe_is_markdown_and_in_a_file_the_same(neuroweaver, tmp_path):

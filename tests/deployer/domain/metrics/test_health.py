@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuroweaver.deployer.domain.metrics.counts import Counts, Sum, reported, total
-from neuroweaver.deployer.domain.metrics.health import Health, Serving, judged
-from neuroweaver.deployer.domain.metrics.thresholds import ThresholdState, completed, evaluated, told
+from deployer.world import stored
+from neuroweaver.deployer.domain.defaults import filled
+from neuroweaver.deployer.domain.metrics.counts import Counts, Sample, Sum, reported, total
+from neuroweaver.deployer.domain.metrics.health import Serving, judged
+from neuroweaver.deployer.domain.metrics.thresholds import described, evaluated
 from neuroweaver.deployer.domain.metrics.window import Window
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -18,14 +20,9 @@ def seconds(count):
     return NOW + timedelta(seconds=count)
 
 
-class Sample:
-    """A report as routers make them."""
-
-    accuracy = latency_ms = throughput_rps = error_rate = cost_per_request = judged_quality = None
-
-    def __init__(self, requests=1, **values):
-        self.requests = requests
-        vars(self).update(values)
+def sample(requests, **values):
+    """A report of the stable revision."""
+    return Sample(NOW, "", requests, **values)
 
 
 def state_of(kind, states):
@@ -40,22 +37,22 @@ class Course:
     """Error rates over time, by the default thresholds: at most 5 %, in 5 minutes, of at least 30 requests."""
 
     def __init__(self, policy=None):
-        self.policy = policy or pb.ModelThresholds()
+        self.policy = filled(policy or pb.ModelThresholds())
         self.states = ()
 
     def at(self, second, counts):
         self.states = evaluated(self.states, self.policy, counts, seconds(second))
-        self.states = tuple(ThresholdState.from_json(each.to_json()) for each in self.states)
+        self.states = tuple(stored(each) for each in self.states)
         return state_of(pb.THRESHOLD_KIND_ERROR_RATE, self.states)
 
 
 def test_defaults_are_those_of_the_contract():
-    found = completed(pb.ModelThresholds())
+    found = filled(pb.ModelThresholds())
     assert (found.min_accuracy, found.max_latency_ms, found.min_throughput_rps) == (0.85, 2000, 10)
     assert (found.max_cost_per_request, found.max_error_rate, found.min_requests) == (0.01, 0.05, 30)
     assert found.window.seconds == 300
     # What was set to zero stays so.
-    assert completed(pb.ModelThresholds(max_error_rate=0)).max_error_rate == 0
+    assert filled(pb.ModelThresholds(max_error_rate=0)).max_error_rate == 0
 
 
 def test_a_threshold_breaks_beyond_its_limit_and_tells_since_when():
@@ -113,18 +110,18 @@ def test_another_limit_is_judged_afresh():
     ],
 )
 def test_each_threshold_has_its_measure(kind, found, value, is_breached):
-    state = state_of(kind, evaluated((), pb.ModelThresholds(), found, NOW))
+    state = state_of(kind, evaluated((), filled(pb.ModelThresholds()), found, NOW))
     assert (state.value, state.is_breached) == (value, is_breached)
 
 
 def test_reported_samples_are_weighted_by_their_requests():
     found = total(
         [
-            reported(Sample(900, accuracy=0.9, latency_ms=100.0)),
-            reported(Sample(100, accuracy=0.4, latency_ms=4000.0)),
+            reported(sample(900, accuracy=0.9, latency_ms=100.0)),
+            reported(sample(100, accuracy=0.4, latency_ms=4000.0)),
         ]
     )
-    states = evaluated((), pb.ModelThresholds(), found, NOW)
+    states = evaluated((), filled(pb.ModelThresholds()), found, NOW)
     assert state_of(pb.THRESHOLD_KIND_ACCURACY, states).value == pytest.approx(0.85)
     latency = state_of(pb.THRESHOLD_KIND_LATENCY, states)
     assert latency.value == pytest.approx(4000, rel=0.1)
@@ -132,16 +129,16 @@ def test_reported_samples_are_weighted_by_their_requests():
 
 
 def test_a_reported_throughput_counts_under_load_only():
-    sample = Sample(100, throughput_rps=3.0)
-    idle = evaluated((), pb.ModelThresholds(), reported(sample), NOW)
-    loaded = evaluated((), pb.ModelThresholds(), reported(sample, is_loaded=True), NOW)
+    slow = sample(100, throughput_rps=3.0)
+    idle = evaluated((), filled(pb.ModelThresholds()), reported(slow), NOW)
+    loaded = evaluated((), filled(pb.ModelThresholds()), reported(slow, is_loaded=True), NOW)
     assert state_of(pb.THRESHOLD_KIND_THROUGHPUT, idle).value is None
     assert state_of(pb.THRESHOLD_KIND_THROUGHPUT, loaded).is_breached
 
 
 def test_thresholds_in_words():
-    states = evaluated((), pb.ModelThresholds(), Counts(accuracy=Sum(70, 100)), NOW)
-    assert told(state_of(pb.THRESHOLD_KIND_ACCURACY, states)) == "accuracy of 0.700, not at least 0.850"
+    states = evaluated((), filled(pb.ModelThresholds()), Counts(accuracy=Sum(70, 100)), NOW)
+    assert described(state_of(pb.THRESHOLD_KIND_ACCURACY, states)) == "accuracy of 0.700, not at least 0.850"
 
 
 SERVING = Serving(desired=2, ready=2, last_token_time=NOW, running=0, waiting=0)
@@ -152,9 +149,9 @@ SERVING = Serving(desired=2, ready=2, last_token_time=NOW, running=0, waiting=0)
     [
         ({}, 60, pb.HEALTH_STATE_HEALTHY, "last token is 60 s old"),
         # The port is open and the pods say ready, for 85 minutes.
-        ({"running": 3.0}, 85 * 60, pb.HEALTH_STATE_UNHEALTHY, "No token was made for 85 min, though 3 requests"),
-        ({}, 61, pb.HEALTH_STATE_UNKNOWN, "nothing asks for one"),
-        ({"last_token_time": None}, 0, pb.HEALTH_STATE_UNKNOWN, "No token was made yet"),
+        ({"running": 3.0}, 85 * 60, pb.HEALTH_STATE_UNHEALTHY, "No token for 85 min, though 3 requests"),
+        ({}, 61, pb.HEALTH_STATE_UNKNOWN, "no request is waiting for one"),
+        ({"last_token_time": None}, 0, pb.HEALTH_STATE_UNKNOWN, "No token yet"),
         ({"ready": 1, "reason": "no GPU is free"}, 0, pb.HEALTH_STATE_DEGRADED, "1 of 2 replicas are ready: no GPU is free"),
         ({"ready": 0}, 0, pb.HEALTH_STATE_UNHEALTHY, "None of 2 replicas is ready."),
         ({"ready": 0, "last_token_time": None}, 0, pb.HEALTH_STATE_UNKNOWN, "has served yet"),
@@ -169,14 +166,14 @@ def test_a_model_is_healthy_only_while_tokens_are_proven(change, at, state, part
 
 
 def test_a_broken_threshold_degrades_and_the_state_tells_since_when():
-    states = evaluated((), pb.ModelThresholds(), errors(0.2), NOW)
+    states = evaluated((), filled(pb.ModelThresholds()), errors(0.2), NOW)
     health = judged(None, SERVING, states, NOW)
     assert health.state == pb.HEALTH_STATE_DEGRADED
     assert health.reason == "Serves with error rate of 20.00 %, not at most 5.00 %."
     later = judged(health, SERVING, states, seconds(5))
     assert later.since == NOW
     assert judged(later, SERVING, (), seconds(6)).since == seconds(6)
-    assert Health.from_json(health.to_json()) == health
+    assert stored(health) == health
 
 
 @given(

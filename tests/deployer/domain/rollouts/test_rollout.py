@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployer.world import CRASH_LOOP, LOADING, NOW, READY, World, spec
+from neuroweaver.deployer.domain import messages
 from neuroweaver.deployer.domain.metrics.counts import Counts, Sum
 from neuroweaver.deployer.domain.rollouts import replacing, transitions
 from neuroweaver.deployer.domain.rollouts.rollout import RevisionSeen, Seen
@@ -224,7 +225,7 @@ def test_missing_data_hold_however_long_and_are_no_lack_of_progress():
     world = World(spec(50, checks=[(QUALITY, "difference", 0.1)], progress_deadline={"seconds": 60}), rps=10)
     world.run(most_s=3000, s=30)
     assert world.rollout.state == HELD
-    assert "Of the judged quality too little is known" in world.rollout.message
+    assert "Too little data on the judged quality" in world.rollout.message
     assert world.rollout.candidate_weight == 50
 
 
@@ -373,7 +374,7 @@ def test_a_rollback_that_is_asked_for_returns_traffic_at_once_also_to_a_broken_r
 def test_a_rollback_works_while_the_candidate_takes_over():
     world = World(spec(replicas=3))
     world.run(until=PROMOTING)
-    world.rollout = transitions.rolled_back(world.rollout, "It was asked for.")
+    world.rollout = transitions.rolled_back(world.rollout, "Requested.")
     world.tick()
     assert (world.rollout.stable_replicas, world.rollout.candidate_replicas) == (3, 0)
     assert world.run().state == ROLLED_BACK
@@ -479,15 +480,17 @@ def test_nothing_idles_away_in_a_rollout():
 def test_the_status_tells_where_it_stands():
     world = World(spec(10, 50, bake=60))
     world.run(until=BAKING)
-    told = transitions.status(world.rollout, world.spec)
-    assert (told.step, told.total_steps, told.candidate_weight_percent) == (1, 2, 10)
-    assert told.bake_end_time.ToDatetime() - told.start_time.ToDatetime() == timedelta(seconds=1 + 10 + 60)
-    assert told.message == "Step 1 of 2 bakes with 10 % of the traffic."
-    assert not told.HasField("end_time")
+    status = messages.from_rollout(world.rollout, world.spec)
+    assert (status.step, status.total_steps, status.candidate_weight_percent) == (1, 2, 10)
+    assert status.bake_end_time.ToDatetime() - status.start_time.ToDatetime() == timedelta(
+        seconds=1 + 10 + 60
+    )
+    assert status.message == "Step 1 of 2 bakes with 10 % of the traffic."
+    assert not status.HasField("end_time")
     world.run()
-    told = transitions.status(world.rollout, world.spec)
-    assert told.end_time.ToDatetime() == world.now.replace(tzinfo=None)
-    assert not told.HasField("bake_end_time")
+    status = messages.from_rollout(world.rollout, world.spec)
+    assert status.end_time.ToDatetime() == world.now.replace(tzinfo=None)
+    assert not status.HasField("bake_end_time")
 
 
 phases = st.sampled_from([READY, LOADING, CRASH_LOOP, pb.REPLICA_PHASE_SCHEDULING, pb.REPLICA_PHASE_DRAINING])

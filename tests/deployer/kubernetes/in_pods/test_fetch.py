@@ -58,7 +58,12 @@ async def run(
         {"path": path, "digest": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
         for path, content in FILES.items()
     ]
-    config = {"version": "1.0.0", "files_folder": str(folder / "files"), "files": files} | changes
+    config = {
+        "model": "support-bot",
+        "version": "1.0.0",
+        "files_folder": str(folder / "files"),
+        "files": files,
+    } | changes
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "source.json").write_text(
         json.dumps({"registry": address, "model_id": "support-bot"} | (base or {}))
@@ -98,7 +103,7 @@ async def test_a_corrupt_file_ends_it_with_the_reason_and_leaves_none(registry, 
     registry[0].files["adapter_config.json"] = b"[]"
     done = await run(tmp_path, registry[1])
     assert done.returncode == 3
-    assert "adapter_config.json: is 2 bytes of SHA-256" in done.stderr
+    assert "adapter_config.json: arrived damaged: 2 bytes with SHA-256" in done.stderr
     assert not list((tmp_path / "files").rglob("*.*"))
 
 

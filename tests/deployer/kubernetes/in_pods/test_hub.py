@@ -163,7 +163,7 @@ def fetch(
     folder: Path, url: str, digest: str = "", revision: str = "", **environ: str
 ) -> tuple[int, str, str]:
     """As the init container runs it. The exit code, the reason, and what it wrote beside."""
-    config = {"version": "1.0.0", "files_folder": str(folder / "files"), "files": []}
+    config = {"model": "support-bot", "version": "1.0.0", "files_folder": str(folder / "files"), "files": []}
     source = {
         "registry": "127.0.0.1:1",
         "model_id": "support-bot",
@@ -306,7 +306,7 @@ def test_a_damaged_file_is_removed_and_fetched_again(hub: Hub, tmp_path: Path, d
     name = "model-00002-of-00002.safetensors"
     hub.damaged = {name}
     code, error, _ = fetch(tmp_path, hub.url, digest if is_pinned else "")
-    assert (code, error) == (3, f"the base model {NAME}: {name} came damaged")
+    assert (code, error) == (3, f"the base model {NAME}: {name} arrived damaged")
     assert name not in files(tmp_path)
     hub.damaged = set()
     hub.requests.clear()

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from deployer.kubernetes import promql, schemas
 from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, routed, seconds, spec, to, wanted
+from neuroweaver.artifacts import serving_config
+from neuroweaver.artifacts.file import File
 from neuroweaver.cluster import kinds, quantities
 from neuroweaver.cluster.kinds import Object
-from neuroweaver.deployer.domain.backend import File, Wanted
+from neuroweaver.deployer.domain.backend import Wanted
 from neuroweaver.deployer.kubernetes.in_pods import liveness
 from neuroweaver.deployer.kubernetes.manifests import record, router_pods, routes
 from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests
@@ -537,9 +539,8 @@ def test_a_base_model_that_is_no_name_reaches_no_command_line(name: str):
 
 
 def test_our_server_gets_a_configuration_that_it_takes():
-    config = pytest.importorskip("neuroweaver.serving.config", reason="the model server is not here yet")
     annotations = of(made(wanted()), kinds.DEPLOYMENT)[0]["spec"]["template"]["metadata"]["annotations"]
-    read = config.parse(json.loads(annotations[identity.CONFIG]))
+    read = serving_config.parse(json.loads(annotations[identity.CONFIG]))
     assert (read.name, read.version, read.port) == ("support-bot", "1.0.0", 8000)
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from deployer.local.replicas.test_processes import FAST, pid_of
 from deployer.local.worlds import NAME, READY, FakeRegistry, revision, wanted, world
+from neuroweaver.artifacts.file import File
 from neuroweaver.cluster.errors import BackendError, Trouble
-from neuroweaver.deployer.domain.backend import Bundle, File
+from neuroweaver.deployer.domain.backend import Bundle
 from neuroweaver.deployer.local.files.cache import Cache
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -49,7 +50,9 @@ async def test_a_corrupt_download_is_refused_and_leaves_nothing(
     damaged = bundle.files[1]
     content = registry.contents[damaged.digest]
     registry.contents[damaged.digest] = bytes([content[0] ^ 1]) + content[1:]
-    with pytest.raises(BackendError, match=r"weights/a\.bin has the SHA-256") as raised:
+    with pytest.raises(
+        BackendError, match=r"weights/a\.bin: arrived damaged: 2500 bytes with SHA-256"
+    ) as raised:
         await cache.place(bundle, tmp_path / "a")
     assert raised.value.trouble is Trouble.ARTIFACTS
     assert [file.name for file in (tmp_path / "blobs").iterdir()] == [bundle.files[0].digest]
@@ -63,7 +66,7 @@ async def test_a_download_of_another_length_is_refused(tmp_path, registry, cache
     bundle = registry.bundle()
     digest = bundle.files[1].digest
     registry.contents[digest] = change(registry.contents[digest])
-    with pytest.raises(BackendError, match="is not of 2500 bytes"):
+    with pytest.raises(BackendError, match=r"arrived damaged: .* bytes.*, not 2500 bytes"):
         await cache.place(bundle, tmp_path / "a")
 
 
@@ -170,7 +173,7 @@ async def test_a_deployment_of_corrupt_artifacts_says_so_and_comes_up_once_they_
         observed = await here.until(lambda observed: observed.reasons)
         assert observed.reasons[0][0] == "ARTIFACT_CORRUPT"
         assert observed.replicas[0].phase == pb.REPLICA_PHASE_PULLING
-        with pytest.raises(BackendError, match=r"weights/a\.bin has the SHA-256"):
+        with pytest.raises(BackendError, match=r"weights/a\.bin: arrived damaged: 2500 bytes with SHA-256"):
             await here.backend.apply(wish)
         here.registry.contents[digest] = content
         await here.until(lambda observed: observed.replicas[0].phase == READY)

@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from neuroweaver.trainer.worker.data.chat import IGNORED, collate, encode_chat, encode_prompt, target_losses
-from neuroweaver.trainer.worker.models import base
-from trainer.tiny import tiny_llama
 
 CHAT = [
     {"role": "system", "content": "service"},
@@ -21,11 +19,6 @@ DEFAULT_SYSTEM = (
     "helpful<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    return base.load(tiny_llama(tmp_path_factory.mktemp("tiny"), hidden_size=64), dtype=torch.float32)
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from neuroweaver.trainer.worker.data.chat import encode_prompt
 from neuroweaver.trainer.worker.models import base
 from neuroweaver.trainer.worker.models.generation import generate
 from neuroweaver.trainer.worker.process.monitor import Silent, Stopped
-from trainer.tiny import tiny_llama
-from trainer.worker.sft.test_finetune import Recorder
+from trainer.recorder import Recorder
 
 QUESTIONS = [
     [{"role": "user", "content": "the brakes " * count}] for count in (5, 1, 9, 2, 7, 3)
@@ -16,8 +15,7 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    folder = tiny_llama(tmp_path_factory.mktemp("tiny"), hidden_size=64)
+def loaded(folder):
     model, tokenizer = base.load(folder, dtype=torch.float32)
     with torch.no_grad():  # as initialised, it repeats the last token whatever came before
         for weight in model.model.layers.parameters():

@@ -4,7 +4,6 @@ import pytest
 
 from neuroweaver.trainer.worker.reward.preferences import (
     FeedbackGroup,
-    JudgedResponse,
     PreferencePair,
     group_feedback,
     longer_is_better,
@@ -17,7 +16,7 @@ def messages(text: str) -> list[dict[str, str]]:
 
 
 def group(prompt: str, *scored: tuple[str, float | None]) -> FeedbackGroup:
-    return FeedbackGroup(messages(prompt), tuple(JudgedResponse(text, score) for text, score in scored))
+    return FeedbackGroup(messages(prompt), dict(scored))
 
 
 def all_pairs(*groups: FeedbackGroup, threshold: float = 7.0) -> list[PreferencePair]:
@@ -25,9 +24,9 @@ def all_pairs(*groups: FeedbackGroup, threshold: float = 7.0) -> list[Preference
     return train + heldout
 
 
-def test_the_higher_score_is_chosen_with_the_difference_as_margin():
+def test_the_higher_score_is_chosen():
     (pair,) = all_pairs(group("q", ("bad", 2.0), ("good", 8.5)))
-    assert (pair.chosen, pair.rejected, pair.margin) == ("good", "bad", 6.5)
+    assert (pair.chosen, pair.rejected) == ("good", "bad")
     assert pair.messages == messages("q")
 
 

@@ -14,16 +14,10 @@ from peft import LoraConfig
 from neuroweaver.trainer.worker.models.base import load
 from neuroweaver.trainer.worker.process.monitor import Silent, Stopped
 from neuroweaver.trainer.worker.reward import training
-from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
-from neuroweaver.trainer.worker.reward.training import (
-    PreferencePair,
-    RewardConfig,
-    RewardModel,
-    bradley_terry_loss,
-    train_reward_model,
-)
-from trainer.tiny import tiny_llama
-from trainer.worker.sft.test_finetune import Recorder
+from neuroweaver.trainer.worker.reward.network import RewardModel, bradley_terry_loss
+from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback, PreferencePair
+from neuroweaver.trainer.worker.reward.training import RewardConfig, train_reward_model
+from trainer.recorder import Recorder
 
 # The judge of these tests prefers answers that speak of brakes, whatever their length.
 PAIRS = [
@@ -31,24 +25,24 @@ PAIRS = [
         [{"role": "user", "content": f"question {number}"}],
         chosen=f"brakes {'part ' * (number % 5)}",
         rejected=f"lease {'part ' * ((number + 2) % 5)}",
-        margin=2.0,
     )
     for number in range(40)
 ]
 QUICK = RewardConfig(
-    lora_r=4, lora_alpha=8, epochs=2, learning_rate=5e-3, head_learning_rate=2e-2, batch_size=4, save_steps=4
-)
+    epochs=2, max_seq_length=2048, seed=0, lora_r=4, lora_alpha=8, learning_rate=5e-3, head_learning_rate=2e-2,
+    batch_size=4, save_steps=4,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_llama(tmp_path_factory.mktemp("tiny"), hidden_size=64)
+def base(folder):
+    return folder
 
 
 def train(base: Path, folder: Path, *, config=QUICK, pairs=PAIRS, monitor=None, resume=False):
     return train_reward_model(
-        base, pairs[:32], pairs[32:], config=config, folder=folder, monitor=monitor or Silent(), resume=resume
-    )
+        *load(base), pairs[:32], pairs[32:], config=config, folder=folder, monitor=monitor or Silent(), resume=resume
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +60,8 @@ def test_the_loss_is_minus_log_sigmoid_of_the_difference():
 def test_it_learns_a_preference_that_holds_for_unseen_prompts(trained):
     result, _ = trained
     assert result.accuracy == 1.0
-    assert result.lower == pytest.approx(8 / (8 + 1.959964**2))  # Wilson's lower bound for 8 of 8
-    assert result.upper == pytest.approx(1.0)
+    assert result.accuracy_lower == pytest.approx(8 / (8 + 1.959964**2))  # Wilson's lower bound for 8 of 8
+    assert result.accuracy_upper == pytest.approx(1.0)
     assert result.loss_before == pytest.approx(math.log(2), abs=0.3)
     assert result.loss_after < result.loss_before / 2
 
@@ -88,7 +82,7 @@ def test_every_step_is_reported(trained):
 
 
 def test_scores_of_the_training_responses_have_mean_0_and_deviation_1(base, trained):
-    reward = RewardModel.load(trained[0].folder, base)
+    reward = RewardModel.load(trained[0].folder, *load(base))
     prompts = [pair.messages for pair in PAIRS[:32]] * 2
     scores = reward.score(
         prompts, [pair.chosen for pair in PAIRS[:32]] + [pair.rejected for pair in PAIRS[:32]]
@@ -112,7 +106,7 @@ def test_padding_changes_no_score_though_it_shares_an_id_with_the_end_of_sequenc
 
 
 def test_the_score_head_stays_in_full_precision_on_a_half_precision_base(base, trained):
-    reward = RewardModel.load(trained[0].folder, base, dtype=torch.bfloat16)
+    reward = RewardModel.load(trained[0].folder, *load(base, dtype=torch.bfloat16))
     assert reward.model.get_base_model().dtype == torch.bfloat16
     assert reward.head.weight.dtype == torch.float32
     assert reward.forward([[5, 6, 7]]).dtype == torch.float32
@@ -122,7 +116,7 @@ def test_over_long_pairs_are_left_out_and_counted(base, tmp_path):
     long = PreferencePair([{"role": "user", "content": "q"}], chosen="brakes " * 100, rejected="lease")
     config = replace(QUICK, epochs=1, max_seq_length=64)
     result = train_reward_model(
-        base, [*PAIRS[:4], long], [*PAIRS[32:34], long], config=config, folder=tmp_path, monitor=Silent(),
+        *load(base), [*PAIRS[:4], long], [*PAIRS[32:34], long], config=config, folder=tmp_path, monitor=Silent(),
         resume=False,
     )  # fmt: skip
     assert (result.train_pairs, result.heldout_pairs, result.dropped) == (4, 2, 2)
@@ -146,15 +140,15 @@ def test_a_stopped_run_resumes_to_the_same_losses_and_weights(base, tmp_path, tr
     monitor = Recorder()
     result = train(base, tmp_path, monitor=monitor, resume=True)
     assert monitor.reports[0]["step"] == 4
-    assert replace(result, folder=expected.folder, seconds=expected.seconds) == expected
+    assert replace(result, folder=expected.folder) == expected
 
 
-def test_resuming_a_finished_run_gives_its_result_without_training(base, tmp_path):
+def test_resuming_a_finished_run_gives_its_result_again(base, tmp_path):
     config = replace(QUICK, epochs=1)
     first = train(base, tmp_path, config=config)
     monitor = Recorder()
     assert train(base, tmp_path, config=config, monitor=monitor, resume=True) == first
-    assert monitor.checks == 0
+    assert monitor.steps == [4, 5, 6, 7, 8]
 
 
 def test_training_leaves_the_callers_random_state_alone(base, tmp_path):
@@ -181,5 +175,5 @@ def test_real_preferences_favour_length_and_a_reward_model_trains_on_them(base, 
     assert len(short) == 40
     result = train(base, tmp_path, pairs=short, config=replace(QUICK, epochs=1, max_seq_length=512))
     assert result.train_pairs + result.heldout_pairs + result.dropped == 40
-    assert 0 <= result.lower <= result.accuracy <= result.upper <= 1
+    assert 0 <= result.accuracy_lower <= result.accuracy <= result.accuracy_upper <= 1
     assert math.isfinite(result.loss_after)

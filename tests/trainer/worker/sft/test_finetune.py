@@ -12,13 +12,16 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from neuroweaver.trainer.domain.config import with_defaults
 from neuroweaver.trainer.worker.models import base
 from neuroweaver.trainer.worker.process.checkpoints import checkpoints
 from neuroweaver.trainer.worker.process.monitor import Silent, Stopped
+from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 from neuroweaver.trainer.worker.sft import finetune as training
-from neuroweaver.trainer.worker.sft.finetune import SFTConfig
+from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.trainer.worker.sft.trainer import ByLength
-from trainer.tiny import tiny_llama
+from neuroweaver.v1 import trainer_pb2 as pb
+from trainer.recorder import Recorder
 
 CHATS = [
     [
@@ -28,35 +31,25 @@ CHATS = [
     for number in range(4)
     for part in ("brakes", "pads", "discs")
 ]
-QUICK = SFTConfig(
-    lora_r=4,
-    lora_alpha=8,
-    epochs=2,
-    batch_size=2,
-    gradient_accumulation_steps=2,
-    learning_rate=5e-2,
-    save_steps=2,
-)
 
 
-class Recorder:
-    def __init__(self, *, stop_at_check: int | None = None) -> None:
-        self.reports: list[dict] = []
-        self.checks = 0
-        self.stop_at_check = stop_at_check
+def config_of(**fields) -> pb.TrainingConfig:
+    """Three steps an epoch over CHATS."""
+    quick = {
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "epochs": 2,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 5e-2,
+        "seed": 0,
+    }
+    return with_defaults(pb.TrainingConfig(**quick | fields), context_length=2048)
 
-    def report(self, *, step, total_steps, tokens=0, metrics=None) -> None:
-        self.reports.append({"step": step, "total": total_steps, "tokens": tokens, **(metrics or {})})
 
-    def check(self) -> None:
-        self.checks += 1
-        if self.stop_at_check is not None and self.checks >= self.stop_at_check:
-            raise Stopped
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_llama(tmp_path_factory.mktemp("tiny"), hidden_size=64)
+QUICK = config_of()
+ONE_STEP = config_of(epochs=0.3)
+TWO_STEPS = config_of(epochs=0.6)
 
 
 def finetune(
@@ -72,6 +65,7 @@ def finetune(
         folder=run,
         monitor=monitor or Silent(),
         resume=resume,
+        save_steps=2,
     )
 
 
@@ -131,6 +125,8 @@ def test_a_run_killed_while_saving_resumes_from_the_checkpoint_before(folder, tm
     script = f"""
 import os, signal, sys
 sys.path[:0] = {sys.path!r}
+import torch
+torch.set_num_threads(1)
 from pathlib import Path
 from trainer.worker.sft import test_finetune
 from transformers import Trainer
@@ -152,19 +148,23 @@ test_finetune.finetune(Path({str(folder)!r}), Path({str(tmp_path)!r}))
     assert not list(tmp_path.glob(".*partial*"))
 
 
-def test_resuming_a_finished_run_gives_its_result_without_training(folder, tmp_path):
-    config = replace(QUICK, max_steps=1)
-    first = finetune(folder, tmp_path, config=config)
+def test_resuming_a_finished_run_gives_its_adapter_without_a_further_step(folder, tmp_path):
+    first = finetune(folder, tmp_path, config=ONE_STEP)
+    weights = load_file(first.adapter / "adapter_model.safetensors")
     monitor = Recorder()
-    assert finetune(folder, tmp_path, config=config, monitor=monitor, resume=True) == first
-    assert monitor.checks == 0
+    again = finetune(folder, tmp_path, config=ONE_STEP, monitor=monitor, resume=True)
+    assert replace(again, loss_after=first.loss_after) == replace(first, resumed_from=1)
+    assert again.loss_after == pytest.approx(first.loss_after, rel=1e-3)
+    assert monitor.steps == []
+    same = load_file(again.adapter / "adapter_model.safetensors")
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
 def test_starting_anew_forgets_what_the_folder_held(folder, tmp_path):
     with pytest.raises(Stopped):
         finetune(folder, tmp_path, monitor=Recorder(stop_at_check=8))
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
-    again = finetune(folder, tmp_path, config=replace(QUICK, max_steps=1), resume=False)
+    again = finetune(folder, tmp_path, config=ONE_STEP, resume=False)
     assert again.resumed_from == 0
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
 
@@ -174,7 +174,7 @@ def test_the_base_model_comes_back_as_it_was(folder, tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     forward = model.forward
     training.finetune(
-        model, tokenizer, CHATS, [], config=SFTConfig(max_steps=2, gradient_checkpointing=True), folder=tmp_path,
+        model, tokenizer, CHATS, [], config=config_of(epochs=0.6, gradient_checkpointing=True), folder=tmp_path,
         monitor=Silent(), resume=False,
     )  # fmt: skip
     after = model.state_dict()
@@ -193,7 +193,7 @@ def test_a_quantised_base_model_trains_with_its_adapter_in_full_precision(folder
 
 
 def test_gradient_checkpointing_does_not_change_what_is_learned(folder, tmp_path, uninterrupted):
-    config = replace(QUICK, gradient_checkpointing=True)
+    config = config_of(gradient_checkpointing=True)
     expected, _ = uninterrupted
     assert finetune(folder, tmp_path, config=config).losses == pytest.approx(expected.losses, rel=1e-2)
 
@@ -202,7 +202,7 @@ def test_a_loss_that_is_no_number_ends_the_training(folder, tmp_path):
     model, tokenizer = base.load(folder)
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(training.TrainingDiverged, match="step 1"):
+    with pytest.raises(TrainingDiverged, match="step 1"):
         training.finetune(
             model, tokenizer, CHATS, [], config=QUICK, folder=tmp_path, monitor=Silent(), resume=False
         )
@@ -212,18 +212,18 @@ def test_a_loss_that_is_no_number_ends_the_training(folder, tmp_path):
 def test_long_examples_are_cut_and_those_without_an_answer_left_are_dropped_and_counted(folder, tmp_path):
     asked_too_long = [{"role": "user", "content": "brakes " * 200}, {"role": "assistant", "content": "yes"}]
     answered_long = [{"role": "user", "content": "brakes"}, {"role": "assistant", "content": "yes " * 200}]
-    config = replace(QUICK, max_seq_length=64, max_steps=1)
+    config = config_of(max_seq_length=64, epochs=0.3)
     result = finetune(folder, tmp_path, config=config, chats=[*CHATS, asked_too_long, answered_long])
     assert (result.examples, result.truncated, result.dropped) == (len(CHATS) + 1, 1, 1)
 
 
 def test_examples_without_any_answer_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="assistant turn"):
+    with pytest.raises(NothingToLearn, match="assistant turn"):
         finetune(folder, tmp_path, chats=[[{"role": "user", "content": "hello"}]])
 
 
 def test_nothing_is_written_to_standard_output(folder, tmp_path, capfd):
-    finetune(folder, tmp_path, config=replace(QUICK, max_steps=2))
+    finetune(folder, tmp_path, config=TWO_STEPS)
     assert capfd.readouterr().out == ""
 
 

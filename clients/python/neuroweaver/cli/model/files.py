@@ -13,6 +13,7 @@ import grpc
 from rich.text import Text
 from typer import Argument, Option
 
+from neuroweaver.artifacts import content, transfer
 from neuroweaver.cli.arguments.options import with_options
 from neuroweaver.cli.arguments.references import Name, Reference, name_of, parsed
 from neuroweaver.cli.model.drafts import draft_of
@@ -28,7 +29,6 @@ from neuroweaver.cli.terminal.output import (
     to_json,
 )
 from neuroweaver.cli.terminal.transfer_bar import transfer_bar
-from neuroweaver.client import transfer
 from neuroweaver.client.connection import Client
 from neuroweaver.client.text import plain
 from neuroweaver.oci import oci
@@ -57,10 +57,11 @@ def upload(
     draft.model_id = model
     with talking_to("registry") as client, _transferring("FOLDER"):
         _check_first(client, draft)
-        files = transfer.files_of(source, _skipped)
+        files = content.files_of(source, _skipped)
         sizes = {path: file.stat().st_size for path, file in files.items()}
         with transfer_bar("Uploading", sizes) as on_progress:
-            draft.artifacts.extend(transfer.upload(client, files, on_progress=on_progress))
+            sent = transfer.upload(client.registry, files, on_progress=on_progress)
+            draft.artifacts.extend(map(transfer.artifact_of, sent))
         created = client.registry.CreateModelVersion(draft)
     print_changed(created, as_json=as_json, note=files_note(created))
 
@@ -79,7 +80,7 @@ def download(
         version = client.version(*parsed(reference))
         folder = output or Path(f"{version.model_id}-{version.version}")
         with transfer_bar("Downloading", _sizes(version)) as on_progress:
-            files = transfer.download(client, version, folder, on_progress=on_progress)
+            files = transfer.download(client.registry, version, folder, on_progress=on_progress)
     if as_json:
         print_json({"version": version.version, "files": [str(path) for path in files]})
         return
@@ -209,7 +210,7 @@ def _transferring(argument: str = "") -> Iterator[None]:
     """argument: what cannot be sent, which the caller can fix; without one, what did not arrive whole."""
     try:
         yield
-    except transfer.TransferError as error:
+    except content.TransferError as error:
         if argument:
             raise BadInput(str(error), argument) from error
         raise Failure(Exit.FAILED, str(error), code="DATA_LOSS") from error

@@ -14,8 +14,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from neuroweaver.artifacts.transfer import OnProgress
 from neuroweaver.cli.terminal.output import error_console
-from neuroweaver.client.transfer import OnProgress
 
 
 @contextmanager

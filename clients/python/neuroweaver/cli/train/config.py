@@ -44,7 +44,7 @@ HELP: Final[Mapping[str, str]] = {
     "seed": "Seed of every random choice. Default 42.",
     "validation_fraction": "Share of the data held out for perplexity. Default 0.1.",
     "enable_rlaif": "Reinforcement learning from AI feedback after fine-tuning. Default on.",
-    "feedback_model": "The judge: a model at the server's endpoint, or embedded.",
+    "feedback_model": "The judge: a model at the server's endpoint. Default embedded, or the server's own.",
     "rlaif_threshold": "Judged score from which a response counts as good. Default 7.",
     "rlaif_samples": "Prompts for which responses are sampled and judged. Default 64.",
     "responses_per_prompt": "Responses for each of these prompts. Default 4.",

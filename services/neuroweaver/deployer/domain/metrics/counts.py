@@ -1,6 +1,6 @@
 """What was counted of one revision over some time: sums and histograms that add up.
 
-Two sources are kept apart, since they tell of the same requests: what the replicas counted, and what a router
+Two sources are kept apart, since both count the same requests: what the replicas counted, and what a router
 outside reported.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import timedelta
-from typing import Any, Final, Protocol
+from datetime import datetime, timedelta
+from typing import Final
 
 from neuroweaver.deployer.domain.backend import Measured
 
@@ -20,23 +20,26 @@ _BUCKETS_PER_OCTAVE: Final = 8
 _LEAST_MS: Final = 0.125
 
 
-class Report(Protocol):
-    """What a router measured: means over so many requests. None: not measured."""
+@dataclass(frozen=True)
+class Sample:
+    """What a router measured: means over so many requests. None: not measured.
 
-    @property
-    def requests(self) -> int: ...
-    @property
-    def accuracy(self) -> float | None: ...
-    @property
-    def latency_ms(self) -> float | None: ...
-    @property
-    def throughput_rps(self) -> float | None: ...
-    @property
-    def error_rate(self) -> float | None: ...
-    @property
-    def cost_per_request(self) -> float | None: ...
-    @property
-    def judged_quality(self) -> float | None: ...
+    version: of the model; empty: the stable one's.
+    """
+
+    time: datetime
+    version: str
+    requests: int
+    accuracy: float | None = None
+    latency_ms: float | None = None
+    throughput_rps: float | None = None
+    error_rate: float | None = None
+    cost_per_request: float | None = None
+    judged_quality: float | None = None
+
+
+MEASURES: Final = tuple(column.name for column in fields(Sample))[3:]
+"""What a report may have measured."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,13 @@ class Histogram:
         )
 
     @classmethod
-    def of_cumulative(cls, counts: Mapping[float, int]) -> Histogram:
+    def of_cumulative(cls, cumulative: Mapping[float, int]) -> Histogram:
         """As Prometheus counts: every bucket holds those before it."""
-        found, below = {}, 0
-        for bound, cumulative in sorted(counts.items()):
-            found[bound] = float(max(0, cumulative - below))
-            below = max(below, cumulative)
-        return cls.of(found)
+        counts, below = {}, 0
+        for bound, count in sorted(cumulative.items()):
+            counts[bound] = float(max(0, count - below))
+            below = max(below, count)
+        return cls.of(counts)
 
     @classmethod
     def of_value(cls, value: float, weight: float) -> Histogram:
@@ -124,14 +127,14 @@ class Histogram:
 
     def below(self, value: float) -> float:
         """How many values lie below."""
-        lower, found = 0.0, 0.0
+        lower, weight = 0.0, 0.0
         for bound, count in self.buckets:
             if value >= bound:
-                found += count
+                weight += count
             elif value > lower and not math.isinf(bound):
-                found += count * (value - lower) / (bound - lower)
+                weight += count * (value - lower) / (bound - lower)
             lower = bound
-        return found
+        return weight
 
 
 @dataclass(frozen=True)
@@ -155,36 +158,14 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         if _NONE in {self, other}:
             return other if self == _NONE else self
-        return Counts(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Counts)))
+        return Counts(
+            *(getattr(self, column.name) + getattr(other, column.name) for column in fields(Counts))
+        )
 
     @property
     def requests(self) -> float:
-        """By whichever source told of more."""
+        """By the source that has more."""
         return max(self.errors.weight, self.reported_errors.weight, self.quality.weight, self.accuracy.weight)
-
-    def to_json(self) -> dict[str, list[Any]]:
-        """Plain; nothing of what is empty. The bound without end is null."""
-        found: dict[str, list[Any]] = {}
-        for each in fields(Counts):
-            value = getattr(self, each.name)
-            if isinstance(value, Sum) and value != Sum():
-                found[each.name] = [value.total, value.weight]
-            elif isinstance(value, Histogram) and value.buckets:
-                found[each.name] = [
-                    [None if math.isinf(bound) else bound, count] for bound, count in value.buckets
-                ]
-        return found
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Sequence[Any]]) -> Counts:
-        found: dict[str, Any] = {}
-        for name, value in plain.items():
-            if name.endswith("latency_ms"):
-                buckets = ((math.inf if bound is None else bound, count) for bound, count in value)
-                found[name] = Histogram(tuple(buckets))
-            else:
-                found[name] = Sum(*value)
-        return cls(**found)
 
 
 _NONE: Final = Counts()
@@ -201,11 +182,11 @@ def between(
     *,
     replicas: int = 0,
     replica_hour_usd: float | None = None,
-) -> Counts | None:
+) -> Counts:
     """What one revision's replicas counted between two looks; replicas: how many there were in between.
 
-    None where it cannot be told: a counter fell, since a replica was started again or is gone; or another set
-    of replicas answered, whose older requests would seem new.
+    Nothing where that is unknown: a counter fell, since a replica was started again or is gone; or another
+    set of replicas answered, whose older requests would seem new.
     """
     old, new = (
         (
@@ -217,7 +198,7 @@ def between(
         for measured in (before, after)
     )
     if before.missing_replicas != after.missing_replicas or any(a > b for a, b in zip(old, new, strict=True)):
-        return None
+        return Counts()
     requests = after.requests - before.requests
     hours = elapsed / timedelta(hours=1)
     is_loaded = bool(before.waiting) and bool(after.waiting)
@@ -230,23 +211,23 @@ def between(
     )
 
 
-def reported(report: Report, *, is_loaded: bool = False) -> Counts:
+def reported(sample: Sample, *, is_loaded: bool = False) -> Counts:
     """is_loaded: whether requests waited at the time, so that a low throughput means something.
 
     A mean latency of several requests counts as that of each of them, which hides their tail: a router that
     wants its 95th percentile to be true reports requests one by one.
     """
-    requests = report.requests
+    requests = sample.requests
 
     def of(value: float | None) -> Sum:
         return Sum() if value is None else Sum(value * requests, requests)
 
-    latency = report.latency_ms
+    latency = sample.latency_ms
     return Counts(
-        reported_errors=of(report.error_rate),
-        reported_cost=of(report.cost_per_request),
+        reported_errors=of(sample.error_rate),
+        reported_cost=of(sample.cost_per_request),
         reported_latency_ms=Histogram() if latency is None else Histogram.of_value(latency, requests),
-        reported_throughput=of(report.throughput_rps) if is_loaded else Sum(),
-        accuracy=of(report.accuracy),
-        quality=of(report.judged_quality),
+        reported_throughput=of(sample.throughput_rps) if is_loaded else Sum(),
+        accuracy=of(sample.accuracy),
+        quality=of(sample.judged_quality),
     )

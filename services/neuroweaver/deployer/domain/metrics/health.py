@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from neuroweaver.deployer.domain.metrics import thresholds
 from neuroweaver.deployer.domain.metrics.thresholds import ThresholdState
-from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 from neuroweaver.v1 import deployer_pb2 as pb
 
 # Of the last token, beyond which it proves nothing. A model server probes itself more often than this.
@@ -43,23 +42,6 @@ class Health:
     thresholds: tuple[ThresholdState, ...] = ()
     since: datetime | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "state": pb.HealthState.Name(self.state),
-            "reason": self.reason,
-            "thresholds": [each.to_json() for each in self.thresholds],
-            "since": None if self.since is None else microseconds(self.since),
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Health:
-        return cls(
-            pb.HealthState.Value(plain["state"]),
-            plain["reason"],
-            tuple(ThresholdState.from_json(each) for each in plain["thresholds"]),
-            None if plain["since"] is None else from_microseconds(plain["since"]),
-        )
-
 
 def judged(
     before: Health | None, serving: Serving, states: Sequence[ThresholdState], now: datetime
@@ -78,14 +60,14 @@ def _judged(
     age = None if serving.last_token_time is None else now - serving.last_token_time
     if age is None or age > MAX_TOKEN_AGE:
         return _without_token(serving, age, now)
-    broken = [thresholds.told(each) for each in states if each.is_breached]
+    broken = [thresholds.described(state) for state in states if state.is_breached]
     if broken:
         return pb.HEALTH_STATE_DEGRADED, f"Serves with {'; with '.join(broken)}."
     if serving.ready < serving.desired:
         reason = f": {serving.reason}" if serving.reason else "."
         return pb.HEALTH_STATE_DEGRADED, f"{serving.ready} of {serving.desired} replicas are ready{reason}"
     replicas = "The replica is" if serving.ready == 1 else f"All {serving.ready} replicas are"
-    return pb.HEALTH_STATE_HEALTHY, f"{replicas} ready; the last token is {_told(age)} old."
+    return pb.HEALTH_STATE_HEALTHY, f"{replicas} ready; the last token is {_in_words(age)} old."
 
 
 def _without_replica(serving: Serving) -> tuple[pb.HealthState.ValueType, str]:
@@ -102,15 +84,15 @@ def _without_token(
 ) -> tuple[pb.HealthState.ValueType, str]:
     """Without requests an engine has nothing to prove itself by; with some that waited long it is dead."""
     requests = (serving.running or 0) + (serving.waiting or 0)
-    made = "No token was made yet" if age is None else f"No token was made for {_told(age)}"
+    silence = "No token yet" if age is None else f"No token for {_in_words(age)}"
     if requests and serving.asked_since is not None and now - serving.asked_since <= MAX_TOKEN_AGE:
-        return pb.HEALTH_STATE_UNKNOWN, f"{made}; {requests:.0f} requests have just asked for one."
+        return pb.HEALTH_STATE_UNKNOWN, f"{silence}; {requests:.0f} requests have just begun to wait for one."
     if requests:
-        return pb.HEALTH_STATE_UNHEALTHY, f"{made}, though {requests:.0f} requests ask for one."
-    return pb.HEALTH_STATE_UNKNOWN, f"{made}; nothing asks for one."
+        return pb.HEALTH_STATE_UNHEALTHY, f"{silence}, though {requests:.0f} requests are waiting for one."
+    return pb.HEALTH_STATE_UNKNOWN, f"{silence}; no request is waiting for one."
 
 
-def _told(age: timedelta) -> str:
+def _in_words(age: timedelta) -> str:
     seconds = max(0, round(age.total_seconds()))
     if seconds < 120:
         return f"{seconds} s"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
+from typing import TypeVar
 
 from neuroweaver.deployer.domain.backend import Measured
-from neuroweaver.deployer.domain.metrics.counts import Histogram
-from neuroweaver.v1 import deployer_pb2 as pb
+from neuroweaver.deployer.domain.metrics.counts import Histogram, Sample
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -23,22 +25,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What a router measured over some requests. version: empty: the stable one's."""
-
-    time: datetime
-    version: str
-    requests: int
-    accuracy: float | None = None
-    latency_ms: float | None = None
-    throughput_rps: float | None = None
-    error_rate: float | None = None
-    cost_per_request: float | None = None
-    judged_quality: float | None = None
-
-
-@dataclass(frozen=True)
-class Window:
+class Measurements:
     """What was measured over a time, of one revision or of all. seconds: of it, those that were measured."""
 
     seconds: float = 0.0
@@ -53,49 +40,46 @@ class Window:
 
     @property
     def missing_replicas(self) -> tuple[str, ...]:
-        return tuple(sorted({each for measured in self.last for each in measured.missing_replicas}))
+        return tuple(
+            sorted({replica_id for measured in self.last for replica_id in measured.missing_replicas})
+        )
 
-    def mean(self, name: str) -> tuple[float | None, int]:
-        """Of what was reported, weighted by requests, and how many these were."""
-        told = [(getattr(each, name), each.requests) for each in self.samples]
-        known = [(value, requests) for value, requests in told if value is not None]
+    def mean(self, name: str) -> float | None:
+        """Of what was reported, weighted by requests."""
+        reports = [(getattr(sample, name), sample.requests) for sample in self.samples]
+        known = [(value, requests) for value, requests in reports if value is not None]
         total = sum(requests for _, requests in known)
-        return (sum(value * requests for value, requests in known) / total, total) if total else (None, 0)
+        return sum(value * requests for value, requests in known) / total if total else None
 
     def cost_per_request(self, replica_hour_usd: float | None) -> float | None:
         """From the price of a replica's hour; without one, as reported."""
         if replica_hour_usd is not None and self.requests:
             return replica_hour_usd * self.replica_seconds / 3600 / self.requests
-        return self.mean("cost_per_request")[0]
+        return self.mean("cost_per_request")
 
 
 def windows(
-    tallies: Sequence[Tally],
-    samples: Sequence[Sample],
-    *,
-    versions: Mapping[int, str],
-    stable: int,
-) -> dict[int, Window]:
-    """By revision. tallies: in order of time. versions: of the revisions; the newest has its samples."""
+    tallies: Sequence[Tally], samples: Sequence[Sample], served_by: Callable[[str], int]
+) -> dict[int, Measurements]:
+    """By revision. tallies: in order of time. served_by: the revision of a version; 0: of none."""
     by_revision: dict[int, list[Tally]] = defaultdict(list)
     for tally in tallies:
         by_revision[tally.measured.revision].append(tally)
-    found = {revision: _counted(of_revision) for revision, of_revision in by_revision.items()}
-    newest = {version: number for number, version in sorted(versions.items())}
+    counted = {revision: _counted(own) for revision, own in by_revision.items()}
     reported: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
-        revision = newest.get(sample.version) if sample.version else stable
-        if revision:
+        if revision := served_by(sample.version):
             reported[revision].append(sample)
-    for revision, of_revision_samples in reported.items():
-        found[revision] = replace(found.get(revision, Window()), samples=tuple(of_revision_samples))
-    return found
+    return counted | {
+        revision: replace(counted.get(revision, Measurements()), samples=tuple(own))
+        for revision, own in reported.items()
+    }
 
 
-def total(parts: Iterable[Window]) -> Window:
+def total(parts: Iterable[Measurements]) -> Measurements:
     """Over all revisions."""
     parts = list(parts)
-    return Window(
+    return Measurements(
         seconds=max((part.seconds for part in parts), default=0.0),
         replica_seconds=sum(part.replica_seconds for part in parts),
         requests=sum(part.requests for part in parts),
@@ -108,37 +92,8 @@ def total(parts: Iterable[Window]) -> Window:
     )
 
 
-def message(window: Window, replica_hour_usd: float | None) -> pb.ServingMetrics:
-    """What was not measured stays unset."""
-    made = pb.ServingMetrics(requests=window.requests, errors=window.errors)
-    if window.seconds > 0:
-        made.throughput_rps = window.requests / window.seconds
-        made.tokens_per_second = window.tokens / window.seconds
-    if window.requests:
-        made.error_rate = min(1.0, window.errors / window.requests)
-    for name, histogram, share in (
-        ("latency_p50_ms", window.latency_ms, 0.5),
-        ("latency_p95_ms", window.latency_ms, 0.95),
-        ("latency_p99_ms", window.latency_ms, 0.99),
-        ("first_token_p50_ms", window.first_token_ms, 0.5),
-        ("first_token_p95_ms", window.first_token_ms, 0.95),
-    ):
-        _set(made, name, histogram.quantile(share))
-    _set(made, "running_requests", _sum(each.running for each in window.last))
-    _set(made, "waiting_requests", _sum(each.waiting for each in window.last))
-    _set(made, "cpu_cores", _sum(each.cpu_cores for each in window.last))
-    _set(made, "memory_bytes", _sum(each.memory_bytes for each in window.last))
-    _set(made, "gpu_memory_bytes", _sum(each.gpu_memory_bytes for each in window.last))
-    used = [each.gpu_utilization for each in window.last if each.gpu_utilization is not None]
-    _set(made, "gpu_utilization", sum(used) / len(used) if used else None)
-    _set(made, "cost_per_request", window.cost_per_request(replica_hour_usd))
-    _set(made, "accuracy", window.mean("accuracy")[0])
-    _set(made, "judged_quality", window.mean("judged_quality")[0])
-    return made
-
-
-def _counted(tallies: Sequence[Tally]) -> Window:
-    window = Window(last=(tallies[-1].measured,))
+def _counted(tallies: Sequence[Tally]) -> Measurements:
+    window = Measurements(last=(tallies[-1].measured,))
     latency: dict[float, int] = defaultdict(int)
     first_token: dict[float, int] = defaultdict(int)
     for before, after in pairwise(tallies):
@@ -169,11 +124,7 @@ def _add(into: dict[float, int], old: Mapping[float, int], new: Mapping[float, i
         into[bound] += max(0, count - old.get(bound, 0))
 
 
-def _sum(values: Iterable[float | None]) -> float | None:
+def known_sum(values: Iterable[N | None]) -> N | None:
+    """None if none is known."""
     known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
-def _set(made: pb.ServingMetrics, name: str, value: float | None) -> None:
-    if value is not None:
-        setattr(made, name, int(value) if name.endswith("_bytes") else value)
+    return sum(known[1:], known[0]) if known else None

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from neuroweaver.deployer.domain.metrics.counts import Counts, Histogram, Sum
-from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 from neuroweaver.v1 import deployer_pb2 as pb
 
 PERCENTILE: Final = 0.95
-DEFAULT_WINDOW: Final = timedelta(minutes=5)
-DEFAULT_MIN_REQUESTS: Final = 30
 
 
 @dataclass(frozen=True)
@@ -36,43 +33,15 @@ class ThresholdState:
     requests: int = 0
     kept_since: datetime | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": pb.ThresholdKind.Name(self.kind),
-            "limit": self.limit,
-            "value": self.value,
-            "is_breached": self.is_breached,
-            "breach_time": None if self.breach_time is None else microseconds(self.breach_time),
-            "requests": self.requests,
-            "kept_since": None if self.kept_since is None else microseconds(self.kept_since),
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> ThresholdState:
-        times = {name: plain[name] for name in ("breach_time", "kept_since")}
-        found = {name: None if of is None else from_microseconds(of) for name, of in times.items()}
-        return cls(**{**plain, "kind": pb.ThresholdKind.Value(plain["kind"]), **found})
-
-    def message(self) -> pb.ThresholdStatus:
-        found = pb.ThresholdStatus(
-            kind=self.kind,
-            limit=self.limit,
-            value=self.value,
-            is_breached=self.is_breached,
-            requests=self.requests,
-        )
-        if self.breach_time is not None:
-            found.breach_time.FromDatetime(self.breach_time)
-        return found
-
 
 @dataclass(frozen=True)
 class _Threshold:
     field: str
-    default: float
     is_least: bool
     value: Callable[[Counts], tuple[float | None, float]]
-    told: Callable[[float], str]
+    name: str
+    shown: Callable[[float], str]
+    when: str = ""
 
 
 def _outside(reported: Sum, counted: Sum) -> tuple[float | None, float]:
@@ -81,90 +50,74 @@ def _outside(reported: Sum, counted: Sum) -> tuple[float | None, float]:
     return used.mean, used.weight
 
 
-def _latency(found: Counts) -> tuple[float | None, float]:
-    used: Histogram = found.reported_latency_ms if found.reported_latency_ms.weight else found.latency_ms
+def _latency(counts: Counts) -> tuple[float | None, float]:
+    used: Histogram = counts.reported_latency_ms if counts.reported_latency_ms.weight else counts.latency_ms
     return used.quantile(PERCENTILE), used.weight
 
 
-def _throughput(found: Counts) -> tuple[float | None, float]:
+def _throughput(counts: Counts) -> tuple[float | None, float]:
     """Under load alone."""
-    if found.reported_throughput.weight:
-        return found.reported_throughput.mean, found.reported_throughput.weight
-    return found.loaded.mean, found.loaded.total
+    if counts.reported_throughput.weight:
+        return counts.reported_throughput.mean, counts.reported_throughput.weight
+    return counts.loaded.mean, counts.loaded.total
 
 
 _THRESHOLDS: Final[Mapping[pb.ThresholdKind.ValueType, _Threshold]] = {
     pb.THRESHOLD_KIND_ACCURACY: _Threshold(
         "min_accuracy",
-        0.85,
         True,
-        lambda found: (found.accuracy.mean, found.accuracy.weight),
-        lambda value: f"accuracy of {value:.3f}",
+        lambda counts: (counts.accuracy.mean, counts.accuracy.weight),
+        "accuracy",
+        lambda value: f"{value:.3f}",
     ),
     pb.THRESHOLD_KIND_LATENCY: _Threshold(
-        "max_latency_ms", 2000.0, False, _latency, lambda value: f"p95 latency of {value:.0f} ms"
+        "max_latency_ms", False, _latency, "p95 latency", lambda value: f"{value:.0f} ms"
     ),
     pb.THRESHOLD_KIND_THROUGHPUT: _Threshold(
         "min_throughput_rps",
-        10.0,
         True,
         _throughput,
-        lambda value: f"throughput of {value:.3g} requests a second under load",
+        "throughput",
+        lambda value: f"{value:.3g} requests a second",
+        " under load",
     ),
     pb.THRESHOLD_KIND_COST: _Threshold(
         "max_cost_per_request",
-        0.01,
         False,
-        lambda found: _outside(found.reported_cost, found.cost),
-        lambda value: f"cost per request of {value:.6g} USD",
+        lambda counts: _outside(counts.reported_cost, counts.cost),
+        "cost per request",
+        lambda value: f"{value:.6g} USD",
     ),
     pb.THRESHOLD_KIND_ERROR_RATE: _Threshold(
         "max_error_rate",
-        0.05,
         False,
-        lambda found: _outside(found.reported_errors, found.errors),
-        lambda value: f"error rate of {100 * value:.2f} %",
+        lambda counts: _outside(counts.reported_errors, counts.errors),
+        "error rate",
+        lambda value: f"{100 * value:.2f} %",
     ),
 }
 
 
-def completed(policy: pb.ModelThresholds) -> pb.ModelThresholds:
-    """With every default filled in."""
-    found = pb.ModelThresholds()
-    found.CopyFrom(policy)
-    for threshold in _THRESHOLDS.values():
-        if not _has(policy, threshold.field):
-            setattr(found, threshold.field, threshold.default)
-    if not policy.HasField("window"):
-        found.window.FromTimedelta(DEFAULT_WINDOW)
-    if not policy.HasField("min_requests"):
-        found.min_requests = DEFAULT_MIN_REQUESTS
-    return found
-
-
 def evaluated(
-    before: Sequence[ThresholdState], policy: pb.ModelThresholds, found: Counts, now: datetime
+    before: Sequence[ThresholdState], policy: pb.ModelThresholds, counts: Counts, now: datetime
 ) -> tuple[ThresholdState, ...]:
-    """Every threshold as it stands. found: of the policy's window. before: as they stood at the last look."""
-    policy = completed(policy)
-    known = {each.kind: each for each in before}
+    """Every threshold now. counts: of the policy's window. before: as they stood at the last look."""
+    earlier = {state.kind: state for state in before}
     patience = policy.window.ToTimedelta() / 4
     return tuple(
-        _evaluated(kind, threshold, known.get(kind), policy, found, patience, now)
+        _evaluated(kind, threshold, earlier.get(kind), policy, counts, patience, now)
         for kind, threshold in _THRESHOLDS.items()
     )
 
 
-def told(state: ThresholdState) -> str:
+def described(state: ThresholdState) -> str:
     """In words, such as for a reason: what it is, and what it should be."""
     threshold = _THRESHOLDS[state.kind]
     word = "at least" if threshold.is_least else "at most"
-    limit = threshold.told(state.limit).split(" of ", 1)[1].removesuffix(" under load")
+    limit = f"{word} {threshold.shown(state.limit)}"
     if state.value is None:
-        return (
-            f"the {threshold.told(state.limit).split(' of ', 1)[0]}, {word} {limit}, was broken a while ago"
-        )
-    return f"{threshold.told(state.value)}, not {word} {limit}"
+        return f"the {threshold.name}, {limit}, was broken recently"
+    return f"{threshold.name} of {threshold.shown(state.value)}{threshold.when}, not {limit}"
 
 
 def _evaluated(
@@ -172,12 +125,12 @@ def _evaluated(
     threshold: _Threshold,
     before: ThresholdState | None,
     policy: pb.ModelThresholds,
-    found: Counts,
+    counts: Counts,
     patience: timedelta,
     now: datetime,
 ) -> ThresholdState:
     limit = getattr(policy, threshold.field)
-    value, requests = threshold.value(found)
+    value, requests = threshold.value(counts)
     state = ThresholdState(
         kind, limit, value if requests >= policy.min_requests else None, requests=round(requests)
     )
@@ -190,7 +143,3 @@ def _evaluated(
     if now - kept_since >= patience:
         return state
     return replace(state, is_breached=True, breach_time=since, kept_since=kept_since)
-
-
-def _has(policy: pb.ModelThresholds, field: str) -> bool:
-    return any(descriptor.name == field for descriptor, _ in policy.ListFields())

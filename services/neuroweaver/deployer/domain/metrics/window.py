@@ -22,13 +22,13 @@ class Window:
         self._width = length / BUCKETS
         self._buckets: dict[int, Counts] = {}
 
-    def add(self, time: datetime, found: Counts) -> None:
+    def add(self, time: datetime, counted: Counts) -> None:
         """What is older than the window at its newest moment is left out then."""
         bucket = self._bucket(time)
-        self._buckets[bucket] = self._buckets.get(bucket, Counts()) + found
+        self._buckets[bucket] = self._buckets.get(bucket, Counts()) + counted
         if len(self._buckets) > 2 * BUCKETS:
             newest = max(self._buckets)
-            self._buckets = {each: of for each, of in self._buckets.items() if each > newest - BUCKETS}
+            self._buckets = {bucket: of for bucket, of in self._buckets.items() if bucket > newest - BUCKETS}
 
     def copy(self) -> Window:
         """One that goes its own way."""
@@ -38,7 +38,7 @@ class Window:
 
     def total(self, now: datetime) -> Counts:
         newest = self._bucket(now)
-        return counts.total(of for each, of in self._buckets.items() if newest - BUCKETS < each <= newest)
+        return counts.total(of for bucket, of in self._buckets.items() if newest - BUCKETS < bucket <= newest)
 
     def _bucket(self, time: datetime) -> int:
         return microseconds(time) // (self._width // timedelta(microseconds=1))

@@ -7,7 +7,7 @@ they look, are within the limit: to ask for proof instead would hold a flawless 
 services have the requests to show a tenth of an error rate. In between it HOLDs: a candidate that looks to
 be beyond a limit, though it is not shown to be, does not come further until more requests decide.
 
-Differences are told from the limits of both values (`estimates`) by MOVER.
+Differences come from the limits of both values (`estimates`) by MOVER.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from neuroweaver.statistics import mover, sequential
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import deployer_pb2 as pb
 
-DEFAULT_MIN_REQUESTS: Final = 100
-DEFAULT_CONFIDENCE: Final = 0.95
 # With fewer the scatter among slices says little.
 LEAST_SLICES: Final = 10
 # Intervals are tightest at so many times the requests that are needed at least.
@@ -44,7 +42,7 @@ class _Metric:
     counted: str | None
     reported: str
     estimate: Callable[[Sequence[Any]], Estimate | None]
-    told: Callable[[float], str]
+    shown: Callable[[float], str]
     is_more_better: bool = False
 
 
@@ -127,13 +125,15 @@ def analysed(
     """A look. evidence: of the present step. has_baseline: False while the stable revision is broken, so that
     only absolute limits count.
     """
-    least = policy.min_requests if policy.HasField("min_requests") else DEFAULT_MIN_REQUESTS
-    confidence = policy.confidence if policy.HasField("confidence") else DEFAULT_CONFIDENCE
-    level = (1 - confidence) / (len(policy.checks) * max(1, steps))
-    results = [_checked(check, evidence.slices, least, level, has_baseline) for check in policy.checks]
-    found = pb.RolloutAnalysis(verdict=overall([each.verdict for each in results]), checks=results, step=step)
-    found.time.FromDatetime(now)
-    return found
+    level = (1 - policy.confidence) / (len(policy.checks) * max(1, steps))
+    results = [
+        _checked(check, evidence.slices, policy.min_requests, level, has_baseline) for check in policy.checks
+    ]
+    analysis = pb.RolloutAnalysis(
+        verdict=overall([result.verdict for result in results]), checks=results, step=step
+    )
+    analysis.time.FromDatetime(now)
+    return analysis
 
 
 def overall(verdicts: Sequence[pb.RolloutVerdict.ValueType]) -> pb.RolloutVerdict.ValueType:
@@ -146,62 +146,47 @@ def overall(verdicts: Sequence[pb.RolloutVerdict.ValueType]) -> pb.RolloutVerdic
 def _checked(
     check: pb.CanaryCheck, slices: Sequence[Slice], least: int, level: float, has_baseline: bool
 ) -> pb.CheckResult:
-    metric = _METRICS[check.metric]
+    metric, limit = _METRICS[check.metric], _Limit.of(check)
     stable, candidate = _arms(metric, slices, has_baseline)
     result = pb.CheckResult(
-        check=check, candidate_requests=round(candidate.requests), baseline_requests=round(stable.requests)
+        check=check,
+        candidate_requests=round(candidate.requests),
+        baseline_requests=round(stable.requests),
+        candidate=candidate.estimate.value if candidate.estimate is not None else None,
+        baseline=stable.estimate.value if stable.estimate is not None else None,
     )
-    if candidate.estimate is not None:
-        result.candidate = candidate.estimate.value
-    if stable.estimate is not None:
-        result.baseline = stable.estimate.value
-    if candidate.is_enough(least) and stable.is_enough(least):
-        _tell_difference(result, stable, candidate, least, level)
+    is_comparable = candidate.is_enough(least) and stable.is_enough(least)
+    boundary = _boundary(_harmonic(stable, candidate), least, level) if is_comparable else math.inf
+    if is_comparable and candidate.estimate is not None and stable.estimate is not None:
+        lower, upper = mover.difference(stable.estimate, candidate.estimate, boundary)
+        # The data may not reach as far as the limit of an extreme quantile.
+        if math.isfinite(lower) and math.isfinite(upper):
+            result.difference.CopyFrom(common_pb2.Interval(lower=lower, upper=upper, confidence=1 - level))
+    arms = {"candidate": candidate, "stable revision": stable}
+    baseline: mover.Estimate | None = stable.estimate
     if check.WhichOneof("limit") == "absolute":
-        result.verdict, result.message = _against_value(check, candidate, least, level)
-    elif has_baseline:
-        result.verdict, result.message = _against_baseline(check, stable, candidate, least, level)
-    else:
+        arms, baseline = {"candidate": candidate}, Exact(0.0)
+        boundary = _boundary(candidate.requests, least, level) if candidate.is_enough(least) else math.inf
+    elif not has_baseline:
         result.verdict = pb.ROLLOUT_VERDICT_PASS
         result.message = (
-            f"The {metric.name} is not compared: the stable revision has no healthy replica, so that only"
+            f"The {metric.name} is not compared: the stable revision has no healthy replica, so only"
             " absolute limits and thresholds count."
         )
+        return result
+    if (
+        candidate.estimate is None
+        or baseline is None
+        or not all(arm.is_enough(least) for arm in arms.values())
+    ):
+        result.verdict, result.message = pb.ROLLOUT_VERDICT_HOLD, _too_few(metric, arms, least)
+        return result
+    result.verdict = _verdict(limit, candidate.estimate, baseline, boundary)
+    value, word = metric.shown(candidate.estimate.value), "least" if metric.is_more_better else "most"
+    against = f" against {metric.shown(baseline.value)}" if "stable revision" in arms else ""
+    allowed = metric.shown(limit.share * baseline.value + limit.shift)
+    result.message = f"The {metric.name} is {value}{against}; {_WORDS[result.verdict]} at {word} {allowed}."
     return result
-
-
-def _against_value(
-    check: pb.CanaryCheck, candidate: _Arm, least: int, level: float
-) -> tuple[pb.RolloutVerdict.ValueType, str]:
-    if candidate.estimate is None or not candidate.is_enough(least):
-        return pb.ROLLOUT_VERDICT_HOLD, _too_few(check, {"candidate": candidate}, least)
-    boundary = _boundary(candidate.requests, least, level)
-    verdict = _verdict(_Limit.of(check), candidate.estimate, Exact(0.0), boundary)
-    metric = _METRICS[check.metric]
-    word = "least" if metric.is_more_better else "most"
-    limit = f"at {word} {metric.told(check.absolute)}"
-    return (
-        verdict,
-        f"The {metric.name} is {metric.told(candidate.estimate.value)}; {_WORDS[verdict]} {limit}.",
-    )
-
-
-def _against_baseline(
-    check: pb.CanaryCheck, stable: _Arm, candidate: _Arm, least: int, level: float
-) -> tuple[pb.RolloutVerdict.ValueType, str]:
-    is_enough = candidate.is_enough(least) and stable.is_enough(least)
-    if candidate.estimate is None or stable.estimate is None or not is_enough:
-        return pb.ROLLOUT_VERDICT_HOLD, _too_few(
-            check, {"candidate": candidate, "stable revision": stable}, least
-        )
-    boundary = _boundary(_harmonic(stable, candidate), least, level)
-    limit = _Limit.of(check)
-    verdict = _verdict(limit, candidate.estimate, stable.estimate, boundary)
-    metric = _METRICS[check.metric]
-    value, baseline = metric.told(candidate.estimate.value), metric.told(stable.estimate.value)
-    word = "at least" if metric.is_more_better else "at most"
-    allowed = metric.told(limit.share * stable.estimate.value + limit.shift)
-    return verdict, f"The {metric.name} is {value} against {baseline}; {_WORDS[verdict]} {word} {allowed}."
 
 
 _WORDS: Final = {
@@ -224,48 +209,40 @@ def _verdict(
     return pb.ROLLOUT_VERDICT_HOLD
 
 
-def _too_few(check: pb.CanaryCheck, arms: Mapping[str, _Arm], least: int) -> str:
+def _too_few(metric: _Metric, arms: Mapping[str, _Arm], least: int) -> str:
     lacking = [
         f"the {name} has {arm.requests:.0f} requests in {arm.slices} slices of time"
         for name, arm in arms.items()
         if not arm.is_enough(least)
     ]
-    name = _METRICS[check.metric].name
-    return f"Of the {name} too little is known: {' and '.join(lacking)}, of {least} in {LEAST_SLICES} needed."
-
-
-def _tell_difference(result: pb.CheckResult, stable: _Arm, candidate: _Arm, least: int, level: float) -> None:
-    assert stable.estimate is not None
-    assert candidate.estimate is not None
-    boundary = _boundary(_harmonic(stable, candidate), least, level)
-    lower, upper = mover.difference(stable.estimate, candidate.estimate, boundary)
-    # The data may not reach as far as the limit of an extreme quantile.
-    if math.isfinite(lower) and math.isfinite(upper):
-        result.difference.CopyFrom(common_pb2.Interval(lower=lower, upper=upper, confidence=1 - level))
+    return (
+        f"Too little data on the {metric.name}: {' and '.join(lacking)};"
+        f" {least} requests in {LEAST_SLICES} slices are needed."
+    )
 
 
 def _arms(metric: _Metric, slices: Sequence[Slice], has_baseline: bool) -> tuple[_Arm, _Arm]:
-    """Stable and candidate; while there is a baseline, only of slices in which both had anything to tell."""
+    """Stable and candidate; while there is a baseline, only of slices in which both had any of it."""
     for source in (metric.reported, metric.counted):
         if source is None:
             continue
-        pairs = [(getattr(each.stable, source), getattr(each.candidate, source)) for each in slices]
+        pairs = [(getattr(part.stable, source), getattr(part.candidate, source)) for part in slices]
         used = [
             (stable, candidate)
             for stable, candidate in pairs
-            if _tells(candidate) and (_tells(stable) or not has_baseline)
+            if _has_any(candidate) and (_has_any(stable) or not has_baseline)
         ]
         if used:
             break
-    stable = [part for part, _ in used if _tells(part)]
+    stable = [part for part, _ in used if _has_any(part)]
     candidate = [part for _, part in used]
-    found = metric.estimate(stable), metric.estimate(candidate)
-    if isinstance(found[0], Mean) and isinstance(found[1], Mean):
-        found = found[0].cautious(found[1]), found[1].cautious(found[0])
-    return _Arm(found[0], len(stable)), _Arm(found[1], len(candidate))
+    a, b = metric.estimate(stable), metric.estimate(candidate)
+    if isinstance(a, Mean) and isinstance(b, Mean):
+        a, b = a.cautious(b), b.cautious(a)
+    return _Arm(a, len(stable)), _Arm(b, len(candidate))
 
 
-def _tells(part: Any) -> bool:
+def _has_any(part: Any) -> bool:
     return bool(part != type(part)())
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from neuroweaver.deployer.domain.metrics.counts import Histogram, Sum
 from neuroweaver.statistics import mover
 from neuroweaver.statistics.distributions import normal_tail, t_quantile
+from neuroweaver.statistics.wilson import wilson_limits
 
 PERCENTILE: Final = 0.95
 # Student's quantile is taken at the same tail as the normal one up to here, and grows in proportion beyond.
@@ -60,8 +61,9 @@ class Share:
     slices: int
 
     def limits(self, critical: float) -> tuple[float, float]:
-        lower, upper = _wilson(self.value, self.requests, critical)
-        wide = _wilson(self.value, self.requests / self.design, student(critical, self.slices))
+        lower, upper = wilson_limits(self.value * self.requests, self.requests, critical)
+        requests = self.requests / self.design
+        wide = wilson_limits(self.value * requests, requests, student(critical, self.slices))
         return min(lower, wide[0]), max(upper, wide[1])
 
 
@@ -77,7 +79,7 @@ class Mean:
         return self.value - reach, self.value + reach
 
     def cautious(self, other: Mean) -> Mean:
-        """With the other's spread, where its own tells too little."""
+        """With the other's spread, where its own rests on too little."""
         lent = other.std_error * math.sqrt(other.requests / self.requests)
         is_small = self.requests * _UNEVEN < other.requests
         return (
@@ -148,7 +150,7 @@ def quantile(parts: Sequence[Histogram]) -> Quantile | None:
 
 
 def student(critical: float, slices: int) -> float:
-    """The critical value of a spread that so many slices tell."""
+    """The critical value of a spread that rests on so many slices."""
     if slices < 2:
         return math.inf
     tail = normal_tail(min(critical, _FARTHEST_TAIL))
@@ -160,13 +162,3 @@ def _scatter(residuals: Sequence[float]) -> float:
     if len(residuals) < 2:
         return 0.0
     return sum(residual**2 for residual in residuals) * len(residuals) / (len(residuals) - 1)
-
-
-def _wilson(value: float, requests: float, critical: float) -> tuple[float, float]:
-    if math.isinf(critical):
-        return 0.0, 1.0
-    square = critical**2
-    middle = value * requests + square / 2
-    spread = critical * math.sqrt(value * (1 - value) * requests + square / 4)
-    lower, upper = (middle - spread) / (requests + square), (middle + spread) / (requests + square)
-    return max(0.0, min(lower, value)), min(1.0, max(upper, value))

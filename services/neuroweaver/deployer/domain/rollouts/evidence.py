@@ -1,6 +1,6 @@
 """What a step of a rollout has shown so far, in slices of time that candidate and stable revision share.
 
-Requests of one moment fail and slow down together, so that single requests tell less than they seem to. So
+Requests of one moment fail and slow down together, so single requests say less than they seem to. So
 slices of time are the units of the analysis: their scatter holds whatever goes on within them. Beyond
 `MOST_SLICES` neighbours are merged; slices grow with the step, and with them the time over which requests may
 depend on each other (batch means).
@@ -8,13 +8,11 @@ depend on each other (batch means).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from neuroweaver.deployer.domain.metrics.counts import Counts
-from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 
 MOST_SLICES: Final = 64
 
@@ -38,30 +36,14 @@ class Evidence:
 
     def with_counts(self, stable: Counts, candidate: Counts, now: datetime, length: timedelta) -> Evidence:
         """length: that of a slice before any were merged."""
-        found = Slice(stable, candidate)
-        if found == Slice():
+        new = Slice(stable, candidate)
+        if new == Slice():
             return self
         if self.slices and self.slice_end is not None and now <= self.slice_end:
-            return replace(self, slices=(*self.slices[:-1], self.slices[-1] + found))
-        slices, merges = (*self.slices, found), self.merges
+            return replace(self, slices=(*self.slices[:-1], self.slices[-1] + new))
+        slices, merges = (*self.slices, new), self.merges
         if len(slices) > MOST_SLICES:
             pairs = [slices[i : i + 2] for i in range(0, len(slices), 2)]
             slices = tuple(pair[0] + pair[1] if len(pair) > 1 else pair[0] for pair in pairs)
             merges += 1
         return Evidence(slices, now + length * 2**merges, merges)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "slices": [[each.stable.to_json(), each.candidate.to_json()] for each in self.slices],
-            "slice_end": None if self.slice_end is None else microseconds(self.slice_end),
-            "merges": self.merges,
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Evidence:
-        end = plain["slice_end"]
-        return cls(
-            tuple(Slice(Counts.from_json(a), Counts.from_json(b)) for a, b in plain["slices"]),
-            None if end is None else from_microseconds(end),
-            plain["merges"],
-        )

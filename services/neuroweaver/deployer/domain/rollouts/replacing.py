@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from neuroweaver.deployer.domain.rollouts.rollout import WHOLE, Rollout, Seen, max_surge, step_weight
+from neuroweaver.deployer.domain.rollouts.rollout import WHOLE, Rollout, Seen, step_weight
 from neuroweaver.deployer.domain.scaling import portion
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -58,7 +58,7 @@ def peak_replicas(spec: pb.DeploymentSpec, replacement: pb.ReplacementMode.Value
     """The most replicas that a rollout of so many has at a time."""
     if replacement in {pb.REPLACEMENT_MODE_RECREATE, pb.REPLACEMENT_MODE_SWAP_ADAPTER} or not size:
         return size
-    surge = max_surge(spec)
+    surge = spec.rollout.max_surge
     if spec.rollout.HasField("canary"):
         surge = max(surge, portion(size, spec.rollout.canary.steps[-1].weight_percent), 1)
     return size + surge
@@ -67,9 +67,8 @@ def peak_replicas(spec: pb.DeploymentSpec, replacement: pb.ReplacementMode.Value
 def whole_size(spec: pb.DeploymentSpec, serving: int) -> int:
     if spec.WhichOneof("scaling") == "autoscaling":
         bounds = spec.autoscaling
-        least = bounds.min_replicas if bounds.HasField("min_replicas") else 1
-        return min(max(serving, least, 1), bounds.max_replicas)
-    return spec.replicas if spec.WhichOneof("scaling") else 1
+        return min(max(serving, bounds.min_replicas, 1), bounds.max_replicas)
+    return spec.replicas
 
 
 def needed_replicas(rollout: Rollout, spec: pb.DeploymentSpec) -> int:
@@ -127,7 +126,7 @@ def _stable_bounds(rollout: Rollout, spec: pb.DeploymentSpec) -> pb.Autoscaling:
     """
     bounds = pb.Autoscaling()
     bounds.CopyFrom(spec.autoscaling)
-    least = max(1, bounds.min_replicas) if bounds.HasField("min_replicas") else 1
+    least = max(1, bounds.min_replicas)
     if rollout.state == pb.ROLLOUT_STATE_ROLLING_BACK:
         least = max(least, rollout.stable_replicas)
     elif rollout.stable_replicas < rollout.size:

@@ -13,10 +13,6 @@ from neuroweaver.deployer.domain.rollouts.evidence import Evidence
 from neuroweaver.v1 import deployer_pb2 as pb
 
 WHOLE: Final = 100
-DEFAULT_BAKE_TIME: Final = timedelta(minutes=5)
-DEFAULT_INTERVAL: Final = timedelta(seconds=30)
-DEFAULT_PROGRESS_DEADLINE: Final = timedelta(minutes=10)
-DEFAULT_MAX_SURGE: Final = 1
 # What a replica may take to end beyond its drain timeout. One of a node that is lost drains for ever.
 DRAIN_GRACE: Final = timedelta(minutes=1)
 
@@ -44,27 +40,6 @@ class RevisionSeen:
     breaches: Mapping[pb.ThresholdKind.ValueType, str] = field(default_factory=dict)
     measured: Measured | None = None
     reported: Counts = field(default_factory=Counts)
-
-    @classmethod
-    def of(
-        cls,
-        revision: int,
-        replicas: Iterable[Replica],
-        *,
-        breaches: Mapping[pb.ThresholdKind.ValueType, str] | None = None,
-        measured: Measured | None = None,
-        reported: Counts | None = None,
-    ) -> RevisionSeen:
-        """Of all the replicas that a backend observed and that `counted` leaves."""
-        own = [each for each in replicas if each.revision == revision and each.phase != pb.REPLICA_PHASE_GONE]
-        reasons = [each.message for each in own if each.phase != pb.REPLICA_PHASE_READY and each.message]
-        return cls(
-            phases=tuple(each.phase for each in own),
-            reason=reasons[0] if reasons else "",
-            breaches=breaches or {},
-            measured=measured,
-            reported=reported or Counts(),
-        )
 
     @property
     def current(self) -> int:
@@ -156,26 +131,10 @@ def counted(
     """
     overdue = now - spec.drain_timeout.ToTimedelta() - DRAIN_GRACE
     return [
-        each
-        for each in replicas
-        if each.phase != pb.REPLICA_PHASE_GONE and draining.get(each.replica_id, now) > overdue
+        replica
+        for replica in replicas
+        if replica.phase != pb.REPLICA_PHASE_GONE and draining.get(replica.replica_id, now) > overdue
     ]
-
-
-def interval(spec: pb.DeploymentSpec) -> timedelta:
-    policy = spec.rollout.canary.analysis
-    return policy.interval.ToTimedelta() if policy.HasField("interval") else DEFAULT_INTERVAL
-
-
-def progress_deadline(spec: pb.DeploymentSpec) -> timedelta:
-    policy = spec.rollout
-    if policy.HasField("progress_deadline"):
-        return policy.progress_deadline.ToTimedelta()
-    return DEFAULT_PROGRESS_DEADLINE
-
-
-def max_surge(spec: pb.DeploymentSpec) -> int:
-    return spec.rollout.max_surge if spec.rollout.HasField("max_surge") else DEFAULT_MAX_SURGE
 
 
 def step_weight(spec: pb.DeploymentSpec, number: int) -> int:
@@ -185,5 +144,4 @@ def step_weight(spec: pb.DeploymentSpec, number: int) -> int:
 
 def bake_end(rollout: Rollout, spec: pb.DeploymentSpec, begins: datetime) -> datetime:
     """Of the step that the rollout is at."""
-    found = spec.rollout.canary.steps[rollout.step - 1]
-    return begins + (found.bake_time.ToTimedelta() if found.HasField("bake_time") else DEFAULT_BAKE_TIME)
+    return begins + spec.rollout.canary.steps[rollout.step - 1].bake_time.ToTimedelta()

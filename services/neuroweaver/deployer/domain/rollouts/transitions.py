@@ -16,17 +16,17 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from neuroweaver.deployer.domain.backend import Measured
+from neuroweaver.deployer.domain.defaults import filled
 from neuroweaver.deployer.domain.metrics import counts
 from neuroweaver.deployer.domain.metrics.counts import Counts
-from neuroweaver.deployer.domain.rollouts import analysis, replacing
+from neuroweaver.deployer.domain.rollouts import replacing
+from neuroweaver.deployer.domain.rollouts.analysis import analysed
 from neuroweaver.deployer.domain.rollouts.evidence import Evidence
 from neuroweaver.deployer.domain.rollouts.rollout import (
     Counted,
     Rollout,
     Seen,
     bake_end,
-    interval,
-    progress_deadline,
     step_weight,
 )
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -89,7 +89,7 @@ def aimed(
         return rollout
     if rollout is not None and not rollout.is_over:
         if target == rollout.stable:
-            return rolled_back(rollout, "It was asked for.")
+            return rolled_back(rollout, "Requested.")
         stable = rollout.candidate if rollout.has_taken_over else rollout.stable
     if target == stable:
         return rollout
@@ -134,26 +134,6 @@ def step(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetime) -
     return replace(rollout, candidate_weight=replacing.weight(rollout, spec, seen))
 
 
-def status(rollout: Rollout, spec: pb.DeploymentSpec) -> pb.RolloutStatus:
-    found = pb.RolloutStatus(
-        state=rollout.state,
-        stable_revision=rollout.stable,
-        candidate_revision=rollout.candidate,
-        replacement=rollout.replacement,
-        step=rollout.step,
-        total_steps=len(spec.rollout.canary.steps) if rollout.is_canary else 0,
-        candidate_weight_percent=rollout.candidate_weight,
-        analysis=rollout.analysis,
-        message=rollout.message,
-    )
-    found.start_time.FromDatetime(rollout.start_time)
-    if rollout.step_start is not None and not rollout.is_over:
-        found.bake_end_time.FromDatetime(bake_end(rollout, spec, rollout.step_start))
-    if rollout.end_time is not None:
-        found.end_time.FromDatetime(rollout.end_time)
-    return found
-
-
 def _fitted(rollout: Rollout, spec: pb.DeploymentSpec) -> Rollout:
     """To a spec that may have got other replicas or steps on the way."""
     rollout = replace(rollout, size=replacing.whole_size(spec, rollout.size))
@@ -170,7 +150,7 @@ def _fitted(rollout: Rollout, spec: pb.DeploymentSpec) -> Rollout:
 def _started(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetime) -> Rollout:
     if not rollout.size:
         return _ended(
-            rollout, pb.ROLLOUT_STATE_PROMOTED, now, "No replicas are wanted, so that nothing need start."
+            rollout, pb.ROLLOUT_STATE_PROMOTED, now, "No replicas are wanted, so none has to start."
         )
     needed = replacing.needed_replicas(rollout, spec)
     if rollout.is_canary:
@@ -263,9 +243,9 @@ def _failure(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetim
     reason = f": {seen.candidate.reason}" if seen.candidate.reason else "."
     if seen.candidate.is_in_crash_loop:
         return f"Revision {rollout.candidate} fails again and again{reason}"
-    deadline = progress_deadline(spec)
+    deadline = spec.rollout.progress_deadline.ToTimedelta()
     if now - rollout.progress_time >= deadline:
-        return f"Revision {rollout.candidate} made no progress for {_told(deadline)}{reason}"
+        return f"Revision {rollout.candidate} made no progress for {_in_words(deadline)}{reason}"
     return ""
 
 
@@ -273,9 +253,9 @@ def _unfit(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetime)
     """By the last look, or by a threshold where the analysis does not speak. Of a share of the traffic no
     throughput can be asked.
     """
-    found = rollout.analysis
-    if found is not None and found.verdict == pb.ROLLOUT_VERDICT_FAIL:
-        return _said(found, pb.ROLLOUT_VERDICT_FAIL)
+    analysis = rollout.analysis
+    if analysis is not None and analysis.verdict == pb.ROLLOUT_VERDICT_FAIL:
+        return _messages(analysis, pb.ROLLOUT_VERDICT_FAIL)
     has_baseline = not _is_broken(rollout, seen, now)
     if spec.rollout.canary.HasField("analysis") and has_baseline:
         return ""
@@ -295,10 +275,12 @@ def _wait(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetime, 
     if not spec.rollout.canary.HasField("analysis"):
         return ""
     if not seen.stable.ready and not _is_broken(rollout, seen, now):
-        return f"Revision {rollout.stable} has no ready replica at the moment and so is no baseline."
-    found = rollout.analysis
-    if found is None or found.verdict != pb.ROLLOUT_VERDICT_PASS:
-        return _said(found, pb.ROLLOUT_VERDICT_HOLD) if found is not None else "Nothing was measured yet."
+        return f"Revision {rollout.stable} has no ready replica at the moment, so there is no baseline."
+    analysis = rollout.analysis
+    if analysis is None:
+        return "Nothing has been measured yet."
+    if analysis.verdict != pb.ROLLOUT_VERDICT_PASS:
+        return _messages(analysis, pb.ROLLOUT_VERDICT_HOLD)
     return ""
 
 
@@ -315,17 +297,18 @@ def _is_broken(rollout: Rollout, seen: Seen, now: datetime) -> bool:
 
 
 def _with_evidence(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetime) -> Rollout:
-    found = Counted(time=now, stable=seen.stable.measured, candidate=seen.candidate.measured)
+    counted = Counted(time=now, stable=seen.stable.measured, candidate=seen.candidate.measured)
     before = rollout.counted
-    rollout = replace(rollout, counted=found, cursor=max(rollout.cursor, seen.cursor))
+    rollout = replace(rollout, counted=counted, cursor=max(rollout.cursor, seen.cursor))
     if rollout.step_start is None:
         return rollout
     stable, candidate = seen.stable.reported, seen.candidate.reported
     if before is not None:
         elapsed = now - before.time
-        stable += _between(before.stable, found.stable, elapsed, seen.stable.current, spec)
-        candidate += _between(before.candidate, found.candidate, elapsed, seen.candidate.current, spec)
-    length = interval(spec) / _SLICES_PER_LOOK
+        stable += _between(before.stable, counted.stable, elapsed, seen.stable.current, spec)
+        candidate += _between(before.candidate, counted.candidate, elapsed, seen.candidate.current, spec)
+    # Also without an analysis, which a change of the spec may add.
+    length = filled(spec.rollout.canary.analysis).interval.ToTimedelta() / _SLICES_PER_LOOK
     return replace(rollout, evidence=rollout.evidence.with_counts(stable, candidate, now, length))
 
 
@@ -339,8 +322,7 @@ def _between(
     if before is None or after is None:
         return Counts()
     price = spec.engine.replica_hour_usd if spec.engine.HasField("replica_hour_usd") else None
-    found = counts.between(before, after, elapsed, replicas=replicas, replica_hour_usd=price)
-    return found or Counts()
+    return counts.between(before, after, elapsed, replicas=replicas, replica_hour_usd=price)
 
 
 def _with_progress(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetime) -> Rollout:
@@ -365,9 +347,9 @@ def _with_look(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datet
         return rollout
     last, end = rollout.look_time or rollout.step_start, bake_end(rollout, spec, rollout.step_start)
     is_last = now >= end and (rollout.look_time is None or rollout.look_time < end)
-    if now - last < interval(spec) and not is_last:
+    if now - last < policy.interval.ToTimedelta() and not is_last:
         return rollout
-    found = analysis.analysed(
+    look = analysed(
         rollout.evidence,
         policy,
         step=rollout.step,
@@ -375,7 +357,7 @@ def _with_look(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datet
         has_baseline=not is_broken,
         now=now,
     )
-    return replace(rollout, analysis=found, look_time=now)
+    return replace(rollout, analysis=look, look_time=now)
 
 
 # Words.
@@ -389,11 +371,11 @@ def _starting(rollout: Rollout, seen: Seen, needed: int) -> str:
 def _baking(rollout: Rollout, spec: pb.DeploymentSpec) -> str:
     steps = spec.rollout.canary.steps
     weight = step_weight(spec, rollout.step)
-    said = f"Step {rollout.step} of {len(steps)} bakes with {weight} % of the traffic."
-    found = rollout.analysis
-    if found is None or found.verdict == pb.ROLLOUT_VERDICT_PASS:
-        return said
-    return f"{said} {_said(found, found.verdict)}"
+    text = f"Step {rollout.step} of {len(steps)} bakes with {weight} % of the traffic."
+    analysis = rollout.analysis
+    if analysis is None or analysis.verdict == pb.ROLLOUT_VERDICT_PASS:
+        return text
+    return f"{text} {_messages(analysis, analysis.verdict)}"
 
 
 def _promoting(rollout: Rollout, seen: Seen) -> str:
@@ -405,11 +387,11 @@ def _promoting(rollout: Rollout, seen: Seen) -> str:
     return f"Revision {rollout.candidate} takes over; revision {rollout.stable} ends."
 
 
-def _said(found: pb.RolloutAnalysis, verdict: pb.RolloutVerdict.ValueType) -> str:
-    return " ".join(check.message for check in found.checks if check.verdict == verdict)
+def _messages(analysis: pb.RolloutAnalysis, verdict: pb.RolloutVerdict.ValueType) -> str:
+    return " ".join(check.message for check in analysis.checks if check.verdict == verdict)
 
 
-def _told(duration: timedelta) -> str:
+def _in_words(duration: timedelta) -> str:
     seconds = round(duration.total_seconds())
     if seconds % 60 or not seconds:
         return f"{seconds} seconds"

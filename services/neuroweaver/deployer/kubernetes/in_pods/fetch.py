@@ -14,29 +14,25 @@ corrupt. The last line it writes is the reason, which Kubernetes shows as the te
 from __future__ import annotations
 
 import argparse
-import asyncio
-import hashlib
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import grpc
 
+from neuroweaver.artifacts import serving_config
+from neuroweaver.artifacts.content import TransferError, place
+from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig
+from neuroweaver.artifacts.transfer import Patience, Transfer
 from neuroweaver.base_models.folders import digests
 from neuroweaver.deployer.kubernetes.in_pods import hub
-from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
 
 _BAD_CONFIG: Final = 2
 _BAD_ARTIFACTS: Final = 3
-_ATTEMPTS: Final = 5
-_BLOCK: Final = 1024 * 1024
-
-
-class BadConfig(Exception):
-    """The configuration is not as agreed."""
 
 
 class BadArtifact(Exception):
@@ -44,21 +40,10 @@ class BadArtifact(Exception):
 
 
 @dataclass(frozen=True)
-class Wish:
-    """One file. digest: SHA-256 in hexadecimal."""
-
-    path: PurePosixPath
-    digest: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
 class Order:
+    served: ServingConfig
     registry: str
     model_id: str
-    version: str
-    folder: Path
-    files: tuple[Wish, ...]
     base_folder: Path | None = None
     base_digest: str = ""
     hub: hub.Source | None = None
@@ -66,97 +51,39 @@ class Order:
     @classmethod
     def read(cls, config: Path, source: Path) -> Order:
         """Raises BadConfig."""
+        served = serving_config.read(config)
         try:
-            told, origin = json.loads(config.read_text()), json.loads(source.read_text())
+            origin = json.loads(source.read_text())
+            digest, on_hub = str(origin.get("base_digest", "")), origin.get("hub")
             return cls(
+                served,
                 registry=str(origin["registry"]),
                 model_id=str(origin["model_id"]),
-                version=str(told["version"]),
-                folder=Path(told["files_folder"]),
-                files=tuple(_wish(each) for each in told["files"]),
                 base_folder=Path(origin["base_folder"]) if origin.get("base_folder") else None,
-                base_digest=str(origin.get("base_digest", "")),
-                hub=_hub(origin),
+                base_digest=digest,
+                hub=hub.Source(str(on_hub["repository"]), str(on_hub["revision"]), digest)
+                if on_hub
+                else None,
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadConfig(f"{config}, {source}: {type(error).__name__}: {error}") from error
+            raise BadConfig(f"{source}: {type(error).__name__}: {error}") from error
 
 
-def _hub(origin: Any) -> hub.Source | None:
-    if "hub" not in origin:
-        return None
-    told = origin["hub"]
-    return hub.Source(str(told["repository"]), str(told["revision"]), str(origin["base_digest"]))
-
-
-def _wish(told: Any) -> Wish:
-    path = PurePosixPath(told["path"])
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError(f"{path} leads out of the folder")
-    return Wish(path, str(told["digest"]), int(told["size_bytes"]))
-
-
-async def fetch(order: Order) -> None:
+def fetch(order: Order) -> None:
     """Raises BadArtifact. What is there already and right is not fetched again."""
-    async with channel(order.registry) as registry:
+    version = registry_pb2.ModelVersion(model_id=order.model_id, version=order.served.version)
+    folder = Path(order.served.files_folder)
+    with sync_channel(order.registry) as registry:
         stub = registry_pb2_grpc.RegistryServiceStub(registry)
-        for wish in order.files:
-            target = order.folder / wish.path
-            if _is_right(target, wish):
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            await _fetch_file(stub, order, wish, target)
-            _say(f"{wish.path}: {wish.size_bytes} bytes, verified")
-
-
-async def _fetch_file(stub: Any, order: Order, wish: Wish, target: Path) -> None:
-    """A download that breaks off goes on where it was; a pod has a back-off of its own for a Registry that
-    is away.
-    """
-    part = target.with_name(f"{target.name}.part")
-    part.unlink(missing_ok=True)
-    digest = hashlib.sha256()
-    done = 0
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            request = registry_pb2.DownloadArtifactRequest(
-                model_id=order.model_id, version=order.version, path=str(wish.path), offset_bytes=done
-            )
-            with part.open("ab") as file:
-                async for answer in stub.DownloadArtifact(request):
-                    if answer.WhichOneof("part") == "chunk":
-                        file.write(answer.chunk)
-                        digest.update(answer.chunk)
-                        done += len(answer.chunk)
-            break
-        except grpc.aio.AioRpcError as error:
-            is_last = attempt == _ATTEMPTS or error.code() not in _PASSING
-            if is_last:
-                words = f"{wish.path}: {error.code().name}: {error.details()}"
-                raise BadArtifact(words) from error
-            await asyncio.sleep(0.5 * 2**attempt)
-    if (done, digest.hexdigest()) != (wish.size_bytes, wish.digest):
-        part.unlink(missing_ok=True)
-        raise BadArtifact(
-            f"{wish.path}: is {done} bytes of SHA-256 {digest.hexdigest()}, "
-            f"not {wish.size_bytes} bytes of {wish.digest}"
-        )
-    part.rename(target)
-
-
-_PASSING: Final = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED}
-)
-
-
-def _is_right(target: Path, wish: Wish) -> bool:
-    if not target.is_file() or target.stat().st_size != wish.size_bytes:
-        return False
-    digest = hashlib.sha256()
-    with target.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest() == wish.digest
+        transfer = Transfer(stub, patience=Patience(has_answered=True))
+        for file in order.served.files:
+            try:
+                transfer.fetch(version, file, place(folder, file.path))
+            except TransferError as error:
+                raise BadArtifact(str(error)) from error
+            except grpc.RpcError as error:
+                raise BadArtifact(f"{file.path}: {error.code().name}: {error.details()}") from error
+            _say(f"{file.path}: {file.size_bytes} bytes, verified")
 
 
 def supply_base(order: Order) -> None:
@@ -195,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         order = Order.read(given.config, given.source)
         supply_base(order)
-        asyncio.run(fetch(order))
+        fetch(order)
     except BadConfig as error:
         print(error, file=sys.stderr)  # noqa: T201  # the termination message
         return _BAD_CONFIG

@@ -21,7 +21,8 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.hf_api import RepoFile
 
-from neuroweaver.base_models.folders import HUB_FILES, HUB_IGNORED, OTHER_FORMATS, base_digest, digest_of
+from neuroweaver.artifacts.content import digest_of
+from neuroweaver.base_models.folders import HUB_FILES, HUB_IGNORED, OTHER_FORMATS, base_digest
 
 TOKEN_SETTING: Final = "NEUROWEAVER_HUB_TOKEN_SECRET"
 _TIMEOUT_S: Final = 30.0
@@ -195,7 +196,7 @@ def _verify(source: Source, choice: _Choice, folder: Path) -> None:
         is_whole = path.stat().st_size == file.size
         if not is_whole or (file.lfs and file.lfs.sha256 != digests[file.path]):
             path.unlink()
-            raise NotFetched(f"the base model {source.repository}: {file.path} came damaged")
+            raise NotFetched(f"the base model {source.repository}: {file.path} arrived damaged")
     weights = {name: digest for name, digest in digests.items() if name.endswith(".safetensors")}
     found = base_digest(digests["config.json"], weights)
     if source.digest and found != source.digest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from neuroweaver.cluster import quantities
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import Object
 from neuroweaver.deployer.domain.backend import Wanted, WantedRevision
+from neuroweaver.deployer.domain.serving import serving_config
 from neuroweaver.deployer.kubernetes.manifests.base_model import BaseModel, base_model, hub_environment
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.naming import identity
@@ -58,12 +60,6 @@ _WEIGHTS: Final = {
     pb.WEIGHT_TYPE_BF16: "bfloat16",
     pb.WEIGHT_TYPE_FP16: "half",
     pb.WEIGHT_TYPE_FP32: "float32",
-}
-_WEIGHT_TYPES: Final = {
-    pb.WEIGHT_TYPE_UNSPECIFIED: "",
-    pb.WEIGHT_TYPE_BF16: "bf16",
-    pb.WEIGHT_TYPE_FP16: "fp16",
-    pb.WEIGHT_TYPE_FP32: "fp32",
 }
 _EFFECTS: Final = {
     pb.TAINT_EFFECT_NO_SCHEDULE: "NoSchedule",
@@ -368,33 +364,19 @@ def _volumes(base: BaseModel | None, *, is_vllm: bool) -> list[Object]:
 
 def _config(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) -> str:
     """The model server's configuration; the init container takes the files from it."""
-    spec, bundle = wanted.spec, revision.bundle
-    engine = spec.engine
-    config: dict[str, Any] = {
-        "model": wanted.key.model_id,
-        "version": bundle.version,
-        "revision": revision.number,
-        "host": "0.0.0.0",  # noqa: S104  # the pod's own address; the NetworkPolicy says who reaches it
-        "port": PORT,
-        "files_folder": _FILES,
-        "files": [
-            {"path": file.path, "digest": file.digest, "size_bytes": file.size_bytes} for file in bundle.files
-        ],
-        "base_folder": base.folder if base is not None else "",
-        "base_digest": bundle.base_model_digest,
-        "weight_type": _WEIGHT_TYPES[engine.weight_type],
-        "adapter_mode": "switched" if engine.adapter_mode == pb.ADAPTER_MODE_SWITCHED else "merged",
-        "max_queue_size": engine.max_queue_size if engine.HasField("max_queue_size") else 256,
-        "drain_s": spec.drain_timeout.ToTimedelta().total_seconds(),
-    }
-    for name in ("max_context_tokens", "max_batch_size"):
-        if engine.HasField(name):
-            config[name] = getattr(engine, name)
-    text = json.dumps(config, separators=(",", ":"))
+    config = replace(
+        serving_config(wanted, revision),
+        host="0.0.0.0",  # noqa: S104  # the pod's own address; the NetworkPolicy says who reaches it
+        port=PORT,
+        files_folder=_FILES,
+        base_folder=base.folder if base is not None else "",
+        drain_s=wanted.spec.drain_timeout.ToTimedelta().total_seconds(),
+    )
+    text = json.dumps(config.plain(), separators=(",", ":"))
     if len(text) > _LARGEST_CONFIG:
         raise BackendError(
             Trouble.REFUSED,
-            f"the version has {len(bundle.files)} files, more than a pod's annotations can list",
+            f"the version has {len(config.files)} files, more than a pod's annotations can list",
         )
     return text
 

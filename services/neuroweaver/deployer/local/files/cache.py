@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import re
 import shutil
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
+from neuroweaver.artifacts.content import Arrival, Damaged, digest_of
+from neuroweaver.artifacts.file import File, is_inside
 from neuroweaver.cluster.errors import BackendError, Trouble
-from neuroweaver.deployer.domain.backend import Bundle, FetchFile, File
+from neuroweaver.deployer.domain.backend import Bundle, FetchFile
 from neuroweaver.mesh.wire.ids import new_id
 
 _LOG: Final = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ class Cache:
         try:
             await self._write(file, part)
             await asyncio.to_thread(_settle, part, blob)
+        except Damaged as error:
+            raise BackendError(Trouble.ARTIFACTS, str(error)) from error
         except (BackendError, OSError):
             raise
         except Exception as error:
@@ -97,24 +100,13 @@ class Cache:
             part.unlink(missing_ok=True)
 
     async def _write(self, file: File, part: Path) -> None:
-        digest, size = hashlib.sha256(), 0
+        arrival = Arrival(file)
         with part.open("xb") as target:
             os.fchmod(target.fileno(), 0o400)
             async for chunk in await self._fetch(file):
-                size += len(chunk)
-                if size > file.size_bytes:
-                    break
-                digest.update(chunk)
+                arrival.take(chunk)
                 await asyncio.to_thread(target.write, chunk)
-        if size != file.size_bytes:
-            raise BackendError(
-                Trouble.ARTIFACTS, f"{file.path} is not of {file.size_bytes} bytes, as its version says"
-            )
-        if digest.hexdigest() != file.digest:
-            raise BackendError(
-                Trouble.ARTIFACTS,
-                f"{file.path} has the SHA-256 {digest.hexdigest()} instead of {file.digest}",
-            )
+        arrival.check()
 
     def _link(self, file: File, folder: Path) -> None:
         blob, place = self._root / file.digest, folder / file.path
@@ -126,8 +118,7 @@ class Cache:
 
     def _is_whole(self, file: File) -> bool:
         try:
-            with (self._root / file.digest).open("rb") as blob:
-                return hashlib.file_digest(blob, "sha256").hexdigest() == file.digest
+            return digest_of(self._root / file.digest) == file.digest
         except FileNotFoundError:
             return False
 
@@ -143,8 +134,7 @@ class Cache:
 
 def refuse_unsafe(file: File) -> None:
     """Raises BackendError for a path that leads out of its folder, or a digest that is none."""
-    path = PurePosixPath(file.path)
-    if not file.path or path.is_absolute() or ".." in path.parts or "\0" in file.path:
+    if not is_inside(file.path):
         raise BackendError(Trouble.ARTIFACTS, f"the path {file.path!r} leads out of the version's folder")
     if not _DIGEST.fullmatch(file.digest):
         raise BackendError(Trouble.ARTIFACTS, f"{file.path} has no SHA-256 in hexadecimal")

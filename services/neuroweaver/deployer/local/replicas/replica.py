@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 import httpx2
 
+from neuroweaver.artifacts.serving_config import listed
 from neuroweaver.cluster import quantities
 from neuroweaver.deployer.domain import backend
 from neuroweaver.deployer.domain.failures import explained
@@ -25,7 +26,7 @@ from neuroweaver.deployer.local.files.supplies import Places, Supplies
 from neuroweaver.deployer.local.machine import gpus
 from neuroweaver.deployer.local.machine.machine import Need, Room
 from neuroweaver.deployer.local.replicas import log_files, probe, processes, record
-from neuroweaver.deployer.local.replicas.launch import HOST, Launch, files
+from neuroweaver.deployer.local.replicas.launch import HOST, Launch
 from neuroweaver.deployer.local.replicas.overuse import overuse
 from neuroweaver.deployer.local.replicas.processes import Process
 from neuroweaver.deployer.local.replicas.record import Record
@@ -239,7 +240,7 @@ class Replica:
         body = {
             "version": launch.bundle.version,
             "files_folder": str(places.files_folder),
-            "files": files(launch.bundle),
+            "files": listed(launch.bundle.files),
             "make_current": True,
         }
         try:
@@ -348,7 +349,7 @@ class Replica:
 
     def _configure(self, launch: Launch, places: Places) -> None:
         config = launch.config(port=self._record.port, places=places, drain_s=self.policy.drain_timeout_s)
-        record.write_json(self._config, config)
+        record.write_json(self._config, config.plain())
 
     def _environ(self, launch: Launch, devices: Sequence[str]) -> dict[str, str]:
         # Also without a GPU of its own: it would take one that is another's.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -67,18 +68,26 @@ def _context(tokenizer: Any, messages: Messages, index: int, whole: str) -> str:
     return _render(tokenizer, messages[:index], opens_turn=True)
 
 
+def padded(rows: Sequence[Sequence[int]], filler: int, *, side: str = "right") -> torch.Tensor:
+    """The rows as one tensor, (len(rows), longest row)."""
+    return pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=filler, padding_side=side
+    )
+
+
+def attention_mask(rows: Sequence[Sequence[int]], *, side: str = "right") -> torch.Tensor:
+    """1 on the tokens of the rows, 0 on what `padded` adds."""
+    return padded([[1] * len(row) for row in rows], 0, side=side)
+
+
 def collate(chats: Sequence[EncodedChat], pad_token_id: int) -> dict[str, torch.Tensor]:
     """input_ids, attention_mask and labels of the chats, padded on the right: (len(chats), longest chat)."""
-    shape = (len(chats), max(len(chat.input_ids) for chat in chats))
-    input_ids = torch.full(shape, pad_token_id)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORED)
-    for row, chat in enumerate(chats):
-        length = len(chat.input_ids)
-        input_ids[row, :length] = torch.tensor(chat.input_ids)
-        attention_mask[row, :length] = 1
-        labels[row, :length] = torch.tensor(chat.labels)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    rows = [chat.input_ids for chat in chats]
+    return {
+        "input_ids": padded(rows, pad_token_id),
+        "attention_mask": attention_mask(rows),
+        "labels": padded([chat.labels for chat in chats], IGNORED),
+    }
 
 
 def target_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

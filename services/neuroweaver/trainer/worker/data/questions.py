@@ -38,7 +38,7 @@ def messages_of(example: Example) -> list[dict[str, str]]:
     """The example as a chat; a plain text is all the assistant's."""
     if example.text:
         return [{"role": "assistant", "content": example.text}]
-    return [{"role": each.role, "content": each.content} for each in example.messages]
+    return [{"role": message.role, "content": message.content} for message in example.messages]
 
 
 def ask(system_prompt: str, question: str) -> Messages:
@@ -48,14 +48,12 @@ def ask(system_prompt: str, question: str) -> Messages:
 def without_system(messages: Messages) -> Messages:
     """The conversation as a reward model reads it.
 
-    The same instruction stands before every prompt: it sets no answer apart and costs many tokens.
+    The instruction is the same before every prompt: it tells no answers apart and costs many tokens.
     """
     return [message for message in messages if message["role"] != "system"]
 
 
 def choose(examples: Sequence[Example], specialization: str, count: int) -> list[Question]:
     """Up to `count` questions, those of the specialisation first."""
-    found = list(questions_of(examples))
-    own = [each for each in found if each.specialization == specialization]
-    others = [each for each in found if each.specialization != specialization]
-    return (own + others)[:count]
+    questions = sorted(questions_of(examples), key=lambda question: question.specialization != specialization)
+    return questions[:count]

@@ -74,17 +74,15 @@ def words(text: str) -> list[str]:
 
 def sentences(text: str) -> list[str]:
     """The sentences, at most forty; what runs on without an end is cut into pieces of forty words."""
-    found: list[str] = []
-    for sentence in SENTENCE_END.split(text.strip()):
-        pieces = sentence.split()
-        found += [" ".join(pieces[at : at + CHUNK_WORDS]) for at in range(0, len(pieces), CHUNK_WORDS)]
-    return found[:MAX_SENTENCES]
+    parts = [sentence.split() for sentence in SENTENCE_END.split(text.strip())]
+    chunks = (part[at : at + CHUNK_WORDS] for part in parts for at in range(0, len(part), CHUNK_WORDS))
+    return [" ".join(chunk) for chunk in chunks][:MAX_SENTENCES]
 
 
 def asked_range(rubric_text: str, reference: str | None) -> tuple[int, int]:
     """The words asked for: as the rubric says (`40 to 80 words`), else by the reference, else 15 to 200."""
-    if told := ASKED_WORDS.search(rubric_text):
-        low, high = int(told[1]), int(told[2])
+    if asked := ASKED_WORDS.search(rubric_text):
+        low, high = int(asked[1]), int(asked[2])
         return min(low, high), max(low, high)
     if reference and (count := len(words(reference))):
         return max(1, count // 2), count * 2
@@ -141,10 +139,10 @@ def _order(said: list[str]) -> float:
 
 def _variety(said: list[str], answer: str) -> float:
     """Falls with the share of sentences and of three-word runs that were there before."""
-    told = [" ".join(words(sentence)) for sentence in sentences(answer)]
-    runs = list(zip(said, said[1:], said[2:], strict=False))
+    texts = [" ".join(words(sentence)) for sentence in sentences(answer)]
+    runs = _runs(said)
     distinct = len(set(runs)) / len(runs) if runs else 1.0
-    anew = len(set(told)) / len(told) if told else 1.0
+    anew = len(set(texts)) / len(texts) if texts else 1.0
     # One short word repeated: `stop stop stop`.
     commonest = Counter(said).most_common(1)[0][1] / len(said) if len(said) >= 8 else 0.0
     return min(_ramp(distinct, 0.3, 0.85), _ramp(anew, 0.2, 0.9), _ramp(commonest, 0.5, 0.2))
@@ -152,11 +150,15 @@ def _variety(said: list[str], answer: str) -> float:
 
 def _own_words(said: list[str], asked: list[str]) -> float:
     """Falls with the share of three-word runs that stand in the question already."""
-    runs = list(zip(said, said[1:], said[2:], strict=False))
-    there = set(zip(asked, asked[1:], asked[2:], strict=False))
+    runs, there = _runs(said), set(_runs(asked))
     if not runs:
         return 1.0
     return _ramp(sum(run in there for run in runs) / len(runs), 0.8, 0.3)
+
+
+def _runs(said: list[str]) -> list[tuple[str, str, str]]:
+    """All runs of three words."""
+    return list(zip(said, said[1:], said[2:], strict=False))
 
 
 def _ramp(value: float, bad: float, good: float) -> float:

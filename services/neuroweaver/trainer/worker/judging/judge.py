@@ -12,13 +12,6 @@ from neuroweaver.trainer.worker.process.monitor import Monitor
 
 Rubric = Sequence[Criterion]
 
-# For a judge that is given no rubric.
-PLAIN_RUBRIC: Rubric = (
-    Criterion(
-        "quality", "The answer is correct, addresses the question and is of use to the person asking.", 1.0
-    ),
-)
-
 
 class JudgeUnavailable(Exception):
     """No judge can work: wrong key, no such model, no endpoint, or too many judgements are missing."""
@@ -77,19 +70,14 @@ class Usage:
 
 
 class Judge(Protocol):
-    """Scores and compares answers. A judgement that could not be had is None, never a number made up."""
+    """Scores and compares answers. A missing judgement is None, never an invented number."""
 
-    @property
-    def name(self) -> str:
-        """`embedded`, or the model's name."""
-
-    @property
-    def usage(self) -> Usage: ...
+    name: str
+    """`embedded`, or the model's name."""
+    usage: Usage
 
     def score(self, items: Sequence[JudgeItem], rubric: Rubric, monitor: Monitor) -> list[Judgement | None]:
         """A judgement for each item, in order. Raises JudgeUnavailable, and Stopped through the monitor."""
 
-    def compare(
-        self, items: Sequence[Comparison], rubric: Rubric = (), monitor: Monitor | None = None
-    ) -> list[Verdict | None]:
+    def compare(self, items: Sequence[Comparison], rubric: Rubric, monitor: Monitor) -> list[Verdict | None]:
         """A verdict for each item, in order. Raises as `score`."""

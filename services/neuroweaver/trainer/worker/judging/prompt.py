@@ -111,17 +111,19 @@ def _messages(task: str, texts: Mapping[str, str | None], rubric: Rubric) -> lis
     code = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
     words = {name: word for word, name in keys(rubric).items()}
     lines = [f'- "{words[part.name]}" (weight {part.weight:g}): {part.description}' for part in rubric]
-    told = task.format(rubric="\n".join(lines), guard=GUARD.format(code=code), keys=", ".join(words.values()))
+    instructions = task.format(
+        rubric="\n".join(lines), guard=GUARD.format(code=code), keys=", ".join(words.values())
+    )
     fenced = [
         f"<{name} {code}>\n{quoted(text)}\n</{name} {code}>"
         for name, text in texts.items()
         if text is not None
     ]
-    return [{"role": "system", "content": told}, {"role": "user", "content": "\n\n".join(fenced)}]
+    return [{"role": "system", "content": instructions}, {"role": "user", "content": "\n\n".join(fenced)}]
 
 
 def quoted(text: str) -> str:
-    """The text, cut if huge, with what looks like a fence or a chat template's mark made harmless."""
+    """The text, cut if huge, what looks like a fence or a chat template's mark made harmless."""
     text = text.encode("utf-8", "replace").decode()
     if len(text) > MAX_TEXT:
         text = f"{text[:MAX_TEXT]} [cut after {MAX_TEXT} characters]"
@@ -155,7 +157,7 @@ def _object(text: str) -> dict[str, Any]:
 
 def _score(value: Any, word: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Unreadable(f'"{word}" is no number')
+        raise Unreadable(f'"{word}" is not a number')
     if not 0 <= value <= 10:
-        raise Unreadable(f'"{word}" is not from 0 to 10')
+        raise Unreadable(f'"{word}" is not between 0 and 10')
     return float(value)

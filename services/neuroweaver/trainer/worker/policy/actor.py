@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from neuroweaver.trainer.worker.data.chat import attention_mask, padded
+from neuroweaver.trainer.worker.models.generation import end_tokens, generation_config
+from neuroweaver.trainer.worker.models.lora import POLICY, REFERENCE
 from neuroweaver.trainer.worker.models.nf4_cpu import packed_for_generation
 from neuroweaver.trainer.worker.policy.ppo_losses import response_mask
-from neuroweaver.trainer.worker.policy.rollout import MicroBatch, Prompt, Rollout, left_padded
-
-POLICY = "default"
-REFERENCE = "reference"
+from neuroweaver.trainer.worker.policy.rollout import MicroBatch, Prompt, Rollout
 
 
 class Policy:
@@ -38,9 +38,10 @@ class Policy:
         self.trunk = self.base.base_model
         self.head = self.base.get_output_embeddings()
         self.device: torch.device = self.base.device
-        self.eos_token_ids = _eos_token_ids(self.base, tokenizer)
-        pad_token_id = tokenizer.pad_token_id
-        self.pad_token_id: int = self.eos_token_ids[0] if pad_token_id is None else pad_token_id
+        self.pad_token_id: int = tokenizer.pad_token_id
+        self.eos_token_ids = end_tokens(self.base, tokenizer)
+        if not self.eos_token_ids:
+            raise ValueError("neither tokenizer nor model names a token that ends a response")
         # No dropout anywhere: it would move the ratio off 1 and the KL off 0 before anything was learnt.
         model.eval()
         self.is_quantised = _ready_quantised_layers(self.base)
@@ -71,22 +72,24 @@ class Policy:
 
         Raises ValueError if a prompt is empty or its response may not fit into the model's positions.
         """
-        if not prompts or not all(prompt.input_ids for prompt in prompts):
+        rows = [prompt.input_ids for prompt in prompts]
+        if not rows or not all(rows):
             raise ValueError("a rollout needs prompts, and every prompt at least one token")
-        longest = max(len(prompt.input_ids) for prompt in prompts)
+        longest = max(map(len, rows))
         limit = getattr(self.base.config, "max_position_embeddings", math.inf)
         if longest + max_new_tokens > limit:
             raise ValueError(
                 f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed {limit} positions"
             )
-        input_ids, attention_mask = left_padded(prompts, self.pad_token_id, self.device)
+        config = generation_config(
+            self.pad_token_id, self.eos_token_ids, max_new_tokens=max_new_tokens, temperature=self.temperature
+        )
         # Responses may be sampled through faster 4-bit kernels: they are scored by the trainable ones anyway.
-        with (
-            packed_for_generation(self.base),
-            self._own_generation_config(max_new_tokens) as generation_config,
-        ):
+        with packed_for_generation(self.base), self._generating_by(config):
             sequences = self.base.generate(
-                input_ids=input_ids, attention_mask=attention_mask, generation_config=generation_config
+                input_ids=padded(rows, self.pad_token_id, side="left").to(self.device),
+                attention_mask=attention_mask(rows, side="left").to(self.device),
+                generation_config=config,
             )
         responses = sequences[:, longest:]
         ended = torch.isin(responses, torch.tensor(self.eos_token_ids, device=self.device)).any(dim=1)
@@ -142,31 +145,22 @@ class Policy:
         probe = torch.arange(min(8, self.base.config.vocab_size), device=self.device).unsqueeze(0)
         with torch.no_grad():
             expected = self.base(input_ids=probe, use_cache=False).logits
-            found = self.head(self.trunk(input_ids=probe, use_cache=False).last_hidden_state)
-        if not torch.equal(expected.float(), found.float()):
+            actual = self.head(self.trunk(input_ids=probe, use_cache=False).last_hidden_state)
+        if not torch.equal(expected.float(), actual.float()):
             raise ValueError(f"{type(self.base).__name__} shapes its logits after the output embedding")
 
     @contextmanager
-    def _own_generation_config(self, max_new_tokens: int) -> Iterator[GenerationConfig]:
-        """Settings that sample from the policy as it is; the model's own would fill in what these leave."""
-        config = GenerationConfig(
-            do_sample=True,
-            temperature=self.temperature,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=self.eos_token_ids,
-            pad_token_id=self.pad_token_id,
-        )
+    def _generating_by(self, config: GenerationConfig) -> Iterator[None]:
+        """Puts the model's own settings away, which would fill in what `config` leaves open."""
         shipped, self.base.generation_config = self.base.generation_config, config
         try:
-            yield config
+            yield
         finally:
             self.base.generation_config = shipped
 
 
 def _ready_quantised_layers(base: Any) -> bool:
-    """Have the layers of bitsandbytes pass gradients, always by one kernel; gives whether there are any.
+    """Have the layers of bitsandbytes pass gradients, always by one kernel; returns whether there are any.
 
     In eval mode on a CPU they repack themselves into a layout through which no gradient flows, and an input
     that needs no gradient goes to another kernel. They hold no dropout, so their own flag can say training.
@@ -178,15 +172,6 @@ def _ready_quantised_layers(base: Any) -> bool:
     if layers:
         base.enable_input_require_grads()
     return bool(layers)
-
-
-def _eos_token_ids(base: Any, tokenizer: Any) -> list[int]:
-    """Every id that ends a response: the tokenizer's and those the model ships for generation."""
-    shipped = base.generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(shipped if isinstance(shipped, list) else [shipped])} - {None}
-    if not ids:
-        raise ValueError("neither tokenizer nor model names a token that ends a response")
-    return sorted(ids)
 
 
 def _adapter_parameters(model: Any) -> dict[str, nn.Parameter]:

@@ -34,20 +34,21 @@ class PPOConfig:
     target_kl: KL to the reference (nats a sequence) towards which kl_coeff adapts; None keeps kl_coeff fixed.
     max_kl: KL to the reference (nats a sequence) above which the run ends; None never ends it.
     update_kl_limit: KL of old to new policy (nats a token) above which a step's update ends; None never.
-    normalize_scores: divide scores by the standard deviation of all scores seen so far.
-    score_clip: bound on the size of a score, after normalisation; None for no bound.
-    missing_eos_penalty: taken off the score of a response cut off at max_new_tokens, after normalisation and
-        clipping, so that being cut off is never worth more than ending.
+    missing_eos_penalty: taken off the score of a response cut off at max_new_tokens.
     seed: of sampling, of the order of the prompts and of the minibatches.
     """
 
-    batch_size: int = 16
-    minibatch_size: int = 8
-    micro_batch_size: int = 4
-    epochs: int = 2
-    max_new_tokens: int = 64
+    batch_size: int
+    minibatch_size: int
+    micro_batch_size: int
+    epochs: int
+    max_new_tokens: int
+    learning_rate: float
+    kl_coeff: float
+    target_kl: float | None
+    max_kl: float | None
+    seed: int
     temperature: float = 1.0
-    learning_rate: float = 1e-4
     value_learning_rate: float = 1e-3
     gamma: float = 1.0
     lam: float = 0.95
@@ -55,21 +56,15 @@ class PPOConfig:
     value_clip_range: float = 0.2
     value_coeff: float = 0.1
     max_grad_norm: float = 1.0
-    kl_coeff: float = 0.05
-    target_kl: float | None = 6.0
-    max_kl: float | None = 20.0
     update_kl_limit: float | None = 0.1
-    normalize_scores: bool = False
-    score_clip: float | None = None
     missing_eos_penalty: float = 1.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "minibatch_size", "micro_batch_size", "epochs", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("temperature", "learning_rate", "value_learning_rate", "clip_range", "value_clip_range",
-                     "max_grad_norm", "target_kl", "max_kl", "update_kl_limit", "score_clip"):  # fmt: skip
+                     "max_grad_norm", "target_kl", "max_kl", "update_kl_limit"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be finite and above 0, got {value}")
@@ -126,15 +121,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask, 0).sum() / mask.sum()
 
 
-def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """Values scaled to variance 1 over the kept entries and, if shift_mean, shifted to mean 0; 0 elsewhere.
+def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Values shifted to mean 0 and scaled to variance 1 over the kept entries; 0 elsewhere.
 
     The variance is the population's (divided by the count), which is defined for a single entry as well.
     """
-    mean = masked_mean(values, mask)
-    centred = values - mean
-    whitened = centred * (masked_mean(centred**2, mask) + 1e-8).rsqrt()
-    return (whitened if shift_mean else whitened + mean).masked_fill(~mask, 0)
+    centred = values - masked_mean(values, mask)
+    return (centred * (masked_mean(centred**2, mask) + 1e-8).rsqrt()).masked_fill(~mask, 0)
 
 
 def kl_k1(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
@@ -244,36 +237,6 @@ def next_kl_coeff(kl_coeff: float, kl: float, target_kl: float, gain: float = 0.
     """The KL price after a batch whose KL to the reference was `kl` (arXiv 1909.08593, section 2.2)."""
     error = min(max((kl - target_kl) / target_kl, -0.2), 0.2)
     return kl_coeff * (1 + gain * error)
-
-
-@dataclass(frozen=True)
-class RunningSpread:
-    """Count, mean and sum of squared deviations of a stream of numbers, merged batch by batch.
-
-    Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance", the pairwise update.
-    """
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def including(self, numbers: Tensor) -> RunningSpread:
-        """The spread of what came before and of `numbers` (n,) together."""
-        batch = numbers.double()
-        count = self.count + batch.numel()
-        shift = batch.mean().item() - self.mean
-        squares = ((batch - batch.mean()) ** 2).sum().item()
-        return RunningSpread(
-            count=count,
-            mean=self.mean + shift * batch.numel() / count,
-            squares=self.squares + squares + shift**2 * self.count * batch.numel() / count,
-        )
-
-    @property
-    def std(self) -> float:
-        """Population standard deviation, to divide by: 1 while the numbers differ by rounding alone."""
-        std = math.sqrt(self.squares / self.count) if self.count else 0.0
-        return std if std > 1e-6 * max(1.0, abs(self.mean)) else 1.0
 
 
 def _require_same_shape(**tensors: Tensor) -> None:

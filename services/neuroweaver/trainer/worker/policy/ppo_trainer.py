@@ -10,17 +10,15 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuroweaver.trainer.worker.policy.actor import Policy
 from neuroweaver.trainer.worker.policy.ppo_losses import (
     PPOConfig,
-    RunningSpread,
     clipped_policy_loss,
     clipped_value_loss,
     entropy,
@@ -35,7 +33,9 @@ from neuroweaver.trainer.worker.policy.ppo_losses import (
     token_rewards,
 )
 from neuroweaver.trainer.worker.policy.rollout import Minibatch, Prompt, Rollout, partition
-from neuroweaver.trainer.worker.process.monitor import Monitor, Silent
+from neuroweaver.trainer.worker.process.monitor import SILENT, Monitor
+from neuroweaver.trainer.worker.process.optimizer import adamw, clipped_step
+from neuroweaver.trainer.worker.process.reproducibility import seeded
 
 # Prompt texts and response texts to one score each, (batch,); NaN or None says that a score is missing.
 Reward = Callable[[list[str], list[str]], Tensor | Sequence[float | None]]
@@ -88,14 +88,6 @@ class PPOStep:
 
 
 @dataclass(frozen=True)
-class PPOResult:
-    """The steps that a call of `train` took, and why it ended before the last; empty if it did not."""
-
-    steps: tuple[PPOStep, ...]
-    stop_reason: str
-
-
-@dataclass(frozen=True)
 class Scored:
     """What policy, value head and reference say of a rollout before the update; all (batch, response_len)."""
 
@@ -138,40 +130,27 @@ class PPOTrainer:
         self.reward = reward
         self.policy = Policy(model, tokenizer, config.temperature)
         self.device = self.policy.device
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(self.policy.parameters.values()), "lr": config.learning_rate},
-                {"params": list(self.policy.value_head.parameters()), "lr": config.value_learning_rate},
-            ],
-            weight_decay=0.0,
+        self.optimizer = adamw(
+            self.policy.parameters.values(),
+            self.policy.value_head.parameters(),
+            learning_rate=config.learning_rate,
+            head_learning_rate=config.value_learning_rate,
         )
         self.kl_coeff = config.kl_coeff
-        self.score_spread = RunningSpread()
         self.steps_done = 0
         self.tokens = 0
         self.stop_reason = ""
         self._within_max_kl: dict[str, Tensor] | None = None
 
-    def train(
-        self,
-        prompts: Sequence[Prompt],
-        steps: int,
-        monitor: Monitor | None = None,
-        on_step: Callable[[PPOStep], None] | None = None,
-    ) -> PPOResult:
-        """Go on until `steps` steps are done, those before a resume included, or until the run must end.
+    def train(self, prompts: Sequence[Prompt], steps: int, monitor: Monitor = SILENT) -> Iterator[PPOStep]:
+        """Each step, once the trainer's state includes it, until `steps` are done or `stop_reason` is set.
 
-        on_step: called after each step, once the trainer's state includes it.
+        steps: those before a resume included.
         """
-        monitor = monitor or Silent()
-        history: list[PPOStep] = []
         while self.steps_done < steps and not self.stop_reason:
             done = self.step(self.next_prompts(prompts), monitor)
-            history.append(done)
             monitor.report(step=done.step, total_steps=steps, tokens=self.tokens, metrics=done.metrics())
-            if on_step is not None:
-                on_step(done)
-        return PPOResult(steps=tuple(history), stop_reason=self.stop_reason)
+            yield done
 
     def next_prompts(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The next step's prompts: each epoch in a new order, known from seed and steps done alone."""
@@ -182,16 +161,15 @@ class PPOTrainer:
         orders = {epoch: self._shuffled(len(prompts), f"prompts/{epoch}") for epoch, _ in places}
         return [prompts[orders[epoch][index]] for epoch, index in places]
 
-    def step(self, prompts: Sequence[Prompt], monitor: Monitor | None = None) -> PPOStep:
+    def step(self, prompts: Sequence[Prompt], monitor: Monitor = SILENT) -> PPOStep:
         """Sample a response to each prompt, score it, and update the policy from it.
 
         Raises ValueError if the reward function gives anything but one finite or missing score a response, or
         no score at all.
         """
-        monitor = monitor or Silent()
         monitor.check()
         watch = _Stopwatch(self.device)
-        with self._seeded("rollout"):
+        with seeded(self._random(f"{self.steps_done}/rollout").getrandbits(63)):
             rollout = self.policy.sample(prompts, self.config.max_new_tokens)
         rollout_s = watch.lap()
         scores = self.scores(rollout)
@@ -202,15 +180,13 @@ class PPOTrainer:
         minibatches = self.partition(rollout)
         scored = self.score(rollout, minibatches, monitor)
         rewards = token_rewards(
-            self._shaped(scores, rollout.ended),
+            scores - self.config.missing_eos_penalty * (~rollout.ended).float(),
             scored.logprobs,
             scored.ref_logprobs,
             rollout.mask,
             self.kl_coeff,
         )
-        advantages, returns = generalized_advantages(
-            rewards, scored.values, rollout.mask, self.config.gamma, self.config.lam
-        )
+        advantages, returns = self.advantages(rollout, rewards, scored.values)
         done = PPOStep(
             step=self.steps_done + 1,
             score_mean=scores.mean().item(),
@@ -241,6 +217,13 @@ class PPOTrainer:
         self.tokens += done.response_tokens
         return done
 
+    def advantages(self, rollout: Rollout, rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Advantages, before whitening, and the returns that the value head learns.
+
+        All (batch, response_len). An algorithm differs from its siblings by this and by `next_prompts`.
+        """
+        return generalized_advantages(rewards, values, rollout.mask, self.config.gamma, self.config.lam)
+
     def scores(self, rollout: Rollout) -> Tensor:
         """The reward function's scores, (batch,), NaN where one is missing."""
         kept = [row[keep].tolist() for row, keep in zip(rollout.responses, rollout.mask, strict=True)]
@@ -268,9 +251,8 @@ class PPOTrainer:
             self.policy.pad_token_id,
         )
 
-    def score(self, rollout: Rollout, minibatches: list[Minibatch], monitor: Monitor | None = None) -> Scored:
+    def score(self, rollout: Rollout, minibatches: list[Minibatch], monitor: Monitor = SILENT) -> Scored:
         """What policy, value head and reference say of a rollout; 0 outside its mask."""
-        monitor = monitor or Silent()
         micro_batches = [micro for minibatch in minibatches for micro in minibatch]
         scored = Scored(*(torch.zeros(rollout.mask.shape, device=self.device) for _ in range(4)))
         for micro in micro_batches:
@@ -329,7 +311,6 @@ class PPOTrainer:
             "value_head": self.policy.value_head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "kl_coeff": self.kl_coeff,
-            "score_spread": asdict(self.score_spread),
             "steps_done": self.steps_done,
             "tokens": self.tokens,
             "stop_reason": self.stop_reason,
@@ -346,7 +327,6 @@ class PPOTrainer:
         within = state["adapter_within_max_kl"]
         self._within_max_kl = within and {name: weight.to(self.device) for name, weight in within.items()}
         self.kl_coeff = state["kl_coeff"]
-        self.score_spread = RunningSpread(**state["score_spread"])
         self.steps_done = state["steps_done"]
         self.tokens = state["tokens"]
         self.stop_reason = state["stop_reason"]
@@ -354,7 +334,7 @@ class PPOTrainer:
     def _update(
         self, minibatches: list[Minibatch], targets: Targets, measured: PPOStep, monitor: Monitor
     ) -> PPOStep:
-        """Optimise for all epochs or up to update_kl_limit; gives `measured` with what was seen."""
+        """Optimise for all epochs or up to update_kl_limit; returns `measured` with what was seen."""
         seen: list[MinibatchLosses] = []
         norms: list[float] = []
         order = [
@@ -370,7 +350,7 @@ class PPOTrainer:
             stopped_early = self._passes_update_limit(seen[-1].update_kl)
             if stopped_early:
                 break
-            norms.append(self._optimizer_step())
+            norms.append(self.optimizer_step(seen[-1]))
         self.optimizer.zero_grad()
         return replace(
             measured,
@@ -385,18 +365,19 @@ class PPOTrainer:
     def _passes_update_limit(self, update_kl: float) -> bool:
         return self.config.update_kl_limit is not None and update_kl > self.config.update_kl_limit
 
-    def _optimizer_step(self) -> float:
-        """Clip the gradients and step; gives their norm.
+    def optimizer_step(self, losses: MinibatchLosses) -> float:
+        """Clip the gradients and step; returns their norm.
 
-        Raises RuntimeError if it is not finite or no gradient reached the adapter.
+        Raises TrainingDiverged, and RuntimeError if no gradient reached the adapter.
         """
-        adapter = list(self.policy.parameters.values())
-        if all(parameter.grad is None for parameter in adapter):
+        if all(parameter.grad is None for parameter in self.policy.parameters.values()):
             raise RuntimeError("no gradient reached the adapter")
-        parameters = [*adapter, *self.policy.value_head.parameters()]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm, error_if_nonfinite=True)
-        self.optimizer.step()
-        return norm.item()
+        return clipped_step(
+            self.optimizer,
+            self.config.max_grad_norm,
+            loss=losses.policy_loss + losses.value_loss,
+            at=f"PPO step {self.steps_done + 1}",
+        )
 
     def _left_max_kl(self, kl: float) -> bool:
         """Whether the policy is too far from the reference; if so, put back the last one that was not."""
@@ -413,23 +394,6 @@ class PPOTrainer:
             self.policy.set_weights(self._within_max_kl)
             self.stop_reason += "; the adapter is the last one measured within it"
         return True
-
-    def _shaped(self, scores: Tensor, ended: Tensor) -> Tensor:
-        """Scores as the policy is paid for them: normalised, clipped, less the penalty for not ending."""
-        if self.config.normalize_scores:
-            self.score_spread = self.score_spread.including(scores)
-            scores = scores / self.score_spread.std
-        if self.config.score_clip is not None:
-            scores = scores.clamp(-self.config.score_clip, self.config.score_clip)
-        return scores - self.config.missing_eos_penalty * (~ended).float()
-
-    @contextmanager
-    def _seeded(self, purpose: str) -> Iterator[None]:
-        """PyTorch's generators seeded for this step and purpose; the state they had is put back."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self._random(f"{self.steps_done}/{purpose}").getrandbits(63))
-            yield
 
     def _shuffled(self, count: int, purpose: str) -> list[int]:
         return self._random(purpose).sample(range(count), count)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuroweaver.trainer.worker.data.chat import attention_mask, padded
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -71,15 +73,6 @@ class MicroBatch:
 Minibatch = list[MicroBatch]
 
 
-def left_padded(prompts: Sequence[Prompt], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both (batch, longest prompt)."""
-    longest = max(len(prompt.input_ids) for prompt in prompts)
-    gaps = [longest - len(prompt.input_ids) for prompt in prompts]
-    ids = [[pad_token_id] * gap + list(prompt.input_ids) for gap, prompt in zip(gaps, prompts, strict=True)]
-    mask = [[0] * gap + [1] * (longest - gap) for gap in gaps]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
 def partition(
     rollout: Rollout, order: Sequence[int], minibatch_size: int, micro_batch_size: int, pad_token_id: int
 ) -> list[Minibatch]:
@@ -100,13 +93,14 @@ def _micro_batch(rollout: Rollout, rows: Sequence[int], pad_token_id: int) -> Mi
     mask = rollout.mask[index]
     mask = mask[:, : int(mask.sum(dim=1).max())]
     responses = rollout.responses[index, : mask.shape[1]]
-    prompt_ids, prompt_mask = left_padded([rollout.prompts[row] for row in rows], pad_token_id, device)
-    attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
+    prompts = [rollout.prompts[row].input_ids for row in rows]
+    prompt_ids = padded(prompts, pad_token_id, side="left").to(device)
+    whole_mask = torch.cat([attention_mask(prompts, side="left").to(device), mask.long()], dim=1)
     return MicroBatch(
         rows=index,
         input_ids=torch.cat([prompt_ids, responses], dim=1),
-        attention_mask=attention_mask,
+        attention_mask=whole_mask,
         # The first real token is at position 0, however much padding stands before it.
-        position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+        position_ids=(whole_mask.cumsum(dim=1) - 1).clamp(min=0),
         mask=mask,
     )

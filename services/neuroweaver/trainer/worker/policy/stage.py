@@ -1,8 +1,8 @@
-"""The PPO stage of a job: the trainer of `ppo_trainer` with checkpoints in the job's folder."""
+"""The PPO stage of a job: an algorithm with checkpoints in the job's folder."""
 
 from __future__ import annotations
 
-import io
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,19 @@ from typing import Any, Final
 
 import torch
 
-from neuroweaver.mesh.machine.files import read_json, read_jsonl, write_json, write_jsonl, write_whole
+from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
 from neuroweaver.trainer.worker.data.chat import Messages, encode_prompt
 from neuroweaver.trainer.worker.data.questions import without_system
-from neuroweaver.trainer.worker.policy.adapters import save_policy
+from neuroweaver.trainer.worker.models.lora import save_policy
 from neuroweaver.trainer.worker.policy.ppo_losses import PPOConfig
-from neuroweaver.trainer.worker.policy.ppo_trainer import PPOStep, PPOTrainer
+from neuroweaver.trainer.worker.policy.ppo_trainer import PPOTrainer
 from neuroweaver.trainer.worker.policy.rollout import Prompt
+from neuroweaver.trainer.worker.process.checkpoints import (
+    checkpoint_step,
+    last_checkpoint,
+    load_state,
+    save_state,
+)
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.stages import Result, Stages
 from neuroweaver.v1 import trainer_pb2 as pb
@@ -34,8 +40,9 @@ def optimize_policy(
     folder: Path,
     monitor: Monitor,
     stages: Stages,
+    algorithm: type[PPOTrainer] = PPOTrainer,
 ) -> Result:
-    """Runs PPO from its last checkpoint in `folder`, and saves the adapter there.
+    """Runs an algorithm from its last checkpoint in `folder`, and saves the adapter there.
 
     scorer: a RewardModel. conversations: each up to where the assistant answers. Raises Stopped.
     """
@@ -49,22 +56,22 @@ def optimize_policy(
         scores: torch.Tensor = scorer.score([asked[text] for text in texts], responses)
         return scores
 
-    trainer = PPOTrainer(model, tokenizer, reward, ppo_config(config))
+    trainer = algorithm(model, tokenizer, reward, ppo_config(config))
     history = _resume(trainer, folder, stages)
-
-    def on_step(step: PPOStep) -> None:
-        history.append({"step": step.step, **step.metrics()})
-        if step.step % CHECKPOINT_EVERY == 0:
-            _save(trainer, history, folder)
-            stages.checkpoint_saved(step.step)
-
+    # A step that is interrupted has moved some weights already.
+    state = copy.deepcopy(trainer.state_dict())
     try:
-        done = trainer.train(prompts, config.ppo_steps, monitor, on_step)
+        for step in trainer.train(prompts, config.ppo_steps, monitor):
+            state = copy.deepcopy(trainer.state_dict())
+            history.append({"step": step.step, **step.metrics()})
+            if step.step % CHECKPOINT_EVERY == 0:
+                _save(state, history, folder)
+                stages.checkpoint_saved(step.step)
     finally:
         # A cancelled job keeps what is whole: the state after the last finished step.
-        _save(trainer, history, folder)
+        _save(state, history, folder)
     save_policy(model, folder / "adapter")
-    return _summary(history, done.stop_reason) | {"adapter": f"{folder.name}/adapter"}
+    return _summary(history, trainer.stop_reason) | {"adapter": f"{folder.name}/adapter"}
 
 
 def prompt_of(tokenizer: Any, messages: Messages) -> Prompt:
@@ -92,29 +99,19 @@ def ppo_config(config: pb.TrainingConfig) -> PPOConfig:
 
 def _resume(trainer: PPOTrainer, folder: Path, stages: Stages) -> list[dict[str, Any]]:
     """The history up to the last checkpoint, from which the trainer goes on."""
-    pointer = read_json(folder / "checkpoint.json")
-    if pointer is None:
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
         return []
-    state = torch.load(folder / pointer["state"], map_location=trainer.device, weights_only=True)
-    trainer.load_state_dict(state)
-    stages.rewound(pointer["step"])
-    return [step for step in read_jsonl(folder / "steps.jsonl") if step["step"] <= pointer["step"]]
+    trainer.load_state_dict(load_state(checkpoint, trainer.device))
+    stages.rewound(trainer.steps_done)
+    return [step for step in read_jsonl(folder / "steps.jsonl") if step["step"] <= trainer.steps_done]
 
 
-def _save(trainer: PPOTrainer, history: Sequence[dict[str, Any]], folder: Path) -> None:
-    """State first, then the pointer to it: a crash in between leaves the checkpoint before."""
-    step = trainer.steps_done
-    known = read_json(folder / "checkpoint.json")
-    if known is not None and known["step"] == step:
-        return
-    content = io.BytesIO()
-    torch.save(trainer.state_dict(), content)
-    write_whole(folder / f"state-{step}.pt", content.getvalue())
-    write_jsonl(folder / "steps.jsonl", history)
-    write_json(folder / "checkpoint.json", {"step": step, "state": f"state-{step}.pt"})
-    for old in folder.glob("state-*.pt"):
-        if old.name != f"state-{step}.pt":
-            old.unlink()
+def _save(state: dict[str, Any], history: Sequence[dict[str, Any]], folder: Path) -> None:
+    last = last_checkpoint(folder)
+    if last is None or checkpoint_step(last) < state["steps_done"]:
+        write_jsonl(folder / "steps.jsonl", history)
+        save_state(folder, state["steps_done"], state)
 
 
 def _summary(history: Sequence[dict[str, Any]], stop_reason: str) -> Result:

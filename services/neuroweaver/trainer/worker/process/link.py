@@ -1,4 +1,4 @@
-"""The worker's line to the trainer: events and log lines up, acknowledgements and the word to stop down."""
+"""The worker's line to the trainer: events and log lines up, acknowledgements and the order to stop down."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LOG: Final = logging.getLogger(__name__)
 
 BEAT_S: Final = 2.0
 RECONNECT_S: Final = 1.0
-# Kept while the trainer is away; beyond this, progress and log lines are let go, never an event that counts.
+# Kept while the trainer is away; beyond this, progress and log lines are dropped, never another event.
 MAX_WAITING: Final = 10_000
 
-# A trainer that answers so will not answer otherwise later.
+# These answers will not change later.
 _FINAL: Final = frozenset(
     {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT}
 )
@@ -32,13 +32,13 @@ _FINAL: Final = frozenset(
 class Link:
     """Delivers in the background, in order, at least once; the trainer drops what it has stored already.
 
-    A broken connection is mended as long as the worker lives: training goes on while the trainer restarts.
+    The connection is re-established as long as the worker lives: training goes on while the trainer restarts.
     """
 
     def __init__(self, address: str, job_id: str, lease_token: int) -> None:
         self.must_stop = threading.Event()
         """Set when the job was cancelled, or when this worker's lease is no longer the job's."""
-        self.is_fenced = False
+        self._is_fenced = False
         self._job_id = job_id
         self._lease_token = lease_token
         self._channel = sync_channel(address)
@@ -62,7 +62,7 @@ class Link:
         """Whether everything was delivered within `timeout_s`; nothing can be sent afterwards."""
         give_up = time.monotonic() + timeout_s
         with self._changed:
-            while self._waiting and not self.is_fenced and (left := give_up - time.monotonic()) > 0:
+            while self._waiting and not self._is_fenced and (left := give_up - time.monotonic()) > 0:
                 self._changed.wait(left)
             self._is_closing = True
             self._changed.notify_all()
@@ -76,13 +76,15 @@ class Link:
             self._last += 1
             report.job_id, report.lease_token, report.number = self._job_id, self._lease_token, self._last
             if len(self._waiting) >= MAX_WAITING:
-                self._let_go()
+                self._drop_progress()
             self._waiting.append(report)
             self._changed.notify_all()
 
-    def _let_go(self) -> None:
+    def _drop_progress(self) -> None:
         kept = [
-            each for each in self._waiting if not each.event.HasField("progress") and not each.HasField("log")
+            report
+            for report in self._waiting
+            if not report.event.HasField("progress") and not report.HasField("log")
         ]
         self._waiting = deque(kept)
 
@@ -95,12 +97,16 @@ class Link:
             except grpc.RpcError as error:
                 if error.code() in _FINAL:
                     _LOG.warning("the trainer has dismissed this worker: %s", describe(error))
-                    self._fenced()
+                    with self._changed:
+                        self._is_fenced = True
+                        self._changed.notify_all()
+                    self.must_stop.set()
                     return
                 _LOG.debug("the trainer is away: %s", describe(error))
             except ValueError:  # the channel was closed between two attempts
                 return
-            time.sleep(RECONNECT_S)
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closing, RECONNECT_S)
 
     def _requests(self) -> Iterator[worker_pb2.ReportRequest]:
         """Everything not yet acknowledged, then what comes; a beat when nothing comes."""
@@ -108,10 +114,9 @@ class Link:
         yield worker_pb2.ReportRequest(job_id=self._job_id, lease_token=self._lease_token)
         while True:
             with self._changed:
-                fresh = [each for each in self._waiting if each.number > sent]
-                if not fresh and not self._is_closing:
+                if not self._fresh(sent) and not self._is_closing:
                     self._changed.wait(BEAT_S)
-                    fresh = [each for each in self._waiting if each.number > sent]
+                fresh = self._fresh(sent)
                 if self._is_closing and not fresh:
                     return
             for report in fresh:
@@ -120,6 +125,9 @@ class Link:
             if not fresh:
                 yield worker_pb2.ReportRequest(job_id=self._job_id, lease_token=self._lease_token)
 
+    def _fresh(self, sent: int) -> list[worker_pb2.ReportRequest]:
+        return [report for report in self._waiting if report.number > sent]
+
     def _take(self, answer: worker_pb2.ReportResponse) -> None:
         with self._changed:
             while self._waiting and self._waiting[0].number <= answer.acknowledged:
@@ -127,12 +135,6 @@ class Link:
             self._changed.notify_all()
         if answer.should_stop:
             self.must_stop.set()
-
-    def _fenced(self) -> None:
-        with self._changed:
-            self.is_fenced = True
-            self._changed.notify_all()
-        self.must_stop.set()
 
 
 class LinkHandler(logging.Handler):
@@ -143,5 +145,5 @@ class LinkHandler(logging.Handler):
         self._link = link
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not record.name.startswith(__name__):  # what the link says of itself would never end
+        if not record.name.startswith(__name__):  # a log line of the link itself would cause the next
             self._link.log(record.levelname, record.getMessage())

@@ -1,9 +1,9 @@
-"""How a stage speaks to the job that runs it."""
+"""What a stage reports to its job, and asks of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 
 class Stopped(Exception):
@@ -19,16 +19,17 @@ class Monitor(Protocol):
         """Announce that `step` of `total_steps` is done; `tokens` counts what this stage processed so far."""
 
     def check(self) -> None:
-        """Raise Stopped if the job shall stop; called at least once a step and once a batch."""
+        """Raise Stopped if the job is to stop; called at least once a step and once a batch."""
 
 
 class Silent:
     """A Monitor for use without a job: reports nothing, never stops."""
 
-    def report(
-        self, *, step: int, total_steps: int, tokens: int = 0, metrics: Mapping[str, float] | None = None
-    ) -> None:
-        del step, total_steps, tokens, metrics
+    def report(self, **progress: Any) -> None:
+        del progress
 
     def check(self) -> None:
         return None
+
+
+SILENT: Final = Silent()

@@ -1,4 +1,4 @@
-"""Runs a job's stages: each is announced, timed, traced, and done once however often the job is resumed."""
+"""Runs a job's stages: announced, timed, traced, and done once however often the job is resumed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
+
+from google.protobuf.message import Message
 
 from neuroweaver.mesh.machine.files import read_json, write_json
 from neuroweaver.mesh.wire import telemetry
@@ -17,8 +20,10 @@ from neuroweaver.v1 import trainer_pb2 as pb
 
 _LOG: Final = logging.getLogger(__name__)
 
-# Progress is for eyes and curves; a step of a toy model that takes a millisecond needs no event of its own.
+# Progress is for eyes and curves; a step that takes a millisecond needs no event of its own.
 MIN_PROGRESS_INTERVAL_S: Final = 0.1
+
+M = TypeVar("M", bound=Message)
 
 Result = dict[str, Any]
 """What a stage leaves behind, as JSON. Its numbers are shown as the stage's metrics."""
@@ -48,26 +53,24 @@ class Stages:
     ) -> Result:
         """The result of `work`, or the one of an earlier attempt.
 
-        again: run it in every attempt, since it only fetches what later stages hold in memory.
-        Raises Stopped before a stage if the job shall stop, and whatever `work` raises.
+        again: run it in every attempt, as it fetches what later stages hold in memory.
+        Raises Stopped before a stage if the job is to stop, and whatever `work` raises.
         """
         if self._must_stop.is_set():
             raise Stopped
         self.current = stage
-        name = pb.Stage.Name(stage).removeprefix("STAGE_")
+        name = name_of(stage)
         path = self._folder / f"{name.lower()}.json"
-        known = None if again else read_json(path)
-        if known is not None:
-            self._finished(stage, known, is_reused=True)
-            return known
+        earlier = read_json(path)
+        if earlier is not None and not again:
+            self._finished(stage, earlier, is_reused=True)
+            return earlier
         _LOG.info("%s: %s", name, description)
-        self._events.event(
-            pb.TrainingEvent(stage_started=pb.StageStarted(stage=stage, description=description))
-        )
+        self._emit(stage_started=pb.StageStarted(stage=stage, description=description))
         started = time.monotonic()
         with telemetry.tracer.start_as_current_span(f"training {name}"):
             result = work(StageMonitor(stage, self._events, self._must_stop))
-        result["seconds"] = time.monotonic() - started + (read_json(path) or {}).get("seconds", 0.0)
+        result["seconds"] = time.monotonic() - started + (earlier or {}).get("seconds", 0.0)
         write_json(path, result)
         self._finished(stage, result, is_reused=False)
         return result
@@ -79,21 +82,22 @@ class Stages:
 
     def notice(self, reason: str, message: str) -> None:
         _LOG.warning("%s: %s", reason, message)
-        self._events.event(pb.TrainingEvent(notice=pb.Notice(reason=reason, message=message)))
+        self._emit(notice=pb.Notice(reason=reason, message=message))
 
     def rewound(self, step: int) -> None:
-        """Tell that the current stage goes on after `step`."""
-        self._events.event(pb.TrainingEvent(rewound=pb.Rewound(stage=self.current, step=step)))
+        """Report that the current stage goes on after `step`."""
+        self._emit(rewound=pb.Rewound(stage=self.current, step=step))
 
     def checkpoint_saved(self, step: int) -> None:
-        self._events.event(
-            pb.TrainingEvent(checkpoint_saved=pb.CheckpointSaved(stage=self.current, step=step))
-        )
+        self._emit(checkpoint_saved=pb.CheckpointSaved(stage=self.current, step=step))
 
     def _finished(self, stage: pb.Stage.ValueType, result: Result, *, is_reused: bool) -> None:
         finished = pb.StageFinished(stage=stage, metrics=numbers(result), is_reused=is_reused)
         finished.duration.FromNanoseconds(int(result.get("seconds", 0.0) * 1e9))
-        self._events.event(pb.TrainingEvent(stage_finished=finished))
+        self._emit(stage_finished=finished)
+
+    def _emit(self, **event: Any) -> None:
+        self._events.event(pb.TrainingEvent(**event))
 
 
 class StageMonitor:
@@ -105,7 +109,7 @@ class StageMonitor:
         self._must_stop = must_stop
         self._started = time.monotonic()
         self._first_step: int | None = None
-        self._told = -math.inf
+        self._last_report = -math.inf
 
     def check(self) -> None:
         if self._must_stop.is_set():
@@ -117,9 +121,9 @@ class StageMonitor:
         now = time.monotonic()
         if self._first_step is None:
             self._first_step = step - 1  # a resumed stage begins where it was interrupted
-        if now - self._told < MIN_PROGRESS_INTERVAL_S and step != total_steps:
+        if now - self._last_report < MIN_PROGRESS_INTERVAL_S and step != total_steps:
             return
-        self._told = now
+        self._last_report = now
         elapsed = max(now - self._started, 1e-6)
         progress = pb.Progress(stage=self._stage, step=step, total_steps=total_steps)
         for name, value in (metrics or {}).items():
@@ -135,6 +139,24 @@ class StageMonitor:
         if total_steps and done:
             progress.eta.FromNanoseconds(int(elapsed / done * max(total_steps - step, 0) * 1e9))
         self._events.event(pb.TrainingEvent(progress=progress))
+
+
+def name_of(stage: pb.Stage.ValueType) -> str:
+    """`SFT`, for STAGE_SFT."""
+    return pb.Stage.Name(stage).removeprefix("STAGE_")
+
+
+def as_result(outcome: Any, folder: Path) -> Result:
+    """The fields of a dataclass as a stage's result, paths relative to the job's folder."""
+    return {
+        name: str(value.relative_to(folder)) if isinstance(value, Path) else value
+        for name, value in asdict(outcome).items()
+    }
+
+
+def as_message(kind: type[M], result: Result, **others: Any) -> M:
+    """A message whose fields are those of a stage's result that have their names, and `others`."""
+    return kind(**{name: result[name] for name in kind.DESCRIPTOR.fields_by_name if name in result}, **others)
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:

@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from neuroweaver.trainer.worker.data.chat import Messages, encode_chat
-from neuroweaver.trainer.worker.models.base import Quantization, load
+from neuroweaver.trainer.worker.data.chat import Messages, attention_mask, encode_chat, padded
+from neuroweaver.trainer.worker.models.lora import train_in_full_precision
 from neuroweaver.trainer.worker.process.reproducibility import evaluating
 
 HEAD = "score_head.safetensors"
@@ -46,9 +46,7 @@ class RewardModel:
     def fresh(cls, model: Any, tokenizer: Any, adapter: LoraConfig) -> RewardModel:
         """A reward model to be trained: a new adapter on the base model and a small random head."""
         trunk = get_peft_model(model, adapter)
-        for parameter in trunk.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        train_in_full_precision(trunk)
         hidden_size = model.config.get_text_config().hidden_size
         head = nn.Linear(hidden_size, 1, bias=False, dtype=torch.float32, device=model.device)
         # As in Stiennon et al. 2020, arXiv 2009.01325, appendix B: scores begin near 0.
@@ -56,17 +54,8 @@ class RewardModel:
         return cls(trunk, tokenizer, head)
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        base_folder: Path,
-        *,
-        quantization: Quantization = "none",
-        dtype: torch.dtype = torch.bfloat16,
-        device: str | torch.device = "cpu",
-    ) -> RewardModel:
-        """The reward model that `save` wrote into `folder`, over the base model in `base_folder`."""
-        base, tokenizer = load(base_folder, quantization=quantization, dtype=dtype, device=device)
+    def load(cls, folder: Path, base: Any, tokenizer: Any) -> RewardModel:
+        """The reward model that `save` wrote into `folder`, over its base model."""
         model = PeftModel.from_pretrained(base, str(folder)).eval()
         weight = load_file(folder / HEAD)["weight"]
         head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
@@ -80,10 +69,10 @@ class RewardModel:
         save_file({"weight": self.head.weight.detach().contiguous()}, folder / HEAD)
         (folder / SCALE).write_text(json.dumps(asdict(self.scale)), encoding="utf-8")
 
-    def score(self, prompts: Sequence[Messages], responses: Sequence[str], batch_size: int = 16) -> Tensor:
+    def score(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Tensor:
         """Normalised scores (n,), fp32 on the CPU: the training responses have mean 0 and deviation 1."""
         rows = [self.encode(prompt, text) for prompt, text in zip(prompts, responses, strict=True)]
-        return (self.raw_scores(rows, batch_size) - self.scale.mean) / self.scale.std
+        return (self.raw_scores(rows) - self.scale.mean) / self.scale.std
 
     def raw_scores(self, rows: Sequence[Sequence[int]], batch_size: int = 16) -> Tensor:
         """Scores (n,) of token rows before normalisation, fp32 on the CPU, without gradients or dropout."""
@@ -102,28 +91,24 @@ class RewardModel:
     def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Scores (len(rows),), fp32, with gradients."""
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        width = int(lengths.max())
-        # On the right every padding id will do: no real token sees what comes after it.
-        input_ids = torch.zeros((len(rows), width), dtype=torch.long)
-        for index, row in enumerate(rows):
-            input_ids[index, : len(row)] = torch.tensor(row)
-        is_real = torch.arange(width, device=self.device) < lengths.unsqueeze(1)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._is_half()):
             hidden = (
                 self.model.get_base_model()
                 .base_model(
-                    input_ids=input_ids.to(self.device), attention_mask=is_real.long(), use_cache=False
+                    # On the right every padding id will do: no real token sees what comes after it.
+                    input_ids=padded(rows, 0).to(self.device),
+                    attention_mask=attention_mask(rows).to(self.device),
+                    use_cache=False,
                 )
                 .last_hidden_state
-            )  # (len(rows), width, hidden)
+            )  # (len(rows), longest row, hidden)
         last = hidden[torch.arange(len(rows), device=self.device), lengths - 1]
         scores: Tensor = self.head(last.float()).squeeze(-1)
         return scores
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The adapter's weights and the head's by name."""
-        adapter = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        return adapter | {"score_head": self.head.weight}
+    def adapter(self) -> dict[str, nn.Parameter]:
+        """The adapter's weights by name."""
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
 
     def _is_half(self) -> bool:
         return self.model.get_base_model().dtype in {torch.bfloat16, torch.float16}

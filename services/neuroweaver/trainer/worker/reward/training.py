@@ -1,86 +1,68 @@
 """A reward model: trained on preference pairs, checked on pairs of unseen prompts.
 
-The loop is our own: TRL's RewardTrainer drops over-long pairs without a word, finds the last token by the id
-of the padding, which may be the end of sequence, and keeps the head in the base model's type, where bf16
-rounds differences of scores away. What is left of a trainer after that is one loss and one optimiser.
+The loop is our own: TRL's RewardTrainer silently drops over-long pairs, finds the last token by the id of the
+padding, which may be the end of sequence, and keeps the head in the base model's type, where bf16 rounds
+differences of scores away.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from peft import LoraConfig
 from torch import Tensor
 
-from neuroweaver.mesh.machine.files import read_json, whole_folder, write_json
+from neuroweaver.mesh.machine.files import whole_folder
 from neuroweaver.statistics.wilson import wilson_interval
-from neuroweaver.trainer.worker.models.base import Quantization, load
-from neuroweaver.trainer.worker.process.checkpoints import TrainingDiverged, checkpoints
+from neuroweaver.trainer.worker.models.lora import lora
+from neuroweaver.trainer.worker.process.checkpoints import (
+    SAVE_EVERY,
+    last_checkpoint,
+    load_state,
+    save_state,
+)
 from neuroweaver.trainer.worker.process.monitor import Monitor
+from neuroweaver.trainer.worker.process.optimizer import adamw, clipped_step
 from neuroweaver.trainer.worker.process.reproducibility import seeded
 from neuroweaver.trainer.worker.reward.network import RewardModel, RewardScale, bradley_terry_loss
 from neuroweaver.trainer.worker.reward.preferences import (
-    FeedbackGroup,
-    JudgedResponse,
     NotEnoughFeedback,
     PreferencePair,
-    group_feedback,
     longer_is_better,
-    pairs_from_feedback,
 )
 
-__all__ = [
-    "FeedbackGroup",
-    "JudgedResponse",
-    "PreferencePair",
-    "RewardConfig",
-    "RewardModel",
-    "RewardModelResult",
-    "RewardScale",
-    "bradley_terry_loss",
-    "group_feedback",
-    "longer_is_better",
-    "pairs_from_feedback",
-    "train_reward_model",
-]
-
-MODEL = "model"
-RESULT = "result.json"
-STATE = "state.pt"
-MAX_GRAD_NORM = 1.0
+MODEL: Final = "model"
+MAX_GRAD_NORM: Final = 1.0
 # Bounds the memory of a step: activations of a 135M model take some 1.5 MB a token.
 MICRO_BATCH_TOKENS = 2048
+SCORING_PAIRS: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     """Hyper-parameters of a reward model.
 
-    batch_size: pairs in one optimiser step. max_seq_length: tokens of conversation and response together; a
-    pair with more on either side is left out. warmup_fraction: share of the steps in which the learning rate
-    rises; afterwards it falls linearly to 0. save_steps: steps between two checkpoints; 0 for none.
+    epochs: passes over the pairs. batch_size: pairs in one optimiser step. max_seq_length: tokens of
+    conversation and response together; a pair with more on either side is left out. warmup_fraction: share of
+    the steps in which the learning rate rises; afterwards it falls linearly to 0. save_steps: steps between
+    two checkpoints.
     """
 
+    epochs: int
+    max_seq_length: int
+    seed: int
     lora_r: int = 16
     lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    epochs: int = 1
     learning_rate: float = 2e-4
     head_learning_rate: float = 1e-3
-    weight_decay: float = 0.0
     warmup_fraction: float = 0.1
     batch_size: int = 8
-    max_seq_length: int = 2048
-    save_steps: int = 10
-    seed: int = 0
+    save_steps: int = SAVE_EVERY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +72,13 @@ class RewardModelResult:
     folder: what RewardModel.load reads. accuracy: share of held-out pairs ordered as the judge ordered them,
     with its 95 % Wilson interval; length_rule_accuracy: of the rule "longer is better" on the same pairs.
     loss_before, loss_after: nats a held-out pair. dropped: pairs, held-out ones too, left out as over-long.
-    seconds: time spent training since the last resume.
+    losses: of every step, also of those before a resume.
     """
 
     folder: Path
     accuracy: float
-    lower: float
-    upper: float
+    accuracy_lower: float
+    accuracy_upper: float
     length_rule_accuracy: float
     loss_before: float
     loss_after: float
@@ -104,7 +86,6 @@ class RewardModelResult:
     heldout_pairs: int
     dropped: int
     losses: tuple[float, ...]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -118,7 +99,8 @@ class EncodedPair:
 
 
 def train_reward_model(
-    base_folder: Path,
+    base: Any,
+    tokenizer: Any,
     train_pairs: Sequence[PreferencePair],
     heldout_pairs: Sequence[PreferencePair],
     *,
@@ -126,56 +108,47 @@ def train_reward_model(
     folder: Path,
     monitor: Monitor,
     resume: bool,
-    quantization: Quantization = "none",
-    dtype: torch.dtype = torch.bfloat16,
-    device: str | torch.device = "cpu",
 ) -> RewardModelResult:
-    """Train on `train_pairs`, check on `heldout_pairs`, save under `folder`.
+    """Train on `train_pairs` over the base model, check on `heldout_pairs`, save under `folder`.
 
-    With `resume`, a finished run's result is given at once and an unfinished one goes on from its last whole
-    checkpoint, to the same weights; without, `folder` is emptied. Raises Stopped before the next batch,
-    TrainingDiverged, and NotEnoughFeedback if either set of pairs is empty without the over-long ones.
+    With `resume`, an unfinished run goes on from its last whole checkpoint, to the same weights; without,
+    `folder` is emptied. Raises Stopped before the next batch, TrainingDiverged, and NotEnoughFeedback if
+    either set of pairs is empty without the over-long ones.
     """
-    if resume and (known := read_json(folder / RESULT)) is not None:
-        return RewardModelResult(**known | {"folder": folder / MODEL, "losses": tuple(known["losses"])})
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     with seeded(config.seed):
-        base, tokenizer = load(base_folder, quantization=quantization, dtype=dtype, device=device)
-        reward = RewardModel.fresh(base, tokenizer, _adapter(config))
+        reward = RewardModel.fresh(base, tokenizer, lora(config.lora_r, config.lora_alpha))
         train = _encoded(reward, train_pairs, config.max_seq_length)
         heldout = _encoded(reward, heldout_pairs, config.max_seq_length)
         if not train or not heldout:
             raise NotEnoughFeedback(
-                f"no pair within {config.max_seq_length} tokens to train on or to check with"
+                f"no pair fits into max_seq_length, {config.max_seq_length} tokens, to train on or to check "
+                "with: raise it, or lower max_new_tokens"
             )
-        loss_before = _loss(*_scores(reward, [pair for pair, _ in heldout], monitor))
-        started = time.monotonic()
+        encoded_heldout = [pair for pair, _ in heldout]
+        loss_before = bradley_terry_loss(*_scores(reward, encoded_heldout, monitor)).item()
         losses = _Training(reward, [pair for pair, _ in train], config, folder, monitor).run()
-        seconds = time.monotonic() - started
-        chosen, rejected = _scores(reward, [pair for pair, _ in heldout], monitor)
+        chosen, rejected = _scores(reward, encoded_heldout, monitor)
         reward.scale = _scale(torch.cat(_scores(reward, [pair for pair, _ in train], monitor)))
     with whole_folder(folder / MODEL) as partial:
         reward.save(partial)
-    right = int((chosen > rejected).sum())
-    lower, upper = wilson_interval(right, len(heldout))
-    result = RewardModelResult(
+    correct = int((chosen > rejected).sum())
+    lower, upper = wilson_interval(correct, len(heldout))
+    return RewardModelResult(
         folder=folder / MODEL,
-        accuracy=right / len(heldout),
-        lower=lower,
-        upper=upper,
+        accuracy=correct / len(heldout),
+        accuracy_lower=lower,
+        accuracy_upper=upper,
         length_rule_accuracy=longer_is_better([pair for _, pair in heldout]),
         loss_before=loss_before,
-        loss_after=_loss(chosen, rejected),
+        loss_after=bradley_terry_loss(chosen, rejected).item(),
         train_pairs=len(train),
         heldout_pairs=len(heldout),
         dropped=len(train_pairs) + len(heldout_pairs) - len(train) - len(heldout),
         losses=tuple(losses),
-        seconds=seconds,
     )
-    write_json(folder / RESULT, dataclasses.asdict(result) | {"folder": MODEL})
-    return result
 
 
 class _Training:
@@ -194,15 +167,13 @@ class _Training:
         self.config = config
         self.folder = folder
         self.monitor = monitor
-        self.weights = reward.trainable()
-        head = self.weights["score_head"]
-        adapter = [weight for weight in self.weights.values() if weight is not head]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": adapter, "lr": config.learning_rate, "peak": config.learning_rate},
-                {"params": [head], "lr": config.head_learning_rate, "peak": config.head_learning_rate},
-            ],
-            weight_decay=config.weight_decay,
+        self.weights = reward.adapter() | {"score_head": reward.head.weight}
+        self.peaks = (config.learning_rate, config.head_learning_rate)
+        self.optimizer = adamw(
+            reward.adapter().values(),
+            [reward.head.weight],
+            learning_rate=config.learning_rate,
+            head_learning_rate=config.head_learning_rate,
         )
         self.total_steps = math.ceil(len(pairs) / config.batch_size) * config.epochs
         self.losses: list[float] = []
@@ -219,29 +190,25 @@ class _Training:
                 continue
             self.monitor.check()
             self._step(step, batch)
-            if self.config.save_steps and step % self.config.save_steps == 0 and step < self.total_steps:
-                self._save(step)
+            if step % self.config.save_steps == 0 and step < self.total_steps:
+                save_state(self.folder, step, self._state())
         self.reward.model.eval()
         return self.losses
 
     def _step(self, step: int, batch: Sequence[EncodedPair]) -> None:
         factor = _rate_factor(step, self.total_steps, self.config.warmup_fraction)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
         self.optimizer.zero_grad()
-        loss, right = 0.0, 0
+        loss, correct = 0.0, 0
         for micro in _micro_batches(batch):
-            rows = [pair.chosen for pair in micro] + [pair.rejected for pair in micro]
-            chosen, rejected = self.reward.forward(rows).chunk(2)
+            chosen, rejected = self.reward.forward(_rows(micro)).chunk(2)
             part = bradley_terry_loss(chosen, rejected) * (len(micro) / len(batch))
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
-            right += int((chosen > rejected).sum())
-            self.tokens += sum(len(row) for row in rows)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), MAX_GRAD_NORM)
-        if not math.isfinite(loss) or not torch.isfinite(norm):
-            raise TrainingDiverged(f"the reward model's loss is {loss} at step {step}")
-        self.optimizer.step()
+            correct += int((chosen > rejected).sum())
+            self.tokens += sum(map(len, _rows(micro)))
+        norm = clipped_step(self.optimizer, MAX_GRAD_NORM, loss=loss, at=f"reward model, step {step}")
         self.losses.append(loss)
         self.monitor.report(
             step=step,
@@ -249,9 +216,9 @@ class _Training:
             tokens=self.tokens,
             metrics={
                 "loss": loss,
-                "accuracy": right / len(batch),
+                "accuracy": correct / len(batch),
                 "learning_rate": self.config.learning_rate * factor,
-                "grad_norm": norm.item(),
+                "grad_norm": norm,
             },
         )
 
@@ -263,25 +230,20 @@ class _Training:
             for start in range(0, len(order), size):
                 yield [self.pairs[index] for index in order[start : start + size]]
 
-    def _save(self, step: int) -> None:
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "weights": {name: weight.detach() for name, weight in self.weights.items()},
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "losses": self.losses,
             "tokens": self.tokens,
         }
-        outdated = checkpoints(self.folder)
-        with whole_folder(self.folder / f"checkpoint-{step}") as partial:
-            torch.save(state, partial / STATE)
-        for folder in outdated:
-            shutil.rmtree(folder)
 
     def _restore(self) -> None:
-        found = checkpoints(self.folder)
-        if not found:
+        checkpoint = last_checkpoint(self.folder)
+        if checkpoint is None:
             return
-        state: dict[str, Any] = torch.load(found[-1] / STATE, map_location="cpu", weights_only=True)
+        state = load_state(checkpoint)
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(state["weights"][name])
@@ -301,16 +263,6 @@ def _micro_batches(pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:
     return parts
 
 
-def _adapter(config: RewardConfig) -> LoraConfig:
-    return LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-
-
 def _encoded(
     reward: RewardModel, pairs: Sequence[PreferencePair], max_length: int
 ) -> list[tuple[EncodedPair, PreferencePair]]:
@@ -323,19 +275,18 @@ def _encoded(
 
 def _scores(reward: RewardModel, pairs: Sequence[EncodedPair], monitor: Monitor) -> tuple[Tensor, Tensor]:
     """Raw scores of the chosen and of the rejected responses, each (len(pairs),)."""
-    size = 16
-    scored = []
-    for start in range(0, len(pairs), size):
+    parts = []
+    for start in range(0, len(pairs), SCORING_PAIRS):
         monitor.check()
-        batch = pairs[start : start + size]
-        rows = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]
-        scored.append(torch.stack(reward.raw_scores(rows).chunk(2)))
-    chosen, rejected = torch.cat(scored, dim=1)
+        rows = _rows(pairs[start : start + SCORING_PAIRS])
+        parts.append(torch.stack(reward.raw_scores(rows).chunk(2)))
+    chosen, rejected = torch.cat(parts, dim=1)
     return chosen, rejected
 
 
-def _loss(chosen: Tensor, rejected: Tensor) -> float:
-    return bradley_terry_loss(chosen, rejected).item()
+def _rows(pairs: Sequence[EncodedPair]) -> list[list[int]]:
+    """The chosen responses, then the rejected ones."""
+    return [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
 
 
 def _scale(scores: Tensor) -> RewardScale:

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from neuroweaver.mesh.machine.files import whole_folder
 from neuroweaver.trainer.worker.data.chat import target_losses
-from neuroweaver.trainer.worker.process.checkpoints import TrainingDiverged, checkpoints
+from neuroweaver.trainer.worker.process.checkpoints import checkpoints
 from neuroweaver.trainer.worker.process.monitor import Monitor
+from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 
 CHECKPOINTS_KEPT = 2
 # Batches whose chats are sorted by length together: more saves padding, fewer keeps the order random.
@@ -58,8 +60,8 @@ class ChatTrainer(SFTTrainer):
     """Trains an adapter on tokenised, labelled chats, and answers to a monitor at every batch.
 
     On a CPU the language-model head sees target positions alone; SFTTrainer's own saving of that kind needs a
-    GPU. A checkpoint is whole and durable, or absent. A loss or gradient that is no number raises
-    TrainingDiverged before it is saved.
+    GPU. A checkpoint is whole and durable, or absent. A loss or gradient that is not finite
+    raises TrainingDiverged before it is saved.
     """
 
     def __init__(self, *, monitor: Monitor, model: Any, **kwargs: Any) -> None:
@@ -67,6 +69,21 @@ class ChatTrainer(SFTTrainer):
         self.own_forward = model.__dict__.get("forward")
         super().__init__(model=model, callbacks=[_StartReport(monitor)], **kwargs)
         self.remove_callback(PrinterCallback)
+
+    def train_on(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint if there is one.
+
+        A final one is only loaded: in the middle of an epoch, `train` would take one more step from it.
+        """
+        if checkpoint is None:
+            self.train()
+            return
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            self.train(resume_from_checkpoint=str(checkpoint))
+        else:
+            self._load_from_checkpoint(str(checkpoint))
+            self.state = state
 
     def release(self) -> None:
         """Take the adapter and every patch off the base model."""
@@ -101,7 +118,7 @@ class ChatTrainer(SFTTrainer):
         if "grad_norm" not in logs:
             return
         if not math.isfinite(logs["grad_norm"]):
-            raise TrainingDiverged(f"the gradient is no number at step {self.state.global_step}")
+            raise TrainingDiverged(f"the gradient is {logs['grad_norm']} at step {self.state.global_step}")
         self.monitor.report(
             step=self.state.global_step,
             total_steps=self.state.max_steps,
@@ -132,7 +149,7 @@ class ChatTrainer(SFTTrainer):
 
 
 class _StartReport(TrainerCallback):
-    """Says at which step training begins, which after a resume lies before the last one reported."""
+    """Reports the step at which training begins; after a resume, it lies before the last one reported."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor

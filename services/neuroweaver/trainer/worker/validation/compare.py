@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from neuroweaver.trainer.data.specialization import Specialization
 from neuroweaver.trainer.worker.data.chat import Messages
+from neuroweaver.trainer.worker.data.questions import ask
 from neuroweaver.trainer.worker.judging.judge import Comparison, Judge, JudgeItem
 from neuroweaver.trainer.worker.judging.judge import Verdict as Better
 from neuroweaver.trainer.worker.models.generation import generate
@@ -15,18 +17,11 @@ from neuroweaver.trainer.worker.process.stages import Result
 from neuroweaver.trainer.worker.validation.measures import Verdict, perplexity, win_rate
 from neuroweaver.v1 import trainer_pb2 as pb
 
-VERDICTS: Final[Mapping[Verdict | None, pb.Verdict.ValueType]] = {
-    "win": pb.VERDICT_WIN,
-    "loss": pb.VERDICT_LOSS,
-    "tie": pb.VERDICT_TIE,
-    None: pb.VERDICT_UNSPECIFIED,
-}
 # The base model is A of each comparison, the tuned one B.
-_OUTCOMES: Final[Mapping[Better | None, Verdict | None]] = {
+_OUTCOMES: Final[Mapping[Better | None, Verdict]] = {
     Better.A: "loss",
     Better.B: "win",
     Better.TIE: "tie",
-    None: None,
 }
 
 
@@ -45,11 +40,7 @@ def evaluate(
     JudgeUnavailable.
     """
     conversations = [
-        [
-            {"role": "system", "content": specialization.system_prompt},
-            {"role": "user", "content": each.prompt},
-        ]
-        for each in specialization.evaluation_prompts
+        ask(specialization.system_prompt, case.prompt) for case in specialization.evaluation_prompts
     ]
 
     def measure() -> tuple[list[str], float, float]:
@@ -69,20 +60,12 @@ def evaluate(
     with model.disable_adapter():
         base, loss_before, perplexity_before = measure()
     samples = _judged(judge, specialization, base, tuned, monitor)
-    counted = win_rate(sample["verdict"] for sample in samples)
     return samples, {
         "loss_before": loss_before,
         "loss_after": loss_after,
         "perplexity_before": perplexity_before,
         "perplexity_after": perplexity_after,
-        "wins": counted.wins,
-        "losses": counted.losses,
-        "ties": counted.ties,
-        "missing": counted.missing,
-        "win_rate": 0.0 if counted.rate is None else counted.rate,
-        "win_rate_lower": counted.lower,
-        "win_rate_upper": counted.upper,
-        "confidence": counted.confidence,
+        **asdict(win_rate(sample["verdict"] for sample in samples)),
         "base_score": _mean(sample["base_score"] for sample in samples),
         "tuned_score": _mean(sample["tuned_score"] for sample in samples),
     }
@@ -93,28 +76,28 @@ def _judged(
 ) -> list[dict[str, Any]]:
     prompts, rubric = specialization.evaluation_prompts, specialization.rubric
     items = [
-        JudgeItem(each.prompt, answer, each.reference)
-        for each, *answers in zip(prompts, base, tuned, strict=True)
+        JudgeItem(case.prompt, answer, case.reference)
+        for case, *answers in zip(prompts, base, tuned, strict=True)
         for answer in answers
     ]
     scores = judge.score(items, rubric, monitor)
     comparisons = [
-        Comparison(each.prompt, a, b, each.reference) for each, a, b in zip(prompts, base, tuned, strict=True)
+        Comparison(case.prompt, a, b, case.reference) for case, a, b in zip(prompts, base, tuned, strict=True)
     ]
     verdicts = judge.compare(comparisons, rubric, monitor)
     return [
         {
-            "prompt_id": each.id,
-            "prompt": each.prompt,
-            "reference": each.reference,
+            "prompt_id": case.id,
+            "prompt": case.prompt,
+            "reference": case.reference,
             "base_response": comparison.a,
             "tuned_response": comparison.b,
             "base_score": base_score and base_score.score,
             "tuned_score": tuned_score and tuned_score.score,
-            "verdict": _OUTCOMES[verdict],
+            "verdict": _OUTCOMES.get(verdict),
             "reason": tuned_score.reason if tuned_score else "",
         }
-        for each, comparison, base_score, tuned_score, verdict in zip(
+        for case, comparison, base_score, tuned_score, verdict in zip(
             prompts, comparisons, scores[0::2], scores[1::2], verdicts, strict=True
         )
     ]

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 
@@ -16,6 +16,8 @@ from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.reproducibility import evaluating
 
 Verdict = Literal["win", "loss", "tie"]
+
+CONFIDENCE: Final = 0.95
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,18 @@ class TokenLoss:
 class WinRate:
     """Share of judged prompts the tuned model won, a tie as half a win, with its Wilson score interval.
 
-    n counts judged prompts; `missing` ones have no verdict and count nowhere. With n = 0 there is no rate,
-    and the interval is all of [0, 1].
+    `missing` prompts have no verdict and count nowhere. Where all are missing the rate is 0, the interval all
+    of [0, 1].
     """
 
     wins: int
     losses: int
     ties: int
     missing: int
-    rate: float | None
-    lower: float
-    upper: float
+    win_rate: float
+    win_rate_lower: float
+    win_rate_upper: float
     confidence: float
-
-    @property
-    def n(self) -> int:
-        return self.wins + self.losses + self.ties
 
 
 def perplexity(
@@ -82,20 +80,20 @@ def token_loss(
     return TokenLoss(mean=total / tokens if tokens else math.nan, tokens=tokens)
 
 
-def win_rate(verdicts: Iterable[Verdict | None], *, confidence: float = 0.95) -> WinRate:
+def win_rate(verdicts: Iterable[Verdict | None]) -> WinRate:
     """Wins, losses and ties with the share of wins; None is a missing judgement."""
     counts = Counter(verdicts)
     wins, losses, ties = counts["win"], counts["loss"], counts["tie"]
-    n = wins + losses + ties
+    judged = wins + losses + ties
     successes = wins + ties / 2
-    lower, upper = wilson_interval(successes, n, confidence=confidence)
+    lower, upper = wilson_interval(successes, judged, confidence=CONFIDENCE)
     return WinRate(
         wins=wins,
         losses=losses,
         ties=ties,
         missing=counts[None],
-        rate=successes / n if n else None,
-        lower=lower,
-        upper=upper,
-        confidence=confidence,
+        win_rate=successes / max(judged, 1),
+        win_rate_lower=lower,
+        win_rate_upper=upper,
+        confidence=CONFIDENCE,
     )

@@ -1,4 +1,4 @@
-"""Results that are computed once, however many ask."""
+"""Results computed once, however many ask for them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment.analysis.report import Report, report
-from neuroweaver.experiment.domain.model import Experiment
+from neuroweaver.experiment.domain.model import SYSTEM, Experiment
 from neuroweaver.experiment.domain.snapshot import Snapshot
-from neuroweaver.experiment.intake import sketching
+from neuroweaver.experiment.intake import sketching, snapshots
+from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.experiment.results import history
 from neuroweaver.experiment.storage import tables
 from neuroweaver.experiment.storage.reader import Reader
-from neuroweaver.experiment.storage.store import Origin, Store
+from neuroweaver.experiment.storage.store import Store
 from neuroweaver.experiment.storage.writer import Writer
+from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.v1 import experiment_pb2 as pb
 
 PERIOD_S: Final = 1.0
 """Between two computations for one experiment."""
 MOST_AGE_S: Final = 60.0
-"""After which results are made anew though nothing came in: forecasts move with the clock."""
+"""After which results are computed again though nothing came in: forecasts move with the clock."""
 
 _ENTRIES: Final = 1000
-_SYSTEM: Final = "system"
 
 Load = Callable[[AsyncConnection, str, str], Awaitable[Snapshot]]
 """The statistics of an experiment, by connection, project and test_id."""
@@ -36,13 +37,13 @@ Load = Callable[[AsyncConnection, str, str], Awaitable[Snapshot]]
 
 @dataclass
 class _Entry:
-    """What is known of one experiment. revision: of what `made` was made from. split: what the test of the
-    split said last. under_way: the round that whoever asks now waits for. turn: one round at a time.
+    """One experiment. revision: of what `report` was computed from. split: what the test of the split said
+    last. under_way: the round that whoever asks now waits for. turn: one round at a time.
     """
 
-    made: Report | None = None
+    report: Report | None = None
     revision: object = None
-    made_at: float = float("-inf")
+    computed_at: float = float("-inf")
     split: pb.SampleRatioResult | None = None
     under_way: asyncio.Task[Report] | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -52,11 +53,19 @@ class _Entry:
         return self.under_way is not None or self.turn.locked()
 
 
-class Desk:
-    """Answers say what was committed before they were asked for."""
+class ResultsCache:
+    """Its results hold all that was committed before they were asked for."""
 
-    def __init__(self, store: Store, load: Load, *, period_s: float = PERIOD_S) -> None:
+    def __init__(
+        self,
+        store: Store,
+        projections: Projections,
+        *,
+        load: Load = snapshots.load,
+        period_s: float = PERIOD_S,
+    ) -> None:
         self._store = store
+        self._projections = projections
         self._load = load
         self._period_s = period_s
         self._entries: dict[tuple[str, str], _Entry] = {}
@@ -81,28 +90,28 @@ class Desk:
         whole = await self.report(project, test_id)
         experiment, snapshot = whole.study.experiment, whole.study.snapshot
         now = self._store.clock()
-        made = await asyncio.to_thread(report, experiment, snapshot, now=now, phase=phase)
-        made.results.sequence = whole.results.sequence
-        return made.results
+        results = (await asyncio.to_thread(report, experiment, snapshot, now=now, phase=phase)).results
+        results.sequence = whole.results.sequence
+        return results
 
     async def keep(self, project: str, test_id: str, least_age: timedelta = timedelta()) -> Report:
-        """Has the present results put down and watches told of them, if they moved. Raises NotFound.
+        """Stores the present results for watches and the history, if they moved. Raises NotFound.
 
-        least_age: of the results put down last; while these are younger, nothing is.
+        least_age: of the results stored last; while these are younger, nothing is.
         """
-        found = await self.report(project, test_id)
+        report = await self.report(project, test_id)
         results = pb.ExperimentResults()
-        results.CopyFrom(found.results)
+        results.CopyFrom(report.results)
 
         async def put(experiments: Writer) -> int:
             return await history.keep(experiments, results, least_age)
 
         async with self._store.read(project) as experiments:
-            known = await history.latest(experiments, test_id)
-        if not known or not history.is_same(known[0].results, results):
-            sequence = await self._store.transact(Origin(project, _SYSTEM), put)
-            found.results.sequence = sequence or found.results.sequence
-        return found
+            stored = await history.latest(experiments, test_id)
+        if not stored or not history.is_same(stored[0].results, results):
+            sequence = await self._store.transact(ChangeOrigin(project, SYSTEM), put)
+            report.results.sequence = sequence or report.results.sequence
+        return report
 
     async def _refreshed(self, entry: _Entry, project: str, test_id: str) -> Report:
         clock = asyncio.get_running_loop().time
@@ -110,12 +119,12 @@ class Desk:
             async with entry.turn:
                 # Whoever asks from here on may know of more than is read now, and waits for the next round.
                 entry.under_way = None
-                rest_s = entry.made_at + self._period_s - clock()
-                if entry.made is not None and rest_s > 0:
+                rest_s = entry.computed_at + self._period_s - clock()
+                if entry.report is not None and rest_s > 0:
                     async with self._store.read(project) as experiments:
                         _, revision = await _revision(experiments, test_id)
                     if revision == entry.revision:
-                        return entry.made
+                        return entry.report
                     await asyncio.sleep(rest_s)
                 return await self._computed(entry, project, test_id)
         finally:
@@ -125,27 +134,27 @@ class Desk:
         started = asyncio.get_running_loop().time()
         async with self._store.read(project) as experiments:
             experiment, revision = await _revision(experiments, test_id)
-            is_young = started - entry.made_at < MOST_AGE_S
-            if entry.made is not None and revision == entry.revision and is_young:
-                return entry.made
-            entry.made_at = started
+            is_young = started - entry.computed_at < MOST_AGE_S
+            if entry.report is not None and revision == entry.revision and is_young:
+                return entry.report
+            entry.computed_at = started
             snapshot = await self._load(experiments.connection, project, test_id)
             if entry.split is None:
-                known = await history.latest(experiments, test_id)
-                entry.split = known[0].results.sample_ratio if known else None
-        snapshot = await sketching.completed(self._store, experiment, snapshot)
+                stored = await history.latest(experiments, test_id)
+                entry.split = stored[0].results.sample_ratio if stored else None
+        snapshot = await sketching.completed(self._store, self._projections, experiment, snapshot)
         now = self._store.clock()
-        made = await asyncio.to_thread(report, experiment, snapshot, now=now, previous=entry.split)
-        made.results.sequence = experiment.last_sequence
-        entry.made, entry.revision, entry.split = made, revision, made.results.sample_ratio
-        return made
+        computed = await asyncio.to_thread(report, experiment, snapshot, now=now, previous=entry.split)
+        computed.results.sequence = experiment.last_sequence
+        entry.report, entry.revision, entry.split = computed, revision, computed.results.sample_ratio
+        return computed
 
     def _trim(self) -> None:
-        """Drops experiments that were never found, and those asked for longest ago, beyond a bound."""
+        """Drops what does not exist and, beyond a bound, what was computed longest ago."""
         idle = [key for key, entry in self._entries.items() if not entry.is_busy]
-        idle.sort(key=lambda key: self._entries[key].made_at)
+        idle.sort(key=lambda key: self._entries[key].computed_at)
         for index, key in enumerate(idle):
-            if self._entries[key].made is None or index < len(idle) - _ENTRIES:
+            if self._entries[key].report is None or index < len(idle) - _ENTRIES:
                 del self._entries[key]
 
 

@@ -1,21 +1,20 @@
-"""What follows from a look at a deployment: the next point of its course."""
+"""What follows from a look at a deployment."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final
 
 from neuroweaver.cluster.errors import BackendError
 from neuroweaver.deployer.control import status
+from neuroweaver.deployer.control.health import Breaches, judged
 from neuroweaver.deployer.control.recent import Recent
-from neuroweaver.deployer.control.vitals import Vitals, vitals
 from neuroweaver.deployer.domain import recovery, specification
 from neuroweaver.deployer.domain.backend import Measured, Observed, Replica
-from neuroweaver.deployer.domain.history import Occasion
 from neuroweaver.deployer.domain.metrics import counts
-from neuroweaver.deployer.domain.metrics.measurement import Sample
+from neuroweaver.deployer.domain.metrics.counts import Sample
+from neuroweaver.deployer.domain.metrics.health import Health
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.domain.recovery import Move
 from neuroweaver.deployer.domain.rollouts import transitions
@@ -23,12 +22,10 @@ from neuroweaver.deployer.domain.rollouts.rollout import RevisionSeen, Rollout, 
 from neuroweaver.deployer.storage.reader import Reader
 from neuroweaver.v1 import deployer_pb2 as pb
 
-BY_ITSELF: Final = Occasion()
-
 
 @dataclass(frozen=True)
 class Look:
-    """What a look found. generation: of the wish that was applied before it.
+    """What a look at the backend found. generation: of the desired state that was applied before it.
 
     observed: None: nothing could be seen. measured: what the replicas counted, by revision; empty where they
     were not asked.
@@ -41,73 +38,81 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the database adds. reports: those that the rollout has not seen; cursor: of the last one.
-
-    backup: the deployment that could take over; None: there is none.
+class Background:
+    """What the database adds. breaches: by revision. reports: those that the rollout has not seen; cursor: of
+    the last one. backup: the deployment that could take over; None: there is none.
     """
 
-    vitals: Vitals
+    health: Health
+    breaches: Mapping[int, Breaches]
     reports: Sequence[Sample] = ()
     cursor: int = 0
     backup: Deployment | None = None
 
 
-async def gather(
+@dataclass(frozen=True)
+class Outcome:
+    """reason: in words, of a move of the traffic. cause: as `DeploymentScaled.cause`."""
+
+    deployment: Deployment
+    reason: str = ""
+    cause: str = "SPEC"
+
+
+async def background(
     deployments: Reader, deployment: Deployment, look: Look, recent: Recent, now: datetime
-) -> Known:
+) -> Background:
     replicas = look.observed.replicas if look.observed else deployment.status.replicas
-    found = vitals(deployment, replicas, recent, now)
+    health, breaches = judged(deployment, replicas, recent, now)
     key = specification.backup_of(deployment.spec, deployment.key.project)
     kept = await deployments.find(key) if key else None
     backup = kept.deployment if kept and not kept.deployment.is_being_removed else None
     rollout = deployment.rollout
-    if rollout is None or rollout.is_over:
-        return Known(found, (), recent.cursor, backup)
-    reports = await deployments.samples_after(deployment.key, rollout.cursor)
-    return Known(found, reports, recent.cursor, backup)
+    reports: Sequence[Sample] = ()
+    if rollout is not None and not rollout.is_over:
+        reports = await deployments.samples_after(deployment.key, rollout.cursor)
+    return Background(health, breaches, reports, recent.cursor, backup)
 
 
-def advanced(deployment: Deployment, look: Look, known: Known, now: datetime) -> tuple[Deployment, Occasion]:
-    """The deployment after a look, and what led there."""
-    observed, health = look.observed, known.vitals.health
-    deployment = replace(
-        deployment,
-        status=status.seen(
-            deployment.status, observed, look.trouble, health, now, generation=look.generation
-        ),
+def advanced(deployment: Deployment, look: Look, background: Background, now: datetime) -> Outcome:
+    """What a look leads to."""
+    observed = look.observed
+    deployment = status.with_observed(
+        deployment.with_health(background.health), observed, look.trouble, now, generation=look.generation
     )
-    why = Occasion(scalings=observed.scalings if observed else ())
-    if observed is not None and not deployment.is_being_removed:
-        deployment = _further(deployment, look, known, now)
-        deployment, why = _recovered(deployment, known, why, now)
-    return replace(deployment, status=status.told(deployment, observed, look.trouble, now)), why
+    reason, causes = "", ["SPEC"]
+    if observed is not None:
+        causes += [
+            scaling.cause for scaling in observed.scalings if scaling.to_replicas != scaling.from_replicas
+        ]
+        if not deployment.is_being_removed:
+            deployment = _further(deployment, look, background, now)
+            deployment, reason = _recovered(deployment, background, now)
+    return Outcome(status.with_conditions(deployment, observed, look.trouble, now), reason, causes[-1])
 
 
-def _recovered(
-    deployment: Deployment, known: Known, why: Occasion, now: datetime
-) -> tuple[Deployment, Occasion]:
-    """With its traffic at the backup if the model is unfit, or back."""
-    backup = known.backup
-    is_able = backup is not None and backup.switched_to is None
+def _recovered(deployment: Deployment, background: Background, now: datetime) -> tuple[Deployment, str]:
+    """With its traffic at the backup if the model is unfit, or back; and why."""
+    backup = background.backup
+    if backup is not None and backup.switched_to is not None:
+        backup = None
     decision = recovery.decide(
         deployment.status.watch,
         deployment.spec.recovery,
-        known.vitals.health,
-        backup.status.health if backup is not None and is_able else None,
+        background.health,
+        backup.status.health if backup is not None else None,
         now,
-        backup_ready=backup.status.ready() if backup is not None and is_able else 0,
+        backup_ready=backup.status.ready() if backup is not None else 0,
         is_switched=deployment.switched_to is not None,
     )
     deployment = replace(deployment, status=replace(deployment.status, watch=decision.watch))
     if decision.move == Move.STAY:
-        return deployment, why
+        return deployment, ""
     to = backup.key if backup is not None and decision.move == Move.TO_BACKUP else None
-    why = replace(why, reason=decision.reason, is_automatic=True)
-    return replace(deployment, switched_to=to), why
+    return replace(deployment, switched_to=to), decision.reason
 
 
-def _further(deployment: Deployment, look: Look, known: Known, now: datetime) -> Deployment:
+def _further(deployment: Deployment, look: Look, background: Background, now: datetime) -> Deployment:
     if not deployment.stable:
         return _first_start(deployment)
     target = deployment.find(deployment.target)
@@ -120,13 +125,15 @@ def _further(deployment: Deployment, look: Look, known: Known, now: datetime) ->
         now,
         serving=deployment.status.desired.get(deployment.stable, 1),
         is_proven=target is not None and target.is_proven,
-        cursor=known.cursor,
+        cursor=background.cursor,
     )
     if rollout is None or rollout.is_over:
         return replace(deployment, rollout=rollout)
     # The candidate of a rollout that another one replaced may have taken over already.
     deployment = replace(deployment, stable=rollout.stable)
-    rollout = transitions.step(rollout, deployment.spec, _seen(deployment, rollout, look, known, now), now)
+    rollout = transitions.step(
+        rollout, deployment.spec, _seen(deployment, rollout, look, background, now), now
+    )
     return _with_rollout(deployment, rollout)
 
 
@@ -147,31 +154,34 @@ def _with_rollout(deployment: Deployment, rollout: Rollout) -> Deployment:
     return deployment
 
 
-def _seen(deployment: Deployment, rollout: Rollout, look: Look, known: Known, now: datetime) -> Seen:
-    shown = deployment.status
-    replicas = counted(shown.replicas, shown.draining, deployment.spec, now)
+def _seen(
+    deployment: Deployment, rollout: Rollout, look: Look, background: Background, now: datetime
+) -> Seen:
+    replicas = counted(deployment.status.replicas, deployment.status.draining, deployment.spec, now)
     return Seen(
-        stable=_revision_seen(deployment, rollout.stable, replicas, look, known),
-        candidate=_revision_seen(deployment, rollout.candidate, replicas, look, known),
-        others=sum(each.revision not in {rollout.stable, rollout.candidate} for each in replicas),
-        cursor=known.cursor,
+        stable=_revision_seen(deployment, rollout.stable, replicas, look, background),
+        candidate=_revision_seen(deployment, rollout.candidate, replicas, look, background),
+        others=sum(replica.revision not in {rollout.stable, rollout.candidate} for replica in replicas),
+        cursor=background.cursor,
     )
 
 
 def _revision_seen(
-    deployment: Deployment, number: int, replicas: Sequence[Replica], look: Look, known: Known
+    deployment: Deployment, number: int, replicas: Sequence[Replica], look: Look, background: Background
 ) -> RevisionSeen:
     measured = look.measured.get(number)
     is_loaded = bool(measured and measured.waiting)
     reported = counts.total(
         counts.reported(sample, is_loaded=is_loaded)
-        for sample in known.reports
+        for sample in background.reports
         if deployment.served_by(sample.version) == number
     )
-    return RevisionSeen.of(
-        number,
-        replicas,
-        breaches=known.vitals.breaches.get(number),
+    own = [replica for replica in replicas if replica.revision == number]
+    reasons = [replica.message for replica in own if not replica.is_ready]
+    return RevisionSeen(
+        phases=tuple(replica.phase for replica in own),
+        reason=next(filter(None, reasons), ""),
+        breaches=background.breaches.get(number, {}),
         measured=measured,
         reported=reported,
     )

@@ -18,8 +18,9 @@ import pytest
 
 from clients.fakes import CONTENT, FakeRegistry, serving
 from e2e.processes import Mesh, mesh
+from neuroweaver.artifacts.content import TransferError, files_of
+from neuroweaver.artifacts.transfer import artifact_of, download, upload
 from neuroweaver.client import Client
-from neuroweaver.client.transfer import TransferError, download, files_of, upload
 from neuroweaver.v1 import registry_pb2 as pb
 
 MIB = 1024 * 1024
@@ -56,12 +57,12 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def created(client, artifacts) -> pb.ModelVersion:
+def created(client, files) -> pb.ModelVersion:
     client.registry.RegisterModel(
         pb.RegisterModelRequest(model=pb.Model(model_id="advisor"), allow_existing=True)
     )
     return client.registry.CreateModelVersion(
-        pb.CreateModelVersionRequest(model_id="advisor", artifacts=artifacts)
+        pb.CreateModelVersionRequest(model_id="advisor", artifacts=map(artifact_of, files))
     )
 
 
@@ -125,8 +126,10 @@ def test_a_folder_goes_up_and_comes_down_again(client, tmp_path):
     files = {"adapter/model.safetensors": weights(3 * MIB), "README.md": b"# Advisor\n", "empty.txt": b""}
     seen = []
 
-    artifacts = upload(client, written(tmp_path / "up", files), on_progress=lambda *told: seen.append(told))
-    found = download(client, created(client, artifacts), tmp_path / "down")
+    artifacts = upload(
+        client.registry, written(tmp_path / "up", files), on_progress=lambda *told: seen.append(told)
+    )
+    found = download(client.registry, created(client, artifacts), tmp_path / "down")
 
     assert [each.path for each in artifacts] == sorted(files)
     assert {each.path: (each.digest, each.size_bytes) for each in artifacts} == {
@@ -142,17 +145,19 @@ def test_a_folder_goes_up_and_comes_down_again(client, tmp_path):
 
 def test_what_is_stored_already_is_not_sent_again(client, tmp_path):
     content = weights(2 * MIB)
-    upload(client, {"a.safetensors": written(tmp_path, {"a": content}) / "a"})
+    upload(client.registry, {"a.safetensors": written(tmp_path, {"a": content}) / "a"})
     seen = []
 
-    [again] = upload(client, {"b.safetensors": tmp_path / "a"}, on_progress=lambda *told: seen.append(told))
+    [again] = upload(
+        client.registry, {"b.safetensors": tmp_path / "a"}, on_progress=lambda *told: seen.append(told)
+    )
 
     assert again.digest == digest_of(content)
     assert seen == [("b.safetensors", len(content), len(content))]
 
 
 def test_one_file_goes_by_its_name(client, tmp_path):
-    [artifact] = upload(client, written(tmp_path, {"notes.md": b"# Notes"}) / "notes.md")
+    [artifact] = upload(client.registry, written(tmp_path, {"notes.md": b"# Notes"}) / "notes.md")
 
     assert artifact.path == "notes.md"
 
@@ -173,7 +178,7 @@ def test_a_link_in_the_folder_is_refused(client, tmp_path, target):
     (folder / "link").symlink_to(tmp_path / target if target != "a.txt" else target)
 
     with pytest.raises(TransferError, match="link: is a symbolic link"):
-        upload(client, folder)
+        upload(client.registry, folder)
 
 
 def test_a_linked_file_named_by_itself_is_refused(client, tmp_path):
@@ -181,28 +186,28 @@ def test_a_linked_file_named_by_itself_is_refused(client, tmp_path):
     (tmp_path / "link.txt").symlink_to("a.txt")
 
     with pytest.raises(TransferError, match="is a symbolic link"):
-        upload(client, {"link.txt": tmp_path / "link.txt"})
+        upload(client.registry, {"link.txt": tmp_path / "link.txt"})
 
 
 def test_a_hard_link_is_a_file_like_any_other(client, tmp_path):
     folder = written(tmp_path, {"a.txt": b"hard"})
     (folder / "b.txt").hardlink_to(folder / "a.txt")
 
-    assert [each.path for each in upload(client, folder)] == ["a.txt", "b.txt"]
+    assert [each.path for each in upload(client.registry, folder)] == ["a.txt", "b.txt"]
 
 
 def test_a_pipe_in_the_folder_is_refused(client, tmp_path):
     os.mkfifo(tmp_path / "pipe")
 
-    with pytest.raises(TransferError, match="pipe: is no regular file"):
-        upload(client, tmp_path)
-    with pytest.raises(TransferError, match="pipe: is no regular file"):
-        upload(client, {"pipe.txt": tmp_path / "pipe"})
+    with pytest.raises(TransferError, match="pipe: is not a regular file"):
+        upload(client.registry, tmp_path)
+    with pytest.raises(TransferError, match="pipe: is not a regular file"):
+        upload(client.registry, {"pipe.txt": tmp_path / "pipe"})
 
 
 def test_an_empty_folder_is_refused(client, tmp_path):
-    with pytest.raises(TransferError, match="holds no files"):
-        upload(client, tmp_path)
+    with pytest.raises(TransferError, match="has no files"):
+        upload(client.registry, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -212,12 +217,12 @@ def test_an_empty_folder_is_refused(client, tmp_path):
         ("/a.txt", "outside the version's folder"),
         ("a/../../b.txt", "outside the version's folder"),
         ("a\\b.txt", "backslash"),
-        ("two words.txt", "is no path of a version's file"),
-        ("é.txt", "is no path of a version's file"),
-        ("-rf.txt", "is no path of a version's file"),
-        ("a//b.txt", "is no path of a version's file"),
-        ("a/" * 300 + "b.txt", "is no path of a version's file"),
-        ("a.txt\n", "is no path of a version's file"),
+        ("two words.txt", "is not a path for a version's file"),
+        ("é.txt", "is not a path for a version's file"),
+        ("-rf.txt", "is not a path for a version's file"),
+        ("a//b.txt", "is not a path for a version's file"),
+        ("a/" * 300 + "b.txt", "is not a path for a version's file"),
+        ("a.txt\n", "is not a path for a version's file"),
     ],
 )
 def test_a_path_that_no_version_takes_is_refused_before_anything_is_sent(client, tmp_path, path, problem):
@@ -225,7 +230,7 @@ def test_a_path_that_no_version_takes_is_refused_before_anything_is_sent(client,
     file = written(tmp_path, {"f": content}) / "f"
 
     with pytest.raises(TransferError, match=problem) as refused:
-        upload(client, {"a.txt": file, path: file})
+        upload(client.registry, {"a.txt": file, path: file})
 
     assert refused.value.entry == path
     assert "\n" not in str(refused.value)
@@ -236,7 +241,7 @@ def test_what_the_registry_refuses_is_told_with_the_files_name(client, tmp_path)
     folder = written(tmp_path, {"model.safetensors": pickle.dumps({"a": 1}, protocol=4)})
 
     with pytest.raises(TransferError, match=r"model\.safetensors: is refused: .*a pickle"):
-        upload(client, folder)
+        upload(client.registry, folder)
 
 
 def test_a_file_that_shrinks_while_it_is_sent_is_told(client, tmp_path):
@@ -246,8 +251,8 @@ def test_a_file_that_shrinks_while_it_is_sent_is_told(client, tmp_path):
         if done:
             os.truncate(file, done)
 
-    with pytest.raises(TransferError, match="has become shorter"):
-        upload(client, file, on_progress=shrink)
+    with pytest.raises(TransferError, match="became shorter"):
+        upload(client.registry, file, on_progress=shrink)
 
 
 def test_an_interrupted_upload_goes_on_where_it_stopped(home, client, tmp_path):
@@ -264,7 +269,7 @@ def test_an_interrupted_upload_goes_on_where_it_stopped(home, client, tmp_path):
             assert time.monotonic() < give_up
 
     with through(wire) as interrupted:
-        [artifact] = upload(interrupted, file, on_progress=on_progress)
+        [artifact] = upload(interrupted.registry, file, on_progress=on_progress)
 
     assert wire.breaks == 2
     assert all(after > min(before, MIB) for before, after in pairwise(done))
@@ -287,7 +292,7 @@ def test_a_registry_that_is_started_again_is_waited_for(tmp_path, number):
                 running.start("registry")
 
         with Client({"registry": running.addresses["registry"]}) as client:
-            upload(client, file, on_progress=restart)
+            upload(client.registry, file, on_progress=restart)
             assert committed(client, content) == len(content)
 
     assert restarted
@@ -302,10 +307,10 @@ def test_what_an_earlier_program_sent_is_not_sent_again(client, tmp_path):
             raise KeyError("the program ends here")
 
     with pytest.raises(KeyError):
-        upload(client, file, on_progress=killed)
+        upload(client.registry, file, on_progress=killed)
     stored = committed(client, content)
     done = []
-    upload(client, file, on_progress=lambda _path, now, _total: done.append(now))
+    upload(client.registry, file, on_progress=lambda _path, now, _total: done.append(now))
 
     assert 3 * MIB <= stored < len(content)
     assert done[0] > stored
@@ -323,28 +328,28 @@ def test_a_stored_beginning_of_something_else_does_not_stand_in_the_way(client, 
         )
     assert committed(client, content) == MIB
 
-    upload(client, written(tmp_path, {"a.safetensors": content}))
+    upload(client.registry, written(tmp_path, {"a.safetensors": content}))
 
     assert committed(client, content) == len(content)
 
 
 def test_a_registry_that_never_answered_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("neuroweaver.client.transfer.time.sleep", pytest.fail)
+    monkeypatch.setattr("neuroweaver.artifacts.transfer.time.sleep", pytest.fail)
 
     with Client({"registry": "127.0.0.1:1"}) as client, pytest.raises(grpc.RpcError) as error:
-        upload(client, written(tmp_path, {"a.txt": b"a"}))
+        upload(client.registry, written(tmp_path, {"a.txt": b"a"}))
 
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_registry_that_stays_away_ends_the_patience(home, tmp_path, monkeypatch):
     waits = []
-    monkeypatch.setattr("neuroweaver.client.transfer.time.sleep", waits.append)
+    monkeypatch.setattr("neuroweaver.artifacts.transfer.time.sleep", waits.append)
     # Nothing gets through after the greeting: every attempt breaks.
     wire = Wire(home.addresses["registry"], upstream=[2 * MIB] + [0] * 1000)
 
     with through(wire) as client, pytest.raises(grpc.RpcError) as error:
-        upload(client, written(tmp_path, {"a.safetensors": weights(8 * MIB)}))
+        upload(client.registry, written(tmp_path, {"a.safetensors": weights(8 * MIB)}))
 
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
     assert 5 <= len(waits) <= 10
@@ -353,13 +358,16 @@ def test_a_registry_that_stays_away_ends_the_patience(home, tmp_path, monkeypatc
 
 def test_an_interrupted_download_goes_on_where_it_stopped(home, client, tmp_path):
     content = weights(12 * MIB)
-    version = created(client, upload(client, written(tmp_path / "up", {"a.safetensors": content})))
+    version = created(client, upload(client.registry, written(tmp_path / "up", {"a.safetensors": content})))
     wire = Wire(home.addresses["registry"], downstream=[4 * MIB, 3 * MIB])
     done = []
 
     with through(wire) as interrupted:
         [file] = download(
-            interrupted, version, tmp_path / "down", on_progress=lambda _path, now, _total: done.append(now)
+            interrupted.registry,
+            version,
+            tmp_path / "down",
+            on_progress=lambda _path, now, _total: done.append(now),
         )
 
     assert wire.breaks == 2
@@ -369,12 +377,12 @@ def test_an_interrupted_download_goes_on_where_it_stopped(home, client, tmp_path
 
 def test_a_download_goes_on_from_the_part_that_is_there(client, tmp_path):
     content = weights(3 * MIB)
-    version = created(client, upload(client, written(tmp_path / "up", {"x/a.safetensors": content})))
+    version = created(client, upload(client.registry, written(tmp_path / "up", {"x/a.safetensors": content})))
     written(tmp_path / "down", {"x/a.safetensors.part": content[: 2 * MIB]})
     done = []
 
     [file] = download(
-        client, version, tmp_path / "down", on_progress=lambda _path, now, _total: done.append(now)
+        client.registry, version, tmp_path / "down", on_progress=lambda _path, now, _total: done.append(now)
     )
 
     assert file.read_bytes() == content
@@ -385,37 +393,39 @@ def test_a_download_goes_on_from_the_part_that_is_there(client, tmp_path):
 @pytest.mark.parametrize("kept", [1, MIB, 5 * MIB])
 def test_a_part_of_another_file_does_not_stand_in_the_way(client, tmp_path, kept):
     content = weights(2 * MIB)
-    version = created(client, upload(client, written(tmp_path / "up", {"a.safetensors": content})))
+    version = created(client, upload(client.registry, written(tmp_path / "up", {"a.safetensors": content})))
     written(tmp_path / "down", {"a.safetensors.part": b"\xff" * kept})
 
-    [file] = download(client, version, tmp_path / "down")
+    [file] = download(client.registry, version, tmp_path / "down")
 
     assert file.read_bytes() == content
 
 
 def test_a_file_that_is_there_is_not_fetched_again_unless_it_is_another(client, tmp_path):
     content = weights(MIB)
-    version = created(client, upload(client, written(tmp_path / "up", {"a.safetensors": content})))
-    [file] = download(client, version, tmp_path / "down")
+    version = created(client, upload(client.registry, written(tmp_path / "up", {"a.safetensors": content})))
+    [file] = download(client.registry, version, tmp_path / "down")
     before = file.stat().st_ino
 
-    download(client, version, tmp_path / "down")
+    download(client.registry, version, tmp_path / "down")
     assert file.stat().st_ino == before
 
     file.write_bytes(b"\0" * len(content))
-    download(client, version, tmp_path / "down")
+    download(client.registry, version, tmp_path / "down")
     assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize("link", ["x", "x/a.safetensors", "x/a.safetensors.part"])
 def test_nothing_is_written_through_a_link(client, tmp_path, link):
-    version = created(client, upload(client, written(tmp_path / "up", {"x/a.safetensors": weights(MIB)})))
+    version = created(
+        client, upload(client.registry, written(tmp_path / "up", {"x/a.safetensors": weights(MIB)}))
+    )
     written(tmp_path / "elsewhere", {"kept": b"as it was"})
     (tmp_path / "down" / link).parent.mkdir(parents=True)
     (tmp_path / "down" / link).symlink_to(tmp_path / "elsewhere" / ("" if link == "x" else "kept"))
 
     with pytest.raises(TransferError, match="is a symbolic link"):
-        download(client, version, tmp_path / "down")
+        download(client.registry, version, tmp_path / "down")
 
     assert [each.name for each in (tmp_path / "elsewhere").iterdir()] == ["kept"]
     assert (tmp_path / "elsewhere" / "kept").read_bytes() == b"as it was"
@@ -428,7 +438,7 @@ def test_a_server_that_names_a_file_elsewhere_is_not_followed(tmp_path, path):
     with serving(fake) as address, Client({"registry": address}) as client:
         version = fake.GetModelVersion(pb.GetModelVersionRequest(model_id="service-advisor"), None)
         with pytest.raises(TransferError, match=r"outside the version's folder|backslash"):
-            download(client, version, tmp_path / "down")
+            download(client.registry, version, tmp_path / "down")
 
     assert not list(tmp_path.rglob("*escaped*"))
 
@@ -440,6 +450,6 @@ def test_a_file_that_arrives_damaged_is_not_kept(tmp_path, forged):
     with serving(fake) as address, Client({"registry": address}) as client:
         version = fake.GetModelVersion(pb.GetModelVersionRequest(model_id="service-advisor"), None)
         with pytest.raises(TransferError, match=r"adapter_model\.safetensors: arrived damaged"):
-            download(client, version, tmp_path)
+            download(client.registry, version, tmp_path)
 
     assert [each.name for each in (tmp_path / "adapter").iterdir()] == ["adapter_config.json"]

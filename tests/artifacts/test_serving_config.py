@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from neuroweaver.serving.config import BadConfig, parse, read
+from neuroweaver.artifacts.serving_config import BadConfig, parse, read
 
 DIGEST = "0123456789abcdef" * 4
 GIVEN = {
@@ -82,3 +84,16 @@ def test_a_file_without_a_json_object_is_refused(tmp_path, content):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(BadConfig, match="none"):
         read(tmp_path / "none.json")
+
+
+def test_what_is_written_is_read_again():
+    config = parse({**GIVEN, "model": "advisor@1.2.0", "max_batch_size": 3, "stall_s": 5, "revision": 7})
+    assert parse(json.loads(json.dumps(config.plain()))) == config
+
+
+def test_the_text_of_a_configuration_does_not_change_with_fields_that_nobody_set():
+    assert list(parse(GIVEN).plain()) == [
+        "model", "version", "revision", "host", "port", "files_folder", "files", "base_folder", "base_digest",
+        "weight_type", "adapter_mode", "max_queue_size", "drain_s",
+    ]  # fmt: skip
+    assert parse({**GIVEN, "max_context_tokens": 8}).plain()["max_context_tokens"] == 8

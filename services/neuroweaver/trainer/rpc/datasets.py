@@ -1,0 +1,37 @@
+"""What a job would read, and the specialisations that it can name."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from neuroweaver.trainer.control.admission import ServerCapabilities, validate
+from neuroweaver.trainer.data.specialization import load_specializations
+from neuroweaver.trainer.rpc import messages
+from neuroweaver.v1 import trainer_pb2 as pb
+
+
+class Datasets:
+    def __init__(self, capabilities: ServerCapabilities) -> None:
+        self._capabilities = capabilities
+
+    async def ValidateDataset(
+        self, request: pb.ValidateDatasetRequest, context: Any
+    ) -> pb.ValidateDatasetResponse:
+        del context
+        validation = await asyncio.to_thread(
+            validate,
+            request.dataset_path,
+            self._capabilities,
+            specialization=request.specialization,
+            base_model=request.base_model,
+            max_seq_length=request.max_seq_length,
+        )
+        return messages.from_validation(validation)
+
+    async def ListTemplates(self, request: pb.ListTemplatesRequest, context: Any) -> pb.ListTemplatesResponse:
+        del request, context
+        specializations = sorted(load_specializations().items())
+        return pb.ListTemplatesResponse(
+            templates=[messages.template(specialization) for _, specialization in specializations]
+        )
