@@ -75,11 +75,6 @@ class Transport:
             client_.configuration.api_key_prefix = fresh.api_key_prefix
             client_.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
 
-    async def authorization(self) -> str:
-        """As it goes along with each call."""
-        connected = await self._connected(is_stream=False)
-        return str(await connected.configuration.get_api_key_with_prefix("BearerToken"))
-
     async def _send(
         self, request: Request, patience: aiohttp.ClientTimeout, *, is_stream: bool = False
     ) -> aiohttp.ClientResponse:
