@@ -73,36 +73,23 @@ def forecast(
 
 def _verdict_at(study: Study, judged: Sequence[Judged]) -> float | None:
     """How many times the present units: the first treatment to fulfil the rule, or the last to fail."""
-    ships = [_ships_at(study, each) for each in judged]
-    keeps = [_fails_at(study, each) for each in judged]
-    known = [each for each in ships if each is not None]
-    if keeps and None not in keeps:
-        known.append(max(each for each in keeps if each is not None))
-    return min(known, default=None)
+    keeps = _last([_fails_at(study, each) for each in judged])
+    return _first([*(_ships_at(study, each) for each in judged), keeps])
 
 
 def _ships_at(study: Study, judged: Judged) -> float | None:
-    others = [each for each in judged.findings if not each.requirement.is_alternative]
-    alternatives = [each for each in judged.findings if each.requirement.is_alternative]
-    factor = judged.factor
-    needed = [_met_at(study, each, factor) for each in others]
-    if alternatives:
+    needed = [_met_at(study, finding, judged.factor) for finding in judged.conjuncts]
+    if judged.alternatives:
         # The best of them carries the factor of all.
-        needed.append(_first(_met_at(study, each, factor * len(alternatives)) for each in alternatives))
-    known = [each for each in needed if each is not None]
-    return max(known, default=None) if len(known) == len(needed) else None
+        factor = judged.factor * len(judged.alternatives)
+        needed.append(_first(_met_at(study, finding, factor) for finding in judged.alternatives))
+    return _last(needed)
 
 
 def _fails_at(study: Study, judged: Judged) -> float | None:
-    others = [each for each in judged.findings if not each.requirement.is_alternative]
-    alternatives = [each for each in judged.findings if each.requirement.is_alternative]
-    conjuncts = len(others) + bool(alternatives)
-    times = [_failed_at(study, each, conjuncts) for each in others]
-    together = [_failed_at(study, each, conjuncts) for each in alternatives]
-    known = [each for each in together if each is not None]
-    if known and len(known) == len(together):
-        times.append(max(known))
-    return _first(times)
+    factor = len(judged.conjuncts) + bool(judged.alternatives)
+    together = _last([_failed_at(study, finding, factor) for finding in judged.alternatives])
+    return _first([*(_failed_at(study, finding, factor) for finding in judged.conjuncts), together])
 
 
 def _met_at(study: Study, finding: Finding, factor: int) -> float | None:
@@ -130,7 +117,14 @@ def _shown_at(study: Study, finding: Finding, factor: int, *, above: bool) -> fl
 
 
 def _first(times: Iterable[float | None]) -> float | None:
-    return min((each for each in times if each is not None), default=None)
+    """None: never."""
+    return min((time for time in times if time is not None), default=None)
+
+
+def _last(times: Sequence[float | None]) -> float | None:
+    """None if there are none, or if one of them never comes."""
+    known = [time for time in times if time is not None]
+    return max(known, default=None) if len(known) == len(times) else None
 
 
 def _short_of(study: Study, gaps: Iterable[pb.VerdictGap]) -> int:

@@ -56,19 +56,24 @@ class Judged:
     factor: int
 
     @property
+    def alternatives(self) -> Sequence[Finding]:
+        """Those of `any_of`."""
+        return [finding for finding in self.findings if finding.requirement.is_alternative]
+
+    @property
+    def conjuncts(self) -> Sequence[Finding]:
+        """Those that must all be met."""
+        return [finding for finding in self.findings if not finding.requirement.is_alternative]
+
+    @property
     def is_shown_to_fulfil(self) -> bool:
-        alternatives = [each for each in self.findings if each.requirement.is_alternative]
-        others = [each for each in self.findings if not each.requirement.is_alternative]
-        return all(each.is_met for each in others) and (
-            not alternatives or any(each.is_met for each in alternatives)
-        )
+        is_any_met = not self.alternatives or any(finding.is_met for finding in self.alternatives)
+        return is_any_met and all(finding.is_met for finding in self.conjuncts)
 
     @property
     def is_shown_to_fail(self) -> bool:
-        alternatives = [each for each in self.findings if each.requirement.is_alternative]
-        return any(each.is_failed for each in self.findings if not each.requirement.is_alternative) or (
-            bool(alternatives) and all(each.is_failed for each in alternatives)
-        )
+        is_none_left = bool(self.alternatives) and all(finding.is_failed for finding in self.alternatives)
+        return is_none_left or any(finding.is_failed for finding in self.conjuncts)
 
 
 def judge(study: Study) -> Sequence[Judged]:

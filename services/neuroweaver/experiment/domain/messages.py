@@ -140,7 +140,7 @@ def dump(experiment: Experiment) -> tuple[bytes, str]:
         layer_ranges=experiment.layer_ranges,
         pinned=dict(experiment.pinned),
         baseline=dict(experiment.baseline),
-        ramp=ramp and (ramp.step, ramp.since, ramp.held),
+        ramp=(ramp.step, ramp.since, ramp.held) if ramp else None,
     )
     record = from_experiment(experiment)
     record.spec.CopyFrom(experiment.spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from typing import Any, Final
 
@@ -271,8 +271,8 @@ class Ledger:
 
 
 _NOTHING: Final = np.zeros(0, np.int64), np.zeros(0)
-_GROUP_FIELDS: Final = ("units", "mismatched", "multiply_exposed")
-_TALLY_FIELDS: Final = ("wins", "ties", "losses", "flips", "missing")
+_GROUP_FIELDS: Final = [each.name for each in fields(Group)]
+_TALLY_FIELDS: Final = [each.name for each in fields(Judgements)]
 
 
 def and_more(known: Rejection, more: Rejection) -> Rejection:

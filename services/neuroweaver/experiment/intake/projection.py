@@ -194,7 +194,7 @@ class Held:
 
 async def _expired(connection: AsyncConnection, project: str, test_id: str) -> int:
     table = tables.totals
-    statement = select(table.c.expired_batches).where(table.c.project == project, table.c.test_id == test_id)
+    statement = select(table.c.expired_batches).where(tables.of_experiment(table, project, test_id))
     return (await connection.execute(statement)).scalar_one_or_none() or 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Final
 
@@ -16,6 +16,7 @@ from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.domain.snapshot import Cell, Snapshot
 from neuroweaver.experiment.intake import checkpoints, raw_events, sketching, snapshots
 from neuroweaver.experiment.intake.events import Batch
+from neuroweaver.experiment.intake.ingestion import phases_then
 from neuroweaver.experiment.intake.keys import sketch_groups
 from neuroweaver.experiment.intake.ledger import Ledger
 from neuroweaver.experiment.intake.projection import Projection
@@ -145,7 +146,7 @@ class _Made:
         ledger = self.ledger
         ledger.accepted += len(batch)
         ledger.last_us = max(ledger.last_us, int(batch.rows["time"].max()))
-        ledger.late += self._late(batch)
+        ledger.late += int(np.count_nonzero(phases_then(self._experiment, batch.rows["time"])[1]))
         joined = self._projection.joined(batch)
         if joined is not None:
             keys, change = joined
@@ -160,11 +161,6 @@ class _Made:
         sketching.of_events(known, by_events, batches, made)
         for key, cell in self.ledger.cells.items():
             cell.sketch, cell.is_stale = made.get(key), False
-
-    def _late(self, batch: Batch) -> int:
-        starts = [microseconds(phase.start_time) for phase in self._experiment.phases]
-        then = np.searchsorted(np.array(starts, np.int64), batch.rows["time"], side="right")
-        return int(np.count_nonzero((then > 0) & (then < len(starts))))
 
 
 def _parts(raw: Sequence[tuple[int, Batch]], stops: set[int]) -> Iterator[list[tuple[int, Batch]]]:
@@ -208,14 +204,13 @@ class _Statistic:
 
 def _statistics(snapshot: Snapshot) -> Iterator[_Statistic]:
     for (phase, variant), group in snapshot.groups.items():
-        for name in ("units", "mismatched", "multiply_exposed"):
-            yield _Statistic((phase, variant, "", name), float(getattr(group, name)))
+        for name, count in asdict(group).items():
+            yield _Statistic((phase, variant, "", name), float(count))
     for key, cell in snapshot.cells.items():
         yield from (_Statistic((*key, name), value, noise) for name, value, noise in _of_cell(cell))
     for (phase, baseline, candidate, metric_id), tally in snapshot.tallies.items():
-        for name in ("wins", "ties", "losses", "flips", "missing"):
-            pair = f"{baseline}/{candidate}"
-            yield _Statistic((phase, pair, metric_id, name), float(getattr(tally, name)))
+        for name, count in asdict(tally).items():
+            yield _Statistic((phase, f"{baseline}/{candidate}", metric_id, name), float(count))
     for (phase, metric_id), caps in snapshot.caps.items():
         for name, value in zip(("lower_cap", "upper_cap"), caps, strict=True):
             if value is not None:

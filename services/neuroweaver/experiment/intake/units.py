@@ -8,7 +8,7 @@ names that a metric reads within a window.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -96,7 +96,7 @@ class Totals:
         )
 
     def copy(self) -> Totals:
-        return Totals(self.numbers.copy(), self.sums.copy(), self.extremes.copy(), self.samples.copy())
+        return Totals(*(getattr(self, each.name).copy() for each in fields(self)))
 
     def clear(self, total: Total, units: Ints) -> None:
         """In place: as without any event."""

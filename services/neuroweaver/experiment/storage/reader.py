@@ -43,7 +43,7 @@ class Reader:
         """Raises NotFound."""
         table = tables.experiments
         statement = select(table.c.record, table.c.hidden).where(
-            table.c.project == self.project, table.c.test_id == test_id
+            tables.of_experiment(table, self.project, test_id)
         )
         row = (await self.connection.execute(statement)).one_or_none()
         if row is None:
@@ -52,7 +52,7 @@ class Reader:
 
     async def has(self, test_id: str) -> bool:
         table = tables.experiments
-        statement = select(table.c.test_id).where(table.c.project == self.project, table.c.test_id == test_id)
+        statement = select(table.c.test_id).where(tables.of_experiment(table, self.project, test_id))
         return (await self.connection.execute(statement)).first() is not None
 
     async def experiments(
@@ -120,7 +120,7 @@ class Reader:
         """The events kept after a sequence, in order. kind: the field that is set; empty for all."""
         table = tables.result_events
         statement = select(table.c.event).where(
-            table.c.project == self.project, table.c.test_id == test_id, table.c.sequence > after
+            tables.of_experiment(table, self.project, test_id), table.c.sequence > after
         )
         if kind:
             statement = statement.where(table.c.kind == kind)
@@ -134,7 +134,7 @@ class Reader:
         """The sequence of the oldest event kept."""
         table = tables.result_events
         statement = select(func.min(table.c.sequence)).where(
-            table.c.project == self.project, table.c.test_id == test_id
+            tables.of_experiment(table, self.project, test_id)
         )
         found: int | None = (await self.connection.execute(statement)).scalar_one_or_none()
         return found
@@ -143,7 +143,7 @@ class Reader:
         """A page of the results kept, oldest first, and the token of the next one."""
         table = tables.result_events
         statement = select(table.c.sequence, table.c.event).where(
-            table.c.project == self.project, table.c.test_id == test_id, table.c.kind == RESULTS
+            tables.of_experiment(table, self.project, test_id), table.c.kind == RESULTS
         )
         rows = (await self.connection.execute(page.apply(statement, table.c.sequence))).all()
         shown, token = page.cut(rows, key=lambda row: (row.sequence,))
