@@ -93,11 +93,11 @@ def of_events(
 
 def infer(control: QuantileArm, treatment: QuantileArm, confidence: float) -> Inference | None:
     """For a single look; None if the data do not reach as far as the limits."""
-    found = _limits(control, treatment, normal_quantile((1 - confidence) / 2), confidence)
-    if found is None:
+    intervals = _limits(control, treatment, normal_quantile((1 - confidence) / 2), confidence)
+    if intervals is None:
         return None
     z = critical_at(control, treatment)
-    return Inference(*found, math.erfc(abs(z) / math.sqrt(2)))
+    return Inference(*intervals, math.erfc(abs(z) / math.sqrt(2)))
 
 
 def infer_always_valid(
@@ -106,10 +106,10 @@ def infer_always_valid(
     """However often one looks (see `sequential`); None if the data do not reach as far as the limits."""
     alpha = 1 - confidence
     x = sequential.mixing(_units(control, treatment), planned_units, alpha)
-    found = _limits(control, treatment, float(sequential.boundary(x, alpha)), confidence)
-    if found is None:
+    intervals = _limits(control, treatment, float(sequential.boundary(x, alpha)), confidence)
+    if intervals is None:
         return None
-    return Inference(*found, float(sequential.p_value(critical_at(control, treatment), x)))
+    return Inference(*intervals, float(sequential.p_value(critical_at(control, treatment), x)))
 
 
 def p_one_sided(

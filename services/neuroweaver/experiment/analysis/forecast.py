@@ -40,22 +40,22 @@ def pace(experiment: Experiment, units_by_day: Mapping[date, int], now: datetime
     days = [now.date() - timedelta(days=back) for back in range(1, _DAYS + 1)]
     full = [day for day in days if day >= first]
     if full:
-        found = Pace(sum(units_by_day.get(day, 0) for day in full) / len(full), len(full))
+        recent = Pace(sum(units_by_day.get(day, 0) for day in full) / len(full), len(full))
     else:
         age = now - experiment.start_time
         if age < _YOUNGEST:
             return None
         length = age / timedelta(days=1)
-        found = Pace(sum(units_by_day.values()) / length, length)
-    return found if found.units_per_day > 0 else None
+        recent = Pace(sum(units_by_day.values()) / length, length)
+    return recent if recent.units_per_day > 0 else None
 
 
 def forecast(
-    study: Study, found: pb.ExperimentVerdict, judged: Sequence[Judged], now: datetime
+    study: Study, verdict: pb.ExperimentVerdict, judged: Sequence[Judged], now: datetime
 ) -> pb.VerdictForecast | None:
     """None if nothing can be said, or nothing more comes."""
-    is_open = found.decision == pb.DECISION_INCONCLUSIVE and study.experiment.state == RUNNING
-    is_broken = any(gap.blocker == pb.VERDICT_BLOCKER_SAMPLE_RATIO for gap in found.gaps)
+    is_open = verdict.decision == pb.DECISION_INCONCLUSIVE and study.experiment.state == RUNNING
+    is_broken = any(gap.blocker == pb.VERDICT_BLOCKER_SAMPLE_RATIO for gap in verdict.gaps)
     coming = pace(study.experiment, study.snapshot.units_by_day, now)
     if not is_open or is_broken or coming is None:
         return None
@@ -64,7 +64,7 @@ def forecast(
     if times is None:
         return None
     total = sum(map(study.units, study.variants))
-    units = max(math.ceil((times - 1) * total), _short_of(study, found.gaps))
+    units = max(math.ceil((times - 1) * total), _short_of(study, verdict.gaps))
     days = units / coming.units_per_day
     if days > _MOST_DAYS:
         return None
@@ -123,8 +123,8 @@ def _first(times: Iterable[float | None]) -> float | None:
 
 def _last(times: Sequence[float | None]) -> float | None:
     """None if there are none, or if one of them never comes."""
-    known = [time for time in times if time is not None]
-    return max(known, default=None) if len(known) == len(times) else None
+    coming = [time for time in times if time is not None]
+    return max(coming, default=None) if len(coming) == len(times) else None
 
 
 def _short_of(study: Study, gaps: Iterable[pb.VerdictGap]) -> int:

@@ -44,8 +44,8 @@ async def load(
     wanted = select(parts.c.payload).where(
         tables.of_experiment(parts, project, test_id), parts.c.checkpoint_id == row.checkpoint_id
     )
-    found = (await connection.execute(wanted.order_by(parts.c.part))).scalars().all()
-    units = await asyncio.to_thread(_unpacked, plan, b"".join(found))
+    payloads = (await connection.execute(wanted.order_by(parts.c.part))).scalars().all()
+    units = await asyncio.to_thread(_unpacked, plan, b"".join(payloads))
     return row.checkpoint_batch, units
 
 
@@ -84,8 +84,8 @@ async def save(
     is_its = written.c.checkpoint_id == key["checkpoint_id"]
 
     async def settle(connection: AsyncConnection) -> bool:
-        known = select(table.c.checkpoint_batch, table.c.checkpoint_form).where(mine).with_for_update()
-        row = (await connection.execute(known)).one_or_none()
+        statement = select(table.c.checkpoint_batch, table.c.checkpoint_form).where(mine).with_for_update()
+        row = (await connection.execute(statement)).one_or_none()
         stored = select(func.count()).select_from(written).where(own, is_its)
         is_whole = (await connection.execute(stored)).scalar_one() == len(parts)
         is_newest = row is not None and (

@@ -1,4 +1,4 @@
-"""Taking in events: one transaction moves raw events, what is known of their units, and the statistics."""
+"""Taking in events: one transaction stores raw events and moves their units and the statistics."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class _Settled:
 def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: datetime) -> _Settled:
     read = _Read.of(experiment, projection.plan, batch, now)
     keys = keys_of(projection.project, batch.test_id, batch.event_ids)
-    status = _told_apart(read.reasons, keys, projection.event_ids.find(keys) >= 0)
+    status = _classified(read.reasons, keys, projection.event_ids.find(keys) >= 0)
     accepted = np.flatnonzero(status == _ACCEPTED)
     chosen = read.batch.chosen(accepted).trimmed()
     return _Settled(
@@ -256,8 +256,8 @@ def _reasons(experiment: Experiment, plan: Plan, batch: Batch, now: datetime) ->
     return reasons
 
 
-def _told_apart(reasons: Ints, keys: Keys, is_known: npt.NDArray[np.bool_]) -> Ints:
-    """Duplicates are told before anything else: an event that was taken in stays so."""
+def _classified(reasons: Ints, keys: Keys, is_known: npt.NDArray[np.bool_]) -> Ints:
+    """The status of each event. A duplicate is one whatever else is wrong: what was taken in stays so."""
     halves = np.sort(keys[:, 0])
     if not is_known.any() and (halves[1:] != halves[:-1]).all():
         return reasons

@@ -76,11 +76,11 @@ async def after(
 
 
 def _decoded(project: str, test_id: str, rows: Sequence[Any]) -> list[tuple[int, Batch, Keys]]:
-    found = []
+    decoded = []
     for row in rows:
         batch = Batch.from_bytes(test_id, row.payload)
-        found.append((row.number, batch, _keys(project, batch, row.event_keys)))
-    return found
+        decoded.append((row.number, batch, _keys(project, batch, row.event_keys)))
+    return decoded
 
 
 async def keys_until(
@@ -108,15 +108,15 @@ async def keys_until(
 async def drop(
     connection: AsyncConnection, project: str, test_id: str, before: datetime, until_number: int
 ) -> tuple[int, int]:
-    """Removes the batches up to a number of which all events happened before a moment.
+    """Drops the batches up to a number of which all events happened before a moment.
 
-    Gives how many batches, and how many events.
+    Returns the numbers of batches and of events dropped.
     """
     old = (_mine(project, test_id), _TABLE.c.last_event_time < before, _TABLE.c.number <= until_number)
-    found = (await connection.execute(select(_TABLE.c.events).where(*old))).scalars().all()
-    if found:
+    counts = (await connection.execute(select(_TABLE.c.events).where(*old))).scalars().all()
+    if counts:
         await connection.execute(delete(_TABLE).where(*old))
-    return len(found), sum(found)
+    return len(counts), sum(counts)
 
 
 async def last_before(connection: AsyncConnection, project: str, test_id: str, before: datetime) -> int:

@@ -98,7 +98,7 @@ async def save(connection: AsyncConnection, project: str, totals: Totals) -> Non
 
 
 async def forget_cells(connection: AsyncConnection, project: str, test_id: str) -> None:
-    """Drops the cells, to be made anew."""
+    """Drops the cells, to be recomputed."""
     cells = tables.cells
     await connection.execute(delete(cells).where(tables.of_experiment(cells, project, test_id)))
 

@@ -136,8 +136,8 @@ class Reader:
         statement = select(func.min(table.c.sequence)).where(
             tables.of_experiment(table, self.project, test_id)
         )
-        found: int | None = (await self.connection.execute(statement)).scalar_one_or_none()
-        return found
+        oldest: int | None = (await self.connection.execute(statement)).scalar_one_or_none()
+        return oldest
 
     async def results(self, test_id: str, page: Page) -> tuple[list[pb.ExperimentResults], str]:
         """A page of the results kept, oldest first, and the token of the next one."""
@@ -154,8 +154,8 @@ def _narrowed(statement: Select[Any], name: str, value: str) -> Select[Any]:
     table, facets = tables.experiments, tables.facets
     if name == "state":
         if f"EXPERIMENT_STATE_{value}" not in pb.ExperimentState.keys() or value == "UNSPECIFIED":  # noqa: SIM118
-            known = [key.removeprefix("EXPERIMENT_STATE_") for key in pb.ExperimentState.keys()[1:]]
-            raise InvalidArgument("filter", f"names a state that is none of {', '.join(known)}")
+            states = [key.removeprefix("EXPERIMENT_STATE_") for key in pb.ExperimentState.keys()[1:]]
+            raise InvalidArgument("filter", f"names an unknown state; the states are {', '.join(states)}")
         return statement.where(table.c.state == pb.ExperimentState.Value(f"EXPERIMENT_STATE_{value}"))
     return statement.where(
         exists().where(

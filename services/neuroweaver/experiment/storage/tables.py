@@ -89,7 +89,7 @@ configs: Final = Table(
     Index("configs_by_sequence", "project", "sequence"),
 )
 
-# What watches of results replay, and the course of the results.
+# What watches of results replay, and the history of the results.
 result_events: Final = Table(
     "result_events",
     METADATA,
@@ -102,7 +102,7 @@ result_events: Final = Table(
 
 answers: Final = idempotency.table(METADATA)
 
-# The accepted events of a transaction, in columns (`events.Batch`): all below can be made anew of them.
+# The accepted events of a transaction, in columns (`events.Batch`); all tables below follow from them.
 event_batches: Final = Table(
     "event_batches",
     METADATA,
@@ -114,7 +114,7 @@ event_batches: Final = Table(
     Column("last_event_time", UtcDateTime, nullable=False),
     Column("events", Integer, nullable=False),
     Column("payload", LargeBinary, nullable=False),
-    # By which an event that comes again is told, see `keys`; null in batches of the time before.
+    # By which a repeated event is recognised, see `keys`; null in older batches.
     Column("event_keys", LargeBinary, nullable=True),
 )
 
