@@ -13,7 +13,6 @@ from typing import Final
 from neuroweaver.experiment.analysis.comparison import Comparison
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain import messages
-from neuroweaver.experiment.domain.snapshot import Snapshot
 from neuroweaver.mesh.wire.clock import timestamp
 from neuroweaver.statistics import bayesian, effect, fixed, multiplicity, pairwise, sample_ratio
 from neuroweaver.statistics.arm import Arm
@@ -43,17 +42,17 @@ def analyse(
     study: Study, *, now: datetime, phase: int = 0, previous: pb.SampleRatioResult | None = None
 ) -> pb.ExperimentResults:
     """All but the verdict and the notices. previous: what the test of the split said last, which it keeps."""
-    experiment = study.experiment
+    experiment, variants = study.experiment, summaries(study)
     results = pb.ExperimentResults(
         test_id=experiment.test_id,
         compute_time=timestamp(now),
         as_of=timestamp(now),
         phase=phase,
         state=experiment.state,
-        variants=summaries(study),
+        variants=variants,
         metrics=[_metric(study, metric) for metric in experiment.spec.metrics],
         sample_ratio=_sample_ratio(study, now, previous),
-        events=_quality(study),
+        events=_quality(study, variants),
     )
     _adjust(study, results)
     return results
@@ -87,8 +86,7 @@ def summaries(study: Study) -> list[pb.VariantSummary]:
 def _expected_shares(study: Study, ids: Sequence[str]) -> Mapping[str, float]:
     """The weights, averaged over the phases by their units."""
     counts = {
-        phase.number: sum(study.snapshot.groups[key].units for key in _keys(study, phase.number, ids))
-        for phase in study.phases
+        phase.number: sum(study.units_in(phase, variant_id) for variant_id in ids) for phase in study.phases
     }
     total = sum(counts.values())
     if not total:
@@ -99,10 +97,6 @@ def _expected_shares(study: Study, ids: Sequence[str]) -> Mapping[str, float]:
         )
         for variant_id in ids
     }
-
-
-def _keys(study: Study, phase: int, ids: Sequence[str]) -> list[tuple[int, str]]:
-    return [(phase, variant) for variant in ids if (phase, variant) in study.snapshot.groups]
 
 
 def _metric(study: Study, metric: pb.ExperimentMetric) -> pb.MetricResult:
@@ -286,7 +280,7 @@ def _sample_ratio(study: Study, now: datetime, previous: pb.SampleRatioResult | 
     counts = [
         sample_ratio.PhaseCounts(
             [phase.weights[each] for each in study.variants],
-            [_units(study.snapshot, phase.number, each) for each in study.variants],
+            [study.units_in(phase, each) for each in study.variants],
         )
         for phase in study.phases
     ]
@@ -299,12 +293,7 @@ def _sample_ratio(study: Study, now: datetime, previous: pb.SampleRatioResult | 
     return result
 
 
-def _units(snapshot: Snapshot, phase: int, variant_id: str) -> int:
-    group = snapshot.groups.get((phase, variant_id))
-    return group.units if group else 0
-
-
-def _quality(study: Study) -> pb.EventQuality:
+def _quality(study: Study, variants: Sequence[pb.VariantSummary]) -> pb.EventQuality:
     quality = study.snapshot.quality
     result = pb.EventQuality(
         accepted=quality.accepted,
@@ -316,7 +305,6 @@ def _quality(study: Study) -> pb.EventQuality:
             messages.from_rejection(study.experiment.test_id, rejection) for rejection in quality.rejected
         ],
     )
-    variants = summaries(study)
     units = sum(each.units for each in variants)
     if units:
         result.mismatch_share = sum(each.mismatched_units for each in variants) / units

@@ -62,8 +62,11 @@ class Study:
         return [each for each in self.experiment.treatments if weights.get(each, 0.0) > 0]
 
     def units(self, variant_id: str) -> int:
-        groups = (self.snapshot.groups.get((phase.number, variant_id)) for phase in self.phases)
-        return sum(group.units for group in groups if group)
+        return sum(self.units_in(phase, variant_id) for phase in self.phases)
+
+    def units_in(self, phase: Phase, variant_id: str) -> int:
+        group = self.snapshot.groups.get((phase.number, variant_id))
+        return group.units if group else 0
 
     def cells(self, variant_id: str, metric_id: str) -> Sequence[Cell]:
         """Those of the phases that have one."""
