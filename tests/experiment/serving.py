@@ -76,12 +76,13 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
 
         own = Database(database_url, schema="experiment")
         store, said, releases, projections = Store(own), Said(), Releases(registry), Projections()
+        cache = ResultsCache(store, projections)
         servicer = server.servicer(
             store,
             Evaluators(store),
             releases,
             Committer(own, projections, store.clock),
-            ResultsCache(store, projections),
+            cache,
             said,
         )
         served = Service(
@@ -97,7 +98,7 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
         )
         stack.push_async_callback(own.close)
         client = await stack.enter_async_context(channel(running_server.address))
-        stub, controller = ExperimentServiceStub(client), ExperimentController(store, releases)
+        stub, controller = ExperimentServiceStub(client), ExperimentController(store, releases, cache)
         yield World(registry, stub, store, said, controller, running_server.address)
 
 

@@ -18,5 +18,5 @@ class ExperimentSettings(Settings):
         "NEUROWEAVER_EXPERIMENT_MEMORY_MIB",
         whole(1, "a number of MiB"),
         MEMORY_MIB,
-        help="For what is known of units, in all experiments; those used longest ago leave.",
+        help="Memory for the units of all experiments; those used longest ago are dropped.",
     )

@@ -46,14 +46,14 @@ def slopes(
     is no metric. Deviations are taken within the variants and then pooled, such that an effect is not
     mistaken for a slope; all variants share one theta, such that the differences of three of them add up.
     """
-    known = [(m, c) for m, c in zip(variants, coefficients, strict=True) if c is not None]
+    estimable = [(m, c) for m, c in zip(variants, coefficients, strict=True) if c is not None]
     columns = variants[0].columns if variants else outcomes
     theta = np.zeros(columns - outcomes)
-    if sum(m.n for m, _ in known) < _LEAST_UNITS or not theta.size:
+    if sum(m.n for m, _ in estimable) < _LEAST_UNITS or not theta.size:
         return theta
     explained = np.zeros_like(theta)
     spread = np.zeros((theta.size, theta.size))
-    for moments, coefficient in known:
+    for moments, coefficient in estimable:
         comoments = moments.comoments()
         explained += comoments[outcomes:, :outcomes] @ coefficient
         spread += comoments[outcomes:, outcomes:]

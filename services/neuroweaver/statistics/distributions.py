@@ -7,6 +7,7 @@ from statistics import NormalDist
 from typing import Any
 
 _NORMAL = NormalDist()
+_FARTHEST_TAIL = 6.0
 
 
 def normal_tail(z: float) -> float:
@@ -28,6 +29,12 @@ def t_tail(t: float, degrees_of_freedom: float) -> float:
 
 def t_quantile(tail: float, degrees_of_freedom: float) -> float:
     return -float(_special().stdtrit(degrees_of_freedom, tail))
+
+
+def student_critical(critical: float, degrees_of_freedom: float) -> float:
+    """Student's critical value at the tail of a normal one; beyond 6 it grows in proportion."""
+    tail = normal_tail(min(critical, _FARTHEST_TAIL))
+    return t_quantile(tail, degrees_of_freedom) * max(1.0, critical / _FARTHEST_TAIL)
 
 
 def noncentral_t_tail(t: float, degrees_of_freedom: float, noncentrality: float) -> float:

@@ -165,9 +165,9 @@ def effect(control: Arm | None, treatment: Arm | None) -> Effect | None:
     )
 
 
-def status(found: Effect | None, inference: Inference | None) -> Status:
+def status(effect_: Effect | None, inference: Inference | None) -> Status:
     """What could be estimated. inference: of the effect, by the method that is asked about."""
-    if found is None:
+    if effect_ is None:
         return Status.NOT_ENOUGH_DATA
     if inference is None:
         return Status.CONSTANT

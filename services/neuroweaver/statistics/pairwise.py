@@ -19,7 +19,7 @@ _CERTAIN: Final = 40.0
 @dataclass(frozen=True)
 class Judgements:
     """Of a candidate against the baseline, each on a prompt of its own: several judgements of one prompt
-    are not independent and must be made one before.
+    are not independent and must be merged into one first.
 
     A win or a loss needs both orders of the answers; anything else that has both is a tie. flips: the ties in
     which the orders contradict each other. missing: judgements without both orders, which count for nothing.
@@ -103,9 +103,9 @@ def always_valid_interval(
     judgements: Judgements, confidence: float, planned_judgements: float
 ) -> Interval | None:
     """Of the win rate, however often one looks; None without judgements."""
-    found = effect(judgements)
+    normal = effect(judgements)
     inference = (
-        confidence_sequence.infer(found, confidence, planned_judgements) if found is not None else None
+        confidence_sequence.infer(normal, confidence, planned_judgements) if normal is not None else None
     )
     if inference is None:
         return None

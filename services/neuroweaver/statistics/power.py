@@ -97,10 +97,10 @@ def plan(
         if effect is None:
             raise ValueError("a plan needs an effect, units, or both")
         units = math.ceil(units_needed(design, effect, power) * (1 - 1e-12))
-    found = detectable_effect(design, units, power) if effect is None else effect
-    if found is None:
+    smallest = detectable_effect(design, units, power) if effect is None else effect
+    if smallest is None:
         raise ValueError(f"{units} units find no effect that the metric can have")
-    reached = power_of(design, found, units)
+    reached = power_of(design, smallest, units)
 
     def days(control_units: float) -> float | None:
         total = control_units * sum(design.weights) / design.weights[0]
@@ -111,8 +111,8 @@ def plan(
         units=tuple(math.ceil(units * weight / design.weights[0] - 1e-9) for weight in design.weights),
         days=days(units),
         power=reached,
-        effect=found,
-        relative_effect=found / size if size else None,
+        effect=smallest,
+        relative_effect=smallest / size if size else None,
         curve=tuple(Point(point, days(point), smallest) for point, smallest in _curve(design, units, power)),
         basis=_basis(design),
     )
@@ -205,8 +205,8 @@ def _curve(design: Design, units: int, power: float) -> list[tuple[int, float]]:
     for step in range(1, _CURVE_POINTS + 1):
         look = step * LOOKS // _CURVE_POINTS
         point = max(2, round(units * look / LOOKS))
-        if (found := detectable_effect(design, units, power, look)) is not None:
-            points[point] = found
+        if (smallest := detectable_effect(design, units, power, look)) is not None:
+            points[point] = smallest
     return list(points.items())
 
 

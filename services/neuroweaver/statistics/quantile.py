@@ -23,15 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from neuroweaver.statistics import mover, sequential
-from neuroweaver.statistics.distributions import normal_quantile, normal_tail, t_quantile
+from neuroweaver.statistics.distributions import normal_quantile, normal_tail, student_critical
 from neuroweaver.statistics.effect import Effect
 from neuroweaver.statistics.estimate import ZERO, Bound, Inference, Interval
 from neuroweaver.statistics.moments import usable
 
 # With fewer groups the scatter among them says little.
 _LEAST_GROUPS: Final = 10
-# The t quantile is taken at the same tail as the normal one up to here, and grows in proportion beyond.
-_FARTHEST_TAIL: Final = 6.0
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,7 +52,7 @@ class QuantileArm:
 
     def limits(self, critical: float) -> tuple[float, float]:
         """Infinite where the data do not reach: the extreme quantiles of a small sample have no limits."""
-        reach = self._student(critical) * self.share_error
+        reach = student_critical(critical, self.degrees_of_freedom) * self.share_error
         return self._at(self.level - reach, -math.inf), self._at(self.level + reach, math.inf)
 
     @property
@@ -65,10 +63,6 @@ class QuantileArm:
 
     def _at(self, share: float, beyond: float) -> float:
         return float(np.interp(share, self.shares, self.points)) if 0 < share < 1 else beyond
-
-    def _student(self, critical: float) -> float:
-        tail = normal_tail(min(critical, _FARTHEST_TAIL))
-        return t_quantile(tail, self.degrees_of_freedom) * max(1.0, critical / _FARTHEST_TAIL)
 
 
 def of_events(
@@ -99,11 +93,11 @@ def of_events(
 
 def infer(control: QuantileArm, treatment: QuantileArm, confidence: float) -> Inference | None:
     """For a single look; None if the data do not reach as far as the limits."""
-    found = _limits(control, treatment, normal_quantile((1 - confidence) / 2), confidence)
-    if found is None:
+    intervals = _limits(control, treatment, normal_quantile((1 - confidence) / 2), confidence)
+    if intervals is None:
         return None
     z = critical_at(control, treatment)
-    return Inference(*found, math.erfc(abs(z) / math.sqrt(2)))
+    return Inference(*intervals, math.erfc(abs(z) / math.sqrt(2)))
 
 
 def infer_always_valid(
@@ -112,10 +106,10 @@ def infer_always_valid(
     """However often one looks (see `sequential`); None if the data do not reach as far as the limits."""
     alpha = 1 - confidence
     x = sequential.mixing(_units(control, treatment), planned_units, alpha)
-    found = _limits(control, treatment, float(sequential.boundary(x, alpha)), confidence)
-    if found is None:
+    intervals = _limits(control, treatment, float(sequential.boundary(x, alpha)), confidence)
+    if intervals is None:
         return None
-    return Inference(*found, float(sequential.p_value(critical_at(control, treatment), x)))
+    return Inference(*intervals, float(sequential.p_value(critical_at(control, treatment), x)))
 
 
 def p_one_sided(

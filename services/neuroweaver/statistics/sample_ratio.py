@@ -52,11 +52,11 @@ def p_value(phases: Sequence[PhaseCounts], previous: float = 1.0) -> float:
 
 def _log_bayes_factor(phase: PhaseCounts, concentration: float) -> float:
     """Of a Dirichlet(concentration * weights) over the shares, against the weights themselves."""
-    known = [(w, n) for w, n in zip(phase.weights, phase.units, strict=True) if w > 0]
-    whole = math.fsum(w for w, _ in known)
-    total = sum(n for _, n in known)
+    weighted = [(w, n) for w, n in zip(phase.weights, phase.units, strict=True) if w > 0]
+    whole = math.fsum(w for w, _ in weighted)
+    total = sum(n for _, n in weighted)
     factor = math.lgamma(concentration) - math.lgamma(concentration + total)
-    for weight, units in known:
+    for weight, units in weighted:
         share = weight / whole
         prior = concentration * share
         factor += math.lgamma(prior + units) - math.lgamma(prior) - units * math.log(share)

@@ -59,7 +59,7 @@ def test_a_treatment_that_is_better_is_shipped() -> None:
     assert (verdict.decision, verdict.variant_id) == (SHIP, "tuned")
     assert not verdict.gaps
     assert not verdict.HasField("forecast")
-    assert "tuned fulfils" in verdict.reason
+    assert "tuned meets the decision rule" in verdict.reason
     (criterion,) = verdict.criteria
     assert criterion.is_met
     assert criterion.adjusted_p_value < 0.05

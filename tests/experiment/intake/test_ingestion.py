@@ -2,14 +2,18 @@ from __future__ import annotations
 
 from datetime import date, timedelta
 
+import numpy as np
 import pytest
 from sqlalchemy import text
 
+from experiment.figures import experiment
 from experiment.ingesting import NOW, at, exposure, intake, judgement, sample
 from experiment.serving import metric, spec
 from neuroweaver.experiment.domain import specification
 from neuroweaver.experiment.domain.snapshot import Group
+from neuroweaver.experiment.intake.ingestion import phases_then
 from neuroweaver.experiment.storage import tables
+from neuroweaver.mesh.wire.clock import microseconds
 from neuroweaver.statistics.pairwise import Judgements
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -326,3 +330,12 @@ async def test_a_transaction_that_fails_leaves_no_trace(database_url):
         assert (await events.take(sample("2", "ann", 1.0))).accepted == 1
     assert before.quality.accepted == 1
     assert counts == {"event_batches": 1, "totals": 1}
+
+
+def test_the_instant_at_which_a_phase_begins_belongs_to_it():
+    halves = {"control": 0.5, "tuned": 0.5}
+    made = experiment(phases=[halves, {"control": 0.1, "tuned": 0.9}])
+    first, second = (microseconds(phase.start_time) for phase in made.phases)
+    phase, is_over = phases_then(made, np.array([first - 1, first, second - 1, second]))
+    assert phase.tolist() == [0, 1, 1, 2]
+    assert is_over.tolist() == [False, True, True, False]

@@ -183,7 +183,7 @@ async def test_raw_events_leave_by_age_and_the_statistics_stay(database_url):
         again = await retention.expire(events.store, events.projections, experiment, events.now)
         assert again == 0
         assert_equal(await events.snapshot(), before)
-        with pytest.raises(FailedPrecondition, match="removed by age") as refused:
+        with pytest.raises(FailedPrecondition, match="can no longer be recomputed") as refused:
             await events.recomputed()
         assert refused.value.reason == "RAW_EVENTS_EXPIRED"
         # Sent again they are too old, and not taken for new ones.

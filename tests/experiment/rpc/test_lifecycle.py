@@ -269,9 +269,11 @@ async def test_a_watch_of_assignments_begins_with_everything_and_goes_on(mesh):
     await start(mesh, "a")
     changed = await watch.read()
     assert (changed.config.test_id, changed.config.state) == ("a", RUNNING)
+    await pause(mesh, "a")
+    paused = await watch.read()  # and no second snapshot
+    assert (paused.config.test_id, paused.config.state) == ("a", PAUSED)
     watch.cancel()
 
-    await pause(mesh, "a")
     await start(mesh, "b")
     resumed = mesh.experiment.WatchAssignments(pb.WatchAssignmentsRequest(since_sequence=changed.sequence))
     seen = [await resumed.read() for _ in range(2)]

@@ -52,8 +52,8 @@ def following(study: Study) -> Mapping[str, float] | None:
     ):
         return None
     higher = metric.goal == pb.METRIC_GOAL_INCREASE
-    found = thompson.weights(list(beliefs.values()), spec.min_weight, higher_is_better=higher)
-    return dict(zip(beliefs, found, strict=True))
+    weights = thompson.weights(list(beliefs.values()), spec.min_weight, higher_is_better=higher)
+    return dict(zip(beliefs, weights, strict=True))
 
 
 def _beliefs(study: Study, metric: pb.ExperimentMetric) -> Mapping[str, thompson.Belief] | None:
@@ -64,12 +64,12 @@ def _beliefs(study: Study, metric: pb.ExperimentMetric) -> Mapping[str, thompson
     whole = [arms for arms in by_phase if all(arms.values())]
     if not whole or not study.events(metric.metric_id):
         return None
-    found = [{variant: arm for variant, arm in arms.items() if arm} for arms in whole]
-    units = np.array([sum(arm.units for arm in arms.values()) for arms in found], dtype=float)
+    complete = [{variant: arm for variant, arm in arms.items() if arm} for arms in whole]
+    units = np.array([sum(arm.units for arm in arms.values()) for arms in complete], dtype=float)
     shares = units / units.sum()
     result = {}
     for variant in study.variants:
-        arms = [each[variant] for each in found]
+        arms = [each[variant] for each in complete]
         value = float(shares @ np.array([arm.value for arm in arms]))
         variance = float(shares**2 @ np.array([arm.variance / arm.units for arm in arms]))
         result[variant] = thompson.Belief(sum(arm.units for arm in arms), value, float(np.sqrt(variance)))

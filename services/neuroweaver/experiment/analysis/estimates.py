@@ -13,7 +13,6 @@ from typing import Final
 from neuroweaver.experiment.analysis.comparison import Comparison
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain import messages
-from neuroweaver.experiment.domain.snapshot import Snapshot
 from neuroweaver.mesh.wire.clock import timestamp
 from neuroweaver.statistics import bayesian, effect, fixed, multiplicity, pairwise, sample_ratio
 from neuroweaver.statistics.arm import Arm
@@ -43,17 +42,17 @@ def analyse(
     study: Study, *, now: datetime, phase: int = 0, previous: pb.SampleRatioResult | None = None
 ) -> pb.ExperimentResults:
     """All but the verdict and the notices. previous: what the test of the split said last, which it keeps."""
-    experiment = study.experiment
+    experiment, variants = study.experiment, summaries(study)
     results = pb.ExperimentResults(
         test_id=experiment.test_id,
         compute_time=timestamp(now),
         as_of=timestamp(now),
         phase=phase,
         state=experiment.state,
-        variants=summaries(study),
+        variants=variants,
         metrics=[_metric(study, metric) for metric in experiment.spec.metrics],
         sample_ratio=_sample_ratio(study, now, previous),
-        events=_quality(study),
+        events=_quality(study, variants),
     )
     _adjust(study, results)
     return results
@@ -87,8 +86,7 @@ def summaries(study: Study) -> list[pb.VariantSummary]:
 def _expected_shares(study: Study, ids: Sequence[str]) -> Mapping[str, float]:
     """The weights, averaged over the phases by their units."""
     counts = {
-        phase.number: sum(study.snapshot.groups[key].units for key in _keys(study, phase.number, ids))
-        for phase in study.phases
+        phase.number: sum(study.units_in(phase, variant_id) for variant_id in ids) for phase in study.phases
     }
     total = sum(counts.values())
     if not total:
@@ -99,10 +97,6 @@ def _expected_shares(study: Study, ids: Sequence[str]) -> Mapping[str, float]:
         )
         for variant_id in ids
     }
-
-
-def _keys(study: Study, phase: int, ids: Sequence[str]) -> list[tuple[int, str]]:
-    return [(phase, variant) for variant in ids if (phase, variant) in study.snapshot.groups]
 
 
 def _metric(study: Study, metric: pb.ExperimentMetric) -> pb.MetricResult:
@@ -168,16 +162,16 @@ def _quantile(study: Study, metric: pb.ExperimentMetric, variant_id: str) -> pb.
 
 def _judged(study: Study, metric_id: str, treatment: str) -> pb.VariantEstimate:
     """The treatment's win rate; its units are judgements."""
-    found = study.judgements(metric_id, treatment)
+    judgements = study.judgements(metric_id, treatment)
     result = pb.VariantEstimate(
         variant_id=treatment,
-        status=pb.ESTIMATE_STATUS_OK if found.count else pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA,
-        units=found.count,
-        events=found.count + found.missing,
-        value=found.win_rate,
-        interval=_interval(pairwise.interval(found, study.confidence)),
+        status=pb.ESTIMATE_STATUS_OK if judgements.count else pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA,
+        units=judgements.count,
+        events=judgements.count + judgements.missing,
+        value=judgements.win_rate,
+        interval=_interval(pairwise.interval(judgements, study.confidence)),
     )
-    normal = pairwise.effect(found)
+    normal = pairwise.effect(judgements)
     if normal is not None:
         result.std_error = normal.std_error
     return result
@@ -232,48 +226,48 @@ def _add_normal(
     std_dev = spec.bayesian.prior_std_dev if spec.bayesian.HasField("prior_std_dev") else None
     prior = bayesian.Prior(spec.bayesian.prior_mean, std_dev)
     higher = metric.goal == pb.METRIC_GOAL_INCREASE
-    found = bayesian.posterior(normal, study.confidence, prior, higher_is_better=higher)
-    if found is not None and math.isfinite(found.chance_to_beat_control + found.expected_loss):
+    posterior = bayesian.posterior(normal, study.confidence, prior, higher_is_better=higher)
+    if posterior is not None and math.isfinite(posterior.chance_to_beat_control + posterior.expected_loss):
         result.bayesian.CopyFrom(
             pb.BayesianEstimate(
-                chance_to_beat_control=found.chance_to_beat_control,
-                expected_loss=found.expected_loss,
-                relative=_interval(found.relative),
+                chance_to_beat_control=posterior.chance_to_beat_control,
+                expected_loss=posterior.expected_loss,
+                relative=_interval(posterior.relative),
             )
         )
 
 
 def _counts(study: Study, metric_id: str, treatment: str) -> pb.PairwiseCounts:
-    found = study.judgements(metric_id, treatment)
+    judgements = study.judgements(metric_id, treatment)
     return pb.PairwiseCounts(
-        wins=found.wins,
-        ties=found.ties,
-        losses=found.losses,
-        flips=found.flips,
-        missing=found.missing,
-        win_rate=found.win_rate,
-        interval=_interval(pairwise.interval(found, study.confidence)),
+        wins=judgements.wins,
+        ties=judgements.ties,
+        losses=judgements.losses,
+        flips=judgements.flips,
+        missing=judgements.missing,
+        win_rate=judgements.win_rate,
+        interval=_interval(pairwise.interval(judgements, study.confidence)),
         always_valid_interval=_interval(
-            pairwise.always_valid_interval(found, study.confidence, study.planned)
+            pairwise.always_valid_interval(judgements, study.confidence, study.planned)
         ),
     )
 
 
-def _inference(found: Inference | None) -> pb.EffectInference | None:
-    absolute = _interval(found.absolute) if found is not None else None
-    if found is None or absolute is None or not math.isfinite(found.p_value):
+def _inference(inference: Inference | None) -> pb.EffectInference | None:
+    absolute = _interval(inference.absolute) if inference is not None else None
+    if inference is None or absolute is None or not math.isfinite(inference.p_value):
         return None
     return pb.EffectInference(
-        absolute=absolute, relative=_interval(found.relative), p_value=min(1.0, found.p_value)
+        absolute=absolute, relative=_interval(inference.relative), p_value=min(1.0, inference.p_value)
     )
 
 
 def _adjust(study: Study, results: pb.ExperimentResults) -> None:
     """One family: every metric of every treatment."""
     correction = _CORRECTIONS[study.experiment.spec.multiplicity_correction]
-    found = [estimate for metric in results.metrics for estimate in metric.effects]
+    effects = [estimate for metric in results.metrics for estimate in metric.effects]
     for name in _METHODS:
-        views: list[pb.EffectInference] = [getattr(estimate, name) for estimate in found]
+        views: list[pb.EffectInference] = [getattr(estimate, name) for estimate in effects]
         raw = [view.p_value if view.HasField("p_value") else None for view in views]
         for view, adjusted in zip(views, multiplicity.adjusted(raw, correction), strict=True):
             if adjusted is not None:
@@ -286,7 +280,7 @@ def _sample_ratio(study: Study, now: datetime, previous: pb.SampleRatioResult | 
     counts = [
         sample_ratio.PhaseCounts(
             [phase.weights[each] for each in study.variants],
-            [_units(study.snapshot, phase.number, each) for each in study.variants],
+            [study.units_in(phase, each) for each in study.variants],
         )
         for phase in study.phases
     ]
@@ -299,12 +293,7 @@ def _sample_ratio(study: Study, now: datetime, previous: pb.SampleRatioResult | 
     return result
 
 
-def _units(snapshot: Snapshot, phase: int, variant_id: str) -> int:
-    group = snapshot.groups.get((phase, variant_id))
-    return group.units if group else 0
-
-
-def _quality(study: Study) -> pb.EventQuality:
+def _quality(study: Study, variants: Sequence[pb.VariantSummary]) -> pb.EventQuality:
     quality = study.snapshot.quality
     result = pb.EventQuality(
         accepted=quality.accepted,
@@ -316,10 +305,9 @@ def _quality(study: Study) -> pb.EventQuality:
             messages.from_rejection(study.experiment.test_id, rejection) for rejection in quality.rejected
         ],
     )
-    known = summaries(study)
-    units = sum(each.units for each in known)
+    units = sum(each.units for each in variants)
     if units:
-        result.mismatch_share = sum(each.mismatched_units for each in known) / units
+        result.mismatch_share = sum(each.mismatched_units for each in variants) / units
     return result
 
 
@@ -330,10 +318,10 @@ def _show_caps(study: Study, metric: pb.ExperimentMetric, result: pb.MetricResul
         _set(result, "winsorization_upper", caps[1])
 
 
-def _interval(found: Interval | None) -> common_pb2.Interval | None:
-    if found is None or not math.isfinite(found.lower) or not math.isfinite(found.upper):
+def _interval(interval: Interval | None) -> common_pb2.Interval | None:
+    if interval is None or not math.isfinite(interval.lower) or not math.isfinite(interval.upper):
         return None
-    return common_pb2.Interval(lower=found.lower, upper=found.upper, confidence=found.confidence)
+    return common_pb2.Interval(lower=interval.lower, upper=interval.upper, confidence=interval.confidence)
 
 
 def _set(message: pb.EffectEstimate | pb.MetricResult, field: str, value: float | None) -> None:

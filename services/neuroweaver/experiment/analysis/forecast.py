@@ -40,22 +40,22 @@ def pace(experiment: Experiment, units_by_day: Mapping[date, int], now: datetime
     days = [now.date() - timedelta(days=back) for back in range(1, _DAYS + 1)]
     full = [day for day in days if day >= first]
     if full:
-        found = Pace(sum(units_by_day.get(day, 0) for day in full) / len(full), len(full))
+        recent = Pace(sum(units_by_day.get(day, 0) for day in full) / len(full), len(full))
     else:
         age = now - experiment.start_time
         if age < _YOUNGEST:
             return None
         length = age / timedelta(days=1)
-        found = Pace(sum(units_by_day.values()) / length, length)
-    return found if found.units_per_day > 0 else None
+        recent = Pace(sum(units_by_day.values()) / length, length)
+    return recent if recent.units_per_day > 0 else None
 
 
 def forecast(
-    study: Study, found: pb.ExperimentVerdict, judged: Sequence[Judged], now: datetime
+    study: Study, verdict: pb.ExperimentVerdict, judged: Sequence[Judged], now: datetime
 ) -> pb.VerdictForecast | None:
     """None if nothing can be said, or nothing more comes."""
-    is_open = found.decision == pb.DECISION_INCONCLUSIVE and study.experiment.state == RUNNING
-    is_broken = any(gap.blocker == pb.VERDICT_BLOCKER_SAMPLE_RATIO for gap in found.gaps)
+    is_open = verdict.decision == pb.DECISION_INCONCLUSIVE and study.experiment.state == RUNNING
+    is_broken = any(gap.blocker == pb.VERDICT_BLOCKER_SAMPLE_RATIO for gap in verdict.gaps)
     coming = pace(study.experiment, study.snapshot.units_by_day, now)
     if not is_open or is_broken or coming is None:
         return None
@@ -64,7 +64,7 @@ def forecast(
     if times is None:
         return None
     total = sum(map(study.units, study.variants))
-    units = max(math.ceil((times - 1) * total), _short_of(study, found.gaps))
+    units = max(math.ceil((times - 1) * total), _short_of(study, verdict.gaps))
     days = units / coming.units_per_day
     if days > _MOST_DAYS:
         return None
@@ -73,36 +73,23 @@ def forecast(
 
 def _verdict_at(study: Study, judged: Sequence[Judged]) -> float | None:
     """How many times the present units: the first treatment to fulfil the rule, or the last to fail."""
-    ships = [_ships_at(study, each) for each in judged]
-    keeps = [_fails_at(study, each) for each in judged]
-    known = [each for each in ships if each is not None]
-    if keeps and None not in keeps:
-        known.append(max(each for each in keeps if each is not None))
-    return min(known, default=None)
+    keeps = _last([_fails_at(study, each) for each in judged])
+    return _first([*(_ships_at(study, each) for each in judged), keeps])
 
 
 def _ships_at(study: Study, judged: Judged) -> float | None:
-    others = [each for each in judged.findings if not each.requirement.is_alternative]
-    alternatives = [each for each in judged.findings if each.requirement.is_alternative]
-    factor = judged.factor
-    needed = [_met_at(study, each, factor) for each in others]
-    if alternatives:
+    needed = [_met_at(study, finding, judged.factor) for finding in judged.conjuncts]
+    if judged.alternatives:
         # The best of them carries the factor of all.
-        needed.append(_first(_met_at(study, each, factor * len(alternatives)) for each in alternatives))
-    known = [each for each in needed if each is not None]
-    return max(known, default=None) if len(known) == len(needed) else None
+        factor = judged.factor * len(judged.alternatives)
+        needed.append(_first(_met_at(study, finding, factor) for finding in judged.alternatives))
+    return _last(needed)
 
 
 def _fails_at(study: Study, judged: Judged) -> float | None:
-    others = [each for each in judged.findings if not each.requirement.is_alternative]
-    alternatives = [each for each in judged.findings if each.requirement.is_alternative]
-    conjuncts = len(others) + bool(alternatives)
-    times = [_failed_at(study, each, conjuncts) for each in others]
-    together = [_failed_at(study, each, conjuncts) for each in alternatives]
-    known = [each for each in together if each is not None]
-    if known and len(known) == len(together):
-        times.append(max(known))
-    return _first(times)
+    factor = len(judged.conjuncts) + bool(judged.alternatives)
+    together = _last([_failed_at(study, finding, factor) for finding in judged.alternatives])
+    return _first([*(_failed_at(study, finding, factor) for finding in judged.conjuncts), together])
 
 
 def _met_at(study: Study, finding: Finding, factor: int) -> float | None:
@@ -130,7 +117,14 @@ def _shown_at(study: Study, finding: Finding, factor: int, *, above: bool) -> fl
 
 
 def _first(times: Iterable[float | None]) -> float | None:
-    return min((each for each in times if each is not None), default=None)
+    """None: never."""
+    return min((time for time in times if time is not None), default=None)
+
+
+def _last(times: Sequence[float | None]) -> float | None:
+    """None if there are none, or if one of them never comes."""
+    coming = [time for time in times if time is not None]
+    return max(coming, default=None) if len(coming) == len(times) else None
 
 
 def _short_of(study: Study, gaps: Iterable[pb.VerdictGap]) -> int:

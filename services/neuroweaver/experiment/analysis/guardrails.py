@@ -40,7 +40,7 @@ def breached(study: Study) -> Sequence[Breach]:
     rails = criteria.guardrails(study)
     level = (1 - study.confidence) / max(1, len(rails) * len(study.experiment.treatments))
     least = min(LEAST_UNITS, study.experiment.spec.min_units_per_variant)
-    found = []
+    breaches = []
     for requirement, rail in zip(rails, study.experiment.spec.guardrails, strict=True):
         for treatment in study.candidates:
             comparison = study.comparisons[rail.metric_id, treatment]
@@ -55,5 +55,5 @@ def breached(study: Study) -> Sequence[Breach]:
                 interval = common_pb2.Interval(
                     lower=shown.lower, upper=shown.upper, confidence=shown.confidence
                 )
-                found.append(Breach(rail, treatment, interval))
-    return found
+                breaches.append(Breach(rail, treatment, interval))
+    return breaches

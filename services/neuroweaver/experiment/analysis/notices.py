@@ -129,8 +129,8 @@ def _calibrating(study: Study) -> Iterable[pb.ExperimentNotice]:
             yield pb.ExperimentNotice(
                 reason="WINSORIZATION_CALIBRATING",
                 message=(
-                    f"The caps of {metric.metric_id} are not set until {caps.calibration_units} units have"
-                    " come in this phase; its values are not capped yet."
+                    f"The caps of {metric.metric_id} are set once {caps.calibration_units} units of this"
+                    " phase have a value; until then its values are not capped."
                 ),
                 metric_id=metric.metric_id,
             )

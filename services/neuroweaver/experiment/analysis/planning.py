@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from neuroweaver.experiment.domain.specification import CONFIDENCE, WEIGHT_SUM_TOLERANCE
 from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.statistics.baseline import Baseline, MeanBaseline, ProportionBaseline, RatioBaseline
 from neuroweaver.statistics.power import Design, Plan, plan
 from neuroweaver.v1 import experiment_pb2 as pb
 
 POWER: Final = 0.8
-CONFIDENCE: Final = 0.95
-
-_WEIGHT_SUM_TOLERANCE: Final = 1e-6
 
 
 def planned(request: pb.PlanExperimentRequest) -> pb.PlanExperimentResponse:
     """Raises InvalidArgument naming the field that makes a plan impossible."""
     weights = tuple(request.weights) or (0.5, 0.5)
-    if abs(sum(weights) - 1) > _WEIGHT_SUM_TOLERANCE:
-        raise InvalidArgument("weights", f"they sum to {sum(weights):g}, not to 1")
+    if abs(sum(weights) - 1) > WEIGHT_SUM_TOLERANCE:
+        raise InvalidArgument("weights", f"must sum to 1, not {sum(weights):g}")
     baseline = _baseline(request)
     design = Design(
         baseline=baseline,
@@ -34,7 +32,7 @@ def planned(request: pb.PlanExperimentRequest) -> pb.PlanExperimentResponse:
     coverage = request.coverage if request.HasField("coverage") else 1.0
     effect = _effect(request, baseline)
     try:
-        found = plan(
+        computed = plan(
             design,
             effect=effect,
             units=request.units_per_arm if request.HasField("units_per_arm") else None,
@@ -45,7 +43,7 @@ def planned(request: pb.PlanExperimentRequest) -> pb.PlanExperimentResponse:
         field = "units_per_arm" if effect is None else "effect"
         text = str(error) if isinstance(error, ValueError) else "is beyond what can be computed"
         raise InvalidArgument(field, text) from error
-    return _response(found)
+    return _response(computed)
 
 
 def _baseline(request: pb.PlanExperimentRequest) -> Baseline:
@@ -55,7 +53,7 @@ def _baseline(request: pb.PlanExperimentRequest) -> Baseline:
     if kind == "proportion":
         return ProportionBaseline(request.proportion.rate)
     ratio = request.ratio
-    found = RatioBaseline(
+    baseline = RatioBaseline(
         ratio.numerator_mean,
         ratio.numerator_std_dev,
         ratio.denominator_mean,
@@ -63,10 +61,10 @@ def _baseline(request: pb.PlanExperimentRequest) -> Baseline:
         ratio.correlation,
     )
     try:
-        found.variance()
+        baseline.variance()
     except ValueError as error:
         raise InvalidArgument("ratio", str(error)) from error
-    return found
+    return baseline
 
 
 def _effect(request: pb.PlanExperimentRequest, baseline: Baseline) -> float | None:
@@ -80,22 +78,22 @@ def _effect(request: pb.PlanExperimentRequest, baseline: Baseline) -> float | No
     return request.effect.relative * abs(baseline.value)
 
 
-def _response(found: Plan) -> pb.PlanExperimentResponse:
+def _response(computed: Plan) -> pb.PlanExperimentResponse:
     response = pb.PlanExperimentResponse(
-        units_per_arm=found.units,
-        total_units=sum(found.units),
-        days=found.days,
-        power=found.power,
-        absolute_effect=found.effect,
-        relative_effect=found.relative_effect,
-        basis=found.basis,
+        units_per_arm=computed.units,
+        total_units=sum(computed.units),
+        days=computed.days,
+        power=computed.power,
+        absolute_effect=computed.effect,
+        relative_effect=computed.relative_effect,
+        basis=computed.basis,
         curve=[
             pb.PlanPoint(
                 units_per_arm=point.units, days=point.days, detectable_effect=point.detectable_effect
             )
-            for point in found.curve
+            for point in computed.curve
         ],
     )
-    if found.relative_effect is not None and not math.isfinite(found.relative_effect):
+    if computed.relative_effect is not None and not math.isfinite(computed.relative_effect):
         response.ClearField("relative_effect")
     return response

@@ -49,8 +49,8 @@ def report(
     expected = forecast(asked, results.verdict, judged, now)
     if expected is not None:
         results.verdict.forecast.CopyFrom(expected)
-    made = Report(asked, results, breached(asked))
+    complete = Report(asked, results, breached(asked))
     is_ramping = experiment.ramp is not None and experiment.ramp.step < len(experiment.spec.ramp)
-    is_held = is_ramping and made.is_held and experiment.state in {RUNNING, PAUSED}
+    is_held = is_ramping and complete.is_held and experiment.state in {RUNNING, PAUSED}
     results.notices.extend(notices(asked, results, is_ramp_held=is_held))
-    return made
+    return complete

@@ -62,13 +62,16 @@ class Study:
         return [each for each in self.experiment.treatments if weights.get(each, 0.0) > 0]
 
     def units(self, variant_id: str) -> int:
-        found = (self.snapshot.groups.get((phase.number, variant_id)) for phase in self.phases)
-        return sum(group.units for group in found if group)
+        return sum(self.units_in(phase, variant_id) for phase in self.phases)
+
+    def units_in(self, phase: Phase, variant_id: str) -> int:
+        group = self.snapshot.groups.get((phase.number, variant_id))
+        return group.units if group else 0
 
     def cells(self, variant_id: str, metric_id: str) -> Sequence[Cell]:
         """Those of the phases that have one."""
-        found = (self.snapshot.cells.get((phase.number, variant_id, metric_id)) for phase in self.phases)
-        return [cell for cell in found if cell]
+        cells = (self.snapshot.cells.get((phase.number, variant_id, metric_id)) for phase in self.phases)
+        return [cell for cell in cells if cell]
 
     @staticmethod
     def sampled(cell: Cell) -> int:
@@ -84,9 +87,9 @@ class Study:
     def comparisons(self) -> Mapping[tuple[str, str], Comparison | None]:
         """By (metric, treatment); None: too little data."""
         return {
-            (metric.metric_id, treatment): found
+            (metric.metric_id, treatment): comparison
             for metric in self.experiment.spec.metrics
-            for treatment, found in self._compared(metric).items()
+            for treatment, comparison in self._compared(metric).items()
         }
 
     def pooled_arms(self, metric: pb.ExperimentMetric) -> Mapping[str, Arm | None]:
@@ -150,15 +153,17 @@ class Study:
         return self._by_units(metric)
 
     def _by_judgements(self, metric_id: str, treatment: str) -> Comparison | None:
-        found = self.judgements(metric_id, treatment)
-        return OfJudgements(found, self.planned) if found.count else None
+        judgements = self.judgements(metric_id, treatment)
+        return OfJudgements(judgements, self.planned) if judgements.count else None
 
     def _by_units(self, metric: pb.ExperimentMetric) -> Mapping[str, Comparison | None]:
         by_phase = [each.pooled_arms(metric) for each in self.by_phase]
         result: dict[str, Comparison | None] = {}
         for treatment in self.experiment.treatments:
-            found = [effects.effect(each[self.experiment.control], each[treatment]) for each in by_phase]
-            total = across_phases.combined([each for each in found if each])
+            by_phase_effects = [
+                effects.effect(each[self.experiment.control], each[treatment]) for each in by_phase
+            ]
+            total = across_phases.combined([each for each in by_phase_effects if each])
             result[treatment] = OfUnits(total, self.planned) if total else None
         return result
 
@@ -167,12 +172,12 @@ class Study:
         result: dict[str, Comparison | None] = {}
         for treatment in self.experiment.treatments:
             pairs = [(each[self.experiment.control], each[treatment]) for each in by_phase]
-            known = [(control, treated) for control, treated in pairs if control and treated]
-            if len(known) == 1:
-                result[treatment] = OfQuantiles(*known[0], self.planned)
+            both = [(control, treated) for control, treated in pairs if control and treated]
+            if len(both) == 1:
+                result[treatment] = OfQuantiles(*both[0], self.planned)
             else:
-                found = [quantile.effect(control, treated) for control, treated in known]
-                total = across_phases.combined([each for each in found if each])
+                by_phase_effects = [quantile.effect(control, treated) for control, treated in both]
+                total = across_phases.combined([each for each in by_phase_effects if each])
                 result[treatment] = OfUnits(total, self.planned) if total else None
         return result
 

@@ -56,19 +56,24 @@ class Judged:
     factor: int
 
     @property
+    def alternatives(self) -> Sequence[Finding]:
+        """Those of `any_of`."""
+        return [finding for finding in self.findings if finding.requirement.is_alternative]
+
+    @property
+    def conjuncts(self) -> Sequence[Finding]:
+        """Those that must all be met."""
+        return [finding for finding in self.findings if not finding.requirement.is_alternative]
+
+    @property
     def is_shown_to_fulfil(self) -> bool:
-        alternatives = [each for each in self.findings if each.requirement.is_alternative]
-        others = [each for each in self.findings if not each.requirement.is_alternative]
-        return all(each.is_met for each in others) and (
-            not alternatives or any(each.is_met for each in alternatives)
-        )
+        is_any_met = not self.alternatives or any(finding.is_met for finding in self.alternatives)
+        return is_any_met and all(finding.is_met for finding in self.conjuncts)
 
     @property
     def is_shown_to_fail(self) -> bool:
-        alternatives = [each for each in self.findings if each.requirement.is_alternative]
-        return any(each.is_failed for each in self.findings if not each.requirement.is_alternative) or (
-            bool(alternatives) and all(each.is_failed for each in alternatives)
-        )
+        is_none_left = bool(self.alternatives) and all(finding.is_failed for finding in self.alternatives)
+        return is_none_left or any(finding.is_failed for finding in self.conjuncts)
 
 
 def judge(study: Study) -> Sequence[Judged]:
@@ -98,7 +103,7 @@ def judge(study: Study) -> Sequence[Judged]:
 
 def verdict(study: Study, results: pb.ExperimentResults, judged: Sequence[Judged]) -> pb.ExperimentVerdict:
     """All but the forecast. results: of the same study, for the split."""
-    found = pb.ExperimentVerdict(
+    result = pb.ExperimentVerdict(
         decision=pb.DECISION_INCONCLUSIVE,
         method=study.experiment.spec.verdict_method,
         criteria=[_criterion(each) for treatment in judged for each in treatment.findings],
@@ -107,19 +112,19 @@ def verdict(study: Study, results: pb.ExperimentResults, judged: Sequence[Judged
     candidates = [each for each in judged if each.treatment in study.candidates]
     shippable = [each for each in candidates if each.is_shown_to_fulfil]
     if barriers:
-        found.gaps.extend([*barriers, *_missing(study, candidates)])
-        found.reason = barriers[0].message
+        result.gaps.extend([*barriers, *_missing(study, candidates)])
+        result.reason = barriers[0].message
     elif shippable:
         winner = max(shippable, key=lambda each: _gain(study, each.treatment))
-        found.decision, found.variant_id = pb.DECISION_SHIP, winner.treatment
-        found.reason = _why_ship(study, winner, shippable)
+        result.decision, result.variant_id = pb.DECISION_SHIP, winner.treatment
+        result.reason = _why_ship(study, winner, shippable)
     elif candidates and all(each.is_shown_to_fail for each in candidates):
-        found.decision, found.variant_id = pb.DECISION_KEEP, study.experiment.control
-        found.reason = _why_keep(candidates)
+        result.decision, result.variant_id = pb.DECISION_KEEP, study.experiment.control
+        result.reason = _why_keep(candidates)
     else:
-        found.gaps.extend([*_missing(study, candidates), *_uncertain(candidates)])
-        found.reason = found.gaps[0].message if found.gaps else "No treatment gets any units."
-    return found
+        result.gaps.extend([*_missing(study, candidates), *_uncertain(candidates)])
+        result.reason = result.gaps[0].message if result.gaps else "No treatment gets any units."
+    return result
 
 
 def _shared(p_values: Sequence[float | None], rule: Sequence[Requirement]) -> Sequence[float | None]:
@@ -216,7 +221,7 @@ def _short_of(
 
 
 def _missing(study: Study, judged: Sequence[Judged]) -> list[pb.VerdictGap]:
-    """Metrics of the rule that nothing can be said of yet."""
+    """Metrics of the rule without enough data yet."""
     lacking = {
         (each.requirement.metric_id, each.treatment): None
         for treatment in judged
@@ -238,17 +243,17 @@ def _missing(study: Study, judged: Sequence[Judged]) -> list[pb.VerdictGap]:
 def _why_missing(study: Study, metric_id: str, treatment: str) -> str:
     if study.comparisons[metric_id, treatment] is not None:
         return (
-            f"All values of {metric_id} in {treatment} and the control are equal: nothing tells how certain"
-            " they are."
+            f"All values of {metric_id} in {treatment} and the control are equal, so that their uncertainty"
+            " cannot be estimated."
         )
     metric = study.experiment.metric(metric_id)
     if metric and not metric.HasField("pairwise") and not study.events(metric_id):
-        return f"No event of {metric_id} has come in for any variant."
-    return f"Too little is known of {metric_id} in {treatment} or the control."
+        return f"No event of {metric_id} has been received for any variant."
+    return f"There are too few data on {metric_id} in {treatment} or the control."
 
 
 def _uncertain(judged: Sequence[Judged]) -> list[pb.VerdictGap]:
-    """Treatments whose metrics are all there, and say neither."""
+    """Treatments with data on every metric that are still inconclusive."""
     return [
         pb.VerdictGap(
             blocker=pb.VERDICT_BLOCKER_UNCERTAIN,
@@ -279,7 +284,7 @@ def _claim(requirement: Requirement) -> str:
 def _why_ship(study: Study, winner: Judged, shippable: Sequence[Judged]) -> str:
     shown = [each for each in winner.findings if each.is_met]
     claims = ", ".join(f"{_claim(each.requirement)} (p {each.p_met:.2g})" for each in shown)
-    text = f"{winner.treatment} fulfils the decision rule: it is shown {claims}."
+    text = f"{winner.treatment} meets the decision rule: it is shown {claims}."
     if len(shippable) > 1:
         text += (
             f" Of the {len(shippable)} that do, it looks best on {study.experiment.spec.target_metric_id}."

@@ -1,4 +1,4 @@
-"""How an experiment is decided: checked against the verdict, written down, and made true in the Registry.
+"""Conclusions: checked against the verdict, stored, and carried out in the Registry.
 
 The decision is on disk before the Registry is asked, and the request to the Registry carries the same id in
 every attempt. So whatever dies when, the alias moves once, and both sides end up saying the same.

@@ -1,4 +1,4 @@
-"""What an experiment asks of the Registry: which version a variant serves, and that an alias moves."""
+"""The Registry, as an experiment uses it: which version a variant serves, and moving an alias."""
 
 from __future__ import annotations
 
@@ -39,12 +39,11 @@ class Releases:
         selector = f"@{target.alias}" if target.HasField("alias") else target.version
         request = registry_pb2.GetModelVersionRequest(model_id=target.model_id, version=selector)
         try:
-            found = await self._registry.GetModelVersion(request, timeout=TIMEOUT_S)
+            return (await self._registry.GetModelVersion(request, timeout=TIMEOUT_S)).version
         except grpc.RpcError as error:
             if error.code() in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT}:
                 raise NotFound(f"{field}: model version", f"{target.model_id}@{selector}") from error
             raise _unavailable(error) from error
-        return found.version
 
     async def behind(self, model_id: str, alias: str) -> str:
         """The version that an alias names now; empty if it is not there. Raises Unavailable."""
@@ -57,7 +56,7 @@ class Releases:
             raise _unavailable(error) from error
 
     async def move(self, conclusion: pb.ExperimentConclusion, request_id: str) -> str:
-        """Makes the alias name the winner. Gives the sequence of the Registry's audit event of it.
+        """Makes the alias name the winner. Returns the sequence of the Registry's audit event.
 
         A repeat under the same id moves nothing twice. Raises Refused, Unavailable.
         """
@@ -102,9 +101,9 @@ class Releases:
 
 
 def _unavailable(error: grpc.RpcError) -> errors.Error:
-    """What a caller of ours is told of the Registry's failure."""
+    """The Registry's failure, as our callers read it."""
     if error.code() == grpc.StatusCode.PERMISSION_DENIED:
         return PermissionDenied(f"the Registry says: {error.details()}")
     if error.code() in _FOR_GOOD:
         return FailedPrecondition("REGISTRY_REFUSED", f"the Registry says: {error.details()}")
-    return Unavailable("the Registry cannot be reached, which says which version a variant serves")
+    return Unavailable("the Registry cannot be reached; it says which version a variant serves")

@@ -1,1 +1,1 @@
-"""What happens by itself: experiments are looked at, stopped, concluded; evaluators are kept fresh."""
+"""What nobody asks for: experiments are ramped up, stopped and settled, evaluators kept fresh."""

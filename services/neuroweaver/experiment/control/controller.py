@@ -40,8 +40,7 @@ KEEP_EVERY: Final = timedelta(minutes=1)
 class ExperimentController:
     """Any number of processes may run one over one database: each step is taken by whoever comes first."""
 
-    def __init__(self, store: Store, releases: Releases, cache: ResultsCache | None = None) -> None:
-        """cache: None to act on no results."""
+    def __init__(self, store: Store, releases: Releases, cache: ResultsCache) -> None:
         self._store = store
         self._releases = releases
         self._cache = cache
@@ -83,16 +82,15 @@ class ExperimentController:
         report = await self._supervised(experiment)
         if experiment.ramped(self._store.clock()) is experiment:
             return
-        if self._cache is not None and report is None:
-            report = await self._cache.report(experiment.project, experiment.test_id)
-        # A ramp-up that is held goes on by itself once what held it is gone.
-        if report is None or not report.is_held:
+        report = report or await self._cache.report(experiment.project, experiment.test_id)
+        # A ramp-up that is held continues once what held it is gone.
+        if not report.is_held:
             await self._advance(experiment, Experiment.ramped)
 
     async def _supervised(self, experiment: Experiment) -> Report | None:
         """What the data say, once in a while, after what follows from it was done."""
         key = experiment.project, experiment.test_id
-        if self._cache is None or time.monotonic() < self._next_supervision.get(key, 0.0):
+        if time.monotonic() < self._next_supervision.get(key, 0.0):
             return None
         report = await self._cache.keep(*key, KEEP_EVERY)
         self._next_supervision[key] = time.monotonic() + SUPERVISION_S
@@ -110,8 +108,7 @@ class ExperimentController:
     async def _keep_last(self, keys: set[tuple[str, str]]) -> None:
         """The results of experiments that ran at the last look and do no more."""
         for key in self._next_supervision.keys() - keys:
-            if self._cache is not None:
-                gauges.hide((await self._cache.keep(*key)).study.experiment)
+            gauges.hide((await self._cache.keep(*key)).study.experiment)
             del self._next_supervision[key]
 
     async def _advance(

@@ -44,13 +44,13 @@ class Assigner:
 
     def assign(self, unit_id: str, attributes: Mapping[str, struct_pb2.Value]) -> pb.VariantAssignment:
         plain = {name: _plain(value) for name, value in attributes.items()} if self._is_targeted else None
-        found = self._evaluator.assign(unit_id, plain)
+        assignment = self._evaluator.assign(unit_id, plain)
         answer = pb.VariantAssignment()
-        answer.CopyFrom(self._answers[found.variant_id])
+        answer.CopyFrom(self._answers[assignment.variant_id])
         answer.unit_id = unit_id
-        answer.reason = cast("pb.AssignmentReason.ValueType", found.reason)
-        if found.bucket is not None:
-            answer.bucket = found.bucket
+        answer.reason = cast("pb.AssignmentReason.ValueType", assignment.reason)
+        if assignment.bucket is not None:
+            answer.bucket = assignment.bucket
             answer.is_participant = True
         return answer
 
@@ -65,11 +65,11 @@ class Evaluators:
 
     async def of(self, project: str, test_id: str) -> Assigner:
         """Raises NotFound."""
-        known = self._projects.get(project)
-        if known is None:
+        assigners = self._projects.get(project)
+        if assigners is None:
             await self.refresh(project)
-            known = self._projects[project]
-        assigner = known.get(test_id)
+            assigners = self._projects[project]
+        assigner = assigners.get(test_id)
         if assigner is None:
             raise NotFound("experiment", test_id)
         return assigner
@@ -80,9 +80,9 @@ class Evaluators:
             seen = self._sequences.get(project, 0)
             async with self._store.read(project) as experiments:
                 changes = await experiments.configs(seen)
-            known = self._projects.setdefault(project, {})
+            assigners = self._projects.setdefault(project, {})
             for change in changes:
-                known[change.config.test_id] = Assigner(change.config, change.sequence)
+                assigners[change.config.test_id] = Assigner(change.config, change.sequence)
                 self._sequences[project] = change.sequence
 
     async def keep_fresh(self) -> None:

@@ -1,4 +1,4 @@
-"""What Prometheus reads of running experiments, for alerts."""
+"""Metrics of running experiments, for alerts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def show(experiment: Experiment, verdict: pb.ExperimentVerdict) -> None:
 
 
 def hide(experiment: Experiment) -> None:
-    """Of an experiment that runs no more."""
+    """Removes the series of an experiment that no longer runs."""
     for model_id in _models(experiment):
         _SIGNIFICANT.remove(experiment.project, experiment.test_id, model_id)
 

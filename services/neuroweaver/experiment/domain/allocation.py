@@ -91,14 +91,14 @@ def merged(spans: Sequence[Span]) -> Spans:
 
 def _first(spans: Sequence[Span], number: int) -> Spans:
     """The first so many buckets of these, or all if there are fewer."""
-    found: list[Span] = []
+    chosen: list[Span] = []
     for start, end in sorted(spans):
         length = min(end - start, number)
         if length <= 0:
             break
-        found.append((start, start + length))
+        chosen.append((start, start + length))
         number -= length
-    return tuple(found)
+    return tuple(chosen)
 
 
 def _overlap(some: Sequence[Span], others: Sequence[Span]) -> int:

@@ -95,7 +95,7 @@ def config_of(experiment: Experiment) -> pb.AssignmentConfig:
 
 
 def events_of(before: Experiment, after: Experiment, actor: str) -> list[pb.ResultsEvent]:
-    """What watches are told of a change."""
+    """The events of a change, for watches."""
     events = []
     if after.state != before.state:
         changed = pb.ExperimentStateChanged(

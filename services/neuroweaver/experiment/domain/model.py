@@ -20,7 +20,7 @@ CONCLUDING: Final = pb.EXPERIMENT_STATE_CONCLUDING
 CONCLUDED: Final = pb.EXPERIMENT_STATE_CONCLUDED
 
 SYSTEM: Final = "system"
-"""The actor of what happens by itself."""
+"""The actor of changes that no caller asks for."""
 
 _DECIDED: Final = frozenset({CONCLUDING, CONCLUDED})
 
@@ -154,7 +154,7 @@ class Experiment:
         if self.state == STOPPED:
             return self
         if self.state in _DECIDED:
-            raise self._refusal("CONCLUDED", "it is decided already")
+            raise self._refusal("CONCLUDED", "it is already decided")
         ramp = replace(self.ramp, since=None, held=self.ramp.spent(now)) if self.ramp else None
         return replace(
             self,
@@ -169,13 +169,13 @@ class Experiment:
 
     def reweighted(self, weights: Mapping[str, float], now: datetime, reason: str) -> Experiment:
         """With other weights. Raises InvalidArgument, FailedPrecondition."""
-        known = {variant.variant_id for variant in self.spec.variants}
-        if weights.keys() != known:
-            odd = sorted(weights.keys() ^ known)
-            raise InvalidArgument("weights", f"{odd[0]} is missing, or is none of the variants")
+        variants = {variant.variant_id for variant in self.spec.variants}
+        if weights.keys() != variants:
+            odd = min(weights.keys() ^ variants)
+            raise InvalidArgument("weights", f"{odd} is {'missing' if odd in variants else 'not a variant'}")
         specification.check_weights("weights", weights, self.control)
         if self.state not in {CREATED, RUNNING, PAUSED}:
-            raise self._refusal("STOPPED", "the weights of an experiment that has ended do not change")
+            raise self._refusal("STOPPED", "the weights of an experiment that has ended cannot change")
         if dict(weights) == dict(self.weights):
             return self
         if self.state == CREATED:

@@ -1,4 +1,4 @@
-"""What an experiment is asked to be: its defaults filled in, and the checks that its messages cannot say."""
+"""Specifications: defaults filled in, and the checks that the messages themselves cannot state."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ RAMP_HOLD: Final = timedelta(days=1)
 THOMPSON_INTERVAL: Final = timedelta(hours=1)
 THOMPSON_MIN_WEIGHT: Final = 0.05
 
-_WEIGHT_SUM_TOLERANCE: Final = 1e-6
+WEIGHT_SUM_TOLERANCE: Final = 1e-6
 
 
 def completed(spec: pb.ExperimentSpec, now: datetime) -> pb.ExperimentSpec:
     """With every default written out. Raises InvalidArgument naming the field that is wrong."""
-    made = pb.ExperimentSpec()
-    made.CopyFrom(spec)
-    _fill(made)
-    _check(made, now)
-    return made
+    complete = pb.ExperimentSpec()
+    complete.CopyFrom(spec)
+    _fill(complete)
+    _check(complete, now)
+    return complete
 
 
 def check_weights(field: str, weights: Mapping[str, float], control: str) -> None:
     """Raises InvalidArgument naming the field unless these can be the weights of an experiment."""
     total = sum(weights.values())
-    if abs(total - 1) > _WEIGHT_SUM_TOLERANCE:
-        raise InvalidArgument(field, f"their weights sum to {total:g}, not to 1")
+    if abs(total - 1) > WEIGHT_SUM_TOLERANCE:
+        raise InvalidArgument(field, f"the weights must sum to 1, not {total:g}")
     if weights[control] <= 0:
         raise InvalidArgument(
-            field, f"the control {control} needs a weight above 0: all are compared with it"
+            field, f"the control {control} needs a weight above 0: every variant is compared with it"
         )
     if sum(weight > 0 for weight in weights.values()) < 2:
-        raise InvalidArgument(field, "at least one besides the control needs a weight above 0")
+        raise InvalidArgument(field, "at least one variant besides the control needs a weight above 0")
 
 
 def _fill(spec: pb.ExperimentSpec) -> None:
@@ -101,11 +101,13 @@ def _check(spec: pb.ExperimentSpec, now: datetime) -> None:
     check_weights("spec.variants", weights, spec.control_variant_id)
     for index, (step, following) in enumerate(pairwise(spec.ramp), start=1):
         if following.coverage <= step.coverage:
-            raise InvalidArgument(f"spec.ramp[{index}].coverage", "is not above that of the step before")
+            raise InvalidArgument(f"spec.ramp[{index}].coverage", "must be above that of the step before")
     if spec.HasField("end_time") and moment("spec.end_time", spec.end_time) <= now:
         raise InvalidArgument("spec.end_time", "has passed")
     if spec.HasField("thompson") and spec.thompson.min_weight * len(spec.variants) > 1:
-        raise InvalidArgument("spec.thompson.min_weight", "is above an equal share of each variant")
+        raise InvalidArgument(
+            "spec.thompson.min_weight", f"is above an equal share of {1 / len(spec.variants):.4g}"
+        )
     for unit_id in spec.overrides:
         check_text("spec.overrides", unit_id)
 
@@ -113,15 +115,15 @@ def _check(spec: pb.ExperimentSpec, now: datetime) -> None:
 def moment(field: str, timestamp: Any) -> datetime:
     """Raises InvalidArgument naming the field for a moment that no calendar has."""
     try:
-        found: datetime = timestamp.ToDatetime(tzinfo=UTC)
+        time: datetime = timestamp.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError) as error:
-        raise InvalidArgument(field, "is not a moment between the years 1 and 9999") from error
-    return found
+        raise InvalidArgument(field, "is not a time between the years 1 and 9999") from error
+    return time
 
 
 def length(duration: Duration) -> timedelta:
-    found: timedelta = duration.ToTimedelta()
-    return found
+    span: timedelta = duration.ToTimedelta()
+    return span
 
 
 def _texts(spec: pb.ExperimentSpec) -> Iterable[tuple[str, str]]:

@@ -1,4 +1,4 @@
 """Events on their way in: checked, deduplicated, joined with exposures, summed.
 
-Begin with `ingestion`; `projection` is what is known of each unit. Imports `storage` and `domain`.
+Begin with `ingestion`; `projection` holds the state of each unit. Imports `storage` and `domain`.
 """

@@ -1,4 +1,4 @@
-"""Where projections begin: the units of an experiment as they were after a batch, put down now and then."""
+"""Checkpoints, with which projections begin: the units of an experiment as they were after a batch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import numpy.typing as npt
@@ -31,7 +32,7 @@ async def load(
     Raises RuntimeError if there is none and raw events are no longer whole: units cannot be told then.
     """
     table, parts = tables.totals, tables.checkpoints
-    statement = select(table).where(table.c.project == project, table.c.test_id == test_id)
+    statement = select(table).where(tables.of_experiment(table, project, test_id))
     row = (await connection.execute(statement)).one_or_none()
     if row is None or row.checkpoint_id is None or row.checkpoint_form != form_of(plan):
         if row is not None and row.expired_batches:
@@ -41,10 +42,10 @@ async def load(
             )
         return None
     wanted = select(parts.c.payload).where(
-        parts.c.project == project, parts.c.test_id == test_id, parts.c.checkpoint_id == row.checkpoint_id
+        tables.of_experiment(parts, project, test_id), parts.c.checkpoint_id == row.checkpoint_id
     )
-    found = (await connection.execute(wanted.order_by(parts.c.part))).scalars().all()
-    units = await asyncio.to_thread(_unpacked, plan, b"".join(found))
+    payloads = (await connection.execute(wanted.order_by(parts.c.part))).scalars().all()
+    units = await asyncio.to_thread(_unpacked, plan, b"".join(payloads))
     return row.checkpoint_batch, units
 
 
@@ -52,7 +53,7 @@ async def covered(connection: AsyncConnection, project: str, test_id: str, plan:
     """The number of the last batch in the checkpoint; 0 without one that the plan can read."""
     table = tables.totals
     statement = select(table.c.checkpoint_batch).where(
-        table.c.project == project, table.c.test_id == test_id, table.c.checkpoint_form == form_of(plan)
+        tables.of_experiment(table, project, test_id), table.c.checkpoint_form == form_of(plan)
     )
     return (await connection.execute(statement)).scalar_one_or_none() or 0
 
@@ -66,76 +67,56 @@ async def save(
     arrays: Mapping[str, npt.NDArray[Any]],
     now: datetime,
 ) -> bool:
-    """Puts down the units as they are after a batch, as `UnitTable.arrays`; whether it became the checkpoint.
+    """Stores the units as they are after a batch (`UnitTable.arrays`); whether it became the checkpoint.
 
     Written in small transactions that delay nobody; it holds once the last of them is committed.
     """
     data = await asyncio.to_thread(lambda: zlib.compress(packed(arrays), _LEVEL))
-    checkpoint_id = new_id()
-    parts = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
-    for part, payload in enumerate(parts):
-
-        async def add(connection: AsyncConnection, part: int = part, payload: bytes = payload) -> None:
-            await connection.execute(
-                insert(tables.checkpoints).values(
-                    project=project,
-                    test_id=test_id,
-                    checkpoint_id=checkpoint_id,
-                    part=part,
-                    create_time=now,
-                    payload=payload,
-                )
-            )
-
-        await database.transact(add)
+    form, table, written = form_of(plan), tables.totals, tables.checkpoints
+    key = {"project": project, "test_id": test_id, "checkpoint_id": new_id()}
+    parts = [
+        key | {"part": part, "create_time": now, "payload": data[start : start + _PART_BYTES]}
+        for part, start in enumerate(range(0, len(data), _PART_BYTES))
+    ]
+    for row in parts:
+        await database.transact(partial(_add, row))
+    mine, own = (tables.of_experiment(each, project, test_id) for each in (table, written))
+    is_its = written.c.checkpoint_id == key["checkpoint_id"]
 
     async def settle(connection: AsyncConnection) -> bool:
-        return await _settle(
-            connection, project, test_id, checkpoint_id, batch, form_of(plan), parts=len(parts)
+        statement = select(table.c.checkpoint_batch, table.c.checkpoint_form).where(mine).with_for_update()
+        row = (await connection.execute(statement)).one_or_none()
+        stored = select(func.count()).select_from(written).where(own, is_its)
+        is_whole = (await connection.execute(stored)).scalar_one() == len(parts)
+        is_newest = row is not None and (
+            row.checkpoint_batch < batch or (row.checkpoint_batch == batch and row.checkpoint_form != form)
         )
+        if not (is_whole and is_newest):  # another one was quicker
+            await connection.execute(delete(written).where(own, is_its))
+            return False
+        values = {
+            "checkpoint_id": key["checkpoint_id"],
+            "checkpoint_batch": batch,
+            "checkpoint_form": form,
+        }
+        await connection.execute(update(table).where(mine).values(values))
+        await connection.execute(delete(written).where(own, ~is_its))
+        return True
 
     return await database.transact(settle)
 
 
-async def _settle(
-    connection: AsyncConnection,
-    project: str,
-    test_id: str,
-    checkpoint_id: str,
-    batch: int,
-    form: str,
-    *,
-    parts: int,
-) -> bool:
-    table, written = tables.totals, tables.checkpoints
-    mine = table.c.project == project, table.c.test_id == test_id
-    known = select(table.c.checkpoint_batch, table.c.checkpoint_form).where(*mine).with_for_update()
-    row = (await connection.execute(known)).one_or_none()
-    own = written.c.project == project, written.c.test_id == test_id
-    is_its = written.c.checkpoint_id == checkpoint_id
-    there = select(func.count()).select_from(written).where(*own, is_its)
-    is_whole = (await connection.execute(there)).scalar_one() == parts
-    is_newest = row is not None and (
-        row.checkpoint_batch < batch or (row.checkpoint_batch == batch and row.checkpoint_form != form)
-    )
-    if not (is_whole and is_newest):  # another one was quicker
-        await connection.execute(delete(written).where(*own, is_its))
-        return False
-    values = {"checkpoint_id": checkpoint_id, "checkpoint_batch": batch, "checkpoint_form": form}
-    await connection.execute(update(table).where(*mine).values(values))
-    await connection.execute(delete(written).where(*own, ~is_its))
-    return True
+async def _add(row: Mapping[str, Any], connection: AsyncConnection) -> None:
+    await connection.execute(insert(tables.checkpoints).values(row))
 
 
 async def forget(connection: AsyncConnection, project: str, test_id: str) -> None:
     """Drops the checkpoint: all begins with the raw events again."""
     table, written = tables.totals, tables.checkpoints
     none = {"checkpoint_id": None, "checkpoint_batch": 0, "checkpoint_form": ""}
-    mine = table.c.project == project, table.c.test_id == test_id
-    await connection.execute(update(table).where(*mine).values(none))
-    await connection.execute(
-        delete(written).where(written.c.project == project, written.c.test_id == test_id)
-    )
+    mine = tables.of_experiment(table, project, test_id)
+    await connection.execute(update(table).where(mine).values(none))
+    await connection.execute(delete(written).where(tables.of_experiment(written, project, test_id)))
 
 
 def form_of(plan: Plan) -> str:

@@ -53,7 +53,7 @@ class Committer:
     def put(self, project: str, batches: Sequence[Batch]) -> asyncio.Future[Outcome]:
         """The outcome, once it is durable. Raises Unavailable if too much waits already."""
         if len(self._waiting) >= _WAITING:
-            raise Unavailable("more events are waiting than can be taken in")
+            raise Unavailable("too many events are waiting; send these again later")
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Request(project, batches, answer))
         if self._writing is None or self._writing.done():
@@ -89,8 +89,8 @@ class Committer:
     async def _write(self, together: Sequence[_Request]) -> None:
         project = together[0].project
         batches = [batch for request in together for batch in request.batches]
-        found = await take_in(self._database, self.projections, project, batches, self._clock)
-        outcomes = iter(found)
+        taken = await take_in(self._database, self.projections, project, batches, self._clock)
+        outcomes = iter(taken)
         for request in together:
             outcome = sum((next(outcomes) for _ in request.batches), Outcome())
             if not request.answer.done():

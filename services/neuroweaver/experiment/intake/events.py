@@ -155,13 +155,13 @@ class Batch:
 
 
 def _kept(
-    known: Sequence[str], rows: npt.NDArray[Any], columns: Sequence[str], has_one: npt.NDArray[np.bool_]
+    all_names: Sequence[str], rows: npt.NDArray[Any], columns: Sequence[str], has_one: npt.NDArray[np.bool_]
 ) -> Sequence[str]:
     """Those of the names that some columns use, whose places are put right; 0 in rows that have none."""
     used = np.unique(np.concatenate([rows[column][has_one] for column in columns]))
     for column in columns:
         rows[column] = np.where(has_one, np.searchsorted(used, rows[column]), 0)
-    return [known[place] for place in used.tolist()]
+    return [all_names[place] for place in used.tolist()]
 
 
 class _Names(dict[str, int]):
@@ -205,11 +205,11 @@ def _of_columns(test_id: str, columns: pb.EventColumns) -> Batch:
         variants = list(exposures.variant_ids)
         rows["kind"] = EXPOSURE
         rows["phase"] = exposures.phase
-        known = len(variants)
-        rows["variant"] = _places("columns.exposures.assigned", exposures.assigned, count, known)
+        number = len(variants)
+        rows["variant"] = _places("columns.exposures.assigned", exposures.assigned, count, number)
         rows["other"] = rows["variant"]
         if exposures.served:
-            rows["other"] = _places("columns.exposures.served", exposures.served, count, known)
+            rows["other"] = _places("columns.exposures.served", exposures.served, count, number)
     else:
         raise InvalidArgument("columns", "holds neither exposures nor metrics")
     return Batch(test_id, list(columns.event_ids), list(columns.unit_ids), rows, names, variants)
@@ -236,11 +236,11 @@ def _check_length(field_name: str, values: Sequence[Any], count: int) -> None:
         raise InvalidArgument(field_name, f"has {len(values)} entries for {count} events")
 
 
-def _places(field_name: str, places: Sequence[int], count: int, known: int) -> npt.NDArray[np.int64]:
+def _places(field_name: str, places: Sequence[int], count: int, count_of_names: int) -> npt.NDArray[np.int64]:
     _check_length(field_name, places, count)
-    found = np.array(places, np.int64)
-    _check(field_name, found < known, f"is beyond the {known} names")
-    return found
+    indexes = np.array(places, np.int64)
+    _check(field_name, indexes < count_of_names, f"is not an index into the {count_of_names} names")
+    return indexes
 
 
 @dataclass
@@ -299,7 +299,7 @@ def _of_rows(default: str, events: Sequence[pb.ExperimentEvent]) -> list[Batch]:
     for index, event in enumerate(events):
         test_id = event.test_id or default
         if not test_id:
-            raise InvalidArgument(f"rows.events[{index}].test_id", "is named neither here nor by the batch")
+            raise InvalidArgument(f"rows.events[{index}].test_id", "is missing, here and in the request")
         by_test.setdefault(test_id, _Rows()).add(f"rows.events[{index}]", event)
     return [
         Batch(

@@ -1,11 +1,11 @@
-"""Taking in events: one transaction moves raw events, what is known of their units, and the statistics."""
+"""Taking in events: one transaction stores raw events and moves their units and the statistics."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -42,11 +42,11 @@ class Outcome:
     accepted: int = 0
     duplicates: int = 0
     late: int = 0
-    rejected: Mapping[tuple[str, pb.EventRejection.ValueType], Rejection] | None = None
+    rejected: Mapping[tuple[str, pb.EventRejection.ValueType], Rejection] = field(default_factory=dict)
 
     def __add__(self, other: Outcome) -> Outcome:
-        rejected = dict(self.rejected or {})
-        for key, more in (other.rejected or {}).items():
+        rejected = dict(self.rejected)
+        for key, more in other.rejected.items():
             rejected[key] = and_more(rejected[key], more) if key in rejected else more
         return Outcome(
             self.received + other.received,
@@ -74,13 +74,13 @@ async def take_in(
 
         async def work(connection: AsyncConnection) -> list[Outcome]:
             moves.clear()
-            now, outcomes = clock(), [Outcome() for _ in batches]
+            now = clock()
+            outcomes: dict[int, Outcome] = {}
             for its in places.values():
-                some = [batches[place] for place in its]
-                found = await _ingest(connection, project, held, some, now, moves)
-                for place, outcome in zip(its, found, strict=True):
-                    outcomes[place] = outcome
-            return outcomes
+                of_one = [batches[place] for place in its]
+                ingested = await _ingest(connection, project, held, of_one, now, moves)
+                outcomes |= dict(zip(its, ingested, strict=True))
+            return [outcomes[place] for place in range(len(batches))]
 
         outcomes = await database.transact(work)
         for move in moves:
@@ -125,17 +125,19 @@ async def _ingest(
     try:
         experiment = await Reader(connection, project).experiment(joined.test_id)
     except NotFound:
-        unknown = pb.EVENT_REJECTION_UNKNOWN_EXPERIMENT
-        status = np.full(len(joined), unknown, np.int64)
+        status = np.full(len(joined), pb.EVENT_REJECTION_UNKNOWN_EXPERIMENT, np.int64)
         return _outcomes(batches, status, np.zeros(len(joined), np.bool_), ())
     plan = Plan(experiment.spec)
     totals = await snapshots.claim(connection, project, plan, joined.test_id)
     projection = await held.current(connection, project, experiment, plan)
     # Off the event loop, which answers others meanwhile.
     settled = await asyncio.to_thread(_settle, projection, experiment, joined, now)
-    totals.ledger.duplicates += int(np.count_nonzero(settled.status == _DUPLICATE))
-    totals.ledger.late += int(np.count_nonzero(settled.is_late))
-    for rejection in _rejections(joined, settled.status, plan.variants):
+    outcomes = _outcomes(batches, settled.status, settled.is_late, plan.variants)
+    together = sum(outcomes, Outcome())
+    totals.ledger.accepted += together.accepted
+    totals.ledger.duplicates += together.duplicates
+    totals.ledger.late += together.late
+    for rejection in together.rejected.values():
         totals.ledger.reject(rejection)
     if len(settled.event_ids):
         totals.last_batch += 1
@@ -145,7 +147,7 @@ async def _ingest(
         )
         await _count(connection, project, totals, projection, settled)
     await snapshots.save(connection, project, totals)
-    return _outcomes(batches, settled.status, settled.is_late, plan.variants)
+    return outcomes
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class _Settled:
 def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: datetime) -> _Settled:
     read = _Read.of(experiment, projection.plan, batch, now)
     keys = keys_of(projection.project, batch.test_id, batch.event_ids)
-    status = _told_apart(read.reasons, keys, projection.event_ids.find(keys) >= 0)
+    status = _classified(read.reasons, keys, projection.event_ids.find(keys) >= 0)
     accepted = np.flatnonzero(status == _ACCEPTED)
     chosen = read.batch.chosen(accepted).trimmed()
     return _Settled(
@@ -184,7 +186,6 @@ async def _count(
     settled: _Settled,
 ) -> None:
     ledger = totals.ledger
-    ledger.accepted += len(settled.batch)
     ledger.last_us = max(ledger.last_us, int(settled.batch.rows["time"].max()))
     if settled.units is None:
         return
@@ -208,24 +209,20 @@ class _Read:
     @classmethod
     def of(cls, experiment: Experiment, plan: Plan, batch: Batch, now: datetime) -> _Read:
         rows = batch.rows.copy()
-        starts = np.array([microseconds(phase.start_time) for phase in experiment.phases], np.int64)
-        phase_then = np.searchsorted(starts, rows["time"], side="right")
+        phase_then, is_late = phases_then(experiment, rows["time"])
         given = rows["phase"]
-        is_given = (given > 0) & (given <= len(starts))
+        is_given = (given > 0) & (given <= len(experiment.phases))
         rows["phase"] = np.where(is_given, given, np.maximum(phase_then, 1))
         rows["phase"][rows["kind"] == SAMPLE] = 0
-        settled = Batch(
-            batch.test_id,
-            batch.event_ids,
-            batch.unit_ids,
-            rows,
-            batch.names,
-            batch.variants,
-            batch.covariates,
-            batch.judges,
-        )
-        is_late = (phase_then > 0) & (phase_then < len(starts))
+        settled = replace(batch, rows=rows)
         return cls(settled, _reasons(experiment, plan, settled, now), is_late)
+
+
+def phases_then(experiment: Experiment, time: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """The phase in which each event happened, 0 before the first, and whether it is over."""
+    starts = np.array([microseconds(phase.start_time) for phase in experiment.phases], np.int64)
+    phase = np.searchsorted(starts, time, side="right")
+    return phase, (phase > 0) & (phase < len(starts))
 
 
 def _reasons(experiment: Experiment, plan: Plan, batch: Batch, now: datetime) -> Ints:
@@ -259,8 +256,8 @@ def _reasons(experiment: Experiment, plan: Plan, batch: Batch, now: datetime) ->
     return reasons
 
 
-def _told_apart(reasons: Ints, keys: Keys, is_known: npt.NDArray[np.bool_]) -> Ints:
-    """Duplicates are told before anything else: an event that was taken in stays so."""
+def _classified(reasons: Ints, keys: Keys, is_known: npt.NDArray[np.bool_]) -> Ints:
+    """The status of each event. A duplicate is one whatever else is wrong: what was taken in stays so."""
     halves = np.sort(keys[:, 0])
     if not is_known.any() and (halves[1:] != halves[:-1]).all():
         return reasons
@@ -281,8 +278,7 @@ def _told_apart(reasons: Ints, keys: Keys, is_known: npt.NDArray[np.bool_]) -> I
     return status
 
 
-def _rejections(batch: Batch, status: Ints, variants: Sequence[str]) -> list[Rejection]:
-    found = []
+def _rejections(batch: Batch, status: Ints, variants: Sequence[str]) -> Iterator[Rejection]:
     for reason in np.unique(status[status > 0]).tolist():
         places = np.flatnonzero(status == reason)
         rows = batch.rows[places]
@@ -294,8 +290,7 @@ def _rejections(batch: Batch, status: Ints, variants: Sequence[str]) -> list[Rej
             named = [batch.variants[place] for place in dict.fromkeys(both.tolist())]
             names = [name for name in named if name not in variants]
         ids = tuple(batch.event_ids[place] for place in places[:10].tolist())
-        found.append(Rejection(reason, len(places), tuple(names[:10]), ids))
-    return found
+        yield Rejection(reason, len(places), tuple(names[:10]), ids)
 
 
 def _outcomes(
@@ -307,16 +302,16 @@ def _outcomes(
     outcomes, start = [], 0
     for batch in batches:
         part = slice(start, start := start + len(batch))
-        found: list[Rejection] = []
-        if (status[part] > 0).any():
-            found = _rejections(batch, status[part], variants)
         outcomes.append(
             Outcome(
                 received=len(batch),
                 accepted=int(np.count_nonzero(status[part] == _ACCEPTED)),
                 duplicates=int(np.count_nonzero(status[part] == _DUPLICATE)),
                 late=int(np.count_nonzero(is_late[part])),
-                rejected={(batch.test_id, each.reason): each for each in found},
+                rejected={
+                    (batch.test_id, rejection.reason): rejection
+                    for rejection in _rejections(batch, status[part], variants)
+                },
             )
         )
     return outcomes

@@ -17,10 +17,12 @@ def units_of(batch: Batch, overrides: Mapping[str, str]) -> tuple[list[str], Int
     """The units of a batch, and the place of each event's among them; -1 for those that are not analysed."""
     places: dict[str, int] = {}
     if overrides:
-        found = [-1 if each in overrides else places.setdefault(each, len(places)) for each in batch.unit_ids]
+        of_events = [
+            -1 if each in overrides else places.setdefault(each, len(places)) for each in batch.unit_ids
+        ]
     else:
-        found = [places.setdefault(each, len(places)) for each in batch.unit_ids]
-    return list(places), np.array(found, np.int64)
+        of_events = [places.setdefault(each, len(places)) for each in batch.unit_ids]
+    return list(places), np.array(of_events, np.int64)
 
 
 def records(plan: Plan, batch: Batch, unit: Ints) -> tuple[Records, Records, Records]:

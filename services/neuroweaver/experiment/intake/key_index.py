@@ -40,7 +40,7 @@ class KeyIndex:
 
     def find(self, keys: Keys) -> npt.NDArray[np.int64]:
         """The place of each key; -1 for one that is not there."""
-        found = np.full(len(keys), -1, np.int64)
+        places = np.full(len(keys), -1, np.int64)
         # In their order, neighbours are looked for in memory that lies together.
         order = np.argsort(keys[:, 0])
         high, low = keys[order, 0], keys[order, 1]
@@ -50,13 +50,13 @@ class KeyIndex:
             rest = rest[run.high[at[rest]] == high[rest]]
             while len(rest):
                 is_it = run.low[at[rest]] == low[rest]
-                found[order[rest[is_it]]] = run.place[at[rest[is_it]]]
+                places[order[rest[is_it]]] = run.place[at[rest[is_it]]]
                 # Two keys may share a half.
                 rest = rest[~is_it]
                 at[rest] += 1
                 rest = rest[at[rest] < len(run.high)]
                 rest = rest[run.high[at[rest]] == high[rest]]
-        return found
+        return places
 
     def add(self, keys: Keys) -> None:
         """keys: new ones, each once."""
@@ -77,10 +77,10 @@ class KeyIndex:
 
     def keys(self) -> Keys:
         """All of them, by place."""
-        found = np.zeros((self._size, 2), np.uint64)
+        keys = np.zeros((self._size, 2), np.uint64)
         for run in self._runs:
-            found[run.place, 0], found[run.place, 1] = run.high, run.low
-        return found
+            keys[run.place, 0], keys[run.place, 1] = run.high, run.low
+        return keys
 
 
 def _merged(older: _Run, younger: _Run) -> _Run:

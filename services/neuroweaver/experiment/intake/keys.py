@@ -33,8 +33,8 @@ def to_bytes(keys: Keys) -> bytes:
 
 def from_bytes(data: bytes) -> Keys:
     """What `to_bytes` gave."""
-    found: Keys = np.frombuffer(data, "<u8").reshape(-1, 2).astype(np.uint64, copy=False)
-    return found
+    keys: Keys = np.frombuffer(data, "<u8").reshape(-1, 2).astype(np.uint64, copy=False)
+    return keys
 
 
 def sketch_groups(keys: Keys) -> npt.NDArray[np.int64]:

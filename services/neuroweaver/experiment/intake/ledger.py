@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from typing import Any, Final
 
@@ -24,14 +24,14 @@ from neuroweaver.v1 import experiment_pb2 as pb
 
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _DAY_US: Final = 86_400_000_000
-_TOLD: Final = 10
+_NAMED: Final = 10
 
 CellKey = tuple[int, str, str]
 
 
 @dataclass
 class Sums:
-    """A cell. is_stale: events left it, which no sketch can forget; it is made anew where it is read."""
+    """A cell. is_stale: events left it, which no sketch can forget; it is recomputed where it is read."""
 
     observed: Moments
     missing: Moments | None
@@ -71,8 +71,8 @@ class Ledger:
     """Everything counted of one experiment. cells: at least those of the phases in which units move.
 
     caps: with the number of the batch after which they were taken. touched: the cells that moved. is_whole:
-    whether all raw events are still there; else a sketch that should forget some cannot be made anew, and
-    goes on as it is.
+    whether all raw events are still there; else a sketch that should forget some cannot be recomputed,
+    and stays as it is.
     """
 
     plan: Plan
@@ -119,17 +119,17 @@ class Ledger:
 
     def uncalibrated(self) -> list[tuple[int, Reading]]:
         """Phases and metrics whose caps can be taken now."""
-        found = []
+        ready = []
         phases = {phase for phase, _, _ in self.cells}
         for reading in self.plan.readings:
             for phase in sorted(phases) if reading.calibration else ():
                 units = sum(self.cells[key].units for key in self._keys(phase, reading) if key in self.cells)
                 if units >= reading.calibration and (phase, reading.metric_id) not in self.caps:
-                    found.append((phase, reading))
-        return found
+                    ready.append((phase, reading))
+        return ready
 
     def calibrate(self, phase: int, reading: Reading, units: Population, batch: int) -> None:
-        """Takes the caps from all units there are, and counts them anew under these."""
+        """Takes the caps from all units there are, and counts them again under these."""
         self.caps[phase, reading.metric_id] = taken(phase, reading, units), batch
         for key in self._keys(phase, reading):
             if key in self.cells:
@@ -139,14 +139,14 @@ class Ledger:
         self.take(reading, units.codes, rows, 1, units.codes // VARIANTS == phase)
 
     def reject(self, rejection: Rejection) -> None:
-        known = self.rejections.get(rejection.reason, Rejection(rejection.reason, 0))
-        self.rejections[rejection.reason] = and_more(known, rejection)
+        before = self.rejections.get(rejection.reason, Rejection(rejection.reason, 0))
+        self.rejections[rejection.reason] = and_more(before, rejection)
 
     def snapshot(self) -> Snapshot:
         groups: dict[tuple[int, str], Group] = {}
         for (kind, phase, variant), count in self.groups.items():
-            known = groups.get((phase, variant), Group())
-            groups[phase, variant] = replace(known, **{_GROUP_FIELDS[kind]: count})
+            group = groups.get((phase, variant), Group())
+            groups[phase, variant] = replace(group, **{_GROUP_FIELDS[kind]: count})
         tallies: dict[tuple[int, str, str, str], Judgements] = {}
         for (phase, baseline, candidate, metric_id, kind), count in self.tallies.items():
             key = (phase, baseline, candidate, metric_id)
@@ -271,15 +271,15 @@ class Ledger:
 
 
 _NOTHING: Final = np.zeros(0, np.int64), np.zeros(0)
-_GROUP_FIELDS: Final = ("units", "mismatched", "multiply_exposed")
-_TALLY_FIELDS: Final = ("wins", "ties", "losses", "flips", "missing")
+_GROUP_FIELDS: Final = [each.name for each in fields(Group)]
+_TALLY_FIELDS: Final = [each.name for each in fields(Judgements)]
 
 
-def and_more(known: Rejection, more: Rejection) -> Rejection:
+def and_more(one: Rejection, more: Rejection) -> Rejection:
     """Both together."""
-    names = tuple(dict.fromkeys((*known.names, *more.names)))[:_TOLD]
-    ids = (*known.event_ids, *more.event_ids)[:_TOLD]
-    return Rejection(known.reason, known.count + more.count, names, ids)
+    names = tuple(dict.fromkeys((*one.names, *more.names)))[:_NAMED]
+    ids = (*one.event_ids, *more.event_ids)[:_NAMED]
+    return Rejection(one.reason, one.count + more.count, names, ids)
 
 
 def taken(phase: int, reading: Reading, units: Population) -> Caps:

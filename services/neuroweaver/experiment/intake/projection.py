@@ -1,4 +1,4 @@
-"""What the raw events of an experiment make of its units: in memory, and made anew whenever it is not there.
+"""Projections: the units of an experiment as its raw events make them, in memory, rebuilt when they are not.
 
 The raw events are the truth, and each transaction adds to them under the next number; a projection says up to
 which number it goes. Whoever needs it reads what was added since, by this process or by another one. To begin
@@ -63,7 +63,7 @@ class Projection:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """What is done inside is done as a whole, or the projection is of no use any more."""
+        """A change that fails half-way makes the projection unusable."""
         self.is_torn = True
         yield
         self.is_torn = False
@@ -144,7 +144,7 @@ class Projections:
             del self._slots[key]
             if slot.projection is not None and time.monotonic() - slot.used_at < _RECENT_S:
                 _LOG.warning(
-                    "what is known of units does not fit into memory, and is made anew again and again",
+                    "units do not fit into memory and are read again and again; raise the setting",
                     extra={"test_id": key[1], "setting": "NEUROWEAVER_EXPERIMENT_MEMORY_MIB"},
                 )
 
@@ -194,15 +194,15 @@ class Held:
 
 async def _expired(connection: AsyncConnection, project: str, test_id: str) -> int:
     table = tables.totals
-    statement = select(table.c.expired_batches).where(table.c.project == project, table.c.test_id == test_id)
+    statement = select(table.c.expired_batches).where(tables.of_experiment(table, project, test_id))
     return (await connection.execute(statement)).scalar_one_or_none() or 0
 
 
 async def _begun(connection: AsyncConnection, project: str, experiment: Experiment, plan: Plan) -> Projection:
     projection = Projection(project, experiment, plan)
-    found = await checkpoints.load(connection, project, experiment.test_id, plan)
-    if found is not None:
-        projection.batch, projection.table = found
+    checkpoint = await checkpoints.load(connection, project, experiment.test_id, plan)
+    if checkpoint is not None:
+        projection.batch, projection.table = checkpoint
         async for keys in raw_events.keys_until(connection, project, experiment.test_id, projection.batch):
             await asyncio.to_thread(projection.event_ids.add, keys)
     return projection

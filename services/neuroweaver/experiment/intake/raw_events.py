@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import ColumnElement, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment.domain.model import Experiment
@@ -57,7 +57,7 @@ async def until(
     connection: AsyncConnection, project: str, test_id: str, received_by: datetime | None = None
 ) -> list[tuple[int, Batch]]:
     """All that is kept, in the order it was taken in, with the numbers of the batches."""
-    statement = select(_TABLE.c.number, _TABLE.c.payload).where(*_mine(project, test_id))
+    statement = select(_TABLE.c.number, _TABLE.c.payload).where(_mine(project, test_id))
     if received_by is not None:
         statement = statement.where(_TABLE.c.received_time <= received_by)
     rows = await connection.execute(statement.order_by(_TABLE.c.number))
@@ -69,18 +69,18 @@ async def after(
 ) -> list[tuple[int, Batch, Keys]]:
     """The next batches after one, with the keys of their events: some at a time, and none in the end."""
     statement = select(_TABLE.c.number, _TABLE.c.payload, _TABLE.c.event_keys).where(
-        *_mine(project, test_id), _TABLE.c.number > number
+        _mine(project, test_id), _TABLE.c.number > number
     )
     rows = (await connection.execute(statement.order_by(_TABLE.c.number).limit(_AT_ONCE))).all()
     return await asyncio.to_thread(_decoded, project, test_id, rows)
 
 
 def _decoded(project: str, test_id: str, rows: Sequence[Any]) -> list[tuple[int, Batch, Keys]]:
-    found = []
+    decoded = []
     for row in rows:
         batch = Batch.from_bytes(test_id, row.payload)
-        found.append((row.number, batch, _keys(project, batch, row.event_keys)))
-    return found
+        decoded.append((row.number, batch, _keys(project, batch, row.event_keys)))
+    return decoded
 
 
 async def keys_until(
@@ -90,7 +90,7 @@ async def keys_until(
     last = 0
     while True:
         statement = select(_TABLE.c.event_keys, _TABLE.c.number).where(
-            *_mine(project, test_id), _TABLE.c.number <= number, _TABLE.c.number > last
+            _mine(project, test_id), _TABLE.c.number <= number, _TABLE.c.number > last
         )
         rows = (await connection.execute(statement.order_by(_TABLE.c.number).limit(_AT_ONCE))).all()
         if not rows:
@@ -99,7 +99,7 @@ async def keys_until(
             if row.event_keys is not None:
                 yield from_bytes(row.event_keys)
                 continue
-            payload = select(_TABLE.c.payload).where(*_mine(project, test_id), _TABLE.c.number == row.number)
+            payload = select(_TABLE.c.payload).where(_mine(project, test_id), _TABLE.c.number == row.number)
             batch = Batch.from_bytes(test_id, (await connection.execute(payload)).scalar_one())
             yield _keys(project, batch, None)
         last = rows[-1].number
@@ -108,26 +108,26 @@ async def keys_until(
 async def drop(
     connection: AsyncConnection, project: str, test_id: str, before: datetime, until_number: int
 ) -> tuple[int, int]:
-    """Removes the batches up to a number of which all events happened before a moment.
+    """Drops the batches up to a number of which all events happened before a moment.
 
-    Gives how many batches, and how many events.
+    Returns the numbers of batches and of events dropped.
     """
-    old = (*_mine(project, test_id), _TABLE.c.last_event_time < before, _TABLE.c.number <= until_number)
-    found = (await connection.execute(select(_TABLE.c.events).where(*old))).scalars().all()
-    if found:
+    old = (_mine(project, test_id), _TABLE.c.last_event_time < before, _TABLE.c.number <= until_number)
+    counts = (await connection.execute(select(_TABLE.c.events).where(*old))).scalars().all()
+    if counts:
         await connection.execute(delete(_TABLE).where(*old))
-    return len(found), sum(found)
+    return len(counts), sum(counts)
 
 
 async def last_before(connection: AsyncConnection, project: str, test_id: str, before: datetime) -> int:
     """The number of the last batch of which all events happened before a moment; 0 without one."""
-    old = (*_mine(project, test_id), _TABLE.c.last_event_time < before)
+    old = (_mine(project, test_id), _TABLE.c.last_event_time < before)
     statement = select(_TABLE.c.number).where(*old).order_by(_TABLE.c.number.desc()).limit(1)
     return (await connection.execute(statement)).scalar_one_or_none() or 0
 
 
-def _mine(project: str, test_id: str) -> tuple[Any, Any]:
-    return _TABLE.c.project == project, _TABLE.c.test_id == test_id
+def _mine(project: str, test_id: str) -> ColumnElement[bool]:
+    return tables.of_experiment(_TABLE, project, test_id)
 
 
 def _keys(project: str, batch: Batch, stored: bytes | None) -> Keys:

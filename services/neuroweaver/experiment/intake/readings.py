@@ -166,8 +166,8 @@ class Plan:
         self.lookback_us = np.zeros(len(self.names), np.int64)
         for reading in self.readings:
             for source in reading.sources:
-                known = self.lookback_us[source.name]
-                self.lookback_us[source.name] = max(known, reading.lookback_us or 0)
+                longest = self.lookback_us[source.name]
+                self.lookback_us[source.name] = max(longest, reading.lookback_us or 0)
 
     def number_of(self, source: Source, span: Span) -> int:
         """The column of the number of events."""
@@ -272,7 +272,7 @@ def _microseconds(message: Any, field: str) -> int | None:
     return (moment.days * 86_400 + moment.seconds) * 1_000_000 + moment.microseconds
 
 
-def indexes(known: Sequence[str], names: Sequence[str]) -> Any:
-    """The place of each name among the known ones, -1 for the others."""
-    places = {name: place for place, name in enumerate(known)}
+def indexes(plan_names: Sequence[str], names: Sequence[str]) -> Any:
+    """The place of each name among the plan_names ones, -1 for the others."""
+    places = {name: place for place, name in enumerate(plan_names)}
     return np.array([places.get(name, -1) for name in names], np.int64)

@@ -1,11 +1,11 @@
-"""The statistics made anew from the raw events: to verify the stored ones, and for past moments."""
+"""The statistics recomputed from the raw events: to verify the stored ones, and for past moments."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Final
 
@@ -16,6 +16,7 @@ from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.domain.snapshot import Cell, Snapshot
 from neuroweaver.experiment.intake import checkpoints, raw_events, sketching, snapshots
 from neuroweaver.experiment.intake.events import Batch
+from neuroweaver.experiment.intake.ingestion import phases_then
 from neuroweaver.experiment.intake.keys import sketch_groups
 from neuroweaver.experiment.intake.ledger import Ledger
 from neuroweaver.experiment.intake.projection import Projection
@@ -28,7 +29,7 @@ from neuroweaver.statistics.sketch import GroupedSketch
 from neuroweaver.v1 import experiment_pb2 as pb
 
 TOLERANCE: Final = 1e-9
-_TOLD: Final = 100
+_LISTED: Final = 100
 _SKETCHED: Final = "sketched"
 # Of the sum of squares, from which a sum of squared deviations is what is left.
 _NOISE: Final = 1e-9
@@ -67,7 +68,7 @@ async def as_of(
 ) -> Snapshot:
     """What the statistics were at a moment. The quality counts those events alone that were taken in.
 
-    Raises NotFound, and FailedPrecondition where raw events were removed by age.
+    Raises NotFound, and FailedPrecondition where raw events were dropped by age.
     """
     experiment = await Reader(connection, project).experiment(test_id)
     happened = clock == pb.REPLAY_CLOCK_HAPPENED
@@ -77,8 +78,8 @@ async def as_of(
         until = microseconds(moment)
         cut = ((number, each.chosen(np.flatnonzero(each.rows["time"] <= until))) for number, each in raw)
         raw = [(number, batch) for number, batch in cut if len(batch)]
-    made = _Made(project, experiment, stored.ledger if happened else None)
-    return await asyncio.to_thread(made.of, raw, stored.ledger)
+    recomputation = _Recomputation(project, experiment, stored.ledger if happened else None)
+    return await asyncio.to_thread(recomputation.of, raw, stored.ledger)
 
 
 async def recompute(
@@ -90,21 +91,21 @@ async def recompute(
     """
     experiment = await Reader(connection, project).experiment(test_id)
     stored = await _whole(connection, project, experiment)
-    known = await snapshots.load(connection, project, test_id)
+    before = await snapshots.load(connection, project, test_id)
     raw = await raw_events.until(connection, project, test_id)
-    made = _Made(project, experiment)
-    found = await asyncio.to_thread(made.of, raw, stored.ledger)
-    ledger = made.ledger
+    recomputation = _Recomputation(project, experiment)
+    recomputed = await asyncio.to_thread(recomputation.of, raw, stored.ledger)
+    ledger = recomputation.ledger
     ledger.duplicates, ledger.rejections = stored.ledger.duplicates, stored.ledger.rejections
     ledger.late = stored.ledger.late
-    largest, differences = compared(known, found)
+    largest, differences = compared(before, recomputed)
     if replace_stored and differences:
         totals = await snapshots.claim(connection, project, ledger.plan, test_id)
         totals.ledger = ledger
         await snapshots.forget_cells(connection, project, test_id)
         await checkpoints.forget(connection, project, test_id)
         await snapshots.save(connection, project, totals)
-    return Recomputed(found, ledger.accepted, largest, differences[:_TOLD])
+    return Recomputed(recomputed, ledger.accepted, largest, differences[:_LISTED])
 
 
 async def _whole(connection: AsyncConnection, project: str, experiment: Experiment) -> snapshots.Totals:
@@ -112,13 +113,14 @@ async def _whole(connection: AsyncConnection, project: str, experiment: Experime
     if totals.expired_batches:
         raise FailedPrecondition(
             "RAW_EVENTS_EXPIRED",
-            f"raw events of {experiment.test_id} were removed by age: statistics cannot be made anew",
+            f"raw events of {experiment.test_id} are past their retention and were dropped: its statistics"
+            " can no longer be recomputed",
             experiment.test_id,
         )
     return totals
 
 
-class _Made:
+class _Recomputation:
     """A ledger in the making. caps_of: where caps are known already, those."""
 
     def __init__(self, project: str, experiment: Experiment, caps_of: Ledger | None = None) -> None:
@@ -145,7 +147,7 @@ class _Made:
         ledger = self.ledger
         ledger.accepted += len(batch)
         ledger.last_us = max(ledger.last_us, int(batch.rows["time"].max()))
-        ledger.late += self._late(batch)
+        ledger.late += int(np.count_nonzero(phases_then(self._experiment, batch.rows["time"])[1]))
         joined = self._projection.joined(batch)
         if joined is not None:
             keys, change = joined
@@ -154,17 +156,12 @@ class _Made:
 
     def _sketch(self, batches: Sequence[Batch]) -> None:
         readings = [reading for reading in self.ledger.plan.readings if reading.is_quantile]
-        known = sketching.Known.of(self._projection)
-        made = sketching.of_means(known, readings)
+        units = sketching.AllUnits.of(self._projection)
+        sketches = sketching.of_means(units, readings)
         by_events = [reading for reading in readings if not reading.is_of_unit_means]
-        sketching.of_events(known, by_events, batches, made)
+        sketching.of_events(units, by_events, batches, sketches)
         for key, cell in self.ledger.cells.items():
-            cell.sketch, cell.is_stale = made.get(key), False
-
-    def _late(self, batch: Batch) -> int:
-        starts = [microseconds(phase.start_time) for phase in self._experiment.phases]
-        then = np.searchsorted(np.array(starts, np.int64), batch.rows["time"], side="right")
-        return int(np.count_nonzero((then > 0) & (then < len(starts))))
+            cell.sketch, cell.is_stale = sketches.get(key), False
 
 
 def _parts(raw: Sequence[tuple[int, Batch]], stops: set[int]) -> Iterator[list[tuple[int, Batch]]]:
@@ -182,17 +179,17 @@ def compared(stored: Snapshot, recomputed: Snapshot) -> tuple[float, list[Differ
     """The largest relative difference, and all statistics that differ by more than the tolerance."""
     left = {each.key: each for each in _statistics(stored)}
     right = {each.key: each for each in _statistics(recomputed)}
-    # A sketch that is not stored is made anew whenever it is read.
+    # A sketch that is not stored is computed again whenever it is read.
     unstored = {key for key in right if key[3] == _SKETCHED and key not in left}
-    largest, found = 0.0, []
+    largest, differences = 0.0, []
     for key in sorted((left.keys() | right.keys()) - unstored):
         one, other = left.get(key, _Statistic(key, 0.0)), right.get(key, _Statistic(key, 0.0))
         size = max(abs(one.value), abs(other.value), one.noise, other.noise)
         difference = abs(one.value - other.value) / size if size else 0.0
         largest = max(largest, difference)
         if difference > TOLERANCE:
-            found.append(Difference(*key, one.value, other.value))
-    return largest, found
+            differences.append(Difference(*key, one.value, other.value))
+    return largest, differences
 
 
 @dataclass(frozen=True)
@@ -208,14 +205,13 @@ class _Statistic:
 
 def _statistics(snapshot: Snapshot) -> Iterator[_Statistic]:
     for (phase, variant), group in snapshot.groups.items():
-        for name in ("units", "mismatched", "multiply_exposed"):
-            yield _Statistic((phase, variant, "", name), float(getattr(group, name)))
+        for name, count in asdict(group).items():
+            yield _Statistic((phase, variant, "", name), float(count))
     for key, cell in snapshot.cells.items():
         yield from (_Statistic((*key, name), value, noise) for name, value, noise in _of_cell(cell))
     for (phase, baseline, candidate, metric_id), tally in snapshot.tallies.items():
-        for name in ("wins", "ties", "losses", "flips", "missing"):
-            pair = f"{baseline}/{candidate}"
-            yield _Statistic((phase, pair, metric_id, name), float(getattr(tally, name)))
+        for name, count in asdict(tally).items():
+            yield _Statistic((phase, f"{baseline}/{candidate}", metric_id, name), float(count))
     for (phase, metric_id), caps in snapshot.caps.items():
         for name, value in zip(("lower_cap", "upper_cap"), caps, strict=True):
             if value is not None:

@@ -54,12 +54,12 @@ async def expire(store: Store, projections: Projections, experiment: Experiment,
     async with store.read(project) as experiments:
         connection = experiments.connection
         last = await raw_events.last_before(connection, project, test_id, oldest)
-        known = await checkpoints.covered(connection, project, test_id, plan)
+        covered = await checkpoints.covered(connection, project, test_id, plan)
     if not last:
         return 0
-    if known < last:
+    if covered < last:
         await keep_checkpoint(store, projections, experiment, is_forced=True)
-    # Sketches cannot be made anew any more once events are gone.
+    # Sketches cannot be recomputed once events are gone.
     await sketching.mend(store, projections, experiment)
 
     async def drop(connection: AsyncConnection) -> int:

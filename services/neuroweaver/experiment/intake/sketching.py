@@ -1,4 +1,4 @@
-"""Sketches made anew from the raw events: those of units' means, and those whose events moved elsewhere."""
+"""Sketches recomputed from the raw events: those of units' means, and those whose events moved elsewhere."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from neuroweaver.statistics.sketch import GroupedSketch
 
 
 @dataclass(frozen=True)
-class Known:
-    """What a projection knew of all units after the batch with the number `batch`."""
+class AllUnits:
+    """All units of a projection after the batch with the number `batch`."""
 
     projection: Projection
     index: KeyIndex
@@ -33,7 +33,7 @@ class Known:
     batch: int
 
     @classmethod
-    def of(cls, projection: Projection) -> Known:
+    def of(cls, projection: Projection) -> AllUnits:
         """Copies, which the projection does not change any more."""
         table = projection.table
         return cls(projection, table.index.copy(), table.everyone(), projection.batch)
@@ -48,10 +48,10 @@ async def completed(
     if not readings:
         return snapshot
     async with projections.hold(experiment.project, [experiment.test_id]) as held:
-        known = await _known(store, experiment, held)
-    made = await _made(store, experiment, known, readings)
+        units = await _all_units(store, experiment, held)
+    sketches = await _recomputed(store, experiment, units, readings)
     cells = {
-        key: replace(cell, sketch=made[key].to_bytes()) if key in missing and key in made else cell
+        key: replace(cell, sketch=sketches[key].to_bytes()) if key in missing and key in sketches else cell
         for key, cell in snapshot.cells.items()
     }
     return replace(snapshot, cells=cells)
@@ -71,18 +71,18 @@ async def mend(store: Store, projections: Projections, experiment: Experiment) -
     if not readings or not totals.ledger.is_whole:
         return 0
     async with projections.hold(project, [test_id]) as held:
-        known = await _known(store, experiment, held)
-        made = await _made(store, experiment, known, readings)
+        units = await _all_units(store, experiment, held)
+        sketches = await _recomputed(store, experiment, units, readings)
 
         async def put(connection: AsyncConnection) -> int:
             totals = await snapshots.claim(connection, project, plan, test_id)
-            if totals.last_batch != known.batch:
+            if totals.last_batch != units.batch:
                 return 0  # another process took in more: the next time
             await snapshots.load_cells(connection, project, totals, None)
             stale = [key for key, cell in totals.ledger.cells.items() if cell.is_stale]
             for key in stale:
                 cell = totals.ledger.cells[key]
-                cell.sketch, cell.is_stale = made.get(key), False
+                cell.sketch, cell.is_stale = sketches.get(key), False
                 totals.ledger.touched.add(key)
             await snapshots.save(connection, project, totals)
             return len(stale)
@@ -96,53 +96,53 @@ def _quantiles_of(experiment: Experiment, cells: Iterable[CellKey]) -> list[Read
     return [each for each in readings if each.is_quantile and each.metric_id in wanted]
 
 
-async def _known(store: Store, experiment: Experiment, held: Held) -> Known:
+async def _all_units(store: Store, experiment: Experiment, held: Held) -> AllUnits:
     async with store.read(experiment.project) as experiments:
         plan = Plan(experiment.spec)
         projection = await held.current(experiments.connection, experiment.project, experiment, plan)
-        return await asyncio.to_thread(Known.of, projection)
+        return await asyncio.to_thread(AllUnits.of, projection)
 
 
-async def _made(
-    store: Store, experiment: Experiment, known: Known, readings: Sequence[Reading]
+async def _recomputed(
+    store: Store, experiment: Experiment, units: AllUnits, readings: Sequence[Reading]
 ) -> dict[CellKey, GroupedSketch]:
     """Raw events are read in many short transactions: they never change, and no writer waits for them."""
-    made = await asyncio.to_thread(of_means, known, readings)
+    sketches = await asyncio.to_thread(of_means, units, readings)
     by_events = [reading for reading in readings if not reading.is_of_unit_means]
     last = 0
-    while by_events and last < known.batch:
+    while by_events and last < units.batch:
         async with store.read(experiment.project) as experiments:
             connection = experiments.connection
             read = await raw_events.after(connection, experiment.project, experiment.test_id, last)
-        batches = [batch for number, batch, _ in read if number <= known.batch]
-        await asyncio.to_thread(of_events, known, by_events, batches, made)
-        last = read[-1][0] if read else known.batch
-    return made
+        batches = [batch for number, batch, _ in read if number <= units.batch]
+        await asyncio.to_thread(of_events, units, by_events, batches, sketches)
+        last = read[-1][0] if read else units.batch
+    return sketches
 
 
-def of_means(known: Known, readings: Iterable[Reading]) -> dict[CellKey, GroupedSketch]:
+def of_means(units: AllUnits, readings: Iterable[Reading]) -> dict[CellKey, GroupedSketch]:
     """Of the readings that sketch the means of units, over all units."""
-    made: dict[CellKey, GroupedSketch] = {}
+    sketches: dict[CellKey, GroupedSketch] = {}
     for reading in readings:
         if reading.is_of_unit_means:
-            made |= sketches_of_means(reading, known.everyone, sketch_groups(known.index.keys()))
-    return made
+            sketches |= sketches_of_means(reading, units.everyone, sketch_groups(units.index.keys()))
+    return sketches
 
 
 def of_events(
-    known: Known,
+    units: AllUnits,
     readings: Sequence[Reading],
     batches: Sequence[Batch],
     into: dict[CellKey, GroupedSketch],
 ) -> None:
-    """Adds the events of some batches, of which all units are known."""
-    projection, everyone = known.projection, known.everyone
+    """Adds the events of some batches, of which all units are units."""
+    projection, everyone = units.projection, units.everyone
     for batch in batches:
         unit_ids, unit = units_of(batch, projection.overrides)
         if not unit_ids:
             continue
         keys = keys_of(projection.project, projection.test_id, unit_ids)
-        places, groups = known.index.find(keys), sketch_groups(keys)
+        places, groups = units.index.find(keys), sketch_groups(keys)
         _, samples, _ = records(projection.plan, batch, unit)
         first, codes = everyone.first[places], everyone.codes[places]
         for reading in readings:

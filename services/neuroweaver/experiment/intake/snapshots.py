@@ -64,7 +64,7 @@ async def load_cells(
 ) -> None:
     """Those of some phases, or all, into the ledger."""
     ledger, table = totals.ledger, tables.cells
-    statement = select(table).where(table.c.project == project, table.c.test_id == totals.test_id)
+    statement = select(table).where(tables.of_experiment(table, project, totals.test_id))
     if phases is not None:
         statement = statement.where(table.c.phase.in_(list(phases)))
     readings = {reading.metric_id: reading for reading in ledger.plan.readings}
@@ -85,7 +85,7 @@ async def load_cells(
 async def save(connection: AsyncConnection, project: str, totals: Totals) -> None:
     """What was counted, and the cells that moved."""
     ledger, table = totals.ledger, tables.totals
-    changed = update(table).where(table.c.project == project, table.c.test_id == totals.test_id)
+    changed = update(table).where(tables.of_experiment(table, project, totals.test_id))
     values = {
         "last_batch": totals.last_batch,
         "expired_batches": totals.expired_batches,
@@ -98,14 +98,14 @@ async def save(connection: AsyncConnection, project: str, totals: Totals) -> Non
 
 
 async def forget_cells(connection: AsyncConnection, project: str, test_id: str) -> None:
-    """Drops the cells, to be made anew."""
+    """Drops the cells, to be recomputed."""
     cells = tables.cells
-    await connection.execute(delete(cells).where(cells.c.project == project, cells.c.test_id == test_id))
+    await connection.execute(delete(cells).where(tables.of_experiment(cells, project, test_id)))
 
 
 def _totals(project: str, test_id: str) -> Any:
     table = tables.totals
-    return select(table).where(table.c.project == project, table.c.test_id == test_id)
+    return select(table).where(tables.of_experiment(table, project, test_id))
 
 
 def _found(row: Any, plan: Plan) -> Totals:

@@ -68,9 +68,9 @@ class UnitTable:
         is_new = places == _NONE
 
         def changed(column: _Column, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            known = column.all(len(self))
-            known[places[~is_new]] = values[~is_new]
-            return np.concatenate((known, values[is_new]))
+            all_values = column.all(len(self))
+            all_values[places[~is_new]] = values[~is_new]
+            return np.concatenate((all_values, values[is_new]))
 
         totals = {name: changed(column, getattr(new.totals, name)) for name, column in self._totals.items()}
         return self._population(changed(self._exposures, new.exposures), totals)
@@ -80,7 +80,7 @@ class UnitTable:
         return Population(self.plan, exposures, Totals(**totals), *none)
 
     def put(self, keys: Keys, change: Change) -> Ints:
-        """What became of the units of `population`. Gives their places."""
+        """Stores what became of the units of `population`. Returns their places."""
         places = self.index.find(keys)
         is_new = places == _NONE
         places[is_new] = np.arange(len(self), len(self) + int(np.count_nonzero(is_new)))
@@ -142,8 +142,8 @@ def packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
 
 def unpacked(data: bytes) -> dict[str, npt.NDArray[Any]]:
     """What `packed` gave."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 class _Column:
@@ -166,9 +166,9 @@ class _Column:
         """A copy; the default at -1."""
         if not len(self._values):
             return np.repeat(self._default[None], len(places), 0)
-        found: npt.NDArray[Any] = self._values[np.maximum(places, 0)]
-        found[places == _NONE] = self._default
-        return found
+        values: npt.NDArray[Any] = self._values[np.maximum(places, 0)]
+        values[places == _NONE] = self._default
+        return values
 
     def all(self, count: int) -> npt.NDArray[Any]:
         return self._values[:count].copy()
@@ -236,7 +236,7 @@ class _Chains:
             self._rebuild(self.all())
 
     def prune(self, is_unit: npt.NDArray[np.bool_], before_us: int) -> int:
-        """Drops all rows of chosen units, and older ones of all. Gives how many."""
+        """Drops all rows of chosen units, and older ones of all. Returns the number dropped."""
         records = self.all()
         is_old = is_unit[records.unit] | (records.rows["time"] < before_us)
         if is_old.any():
@@ -257,21 +257,21 @@ class _Chains:
     def _walked(self, places: Ints) -> tuple[Ints, Ints]:
         unit = np.flatnonzero(places != _NONE)
         at = self._heads[places[unit]].astype(np.int64)
-        found: list[Ints] = []
+        rows: list[Ints] = []
         units: list[Ints] = []
         while True:
             is_there = at != _NONE
             at, unit = at[is_there], unit[is_there]
             if not len(at):
                 break
-            if len(found) == _LONG:
+            if len(rows) == _LONG:
                 return self._searched(places)
-            found.append(at)
+            rows.append(at)
             units.append(unit)
             at = self._next[at].astype(np.int64)
-        if not found:
+        if not rows:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        return np.concatenate(found), np.concatenate(units)
+        return np.concatenate(rows), np.concatenate(units)
 
     def _searched(self, places: Ints) -> tuple[Ints, Ints]:
         """As `_walked`, by a look at all rows: quicker where one unit has very many."""
@@ -285,7 +285,7 @@ class _Chains:
         if self._used > len(self._rows):
             room = max(_LEAST, self._used, len(self._rows) * 3 // 2)
             for name in ("_rows", "_owner", "_next"):
-                known = getattr(self, name)
-                grown = np.zeros(room, known.dtype)
-                grown[: len(known)] = known
+                present = getattr(self, name)
+                grown = np.zeros(room, present.dtype)
+                grown[: len(present)] = present
                 setattr(self, name, grown)

@@ -8,7 +8,7 @@ names that a metric reads within a window.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -96,7 +96,7 @@ class Totals:
         )
 
     def copy(self) -> Totals:
-        return Totals(self.numbers.copy(), self.sums.copy(), self.extremes.copy(), self.samples.copy())
+        return Totals(*(getattr(self, each.name).copy() for each in fields(self)))
 
     def clear(self, total: Total, units: Ints) -> None:
         """In place: as without any event."""
@@ -115,8 +115,8 @@ class Totals:
             self.numbers[:, total.place] += np.bincount(reaching, minlength=size)
         elif total.kind is TotalKind.SUM:
             high, low = _sums(value, unit, size)
-            known = self.sums[:, total.place, 0], self.sums[:, total.place, 1]
-            self.sums[:, total.place, 0], self.sums[:, total.place, 1] = dd.add(known, (high, low))
+            before = self.sums[:, total.place, 0], self.sums[:, total.place, 1]
+            self.sums[:, total.place, 0], self.sums[:, total.place, 1] = dd.add(before, (high, low))
         else:
             reach = np.maximum if total.kind is TotalKind.MAX else np.minimum
             reach.at(self.extremes[:, total.place], unit, value)
@@ -141,7 +141,7 @@ class Rows:
 
     def differs(self, other: Rows) -> Flags:
         """In which units; of the same population."""
-        found: Flags = (
+        differs: Flags = (
             (self.outcomes != other.outcomes).any(1)
             | (self.is_there != other.is_there)
             # NaN: not known, before and after.
@@ -149,7 +149,7 @@ class Rows:
             | (self.is_explained != other.is_explained)
             | (self.events != other.events)
         )
-        return found
+        return differs
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,8 @@ class Population:
     @property
     def first(self) -> Ints:
         """When each unit was first exposed."""
-        found: Ints = self.exposures["time"]
-        return found
+        time: Ints = self.exposures["time"]
+        return time
 
     @cached_property
     def codes(self) -> Ints:
@@ -249,9 +249,9 @@ class Population:
         """The first exposure of each unit, some more of them known."""
         if not len(exposures):
             return self.exposures
-        known = np.zeros(len(self), np.bool_)
-        known[exposures.unit] = self.first[exposures.unit] < NEVER
-        places = np.flatnonzero(known)
+        is_exposed = np.zeros(len(self), np.bool_)
+        is_exposed[exposures.unit] = self.first[exposures.unit] < NEVER
+        places = np.flatnonzero(is_exposed)
         merged = _merged(Records(places, self.exposures[places]) + exposures)
         shown = self.exposures.copy()
         shown[merged.unit] = merged.rows
@@ -275,9 +275,9 @@ class Population:
         return samples.chosen(self._is_loose(samples, first))
 
     def _is_loose(self, samples: Records, first: Ints) -> Flags:
-        found: Flags = samples.rows["time"] < first[samples.unit]
-        found |= self.plan.is_kept[samples.rows["name"]]
-        return found
+        is_loose: Flags = samples.rows["time"] < first[samples.unit]
+        is_loose |= self.plan.is_kept[samples.rows["name"]]
+        return is_loose
 
     def _take(
         self,
@@ -308,27 +308,27 @@ class Population:
 
     def _stale(self, moved: Ints, new: Population) -> Mapping[str, Ints]:
         """The moved units whose events were counted otherwise before, by quantile metric."""
-        found: dict[str, Ints] = {}
+        stale_units: dict[str, Ints] = {}
         for reading in self.plan.readings if len(moved) else ():
             if reading.is_quantile and not reading.is_of_unit_means:
                 had = self.totals.numbers[moved, self.plan.number_of(reading.sources[0], reading.span)] > 0
                 is_other = self.codes[moved] != new.codes[moved]
                 stale = moved[had & (is_other | (not reading.span.only_grows))]
                 if len(stale):
-                    found[reading.metric_id] = stale
-        return found
+                    stale_units[reading.metric_id] = stale
+        return stale_units
 
     def _cap(self, outcomes: Floats, reading: Reading, caps: Mapping[int, Caps]) -> None:
         np.clip(outcomes, -LARGEST, LARGEST, out=outcomes)
         if reading.caps != Caps():
             _capped(outcomes, np.ones(len(outcomes), np.bool_), reading.caps)
-        for phase, found in caps.items():
-            _capped(outcomes, self.exposures["phase"] == phase, found)
+        for phase, of_phase in caps.items():
+            _capped(outcomes, self.exposures["phase"] == phase, of_phase)
 
     def _covariates(self, reading: Reading) -> tuple[Floats, Flags]:
         if reading.covariate is not None:
-            found = self.exposures["covariates"][:, reading.covariate][:, None]
-            return found, ~np.isnan(found[:, 0])
+            values = self.exposures["covariates"][:, reading.covariate][:, None]
+            return values, ~np.isnan(values[:, 0])
         span = reading.span_before
         if span is None:
             return np.zeros((len(self), 0)), np.ones(len(self), np.bool_)
@@ -383,15 +383,15 @@ class _Counted:
             if reading.is_quantile and not reading.is_of_unit_means:
                 key = reading.sources[0].name, reading.span
                 unit, value = held[key]
-                known = self.samples.get(key)
-                if known is not None:
-                    unit, value = np.concatenate((known[0], unit)), np.concatenate((known[1], value))
+                counted = self.samples.get(key)
+                if counted is not None:
+                    unit, value = np.concatenate((counted[0], unit)), np.concatenate((counted[1], value))
                 self.samples[key] = unit, value
 
 
 def _is_elsewhere(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Flags:
-    found: Flags = (one["phase"] != other["phase"]) | (one["variant"] != other["variant"])
-    return found
+    is_elsewhere: Flags = (one["phase"] != other["phase"]) | (one["variant"] != other["variant"])
+    return is_elsewhere
 
 
 def unexposed(plan: Plan, units: int) -> npt.NDArray[Any]:
@@ -413,10 +413,10 @@ def _merged(events: Records) -> Records:
     is_new = np.ones(len(unit), np.bool_)
     is_new[1:] = unit[1:] != unit[:-1]
     starts = np.flatnonzero(is_new)
-    found = rows[starts]
-    found["is_mismatched"] = np.bitwise_or.reduceat(rows["is_mismatched"], starts)
-    found["variants"] = np.bitwise_or.reduceat(rows["variants"], starts)
-    return Records(unit[starts], found)
+    first = rows[starts]
+    first["is_mismatched"] = np.bitwise_or.reduceat(rows["is_mismatched"], starts)
+    first["variants"] = np.bitwise_or.reduceat(rows["variants"], starts)
+    return Records(unit[starts], first)
 
 
 def _capped(outcomes: Floats, chosen: Flags, caps: Caps) -> None:

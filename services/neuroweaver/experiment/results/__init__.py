@@ -1,4 +1,4 @@
-"""Results for those who ask: computed once, kept, broadcast, made anew for a past moment.
+"""Results for those who ask: computed once, kept, broadcast, recomputed for a past moment.
 
-Begin with `results`. Imports `analysis`, `intake`, `storage` and `domain`.
+Begin with `cache`. Imports `analysis`, `intake`, `storage` and `domain`.
 """

@@ -163,7 +163,7 @@ async def _revision(experiments: Reader, test_id: str) -> tuple[Experiment, obje
     experiment = await experiments.experiment(test_id)
     table = tables.totals
     statement = select(table.c.last_batch, table.c.counts).where(
-        table.c.project == experiments.project, table.c.test_id == test_id
+        tables.of_experiment(table, experiments.project, test_id)
     )
     row = (await experiments.connection.execute(statement)).one_or_none()
     return experiment, (experiment.etag, None if row is None else tuple(row))

@@ -71,8 +71,7 @@ async def _drop(experiments: Writer, test_id: str, sequence: int) -> None:
     table = tables.result_events
     await experiments.connection.execute(
         delete(table).where(
-            table.c.project == experiments.project,
-            table.c.test_id == test_id,
+            tables.of_experiment(table, experiments.project, test_id),
             table.c.sequence == sequence,
         )
     )

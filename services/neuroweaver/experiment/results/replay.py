@@ -1,4 +1,4 @@
-"""Results as they were at a moment, made anew from the raw events."""
+"""Results as they were at a moment, recomputed from the raw events."""
 
 from __future__ import annotations
 

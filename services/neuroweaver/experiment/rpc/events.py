@@ -121,6 +121,6 @@ class _Stream:
             late=outcome.late,
             rejected=[
                 messages.from_rejection(test_id, rejection)
-                for (test_id, _), rejection in sorted((outcome.rejected or {}).items(), key=itemgetter(0))
+                for (test_id, _), rejection in sorted(outcome.rejected.items(), key=itemgetter(0))
             ],
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
 from neuroweaver.experiment.conclusion import conclusion
@@ -20,6 +21,8 @@ from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.wire.errors import FailedPrecondition
 from neuroweaver.mesh.wire.ids import new_id
 from neuroweaver.v1 import experiment_pb2 as pb
+
+Transition = Callable[[Experiment, datetime], Experiment]
 
 
 class Verdicts(Protocol):
@@ -52,13 +55,11 @@ async def create(
     return messages.from_experiment(added)
 
 
-async def change(
-    experiments: Writer, request: Any, transition: Callable[[Experiment], Experiment]
-) -> pb.Experiment:
+async def change(experiments: Writer, request: Any, transition: Transition) -> pb.Experiment:
     """The experiment that the request names, after a transition of it. Raises NotFound, Aborted."""
     before = await experiments.experiment(request.test_id)
     before.check_etag(request.etag)
-    return messages.from_experiment(await experiments.save(before, transition(before)))
+    return messages.from_experiment(await experiments.save(before, transition(before, experiments.now)))
 
 
 class Lifecycle:
@@ -97,44 +98,21 @@ class Lifecycle:
             baseline = {
                 model: await self._releases.behind(model, experiment.spec.alias) for model in sorted(models)
             }
-        return await self._mutations.run(
-            request,
-            context,
-            lambda experiments: change(
-                experiments, request, lambda before: before.started(experiments.now, pinned, baseline)
-            ),
-        )
+        return await self._change(request, context, lambda before, now: before.started(now, pinned, baseline))
 
     async def PauseExperiment(self, request: pb.PauseExperimentRequest, context: Any) -> pb.Experiment:
-        return await self._mutations.run(
-            request,
-            context,
-            lambda experiments: change(
-                experiments, request, lambda before: before.paused(experiments.now, request.reason)
-            ),
-        )
+        return await self._change(request, context, lambda before, now: before.paused(now, request.reason))
 
     async def StopExperiment(self, request: pb.StopExperimentRequest, context: Any) -> pb.Experiment:
-        return await self._mutations.run(
-            request,
-            context,
-            lambda experiments: change(
-                experiments,
-                request,
-                lambda before: before.stopped(experiments.now, pb.STOP_CAUSE_REQUESTED, request.reason),
-            ),
+        cause = pb.STOP_CAUSE_REQUESTED
+        return await self._change(
+            request, context, lambda before, now: before.stopped(now, cause, request.reason)
         )
 
     async def UpdateWeights(self, request: pb.UpdateWeightsRequest, context: Any) -> pb.Experiment:
         weights = {variant.variant_id: variant.weight for variant in request.weights}
-        return await self._mutations.run(
-            request,
-            context,
-            lambda experiments: change(
-                experiments,
-                request,
-                lambda before: before.reweighted_by_hand(weights, experiments.now, request.reason),
-            ),
+        return await self._change(
+            request, context, lambda before, now: before.reweighted_by_hand(weights, now, request.reason)
         )
 
     async def ConcludeExperiment(self, request: pb.ConcludeExperimentRequest, context: Any) -> pb.Experiment:
@@ -148,15 +126,10 @@ class Lifecycle:
             planned = conclusion.concluded(experiment, verdict, request, caller.actor, self._store.clock())
             await conclusion.check_alias(self._releases, planned, is_expected=bool(request.expected_version))
 
-        def conclude(experiments: Writer, before: Experiment) -> Experiment:
-            decision = conclusion.concluded(before, verdict, request, caller.actor, experiments.now)
-            return before.decided(decision, experiments.now)
+        def conclude(before: Experiment, now: datetime) -> Experiment:
+            return before.decided(conclusion.concluded(before, verdict, request, caller.actor, now), now)
 
-        answer = await self._mutations.run(
-            request,
-            context,
-            lambda experiments: change(experiments, request, lambda before: conclude(experiments, before)),
-        )
+        answer = await self._change(request, context, conclude)
         if answer.state != CONCLUDING:
             return answer
         settled = await conclusion.settle(self._store, self._releases, caller.project, request.test_id)
@@ -187,6 +160,11 @@ class Lifecycle:
             ids, token = await experiments.layers(page)
             layers = [_from_layer(layer_id, await experiments.layer(layer_id)) for layer_id in ids]
         return pb.ListLayersResponse(layers=layers, next_page_token=token)
+
+    async def _change(self, request: Any, context: Any, transition: Transition) -> pb.Experiment:
+        return await self._mutations.run(
+            request, context, lambda experiments: change(experiments, request, transition)
+        )
 
     async def _pinned(self, spec: pb.ExperimentSpec) -> dict[str, str]:
         """The exact version behind each variant that names a model. Raises NotFound, Unavailable."""

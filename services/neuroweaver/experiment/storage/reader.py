@@ -43,7 +43,7 @@ class Reader:
         """Raises NotFound."""
         table = tables.experiments
         statement = select(table.c.record, table.c.hidden).where(
-            table.c.project == self.project, table.c.test_id == test_id
+            tables.of_experiment(table, self.project, test_id)
         )
         row = (await self.connection.execute(statement)).one_or_none()
         if row is None:
@@ -52,7 +52,7 @@ class Reader:
 
     async def has(self, test_id: str) -> bool:
         table = tables.experiments
-        statement = select(table.c.test_id).where(table.c.project == self.project, table.c.test_id == test_id)
+        statement = select(table.c.test_id).where(tables.of_experiment(table, self.project, test_id))
         return (await self.connection.execute(statement)).first() is not None
 
     async def experiments(
@@ -120,7 +120,7 @@ class Reader:
         """The events kept after a sequence, in order. kind: the field that is set; empty for all."""
         table = tables.result_events
         statement = select(table.c.event).where(
-            table.c.project == self.project, table.c.test_id == test_id, table.c.sequence > after
+            tables.of_experiment(table, self.project, test_id), table.c.sequence > after
         )
         if kind:
             statement = statement.where(table.c.kind == kind)
@@ -134,16 +134,16 @@ class Reader:
         """The sequence of the oldest event kept."""
         table = tables.result_events
         statement = select(func.min(table.c.sequence)).where(
-            table.c.project == self.project, table.c.test_id == test_id
+            tables.of_experiment(table, self.project, test_id)
         )
-        found: int | None = (await self.connection.execute(statement)).scalar_one_or_none()
-        return found
+        oldest: int | None = (await self.connection.execute(statement)).scalar_one_or_none()
+        return oldest
 
     async def results(self, test_id: str, page: Page) -> tuple[list[pb.ExperimentResults], str]:
         """A page of the results kept, oldest first, and the token of the next one."""
         table = tables.result_events
         statement = select(table.c.sequence, table.c.event).where(
-            table.c.project == self.project, table.c.test_id == test_id, table.c.kind == RESULTS
+            tables.of_experiment(table, self.project, test_id), table.c.kind == RESULTS
         )
         rows = (await self.connection.execute(page.apply(statement, table.c.sequence))).all()
         shown, token = page.cut(rows, key=lambda row: (row.sequence,))
@@ -154,8 +154,8 @@ def _narrowed(statement: Select[Any], name: str, value: str) -> Select[Any]:
     table, facets = tables.experiments, tables.facets
     if name == "state":
         if f"EXPERIMENT_STATE_{value}" not in pb.ExperimentState.keys() or value == "UNSPECIFIED":  # noqa: SIM118
-            known = [key.removeprefix("EXPERIMENT_STATE_") for key in pb.ExperimentState.keys()[1:]]
-            raise InvalidArgument("filter", f"names a state that is none of {', '.join(known)}")
+            states = [key.removeprefix("EXPERIMENT_STATE_") for key in pb.ExperimentState.keys()[1:]]
+            raise InvalidArgument("filter", f"names an unknown state; the states are {', '.join(states)}")
         return statement.where(table.c.state == pb.ExperimentState.Value(f"EXPERIMENT_STATE_{value}"))
     return statement.where(
         exists().where(

@@ -111,8 +111,8 @@ async def _claim(connection: AsyncConnection, project: str) -> int:
     """The last sequence of the project, which nobody else moves before this transaction ends."""
     table = tables.projects
     statement = select(table.c.config_sequence).where(table.c.project == project).with_for_update()
-    found: int | None = (await connection.execute(statement)).scalar_one_or_none()
-    if found is not None:
-        return found
+    sequence: int | None = (await connection.execute(statement)).scalar_one_or_none()
+    if sequence is not None:
+        return sequence
     await connection.execute(insert_new(connection, table).values(project=project, config_sequence=0))
     return 0

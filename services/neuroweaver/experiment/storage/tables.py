@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    and_,
+)
 
 from neuroweaver.mesh.database import idempotency
 from neuroweaver.mesh.database.database import UtcDateTime, ascii_text
@@ -12,11 +24,22 @@ from neuroweaver.mesh.database.database import UtcDateTime, ascii_text
 METADATA: Final = MetaData()
 
 
+def _key() -> tuple[Column[str], Column[str]]:
+    return (
+        Column("project", ascii_text(128), primary_key=True),
+        Column("test_id", ascii_text(64), primary_key=True),
+    )
+
+
+def of_experiment(table: Table, project: str, test_id: str) -> ColumnElement[bool]:
+    """The rows of one experiment."""
+    return and_(table.c.project == project, table.c.test_id == test_id)
+
+
 experiments: Final = Table(
     "experiments",
     METADATA,
-    Column("project", ascii_text(128), primary_key=True),
-    Column("test_id", ascii_text(64), primary_key=True),
+    *_key(),
     Column("state", Integer, nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     # Of the layer whose buckets it holds; empty once it holds none.
@@ -32,8 +55,7 @@ experiments: Final = Table(
 facets: Final = Table(
     "facets",
     METADATA,
-    Column("project", ascii_text(128), primary_key=True),
-    Column("test_id", ascii_text(64), primary_key=True),
+    *_key(),
     Column("name", ascii_text(128), primary_key=True),
     Column("value", String(256), primary_key=True),
     Index("facets_by_value", "project", "name", "value", "test_id"),
@@ -60,20 +82,18 @@ projects: Final = Table(
 configs: Final = Table(
     "configs",
     METADATA,
-    Column("project", ascii_text(128), primary_key=True),
-    Column("test_id", ascii_text(64), primary_key=True),
+    *_key(),
     Column("sequence", BigInteger, nullable=False),
     Column("time", UtcDateTime, nullable=False),
     Column("config", LargeBinary, nullable=False),
     Index("configs_by_sequence", "project", "sequence"),
 )
 
-# What watches of results replay, and the course of the results.
+# What watches of results replay, and the history of the results.
 result_events: Final = Table(
     "result_events",
     METADATA,
-    Column("project", ascii_text(128), primary_key=True),
-    Column("test_id", ascii_text(64), primary_key=True),
+    *_key(),
     Column("sequence", BigInteger, primary_key=True),
     Column("time", UtcDateTime, nullable=False),
     Column("kind", ascii_text(24), nullable=False),
@@ -82,12 +102,11 @@ result_events: Final = Table(
 
 answers: Final = idempotency.table(METADATA)
 
-# The accepted events of a transaction, in columns (`events.Batch`): all below can be made anew of them.
+# The accepted events of a transaction, in columns (`events.Batch`); all tables below follow from them.
 event_batches: Final = Table(
     "event_batches",
     METADATA,
-    Column("project", ascii_text(128), primary_key=True),
-    Column("test_id", ascii_text(64), primary_key=True),
+    *_key(),
     # In the order in which they were taken in.
     Column("number", BigInteger, primary_key=True),
     Column("received_time", UtcDateTime, nullable=False),
@@ -95,7 +114,7 @@ event_batches: Final = Table(
     Column("last_event_time", UtcDateTime, nullable=False),
     Column("events", Integer, nullable=False),
     Column("payload", LargeBinary, nullable=False),
-    # By which an event that comes again is told, see `keys`; null in batches of the time before.
+    # By which a repeated event is recognised, see `keys`; null in older batches.
     Column("event_keys", LargeBinary, nullable=True),
 )
 
@@ -103,8 +122,7 @@ event_batches: Final = Table(
 checkpoints: Final = Table(
     "checkpoints",
     METADATA,
-    Column("project", ascii_text(128), primary_key=True),
-    Column("test_id", ascii_text(64), primary_key=True),
+    *_key(),
     Column("checkpoint_id", ascii_text(32), primary_key=True),
     Column("part", Integer, primary_key=True),
     Column("create_time", UtcDateTime, nullable=False),
@@ -115,8 +133,7 @@ checkpoints: Final = Table(
 cells: Final = Table(
     "cells",
     METADATA,
-    Column("project", ascii_text(128), primary_key=True),
-    Column("test_id", ascii_text(64), primary_key=True),
+    *_key(),
     Column("phase", Integer, primary_key=True),
     Column("variant_id", ascii_text(64), primary_key=True),
     Column("metric_id", ascii_text(64), primary_key=True),
@@ -130,8 +147,7 @@ cells: Final = Table(
 totals: Final = Table(
     "totals",
     METADATA,
-    Column("project", ascii_text(128), primary_key=True),
-    Column("test_id", ascii_text(64), primary_key=True),
+    *_key(),
     Column("last_batch", BigInteger, nullable=False),
     Column("expired_batches", BigInteger, nullable=False),
     Column("counts", Text, nullable=False),

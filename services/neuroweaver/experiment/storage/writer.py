@@ -116,11 +116,11 @@ class Writer(Reader):
 
     async def _add_facets(self, experiment: Experiment) -> None:
         spec = experiment.spec
-        found = {(f"{LABEL}{name}", value) for name, value in spec.labels.items()}
-        found |= {("model_id", each.target.model_id) for each in spec.variants if each.HasField("target")}
+        facets = {(f"{LABEL}{name}", value) for name, value in spec.labels.items()}
+        facets |= {("model_id", each.target.model_id) for each in spec.variants if each.HasField("target")}
         if spec.HasField("layer"):
-            found.add(("layer_id", spec.layer.layer_id))
-        if found:
+            facets.add(("layer_id", spec.layer.layer_id))
+        if facets:
             key = {"project": self.project, "test_id": experiment.test_id}
-            rows = [key | {"name": name, "value": value} for name, value in sorted(found)]
+            rows = [key | {"name": name, "value": value} for name, value in sorted(facets)]
             await self.connection.execute(insert(tables.facets), rows)

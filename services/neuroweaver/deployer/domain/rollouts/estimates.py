@@ -14,12 +14,10 @@ from typing import Final
 
 from neuroweaver.deployer.domain.metrics.counts import Histogram, Sum
 from neuroweaver.statistics import mover
-from neuroweaver.statistics.distributions import normal_tail, t_quantile
+from neuroweaver.statistics.distributions import student_critical
 from neuroweaver.statistics.wilson import wilson_limits
 
 PERCENTILE: Final = 0.95
-# Student's quantile is taken at the same tail as the normal one up to here, and grows in proportion beyond.
-_FARTHEST_TAIL: Final = 6.0
 # A mean of so many times fewer requests than the other one takes the larger of the two spreads: what is rare
 # it has not met yet, and its spread is too small when its value is.
 _UNEVEN: Final = 1.5
@@ -151,10 +149,7 @@ def quantile(parts: Sequence[Histogram]) -> Quantile | None:
 
 def student(critical: float, slices: int) -> float:
     """The critical value of a spread that so many slices tell."""
-    if slices < 2:
-        return math.inf
-    tail = normal_tail(min(critical, _FARTHEST_TAIL))
-    return t_quantile(tail, slices - 1) * max(1.0, critical / _FARTHEST_TAIL)
+    return student_critical(critical, slices - 1) if slices >= 2 else math.inf
 
 
 def _scatter(residuals: Sequence[float]) -> float:
