@@ -11,8 +11,8 @@ import yaml
 from aiohttp import web
 
 from deployer.kubernetes.conftest import QUICK
+from deployer.kubernetes.desired import KEY, NAME, spec
 from deployer.kubernetes.fake import Fake, Fault, kubeconfig
-from deployer.kubernetes.wishes import KEY, NAME, spec
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api, Patience
 from neuroweaver.cluster.connection import Access

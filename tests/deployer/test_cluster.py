@@ -18,15 +18,15 @@ import pytest
 import yaml
 from kubernetes.aio import client, config
 
-from deployer.kubernetes import wishes
-from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, spec
+from deployer.kubernetes import desired
+from deployer.kubernetes.desired import KEY, NAME, SETTINGS, bundle, spec
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
 from neuroweaver.cluster.connection import Access
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.failures import Refusal
 from neuroweaver.cluster.kinds import OWNED, Kind, Object
-from neuroweaver.deployer.domain.backend import Observed, Redirect, Wanted, WantedRevision
+from neuroweaver.deployer.domain.backend import DesiredRevision, DesiredState, Observed, Redirect
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.in_pods.router import Routes, follow
 from neuroweaver.deployer.kubernetes.naming import identity
@@ -45,9 +45,9 @@ pytestmark = [
 ]
 
 
-def revision(number: int = 1, *counts: int, **fields: Any) -> WantedRevision:
+def revision(number: int = 1, *counts: int, **fields: Any) -> DesiredRevision:
     """Of a whole model: a scheduler would wait for the volume with an adapter's base model."""
-    return replace(wishes.revision(number, *counts, **fields), bundle=bundle(f"{number}.0.0", base=""))
+    return replace(desired.revision(number, *counts, **fields), bundle=bundle(f"{number}.0.0", base=""))
 
 
 class Cluster:
@@ -66,23 +66,23 @@ class Cluster:
         made.drain_timeout.FromSeconds(0)
         return made
 
-    def wanted(self, *revisions: Any, **fields: Any) -> Wanted:
+    def wanted(self, *revisions: Any, **fields: Any) -> DesiredState:
         whole = revisions or (revision(),)
-        return wishes.wanted(*whole, spec=fields.pop("spec", None) or self.spec(), **fields)
+        return desired.wanted(*whole, spec=fields.pop("spec", None) or self.spec(), **fields)
 
     async def observe(self) -> Observed:
         return await self.backend.observe(KEY, NAME, self.spec())
 
-    async def settled(self, wish: Wanted, **ready: int) -> Observed:
+    async def settled(self, desired: DesiredState, **ready: int) -> Observed:
         """Applies until as many replicas of each revision are ready (`r1=2`) and no others are there."""
         counts = {int(name[1:]): count for name, count in ready.items() if count}
 
         async def is_settled() -> Observed | None:
-            await self.backend.apply(wish)
+            await self.backend.apply(desired)
             seen = await self.observe()
             there = [each.revision for each in seen.replicas]
             are_ready = all(each.phase == pb.REPLICA_PHASE_READY for each in seen.replicas)
-            is_whole = seen.applied_generation == wish.generation
+            is_whole = seen.applied_generation == desired.generation
             return seen if is_whole and are_ready and {n: there.count(n) for n in there} == counts else None
 
         return await eventually(is_settled)
@@ -216,11 +216,11 @@ async def test_a_change_of_the_pods_is_done_once_none_of_before_is_left(cluster:
     await cluster.settled(cluster.wanted(), r1=2)
     before = {each.replica_id for each in (await cluster.observe()).replicas}
     larger = cluster.spec(resources=pb.ReplicaResources(memory_request="24Mi", memory_limit="24Mi"))
-    wish = cluster.wanted(spec=larger, generation=2)
+    desired = cluster.wanted(spec=larger, generation=2)
     seen: list[tuple[int, bool]] = []
 
     async def is_done() -> bool:
-        await cluster.backend.apply(wish)
+        await cluster.backend.apply(desired)
         now = await cluster.observe()
         serving = {each.replica_id for each in now.replicas if each.phase != pb.REPLICA_PHASE_DRAINING}
         seen.append((now.applied_generation, bool(serving & before)))
@@ -229,23 +229,23 @@ async def test_a_change_of_the_pods_is_done_once_none_of_before_is_left(cluster:
     await eventually(is_done)
     assert seen[0][0] == 1
     assert not seen[-1][1]
-    await cluster.settled(wish, r1=2)
+    await cluster.settled(desired, r1=2)
 
 
 async def test_recreate_takes_the_old_ones_away_first(cluster: Cluster):
     await cluster.settled(cluster.wanted(), r1=2)
-    wish = cluster.wanted(revision(2, 2), replacement=pb.REPLACEMENT_MODE_RECREATE, generation=2)
+    desired = cluster.wanted(revision(2, 2), replacement=pb.REPLACEMENT_MODE_RECREATE, generation=2)
     together: list[set[int]] = []
 
     async def is_replaced() -> bool:
-        await cluster.backend.apply(wish)
+        await cluster.backend.apply(desired)
         there = {each.revision for each in (await cluster.observe()).replicas}
         together.append(there)
         return there == {2}
 
     await eventually(is_replaced)
     assert {1, 2} not in together
-    await cluster.settled(wish, r2=2)
+    await cluster.settled(desired, r2=2)
 
 
 async def test_an_edit_is_set_back_and_told(cluster: Cluster):
@@ -301,11 +301,11 @@ async def test_what_somebody_deleted_comes_back(cluster: Cluster):
 async def test_an_autoscaler_takes_over_the_number_that_is_there(cluster: Cluster):
     await cluster.settled(cluster.wanted(revision(1, 3)), r1=3)
     scaling = pb.Autoscaling(min_replicas=2, max_replicas=5, target_cpu_percent=70)
-    wish = cluster.wanted(revision(1, 3, autoscaling=scaling), generation=2)
-    await cluster.settled(wish, r1=3)
+    desired = cluster.wanted(revision(1, 3, autoscaling=scaling), generation=2)
+    await cluster.settled(desired, r1=3)
     assert (await cluster.get(kinds.AUTOSCALER, f"{NAME}-r1"))["spec"]["maxReplicas"] == 5
     await cluster.patch(kinds.DEPLOYMENT, f"{NAME}-r1", {"spec": {"replicas": 4}}, "kube-controller-manager")
-    seen = await cluster.settled(wish, r1=4)
+    seen = await cluster.settled(desired, r1=4)
     assert not seen.drift
     await cluster.settled(cluster.wanted(revision(1, 2), generation=3), r1=2)
     await cluster.gone(kinds.AUTOSCALER, f"{NAME}-r1")
@@ -325,10 +325,10 @@ async def test_a_drain_of_a_node_is_never_blocked(cluster: Cluster):
 
 async def test_a_deployer_killed_in_the_middle_leaves_what_the_next_one_finishes(cluster: Cluster):
     await cluster.settled(cluster.wanted(), r1=2)
-    wish = cluster.wanted(revision(2, 1), generation=2)
+    desired = cluster.wanted(revision(2, 1), generation=2)
     send, killed = cluster.api._once, 0
-    for _ in range(3):  # of the wish's changes each time one more is made
-        task = asyncio.create_task(KubernetesBackend(cluster.settings, cluster.api).apply(wish))
+    for _ in range(3):  # each time the desired state changes, one more is made
+        task = asyncio.create_task(KubernetesBackend(cluster.settings, cluster.api).apply(desired))
 
         async def killing(*arguments: Any, task: Any = task) -> Any:
             answer = await send(*arguments)
@@ -347,7 +347,7 @@ async def test_a_deployer_killed_in_the_middle_leaves_what_the_next_one_finishes
     assert killed == 3
     assert (await cluster.observe()).applied_generation == 1
     cluster.backend = KubernetesBackend(cluster.settings, cluster.api)
-    await cluster.settled(wish, r2=1)
+    await cluster.settled(desired, r2=1)
 
 
 async def test_removal_leaves_nothing(cluster: Cluster):
@@ -472,10 +472,10 @@ async def test_the_rights_that_are_handed_out_are_enough(cluster: Cluster, tmp_p
         scaled = pb.Autoscaling(min_replicas=2, max_replicas=3, target_cpu_percent=70)
         routed = cluster.spec()
         routed.kubernetes.traffic_routing = pb.TRAFFIC_ROUTING_ROUTER
-        wish = cluster.wanted(revision(1, 2, autoscaling=scaled), spec=routed)
-        plan = await cluster.backend.plan(wish)
+        desired = cluster.wanted(revision(1, 2, autoscaling=scaled), spec=routed)
+        plan = await cluster.backend.plan(desired)
         assert {each.action for each in plan.objects} == {pb.PLANNED_ACTION_CREATE}
-        await cluster.settled(wish, r1=2)
+        await cluster.settled(desired, r1=2)
 
         async def is_gone() -> bool:
             return await cluster.backend.remove(KEY, NAME, routed)
@@ -489,8 +489,8 @@ async def test_the_rights_that_are_handed_out_are_enough(cluster: Cluster, tmp_p
 async def test_traffic_goes_through_a_router_that_may_read_its_routes_alone(cluster: Cluster, tmp_path: Path):
     routed = cluster.spec()
     routed.kubernetes.traffic_routing = pb.TRAFFIC_ROUTING_ROUTER
-    wish = cluster.wanted(revision(1, 1, 90), revision(2, 1, 10), spec=routed)
-    await cluster.settled(wish, r1=1, r2=1)
+    desired = cluster.wanted(revision(1, 1, 90), revision(2, 1, 10), spec=routed)
+    await cluster.settled(desired, r1=1, r2=1)
     assert (await cluster.get(kinds.SERVICE, NAME))["spec"]["selector"] == {identity.ROUTER: NAME}
     budget = await cluster.get(kinds.DISRUPTION_BUDGET, f"{NAME}-router")
     assert budget["spec"]["maxUnavailable"] == 1
@@ -533,11 +533,11 @@ async def knows(routes: Routes, weights: dict[int, int]) -> bool:
 
 
 async def test_what_the_api_server_calls_invalid_is_refused_in_its_words(cluster: Cluster):
-    wish = cluster.spec()
-    wish.kubernetes.node_selector["zone"] = "a b"
-    plan = await cluster.backend.plan(cluster.wanted(spec=wish))
+    desired = cluster.spec()
+    desired.kubernetes.node_selector["zone"] = "a b"
+    plan = await cluster.backend.plan(cluster.wanted(spec=desired))
     (finding,) = (each for each in plan.findings if "a valid label must be" in each.message)
     assert finding.is_blocking
     with pytest.raises(BackendError, match="a valid label must be") as caught:
-        await cluster.backend.apply(cluster.wanted(spec=wish))
+        await cluster.backend.apply(cluster.wanted(spec=desired))
     assert caught.value.trouble == Trouble.REFUSED

@@ -93,7 +93,7 @@ class World:
         )
 
     def tick(self, s=1):
-        """The reconcile loop once: looks, decides (from what was stored), and has its wish carried out."""
+        """The reconcile loop once: looks, decides (from what was stored), and has its desired state carried out."""
         self.now += timedelta(seconds=s)
         self.traffic(s)
         self.rollout = transitions.step(stored(self.rollout), self.spec, self.seen(), self.now)

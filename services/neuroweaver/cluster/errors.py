@@ -16,7 +16,7 @@ class Trouble(StrEnum):
     NOT_CONFIGURED = "NOT_CONFIGURED"
     """There is no such backend here, such as no kubeconfig."""
     REFUSED = "REFUSED"
-    """The API server calls an object invalid; tried again only with another wish."""
+    """The API server calls an object invalid; tried again only with another desired state."""
     NO_ROOM = "NO_ROOM"
     ARTIFACTS = "ARTIFACTS"
     """A file is missing or has another digest."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from deployer.kubernetes.desired import SETTINGS
 from deployer.kubernetes.fake import Fake, kubeconfig, serving
-from deployer.kubernetes.wishes import SETTINGS
 from neuroweaver.cluster.api import Api, Patience
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.observing.watching import Backoff

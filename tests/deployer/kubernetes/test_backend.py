@@ -11,12 +11,12 @@ import pytest
 
 from deployer.kubernetes import schemas
 from deployer.kubernetes.conftest import QUICK
+from deployer.kubernetes.desired import KEY, NAME, SETTINGS, bundle, revision, routed, spec, to, wanted
 from deployer.kubernetes.fake import Fake, Fault, kubeconfig, serving
-from deployer.kubernetes.wishes import KEY, NAME, SETTINGS, bundle, revision, routed, spec, to, wanted
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
 from neuroweaver.cluster.errors import BackendError, Trouble
-from neuroweaver.deployer.domain.backend import Observed, Wanted
+from neuroweaver.deployer.domain.backend import DesiredState, Observed
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.manifests import routes
 from neuroweaver.deployer.kubernetes.naming import identity
@@ -129,15 +129,15 @@ async def test_a_broken_stable_revision_does_not_block_its_fix(backend: Kubernet
 async def test_recreate_waits_until_the_old_pods_are_gone(backend: KubernetesBackend, fake: Fake):
     await backend.apply(wanted(revision(1, 2)))
     fake.is_draining_slowly = True
-    wish = wanted(revision(2, 2), replacement=pb.REPLACEMENT_MODE_RECREATE, generation=2)
-    await backend.apply(wish)
+    desired = wanted(revision(2, 2), replacement=pb.REPLACEMENT_MODE_RECREATE, generation=2)
+    await backend.apply(desired)
     assert fake.get(kinds.DEPLOYMENT, f"{NAME}-r2") is None
     assert {each.phase for each in (await backend.observe(KEY, NAME, spec())).replicas} == {
         pb.REPLICA_PHASE_DRAINING
     }
     assert (await backend.observe(KEY, NAME, spec())).applied_generation == 1
     fake.end_drains()
-    await backend.apply(wish)
+    await backend.apply(desired)
     assert {each.revision for each in (await backend.observe(KEY, NAME, spec())).replicas} == {2}
     assert (await backend.observe(KEY, NAME, spec())).applied_generation == 2
 
@@ -235,8 +235,8 @@ async def test_what_a_controller_made_of_it_is_left_to_the_controller(
         settings, prometheus_url="http://prometheus.monitoring.svc:9090", activation_query="vector(0)"
     )
     backend = KubernetesBackend(told, api)
-    wish = wanted(revision(autoscaling=pb.Autoscaling(min_replicas=0, max_replicas=2)))
-    await backend.apply(wish)
+    desired = wanted(revision(autoscaling=pb.Autoscaling(min_replicas=0, max_replicas=2)))
+    await backend.apply(desired)
     (scaled,) = fake.all(kinds.SCALED_OBJECT)
     owner = {"kind": "ScaledObject", "name": scaled["metadata"]["name"], "uid": scaled["metadata"]["uid"]}
     metadata = {
@@ -245,9 +245,9 @@ async def test_what_a_controller_made_of_it_is_left_to_the_controller(
         "ownerReferences": [owner | {"apiVersion": "keda.sh/v1alpha1", "controller": True}],
     }
     made = fake.put(kinds.AUTOSCALER, {"metadata": metadata, "spec": {"minReplicas": 1, "maxReplicas": 2}})
-    await backend.apply(wish)
+    await backend.apply(desired)
     assert fake.all(kinds.AUTOSCALER) == [made]
-    plan = await backend.plan(wish)
+    plan = await backend.plan(desired)
     assert not [each for each in plan.objects if each.action == pb.PLANNED_ACTION_DELETE]
     # It goes with its owner, by the garbage collector, which the fake has none of.
     for _ in range(5):
@@ -473,9 +473,9 @@ async def test_what_others_add_is_no_drift(backend: KubernetesBackend, fake: Fak
 
 
 async def test_an_amount_written_another_way_is_no_drift(backend: KubernetesBackend, fake: Fake):
-    wish = wanted(spec=spec(resources=pb.ReplicaResources(cpu_request="0.5")))
-    await backend.apply(wish)
-    await backend.apply(wish)
+    desired = wanted(spec=spec(resources=pb.ReplicaResources(cpu_request="0.5")))
+    await backend.apply(desired)
+    await backend.apply(desired)
     assert not (await backend.observe(KEY, NAME, spec())).drift
 
 
@@ -588,7 +588,7 @@ async def test_a_cluster_that_stays_away_is_one_clear_error(fake: Fake, settings
     assert (caught.value.trouble, caught.value.retry_after_s) == (Trouble.UNREACHABLE, 30.0)
 
 
-STORIES: dict[str, list[Wanted]] = {
+STORIES: dict[str, list[DesiredState]] = {
     "first": [wanted()],
     "canary": [wanted(), wanted(*CANARY, generation=2), wanted(revision(2, 2, 100), generation=3)],
     "recreate": [
@@ -600,12 +600,12 @@ STORIES: dict[str, list[Wanted]] = {
 
 
 @contextlib.asynccontextmanager
-async def undisturbed(story: list[Wanted]):
+async def undisturbed(story: list[DesiredState]):
     """The world that a story leads to if nothing goes wrong."""
     async with started() as (backend, fake):
-        for wish in story:
-            await backend.apply(wish)
-            await backend.apply(wish)
+        for desired in story:
+            await backend.apply(desired)
+            await backend.apply(desired)
         yield fake.snapshot()
 
 
@@ -622,22 +622,22 @@ async def started():
 
 
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
-async def test_a_deployer_killed_after_any_call_leaves_what_the_next_one_finishes(story: list[Wanted]):
+async def test_a_deployer_killed_after_any_call_leaves_what_the_next_one_finishes(story: list[DesiredState]):
     async with undisturbed(story) as world:
         pass
     async with started() as (backend, fake):
-        for wish in story[:-1]:
-            await backend.apply(wish)
-            await backend.apply(wish)
+        for desired in story[:-1]:
+            await backend.apply(desired)
+            await backend.apply(desired)
         before = len(fake.calls)
         await backend.apply(story[-1])
         calls = len(fake.calls) - before
     killed = 0
     for after in range(1, calls + 1):
         async with started() as (backend, fake):
-            for wish in story[:-1]:
-                await backend.apply(wish)
-                await backend.apply(wish)
+            for desired in story[:-1]:
+                await backend.apply(desired)
+                await backend.apply(desired)
             killed += await killed_after(backend, fake, after, backend.apply(story[-1]))
             fresh = KubernetesBackend(backend._settings, backend._api)  # it remembers nothing
             await fresh.apply(story[-1])
@@ -690,7 +690,7 @@ async def test_a_removal_killed_after_any_call_is_finished_by_the_next_one():
 
 
 @pytest.mark.parametrize(
-    ("wish", "field"),
+    ("desired", "field"),
     [
         (wanted(revision(1, -1)), "spec.replicas"),
         (wanted(revision(1, 100_000)), "spec.replicas"),
@@ -703,11 +703,11 @@ async def test_a_removal_killed_after_any_call_is_finished_by_the_next_one():
     ],
 )  # fmt: skip
 async def test_bad_input_names_its_field_and_leaves_nothing(
-    backend: KubernetesBackend, fake: Fake, wish: Wanted, field: str
+    backend: KubernetesBackend, fake: Fake, desired: DesiredState, field: str
 ):
     before = fake.snapshot()
     with pytest.raises(BackendError) as caught:
-        await backend.apply(wish)
+        await backend.apply(desired)
     assert (caught.value.trouble, caught.value.field) == (Trouble.REFUSED, field)
     assert fake.snapshot() == before
 
@@ -720,14 +720,14 @@ async def test_a_name_that_is_no_dns_label_is_refused(backend: KubernetesBackend
 
 async def test_yaml_in_a_version_stays_a_text(backend: KubernetesBackend, fake: Fake):
     nasty = '1.0.0"\n  evil: true\n- {{ $x }}'
-    wish = wanted(replace(revision(), bundle=replace(bundle(), version=nasty)))
-    await backend.apply(wish)
+    desired = wanted(replace(revision(), bundle=replace(bundle(), version=nasty)))
+    await backend.apply(desired)
     template = fake.get(kinds.DEPLOYMENT, f"{NAME}-r1")["spec"]["template"]
     assert template["metadata"]["annotations"][identity.VERSION] == nasty
     assert "evil" not in template["metadata"]["labels"]
 
 
 def test_a_digest_of_the_wish_stands_on_each_object():
-    wish = {"metadata": {"name": "a"}, "spec": {"b": 1}}
-    assert drift.was_applied(drift.stamped(wish), drift.stamped(wish))
-    assert not drift.was_applied(drift.stamped(wish), drift.stamped(wish | {"spec": {"b": 2}}))
+    desired = {"metadata": {"name": "a"}, "spec": {"b": 1}}
+    assert drift.was_applied(drift.stamped(desired), drift.stamped(desired))
+    assert not drift.was_applied(drift.stamped(desired), drift.stamped(desired | {"spec": {"b": 2}}))

@@ -338,8 +338,8 @@ def declared(name: str, extra: str = "") -> list[Requirement]:
         told = metadata.requires(name) or ()
     except metadata.PackageNotFoundError:
         return []
-    wishes = [Requirement(each) for each in told]
-    return [each for each in wishes if each.marker is None or each.marker.evaluate({"extra": extra})]
+    desired = [Requirement(each) for each in told]
+    return [each for each in desired if each.marker is None or each.marker.evaluate({"extra": extra})]
 
 
 def wanted_by(requirements: list[str]) -> list[tuple[str, Requirement]]:
@@ -347,12 +347,12 @@ def wanted_by(requirements: list[str]) -> list[tuple[str, Requirement]]:
     found, known = [], set()
     rest = [("neuroweaver", Requirement(each)) for each in requirements]
     while rest:
-        who, wish = rest.pop()
-        found.append((who, wish))
-        for extra in {"", *wish.extras}:
-            if (wish.name, extra) not in known:
-                known.add((wish.name, extra))
-                rest += [(wish.name, each) for each in declared(wish.name, extra)]
+        who, desired = rest.pop()
+        found.append((who, desired))
+        for extra in {"", *desired.extras}:
+            if (desired.name, extra) not in known:
+                known.add((desired.name, extra))
+                rest += [(desired.name, each) for each in declared(desired.name, extra)]
     return found
 
 
@@ -360,9 +360,9 @@ def wanted_by(requirements: list[str]) -> list[tuple[str, Requirement]]:
 def test_the_pins_fit_together(extra: str):
     """Or pip refuses to install, and no image is built."""
     pinned = pins()
-    for who, wish in wanted_by(PROJECT["dependencies"] + EXTRAS.get(extra, [])):
-        pin = pinned.get(canonicalize_name(wish.name))
-        assert pin is None or wish.specifier.contains(pin), f"{who} wants {wish}, and {pin} is pinned"
+    for who, desired in wanted_by(PROJECT["dependencies"] + EXTRAS.get(extra, [])):
+        pin = pinned.get(canonicalize_name(desired.name))
+        assert pin is None or desired.specifier.contains(pin), f"{who} wants {desired}, and {pin} is pinned"
 
 
 def test_what_an_image_installs_without_dependencies_finds_them_there():
@@ -370,12 +370,14 @@ def test_what_an_image_installs_without_dependencies_finds_them_there():
     listed = {name for each in installs for name in each.split()}
     assert listed > DATA
     pinned = pins()
-    there = {canonicalize_name(wish.name) for _, wish in wanted_by(PROJECT["dependencies"])} | listed
+    there = {canonicalize_name(desired.name) for _, desired in wanted_by(PROJECT["dependencies"])} | listed
     for name in listed - DATA:
-        for wish in declared(name):
-            assert canonicalize_name(wish.name) in there, f"{name} wants {wish}"
-            if wish.name != "python-dateutil":  # works, and is the reason why nothing is resolved
-                assert wish.specifier.contains(pinned[canonicalize_name(wish.name)]), f"{name} wants {wish}"
+        for desired in declared(name):
+            assert canonicalize_name(desired.name) in there, f"{name} wants {desired}"
+            if desired.name != "python-dateutil":  # works, and is the reason why nothing is resolved
+                assert desired.specifier.contains(pinned[canonicalize_name(desired.name)]), (
+                    f"{name} wants {desired}"
+                )
 
 
 @pytest.mark.parametrize("file", sorted((DEPLOY / "docker").glob("*.Dockerfile")), ids=lambda file: file.stem)

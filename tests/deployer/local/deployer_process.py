@@ -1,7 +1,7 @@
 """A deployer of its own process around the local backend: HOME PORT VERSION REPLICAS MACHINE_GPUS [RESOURCES].
 Tells each observation.
 
-VERSION empty: wishes for nothing, and only finds what is there. MACHINE_GPUS: names with commas between them.
+VERSION empty: desired for nothing, and only finds what is there. MACHINE_GPUS: names with commas between them.
 RESOURCES: of each replica, as JSON.
 """
 
@@ -34,14 +34,14 @@ async def main(home: Path, port: int, version: str, replicas: int, gpus: str, re
     chosen = settings(home, port=port)
     machine = big_machine(gpus=tuple(gpus.split(",")) if gpus else ())
     async with local_backend(chosen, registry.fetch, no_base, machine=machine) as backend:
-        wish = wanted(
+        desired = wanted(
             revision(registry.bundle(version or "1.0.0"), replicas=replicas),
             generation=1,
             resources=pb.ReplicaResources(**json.loads(resources)),
         )
         while not stop.is_set():
             if version:
-                await backend.apply(wish)
+                await backend.apply(desired)
             observed = await backend.observe(KEY, NAME, spec())
             told = {
                 "ready": [each.replica_id for each in observed.replicas if each.phase == 5],

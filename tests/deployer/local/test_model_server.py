@@ -101,8 +101,8 @@ async def test_a_model_that_cannot_be_loaded_says_why(tmp_path: Path, tiny: Tiny
         for file in (tiny.adapters[0] / "adapter").iterdir():
             (broken / file.name).write_bytes(file.read_bytes())
         (broken / "adapter_model.safetensors").write_bytes(b"no weights at all")
-        wish = wanted(revision(bundle(here.registry, "1.0.0", broken.parent, tiny.base)))
-        await here.backend.apply(wish)
+        desired = wanted(revision(bundle(here.registry, "1.0.0", broken.parent, tiny.base)))
+        await here.backend.apply(desired)
         observed = await here.until(
             lambda observed: observed.replicas and observed.replicas[0].last_exit is not None
         )

@@ -9,7 +9,7 @@ import yaml
 
 from deployer.local.worlds import GIB, NAME, World, big_machine, revision, servers, wanted, world
 from neuroweaver.cluster.errors import BackendError
-from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Wanted
+from neuroweaver.deployer.domain.backend import BackendPlan, DesiredState, FieldChange
 from neuroweaver.v1 import deployer_pb2 as pb
 
 SWITCHED = pb.EngineOptions(adapter_mode=pb.ADAPTER_MODE_SWITCHED)
@@ -31,7 +31,7 @@ def blocking(plan: BackendPlan) -> list[str]:
     return [each.reason for each in plan.findings if each.is_blocking]
 
 
-async def after(here: World, first: Wanted, then: Wanted) -> BackendPlan:
+async def after(here: World, first: DesiredState, then: DesiredState) -> BackendPlan:
     await here.serve(first)
     return await here.backend.plan(then)
 
@@ -53,8 +53,8 @@ async def test_a_first_plan_creates_and_changes_nothing(tmp_path: Path):
 
 async def test_the_same_wish_is_unchanged(tmp_path: Path):
     async with world(tmp_path) as here:
-        wish = wanted(revision(here.registry.bundle(), replicas=2))
-        assert actions(await after(here, wish, wish)) == [("1", UNCHANGED), ("2", UNCHANGED)]
+        desired = wanted(revision(here.registry.bundle(), replicas=2))
+        assert actions(await after(here, desired, desired)) == [("1", UNCHANGED), ("2", UNCHANGED)]
 
 
 async def test_with_room_a_new_version_surges(tmp_path: Path):
@@ -164,8 +164,8 @@ async def test_what_this_machine_cannot_do_is_refused(tmp_path, fields, reason, 
 
 async def test_a_name_that_is_no_folder_is_refused(tmp_path: Path):
     async with world(tmp_path) as here:
-        wish = wanted(revision(here.registry.bundle()))
+        desired = wanted(revision(here.registry.bundle()))
         for name in ("../x", "blobs", "", "A"):
-            bad = Wanted(wish.key, name, wish.spec, wish.revisions)
+            bad = DesiredState(desired.key, name, desired.spec, desired.revisions)
             with pytest.raises(BackendError, match="cannot name a deployment"):
                 await here.backend.apply(bad)

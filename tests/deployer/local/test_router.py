@@ -24,9 +24,11 @@ ZERO = pb.Autoscaling(min_replicas=0, max_replicas=2, target_concurrency=4, idle
 async def two_revisions(here: World, weights: tuple[int, int], **fields):
     """Serves 1.0.0 as revision 1 and 2.0.0 as revision 2 by these weights."""
     stable, candidate = here.registry.bundle("1.0.0"), here.registry.bundle("2.0.0")
-    wish = wanted(revision(stable, 1, weight=weights[0]), revision(candidate, 2, weight=weights[1]), **fields)
-    await here.serve(wish)
-    return wish
+    desired = wanted(
+        revision(stable, 1, weight=weights[0]), revision(candidate, 2, weight=weights[1]), **fields
+    )
+    await here.serve(desired)
+    return desired
 
 
 async def revisions(here: World, conversations: list[str]) -> dict[str, str]:
@@ -44,19 +46,22 @@ async def test_traffic_is_split_by_weight(tmp_path: Path):
 
 async def test_a_conversation_stays_with_its_revision_while_weights_move(tmp_path: Path):
     async with world(tmp_path) as here:
-        wish = await two_revisions(here, (80, 20))
+        desired = await two_revisions(here, (80, 20))
         conversations = [f"c{number}" for number in range(60)]
         before = await revisions(here, conversations)
         assert set(before.values()) == {"1", "2"}
         for generation, weights in enumerate([(50, 50), (5, 95), (95, 5)], start=2):
             moved = [
                 replace(each, weight_percent=weight)
-                for each, weight in zip(wish.revisions, weights, strict=True)
+                for each, weight in zip(desired.revisions, weights, strict=True)
             ]
-            await here.serve(replace(wish, revisions=tuple(moved), generation=generation))
+            await here.serve(replace(desired, revisions=tuple(moved), generation=generation))
             assert await revisions(here, conversations) == before
-        ended = [replace(wish.revisions[0], weight_percent=100), replace(wish.revisions[1], weight_percent=0)]
-        await here.serve(replace(wish, revisions=tuple(ended), generation=9))
+        ended = [
+            replace(desired.revisions[0], weight_percent=100),
+            replace(desired.revisions[1], weight_percent=0),
+        ]
+        await here.serve(replace(desired, revisions=tuple(ended), generation=9))
         assert set((await revisions(here, conversations)).values()) == {"1"}
 
 
@@ -220,25 +225,25 @@ async def test_only_the_public_interface_is_reached(tmp_path: Path):
 
 async def test_after_a_switch_another_deployment_answers(tmp_path: Path):
     async with world(tmp_path) as here:
-        wish = wanted(revision(here.registry.bundle("1.0.0")))
+        desired = wanted(revision(here.registry.bundle("1.0.0")))
         backup = Key("default", "backup", "default")
         other = replace(
             wanted(revision(here.registry.bundle("7.0.0"), 3)),
             key=backup,
             resource_name="default-backup-default",
         )
-        await here.serve(wish)
+        await here.serve(desired)
         await here.backend.apply(other)
         await here.until(lambda _: here.backend.fleet(backup).weights())
         await here.backend.apply(
-            replace(wish, redirect=Redirect(here.backend.endpoint(backup), backup.model_id))
+            replace(desired, redirect=Redirect(here.backend.endpoint(backup), backup.model_id))
         )
         answer = await here.ask()
         assert (answer.json()["version"], answer.json()["model"]) == ("7.0.0", "backup")
         assert answer.headers["x-neuroweaver-revision"] == "3"
         await here.backend.apply(replace(other, redirect=Redirect(here.backend.endpoint(KEY), KEY.model_id)))
         assert (await here.ask()).status_code == 508
-        await here.backend.apply(wish)
+        await here.backend.apply(desired)
         assert (await here.ask()).json()["version"] == "1.0.0"
 
 

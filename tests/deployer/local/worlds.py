@@ -1,4 +1,4 @@
-"""Worlds to test in: versions with made-up files, a Registry that hands them out, wishes, and a patient eye."""
+"""Worlds to test in: versions with made-up files, a Registry that hands them out, desired states, and a patient eye."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import psutil
 from google.protobuf.duration_pb2 import Duration
 
 from neuroweaver.artifacts.file import File
-from neuroweaver.deployer.domain.backend import Bundle, Key, Observed, Wanted, WantedRevision
+from neuroweaver.deployer.domain.backend import Bundle, DesiredRevision, DesiredState, Key, Observed
 from neuroweaver.deployer.local.backend import LocalBackend, LocalSettings, local_backend
 from neuroweaver.deployer.local.machine.machine import Machine
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -74,8 +74,8 @@ def spec(**fields: Any) -> pb.DeploymentSpec:
     return made
 
 
-def wanted(*revisions: WantedRevision, mode: int = 0, generation: int = 1, **fields: Any) -> Wanted:
-    return Wanted(
+def wanted(*revisions: DesiredRevision, mode: int = 0, generation: int = 1, **fields: Any) -> DesiredState:
+    return DesiredState(
         KEY, NAME, spec(**fields), revisions, pb.ReplacementMode.ValueType(mode), generation=generation
     )
 
@@ -86,8 +86,8 @@ def revision(
     replicas: int = 1,
     weight: int = 100,
     autoscaling: pb.Autoscaling | None = None,
-) -> WantedRevision:
-    return WantedRevision(number, bundle, replicas, weight, autoscaling)
+) -> DesiredRevision:
+    return DesiredRevision(number, bundle, replicas, weight, autoscaling)
 
 
 @dataclass
@@ -111,10 +111,10 @@ class World:
             await asyncio.sleep(0.02)
         return observed
 
-    async def serve(self, wish: Wanted) -> Observed:
+    async def serve(self, desired: DesiredState) -> Observed:
         """Applies it and waits until it is carried out and everything is ready."""
-        await self.backend.apply(wish)
-        return await self.until(lambda observed: is_whole(observed, wish))
+        await self.backend.apply(desired)
+        return await self.until(lambda observed: is_whole(observed, desired))
 
     async def ask(self, conversation: str = "", **body: Any) -> httpx2.Response:
         headers = {"x-conversation-id": conversation} if conversation else {}
@@ -130,10 +130,10 @@ class World:
             await asyncio.sleep(0.02)
 
 
-def is_whole(observed: Observed, wish: Wanted) -> bool:
-    numbers = {each.number for each in wish.revisions}
+def is_whole(observed: Observed, desired: DesiredState) -> bool:
+    numbers = {each.number for each in desired.revisions}
     ready = [each for each in observed.replicas if each.phase == READY and each.revision in numbers]
-    return observed.applied_generation == wish.generation and len(ready) == len(observed.replicas) == sum(
+    return observed.applied_generation == desired.generation and len(ready) == len(observed.replicas) == sum(
         observed.desired.values()
     )
 

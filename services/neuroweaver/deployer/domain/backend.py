@@ -268,7 +268,3 @@ class Backend(Protocol):
 
 FetchFile = Callable[[File], Awaitable[AsyncIterator[bytes]]]
 """Reads a file of a version from the Registry in order, verified by the reader against its digest."""
-
-# What the rooms of the backends still call them.
-Wanted = DesiredState
-WantedRevision = DesiredRevision

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from neuroweaver.artifacts.serving_config import ServingConfig, WeightType
-from neuroweaver.deployer.domain.backend import Wanted, WantedRevision
+from neuroweaver.deployer.domain.backend import DesiredRevision, DesiredState
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _WEIGHT_TYPES: Final[dict[int, WeightType]] = {
@@ -15,7 +15,7 @@ _WEIGHT_TYPES: Final[dict[int, WeightType]] = {
 }
 
 
-def serving_config(wanted: Wanted, revision: WantedRevision) -> ServingConfig:
+def serving_config(wanted: DesiredState, revision: DesiredRevision) -> ServingConfig:
     """Without its addresses and folders, which its backend knows."""
     engine, bundle = wanted.spec.engine, revision.bundle
     limits = {}

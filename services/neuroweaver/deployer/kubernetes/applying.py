@@ -21,8 +21,8 @@ class Applied:
     left: tuple[FieldChange, ...] = ()
 
 
-async def apply(api: Api, wish: Object, live: Object | None) -> Applied:
-    kind, stamped = kind_of(wish), drift.stamped(wish)
+async def apply(api: Api, desired: Object, live: Object | None) -> Applied:
+    kind, stamped = kind_of(desired), drift.stamped(desired)
     if live is None:
         await api.apply(kind, stamped, is_forced=True)
         return Applied()
@@ -41,14 +41,14 @@ async def apply(api: Api, wish: Object, live: Object | None) -> Applied:
     return Applied(changes, theirs)
 
 
-async def changes_of(api: Api, wish: Object, live: Object | None) -> tuple[FieldChange, ...]:
+async def changes_of(api: Api, desired: Object, live: Object | None) -> tuple[FieldChange, ...]:
     """What `apply` would change in the live object, by a dry run."""
-    own = wish
+    own = desired
     if live is not None:
-        own, _ = drift.left_to_others(drift.stamped(wish), live)
+        own, _ = drift.left_to_others(drift.stamped(desired), live)
         if _gives_up_replicas(own, live):
             own["spec"]["replicas"] = live["spec"]["replicas"]  # handed over as it is
-    return drift.differences(live, await api.apply(kind_of(wish), own, is_forced=True, is_dry_run=True))
+    return drift.differences(live, await api.apply(kind_of(desired), own, is_forced=True, is_dry_run=True))
 
 
 def _gives_up_replicas(own: Object, live: Object) -> bool:

@@ -37,12 +37,12 @@ from neuroweaver.cluster.kinds import (
 )
 from neuroweaver.deployer.domain.backend import (
     BackendPlan,
+    DesiredState,
     FieldChange,
     Key,
     Line,
     Measured,
     Observed,
-    Wanted,
 )
 from neuroweaver.deployer.kubernetes import applying
 from neuroweaver.deployer.kubernetes.manifests import pods, record, router_pods, traffic
@@ -93,7 +93,7 @@ class KubernetesBackend:
     async def close(self) -> None:
         await self._api.close()
 
-    async def plan(self, wanted: Wanted) -> BackendPlan:
+    async def plan(self, wanted: DesiredState) -> BackendPlan:
         with _clear_errors():
             namespace = namespace_of(wanted.spec, self._settings)
             cluster = await self._discovered()
@@ -104,7 +104,7 @@ class KubernetesBackend:
             found = planner.Found(live, own_pods)
             return await planner.plan(self._api, self._settings, cluster, wanted, found)
 
-    async def apply(self, wanted: Wanted) -> None:
+    async def apply(self, wanted: DesiredState) -> None:
         with _clear_errors():
             await self._apply(wanted)
 
@@ -191,7 +191,7 @@ class KubernetesBackend:
             self._cluster_until = time.monotonic() + _KINDS_KNOWN_FOR_S
         return self._cluster
 
-    async def _with_backup(self, wanted: Wanted, cluster: Cluster) -> Cluster:
+    async def _with_backup(self, wanted: DesiredState, cluster: Cluster) -> Cluster:
         """With what the front of the backup selects now, if a backup in this namespace has the traffic."""
         if not wanted.redirect or router_pods.is_wanted(wanted):
             return cluster
@@ -222,16 +222,16 @@ class KubernetesBackend:
         live = await self._live(namespace, name, cluster)
         return {name: found for name, found in live.items() if not has_controller(found)}
 
-    # Towards the wish.
+    # Towards the desired state.
 
-    async def _apply(self, wanted: Wanted) -> None:
+    async def _apply(self, wanted: DesiredState) -> None:
         namespace = self._known(wanted.key, wanted.spec)
         cluster = await self._with_backup(wanted, await self._discovered())
         live = await self._own(namespace, wanted.resource_name, cluster)
         cluster = replace(cluster, has_router=router_pods.is_available(live))
         objects = manifests(wanted, self._settings, cluster)
         the_record = record.written(wanted, self._settings, objects)
-        kept = {ref(wish) for wish in objects} | {ref(the_record)}
+        kept = {ref(desired) for desired in objects} | {ref(the_record)}
         leftovers = [found for name, found in live.items() if name not in kept]
         held_back = await self._held_back(wanted, live, leftovers)
         before = record.read(live.get(ref(the_record)))
@@ -239,8 +239,8 @@ class KubernetesBackend:
         is_whole = not held_back and (cluster.has_router or not router_pods.is_wanted(wanted))
         corrected: list[FieldChange] = []
         left: list[FieldChange] = []
-        for wish in objects:
-            name = ref(wish)
+        for desired in objects:
+            name = ref(desired)
             now = live.get(name)
             if name in held_back:
                 continue
@@ -249,7 +249,7 @@ class KubernetesBackend:
                 continue
             if now is None and str(name) in was_there:
                 corrected.append(FieldChange(str(name), "metadata.name", "", json.dumps(name.name)))
-            applied = await applying.apply(self._api, wish, now)
+            applied = await applying.apply(self._api, desired, now)
             corrected += applied.corrected
             left += applied.left
         await self._delete(leftovers)
@@ -260,9 +260,9 @@ class KubernetesBackend:
             await applying.apply(self._api, the_record, live.get(ref(the_record)))
 
     async def _held_back(
-        self, wanted: Wanted, live: Mapping[Ref, Object], leftovers: Sequence[Object]
+        self, wanted: DesiredState, live: Mapping[Ref, Object], leftovers: Sequence[Object]
     ) -> frozenset[Ref]:
-        """Deployments that wait until the pods that they replace are gone, where the wish is RECREATE."""
+        """Deployments that wait until the pods they replace are gone; only with the replacement RECREATE."""
         if wanted.replacement != pb.REPLACEMENT_MODE_RECREATE:
             return frozenset()
         staying = {each.number for each in wanted.revisions if each.replicas or each.autoscaling}

@@ -20,7 +20,15 @@ from typing import Final
 import httpx2
 
 from neuroweaver.cluster.errors import BackendError, Trouble
-from neuroweaver.deployer.domain.backend import BackendPlan, FetchFile, Key, Line, Measured, Observed, Wanted
+from neuroweaver.deployer.domain.backend import (
+    BackendPlan,
+    DesiredState,
+    FetchFile,
+    Key,
+    Line,
+    Measured,
+    Observed,
+)
 from neuroweaver.deployer.local import planning
 from neuroweaver.deployer.local.files.cache import Cache
 from neuroweaver.deployer.local.files.supplies import BaseFolder, Supplies
@@ -28,7 +36,7 @@ from neuroweaver.deployer.local.machine.machine import Machine, Room, this_machi
 from neuroweaver.deployer.local.planning import Running, Situation
 from neuroweaver.deployer.local.replicas import processes
 from neuroweaver.deployer.local.replicas.fleet import Fleet
-from neuroweaver.deployer.local.replicas.replica import Replica, Surroundings
+from neuroweaver.deployer.local.replicas.replica import Replica, ReplicaContext
 from neuroweaver.deployer.routing import front
 from neuroweaver.deployer.routing.router import Router, by_path
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -95,7 +103,7 @@ class LocalBackend:
         self._by_key: dict[Key, Fleet] = {}
         self._changed: Callable[[Key], None] = lambda _: None
         inherited = {name: value for name, value in settings.environ.items() if _PASSED_ON.fullmatch(name)}
-        self._around = Surroundings(
+        self._context = ReplicaContext(
             client=client,
             room=self._room,
             command=settings.command,
@@ -104,7 +112,7 @@ class LocalBackend:
             probe_s=settings.probe_s,
         )
 
-    async def plan(self, wanted: Wanted) -> BackendPlan:
+    async def plan(self, wanted: DesiredState) -> BackendPlan:
         fleet = self._fleets.get(_checked(wanted.resource_name))
         replicas = [each for each in fleet.replicas if not each.is_leaving] if fleet else []
         own = [each.replica_id for each in fleet.replicas] if fleet else []
@@ -116,11 +124,11 @@ class LocalBackend:
         )
         return planning.plan(wanted, situation)
 
-    async def apply(self, wanted: Wanted) -> None:
+    async def apply(self, wanted: DesiredState) -> None:
         fleet = self._fleets.get(_checked(wanted.resource_name)) or self._new_fleet(wanted.resource_name)
         self._by_key[wanted.key] = fleet
         try:
-            fleet.wish(wanted)
+            fleet.aim_at(wanted)
         except OSError as error:
             raise _disk_trouble(error) from error
 
@@ -189,7 +197,7 @@ class LocalBackend:
         fleet = Fleet(
             resource_name,
             self._folder / resource_name,
-            self._around,
+            self._context,
             lambda folder, moved: Supplies(folder, self._cache, self._base_folder, moved),
             self._moved,
         )

@@ -1,4 +1,4 @@
-"""What a wish would do on this machine, changing nothing."""
+"""What a desired state would do on this machine, changing nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from neuroweaver.cluster import quantities
 from neuroweaver.deployer.domain.backend import (
     BackendPlan,
     Capacity,
+    DesiredRevision,
+    DesiredState,
     FieldChange,
     Finding,
     Planned,
-    Wanted,
-    WantedRevision,
 )
 from neuroweaver.deployer.local.machine.machine import Need, lack
 from neuroweaver.deployer.local.replicas.launch import Launch
@@ -61,7 +61,7 @@ class _Sizes:
     step: Need
 
 
-def plan(wanted: Wanted, now: Situation) -> BackendPlan:
+def plan(wanted: DesiredState, now: Situation) -> BackendPlan:
     launches = [(revision, Launch.of(wanted, revision)) for revision in wanted.revisions]
     old = [each for each in now.running if each.target not in {launch.target for _, launch in launches}]
     sizes = _sizes(wanted, launches, old)
@@ -79,12 +79,14 @@ def plan(wanted: Wanted, now: Situation) -> BackendPlan:
     )
 
 
-def replicas_of(revision: WantedRevision) -> int:
+def replicas_of(revision: DesiredRevision) -> int:
     bounds = revision.autoscaling
     return max(1, least_of(bounds)) if bounds is not None else revision.replicas
 
 
-def _sizes(wanted: Wanted, launches: list[tuple[WantedRevision, Launch]], old: list[Running]) -> _Sizes:
+def _sizes(
+    wanted: DesiredState, launches: list[tuple[DesiredRevision, Launch]], old: list[Running]
+) -> _Sizes:
     needs = [launch.need * replicas_of(revision) for revision, launch in launches]
     # Of a stable revision and its candidate one is left in the end.
     end = max(needs, key=lambda need: (need.memory_bytes, need.cores), default=Need())
@@ -101,8 +103,8 @@ def _sizes(wanted: Wanted, launches: list[tuple[WantedRevision, Launch]], old: l
 
 
 def _mode(
-    wanted: Wanted,
-    launches: list[tuple[WantedRevision, Launch]],
+    wanted: DesiredState,
+    launches: list[tuple[DesiredRevision, Launch]],
     old: list[Running],
     sizes: _Sizes,
     free: Need,
@@ -137,7 +139,7 @@ def _chosen(
     return pb.REPLACEMENT_MODE_RECREATE, f"there is no room beside the old replicas: the surge {shortage}"
 
 
-def _can_swap(launches: list[tuple[WantedRevision, Launch]], old: list[Running]) -> bool:
+def _can_swap(launches: list[tuple[DesiredRevision, Launch]], old: list[Running]) -> bool:
     frames = {launch.frame for _, launch in launches}
     return len(frames) == 1 and "" not in frames and all(each.frame in frames for each in old)
 
@@ -147,7 +149,7 @@ def _peak(mode: pb.ReplacementMode.ValueType, sizes: _Sizes, *, is_replacing: bo
 
 
 def _room(
-    wanted: Wanted,
+    wanted: DesiredState,
     mode: pb.ReplacementMode.ValueType,
     sizes: _Sizes,
     peak: Need,
@@ -207,7 +209,7 @@ def _refusals(spec: pb.DeploymentSpec) -> Iterator[Finding]:
         )
 
 
-def _capacity(wanted: Wanted, end: Need, peak: Need, now: Situation) -> Iterator[Capacity]:
+def _capacity(wanted: DesiredState, end: Need, peak: Need, now: Situation) -> Iterator[Capacity]:
     free = now.free
     amounts: list[tuple[str, Callable[[Need], str], Need]] = [
         ("cpu", lambda need: quantities.of_cores(need.cores), Need(cores=peak.cores)),
@@ -221,7 +223,7 @@ def _capacity(wanted: Wanted, end: Need, peak: Need, now: Situation) -> Iterator
 
 
 def _objects(
-    launches: list[tuple[WantedRevision, Launch]],
+    launches: list[tuple[DesiredRevision, Launch]],
     old: list[Running],
     mode: pb.ReplacementMode.ValueType,
     now: Situation,

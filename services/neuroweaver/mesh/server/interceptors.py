@@ -41,9 +41,9 @@ def translate(method: Method, error: Exception) -> Error:
     """What the caller reads. An exception that nobody foresaw is logged whole and not told."""
     if isinstance(error, Error):
         return error
-    if isinstance(error, SQLAlchemyError) and (told := database.as_error(error)):
+    if isinstance(error, SQLAlchemyError) and (refusal := database.as_error(error)):
         _ERRORS.warning("database refused", extra={"method": method.full_name, "cause": type(error).__name__})
-        return told
+        return refusal
     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE:
         _ERRORS.warning("a needed service is unavailable", exc_info=error, extra={"method": method.full_name})
         return Unavailable("a service that this one needs is unavailable")

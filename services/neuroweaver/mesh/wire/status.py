@@ -95,8 +95,10 @@ def metadata(error: grpc.RpcError) -> dict[str, str]:
 def describe(error: grpc.RpcError) -> str:
     """One line for people: what went wrong and, for an invalid request, with which fields."""
     code = error.code().name.lower().replace("_", " ")
-    told = "; ".join(one_line(*each) for each in violations(error)) or error.details() or "no further word"
-    return f"{code}: {' '.join(told.split())}"
+    details = (
+        "; ".join(one_line(*each) for each in violations(error)) or error.details() or "no details given"
+    )
+    return f"{code}: {' '.join(details.split())}"
 
 
 def _details(error: grpc.RpcError) -> Sequence[any_pb2.Any]:

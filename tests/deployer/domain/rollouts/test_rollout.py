@@ -48,7 +48,7 @@ def test_without_a_canary_all_traffic_moves_as_soon_as_the_candidate_is_ready():
     world.run()
     assert world.rollout.state == PROMOTED
     assert weights(world) == [0, 100]
-    # 1 s until the wish, 10 s until it is ready, 1 s until the old one is seen to be gone.
+    # 1 s until the desired state, 10 s until it is ready, 1 s until the old one is seen to be gone.
     assert world.elapsed == 12
     assert states(world) == [STARTING, PROMOTING, PROMOTED]
     (target,) = replacing.targets(world.rollout, world.spec)

@@ -17,8 +17,8 @@ import httpx2
 import pytest
 from aiohttp import web
 
+from deployer.kubernetes.desired import KEY, NAME, to
 from deployer.kubernetes.fake import Fake, Fault, kubeconfig
-from deployer.kubernetes.wishes import KEY, NAME, to
 from neuroweaver.cluster import kinds
 from neuroweaver.deployer.domain.backend import Redirect
 from neuroweaver.deployer.kubernetes.manifests.routes import ENTRY, BadRoutes, Route, Table, read, written

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deployer.kubernetes import promql, schemas
-from deployer.kubernetes.wishes import NAME, SETTINGS, bundle, revision, routed, seconds, spec, to, wanted
+from deployer.kubernetes.desired import NAME, SETTINGS, bundle, revision, routed, seconds, spec, to, wanted
 from neuroweaver.artifacts import serving_config
 from neuroweaver.artifacts.file import File
 from neuroweaver.cluster import kinds, quantities
 from neuroweaver.cluster.kinds import Object
-from neuroweaver.deployer.domain.backend import Wanted
+from neuroweaver.deployer.domain.backend import DesiredState
 from neuroweaver.deployer.kubernetes.in_pods import liveness
 from neuroweaver.deployer.kubernetes.manifests import record, router_pods, routes
 from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests
@@ -41,9 +41,9 @@ ZERO = pb.Autoscaling(min_replicas=0, max_replicas=3, target_concurrency=4)
 GPUS = pb.ReplicaResources(gpus=2, cpu_limit="4", cpu_request="2", memory_request="8Gi", memory_limit="16Gi")
 
 
-def made(wish: Wanted, cluster: Cluster = EVERYTHING) -> list[Object]:
-    objects = manifests(wish, ABLE, cluster)
-    return [*objects, record.written(wish, ABLE, objects)]
+def made(desired: DesiredState, cluster: Cluster = EVERYTHING) -> list[Object]:
+    objects = manifests(desired, ABLE, cluster)
+    return [*objects, record.written(desired, ABLE, objects)]
 
 
 def of(objects: list[Object], kind: kinds.Kind) -> list[Object]:
@@ -94,7 +94,7 @@ tolerations = st.builds(
 
 
 @st.composite
-def wishes(draw: st.DrawFn) -> Wanted:
+def desired(draw: st.DrawFn) -> DesiredState:
     count = draw(st.integers(1, 2))
     weights = draw(st.sampled_from([(100,), (0,)] if count == 1 else [(100, 0), (90, 10), (0, 100), (0, 0)]))
     revisions = []
@@ -153,51 +153,51 @@ def wishes(draw: st.DrawFn) -> Wanted:
     )
 
 
-@given(wishes())
+@given(desired())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_is_wished_the_objects_are_valid_and_fit_together(wish: Wanted):
-    objects = made(wish)
+def test_whatever_is_wished_the_objects_are_valid_and_fit_together(desired: DesiredState):
+    objects = made(desired)
     for each in objects:
         schemas.check(each)
         assert yaml.safe_load(yaml.safe_dump(each)) == each
         assert set(each["metadata"]) == {"name", "namespace", "labels", "annotations"}
         assert len(each["metadata"]["name"]) <= 63
         assert each["metadata"]["labels"][identity.DEPLOYMENT] == NAME
-        assert identity.key_of(each) == wish.key
+        assert identity.key_of(each) == desired.key
     names = {(each["kind"], each["metadata"]["name"]) for each in objects}
     assert len(names) == len(objects)
-    check_deployments(objects, wish)
+    check_deployments(objects, desired)
     check_services(objects)
     check_autoscalers(objects, names)
-    check_budgets(objects, wish)
+    check_budgets(objects, desired)
 
 
-def check_deployments(objects: list[Object], wish: Wanted) -> None:
+def check_deployments(objects: list[Object], desired: DesiredState) -> None:
     deployments = of(objects, kinds.DEPLOYMENT)
     routers = [each for each in deployments if router_pods.is_router(each)]
-    assert len(routers) == (wish.spec.kubernetes.traffic_routing == pb.TRAFFIC_ROUTING_ROUTER)
-    assert len(deployments) == len(wish.revisions) + len(routers)
+    assert len(routers) == (desired.spec.kubernetes.traffic_routing == pb.TRAFFIC_ROUTING_ROUTER)
+    assert len(deployments) == len(desired.revisions) + len(routers)
     selectors = [each["spec"]["selector"]["matchLabels"] for each in deployments]
     for each in deployments:
         labels = each["spec"]["template"]["metadata"]["labels"]
         # One Deployment's pods are never another one's, nor a router's the deployment's own.
         assert sum(selector.items() <= labels.items() for selector in selectors) == 1
         assert (identity.DEPLOYMENT in labels) == (each not in routers)
-        assert identity.key_of({"metadata": each["spec"]["template"]["metadata"]}) == wish.key
-        check_pods(each, wish)
-    gpus = wish.spec.resources.gpus
+        assert identity.key_of({"metadata": each["spec"]["template"]["metadata"]}) == desired.key
+        check_pods(each, desired)
+    gpus = desired.spec.resources.gpus
     for deployment in (each for each in deployments if each not in routers):
-        assert server(deployment)["resources"]["limits"].get(wish.spec.resources.gpu_resource) == (
+        assert server(deployment)["resources"]["limits"].get(desired.spec.resources.gpu_resource) == (
             str(gpus) if gpus else None
         )
         pod = deployment["spec"]["template"]["spec"]
         assert pod["automountServiceAccountToken"] is False
         if gpus:
             tolerated = {toleration.get("key") for toleration in pod["tolerations"]}
-            assert wish.spec.resources.gpu_resource in tolerated
+            assert desired.spec.resources.gpu_resource in tolerated
 
 
-def check_pods(each: Object, wish: Wanted) -> None:
+def check_pods(each: Object, desired: DesiredState) -> None:
     spec = each["spec"]
     template = spec["template"]
     assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
@@ -222,7 +222,7 @@ def check_pods(each: Object, wish: Wanted) -> None:
     for volume in pod.get("volumes", ()):
         for item in volume.get("downwardAPI", {}).get("items", ()):
             assert item["fieldRef"]["fieldPath"].split("'")[1] in annotations
-    assert pod["terminationGracePeriodSeconds"] > wish.spec.drain_timeout.seconds
+    assert pod["terminationGracePeriodSeconds"] > desired.spec.drain_timeout.seconds
 
 
 def check_services(objects: list[Object]) -> None:
@@ -248,9 +248,9 @@ def check_autoscalers(objects: list[Object], names: set[tuple[str, str]]) -> Non
         assert ("replicas" in each["spec"]) != (each["metadata"]["name"] in scaled)
 
 
-def check_budgets(objects: list[Object], wish: Wanted) -> None:
+def check_budgets(objects: list[Object], desired: DesiredState) -> None:
     budgets = {each["metadata"]["name"]: each for each in of(objects, kinds.DISRUPTION_BUDGET)}
-    for each in wish.revisions:
+    for each in desired.revisions:
         least = each.autoscaling.min_replicas if each.autoscaling else each.replicas
         budget = budgets.get(identity.of_revision(NAME, each.number))
         assert (budget is not None) == (least >= 2)
@@ -314,13 +314,13 @@ def told_by_models(objects: list[Object]) -> list[list[str]]:
 
 def test_objects_of_keda_and_the_gateway_api_fulfil_their_definitions():
     objects = []
-    for wish in (
+    for desired in (
         wanted(revision(1, 2, 90), revision(2, 1, 10)),
         wanted(revision(autoscaling=ZERO), spec=routed()),
         wanted(revision(autoscaling=pb.Autoscaling(min_replicas=0, max_replicas=2, target_cpu_percent=70))),
         wanted(redirect=to("http://nw-spare.default.svc:8000/v1")),
     ):
-        objects += [*of(made(wish), kinds.HTTP_ROUTE), *of(made(wish), kinds.SCALED_OBJECT)]
+        objects += [*of(made(desired), kinds.HTTP_ROUTE), *of(made(desired), kinds.SCALED_OBJECT)]
     assert Counter(each["kind"] for each in objects) == {"HTTPRoute": 4, "ScaledObject": 2}
     assert told_by_models(objects) == [[]] * len(objects)
 
@@ -420,15 +420,15 @@ def test_a_router_may_read_its_own_routes_and_nothing_else():
 
 def test_routes_say_where_the_traffic_goes():
     spare = to("http://nw-spare.default.svc:8000/v1", "spare-bot")
-    wish = wanted(revision(1, 2, 90), revision(2, 1, 10), spec=routed(), redirect=spare)
+    desired = wanted(revision(1, 2, 90), revision(2, 1, 10), spec=routed(), redirect=spare)
     (told,) = (
         each["data"][routes.ENTRY]
-        for each in of(made(wish), kinds.CONFIG_MAP)
+        for each in of(made(desired), kinds.CONFIG_MAP)
         if each["metadata"]["name"] == f"{NAME}-router"
     )
     table = routes.read(told)
     assert table == routes.Table(
-        wish.key,
+        desired.key,
         is_affine=True,
         routes=(
             routes.Route(1, f"http://{NAME}-r1.default.svc:8000", 90),
@@ -436,7 +436,7 @@ def test_routes_say_where_the_traffic_goes():
         ),
         redirect=spare,
     )
-    services = {each["metadata"]["name"]: each for each in of(made(wish), kinds.SERVICE)}
+    services = {each["metadata"]["name"]: each for each in of(made(desired), kinds.SERVICE)}
     for each in table.routes:
         selector = services[each.url.removeprefix("http://").partition(".")[0]]["spec"]["selector"]
         assert selector == {identity.DEPLOYMENT: NAME, identity.REVISION: str(each.revision)}
@@ -520,8 +520,8 @@ def test_a_server_may_be_silent_while_it_reads_the_longest_prompt(tokens: int | 
 def test_the_annotations_of_a_pod_are_never_too_long():
     """An API server takes 256 KiB of them."""
     files = tuple(File(f"{number:060}.safetensors", "a" * 64, 10**12) for number in range(1020))
-    wish = wanted(replace(revision(), bundle=replace(bundle(), files=files)), spec=spec(resources=GPUS))
-    annotations = of(made(wish), kinds.DEPLOYMENT)[0]["spec"]["template"]["metadata"]["annotations"]
+    desired = wanted(replace(revision(), bundle=replace(bundle(), files=files)), spec=spec(resources=GPUS))
+    annotations = of(made(desired), kinds.DEPLOYMENT)[0]["spec"]["template"]["metadata"]["annotations"]
     assert len(annotations[identity.CONFIG]) > 190_000
     assert sum(len(f"{name}{text}".encode()) for name, text in annotations.items()) < 256 * 1024
 
@@ -530,12 +530,12 @@ def test_the_annotations_of_a_pod_are_never_too_long():
     "name", ["--trust-remote-code", "../../etc", "a/b/c", "a b", "/abs", "a/b@--x", "a/b@c/d", "a/b@", ""]
 )
 def test_a_base_model_that_is_no_name_reaches_no_command_line(name: str):
-    wish = wanted(replace(revision(), bundle=bundle(base=name)), spec=spec(resources=GPUS))
+    desired = wanted(replace(revision(), bundle=bundle(base=name)), spec=spec(resources=GPUS))
     if not name:
-        assert "--model=/models/files" in server(of(made(wish), kinds.DEPLOYMENT)[0])["args"]
+        assert "--model=/models/files" in server(of(made(desired), kinds.DEPLOYMENT)[0])["args"]
         return
     with pytest.raises(Exception, match="is not named `organisation/name`"):
-        made(wish)
+        made(desired)
 
 
 def test_our_server_gets_a_configuration_that_it_takes():
@@ -559,9 +559,9 @@ def test_the_base_model_of_vllm_is_verified_before_it_starts():
 HUB = replace(ABLE, base_claim="")
 
 
-def of_hub(wish: Wanted, able: ClusterSettings = HUB) -> tuple[Object, Object]:
+def of_hub(desired: DesiredState, able: ClusterSettings = HUB) -> tuple[Object, Object]:
     """The Deployment and the NetworkPolicy, valid by the schemas."""
-    objects = manifests(wish, able, EVERYTHING)
+    objects = manifests(desired, able, EVERYTHING)
     for each in objects:
         schemas.check(each)
         if not schemas.is_custom(each):
@@ -628,8 +628,8 @@ def test_pods_that_fetch_no_base_model_reach_no_hub(
     resources: pb.ReplicaResources, base: str, able: ClusterSettings
 ):
     able = replace(able, hub_token_secret="hub-token")
-    wish = wanted(replace(revision(), bundle=bundle(base=base)), spec=spec(resources=resources))
-    deployment, policy = of_hub(wish, able)
+    desired = wanted(replace(revision(), bundle=bundle(base=base)), spec=spec(resources=resources))
+    deployment, policy = of_hub(desired, able)
     assert ports_out(policy) == {53, able.registry_port}
     template = deployment["spec"]["template"]
     assert "hub" not in json.loads(template["metadata"]["annotations"][identity.SOURCE])
@@ -637,8 +637,8 @@ def test_pods_that_fetch_no_base_model_reach_no_hub(
 
 
 def test_the_revision_that_was_trained_on_is_fetched_and_is_no_part_of_the_folder():
-    wish = wanted(replace(revision(), bundle=bundle(base="acme/base@v1.0")), spec=spec(resources=GPUS))
-    deployment, _ = of_hub(wish)
+    desired = wanted(replace(revision(), bundle=bundle(base="acme/base@v1.0")), spec=spec(resources=GPUS))
+    deployment, _ = of_hub(desired)
     source = json.loads(deployment["spec"]["template"]["metadata"]["annotations"][identity.SOURCE])
     assert source["hub"] == {"repository": "acme/base", "revision": "v1.0"}
     assert {"--model=/models/base/acme/base", "--served-model-name=acme/base"} <= set(

@@ -7,8 +7,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from deployer.kubernetes.conftest import QUICK
+from deployer.kubernetes.desired import KEY, NAME, revision, spec, wanted
 from deployer.kubernetes.fake import Fake, Fault
-from deployer.kubernetes.wishes import KEY, NAME, revision, spec, wanted
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from deployer.kubernetes.desired import KEY, NAME, revision, spec, wanted
 from deployer.kubernetes.fake import Fake
-from deployer.kubernetes.wishes import KEY, NAME, revision, spec, wanted
 from neuroweaver.cluster import kinds
 from neuroweaver.deployer.domain.backend import Replica
 from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
@@ -234,11 +234,11 @@ async def test_an_evicted_pod_does_not_hold_up_a_recreate(backend: KubernetesBac
     await backend.apply(wanted(revision(1, 1)))
     (name,) = names(fake)
     fake.is_draining_slowly = True
-    wish = wanted(revision(2, 1), replacement=pb.REPLACEMENT_MODE_RECREATE, generation=2)
-    await backend.apply(wish)
+    desired = wanted(revision(2, 1), replacement=pb.REPLACEMENT_MODE_RECREATE, generation=2)
+    await backend.apply(desired)
     assert {each.revision for each in (await backend.observe(KEY, NAME, spec())).replicas} == {1}
     fake.status(name, {"phase": "Failed", "reason": "Evicted"})
-    await backend.apply(wish)
+    await backend.apply(desired)
     seen = {each.revision: each.phase for each in (await backend.observe(KEY, NAME, spec())).replicas}
     assert seen == {1: pb.REPLICA_PHASE_GONE, 2: pb.REPLICA_PHASE_READY}
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from deployer.kubernetes.desired import KEY, NAME, spec, wanted
 from deployer.kubernetes.fake import Fake, Fault
-from deployer.kubernetes.wishes import KEY, NAME, spec, wanted
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
 from neuroweaver.deployer.domain.backend import Key

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from deployer.kubernetes.desired import KEY, NAME, bundle, revision, routed, seconds, spec, wanted
 from deployer.kubernetes.fake import Fake, Fault
-from deployer.kubernetes.wishes import KEY, NAME, bundle, revision, routed, seconds, spec, wanted
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
 from neuroweaver.cluster.errors import BackendError, Trouble
@@ -98,8 +98,8 @@ async def test_a_starved_surge_would_deadlock_and_recreate_is_chosen(backend: Ku
     fake.node("gpu", **{"nvidia.com/gpu": "1"})
     await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
     place(fake, "gpu")
-    wish = wanted(revision(1, 1, 0), revision(2, 1, 100), spec=spec(resources=GPU))
-    plan = await backend.plan(replace(wish, revisions=wish.revisions[1:]))
+    desired = wanted(revision(1, 1, 0), revision(2, 1, 100), spec=spec(resources=GPU))
+    plan = await backend.plan(replace(desired, revisions=desired.revisions[1:]))
     assert (plan.replacement, plan.has_downtime) == (pb.REPLACEMENT_MODE_RECREATE, True)
     assert not blocking(plan)
 
@@ -116,12 +116,12 @@ async def test_a_canary_without_room_beside_would_deadlock(backend: KubernetesBa
     fake.node("gpu", **{"nvidia.com/gpu": "1"})
     await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
     place(fake, "gpu")
-    wish = wanted(revision(1, 1, 90), revision(2, 1, 10), spec=spec(resources=GPU, rollout=CANARY))
-    plan = await backend.plan(wish)
+    desired = wanted(revision(1, 1, 90), revision(2, 1, 10), spec=spec(resources=GPU, rollout=CANARY))
+    plan = await backend.plan(desired)
     # Both at once never fit on one GPU, so there is no way but more room.
     assert blocking(plan) == ["INSUFFICIENT_GPU"]
     fake.node("gpu2", **{"nvidia.com/gpu": "1"})
-    assert not blocking(await backend.plan(wish))
+    assert not blocking(await backend.plan(desired))
 
 
 async def test_an_evicted_pod_takes_no_room_and_is_no_replica(backend: KubernetesBackend, fake: Fake):
@@ -194,9 +194,9 @@ async def test_a_node_that_takes_no_pods_has_no_room(backend: KubernetesBackend,
 
 async def test_a_label_that_no_node_has_is_no_lack_of_cpu(backend: KubernetesBackend, fake: Fake):
     fake.node("one")
-    wish = spec()
-    wish.kubernetes.node_selector["zone"] = "nowhere"
-    plan = await backend.plan(wanted(spec=wish))
+    desired = spec()
+    desired.kubernetes.node_selector["zone"] = "nowhere"
+    plan = await backend.plan(wanted(spec=desired))
     assert blocking(plan) == ["NO_NODE"]
     assert "no node, of 1, is ready" in finding(plan, "NO_NODE").message
 
@@ -256,10 +256,10 @@ async def test_swapping_an_adapter_is_refused_with_the_reason(backend: Kubernete
 
 
 async def test_a_budget_that_would_block_every_drain_is_told(backend: KubernetesBackend, fake: Fake):
-    wish = spec(kubernetes=pb.KubernetesOptions(min_available=2))
-    told = finding(await backend.plan(wanted(revision(1, 2), spec=wish)), "DRAIN_WOULD_BLOCK")
+    desired = spec(kubernetes=pb.KubernetesOptions(min_available=2))
+    told = finding(await backend.plan(wanted(revision(1, 2), spec=desired)), "DRAIN_WOULD_BLOCK")
     assert (told.is_blocking, told.field) == (True, "spec.kubernetes.min_available")
-    assert not blocking(await backend.plan(wanted(revision(1, 3), spec=wish)))
+    assert not blocking(await backend.plan(wanted(revision(1, 3), spec=desired)))
 
 
 async def test_scaling_to_zero_without_keda_is_a_finding_with_its_way_out(
@@ -291,14 +291,14 @@ async def test_missing_monitoring_and_metrics_are_told(fake: Fake, backend: Kube
 async def test_a_metrics_server_that_is_away_is_told_at_once(fake: Fake, backend: KubernetesBackend):
     fake.known[kinds.POD_METRICS.api_version, kinds.POD_METRICS.plural] = kinds.POD_METRICS
     scaling = pb.Autoscaling(min_replicas=1, max_replicas=2, target_cpu_percent=50)
-    wish = wanted(revision(autoscaling=scaling))
+    desired = wanted(revision(autoscaling=scaling))
     fake.faults = [Fault(1, 503, times=1000, matches=lambda _, path: "metrics.k8s.io" in path)]
-    told = finding(await backend.plan(wish), "METRICS_MISSING")
+    told = finding(await backend.plan(desired), "METRICS_MISSING")
     assert not told.is_blocking
     assert "does not answer" in told.message
     assert fake.faults[0].seen == 1
     fake.faults = []
-    assert "METRICS_MISSING" not in {each.reason for each in (await backend.plan(wish)).findings}
+    assert "METRICS_MISSING" not in {each.reason for each in (await backend.plan(desired)).findings}
 
 
 async def test_a_backup_of_another_model_would_know_no_request(backend: KubernetesBackend, fake: Fake):
@@ -354,12 +354,12 @@ async def test_what_was_not_asked_for_is_not_told(backend: KubernetesBackend, fa
     completed = pb.RecoveryPolicy(restart_backoff=seconds(1), max_restart_backoff=seconds(300))
     switched = pb.EngineOptions(adapter_mode=pb.ADAPTER_MODE_SWITCHED)
     whole = replace(revision(), bundle=bundle(base=""))
-    for wish in (
+    for desired in (
         wanted(spec=spec(recovery=completed)),
         wanted(spec=spec(resources=GPU, engine=switched)),
         wanted(whole, spec=spec(resources=GPU)),
     ):
-        reasons = {each.reason for each in (await backend.plan(wish)).findings}
+        reasons = {each.reason for each in (await backend.plan(desired)).findings}
         assert not reasons & {"ADAPTER_NOT_MERGED", "BACKOFF_OF_THE_KUBELET"}
 
 
@@ -385,9 +385,9 @@ async def test_a_base_model_that_is_on_no_hub_is_told_before_pods_look_for_it(
     shipped = replace(revision(), bundle=bundle(base="smollm2-135m-instruct"))
     from_hub = KubernetesBackend(replace(settings, base_claim=""), api)
     for resources in (pb.ReplicaResources(), GPU):
-        wish = wanted(shipped, spec=spec(resources=resources))
-        assert finding(await from_hub.plan(wish), "BASE_MODEL_MISSING").is_blocking
-        assert not blocking(await backend.plan(wish))
+        desired = wanted(shipped, spec=spec(resources=resources))
+        assert finding(await from_hub.plan(desired), "BASE_MODEL_MISSING").is_blocking
+        assert not blocking(await backend.plan(desired))
         assert not blocking(await from_hub.plan(wanted(spec=spec(resources=resources))))
 
 

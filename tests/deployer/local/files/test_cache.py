@@ -168,16 +168,16 @@ async def test_a_deployment_of_corrupt_artifacts_says_so_and_comes_up_once_they_
         digest = bundle.files[1].digest
         content = here.registry.contents.pop(digest)
         here.registry.contents[digest] = b"x" * len(content)
-        wish = wanted(revision(bundle))
-        await here.backend.apply(wish)
+        desired = wanted(revision(bundle))
+        await here.backend.apply(desired)
         observed = await here.until(lambda observed: observed.reasons)
         assert observed.reasons[0][0] == "ARTIFACT_CORRUPT"
         assert observed.replicas[0].phase == pb.REPLICA_PHASE_PULLING
         with pytest.raises(BackendError, match=r"weights/a\.bin: arrived damaged: 2500 bytes with SHA-256"):
-            await here.backend.apply(wish)
+            await here.backend.apply(desired)
         here.registry.contents[digest] = content
         await here.until(lambda observed: observed.replicas[0].phase == READY)
-        await here.backend.apply(wish)
+        await here.backend.apply(desired)
         assert (await here.observe()).reasons == ()
 
 
@@ -187,8 +187,8 @@ async def test_what_cannot_be_had_replaces_nothing(tmp_path: Path):
         fix = here.registry.bundle("2.0.0")
         content = here.registry.contents.pop(fix.files[1].digest)
         here.registry.contents[fix.files[1].digest] = b"x" * len(content)
-        wish = wanted(revision(fix, 2), mode=pb.REPLACEMENT_MODE_RECREATE, generation=2)
-        await here.backend.apply(wish)
+        desired = wanted(revision(fix, 2), mode=pb.REPLACEMENT_MODE_RECREATE, generation=2)
+        await here.backend.apply(desired)
         observed = await here.until(lambda observed: observed.reasons)
         assert observed.weights == {1: 100}
         assert (await here.ask()).json()["version"] == "1.0.0"

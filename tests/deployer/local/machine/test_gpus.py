@@ -44,8 +44,8 @@ async def test_a_replica_that_asks_for_none_sees_none(tmp_path: Path):
 
 async def test_a_replica_that_is_started_again_keeps_its_gpu(tmp_path: Path):
     async with world(tmp_path, big_machine(gpus=(A, B))) as here:
-        wish = wanted(revision(here.registry.bundle(), replicas=2), resources=each_with(1), recovery=FAST)
-        await here.serve(wish)
+        desired = wanted(revision(here.registry.bundle(), replicas=2), resources=each_with(1), recovery=FAST)
+        await here.serve(desired)
         before = seen_by(tmp_path, 1), seen_by(tmp_path, 2)
         os.kill(pid_of(tmp_path, 1), signal.SIGKILL)
         await here.until(
@@ -76,10 +76,10 @@ async def test_another_number_of_gpus_replaces_the_replicas(tmp_path: Path):
     async with world(tmp_path, big_machine(gpus=(A, B, C))) as here:
         bundle = here.registry.bundle()
         await here.serve(wanted(revision(bundle), resources=each_with(1)))
-        wish = wanted(revision(bundle), resources=each_with(2), generation=2)
-        plan = await here.backend.plan(wish)
+        desired = wanted(revision(bundle), resources=each_with(2), generation=2)
+        plan = await here.backend.plan(desired)
         assert (plan.replacement, plan.findings) == (pb.REPLACEMENT_MODE_SURGE, ())
-        await here.serve(wish)
+        await here.serve(desired)
         assert len(seen_by(tmp_path, 2)) == 2
 
 

@@ -34,8 +34,8 @@ def pid_of(home: Path, number: int) -> int:
 
 async def test_a_wish_becomes_ready_replicas_that_answer(tmp_path: Path):
     async with world(tmp_path) as here:
-        wish = wanted(revision(here.registry.bundle(load_s=0.2, warm_s=0.1), replicas=2))
-        observed = await here.serve(wish)
+        desired = wanted(revision(here.registry.bundle(load_s=0.2, warm_s=0.1), replicas=2))
+        observed = await here.serve(desired)
         assert [each.replica_id for each in observed.replicas] == [f"{NAME}-1", f"{NAME}-2"]
         assert observed.weights == {1: 100}
         answer = await here.ask()
@@ -218,10 +218,10 @@ async def test_a_swap_changes_the_adapter_of_a_running_process(tmp_path: Path):
         await here.serve(wanted(revision(first), engine=SWITCHED))
         before = pid_of(tmp_path, 1)
         second = here.registry.bundle("2.0.0", base="smol")
-        wish = wanted(
+        desired = wanted(
             revision(second, 2), mode=pb.REPLACEMENT_MODE_SWAP_ADAPTER, generation=2, engine=SWITCHED
         )
-        observed = await here.serve(wish)
+        observed = await here.serve(desired)
         assert pid_of(tmp_path, 1) == before
         (swapped,) = observed.replicas
         assert swapped.revision == 2
@@ -240,10 +240,10 @@ async def test_where_a_swap_fails_the_replica_is_started_anew(tmp_path: Path):
         first = here.registry.bundle("1.0.0", base="smol", refuses_adapters=True)
         await here.serve(wanted(revision(first), engine=SWITCHED))
         second = here.registry.bundle("2.0.0", base="smol")
-        wish = wanted(
+        desired = wanted(
             revision(second, 2), mode=pb.REPLACEMENT_MODE_SWAP_ADAPTER, generation=2, engine=SWITCHED
         )
-        observed = await here.serve(wish)
+        observed = await here.serve(desired)
         assert [each.replica_id for each in observed.replicas] == [f"{NAME}-2"]
         assert (await here.ask()).json()["version"] == "2.0.0"
 
@@ -260,8 +260,8 @@ async def test_other_engine_options_replace_the_replicas_of_the_same_revision(tm
 
 async def test_without_room_a_replica_waits_and_says_what_it_lacks(tmp_path: Path):
     async with world(tmp_path, big_machine(cores=1)) as here:
-        wish = wanted(revision(here.registry.bundle(), replicas=2))
-        await here.backend.apply(wish)
+        desired = wanted(revision(here.registry.bundle(), replicas=2))
+        await here.backend.apply(desired)
         observed = await here.until(lambda observed: observed.weights and observed.reasons)
         assert observed.reasons == (("INSUFFICIENT_CPU", "needs 1 CPU, and 0 are free"),)
         assert [each.phase for each in observed.replicas] == [READY, pb.REPLICA_PHASE_SCHEDULING]

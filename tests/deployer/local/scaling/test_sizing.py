@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from neuroweaver.deployer.domain.backend import Bundle, Scaling, WantedRevision
+from neuroweaver.deployer.domain.backend import Bundle, DesiredRevision, Scaling
 from neuroweaver.deployer.local.scaling.autoscaler import Autoscaler, Use
 from neuroweaver.deployer.local.scaling.sizing import Load, Sizing
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -63,8 +63,8 @@ def test_reaction_to_load_takes_less_than_a_minute():
 
 def test_a_candidate_never_inflates_the_stable_revision():
     sizing, scaled = Sizing(), bounds(target_concurrency=1)
-    revisions = (WantedRevision(1, BUNDLE, 0, 90, scaled), WantedRevision(2, BUNDLE, 0, 10, scaled))
-    sizing.wish(revisions, {1: 2}, 0)
+    revisions = (DesiredRevision(1, BUNDLE, 0, 90, scaled), DesiredRevision(2, BUNDLE, 0, 10, scaled))
+    sizing.aim_at(revisions, {1: 2}, 0)
     assert sizing.desired == {1: 2, 2: 1}
     for second in range(20):
         sizing.look(Load({1: Use(2), 2: Use(5)}, is_calling=True), second)
@@ -75,27 +75,27 @@ def test_a_candidate_never_inflates_the_stable_revision():
 
 def test_what_takes_over_is_as_large_as_what_retires():
     sizing, scaled = Sizing(), bounds(target_concurrency=1)
-    sizing.wish((WantedRevision(2, BUNDLE, 0, 100, scaled),), {1: 4}, 0)
+    sizing.aim_at((DesiredRevision(2, BUNDLE, 0, 100, scaled),), {1: 4}, 0)
     assert sizing.desired == {2: 4}
 
 
 def test_the_same_wish_again_keeps_the_size_that_was_found():
     sizing, scaled = Sizing(), bounds(target_concurrency=1)
-    revisions = (WantedRevision(1, BUNDLE, 0, 100, scaled),)
-    sizing.wish(revisions, {}, 0)
+    revisions = (DesiredRevision(1, BUNDLE, 0, 100, scaled),)
+    sizing.aim_at(revisions, {}, 0)
     for second in range(20):
         sizing.look(Load({1: Use(3)}, is_calling=True), second)
-    sizing.wish(revisions, {1: 3}, 21)
+    sizing.aim_at(revisions, {1: 3}, 21)
     assert sizing.desired == {1: 3}
-    fewer = (WantedRevision(1, BUNDLE, 0, 100, bounds(target_concurrency=1, max_replicas=2)),)
-    sizing.wish(fewer, {1: 3}, 22)
+    fewer = (DesiredRevision(1, BUNDLE, 0, 100, bounds(target_concurrency=1, max_replicas=2)),)
+    sizing.aim_at(fewer, {1: 3}, 22)
     assert sizing.desired == {1: 2}
 
 
 def test_it_sleeps_after_the_idle_timeout_and_not_before():
     scaled = bounds(min_replicas=0, target_concurrency=1, idle_timeout=Duration(seconds=60))
     sizing = Sizing()
-    sizing.wish((WantedRevision(1, BUNDLE, 0, 100, scaled),), {}, 0)
+    sizing.aim_at((DesiredRevision(1, BUNDLE, 0, 100, scaled),), {}, 0)
     assert sizing.desired == {1: 1}
     sizing.called(30)
     sizing.look(Load({}, is_calling=False), 89)
@@ -111,6 +111,6 @@ def test_it_sleeps_after_the_idle_timeout_and_not_before():
 
 def test_a_fixed_number_of_zero_is_not_woken():
     sizing = Sizing()
-    sizing.wish((WantedRevision(1, BUNDLE, 0, 100),), {}, 0)
+    sizing.aim_at((DesiredRevision(1, BUNDLE, 0, 100),), {}, 0)
     assert not sizing.wake()
     assert not sizing.is_asleep

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import Object
-from neuroweaver.deployer.domain.backend import WantedRevision
+from neuroweaver.deployer.domain.backend import DesiredRevision
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 
 _FOLDER: Final = "/models/base"
@@ -61,7 +61,7 @@ class BaseModel:
         return order if self.digest else {}
 
 
-def base_model(revision: WantedRevision, settings: ClusterSettings) -> BaseModel | None:
+def base_model(revision: DesiredRevision, settings: ClusterSettings) -> BaseModel | None:
     """None if there is no adapter. Raises BackendError for what can be the name of no base model."""
     name = revision.bundle.base_name
     if not name:

@@ -1,5 +1,4 @@
-"""From a wish to the objects that fulfil it. Pure: the same wish gives the same objects, and no cluster is
-asked.
+"""From a desired state to the objects that fulfil it. Pure: no cluster is asked.
 
 Objects are dictionaries all the way to the wire, so that nothing a user wrote can become a line of YAML.
 """
@@ -22,7 +21,7 @@ from neuroweaver.cluster.kinds import (
     Object,
     kind_of,
 )
-from neuroweaver.deployer.domain.backend import Wanted, WantedRevision
+from neuroweaver.deployer.domain.backend import DesiredRevision, DesiredState
 from neuroweaver.deployer.kubernetes.manifests import (
     boundaries,
     monitoring,
@@ -49,7 +48,7 @@ class Cluster:
     backup_selector: Mapping[str, str] | None = None
 
 
-def obstacle_to_zero(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> str:
+def obstacle_to_zero(wanted: DesiredState, settings: ClusterSettings, cluster: Cluster) -> str:
     """Why nothing would ever wake a deployment without replicas; empty if something would."""
     # A router wakes by its metrics, so somebody must read them.
     is_read = Scope(wanted, settings).is_monitored and SERVICE_MONITOR in cluster.kinds
@@ -58,7 +57,7 @@ def obstacle_to_zero(wanted: Wanted, settings: ClusterSettings, cluster: Cluster
     return scaling.obstacle_to_zero(settings, has_keda=has_keda, has_router=has_router)
 
 
-def manifests(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> list[Object]:
+def manifests(wanted: DesiredState, settings: ClusterSettings, cluster: Cluster) -> list[Object]:
     """All objects but the record, in the order in which they are applied. Raises BackendError for what
     cannot be.
     """
@@ -102,7 +101,7 @@ def _network_policy(scope: Scope) -> Object:
     return boundaries.network_policy(scope, scope.name, {identity.DEPLOYMENT: scope.name}, egress)
 
 
-def _of_revision(scope: Scope, revision: WantedRevision, cluster: Cluster) -> Iterator[Object]:
+def _of_revision(scope: Scope, revision: DesiredRevision, cluster: Cluster) -> Iterator[Object]:
     yield _deployment(scope, revision)
     yield traffic.of_revision(scope, revision.number)
     if scaling.scales_to_zero(revision):
@@ -115,7 +114,7 @@ def _of_revision(scope: Scope, revision: WantedRevision, cluster: Cluster) -> It
         yield boundaries.disruption_budget(scope, revision.number, replicas)
 
 
-def _deployment(scope: Scope, revision: WantedRevision) -> Object:
+def _deployment(scope: Scope, revision: DesiredRevision) -> Object:
     spec: Object = {
         "selector": {"matchLabels": scope.selector(revision.number)},
         "revisionHistoryLimit": 2,
@@ -136,7 +135,7 @@ def _deployment(scope: Scope, revision: WantedRevision) -> Object:
     return deployment
 
 
-def _strategy(wanted: Wanted) -> Object:
+def _strategy(wanted: DesiredState) -> Object:
     if wanted.replacement == pb.REPLACEMENT_MODE_RECREATE:
         return {"type": "Recreate"}
     rollout = wanted.spec.rollout

@@ -16,7 +16,7 @@ from typing import Any, Final
 from neuroweaver.cluster import quantities
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import Object
-from neuroweaver.deployer.domain.backend import Wanted, WantedRevision
+from neuroweaver.deployer.domain.backend import DesiredRevision, DesiredState
 from neuroweaver.deployer.domain.serving import serving_config
 from neuroweaver.deployer.kubernetes.manifests.base_model import BaseModel, base_model, hub_environment
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope
@@ -72,7 +72,7 @@ def uses_vllm(spec: pb.DeploymentSpec) -> bool:
     return spec.resources.gpus > 0
 
 
-def template(scope: Scope, revision: WantedRevision) -> Object:
+def template(scope: Scope, revision: DesiredRevision) -> Object:
     """A pod template. Raises BackendError for what cannot be put into one."""
     wanted, spec, settings = scope.wanted, scope.spec, scope.settings
     options = spec.kubernetes
@@ -223,7 +223,7 @@ def _fetch(base: BaseModel | None, settings: ClusterSettings) -> Object:
     )
 
 
-def _server(scope: Scope, revision: WantedRevision, base: BaseModel | None) -> Object:
+def _server(scope: Scope, revision: DesiredRevision, base: BaseModel | None) -> Object:
     spec, settings = scope.spec, scope.settings
     mounts: list[Object] = [
         {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
@@ -290,7 +290,7 @@ def _liveness(spec: pb.DeploymentSpec) -> list[str]:
     ]
 
 
-def _vllm_arguments(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) -> list[str]:
+def _vllm_arguments(wanted: DesiredState, revision: DesiredRevision, base: BaseModel | None) -> list[str]:
     """An argument each, so that no value can become a second one."""
     engine, bundle = wanted.spec.engine, revision.bundle
     names = [wanted.key.model_id, f"{wanted.key.model_id}@{bundle.version}"]
@@ -362,7 +362,7 @@ def _volumes(base: BaseModel | None, *, is_vllm: bool) -> list[Object]:
     return volumes
 
 
-def _config(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) -> str:
+def _config(wanted: DesiredState, revision: DesiredRevision, base: BaseModel | None) -> str:
     """The model server's configuration; the init container takes the files from it."""
     config = replace(
         serving_config(wanted, revision),
@@ -381,13 +381,13 @@ def _config(wanted: Wanted, revision: WantedRevision, base: BaseModel | None) ->
     return text
 
 
-def _source(wanted: Wanted, base: BaseModel | None, settings: ClusterSettings) -> dict[str, Any]:
+def _source(wanted: DesiredState, base: BaseModel | None, settings: ClusterSettings) -> dict[str, Any]:
     """The init container's own configuration."""
     source = {"registry": settings.registry_address, "model_id": wanted.key.model_id}
     return source | (base.order() if base is not None else {})
 
 
-def needs_hub(wanted: Wanted, settings: ClusterSettings) -> bool:
+def needs_hub(wanted: DesiredState, settings: ClusterSettings) -> bool:
     """Whether pods fetch a base model from the Hugging Face hub."""
     return not settings.base_claim and any(revision.bundle.base_name for revision in wanted.revisions)
 

@@ -1,4 +1,4 @@
-"""The last wish that was carried out as a whole, kept in a ConfigMap beside the deployment's objects."""
+"""The last desired state that was carried out as a whole, in a ConfigMap beside the deployment's objects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from neuroweaver.cluster.kinds import CONFIG_MAP, Object, ref
-from neuroweaver.deployer.domain.backend import Wanted
+from neuroweaver.deployer.domain.backend import DesiredState
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 
@@ -24,7 +24,7 @@ class Record:
     weights: Mapping[int, int] = field(default_factory=dict)
 
 
-def written(wanted: Wanted, settings: ClusterSettings, objects: Sequence[Object]) -> Object:
+def written(wanted: DesiredState, settings: ClusterSettings, objects: Sequence[Object]) -> Object:
     weights = {str(revision.number): revision.weight_percent for revision in wanted.revisions}
     data = {
         "generation": str(wanted.generation),

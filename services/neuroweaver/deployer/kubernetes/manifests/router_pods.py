@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from neuroweaver.cluster.kinds import CONFIG_MAP, DEPLOYMENT, DISRUPTION_BUDGET, SERVICE, Object
-from neuroweaver.deployer.domain.backend import Wanted
+from neuroweaver.deployer.domain.backend import DesiredState
 from neuroweaver.deployer.domain.specification import has_router
 from neuroweaver.deployer.kubernetes.manifests import boundaries, pods, routes, traffic
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope
@@ -26,7 +26,7 @@ _API_PORTS: Final = (443, 6443)
 _MODULE: Final = "neuroweaver.deployer.kubernetes.in_pods.router"
 
 
-def is_wanted(wanted: Wanted) -> bool:
+def is_wanted(wanted: DesiredState) -> bool:
     return has_router(wanted.spec, wanted.key)
 
 
@@ -115,7 +115,7 @@ def _template(scope: Scope, name: str, own: dict[str, str]) -> Object:
     }
 
 
-def _egress(wanted: Wanted) -> list[Object]:
+def _egress(wanted: DesiredState) -> list[Object]:
     replicas = {"podSelector": {"matchLabels": {identity.DEPLOYMENT: wanted.resource_name}}}
     port = [boundaries.tcp(containers.PORT)]
     egress: list[Object] = [

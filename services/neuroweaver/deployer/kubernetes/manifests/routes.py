@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from neuroweaver.deployer.domain.backend import Key, Redirect, Wanted
+from neuroweaver.deployer.domain.backend import DesiredState, Key, Redirect
 from neuroweaver.deployer.kubernetes.manifests import scaling
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.naming.containers import PORT
@@ -59,7 +59,7 @@ def read(text: str) -> Table:
         raise BadRoutes(f"{type(error).__name__}: {error}") from error
 
 
-def table(wanted: Wanted, namespace: str) -> Table:
+def table(wanted: DesiredState, namespace: str) -> Table:
     """namespace: of the deployment."""
 
     def url(number: int) -> str:

@@ -11,7 +11,7 @@ import math
 from neuroweaver.cluster import quantities
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import AUTOSCALER, DEPLOYMENT, SCALED_OBJECT, Object
-from neuroweaver.deployer.domain.backend import WantedRevision
+from neuroweaver.deployer.domain.backend import DesiredRevision
 from neuroweaver.deployer.kubernetes.manifests.monitoring import CONCURRENCY, DEPLOYMENT_LABEL
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.naming import identity
@@ -24,7 +24,7 @@ _DEFAULT_CONCURRENCY = 8.0
 _LONGEST_STABILIZATION_S = 3600
 
 
-def scales_to_zero(revision: WantedRevision) -> bool:
+def scales_to_zero(revision: DesiredRevision) -> bool:
     scaling = revision.autoscaling
     return scaling is not None and scaling.HasField("min_replicas") and scaling.min_replicas == 0
 
@@ -47,14 +47,14 @@ def obstacle_to_zero(settings: ClusterSettings, *, has_keda: bool, has_router: b
     return ""
 
 
-def least_replicas(revision: WantedRevision) -> int:
+def least_replicas(revision: DesiredRevision) -> int:
     scaling = revision.autoscaling
     if scaling is None:
         return revision.replicas
     return scaling.min_replicas if scaling.HasField("min_replicas") else 1
 
 
-def autoscaler(scope: Scope, revision: WantedRevision) -> Object:
+def autoscaler(scope: Scope, revision: DesiredRevision) -> Object:
     scaling = _autoscaling(revision)
     spec = {
         "scaleTargetRef": _target(scope, revision),
@@ -66,7 +66,7 @@ def autoscaler(scope: Scope, revision: WantedRevision) -> Object:
     return scope.of_revision(AUTOSCALER, revision.number, spec=spec)
 
 
-def scaled_object(scope: Scope, revision: WantedRevision) -> Object:
+def scaled_object(scope: Scope, revision: DesiredRevision) -> Object:
     """KEDA makes the HorizontalPodAutoscaler itself.
 
     What wakes it is the query of the settings, else the requests that wait in its router.
@@ -97,7 +97,7 @@ def scaled_object(scope: Scope, revision: WantedRevision) -> Object:
     return scope.of_revision(SCALED_OBJECT, revision.number, spec=spec)
 
 
-def _autoscaling(revision: WantedRevision) -> pb.Autoscaling:
+def _autoscaling(revision: DesiredRevision) -> pb.Autoscaling:
     return revision.autoscaling or pb.Autoscaling()
 
 
@@ -113,7 +113,7 @@ def _prometheus(address: str, query: str, threshold: float) -> Object:
     }
 
 
-def _target(scope: Scope, revision: WantedRevision) -> Object:
+def _target(scope: Scope, revision: DesiredRevision) -> Object:
     name = identity.of_revision(scope.name, revision.number)
     return {"apiVersion": DEPLOYMENT.api_version, "kind": DEPLOYMENT.name, "name": name}
 

@@ -1,4 +1,4 @@
-"""One deployment's wish and where it is to be: what each of its objects needs."""
+"""One deployment's desired state and where it is to be: what each of its objects needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from neuroweaver.cluster.api import FIELD_MANAGER
 from neuroweaver.cluster.kinds import Kind, Object
-from neuroweaver.deployer.domain.backend import Wanted
+from neuroweaver.deployer.domain.backend import DesiredState
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -21,7 +21,7 @@ def namespace_of(spec: pb.DeploymentSpec, settings: ClusterSettings) -> str:
 
 @dataclass(frozen=True)
 class Scope:
-    wanted: Wanted
+    wanted: DesiredState
     settings: ClusterSettings
 
     @property

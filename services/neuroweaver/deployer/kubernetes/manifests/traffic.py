@@ -22,7 +22,7 @@ from typing import Final
 
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.cluster.kinds import HTTP_ROUTE, SERVICE, Object
-from neuroweaver.deployer.domain.backend import Key, Wanted
+from neuroweaver.deployer.domain.backend import DesiredState, Key
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.naming.containers import PORT, PORT_NAME
@@ -72,7 +72,7 @@ def front(
     return scope.object(SERVICE, labels={identity.ROLE: "front"}, spec=spec)
 
 
-def front_selector(wanted: Wanted) -> dict[str, str]:
+def front_selector(wanted: DesiredState) -> dict[str, str]:
     serving = [revision for revision in wanted.revisions if revision.weight_percent > 0]
     chosen = {identity.DEPLOYMENT: wanted.resource_name}
     if len(serving) > 1:
@@ -93,7 +93,7 @@ def split_by_replicas(weights: Mapping[int, int], ready: Mapping[int, int], tole
     return ", ".join(f"revision {number} gets {real[number]} % for {weights[number]} %" for number in serving)
 
 
-def check_split(wanted: Wanted) -> None:
+def check_split(wanted: DesiredState) -> None:
     """Raises BackendError where a selector cannot tell those that share the traffic from one that has
     none.
     """

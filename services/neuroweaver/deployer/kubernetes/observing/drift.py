@@ -1,4 +1,4 @@
-"""What differs between a live object and the wish, and to whom the difference belongs.
+"""What differs between a live object and the desired state, and to whom the difference belongs.
 
 Who applies a field by server-side apply declares it as its own and will declare it again: such fields are
 left to them and reported. Everything else that was changed, by an edit, a patch or `kubectl scale`, is set
@@ -57,7 +57,7 @@ def stamped(wanted: Object) -> Object:
 
 
 def was_applied(wanted: Object, live: Object) -> bool:
-    """Whether this very wish was applied once, whatever became of it since. wanted: stamped."""
+    """Whether this very desired state was applied once, whatever became of it since. wanted: stamped."""
     annotations = live["metadata"].get("annotations") or {}
     return bool(annotations.get(APPLIED) == wanted["metadata"]["annotations"][APPLIED])
 
@@ -97,7 +97,7 @@ def differences(live: Object | None, wished: Object) -> tuple[FieldChange, ...]:
 
 
 def left_to_others(wanted: Object, live: Object) -> tuple[Object, tuple[FieldChange, ...]]:
-    """The wish without what others declare as their own with another value, and what that is."""
+    """The desired state without what others declare as their own with another value, and what that is."""
     trees = [
         entry.get("fieldsV1") or {}
         for entry in live["metadata"].get("managedFields") or ()

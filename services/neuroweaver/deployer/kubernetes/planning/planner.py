@@ -32,7 +32,7 @@ from neuroweaver.cluster.kinds import (
     kind_of,
     ref,
 )
-from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Finding, Planned, Wanted
+from neuroweaver.deployer.domain.backend import BackendPlan, DesiredState, FieldChange, Finding, Planned
 from neuroweaver.deployer.kubernetes import applying
 from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, scaling, traffic
 from neuroweaver.deployer.kubernetes.manifests.manifests import (
@@ -62,7 +62,7 @@ class Found:
 
 
 async def plan(
-    api: Api, settings: ClusterSettings, cluster: Cluster, wanted: Wanted, found: Found
+    api: Api, settings: ClusterSettings, cluster: Cluster, wanted: DesiredState, found: Found
 ) -> BackendPlan:
     """Raises Refusal and BackendError."""
     namespace = namespace_of(wanted.spec, settings)
@@ -83,11 +83,11 @@ async def plan(
     planned: list[Planned] = []
     limit = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(wish: Object) -> Planned | Finding:
+    async def one(desired: Object) -> Planned | Finding:
         async with limit:
-            is_known = not kind_of(wish).is_custom or kind_of(wish) in cluster.kinds
-            can_try = has_namespace and is_known and _has_its_role(wish, found)
-            return await _planned(api, wish, found.objects.get(ref(wish)), can_try=can_try)
+            is_known = not kind_of(desired).is_custom or kind_of(desired) in cluster.kinds
+            can_try = has_namespace and is_known and _has_its_role(desired, found)
+            return await _planned(api, desired, found.objects.get(ref(desired)), can_try=can_try)
 
     for outcome in await asyncio.gather(*map(one, objects)):
         if isinstance(outcome, Finding):
@@ -125,16 +125,16 @@ async def plan(
     )
 
 
-async def _planned(api: Api, wish: Object, live: Object | None, *, can_try: bool) -> Planned | Finding:
-    kind = kind_of(wish)
+async def _planned(api: Api, desired: Object, live: Object | None, *, can_try: bool) -> Planned | Finding:
+    kind = kind_of(desired)
     action: pb.PlannedAction.ValueType = pb.PLANNED_ACTION_CREATE
     changes: tuple[FieldChange, ...] = ()
     if not can_try and live is not None:
-        is_there = drift.holds(wish, live)
+        is_there = drift.holds(desired, live)
         action = pb.PLANNED_ACTION_UNCHANGED if is_there else pb.PLANNED_ACTION_UPDATE
     if can_try:
         try:
-            changes = await applying.changes_of(api, wish, live)
+            changes = await applying.changes_of(api, desired, live)
             if live is not None:
                 action = pb.PLANNED_ACTION_UPDATE if changes else pb.PLANNED_ACTION_UNCHANGED
         except Refusal as error:
@@ -145,19 +145,19 @@ async def _planned(api: Api, wish: Object, live: Object | None, *, can_try: bool
     return Planned(
         api_version=kind.api_version,
         kind=kind.name,
-        namespace=wish["metadata"]["namespace"],
-        name=wish["metadata"]["name"],
+        namespace=desired["metadata"]["namespace"],
+        name=desired["metadata"]["name"],
         action=action,
-        manifest=yaml.safe_dump(wish, sort_keys=False, allow_unicode=True),
+        manifest=yaml.safe_dump(desired, sort_keys=False, allow_unicode=True),
         changes=changes,
     )
 
 
-def _has_its_role(wish: Object, found: Found) -> bool:
+def _has_its_role(desired: Object, found: Found) -> bool:
     """Unless its client may bind anything, the API server looks into the Role of a RoleBinding even in a dry
     run, and answers 404 as long as there is none.
     """
-    return kind_of(wish) != ROLE_BINDING or Ref(ROLE.name, wish["roleRef"]["name"]) in found.objects
+    return kind_of(desired) != ROLE_BINDING or Ref(ROLE.name, desired["roleRef"]["name"]) in found.objects
 
 
 def _deletions(objects: list[Object], found: Found, resource_name: str) -> Iterator[Planned]:
@@ -178,7 +178,7 @@ def _deletions(objects: list[Object], found: Found, resource_name: str) -> Itera
 
 
 def _as_if_possible(
-    wanted: Wanted, settings: ClusterSettings, cluster: Cluster
+    wanted: DesiredState, settings: ClusterSettings, cluster: Cluster
 ) -> tuple[ClusterSettings, Cluster]:
     """So that the objects can be shown of what a finding says is not possible here."""
     if not obstacle_to_zero(wanted, settings, cluster):
@@ -191,7 +191,7 @@ def _as_if_possible(
     return able, replace(cluster, kinds=cluster.kinds | {SCALED_OBJECT})
 
 
-def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> Iterator[Finding]:
+def _findings(wanted: DesiredState, settings: ClusterSettings, cluster: Cluster) -> Iterator[Finding]:
     spec = wanted.spec
     if any(scaling.scales_to_zero(revision) for revision in wanted.revisions) and (
         obstacle := obstacle_to_zero(wanted, settings, cluster)
@@ -238,7 +238,7 @@ def _findings(wanted: Wanted, settings: ClusterSettings, cluster: Cluster) -> It
     yield from _findings_without_effect(wanted)
 
 
-def _findings_of_base(wanted: Wanted, settings: ClusterSettings) -> Iterator[Finding]:
+def _findings_of_base(wanted: DesiredState, settings: ClusterSettings) -> Iterator[Finding]:
     adapters = [revision.bundle for revision in wanted.revisions if revision.bundle.base_name]
     if pods.needs_hub(wanted, settings) and any(each.base_name == BUILTIN for each in adapters):
         yield Finding(
@@ -255,7 +255,7 @@ def _findings_of_base(wanted: Wanted, settings: ClusterSettings) -> Iterator[Fin
         )
 
 
-def _findings_without_effect(wanted: Wanted) -> Iterator[Finding]:
+def _findings_without_effect(wanted: DesiredState) -> Iterator[Finding]:
     """What was asked for and does nothing here."""
     spec = wanted.spec
     has_adapter = any(revision.bundle.base_name for revision in wanted.revisions)
@@ -280,7 +280,7 @@ def _findings_without_effect(wanted: Wanted) -> Iterator[Finding]:
             )
 
 
-def _findings_of_canary(wanted: Wanted, *, has_route: bool) -> Iterator[Finding]:
+def _findings_of_canary(wanted: DesiredState, *, has_route: bool) -> Iterator[Finding]:
     spec = wanted.spec
     if spec.rollout.session_affinity != pb.SESSION_AFFINITY_NONE:
         yield Finding(
@@ -299,7 +299,7 @@ def _findings_of_canary(wanted: Wanted, *, has_route: bool) -> Iterator[Finding]
     yield Finding("WEIGHTS_BY_REPLICAS", words, "spec.rollout.canary.steps")
 
 
-async def _findings_of_metrics(api: Api, wanted: Wanted) -> list[Finding]:
+async def _findings_of_metrics(api: Api, wanted: DesiredState) -> list[Finding]:
     """An autoscaler without its metrics never moves, and says so only in its own status."""
     scalings = [revision.autoscaling for revision in wanted.revisions if revision.autoscaling is not None]
     made = []

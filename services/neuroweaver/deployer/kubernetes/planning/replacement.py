@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from neuroweaver.cluster import quantities
 from neuroweaver.cluster.kinds import Object, is_going
-from neuroweaver.deployer.domain.backend import Capacity, Finding, Wanted
+from neuroweaver.deployer.domain.backend import Capacity, DesiredState, Finding
 from neuroweaver.deployer.kubernetes.manifests.scaling import least_replicas
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.observing import observation
@@ -43,7 +43,7 @@ class Room:
 
 
 def decide(
-    wanted: Wanted,
+    wanted: DesiredState,
     own_pods: Iterable[Object],
     pod_spec: Object | None,
     room: Room,
@@ -51,8 +51,8 @@ def decide(
     nodes_may_come: bool,
     changes_pods: bool = False,
 ) -> Decision:
-    """pod_spec: of a pod of the wish; None if it has no revision. changes_pods: pods of a revision that
-    stays change, so that the Deployment replaces them itself.
+    """pod_spec: of a desired pod; None without a revision. changes_pods: pods of a revision that stays
+    change, so that the Deployment replaces them itself.
     """
     asked = wanted.replacement or wanted.spec.rollout.replacement
     counts = {revision.number: least_replicas(revision) for revision in wanted.revisions}
@@ -145,7 +145,12 @@ class _Reckoning:
     """The figures of one decision."""
 
     def __init__(
-        self, wanted: Wanted, counts: Mapping[int, int], new_pods: int, pod_spec: Object | None, room: Room
+        self,
+        wanted: DesiredState,
+        counts: Mapping[int, int],
+        new_pods: int,
+        pod_spec: Object | None,
+        room: Room,
     ) -> None:
         self._counts = counts
         self._new = new_pods
@@ -220,7 +225,7 @@ class _Reckoning:
         )
 
 
-def _findings_of_wish(wanted: Wanted, counts: Mapping[int, int]) -> Iterable[Finding]:
+def _findings_of_wish(wanted: DesiredState, counts: Mapping[int, int]) -> Iterable[Finding]:
     options = wanted.spec.kubernetes
     most = max(counts.values(), default=0)
     if options.HasField("min_available") and most >= 2 and options.min_available >= most:
@@ -233,7 +238,7 @@ def _findings_of_wish(wanted: Wanted, counts: Mapping[int, int]) -> Iterable[Fin
         )
 
 
-def _at_once(wanted: Wanted, counts: Mapping[int, int], alive: Iterable[Object]) -> int:
+def _at_once(wanted: DesiredState, counts: Mapping[int, int], alive: Iterable[Object]) -> int:
     """New pods that there are beside the old ones at a time: a rollout takes old ones away as new ones are
     ready, so that there are never more than the number wanted and `max_surge`.
     """
@@ -249,14 +254,14 @@ def _at_once(wanted: Wanted, counts: Mapping[int, int], alive: Iterable[Object])
     return min(missing, max(0, sum(counts.values()) + _surge(wanted) - old))
 
 
-def _surge(wanted: Wanted) -> int:
+def _surge(wanted: DesiredState) -> int:
     if wanted.replacement == pb.REPLACEMENT_MODE_RECREATE:
         return 0
     rollout = wanted.spec.rollout
     return rollout.max_surge if rollout.HasField("max_surge") else 1
 
 
-def _has_gap(wanted: Wanted, mode: pb.ReplacementMode.ValueType, replicas: int) -> bool:
+def _has_gap(wanted: DesiredState, mode: pb.ReplacementMode.ValueType, replicas: int) -> bool:
     if mode == pb.REPLACEMENT_MODE_RECREATE:
         return True
     return _surge(wanted) == 0 and wanted.spec.rollout.max_unavailable >= replicas

@@ -1,4 +1,4 @@
-"""One deployment on this machine: its replicas, brought to the last wish, and who answers a request."""
+"""One deployment on this machine: its replicas, brought to the desired state, and who answers a request."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Final
 
 from neuroweaver.cluster.errors import Trouble
-from neuroweaver.deployer.domain.backend import Key, Line, Measured, Observed, Redirect, Wanted
+from neuroweaver.deployer.domain.backend import DesiredState, Key, Line, Measured, Observed, Redirect
 from neuroweaver.deployer.local.files.supplies import Supplies
 from neuroweaver.deployer.local.replicas import log_files, record
 from neuroweaver.deployer.local.replicas.launch import Launch
 from neuroweaver.deployer.local.replicas.meter import Meter
 from neuroweaver.deployer.local.replicas.processes import Process
 from neuroweaver.deployer.local.replicas.replacement import Limits, Steps, There, next_steps
-from neuroweaver.deployer.local.replicas.replica import Adopted, Replica, Surroundings
+from neuroweaver.deployer.local.replicas.replica import Adopted, Replica, ReplicaContext
 from neuroweaver.deployer.local.replicas.restarts import Policy
 from neuroweaver.deployer.local.scaling.sizing import Load, Sizing
 from neuroweaver.deployer.routing.counts import Counts
@@ -49,7 +49,7 @@ class Fleet:
         self,
         resource_name: str,
         folder: Path,
-        around: Surroundings,
+        context: ReplicaContext,
         supply: Callable[[Path, Callable[[], None]], Supplies],
         moved: Callable[[Fleet], None],
     ) -> None:
@@ -60,8 +60,8 @@ class Fleet:
         self._tell = moved
         self._moved = asyncio.Event()
         self._supplies = supply(folder / "bundles", self._moved.set)
-        self._around = around
-        self._wanted: Wanted | None = None
+        self._context = context
+        self._wanted: DesiredState | None = None
         self._launches: dict[str, Launch] = {}
         self._replicas: dict[int, Replica] = {}
         self._sizing = Sizing()
@@ -91,12 +91,12 @@ class Fleet:
                 _LOG.info("a replica is adopted", extra={"replica": self._replica_id(kept.number)})
                 self._add(kept.number, Adopted(kept, process))
 
-    def wish(self, wanted: Wanted) -> None:
+    def aim_at(self, wanted: DesiredState) -> None:
         """Brings what is there nearer to it, now and from now on. Raises BackendError."""
         self.key, self._wanted, self.redirect, self._is_ending = wanted.key, wanted, wanted.redirect, False
         self._supplies.resume()
         there = Counter(each.revision for each in self._replicas.values() if not each.is_leaving)
-        self._sizing.wish(wanted.revisions, there, time.monotonic())
+        self._sizing.aim_at(wanted.revisions, there, time.monotonic())
         launches = [Launch.of(wanted, revision) for revision in wanted.revisions]
         self._launches = {launch.target: launch for launch in launches}
         policy = Policy.of(wanted.spec)
@@ -237,7 +237,7 @@ class Fleet:
 
     async def measure(self) -> Sequence[Measured]:
         wished = [each.number for each in self._wanted.revisions] if self._wanted else []
-        return await self._meter.measure(self._around.client, wished, self.replicas)
+        return await self._meter.measure(self._context.client, wished, self.replicas)
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -286,7 +286,7 @@ class Fleet:
             each.leave(drain_s if within_s is None else min(drain_s, within_s))
         self._supplies.end()
 
-    def _next_steps(self, wanted: Wanted) -> Steps:
+    def _next_steps(self, wanted: DesiredState) -> Steps:
         rollout, mode = wanted.spec.rollout, wanted.replacement or pb.REPLACEMENT_MODE_SURGE
         if mode == pb.REPLACEMENT_MODE_RECREATE and self._is_unprepared():
             return Steps()
@@ -319,7 +319,7 @@ class Fleet:
         ]
 
     def _applied_generation(self) -> int:
-        """Rises once every process of the wish has been started, and none is left that it does not know."""
+        """Rises once every desired process has been started, and no other is left."""
         if self._wanted is None or self._is_ending:
             return self._generation
         is_known = all(each.was_started and each.target in self._launches for each in self.replicas)
@@ -341,7 +341,7 @@ class Fleet:
         policy = Policy.of(self._wanted.spec) if self._wanted else Policy()
         replica_id = self._replica_id(number)
         self._replicas[number] = Replica(
-            replica_id, folder, start, policy, self._around, self._supplies, self._moved.set
+            replica_id, folder, start, policy, self._context, self._supplies, self._moved.set
         )
 
     def _forget_gone(self) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from neuroweaver.artifacts.serving_config import ServingConfig
 from neuroweaver.cluster import quantities
-from neuroweaver.deployer.domain.backend import Bundle, Wanted, WantedRevision
+from neuroweaver.deployer.domain.backend import Bundle, DesiredRevision, DesiredState
 from neuroweaver.deployer.domain.serving import serving_config
 from neuroweaver.deployer.local.files.supplies import Places
 from neuroweaver.deployer.local.machine.machine import Need, need_of
@@ -37,7 +37,7 @@ class Launch:
     memory_limit_bytes: int = 0
 
     @classmethod
-    def of(cls, wanted: Wanted, revision: WantedRevision) -> Launch:
+    def of(cls, wanted: DesiredState, revision: DesiredRevision) -> Launch:
         resources = wanted.spec.resources
         return cls(
             revision.number,

@@ -48,7 +48,7 @@ _KILLED_S: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class ReplicaContext:
     """What all replicas on this machine share.
 
     wedge_grace_s: how long a replica that was ready may fail its health check. probe_s: between two checks of
@@ -92,7 +92,7 @@ class Replica:
         folder: Path,
         start: Launch | Adopted,
         policy: Policy,
-        around: Surroundings,
+        context: ReplicaContext,
         supplies: Supplies,
         moved: Callable[[], None],
     ) -> None:
@@ -100,7 +100,7 @@ class Replica:
         self.policy = policy
         self.in_flight = 0
         self._folder = folder
-        self._around = around
+        self._context = context
         self._supplies = supplies
         self._moved = moved
         self._launch = start if isinstance(start, Launch) else None
@@ -244,7 +244,7 @@ class Replica:
             "make_current": True,
         }
         try:
-            answer = await self._around.client.post(
+            answer = await self._context.client.post(
                 f"{self.base_url}/admin/adapters", json=body, timeout=_SWAP_S
             )
         except httpx2.HTTPError as error:
@@ -259,7 +259,7 @@ class Replica:
         self._moved()
         if old != launch.bundle.version:
             with contextlib.suppress(httpx2.HTTPError):
-                await self._around.client.delete(f"{self.base_url}/admin/adapters/{old}", timeout=_SWAP_S)
+                await self._context.client.delete(f"{self.base_url}/admin/adapters/{old}", timeout=_SWAP_S)
         return True
 
     # Its life.
@@ -271,14 +271,14 @@ class Replica:
     async def _live(self) -> None:
         try:
             if self.process is not None:
-                self._around.room.hold(self.replica_id, self.need, self._record.devices)
+                self._context.room.hold(self.replica_id, self.need, self._record.devices)
             while not self.is_leaving or self.process is not None:
                 end = await self._one_run()
                 self.process = None
                 if end is not None:
                     await self._fail(end)
         finally:
-            self._around.room.give_back(self.replica_id)
+            self._context.room.give_back(self.replica_id)
             self._show(pb.REPLICA_PHASE_GONE, "")
 
     async def _one_run(self) -> _End | None:
@@ -289,7 +289,7 @@ class Replica:
             if self.process is None:
                 return None
             process = self.process
-            self._around.room.runs_as(self.replica_id, process.identity.pid)
+            self._context.room.runs_as(self.replica_id, process.identity.pid)
             self._start_time = datetime.fromtimestamp(process.identity.started, UTC)
             weighing = asyncio.create_task(self._limit_memory(process))
             try:
@@ -321,14 +321,14 @@ class Replica:
         places = await self._or_leave(coming)
         if places is None:
             return None
-        devices = self._around.room.gpus_of(self.replica_id)
+        devices = self._context.room.gpus_of(self.replica_id)
         process = await asyncio.to_thread(self._spawn, launch, places, devices)
         self._own_s = {"scheduling": fetching - began, "pulling": time.monotonic() - fetching}
         return process
 
     async def _take_room(self, need: Need) -> bool:
         try:
-            while lack := self._around.room.take(self.replica_id, need):
+            while lack := self._context.room.take(self.replica_id, need):
                 self.lacks = lack.resource
                 self._show(pb.REPLICA_PHASE_SCHEDULING, lack.message)
                 if await self._pause(_GLANCE_S):
@@ -343,7 +343,7 @@ class Replica:
         self._save(replace(known, port=_free_port(), devices=devices, phase_s={}))
         self._configure(launch, places)
         log = log_files.new_file(self._folder, launch.revision)
-        process = processes.start(self._around.command, self._config, self._environ(launch, devices), log)
+        process = processes.start(self._context.command, self._config, self._environ(launch, devices), log)
         _LOG.info("a replica is started", extra={"replica": self.replica_id, "pid": process.identity.pid})
         return process
 
@@ -353,7 +353,7 @@ class Replica:
 
     def _environ(self, launch: Launch, devices: Sequence[str]) -> dict[str, str]:
         # Also without a GPU of its own: it would take one that is another's.
-        environ = dict(self._around.environ) | {gpus.VISIBLE: ",".join(devices)}
+        environ = dict(self._context.environ) | {gpus.VISIBLE: ",".join(devices)}
         if launch.cpu_limit:
             environ["OMP_NUM_THREADS"] = str(max(1, math.ceil(quantities.amount(launch.cpu_limit))))
         return environ
@@ -373,13 +373,13 @@ class Replica:
                 return None
             now = time.monotonic()
             if now >= look_at:
-                health = await probe.health(self._around.client, self.base_url)
+                health = await probe.health(self._context.client, self.base_url)
                 now = time.monotonic()
                 self._learn(health, begun)
                 is_failing = not health.is_live if health else self._ready_since is not None
                 failing_since = (failing_since or now) if is_failing else None
                 log_files.bound(self._folder)
-                look_at = now + (self._around.probe_s if self.is_ready else min(0.2, self._around.probe_s))
+                look_at = now + (self._context.probe_s if self.is_ready else min(0.2, self._context.probe_s))
             if why := self._must_end(now, begun, failing_since):
                 process.kill()
                 await _ended_within(process, lambda: _KILLED_S)
@@ -418,7 +418,7 @@ class Replica:
 
     def _must_end(self, now: float, begun: float, failing_since: float | None) -> str:
         """Why; empty if it may go on."""
-        grace_s, timeout_s = self._around.wedge_grace_s, self.policy.startup_timeout_s
+        grace_s, timeout_s = self._context.wedge_grace_s, self.policy.startup_timeout_s
         if failing_since is not None and now - failing_since >= grace_s:
             reason = self._health.reason if self._health else ""
             return f"its engine made no tokens for {grace_s:g} s" + (f": {reason}" if reason else "")

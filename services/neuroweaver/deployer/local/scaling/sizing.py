@@ -1,11 +1,11 @@
-"""How many replicas each revision of a deployment aims at: by the wish, by the load, or by nobody calling."""
+"""How many replicas each revision of a deployment aims at: as desired, by load, or 0 while nobody calls."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from neuroweaver.deployer.domain.backend import Scaling, WantedRevision
+from neuroweaver.deployer.domain.backend import DesiredRevision, Scaling
 from neuroweaver.deployer.local.scaling.autoscaler import Autoscaler, Use, idle_timeout_s, least_of
 
 
@@ -22,12 +22,12 @@ class Sizing:
 
     def __init__(self) -> None:
         self.desired: dict[int, int] = {}
-        self._revisions: tuple[WantedRevision, ...] = ()
+        self._revisions: tuple[DesiredRevision, ...] = ()
         self._scalers: dict[int, Autoscaler] = {}
         self._scalings: list[Scaling] = []
         self._last_call = 0.0
 
-    def wish(self, revisions: tuple[WantedRevision, ...], there: Mapping[int, int], now: float) -> None:
+    def aim_at(self, revisions: tuple[DesiredRevision, ...], there: Mapping[int, int], now: float) -> None:
         """there: replicas that run already, by revision; what retires passes its size on."""
         numbers = {revision.number for revision in revisions}
         retiring = sum(count for revision, count in there.items() if revision not in numbers)
@@ -85,7 +85,7 @@ class Sizing:
         taken, self._scalings = tuple(self._scalings), []
         return taken
 
-    def _aim(self, revision: WantedRevision, there: int, now: float) -> int:
+    def _aim(self, revision: DesiredRevision, there: int, now: float) -> int:
         bounds, before = revision.autoscaling, self.desired.get(revision.number)
         if bounds is None:
             self._scalers.pop(revision.number, None)

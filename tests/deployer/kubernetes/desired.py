@@ -8,7 +8,7 @@ from datetime import timedelta
 from google.protobuf.duration_pb2 import Duration
 
 from neuroweaver.artifacts.file import File
-from neuroweaver.deployer.domain.backend import Bundle, Key, Redirect, Wanted, WantedRevision
+from neuroweaver.deployer.domain.backend import Bundle, DesiredRevision, DesiredState, Key, Redirect
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -76,10 +76,12 @@ def bundle(version: str = "1.0.0", base: str = "HuggingFaceTB/SmolLM2-135M-Instr
     return Bundle(version, files, "c" * 64, base, "d" * 64 if base else "")
 
 
-def revision(number: int = 1, replicas: int = 2, weight: int = 100, **fields) -> WantedRevision:
-    return WantedRevision(number, bundle(f"{number}.0.0"), replicas, weight, **fields)
+def revision(number: int = 1, replicas: int = 2, weight: int = 100, **fields) -> DesiredRevision:
+    return DesiredRevision(number, bundle(f"{number}.0.0"), replicas, weight, **fields)
 
 
-def wanted(*revisions: WantedRevision, **fields) -> Wanted:
-    made = Wanted(KEY, NAME, fields.pop("spec", None) or spec(), revisions or (revision(),), generation=1)
+def wanted(*revisions: DesiredRevision, **fields) -> DesiredState:
+    made = DesiredState(
+        KEY, NAME, fields.pop("spec", None) or spec(), revisions or (revision(),), generation=1
+    )
     return replace(made, **fields)
