@@ -101,7 +101,13 @@ class Handler(BaseHTTPRequestHandler):
             )
             self.answer(200, text)
         elif self.path == "/v1/models":
-            self.answer(200, {"data": [{"id": engine.config["model"]}], "pid": os.getpid()})
+            self.answer(
+                200,
+                {
+                    "data": [{"id": f"{engine.config['model']}@{engine.config['version']}"}],
+                    "pid": os.getpid(),
+                },
+            )
         else:
             self.answer(404, {"error": {"message": self.path}})
 

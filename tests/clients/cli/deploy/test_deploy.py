@@ -596,8 +596,8 @@ def test_what_a_server_says_does_not_steer_the_terminal(neuroweaver, deployer):
         assert "\x1b" not in neuroweaver("deploy", command, "advisor").out
 
 
-def test_the_readmes_spec_is_taken():
-    text = (Path(__file__).parents[4] / "README.md").read_text()
+def test_the_guides_spec_is_taken():
+    text = (Path(__file__).parents[4] / "docs/deployer.md").read_text()
     [block] = [each for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "alias:" in each]
 
     protovalidate.validate(to_spec(yaml.safe_load(block), pb.DeploymentSpec))
