@@ -1,4 +1,4 @@
 """Experiments and their rules: states, allocation, specification. Pure. Begin with `model`.
 
-`allocation` says who owns which buckets; a unit's bucket is found by `mesh.wire.assignment`, as a client does it.
+`allocation` says who owns which buckets; `mesh.wire.assignment` finds a unit's bucket, also for clients.
 """
