@@ -1044,11 +1044,11 @@ def test_what_a_version_says_of_itself_is_held_against_the_layers(far, forge, tm
             r"model\.safetensors: is refused: .*a pickle",
         ),
         ("model.safetensors", b"GGUF" + b"\0" * 60, r"model\.safetensors: is refused: .*a GGUF file"),
-        ("model.gguf", b"GGUF" + b"\0" * 60, r"model\.gguf: is refused: .*of a kind that is not taken"),
+        ("model.gguf", b"GGUF" + b"\0" * 60, r"model\.gguf: is refused: .*of a type that is not accepted"),
         (
             "pytorch_model.bin",
             b"PK\x03\x04",
-            r"pytorch_model\.bin: is refused: .*of a kind that is not taken",
+            r"pytorch_model\.bin: is refused: .*of a type that is not accepted",
         ),
     ],
     ids=["a pickle", "gguf as safetensors", "gguf", "a zip"],
