@@ -113,6 +113,9 @@ class Client:
         """Newest first. query: a filter of ListTrainingJobs."""
         return self._items("trainer", "ListTrainingJobs", limit, filter=query)
 
+    def job(self, job_id: str) -> trainer_pb2.TrainingJob:
+        return self.trainer.GetTrainingJob(_request("trainer", "GetTrainingJob", job_id=job_id))
+
     def deployments(self, query: str = "") -> Iterator[deployer_pb2.Deployment]:
         """By model and name. query: a filter of ListDeployments."""
         return self._items("deployer", "ListDeployments", filter=query)

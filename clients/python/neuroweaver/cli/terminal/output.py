@@ -17,7 +17,7 @@ from rich.text import Text
 from typer import Option
 
 from neuroweaver.cli.terminal.failures import Failure
-from neuroweaver.client.text import STATE_STYLES, plain
+from neuroweaver.client.text import plain
 
 M = TypeVar("M", bound=Message)
 
@@ -49,15 +49,10 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def print_json_line(value: Any) -> None:
-    """One line of a stream, at once."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
-
-
 def print_event(event: Message) -> None:
     """One line of JSON, at once."""
-    print_json_line(to_json(event))
+    sys.stdout.write(json.dumps(to_json(event), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
 
 
 def print_answer(answer: M, view: Callable[[M], RenderableType], *, as_json: bool) -> None:
@@ -116,10 +111,6 @@ def table(
     return shown
 
 
-def print_facts(pairs: Iterable[tuple[str, str | Text]]) -> None:
-    console().print(facts(pairs))
-
-
 def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
     """Names and values below each other; empty values are left out."""
     grid = Table.grid(padding=(0, 2))
@@ -147,7 +138,3 @@ def when(timestamp: Timestamp) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 file`, `3 files`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def state_text(state: str) -> Text:
-    return Text(state, style=STATE_STYLES.get(state, ""))
