@@ -220,7 +220,7 @@ async def test_lines_that_came_before_an_error_are_kept_and_not_read_again(lone)
             await lone.reconciler.logs.collect(KEY)
         async with lone.store.read("default") as deployments:
             lines = await deployments.lines(KEY, 0, 100)
-        assert [each.line.message for each in lines] == [f"line {number}" for number in range(known)]
+        assert [line.message for _, line in lines] == [f"line {number}" for number in range(known)]
 
 
 async def test_logs_that_cannot_be_read_are_told_of_once(lone, caplog):

@@ -27,6 +27,7 @@ from neuroweaver.deployer.domain.specification import Defaults, completed
 from neuroweaver.deployer.storage import tables
 from neuroweaver.deployer.storage.records import RECORDS
 from neuroweaver.deployer.storage.writer import Writer
+from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -137,7 +138,7 @@ async def test_projects_do_not_see_each_other(store):
 
     await store.transact(ORIGIN, save)
     async with store.read("other") as deployments:
-        assert await deployments.present() == []
+        assert await deployments.deployments(Page.of(0, "", ()), ()) == ([], "")
     assert [each.key for each in await store.everything()] == [KEY]
 
 
@@ -205,7 +206,7 @@ async def test_only_the_newest_lines_of_a_log_are_kept(store, monkeypatch):
         found = await deployments.lines(KEY, 0, 100)
         assert await deployments.line_bounds(KEY) == (21, 30)
         assert await deployments.cursors(KEY) == {"r": "line 29"}
-    assert [each.line.message for each in found] == [f"line {number}" for number in range(20, 30)]
+    assert [line.message for _, line in found] == [f"line {number}" for number in range(20, 30)]
 
 
 async def test_measurements_and_reports_are_kept_for_a_while(store):

@@ -106,12 +106,8 @@ class Status:
         before = self.condition(kind)
         since = before.time if before and (before.is_true, before.reason) == (is_true, reason) else now
         new = Condition(type=kind, is_true=is_true, reason=reason, message=message, time=since)
-        if before is None:
-            return replace(self, conditions=(*self.conditions, new))
-        return replace(
-            self,
-            conditions=tuple(new if condition.type == kind else condition for condition in self.conditions),
-        )
+        conditions = {condition.type: condition for condition in self.conditions} | {kind: new}
+        return replace(self, conditions=tuple(conditions.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

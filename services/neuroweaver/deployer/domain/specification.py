@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
@@ -232,7 +233,6 @@ def _base_bytes(bundle: Bundle) -> int:
 
 def changed(spec: pb.DeploymentSpec, change: Callable[[pb.DeploymentSpec], object]) -> pb.DeploymentSpec:
     """A copy with a change; a spec that was handed out never changes."""
-    copy = pb.DeploymentSpec()
-    copy.CopyFrom(spec)
+    copy = deepcopy(spec)
     change(copy)
     return copy

@@ -128,8 +128,8 @@ def step(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetime) -
             rollout = _baked(rollout, spec, seen, now)
         case pb.ROLLOUT_STATE_PROMOTING:
             rollout = _promoted(rollout, spec, seen, now)
-        case pb.ROLLOUT_STATE_ROLLING_BACK:
-            rollout = _returned(rollout, seen, now)
+        case pb.ROLLOUT_STATE_ROLLING_BACK if not seen.candidate.current:
+            rollout = _ended(rollout, pb.ROLLOUT_STATE_ROLLED_BACK, now, rollout.message)
     rollout = replacing.sized(rollout, spec, seen)
     return replace(rollout, candidate_weight=replacing.weight(rollout, spec, seen))
 
@@ -197,12 +197,6 @@ def _promoted(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: dateti
     if failure := _failure(rollout, spec, seen, now):
         return rolled_back(rollout, failure)
     return replace(rollout, message=_promoting(rollout, seen))
-
-
-def _returned(rollout: Rollout, seen: Seen, now: datetime) -> Rollout:
-    if seen.candidate.current:
-        return rollout
-    return _ended(rollout, pb.ROLLOUT_STATE_ROLLED_BACK, now, rollout.message)
 
 
 def _ended(rollout: Rollout, state: pb.RolloutState.ValueType, now: datetime, message: str) -> Rollout:
