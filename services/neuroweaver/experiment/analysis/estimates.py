@@ -13,6 +13,7 @@ from typing import Final
 from neuroweaver.experiment.analysis.comparison import Comparison
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain import messages
+from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
 from neuroweaver.mesh.wire.clock import timestamp
 from neuroweaver.statistics import bayesian, effect, fixed, multiplicity, pairwise, sample_ratio
 from neuroweaver.statistics.arm import Arm
@@ -100,11 +101,11 @@ def _expected_shares(study: Study, ids: Sequence[str]) -> Mapping[str, float]:
 
 
 def _metric(study: Study, metric: pb.ExperimentMetric) -> pb.MetricResult:
-    definition = metric.WhichOneof("definition")
+    estimate = estimate_of(metric)
     result = pb.MetricResult(metric_id=metric.metric_id)
-    if definition == "pairwise":
+    if estimate is Estimate.WIN_RATE:
         result.variants.extend(_judged(study, metric.metric_id, each) for each in study.experiment.treatments)
-    elif definition == "quantile":
+    elif estimate is Estimate.QUANTILE:
         result.variants.extend(_quantile(study, metric, each) for each in study.variants)
         errors = [study.sketch(each, metric.metric_id)[0].rank_error for each in study.variants]
         result.rank_error = max(errors)
@@ -183,7 +184,7 @@ def _effect(study: Study, metric: pb.ExperimentMetric, treatment: str) -> pb.Eff
         baseline_variant_id=study.experiment.control,
         status=pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA,
     )
-    if metric.HasField("pairwise"):
+    if estimate_of(metric) is Estimate.WIN_RATE:
         result.pairwise.CopyFrom(_counts(study, metric.metric_id, treatment))
     comparison = study.comparisons[metric.metric_id, treatment]
     if comparison is None or not math.isfinite(comparison.absolute):
@@ -202,9 +203,9 @@ def _effect(study: Study, metric: pb.ExperimentMetric, treatment: str) -> pb.Eff
 def _status(
     metric: pb.ExperimentMetric, comparison: Comparison, view: Inference | None
 ) -> pb.EstimateStatus.ValueType:
-    if metric.HasField("pairwise"):
+    if estimate_of(metric) is Estimate.WIN_RATE:
         return pb.ESTIMATE_STATUS_OK  # a win rate has no baseline to be a share of
-    if metric.HasField("quantile") and view is None:
+    if estimate_of(metric) is Estimate.QUANTILE and view is None:
         return pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA  # the data do not reach as far as the limits
     return _STATUSES[effect.status(comparison.normal, view)]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
 from neuroweaver.statistics import effect as effects
 from neuroweaver.statistics import phases as across_phases
 from neuroweaver.statistics import thompson
@@ -142,7 +143,7 @@ def _fading(study: Study) -> Iterable[pb.ExperimentNotice]:
     everything, in the control too.
     """
     target = study.experiment.metric(study.experiment.spec.target_metric_id)
-    if target is None or len(study.phases) < 2 or target.WhichOneof("definition") in {"quantile", "pairwise"}:
+    if target is None or len(study.phases) < 2 or estimate_of(target) is not Estimate.ARMS:
         return
     by_phase = [each.pooled_arms(target) for each in study.by_phase]
     for treatment in study.experiment.treatments:

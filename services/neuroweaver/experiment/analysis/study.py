@@ -5,28 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
 
 from neuroweaver.experiment.analysis.comparison import Comparison, OfJudgements, OfQuantiles, OfUnits
+from neuroweaver.experiment.domain.metrics import Estimate, estimate_of, kind_of
 from neuroweaver.experiment.domain.model import Experiment, Phase
 from neuroweaver.experiment.domain.snapshot import Cell, Snapshot
 from neuroweaver.mesh.wire.errors import OutOfRange
 from neuroweaver.statistics import effect as effects
 from neuroweaver.statistics import phases as across_phases
 from neuroweaver.statistics import quantile
-from neuroweaver.statistics.arm import Arm, Kind, Sample, arms
+from neuroweaver.statistics.arm import Arm, Sample, arms
 from neuroweaver.statistics.moments import Moments, merged
 from neuroweaver.statistics.pairwise import Judgements
 from neuroweaver.statistics.quantile import QuantileArm
 from neuroweaver.statistics.sketch import GroupedSketch
 from neuroweaver.v1 import experiment_pb2 as pb
-
-_KINDS: Final = {
-    "mean": Kind.MEAN,
-    "count": Kind.MEAN,
-    "proportion": Kind.PROPORTION,
-    "ratio": Kind.RATIO,
-}
 
 
 @dataclass(frozen=True)
@@ -133,22 +126,21 @@ class Study:
         return {}
 
     def _pooled_arms(self, metric: pb.ExperimentMetric) -> Mapping[str, Arm | None]:
-        kind = _KINDS[metric.WhichOneof("definition") or ""]
         samples = [[cell.sample for cell in self.cells(v, metric.metric_id)] for v in self.variants]
         shape = next((sample for each in samples for sample in each), None)
         if shape is None:
             return dict.fromkeys(self.variants)
         pooled = [_pooled(each, shape) for each in samples]
-        return dict(zip(self.variants, arms(kind, pooled), strict=True))
+        return dict(zip(self.variants, arms(kind_of(metric).arms, pooled), strict=True))
 
     def _compared(self, metric: pb.ExperimentMetric) -> Mapping[str, Comparison | None]:
         treatments = self.experiment.treatments
-        definition = metric.WhichOneof("definition")
-        if definition == "pairwise":
+        estimate = estimate_of(metric)
+        if estimate is Estimate.WIN_RATE:
             return {each: self._by_judgements(metric.metric_id, each) for each in treatments}
         if not self.events(metric.metric_id):
             return dict.fromkeys(treatments)
-        if definition == "quantile":
+        if estimate is Estimate.QUANTILE:
             return self._by_quantiles(metric)
         return self._by_units(metric)
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from neuroweaver.experiment.analysis.criteria import Requirement, requirements
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
 from neuroweaver.statistics.multiplicity import holm
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -247,7 +248,7 @@ def _why_missing(study: Study, metric_id: str, treatment: str) -> str:
             " cannot be estimated."
         )
     metric = study.experiment.metric(metric_id)
-    if metric and not metric.HasField("pairwise") and not study.events(metric_id):
+    if metric and estimate_of(metric) is not Estimate.WIN_RATE and not study.events(metric_id):
         return f"No event of {metric_id} has been received for any variant."
     return f"There are too few data on {metric_id} in {treatment} or the control."
 

@@ -15,10 +15,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from neuroweaver.experiment.domain.metrics import COUNT, MEAN
 from neuroweaver.experiment.intake.readings import (
-    COUNT,
     EXTREMES,
-    MEAN,
     SAMPLE_TYPE,
     Plan,
     Reading,
