@@ -102,7 +102,7 @@ class Ledger:
             is_other = is_elsewhere | before.differs(after)
             self.take(reading, old.codes, before, -1, is_other)
             self.take(reading, new.codes, after, 1, is_other)
-            if reading.is_quantile and not reading.is_of_unit_means:
+            if reading.is_sketched:
                 self._sketch(reading, change, sketch_groups)
 
     def take(

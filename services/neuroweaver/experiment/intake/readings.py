@@ -89,6 +89,11 @@ class Reading:
     is_of_unit_means: bool
 
     @property
+    def is_sketched(self) -> bool:
+        """Whether its events are, as they come; units' means are sketched where they are read."""
+        return self.is_quantile and not self.is_of_unit_means
+
+    @property
     def outcomes(self) -> int:
         return len(self.sources)
 
@@ -167,6 +172,10 @@ class Plan:
                     if span is not None:
                         self._add_totals(source, span)
         self.totals: Sequence[Total] = tuple(self._totals.values())
+        # Name and span of the events that are sketched, each once however many metrics read them.
+        self.sketched = {
+            (reading.sources[0].name, reading.span) for reading in self.readings if reading.is_sketched
+        }
         # Names of which every event is kept: an earlier exposure would leave some out again.
         self.is_kept = np.zeros(len(self.names), np.bool_)
         for total in self.totals:
