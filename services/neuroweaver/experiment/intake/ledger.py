@@ -294,9 +294,7 @@ def taken(phase: int, reading: Reading, units: Population) -> Caps:
         own = first[:, 0] / first[:, 1]
     else:
         own = first[:, 0]
-    if not len(own):
-        return Caps()
-    return calibrated(own, reading.lower_quantile, reading.upper_quantile, len(own)) or Caps()
+    return calibrated(own, reading.lower_quantile, reading.upper_quantile)
 
 
 def sketches_of_means(reading: Reading, units: Population, groups: Ints) -> dict[CellKey, GroupedSketch]:
