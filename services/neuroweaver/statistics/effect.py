@@ -73,14 +73,7 @@ class Effect:
         """
         if self.cautious is None:
             return self
-        cautious = self.cautious
-        return replace(
-            self,
-            variance=cautious.variance,
-            baseline_variance=cautious.baseline_variance,
-            covariance=cautious.covariance,
-            cautious=None,
-        )
+        return replace(self, **vars(self.cautious), cautious=None)
 
     def z(self, bound: Bound) -> float:
         """How many standard errors the effect lies above the bound. The effect is not constant.
@@ -153,10 +146,8 @@ def effect(control: Arm | None, treatment: Arm | None) -> Effect | None:
     plain = control.variance / control.units + treatment.variance / treatment.units
     return Effect(
         absolute=treatment.adjusted_value - control.adjusted_value,
-        variance=spread.variance,
         baseline=control.value,
-        baseline_variance=spread.baseline_variance,
-        covariance=spread.covariance,
+        **vars(spread),
         units=2 / (1 / control.units + 1 / treatment.units),
         degrees_of_freedom=welch(parts[0], control.units, parts[1], treatment.units),
         variance_reduction=max(0.0, 1 - spread.variance / plain) if plain and control.is_adjusted else None,

@@ -8,6 +8,7 @@ from typing import Final
 
 from neuroweaver.experiment.analysis import criteria
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -51,9 +52,5 @@ def breached(study: Study) -> Sequence[Breach]:
                 continue
             view = comparison.always_valid(1 - min(2 * level, 0.99))
             if view is not None:
-                shown = view.absolute
-                interval = common_pb2.Interval(
-                    lower=shown.lower, upper=shown.upper, confidence=shown.confidence
-                )
-                breaches.append(Breach(rail, treatment, interval))
+                breaches.append(Breach(rail, treatment, message_of(common_pb2.Interval, view.absolute)))
     return breaches

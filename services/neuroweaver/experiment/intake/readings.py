@@ -10,13 +10,19 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from neuroweaver.experiment.domain.metrics import (
+    COUNT,
+    MEAN,
+    SUM,
+    Estimate,
+    Outcome,
+    definition_of,
+    estimate_of,
+    outcomes_of,
+)
 from neuroweaver.experiment.domain.specification import length
 from neuroweaver.statistics.winsorization import Caps
 from neuroweaver.v1 import experiment_pb2 as pb
-
-SUM: Final = pb.UNIT_AGGREGATION_SUM
-COUNT: Final = pb.UNIT_AGGREGATION_COUNT
-MEAN: Final = pb.UNIT_AGGREGATION_MEAN
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Source:
-    """Events of a name made one value of a unit. threshold: 1 if any event reaches it, else 0."""
+    """An outcome, its events by the place of their name."""
 
     name: int
     aggregation: pb.UnitAggregation.ValueType
-    is_share: bool = False
-    threshold: float = -np.inf
+    threshold: float | None
+
+    @property
+    def is_share(self) -> bool:
+        return self.threshold is not None
 
     @property
     def is_always_there(self) -> bool:
@@ -78,6 +87,11 @@ class Reading:
     calibration: int
     is_quantile: bool
     is_of_unit_means: bool
+
+    @property
+    def is_sketched(self) -> bool:
+        """Whether its events are, as they come; units' means are sketched where they are read."""
+        return self.is_quantile and not self.is_of_unit_means
 
     @property
     def outcomes(self) -> int:
@@ -135,12 +149,12 @@ class Plan:
         self.names: list[str] = []
         self.covariates: list[str] = []
         self.pairwise: list[tuple[str, str]] = [
-            (metric.metric_id, metric.pairwise.event_name)
+            (metric.metric_id, definition_of(metric).event_name)
             for metric in spec.metrics
-            if metric.HasField("pairwise")
+            if estimate_of(metric) is Estimate.WIN_RATE
         ]
         self.judgements = sorted({name for _, name in self.pairwise})
-        self.readings = [self._reading(metric) for metric in spec.metrics if not metric.HasField("pairwise")]
+        self.readings = [self._reading(metric) for metric in spec.metrics if outcomes_of(metric)]
         self.exposure_type = np.dtype(
             [
                 ("time", "<i8"),
@@ -158,6 +172,10 @@ class Plan:
                     if span is not None:
                         self._add_totals(source, span)
         self.totals: Sequence[Total] = tuple(self._totals.values())
+        # Name and span of the events that are sketched, each once however many metrics read them.
+        self.sketched = {
+            (reading.sources[0].name, reading.span) for reading in self.readings if reading.is_sketched
+        }
         # Names of which every event is kept: an earlier exposure would leave some out again.
         self.is_kept = np.zeros(len(self.names), np.bool_)
         for total in self.totals:
@@ -194,7 +212,7 @@ class Plan:
         by_quantiles = caps.HasField("lower_quantile") or caps.HasField("upper_quantile")
         return Reading(
             metric_id=metric.metric_id,
-            sources=tuple(self._sources(metric)),
+            sources=tuple(map(self._source, outcomes_of(metric))),
             window_us=_microseconds(metric, "conversion_window"),
             lookback_us=_microseconds(cuped, "lookback"),
             covariate=_place(self.covariates, cuped.exposure_covariate) if cuped.exposure_covariate else None,
@@ -202,26 +220,12 @@ class Plan:
             lower_quantile=_given(caps, "lower_quantile"),
             upper_quantile=_given(caps, "upper_quantile"),
             calibration=caps.calibration_units if by_quantiles else 0,
-            is_quantile=metric.HasField("quantile"),
+            is_quantile=estimate_of(metric) is Estimate.QUANTILE,
             is_of_unit_means=metric.quantile.is_of_unit_means,
         )
 
-    def _sources(self, metric: pb.ExperimentMetric) -> list[Source]:
-        kind = metric.WhichOneof("definition")
-        if kind == "mean":
-            return [self._source(metric.mean.source)]
-        if kind == "ratio":
-            return [self._source(metric.ratio.numerator), self._source(metric.ratio.denominator)]
-        if kind == "count":
-            return [Source(_place(self.names, metric.count.event_name), COUNT)]
-        if kind == "quantile":
-            return [Source(_place(self.names, metric.quantile.event_name), MEAN)]
-        threshold = _given(metric.proportion, "threshold")
-        name = _place(self.names, metric.proportion.event_name)
-        return [Source(name, COUNT, True, -np.inf if threshold is None else threshold)]
-
-    def _source(self, source: pb.EventSource) -> Source:
-        return Source(_place(self.names, source.event_name), source.aggregation or SUM)
+    def _source(self, outcome: Outcome) -> Source:
+        return Source(_place(self.names, outcome.event_name), outcome.aggregation, outcome.threshold)
 
 
 EXTREMES: Final = (TotalKind.MAX, TotalKind.MIN)
@@ -241,7 +245,7 @@ JUDGEMENT_TYPE: Final = np.dtype(
 
 
 def _key(source: Source, span: Span) -> tuple[int, Span, TotalKind, float]:
-    if source.is_share:
+    if source.threshold is not None:
         return source.name, span, TotalKind.NUMBER, source.threshold
     return source.name, span, _TOTAL_KINDS[source.aggregation], -np.inf
 

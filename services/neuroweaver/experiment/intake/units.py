@@ -8,17 +8,16 @@ names that a metric reads within a window.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from neuroweaver.experiment.domain.metrics import COUNT, MEAN
 from neuroweaver.experiment.intake.readings import (
-    COUNT,
     EXTREMES,
-    MEAN,
     SAMPLE_TYPE,
     Plan,
     Reading,
@@ -40,6 +39,9 @@ Flags = npt.NDArray[np.bool_]
 NEVER: Final = int(np.iinfo(np.int64).max)
 # More variants than an experiment can have.
 VARIANTS: Final = 64
+
+_Counted = dict[tuple[int, Span], tuple[Ints, Floats]]
+"""The samples that began to count, of the names that quantile metrics read."""
 
 _CANDIDATE: Final = pb.PAIRWISE_OUTCOME_CANDIDATE
 _BASELINE: Final = pb.PAIRWISE_OUTCOME_BASELINE
@@ -191,7 +193,7 @@ class Population:
         shown = self._exposed(exposures)
         moved = np.flatnonzero((shown["time"] < self.first) | _is_elsewhere(shown, self.exposures))
         totals = self.totals.copy()
-        counted = _Counted(self.plan)
+        counted: _Counted = {}
         kept = Records.none(SAMPLE_TYPE)
         if len(moved):
             kept = self._moved(moved, shown["time"], totals, counted)
@@ -205,7 +207,7 @@ class Population:
             loose=kept,
             judgements=self.judgements + judgements,
         )
-        return Change(self, new, moved, judgements, counted.samples, self._stale(moved, new))
+        return Change(self, new, moved, judgements, counted, self._stale(moved, new))
 
     def rows(self, reading: Reading, caps: Mapping[int, Caps]) -> Rows:
         """caps: by quantiles, of each phase that has them."""
@@ -304,13 +306,19 @@ class Population:
             unit, values = held[key]
             if len(unit):
                 totals.add(total, unit, values)
-        counted.take(held)
+        for key in self.plan.sketched:
+            unit, values = held[key]
+            if key in counted:
+                earlier_unit, earlier_value = counted[key]
+                unit = np.concatenate((earlier_unit, unit))
+                values = np.concatenate((earlier_value, values))
+            counted[key] = unit, values
 
     def _stale(self, moved: Ints, new: Population) -> Mapping[str, Ints]:
         """The moved units whose events were counted otherwise before, by quantile metric."""
         stale_units: dict[str, Ints] = {}
         for reading in self.plan.readings if len(moved) else ():
-            if reading.is_quantile and not reading.is_of_unit_means:
+            if reading.is_sketched:
                 had = self.totals.numbers[moved, self.plan.number_of(reading.sources[0], reading.span)] > 0
                 is_other = self.codes[moved] != new.codes[moved]
                 stale = moved[had & (is_other | (not reading.span.only_grows))]
@@ -369,24 +377,6 @@ class Change:
     judgements: Records
     counted: Mapping[tuple[int, Span], tuple[Ints, Floats]]
     stale: Mapping[str, Ints]
-
-
-@dataclass
-class _Counted:
-    """The samples that began to count, of the names that quantile metrics read."""
-
-    plan: Plan
-    samples: dict[tuple[int, Span], tuple[Ints, Floats]] = field(default_factory=dict)
-
-    def take(self, held: Mapping[tuple[int, Span], tuple[Ints, Floats]]) -> None:
-        for reading in self.plan.readings:
-            if reading.is_quantile and not reading.is_of_unit_means:
-                key = reading.sources[0].name, reading.span
-                unit, value = held[key]
-                counted = self.samples.get(key)
-                if counted is not None:
-                    unit, value = np.concatenate((counted[0], unit)), np.concatenate((counted[1], value))
-                self.samples[key] = unit, value
 
 
 def _is_elsewhere(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Flags:

@@ -13,6 +13,7 @@ from neuroweaver.base_models.catalog import resolve
 from neuroweaver.base_models.folders import digests, materialize
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
 from neuroweaver.trainer.data import dataset
+from neuroweaver.trainer.data.files import locate
 from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.worker.context import JobContext, Prepared
 from neuroweaver.trainer.worker.data.questions import messages_of
@@ -66,7 +67,7 @@ def run(context: JobContext) -> pb.TrainingResult:
 def prepare(context: JobContext, monitor: Monitor) -> Result:
     config = context.config
     base = resolve(config.base_model, home=context.home)
-    path = dataset.locate(config.dataset_path, context.data_folder)
+    path = locate(config.dataset_path, context.data_folder)
     read = dataset.read(path, system_prompts=system_prompts(), specialization=config.specialization)
     if read.digest != context.job.dataset_digest:
         raise DatasetChanged(
