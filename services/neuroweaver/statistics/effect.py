@@ -8,7 +8,7 @@ from typing import Final
 
 from neuroweaver.statistics.arm import Arm
 from neuroweaver.statistics.estimate import Bound, Inference, Interval, Status
-from neuroweaver.statistics.proportion import Proportion
+from neuroweaver.statistics.wilson import Proportion
 
 # A value less than the square root of this many standard errors from 0 rests on a few of its units, as if it
 # had been made by fewer events than this: its spread is then as uncertain as the value itself, and too small
@@ -178,10 +178,7 @@ def _cautious(arm: Arm, other: Arm) -> Arm:
 
 def _with_spread_of(arm: Arm, other: Arm) -> Arm:
     return replace(
-        arm,
-        variance=other.variance,
-        adjusted_variance=other.adjusted_variance,
-        covariance=other.covariance,
+        arm, variance=other.variance, adjusted_variance=other.adjusted_variance, covariance=other.covariance
     )
 
 

@@ -99,7 +99,7 @@ def always_valid_interval(
 ) -> Interval | None:
     """Of the win rate, however often one looks; None without judgements."""
     normal = effect(judgements)
-    inference = normal and confidence_sequence.infer(normal, confidence, planned_judgements)
+    inference = confidence_sequence.infer(normal, confidence, planned_judgements) if normal else None
     if inference is None:
         return None
     difference = inference.absolute

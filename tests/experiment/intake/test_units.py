@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiment.serving import metric, spec
@@ -132,6 +132,7 @@ exposures = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(
     exposures,
     samples,

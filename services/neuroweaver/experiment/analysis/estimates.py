@@ -13,6 +13,7 @@ from typing import Final
 from neuroweaver.experiment.analysis.comparison import Comparison
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
+from neuroweaver.mesh.wire.clock import timestamp
 from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.statistics import bayesian, effect, fixed, multiplicity, pairwise, sample_ratio
 from neuroweaver.statistics.arm import Arm
@@ -20,7 +21,6 @@ from neuroweaver.statistics.distributions import normal_quantile
 from neuroweaver.statistics.estimate import Inference, Interval, Status
 from neuroweaver.statistics.multiplicity import Correction
 from neuroweaver.statistics.power import detectable_now
-from neuroweaver.statistics.quantile import QuantileArm
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -39,8 +39,8 @@ def analyse(
     experiment, variants = study.experiment, summaries(study)
     results = pb.ExperimentResults(
         test_id=experiment.test_id,
-        compute_time=now,
-        as_of=now,
+        compute_time=timestamp(now),
+        as_of=timestamp(now),
         phase=phase,
         state=experiment.state,
         variants=variants,
@@ -105,8 +105,7 @@ def _metric(study: Study, metric: pb.ExperimentMetric) -> pb.MetricResult:
     else:
         arms = study.pooled_arms(metric)
         result.variants.extend(_mean(study, metric.metric_id, each, arms[each]) for each in study.variants)
-    for treatment in study.experiment.treatments:
-        result.effects.append(_effect(study, metric, treatment))
+    result.effects.extend(_effect(study, metric, each) for each in study.experiment.treatments)
     _show_caps(study, metric, result)
     return result
 
@@ -140,17 +139,15 @@ def _mean(study: Study, metric_id: str, variant_id: str, arm: Arm | None) -> pb.
 
 def _quantile(study: Study, metric: pb.ExperimentMetric, variant_id: str) -> pb.VariantEstimate:
     result = _estimate(study, metric.metric_id, variant_id)
-    arm: QuantileArm | None = study.quantile_arm(metric, variant_id)
+    arm = study.quantile_arm(metric, variant_id)
     if arm is None:
         return result
-    result.status = pb.ESTIMATE_STATUS_OK
-    result.value = arm.value
-    if arm.std_error is not None:
-        result.std_error = arm.std_error
     critical = normal_quantile((1 - study.confidence) / 2)
     interval = _interval(Interval(*arm.limits(critical), study.confidence))
-    if interval is not None:
-        result.interval.CopyFrom(interval)
+    status, std_error = pb.ESTIMATE_STATUS_OK, arm.std_error
+    result.MergeFrom(
+        pb.VariantEstimate(status=status, value=arm.value, std_error=std_error, interval=interval)
+    )
     return result
 
 

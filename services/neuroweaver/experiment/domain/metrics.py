@@ -53,9 +53,7 @@ _KINDS: Final = {
     "count": MetricKind(Estimate.ARMS, lambda count: [Outcome(count.event_name, COUNT)]),
     "proportion": MetricKind(Estimate.ARMS, lambda proportion: [_share(proportion)], Kind.PROPORTION),
     "ratio": MetricKind(
-        Estimate.ARMS,
-        lambda ratio: [_of_source(ratio.numerator), _of_source(ratio.denominator)],
-        Kind.RATIO,
+        Estimate.ARMS, lambda ratio: [_of_source(ratio.numerator), _of_source(ratio.denominator)], Kind.RATIO
     ),
     "quantile": MetricKind(Estimate.QUANTILE, lambda quantile: [Outcome(quantile.event_name, MEAN)]),
     "pairwise": MetricKind(Estimate.WIN_RATE, lambda _pairwise: []),

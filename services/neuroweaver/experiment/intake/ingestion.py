@@ -287,10 +287,7 @@ def _rejections(batch: Batch, status: Ints, variants: Sequence[str]) -> Iterator
 
 
 def _outcomes(
-    batches: Sequence[Batch],
-    status: Ints,
-    is_late: npt.NDArray[np.bool_],
-    variants: Sequence[str],
+    batches: Sequence[Batch], status: Ints, is_late: npt.NDArray[np.bool_], variants: Sequence[str]
 ) -> list[Outcome]:
     outcomes, start = [], 0
     for batch in batches:

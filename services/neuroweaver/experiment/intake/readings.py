@@ -70,7 +70,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Reading:
-    """One metric. sources: of the outcome columns. window_us, lookback_us: microseconds, None without.
+    """One metric. sources: of the outcome columns. span: of the outcomes; span_before: of the covariates,
+    None without any that look back.
 
     covariate: index among those of exposures, None without. caps: by values. calibration: units that make
     caps by quantiles, 0 without.
@@ -78,8 +79,8 @@ class Reading:
 
     metric_id: str
     sources: tuple[Source, ...]
-    window_us: int | None
-    lookback_us: int | None
+    span: Span
+    span_before: Span | None
     covariate: int | None
     caps: Caps
     lower_quantile: float | None
@@ -98,18 +99,8 @@ class Reading:
         return len(self.sources)
 
     @property
-    def span(self) -> Span:
-        """Of the outcomes."""
-        return Span(window_us=self.window_us)
-
-    @property
-    def span_before(self) -> Span | None:
-        """Of the covariates; None without any that look back."""
-        return None if self.lookback_us is None else Span(lookback_us=self.lookback_us)
-
-    @property
     def covariates(self) -> int:
-        if self.lookback_us is not None:
+        if self.span_before is not None:
             return self.outcomes
         return 0 if self.covariate is None else 1
 
@@ -182,10 +173,8 @@ class Plan:
             self.is_kept[total.name] |= total.span.window_us is not None
         # The longest lookback of the metrics that read each name, microseconds.
         self.lookback_us = np.zeros(len(self.names), np.int64)
-        for reading in self.readings:
-            for source in reading.sources:
-                longest = self.lookback_us[source.name]
-                self.lookback_us[source.name] = max(longest, reading.lookback_us or 0)
+        for total in self.totals:
+            self.lookback_us[total.name] = max(self.lookback_us[total.name], total.span.lookback_us or 0)
 
     def number_of(self, source: Source, span: Span) -> int:
         """The column of the number of events."""
@@ -209,12 +198,13 @@ class Plan:
 
     def _reading(self, metric: pb.ExperimentMetric) -> Reading:
         caps, cuped = metric.winsorization, metric.cuped
+        lookback_us = _microseconds(cuped, "lookback")
         by_quantiles = caps.HasField("lower_quantile") or caps.HasField("upper_quantile")
         return Reading(
             metric_id=metric.metric_id,
             sources=tuple(map(self._source, outcomes_of(metric))),
-            window_us=_microseconds(metric, "conversion_window"),
-            lookback_us=_microseconds(cuped, "lookback"),
+            span=Span(window_us=_microseconds(metric, "conversion_window")),
+            span_before=Span(lookback_us=lookback_us) if lookback_us is not None else None,
             covariate=_place(self.covariates, cuped.exposure_covariate) if cuped.exposure_covariate else None,
             caps=Caps(_given(caps, "lower_value"), _given(caps, "upper_value")),
             lower_quantile=_given(caps, "lower_quantile"),

@@ -177,8 +177,12 @@ def compared(stored: Snapshot, recomputed: Snapshot) -> tuple[float, list[pb.Sta
         difference = abs(one - other) / size if size else 0.0
         largest = max(largest, difference)
         if difference > TOLERANCE:
-            place = dict(zip(("phase", "variant_id", "metric_id", "statistic"), key, strict=True))
-            differences.append(pb.StatisticDifference(**place, stored=one, recomputed=other))
+            phase, variant_id, metric_id, statistic = key
+            differing = pb.StatisticDifference(
+                phase=phase, variant_id=variant_id, metric_id=metric_id, statistic=statistic
+            )
+            differing.stored, differing.recomputed = one, other
+            differences.append(differing)
     return largest, differences
 
 

@@ -198,14 +198,11 @@ class Population:
         if len(moved):
             kept = self._moved(moved, shown["time"], totals, counted)
         if len(samples):
-            kept = kept + self._counted(samples, shown["time"], totals, counted)
+            self._take(samples, shown["time"], totals, counted)
+            kept = kept + samples.chosen(self._is_loose(samples, shown["time"]))
             totals.samples[:] += np.bincount(samples.unit, minlength=len(self))
         new = replace(
-            self,
-            exposures=shown,
-            totals=totals,
-            loose=kept,
-            judgements=self.judgements + judgements,
+            self, exposures=shown, totals=totals, loose=kept, judgements=self.judgements + judgements
         )
         return Change(self, new, moved, judgements, counted, self._stale(moved, new))
 
@@ -270,11 +267,6 @@ class Population:
         time, then = loose.rows["time"], self.first[loose.unit]
         self._take(loose, first, totals, counted, is_counted_already=time >= then)
         return loose.chosen(self._is_loose(loose, first))
-
-    def _counted(self, samples: Records, first: Ints, totals: Totals, counted: _Counted) -> Records:
-        """Counts new samples; gives those to be kept."""
-        self._take(samples, first, totals, counted)
-        return samples.chosen(self._is_loose(samples, first))
 
     def _is_loose(self, samples: Records, first: Ints) -> Flags:
         is_loose: Flags = samples.rows["time"] < first[samples.unit]

@@ -38,9 +38,7 @@ def run(context: JobContext) -> pb.TrainingResult:
         again=True,
     )
     tuned = stages.run(
-        pb.STAGE_SFT,
-        f"fine-tunes on {len(context.prepared.train)} examples",
-        partial(fine_tune, context),
+        pb.STAGE_SFT, f"fine-tunes on {len(context.prepared.train)} examples", partial(fine_tune, context)
     )
     result = pb.TrainingResult(
         model_id=config.model_name, judge=context.judge.name, output_dir=str(context.folder)
