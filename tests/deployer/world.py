@@ -10,7 +10,7 @@ from neuroweaver.deployer.domain.backend import Measured
 from neuroweaver.deployer.domain.defaults import filled
 from neuroweaver.deployer.domain.rollouts import replacing, transitions
 from neuroweaver.deployer.domain.rollouts.rollout import RevisionSeen, Seen
-from neuroweaver.deployer.storage.records import RECORDS
+from neuroweaver.deployer.storage.reader import RECORDS
 from neuroweaver.v1 import deployer_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -242,9 +242,9 @@ class KubernetesBackend:
                 continue
             if now is None and str(name) in was_there:
                 corrected.append(FieldChange(str(name), "metadata.name", "", json.dumps(name.name)))
-            applied = await applying.apply(self._api, desired, now)
-            corrected += applied.corrected
-            left += applied.left
+            set_back, theirs = await applying.apply(self._api, desired, now)
+            corrected += set_back
+            left += theirs
         await self._delete(leftovers)
         changes = self._changes.setdefault(wanted.key, _Changes())
         changes.left = tuple(left)

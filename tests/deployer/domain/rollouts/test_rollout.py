@@ -1,5 +1,6 @@
 from dataclasses import replace
 from datetime import timedelta
+from itertools import groupby
 
 import pytest
 from hypothesis import given, settings
@@ -28,19 +29,11 @@ SWAP = pb.REPLACEMENT_MODE_SWAP_ADAPTER
 
 def weights(world):
     """The candidate's share of the traffic as it went, each value once."""
-    found = []
-    for rollout in world.history:
-        if not found or found[-1] != rollout.candidate_weight:
-            found.append(rollout.candidate_weight)
-    return found
+    return [weight for weight, _ in groupby(rollout.candidate_weight for rollout in world.history)]
 
 
 def states(world):
-    found = []
-    for rollout in world.history:
-        if not found or found[-1] != rollout.state:
-            found.append(rollout.state)
-    return found
+    return [state for state, _ in groupby(rollout.state for rollout in world.history)]
 
 
 def test_without_a_canary_all_traffic_moves_as_soon_as_the_candidate_is_ready():

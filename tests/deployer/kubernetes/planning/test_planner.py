@@ -444,7 +444,7 @@ async def test_a_right_without_which_less_is_known_is_told_and_blocks_nothing(
     plan = await backend.plan(wanted())
     told = [each for each in plan.findings if each.reason == "RIGHT_MISSING"]
     assert [each.message.partition(":")[0] for each in told] == [
-        "the cluster denies get of pods/proxy in namespace default",
+        "the cluster denies get of pods/proxy in namespace default"
     ]
     assert not blocking(plan)
 
