@@ -92,6 +92,12 @@ class World:
             others=sum(self.seen_of(each).current for each in others),
         )
 
+    def ticks(self):
+        """What is seen after each, until the end."""
+        while not self.rollout.is_over:
+            self.tick()
+            yield self.seen()
+
     def tick(self, s=1):
         """The reconcile loop once: looks, decides (from what was stored), and has its desired state carried out."""
         self.now += timedelta(seconds=s)
