@@ -200,13 +200,6 @@ class Deployment:
         if etag and etag != self.etag:
             raise Aborted("ETAG_MISMATCH", f"the deployment changed: its etag is {self.etag} now, not {etag}")
 
-    def require_present(self) -> None:
-        """Raises FailedPrecondition while the deployment is being removed."""
-        if self.is_being_removed:
-            raise FailedPrecondition(
-                "BEING_REMOVED", "the deployment is being removed; try again once it is gone"
-            )
-
     def respecified(self, change: SpecChange, bundle: Bundle) -> Deployment:
         """As the spec says from now on; itself if that is nothing new."""
         target = self.find(self.target)
@@ -348,7 +341,9 @@ def require_current(deployment: Deployment | None, etag: str) -> None:
         if etag:
             raise Aborted("ETAG_MISMATCH", f"the deployment no longer exists; its etag was {etag}")
         return
-    deployment.require_present()
+    if deployment.is_being_removed:
+        words = "the deployment is being removed; try again once it is gone"
+        raise FailedPrecondition("BEING_REMOVED", words)
     deployment.require(etag)
 
 

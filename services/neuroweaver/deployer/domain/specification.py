@@ -107,8 +107,7 @@ def check_autoscaling(field: str, scaling: pb.Autoscaling, backend: pb.Deploymen
 def _check(spec: pb.DeploymentSpec, key: Key) -> None:
     if spec.HasField("kubernetes") and spec.backend != pb.DEPLOYMENT_BACKEND_KUBERNETES:
         raise InvalidArgument(
-            "spec.kubernetes",
-            "is only for the Kubernetes backend; remove it, or set spec.backend",
+            "spec.kubernetes", "is only for the Kubernetes backend; remove it, or set spec.backend"
         )
     if spec.HasField("autoscaling"):
         check_autoscaling("spec.autoscaling", spec.autoscaling, spec.backend)

@@ -242,9 +242,9 @@ class KubernetesBackend:
                 continue
             if now is None and str(name) in was_there:
                 corrected.append(FieldChange(str(name), "metadata.name", "", json.dumps(name.name)))
-            applied = await applying.apply(self._api, desired, now)
-            corrected += applied.corrected
-            left += applied.left
+            set_back, theirs = await applying.apply(self._api, desired, now)
+            corrected += set_back
+            left += theirs
         await self._delete(leftovers)
         changes = self._changes.setdefault(wanted.key, _Changes())
         changes.left = tuple(left)
@@ -335,9 +335,12 @@ class KubernetesBackend:
         scalings = observation.scalings(changes.desired, desired, autoscalers)
         corrected, changes.corrected, changes.desired = changes.corrected, (), desired
         is_rolled_out = all(map(observation.is_rolled_out, deployments.values()))
+        endpoint = traffic.endpoint(name, namespace)
+        if has_route and self._settings.gateway_url:
+            endpoint = f"{self._settings.gateway_url}{traffic.route_path(key)}/v1"
         return Observed(
             exists=True,
-            endpoint=self._endpoint(key, name, namespace, has_route=has_route),
+            endpoint=endpoint,
             replicas=tuple(sorted(replicas, key=lambda each: (each.revision, each.replica_id))),
             desired=desired,
             weights=done.weights,
@@ -348,11 +351,6 @@ class KubernetesBackend:
             reasons=tuple(reasons),
             applied_generation=done.generation if is_rolled_out else max(0, done.generation - 1),
         )
-
-    def _endpoint(self, key: Key, name: str, namespace: str, *, has_route: bool) -> str:
-        if has_route and self._settings.gateway_url:
-            return f"{self._settings.gateway_url}{traffic.route_path(key)}/v1"
-        return traffic.endpoint(name, namespace)
 
 
 def _by_revision(live: Mapping[Ref, Object], kind: Kind) -> dict[int, Object]:

@@ -215,11 +215,7 @@ class LocalBackend:
 
 @asynccontextmanager
 async def local_backend(
-    settings: LocalSettings,
-    fetch: FetchFile,
-    base_folder: BaseFolder,
-    *,
-    machine: Machine | None = None,
+    settings: LocalSettings, fetch: FetchFile, base_folder: BaseFolder, *, machine: Machine | None = None
 ) -> AsyncIterator[LocalBackend]:
     """The backend, its front listening; what an earlier deployer left running is found again.
 

@@ -193,10 +193,7 @@ def _refusals(spec: pb.DeploymentSpec) -> Iterator[Finding]:
         yield Finding("FP16_NEEDS_GPU", "half precision needs a GPU; use BF16", "engine.weight_type", True)
     if spec.autoscaling.custom_metrics:
         yield Finding(
-            "CUSTOM_METRICS_UNSUPPORTED",
-            "custom metrics need a cluster",
-            "autoscaling.custom_metrics",
-            True,
+            "CUSTOM_METRICS_UNSUPPORTED", "custom metrics need a cluster", "autoscaling.custom_metrics", True
         )
 
 
@@ -240,10 +237,7 @@ def _objects(
 
 
 def _planned(
-    replica_id: str,
-    action: pb.PlannedAction.ValueType,
-    launch: Launch,
-    changes: tuple[FieldChange, ...] = (),
+    replica_id: str, action: pb.PlannedAction.ValueType, launch: Launch, changes: tuple[FieldChange, ...] = ()
 ) -> Planned:
     return Planned("local/v1", "Process", "", replica_id, action, launch.manifest(replica_id), changes)
 

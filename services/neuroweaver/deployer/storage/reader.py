@@ -16,13 +16,15 @@ from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.domain.specification import backup_of
 from neuroweaver.deployer.storage import tables
-from neuroweaver.deployer.storage.records import RECORDS
 from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.wire.errors import InvalidArgument, NotFound
+from neuroweaver.mesh.wire.records import Records
 from neuroweaver.v1 import deployer_pb2 as pb
 
 LABELS: Final = "labels."
+RECORDS: Final = Records()
+"""How deployments and measurements are written: as JSON, in the `record` columns of the tables."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,11 @@ def of(table: Any, key: Key) -> ColumnElement[bool]:
     return and_(table.c.project == key.project, table.c.model_id == key.model_id, table.c.name == key.name)
 
 
+def same(one: Table, other: Table) -> ColumnElement[bool]:
+    """That rows of two tables belong to one deployment."""
+    return and_(*(one.c[name] == other.c[name] for name in ("project", "model_id", "name")))
+
+
 def _holds(key: str, value: str) -> ColumnElement[bool]:
     table, labels = tables.deployments, tables.labels
     if key == "state":
@@ -216,11 +223,7 @@ def _holds(key: str, value: str) -> ColumnElement[bool]:
         return is_equal
     return (
         select(labels.c.label)
-        .where(
-            *(labels.c[column] == table.c[column] for column in ("project", "model_id", "name")),
-            labels.c.label == key.removeprefix(LABELS),
-            labels.c.value == value,
-        )
+        .where(same(labels, table), labels.c.label == key.removeprefix(LABELS), labels.c.value == value)
         .exists()
     )
 

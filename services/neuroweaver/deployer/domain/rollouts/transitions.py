@@ -22,13 +22,7 @@ from neuroweaver.deployer.domain.metrics.counts import Counts
 from neuroweaver.deployer.domain.rollouts import replacing
 from neuroweaver.deployer.domain.rollouts.analysis import analysed
 from neuroweaver.deployer.domain.rollouts.evidence import Evidence
-from neuroweaver.deployer.domain.rollouts.rollout import (
-    Counted,
-    Rollout,
-    Seen,
-    bake_end,
-    step_weight,
-)
+from neuroweaver.deployer.domain.rollouts.rollout import Counted, Rollout, Seen, bake_end, step_weight
 from neuroweaver.v1 import deployer_pb2 as pb
 
 # Without a ready replica for so long the stable revision is broken and no baseline. A single restart must not

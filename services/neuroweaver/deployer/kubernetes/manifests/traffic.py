@@ -55,10 +55,7 @@ def backup(redirect: str) -> tuple[str, str]:
 
 
 def front(
-    scope: Scope,
-    *,
-    router: Mapping[str, str] | None = None,
-    backup_selector: Mapping[str, str] | None = None,
+    scope: Scope, *, router: Mapping[str, str] | None = None, backup_selector: Mapping[str, str] | None = None
 ) -> Object:
     """The Service that clients use. router: the labels of the router's pods, if it is to answer.
     backup_selector: that of the backup's own front, while the backup has the traffic; None if it is not

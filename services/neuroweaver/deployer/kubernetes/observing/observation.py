@@ -110,8 +110,7 @@ def reasons(
         failure = _condition(deployment.get("status") or {}, "ReplicaFailure")
         if failure.get("status") == "True":
             message = failure.get("message", "")
-            is_quota = "quota" in message
-            found["QUOTA_EXCEEDED" if is_quota else "REPLICA_REFUSED", message] = None
+            found["QUOTA_EXCEEDED" if "quota" in message else "REPLICA_REFUSED", message] = None
         progress = _condition(deployment.get("status") or {}, "Progressing")
         if progress.get("reason") == "ProgressDeadlineExceeded":
             found["PROGRESS_DEADLINE_EXCEEDED", progress.get("message", "")] = None
@@ -172,8 +171,9 @@ def _phase(
     for container in (init, server):
         if failure := _failure(container, crash_loop_restarts):
             return failure
-    if _condition(status, "PodScheduled").get("status") != "True" and not pod.get("spec", {}).get("nodeName"):
-        return pb.REPLICA_PHASE_SCHEDULING, _condition(status, "PodScheduled").get("message", "")
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") != "True" and not pod.get("spec", {}).get("nodeName"):
+        return pb.REPLICA_PHASE_SCHEDULING, scheduled.get("message", "")
     if "running" not in (server.get("state") or {}):
         waiting = (server.get("state") or {}).get("waiting") or {}
         return pb.REPLICA_PHASE_PULLING, waiting.get("message", "")
@@ -262,9 +262,8 @@ def _ready_time(pod: Object, server: Object) -> datetime | None:
 
 def _unschedulable(message: str) -> str:
     """A word for programs from the scheduler's sentence."""
-    if match := re.search(r"Insufficient (\S+?)[.,]?(\s|$)", message):
-        return lack_of(match[1]) or "UNSCHEDULABLE"
-    return "UNSCHEDULABLE"
+    match = re.search(r"Insufficient (\S+?)[.,]?(\s|$)", message)
+    return (lack_of(match[1]) if match else "") or "UNSCHEDULABLE"
 
 
 def lack_of(resource: str) -> str:

@@ -35,11 +35,7 @@ from neuroweaver.cluster.kinds import (
 from neuroweaver.deployer.domain.backend import BackendPlan, DesiredState, FieldChange, Finding, Planned
 from neuroweaver.deployer.kubernetes import applying
 from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, scaling, traffic
-from neuroweaver.deployer.kubernetes.manifests.manifests import (
-    Cluster,
-    manifests,
-    obstacle_to_zero,
-)
+from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests, obstacle_to_zero
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope, namespace_of
 from neuroweaver.deployer.kubernetes.observing import drift
 from neuroweaver.deployer.kubernetes.planning import access
