@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
-from concurrent import futures
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -15,10 +12,10 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from clients.fakes import FakeRegistry, abort
+from clients.fakes import abort
 from neuroweaver.mesh.wire.errors import Error, NotFound, OutOfRange
 from neuroweaver.v1 import deployer_pb2 as pb
-from neuroweaver.v1 import deployer_pb2_grpc, registry_pb2_grpc
+from neuroweaver.v1 import deployer_pb2_grpc
 from neuroweaver.v1.common_pb2 import Heartbeat
 
 BEGIN = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
@@ -133,6 +130,13 @@ def rolling() -> pb.Deployment:
     )
 
 
+def planned(api_version: str, kind: str, action: str, **more) -> pb.PlannedObject:
+    number = pb.PlannedAction.Value(f"PLANNED_ACTION_{action}")
+    return pb.PlannedObject(
+        api_version=api_version, kind=kind, namespace="models", name="nw-advisor", action=number, **more
+    )
+
+
 def plan(**changes) -> pb.DeploymentPlan:
     image = pb.FieldChange(
         object="Deployment/nw-advisor",
@@ -147,30 +151,9 @@ def plan(**changes) -> pb.DeploymentPlan:
         "replacement": pb.REPLACEMENT_MODE_SURGE,
         "replacement_reason": "there is room for one more replica",
         "objects": [
-            pb.PlannedObject(
-                api_version="v1",
-                kind="Service",
-                namespace="models",
-                name="nw-advisor",
-                action=pb.PLANNED_ACTION_CREATE,
-                manifest="kind: Service\n",
-            ),
-            pb.PlannedObject(
-                api_version="apps/v1",
-                kind="Deployment",
-                namespace="models",
-                name="nw-advisor",
-                action=pb.PLANNED_ACTION_UPDATE,
-                manifest="kind: Deployment\n",
-                changes=[image, label],
-            ),
-            pb.PlannedObject(
-                api_version="policy/v1",
-                kind="PodDisruptionBudget",
-                namespace="models",
-                name="nw-advisor",
-                action=pb.PLANNED_ACTION_DELETE,
-            ),
+            planned("v1", "Service", "CREATE", manifest="kind: Service\n"),
+            planned("apps/v1", "Deployment", "UPDATE", manifest="kind: Deployment\n", changes=[image, label]),
+            planned("policy/v1", "PodDisruptionBudget", "DELETE"),
         ],
         "capacity": [
             pb.CapacityCheck(
@@ -248,6 +231,7 @@ def cold_start(now: pb.Deployment, *, ends: str = "READY", rollout: str = "PROMO
 
 @dataclass
 class FakeDeployer(deployer_pb2_grpc.DeployerServiceServicer):
+    add_to = deployer_pb2_grpc.add_DeployerServiceServicer_to_server
     now: pb.Deployment | None = field(default_factory=deployment)
     """What GetDeployment answers; follows the events that were sent."""
     planned: pb.DeploymentPlan = field(default_factory=plan)
@@ -409,17 +393,3 @@ def health_of(state: pb.HealthState.ValueType) -> pb.ModelHealth:
         ),
         etag="e3",
     )
-
-
-@contextmanager
-def serving(deployer: FakeDeployer, registry: FakeRegistry) -> Iterator[str]:
-    """The address of both."""
-    server = grpc.server(futures.ThreadPoolExecutor(8))
-    deployer_pb2_grpc.add_DeployerServiceServicer_to_server(deployer, server)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.stop(None).wait()

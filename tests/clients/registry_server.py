@@ -22,7 +22,7 @@ from neuroweaver.registry.settings import RegistrySettings
 
 @contextmanager
 def registry_at(home: Path) -> Iterator[str]:
-    """The address of a Registry over an embedded database in `home`."""
+    """The address of a Registry over an embedded database in `home`; the environment has it too."""
 
     @asynccontextmanager
     async def serve() -> AsyncIterator[str]:
@@ -38,14 +38,14 @@ def registry_at(home: Path) -> Iterator[str]:
         async with running(service(database, settings), settings, registry=CollectorRegistry()) as server:
             yield server.address
 
-    with threaded("registry", serve) as address:
+    with threaded("registry", serve) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
         yield address
 
 
 def prepared(home: Path, commands: Sequence[Sequence[object]]) -> Path:
     """A Registry's home after these commands, to be copied for each test."""
-    with registry_at(home) as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
+    with registry_at(home):
         for command in commands:
             assert run([str(argument) for argument in command]) == 0, command
     return home

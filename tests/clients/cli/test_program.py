@@ -12,7 +12,7 @@ import foreground
 from clients import scripted
 from clients.fakes import CONTENT
 from neuroweaver.cli import mesh as mesh_commands
-from neuroweaver.cli.program import COMMANDS
+from neuroweaver.cli import program
 from neuroweaver.mesh.wire.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -23,18 +23,18 @@ from neuroweaver.mesh.wire.errors import (
 from neuroweaver.v1 import trainer_pb2
 
 JOB = scripted.JOB_ID
+COMMANDS = {
+    "train": "start watch list show cancel resume logs validate templates report",
+    "model": "list show versions compare history verify card register update create metrics bump state delete "
+    "rollback upload download export import",
+    "model alias": "list set remove resolve",
+    "experiment": "create start pause stop list show weights assign watch results plan conclude",
+    "deploy": "plan apply list status watch scale rollback logs delete metrics health thresholds switch",
+    "webhook": "add list deliveries redeliver remove",
+}
 START = (
-    "train",
-    "start",
-    "--model-name",
-    "advisor",
-    "--base-model",
-    "tiny",
-    "--specialization",
-    "s",
-    "--dataset",
-    "d",
-)
+    "train", "start", "--model-name", "advisor", "--base-model", "tiny", "--specialization", "s", "--dataset", "d",
+)  # fmt: skip
 
 
 def error_of(outcome):
@@ -67,6 +67,39 @@ def test_every_command_speaks_json_and_prose(mesh, neuroweaver, command):
     assert json.loads(told.out)
     assert shown.out.strip()
     assert told.err + shown.err == ""
+
+
+@pytest.mark.parametrize(
+    "command", [f"{group} {name}" for group in COMMANDS for name in COMMANDS[group].split()]
+)
+def test_every_command_tells_an_example_and_the_exit_codes(neuroweaver, command):
+    outcome = neuroweaver(*command.split(), "--help")
+
+    assert outcome.code == 0
+    assert f"neuroweaver {command}" in " ".join(outcome.out.split())
+    for told in ("Example", "Exit codes", "--json"):
+        assert told in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("command", "service"),
+    [
+        ("deploy status advisor", "deployer"),
+        ("experiment list", "experiment"),
+        ("model compare advisor@1.0.0 advisor", "registry"),
+        ("model rollback advisor 1.0.0 --dry-run", "registry"),
+        ("model upload advisor .", "registry"),
+        ("model verify", "registry"),
+        ("model history advisor", "registry"),
+        ("model alias list advisor", "registry"),
+        ("webhook list", "registry"),
+    ],
+)
+def test_a_service_that_is_not_there_is_named(nowhere, neuroweaver, command, service):
+    outcome = neuroweaver(*command.split())
+
+    assert outcome.code == 4
+    assert f"the {service} cannot be reached at 127.0.0.1:1" in outcome.err
 
 
 @pytest.mark.parametrize("command", [*READING, ("train", "watch", JOB), ("train", "logs", JOB)], ids=" ".join)
@@ -399,7 +432,7 @@ def test_a_reader_that_goes_away_causes_no_complaint(mesh):
 def test_the_help_that_is_shown_before_a_command_is_imported_is_its_own(command):
     function = getattr(mesh_commands, command)
 
-    assert function.__doc__.splitlines()[0] == COMMANDS["mesh"][command]
+    assert function.__doc__.splitlines()[0] == program.COMMANDS["mesh"][command]
 
 
 @pytest.mark.parametrize(

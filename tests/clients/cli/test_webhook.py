@@ -46,10 +46,9 @@ def receiver():
 
 
 @pytest.fixture
-def registry(tmp_path, monkeypatch):
+def registry(tmp_path):
     with registry_at(tmp_path) as address:
-        monkeypatch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
-        yield
+        yield address
 
 
 def deliveries(neuroweaver, *more):

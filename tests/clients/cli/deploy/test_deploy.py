@@ -34,11 +34,6 @@ recovery: {backup: {model_id: spare}}
 labels: {team: service}
 """
 
-COMMANDS = [
-    "plan", "apply", "list", "status", "watch", "scale", "rollback", "logs", "delete", "metrics", "health",
-    "thresholds", "switch",
-]  # fmt: skip
-
 EVERYDAY = [
     ("plan", "advisor"),
     ("apply", "advisor", "--yes", "--no-watch"),
@@ -55,19 +50,6 @@ EVERYDAY = [
 ]
 
 
-@pytest.fixture
-def deployer() -> FakeDeployer:
-    return FakeDeployer()
-
-
-@pytest.fixture(autouse=True)
-def service(deployer, fake_registry, monkeypatch):
-    with fake_deployer.serving(deployer, fake_registry) as address:
-        for name in ("DEPLOYER", "REGISTRY"):
-            monkeypatch.setenv(f"NEUROWEAVER_{name}_ADDRESS", address)
-        yield address
-
-
 def field_of(outcome) -> list[str]:
     return [each["field"] for each in json.loads(outcome.err)["error"]["violations"]]
 
@@ -75,16 +57,6 @@ def field_of(outcome) -> list[str]:
 def spec_sent(deployer: FakeDeployer) -> dict:
     sent = deployer.sent(pb.PlanDeploymentRequest).spec
     return json_format.MessageToDict(sent, preserving_proto_field_name=True)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_tells_an_example_and_the_exit_codes(neuroweaver, command):
-    outcome = neuroweaver("deploy", command, "--help")
-
-    assert outcome.code == 0
-    assert f"neuroweaver deploy {command}" in " ".join(outcome.out.split())
-    for told in ("Example", "Exit codes", "--json"):
-        assert told in outcome.out
 
 
 @pytest.mark.parametrize("command", EVERYDAY, ids=" ".join)
@@ -107,13 +79,6 @@ def test_a_deployment_that_is_not_there_ends_with_3(neuroweaver, deployer, comma
 
     assert outcome.code == 3
     assert "advisor/default" in outcome.err
-
-
-def test_a_deployer_that_is_not_there_ends_with_4(nowhere, neuroweaver):
-    outcome = neuroweaver("deploy", "status", "advisor")
-
-    assert outcome.code == 4
-    assert "the deployer cannot be reached at 127.0.0.1:1" in outcome.err
 
 
 def test_a_plan_shows_objects_differences_capacity_and_findings(neuroweaver):

@@ -16,18 +16,6 @@ from neuroweaver.client import Client
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
-@pytest.fixture
-def deployer() -> FakeDeployer:
-    return FakeDeployer()
-
-
-@pytest.fixture(autouse=True)
-def service(deployer, fake_registry, monkeypatch):
-    with fake_deployer.serving(deployer, fake_registry) as address:
-        monkeypatch.setenv("NEUROWEAVER_DEPLOYER_ADDRESS", address)
-        yield address
-
-
 def shown(renderable, width: int = 80) -> str:
     screen = Console(file=io.StringIO(), width=width, record=True)
     screen.print(renderable)

@@ -42,7 +42,6 @@ def home(tmp_path_factory):
 def registry(home, tmp_path, monkeypatch):
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     with registry_at(tmp_path) as address:
-        monkeypatch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
         yield address
 
 

@@ -30,8 +30,7 @@ def home(tmp_path_factory):
 def registry(home, tmp_path, monkeypatch):
     shutil.copytree(home, tmp_path / "home")
     monkeypatch.chdir(tmp_path)
-    with registry_at(tmp_path / "home") as address:
-        monkeypatch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
+    with registry_at(tmp_path / "home"):
         yield
 
 
