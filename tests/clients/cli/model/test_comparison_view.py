@@ -34,8 +34,7 @@ def difference(path, a=None, b=None) -> pb.FieldDifference:
 
 def shown(found: pb.ModelComparison, width=80) -> str:
     console = Console(file=io.StringIO(), width=width, record=True)
-    for part in comparison_view.parts(found):
-        console.print(part)
+    console.print(comparison_view.picture(found))
     return console.export_text()
 
 

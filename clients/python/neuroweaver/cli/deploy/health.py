@@ -18,7 +18,7 @@ from neuroweaver.cli.deploy.spec import backup_of
 from neuroweaver.cli.terminal.confirm import Yes, asking
 from neuroweaver.cli.terminal.failures import BadInput, Exit, talking_to
 from neuroweaver.cli.terminal.names import spoken, styled
-from neuroweaver.cli.terminal.output import AsJson, facts, print_answer, print_view, table, when
+from neuroweaver.cli.terminal.output import AsJson, facts, listing, print_answer, print_view, stacked, when
 from neuroweaver.client.connection import Client
 from neuroweaver.client.text import duration, number, plain
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -158,7 +158,7 @@ def _measured(measured: pb.DeploymentMetrics) -> RenderableType:
     period = Text(f"{when(measured.start_time)} to {when(measured.end_time)}", "dim")
     columns = ["", "all", *(f"{revision.revision} ({revision.version})" for revision in measured.revisions)]
     rows = _rows([measured.total, *(revision.metrics for revision in measured.revisions)])
-    shown = table(columns, rows, unbroken=(0,), style="bold")
+    shown = listing(columns, rows)
     missing = (
         Text(f"! {plain(replica)} could not be reached; the numbers do not include it", "yellow")
         for replica in measured.missing_replicas
@@ -181,30 +181,23 @@ def _rows(columns: Sequence[Any]) -> Iterator[list[str]]:
 def _view(state: pb.ModelHealth) -> RenderableType:
     configured = state.configured_thresholds
     period = duration(configured.window.ToTimedelta().total_seconds())
-    parts: list[RenderableType] = [
-        facts(
-            [
-                ("deployment", title(state.model_id, state.name)),
-                ("health", styled(state, "state")),
-                ("reason", state.reason),
-                ("version", state.version),
-                ("replicas", f"{state.ready_replicas} of {state.desired_replicas} ready"),
-                ("last token", when(state.last_token_time)),
-                ("traffic", _serving(state)),
-                (
-                    "measured",
-                    f"over {period}, once there are {configured.min_requests} requests"
-                    if configured.HasField("window")
-                    else "",
-                ),
-            ]
-        )
-    ]
-    if state.thresholds:
-        columns = ("THRESHOLD", "LIMIT", "VALUE", "", "SINCE", "REQUESTS")
-        rows = map(_threshold, state.thresholds)
-        parts += [Text(), table(columns, rows, unbroken=(0,), style="bold")]
-    return Group(*parts)
+    measured = f"over {period}, once there are {configured.min_requests} requests"
+    summary = facts(
+        [
+            ("deployment", title(state.model_id, state.name)),
+            ("health", styled(state, "state")),
+            ("reason", state.reason),
+            ("version", state.version),
+            ("replicas", f"{state.ready_replicas} of {state.desired_replicas} ready"),
+            ("last token", when(state.last_token_time)),
+            ("traffic", _serving(state)),
+            ("measured", measured if configured.HasField("window") else ""),
+        ]
+    )
+    columns = ("THRESHOLD", "LIMIT", "VALUE", "", "SINCE", "REQUESTS")
+    rows = map(_threshold, state.thresholds)
+    thresholds = listing(columns, rows) if state.thresholds else None
+    return stacked(summary, thresholds)
 
 
 def _serving(state: pb.ModelHealth) -> Text:

@@ -13,7 +13,7 @@ from rich.text import Text
 from neuroweaver.cli.deploy.events import title
 from neuroweaver.cli.deploy.view import TRUTHS, difference
 from neuroweaver.cli.terminal.names import spoken
-from neuroweaver.cli.terminal.output import table
+from neuroweaver.cli.terminal.output import stacked, table
 from neuroweaver.client.text import plain
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -27,13 +27,12 @@ _ACTIONS: Final = {
 
 
 def plan(planned: pb.DeploymentPlan, model: str, name: str) -> RenderableType:
-    parts: list[RenderableType] = [_head(planned, model, name)]
-    parts += [Text(), _objects(planned)]
-    if planned.capacity:
-        parts += [Text(), _capacity(planned)]
-    if planned.findings:
-        parts += [Text(), *_findings(planned)]
-    return Group(*parts)
+    return stacked(
+        _head(planned, model, name),
+        _objects(planned),
+        _capacity(planned) if planned.capacity else None,
+        Group(*_findings(planned)) if planned.findings else None,
+    )
 
 
 def manifests(planned: pb.DeploymentPlan) -> str:
