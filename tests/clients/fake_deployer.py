@@ -97,6 +97,7 @@ def rolling() -> pb.Deployment:
         candidate_requests=40,
         baseline_requests=360,
     )
+    damaged = "adapter/adapter_model.safetensors: its digest is not that of the version"
     return deployment(
         state=pb.DEPLOYMENT_STATE_PROGRESSING,
         revisions=[
@@ -117,15 +118,7 @@ def rolling() -> pb.Deployment:
         replica_statuses=[
             replica(1, 4, "READY", 0.0, 0.4, 2.1, 1.0),
             replica(3, 5, "LOADING", 0.1, 0.5, 1.5),
-            replica(
-                4,
-                5,
-                "CRASH_LOOP",
-                0.1,
-                restarts=5,
-                last_exit_code=3,
-                message="adapter/adapter_model.safetensors: its digest is not that of the version",
-            ),
+            replica(4, 5, "CRASH_LOOP", 0.1, restarts=5, last_exit_code=3, message=damaged),
         ],
     )
 
@@ -269,12 +262,6 @@ class FakeDeployer(deployer_pb2_grpc.DeployerServiceServicer):
         self.now = self.now or deployment(state=pb.DEPLOYMENT_STATE_PENDING, revisions=[], last_sequence=0)
         return self._changed(request, context)
 
-    def ScaleDeployment(self, request, context):
-        return self._changed(request, context)
-
-    def RollbackDeployment(self, request, context):
-        return self._changed(request, context)
-
     def UndeployModel(self, request, context):
         return self._changed(request, context, pb.DEPLOYMENT_STATE_DELETING)
 
@@ -359,6 +346,8 @@ class FakeDeployer(deployer_pb2_grpc.DeployerServiceServicer):
         if not self.events:
             self.now.observed_generation = self.now.generation
         return answer
+
+    ScaleDeployment = RollbackDeployment = _changed
 
     def _follow(self, event) -> None:
         """The loop has come so far, and the deployment says so."""

@@ -37,12 +37,6 @@ START = (
 )  # fmt: skip
 
 
-def error_of(outcome):
-    """The one JSON line on stderr."""
-    [line] = outcome.err.splitlines()
-    return json.loads(line)["error"]
-
-
 READING = [
     ("status",),
     ("train", "list"),
@@ -165,7 +159,7 @@ def test_an_unknown_field_in_the_file_ends_with_2_before_anything_is_sent(
 
     assert prose.code == told.code == 2
     assert prose.err == "neuroweaver: lora_rank: no such field; did you mean lora_r?\n"
-    assert error_of(told)["violations"][0]["field"] == "lora_rank"
+    assert told.fields[0] == "lora_rank"
     assert fake_trainer.requests == []
 
 
@@ -188,7 +182,7 @@ def test_wrong_usage_ends_with_2_in_one_line(mesh, neuroweaver, arguments, told)
     assert prose.out == as_json.out == ""
     [line] = prose.err.splitlines()
     assert told in line
-    assert told in error_of(as_json)["message"]
+    assert told in as_json.error["message"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +205,7 @@ def test_a_servers_refusal_has_its_exit_code_and_its_words(
     assert prose.code == told.code == code
     [line] = prose.err.splitlines()
     assert refusal.description in line
-    error = error_of(told)
+    error = told.error
     assert (error["code"], error["exit_code"], error["reason"]) == (status, code, refusal.reason)
     assert [each["field"] for each in error["violations"]] == (["config.lora_r"] if code == 2 else [])
 
@@ -263,7 +257,7 @@ def test_a_watched_job_that_failed_ends_with_1_and_its_reason(mesh, fake_trainer
     assert prose.code == told.code == 1
     assert "FAILED in Fine-tuning: The worker needed more memory than there is (OUT_OF_MEMORY)" in prose.err
     assert f"neuroweaver train resume {JOB}" in prose.err
-    assert error_of(told)["reason"] == "OUT_OF_MEMORY"
+    assert told.error["reason"] == "OUT_OF_MEMORY"
 
 
 def test_watching_from_the_last_event_of_a_failed_job_still_ends_with_1(mesh, fake_trainer, neuroweaver):

@@ -102,7 +102,7 @@ def test_a_refusal_names_the_field(registry, neuroweaver, arguments, field):
     outcome = neuroweaver("webhook", "add", *arguments, "--json")
 
     assert outcome.code == 2
-    assert json.loads(outcome.err)["error"]["violations"][0]["field"] == field
+    assert outcome.fields[0] == field
 
 
 def test_an_id_is_taken_once(registry, neuroweaver):

@@ -877,10 +877,9 @@ def test_a_blob_with_another_digest_is_refused(far, forge, output, which):
     path = "blobs/sha256/" + entry["digest"].removeprefix("sha256:")
     files[path] = files[path][:-1] + b" "
 
-    assert (
-        refused(far, laid(output, files), "is damaged: its bytes have another digest").entry
-        == entry["digest"]
-    )
+    error = refused(far, laid(output, files), "is damaged: its bytes have another digest")
+
+    assert error.entry == entry["digest"]
 
 
 def test_a_missing_blob_is_told(far, forge, output):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -48,10 +47,6 @@ EVERYDAY = [
     ("thresholds", "advisor"),
     ("switch", "advisor", "-m", "an incident", "--yes"),
 ]
-
-
-def field_of(outcome) -> list[str]:
-    return [each["field"] for each in json.loads(outcome.err)["error"]["violations"]]
 
 
 def spec_sent(deployer: FakeDeployer) -> dict:
@@ -247,8 +242,8 @@ def test_a_file_that_is_wrong_is_told_by_its_field(neuroweaver, tmp_path, old, n
     outcome = neuroweaver("deploy", "plan", "advisor", "-f", path, "--json")
 
     assert outcome.code == 2
-    assert field_of(outcome) == [field]
-    assert told in json.loads(outcome.err)["error"]["message"]
+    assert outcome.fields == [field]
+    assert told in outcome.error["message"]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +277,7 @@ def test_an_option_that_is_wrong_is_named_and_nothing_is_changed(neuroweaver, de
     outcome = neuroweaver("deploy", *arguments, "--json")
 
     assert outcome.code == 2
-    assert field_of(outcome) == [field]
+    assert outcome.fields == [field]
     assert deployer.requests == []
 
 
@@ -314,9 +309,9 @@ def test_what_is_not_feasible_is_not_applied(neuroweaver, deployer):
     outcome = neuroweaver("deploy", "apply", "advisor", "--yes", "--json")
 
     assert outcome.code == 5
-    error = json.loads(outcome.err)["error"]
+    error = outcome.error
     assert error["reason"] == "INSUFFICIENT_GPU"
-    assert field_of(outcome) == ["resources.gpus"]
+    assert outcome.fields == ["resources.gpus"]
     assert "cannot be deployed like this: resources.gpus: 2 are needed" in error["message"]
     assert not [each for each in deployer.requests if isinstance(each, pb.DeployModelRequest)]
 
@@ -583,13 +578,9 @@ def test_the_guides_spec_is_taken():
 )
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])
 def test_a_person_is_asked_and_may_decline(
-    neuroweaver, deployer, monkeypatch, command, question, request_kind, answer, code
+    neuroweaver, deployer, answering, command, question, request_kind, answer, code
 ):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    answering(answer)
 
     outcome = neuroweaver("deploy", *command)
 

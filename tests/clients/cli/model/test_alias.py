@@ -102,7 +102,7 @@ def test_a_version_that_is_not_there_takes_no_alias(registry, neuroweaver):
     assert point(neuroweaver, "candidate", "nothing").code == 3
     wrong = neuroweaver("model", "alias", "set", "advisor", "Not-A-Name", "1.0.0", "--json")
     assert wrong.code == 2
-    assert json.loads(wrong.err)["error"]["violations"][0]["field"] == "alias"
+    assert wrong.fields[0] == "alias"
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_confidence_outside_its_bounds_is_refused_by_name(neuroweaver):
     outcome = neuroweaver("model", "compare", "advisor", "advisor", "--confidence", 95, "--json")
 
     assert outcome.code == 2
-    assert json.loads(outcome.err)["error"]["violations"][0]["field"] == "confidence"
+    assert outcome.fields[0] == "confidence"
 
 
 def test_a_dry_run_shows_the_difference_and_changes_nothing(neuroweaver):
@@ -133,15 +133,8 @@ def test_nobody_is_rolled_back_unasked(neuroweaver):
     assert latest(neuroweaver) == "1.1.0"
 
 
-def test_whoever_says_no_changes_nothing(neuroweaver, monkeypatch):
-    class Terminal:
-        def isatty(self):
-            return True
-
-        def readline(self):
-            return "n\n"
-
-    monkeypatch.setattr("sys.stdin", Terminal())
+def test_whoever_says_no_changes_nothing(neuroweaver, answering):
+    answering("n\n")
 
     outcome = neuroweaver("model", "rollback", "advisor", "1.0.0")
 

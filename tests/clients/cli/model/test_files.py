@@ -83,7 +83,7 @@ def test_weights_that_are_no_safetensors_are_refused(neuroweaver, tmp_path):
     outcome = neuroweaver("model", "upload", "advisor", folder, "--json")
 
     assert outcome.code == 2
-    assert "pickle" in json.loads(outcome.err)["error"]["message"]
+    assert "pickle" in outcome.error["message"]
 
 
 def test_a_download_is_what_was_uploaded(neuroweaver, tmp_path):

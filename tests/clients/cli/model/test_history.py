@@ -123,7 +123,7 @@ def test_a_chain_that_somebody_edited_ends_with_1_at_the_first_bad_event(
     assert prose.code == told_json.code == 1
     assert f"the audit chain is broken at event {bad}: " in prose.err
     assert json.loads(told_json.out)["first_bad_sequence"] == str(bad)
-    assert json.loads(told_json.err)["error"]["reason"] == "CHAIN_BROKEN"
+    assert told_json.error["reason"] == "CHAIN_BROKEN"
     assert neuroweaver("model", "verify", "--head", "head.json").code == 2
 
 
@@ -151,7 +151,7 @@ def test_a_head_that_was_forged_is_not_believed(neuroweaver, tmp_path):
 
     assert outcome.code == 1
     assert outcome.out == ""
-    error = json.loads(outcome.err)["error"]
+    error = outcome.error
     assert error["reason"] == "BAD_SIGNATURE"
     assert "head.json cannot be trusted" in error["message"]
 

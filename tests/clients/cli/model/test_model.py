@@ -102,7 +102,7 @@ def test_options_become_the_version(neuroweaver, advisor, tmp_path):
 def test_a_refusal_names_the_field(neuroweaver, advisor, options, field, told):
     outcome = neuroweaver("model", "create", "advisor", *options, "--json")
 
-    error = json.loads(outcome.err)["error"]
+    error = outcome.error
     assert outcome.code == error["exit_code"] == 2
     assert [each["field"] for each in error["violations"]] == [field]
     assert told in error["message"]
@@ -150,20 +150,8 @@ def test_a_version_is_shown_with_all_that_is_known_of_it(neuroweaver, advisor):
 def test_raising_a_version_says_after_which(neuroweaver, advisor):
     assert neuroweaver("model", "bump", "advisor", "minor").out == "advisor@1.1.0 DRAFT  after 1.0.0\n"
 
-    candidate = neuroweaver(
-        "model",
-        "bump",
-        "advisor",
-        "prerelease",
-        "--from",
-        "1.0.0",
-        "--label",
-        "beta",
-        "--build",
-        "g1f",
-        "-m",
-        "why",
-    )
+    options = ("--from", "1.0.0", "--label", "beta", "--build", "g1f", "-m", "why")
+    candidate = neuroweaver("model", "bump", "advisor", "prerelease", *options)
 
     assert candidate.out == "advisor@1.0.1-beta.1+g1f DRAFT  after 1.0.0\n"
     assert version(neuroweaver, "advisor@1.0.1-beta.1")["description"] == "why"
@@ -213,7 +201,7 @@ def test_nothing_is_deleted_where_nobody_can_be_asked(neuroweaver, advisor):
     assert neuroweaver("model", "show", "advisor@1.0.0").code == 0
 
 
-@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("yes", 0), ("n", 1), ("", 1)])
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("yes\n", 0), ("n\n", 1), ("", 1)])
 def test_a_person_on_a_terminal_is_asked(neuroweaver, advisor, answering, answer, code):
     answering(answer)
 
@@ -231,23 +219,6 @@ def test_what_an_alias_points_at_is_not_deleted(neuroweaver, advisor):
         outcome = neuroweaver("model", "delete", reference, "--yes")
         assert outcome.code == 5
         assert "candidate" in outcome.err
-
-
-@pytest.fixture
-def answering(monkeypatch):
-    """Puts a person with this answer at the terminal."""
-
-    class Terminal:
-        def __init__(self, answer):
-            self._answer = answer
-
-        def isatty(self):
-            return True
-
-        def readline(self):
-            return f"{self._answer}\n" if self._answer else ""
-
-    return lambda answer: monkeypatch.setattr("sys.stdin", Terminal(answer))
 
 
 def test_an_adapter_is_shown_with_its_files(neuroweaver, advisor, tmp_path):
@@ -287,7 +258,7 @@ def test_a_change_that_says_nothing_or_what_cannot_be_is_refused(neuroweaver, ad
     outcome = neuroweaver("model", *command, "--json")
 
     assert outcome.code == 2
-    assert [each["field"] for each in json.loads(outcome.err)["error"]["violations"]] == [field]
+    assert outcome.fields == [field]
 
 
 def test_metrics_are_added_in_place_of_those_of_the_same_name(neuroweaver, advisor, tmp_path):
