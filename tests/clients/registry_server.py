@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from prometheus_client import CollectorRegistry
 
-from clients.threaded import threaded
 from databases import prepare
 from neuroweaver.cli.program import run
 from neuroweaver.mesh.database.database import Database
@@ -26,19 +26,18 @@ def registry_at(home: Path) -> Iterator[str]:
 
     @asynccontextmanager
     async def serve() -> AsyncIterator[str]:
-        settings = RegistrySettings(
-            home=home,
-            port=0,
-            metrics_port=0,
-            database_url=f"sqlite:///{home / 'registry.db'}",
-            drain_s=0.0,
-        )
+        url = f"sqlite:///{home / 'registry.db'}"
+        settings = RegistrySettings(home=home, port=0, metrics_port=0, database_url=url, drain_s=0.0)
         await prepare(settings.database_url, "neuroweaver.registry")
         database = Database(settings.database_url, schema="registry")
         async with running(service(database, settings), settings, registry=CollectorRegistry()) as server:
             yield server.address
 
-    with threaded("registry", serve) as address, pytest.MonkeyPatch.context() as patch:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serve()) as address,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
         yield address
 

@@ -96,13 +96,8 @@ def test_a_plan_shows_objects_differences_capacity_and_findings(neuroweaver):
     # A field that comes has no line of what was there before.
     added = lines.index("    metadata.labels.team")
     assert lines[added + 1] == '    + "service"'
-    assert next(line for line in lines if line.startswith("memory")).split() == [
-        "memory",
-        "2Gi",
-        "3Gi",
-        "8Gi",
-        "yes",
-    ]
+    memory = next(line for line in lines if line.startswith("memory"))
+    assert memory.split() == ["memory", "2Gi", "3Gi", "8Gi", "yes"]
     assert next(line for line in lines if line.startswith("nvidia")).endswith("unknown")
 
 
@@ -402,11 +397,8 @@ def test_tables_fit_into_80_columns(neuroweaver, deployer, monkeypatch, command)
 def test_a_list_has_every_page(neuroweaver, deployer):
     outcome = neuroweaver("deploy", "list", "--filter", "state=READY")
 
-    assert [line.split()[0] for line in outcome.out.splitlines()] == [
-        "DEPLOYMENT",
-        "advisor",
-        "advisor/staging",
-    ]
+    names = [line.split()[0] for line in outcome.out.splitlines()]
+    assert names == ["DEPLOYMENT", "advisor", "advisor/staging"]
     assert {each.filter for each in deployer.requests} == {"state=READY"}
 
 
@@ -508,9 +500,8 @@ def test_health_ends_with_1_where_nothing_is_served(neuroweaver, deployer, state
 
 
 def test_thresholds_that_are_not_given_stay(neuroweaver, deployer):
-    assert (
-        neuroweaver("deploy", "thresholds", "advisor", "--max-latency-ms", 1500, "--window", "10m").code == 0
-    )
+    options = ("--max-latency-ms", 1500, "--window", "10m")
+    assert neuroweaver("deploy", "thresholds", "advisor", *options).code == 0
 
     sent = deployer.sent(pb.SetThresholdsRequest)
     assert sent.thresholds == pb.ModelThresholds(

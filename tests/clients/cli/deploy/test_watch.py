@@ -315,10 +315,8 @@ def test_events_change_the_picture():
 
     assert (now.replicas.desired, now.replicas.ready, now.revisions[0].ready_replicas) == (3, 1, 1)
     assert now.switched_to.model_id == "spare"
-    assert {each.type: each.reason for each in now.conditions} == {
-        "AVAILABLE": "CRASH_LOOP",
-        "DRIFT_FREE": "",
-    }
+    reasons = {condition.type: condition.reason for condition in now.conditions}
+    assert reasons == {"AVAILABLE": "CRASH_LOOP", "DRIFT_FREE": ""}
     assert (now.generation, now.last_sequence) == (4, 45)
 
     back = pb.ModelSwitched(to_model=pb.BackupModel(model_id="advisor"))

@@ -55,10 +55,8 @@ def test_an_alias_points_at_a_version_named_in_any_way(registry, neuroweaver):
 
 
 def test_production_is_protected_unless_somebody_says_otherwise(registry, neuroweaver):
-    assert (
-        point(neuroweaver, "production", "1.0.0", "-m", "first").out
-        == "production → advisor@1.0.0  protected\n"
-    )
+    pointed = point(neuroweaver, "production", "1.0.0", "-m", "first")
+    assert pointed.out == "production → advisor@1.0.0  protected\n"
 
     refused = point(neuroweaver, "production", "1.1.0")
     allowed = point(neuroweaver, "production", "1.1.0", "--no-protect")

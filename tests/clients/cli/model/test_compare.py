@@ -61,11 +61,8 @@ def test_the_verdict_stands_first_and_its_grounds_below(neuroweaver):
     assert lines[0].startswith("1.1.0 is worse than 1.0.0: judge_score fell from 6.1 to 4.05")
     assert "↓ worse" in next(line for line in lines if line.startswith("judge_score"))
     assert "= same" in next(line for line in lines if line.startswith("loss"))
-    assert next(line for line in lines if line.startswith("config.lora_r")).split() == [
-        "config.lora_r",
-        "8",
-        "16",
-    ]
+    rank = next(line for line in lines if line.startswith("config.lora_r"))
+    assert rank.split() == ["config.lora_r", "8", "16"]
     assert lines[-1].startswith("Recommended bump: Minor, since the adapter rank differs")
 
 

@@ -68,11 +68,8 @@ def test_options_become_the_version(neuroweaver, advisor, tmp_path):
     assert made["tags"] == {"run": "7"}
     assert made["metrics"]["latency"]["samples"] == [1.0, 3.0]
     assert made["metrics"]["latency"]["direction"] == "METRIC_DIRECTION_LOWER_IS_BETTER"
-    assert {name: each["value"] for name, each in made["metrics"].items()} == {
-        "latency": 2,
-        "plain": 4,
-        "f1": 0.5,
-    }
+    values = {name: each["value"] for name, each in made["metrics"].items()}
+    assert values == {"latency": 2, "plain": 4, "f1": 0.5}
     assert made["base"] == {
         "name": "tiny",
         "model_digest": "a" * 64,
