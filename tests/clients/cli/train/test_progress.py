@@ -34,20 +34,11 @@ def test_the_board_tells_each_stage_of_a_finished_job():
     lines = shown(scripted.successful()).splitlines()
 
     assert "SUCCEEDED  6 min 34 s" in lines[0]
-    for line, told in zip(
-        lines[1:9],
-        (
-            "rows 224",
-            "held-out loss 2.91 → 2.07",
-            "44.9 s",
-            "6.1 s",
-            "accuracy 0.739",
-            "reward -0.105 → 0.792",
-            "1 min 14 s",
-            "2.2 s",
-        ),
-        strict=True,
-    ):
+    rows = (
+        "rows 224", "held-out loss 2.91 → 2.07", "44.9 s", "6.1 s", "accuracy 0.739", "reward -0.105 → 0.792",
+        "1 min 14 s", "2.2 s",
+    )  # fmt: skip
+    for line, told in zip(lines[1:9], rows, strict=True):
         assert line.startswith("✓")
         assert told in line
     assert "3 of 224 rows" in lines[9]

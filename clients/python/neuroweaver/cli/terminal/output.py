@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeVar
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from typer import Option
@@ -89,8 +89,13 @@ def print_failure(failure: Failure, *, as_json: bool) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, empty: str) -> None:
     """empty: printed instead of a table without rows."""
-    shown = table(columns, rows, unbroken=(0,), style="bold")
+    shown = listing(columns, rows)
     console().print(shown if shown.row_count else Text(empty, style="dim"))
+
+
+def listing(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A table of things, whose names in the first column stay whole."""
+    return table(columns, rows, unbroken=(0,), style="bold")
 
 
 def table(
@@ -109,6 +114,12 @@ def table(
     for row in rows:
         shown.add_row(*map(_cell, row))
     return shown
+
+
+def stacked(*blocks: RenderableType | None) -> Group:
+    """The blocks that are not None, with an empty line between them."""
+    parts = [part for block in blocks if block is not None for part in (Text(), block)]
+    return Group(*parts[1:])
 
 
 def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:

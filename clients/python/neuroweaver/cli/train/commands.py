@@ -20,12 +20,13 @@ from neuroweaver.cli.terminal.output import (
     AsJson,
     console,
     facts,
+    listing,
     print_answer,
     print_event,
     print_json,
     print_list,
     print_view,
-    table,
+    stacked,
     to_json,
     when,
 )
@@ -277,7 +278,7 @@ def _line(job: trainer.TrainingJob) -> Text:
 
 def _picture(job: trainer.TrainingJob) -> RenderableType:
     config = to_json(job.config).items()
-    return Group(facts(_facts(job)), Text(), facts((name, _brief(value)) for name, value in config))
+    return stacked(facts(_facts(job)), facts((name, _brief(value)) for name, value in config))
 
 
 def _facts(job: trainer.TrainingJob) -> Iterator[tuple[str, str | Text]]:
@@ -307,34 +308,33 @@ def _progress(progress: trainer.Progress) -> str:
 
 def _validation(answer: trainer.ValidateDatasetResponse) -> RenderableType:
     tokens, longest = answer.total_tokens, answer.longest_row_tokens
-    parts: list[RenderableType] = [
-        facts(
-            [
-                ("usable", Text("yes", "green") if answer.is_usable else Text("no", "red")),
-                ("format", answer.format),
-                ("rows", f"{answer.rows}, usable {answer.usable_rows}, truncated {answer.truncated_rows}"),
-                ("tokens", f"{tokens:,}, trained {answer.trained_tokens:,}" if tokens else ""),
-                ("longest row", f"{longest:,} tokens" if longest else ""),
-                ("digest", answer.digest),
-            ]
+    summary = facts(
+        [
+            ("usable", Text("yes", "green") if answer.is_usable else Text("no", "red")),
+            ("format", answer.format),
+            ("rows", f"{answer.rows}, usable {answer.usable_rows}, truncated {answer.truncated_rows}"),
+            ("tokens", f"{tokens:,}, trained {answer.trained_tokens:,}" if tokens else ""),
+            ("longest row", f"{longest:,} tokens" if longest else ""),
+            ("digest", answer.digest),
+        ]
+    )
+    row = ((plain(part.text), "green" if part.is_trained else "dim") for part in answer.preview)
+    preview = Group(Text("First row; the loss is computed on what is green:"), Text.assemble(*row))
+    findings = (
+        (
+            str(finding.line),
+            Text("error", "red") if finding.is_error else "remark",
+            finding.field,
+            finding.reason,
         )
-    ]
-    if answer.preview:
-        preview = ((plain(part.text), "green" if part.is_trained else "dim") for part in answer.preview)
-        parts += [Text("\nFirst row; the loss is computed on what is green:"), Text.assemble(*preview)]
-    if answer.findings:
-        rows = (
-            (
-                str(finding.line),
-                Text("error", "red") if finding.is_error else "remark",
-                finding.field,
-                finding.reason,
-            )
-            for finding in answer.findings
-        )
-        columns = ("LINE", "KIND", "FIELD", "REASON")
-        parts += [Text(), table(columns, rows, unbroken=(0,), style="bold")]
-    return Group(*parts)
+        for finding in answer.findings
+    )
+    columns = ("LINE", "KIND", "FIELD", "REASON")
+    return stacked(
+        summary,
+        preview if answer.preview else None,
+        listing(columns, findings) if answer.findings else None,
+    )
 
 
 def _brief(value: Any) -> str:
