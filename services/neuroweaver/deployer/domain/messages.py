@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, TypeVar
-
-from google.protobuf.message import Message
+from typing import Final
 
 from neuroweaver.deployer.domain.backend import BackendPlan, Planned, Replica
 from neuroweaver.deployer.domain.metrics import measurement
@@ -17,19 +15,11 @@ from neuroweaver.deployer.domain.metrics.measurement import Measurements, Tally
 from neuroweaver.deployer.domain.model import Deployment, Revision
 from neuroweaver.deployer.domain.rollouts.rollout import Rollout, bake_end
 from neuroweaver.mesh.wire.clock import timestamp
+from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.v1 import deployer_pb2 as pb
 
 MAX_REPLICAS: Final = 100
 MAX_CHANGES: Final = 100
-
-M = TypeVar("M", bound=Message)
-
-
-def message_of(kind: type[M], record: Any, **given: Any) -> M:
-    """The record's fields of the same names, and what is given; None leaves a field unset."""
-    names = set(kind.DESCRIPTOR.fields_by_name) - given.keys()
-    return kind(**{name: getattr(record, name) for name in names if hasattr(record, name)}, **given)
-
 
 from_change = partial(message_of, pb.FieldChange)
 from_condition = partial(message_of, pb.DeploymentCondition)

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from neuroweaver.deployer.domain.backend import Key
-from neuroweaver.deployer.domain.messages import message_of
 from neuroweaver.deployer.rpc.keys import existing_key
 from neuroweaver.deployer.storage.reader import Reader
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.handlers.watch import HEARTBEAT_S, PAGE_SIZE, Look, follow
+from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import deployer_pb2 as pb
 
