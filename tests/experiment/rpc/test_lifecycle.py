@@ -205,6 +205,21 @@ async def test_new_weights_open_a_phase_and_move_only_the_difference(mesh):
     assert await reweigh(mesh, {"tuned": 0.7, "control": 0.3}) == changed
 
 
+async def test_weights_changed_and_changed_back_leave_everybody_where_they_were(mesh):
+    weights = {"control": 0.34, "short": 0.33, "long": 0.33}
+    variants = [pb.ExperimentVariant(variant_id=name, weight=weight) for name, weight in weights.items()]
+    await create(mesh, made=spec(variants=variants))
+    await start(mesh)
+    before = [(await assign(mesh, f"u{number}")).variant_id for number in range(300)]
+
+    changed = await reweigh(mesh, {"control": 0.3, "short": 0.3, "long": 0.4})
+    undone = await reweigh(mesh, weights)
+
+    assert changed.phases[-1].moved_share == undone.phases[-1].moved_share == 0.07
+    assert undone.phases[2].allocations == undone.phases[0].allocations
+    assert [(await assign(mesh, f"u{number}")).variant_id for number in range(300)] == before
+
+
 @pytest.mark.parametrize(
     ("weights", "field"),
     [
