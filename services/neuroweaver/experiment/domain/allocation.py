@@ -49,10 +49,11 @@ def allocate(weights: Mapping[str, float], history: Sequence[Allocation] = ()) -
         variant: _taken(_longest_held([phase.get(variant, ()) for phase in history]), wanted[variant])
         for variant in weights
     }
-    for earlier in (*reversed(history[:-1]), None):
+    everywhere: Allocation = dict.fromkeys(weights, ((0, BUCKETS),))
+    for before in (*reversed(history[:-1]), everywhere):
         for variant in weights:
             free = complement([span for spans in allocated.values() for span in spans])
-            liked = free if earlier is None else _shared(free, earlier.get(variant, ()))
+            liked = _shared(free, before.get(variant, ()))
             missing = wanted[variant] - size(allocated[variant])
             allocated[variant] = merged([*allocated[variant], *_first(liked, missing)])
     return allocated
