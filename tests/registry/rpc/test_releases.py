@@ -327,6 +327,7 @@ async def test_a_deleted_name_is_said_to_be_deleted_by_whoever_reads_or_takes_it
     ):
         error = await refusal(call)
         assert error.code() == code
+        assert datetime.fromisoformat(status.metadata(error)["delete_time"]).tzinfo
         assert 'model "advisor" was deleted on ' in error.details()
         assert "UndeleteModel or `neuroweaver model undelete advisor`" in error.details()
 

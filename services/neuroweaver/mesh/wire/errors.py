@@ -77,9 +77,11 @@ class _AboutResource(Error):
 
     _usual: str
 
-    def __init__(self, resource: str, name: str, verdict: str = "") -> None:
+    def __init__(
+        self, resource: str, name: str, verdict: str = "", *, metadata: Mapping[str, str] | None = None
+    ) -> None:
         self.verdict = verdict or self._usual
-        super().__init__(f'{resource} "{shortened(name)}" {self.verdict}')
+        super().__init__(f'{resource} "{shortened(name)}" {self.verdict}', metadata=metadata)
         self.resource = resource
         self.name = name
 

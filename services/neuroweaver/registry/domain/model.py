@@ -153,10 +153,9 @@ class Model:
         _check_etag(etag, self.etag, f"model {self.model_id}")
         return replace(self, delete_time=None)
 
-    @property
-    def fate(self) -> str:
-        """What became of it, for those who ask for it by name; empty while it is there."""
-        return _fate(self.delete_time, "UndeleteModel", self.model_id)
+    def tombstone(self) -> dict[str, Any]:
+        """What an error about it adds: when it was deleted, and the way back. Empty while it is there."""
+        return _tombstone(self.delete_time, "UndeleteModel", self.model_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,10 +288,9 @@ class ModelVersion(_Content):
         _check_etag(etag, self.etag, f"version {self.name}")
         return replace(self, delete_time=None)
 
-    @property
-    def fate(self) -> str:
-        """What became of it, for those who ask for it by number; empty while it is there."""
-        return _fate(self.delete_time, "UndeleteModelVersion", self.name)
+    def tombstone(self) -> dict[str, Any]:
+        """As that of a model."""
+        return _tombstone(self.delete_time, "UndeleteModelVersion", self.name)
 
     def restored(self, version: Version, now: datetime, reason: str) -> ModelVersion:
         """A new version with this one's content, as a rollback makes it. It serves no traffic yet."""
@@ -415,13 +413,14 @@ def _check_unused(what: str, aliases: Collection[str], deployed: str = "") -> No
         )
 
 
-def _fate(delete_time: datetime | None, undelete: str, name: str) -> str:
+def _tombstone(delete_time: datetime | None, undelete: str, name: str) -> dict[str, Any]:
     if delete_time is None:
-        return ""
-    return (
+        return {}
+    verdict = (
         f"was deleted on {delete_time:%Y-%m-%d}, and its name stays taken; "
         f"{undelete} or `neuroweaver model undelete {name}` brings it back"
     )
+    return {"verdict": verdict, "metadata": {"delete_time": delete_time.isoformat()}}
 
 
 def _check_etag(given: str, current: str, what: str) -> None:

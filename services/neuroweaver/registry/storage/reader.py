@@ -46,7 +46,7 @@ class Reader:
         """Raises NotFound, which tells of a hidden one that it was deleted."""
         model = await self._model(model_id)
         if model is None or (model.delete_time and not show_deleted):
-            raise NotFound("model", model_id, model.fate if model else "")
+            raise NotFound("model", model_id, **(model.tombstone() if model else {}))
         return model
 
     async def models(
@@ -73,7 +73,7 @@ class Reader:
         if stored is None or (version.build and version.build != stored.version.build):
             raise NotFound("model version", f"{model_id}@{version}")
         if stored.delete_time and not show_deleted:
-            raise NotFound("model version", stored.name, stored.fate)
+            raise NotFound("model version", stored.name, **stored.tombstone())
         return stored
 
     async def parent(self, version: ModelVersion) -> ModelVersion | None:
