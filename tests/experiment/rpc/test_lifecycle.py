@@ -423,6 +423,15 @@ async def test_an_alias_that_moved_meanwhile_stops_the_conclusion(advisor):
     assert await production(advisor) == "2.0.0"
 
 
+async def test_a_variant_whose_version_was_deleted_is_refused_with_the_way_back(advisor):
+    delete = registry_pb.DeleteModelVersionRequest(model_id="advisor", version="2.0.0")
+    await advisor.registry.DeleteModelVersion(delete)
+    error = await refusal(create(advisor, "another", models_spec()))
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+    assert 'spec.variants[1].target: model version "advisor@2.0.0" is gone: ' in error.details()
+    assert "neuroweaver model undelete advisor@2.0.0" in error.details()
+
+
 async def test_a_refusal_of_the_registry_waits_for_another_decision(advisor):
     """Between the decision and the move somebody deletes the winner."""
     advisor.said.verdict = ship()

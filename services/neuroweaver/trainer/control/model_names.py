@@ -30,6 +30,5 @@ class ModelNames:
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.NOT_FOUND:
                 _LOG.warning("a model's name was not checked", extra={"reason": status.describe(error)})
-            elif "delete_time" in status.metadata(error):
-                reason = f"{error.details()}; or take another name"
-                raise InvalidArgument("config.model_name", reason) from error
+            elif deleted := status.deleted(error):
+                raise InvalidArgument("config.model_name", f"{deleted}; or take another name") from error
