@@ -155,6 +155,16 @@ class Both:
         if answer:
             assert answer.HasField("delete_time")
 
+    def undelete_model(self, model_id: str) -> None:
+        answer, model = self.change(
+            "UndeleteModel",
+            pb.UndeleteModelRequest(model_id=model_id),
+            lambda: self.oracle.undelete_model(model_id),
+        )
+        if answer:
+            assert not answer.HasField("delete_time")
+            self.agrees_on_model(answer, model_id, model)
+
     # Versions.
 
     def create(self, model_id, number, level, parent, has_file, state, tags) -> None:
@@ -234,6 +244,16 @@ class Both:
         request = pb.DeleteModelVersionRequest(model_id=model_id, version=str(number), etag=etag)
         answer, version = self.change(
             "DeleteModelVersion", request, lambda: self.oracle.delete_version(model_id, number, etag)
+        )
+        if answer:
+            self.agrees_on_version(answer, model_id, version)
+
+    def undelete_version(self, model_id: str, pick: int, mark: str) -> None:
+        number = self.number(model_id, pick)
+        etag = self.etag(model_id, number, mark)
+        request = pb.UndeleteModelVersionRequest(model_id=model_id, version=str(number), etag=etag)
+        answer, version = self.change(
+            "UndeleteModelVersion", request, lambda: self.oracle.undelete_version(model_id, number, etag)
         )
         if answer:
             self.agrees_on_version(answer, model_id, version)

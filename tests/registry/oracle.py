@@ -251,6 +251,13 @@ class Oracle:
         model.etag = self._happened("model.deleted", model_id)
         return model
 
+    def undelete_model(self, model_id: str) -> Model:
+        model = self.model(model_id, show_hidden=True)
+        if model.is_hidden:
+            model.is_hidden = False
+            model.etag = self._happened("model.undeleted", model_id)
+        return model
+
     def create(
         self,
         model_id: str,
@@ -348,6 +355,16 @@ class Oracle:
             raise failed("DEPLOYED")
         version.is_hidden = True
         version.etag = self._happened("version.deleted", model_id, str(number))
+        return version
+
+    def undelete_version(self, model_id: str, number: Number, etag: str) -> Version:
+        version = self.model(model_id).versions.get(number)
+        if version is None:
+            raise not_found()
+        _check_etag(etag, version.etag)
+        if version.is_hidden:
+            version.is_hidden = False
+            version.etag = self._happened("version.undeleted", model_id, str(number))
         return version
 
     def set_alias(

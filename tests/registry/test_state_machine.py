@@ -66,6 +66,8 @@ CALLS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
     ),
     # The other one is left, else there would soon be none to go on with.
     "delete_model": (2, {"model_id": st.just("b")}),
+    "undelete_model": (1, {"model_id": model_ids}),
+    "undelete_version": (5, {"model_id": model_ids, "pick": picks, "mark": marks}),
     "create": (
         8,
         {

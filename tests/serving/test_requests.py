@@ -56,7 +56,12 @@ def test_what_changes_nothing_is_let_through():
     ("changes", "parameter"),
     [
         ({"n": 2}, "n"),
+        ({"n": True}, "n"),
         ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"top_logprobs": False}, "top_logprobs"),
+        ({"presence_penalty": False}, "presence_penalty"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"frequency_penalty": -1}, "frequency_penalty"),
@@ -125,7 +130,18 @@ def test_a_wrong_prompt_is_named(prompt, code):
     assert (error.parameter, error.code) == ("prompt", code)
 
 
-@pytest.mark.parametrize("changes", [{"best_of": 2}, {"echo": True}, {"suffix": "x"}, {"logprobs": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"best_of": 2},
+        {"best_of": True},
+        {"echo": True},
+        {"echo": 0},
+        {"suffix": "x"},
+        {"logprobs": 1},
+        {"logprobs": 0},
+    ],
+)
 def test_what_completions_do_not_support_is_named(changes):
     assert refused(completion, {**COMPLETION, **changes}).parameter == next(iter(changes))
 

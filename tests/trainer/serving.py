@@ -18,6 +18,7 @@ from neuroweaver.mesh.server.serve import Service, running
 from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.mesh.wire.settings import Settings
 from neuroweaver.trainer.control.admission import ServerCapabilities
+from neuroweaver.trainer.control.model_names import CheckName
 from neuroweaver.trainer.control.supervisor import Policy, Supervisor
 from neuroweaver.trainer.domain.job import Job
 from neuroweaver.trainer.executors.executor import Exit
@@ -109,6 +110,10 @@ class Trainer:
         return answer
 
 
+async def _any_name(name: str) -> None:
+    """As while no Registry is there."""
+
+
 @asynccontextmanager
 async def trainer(
     home: Path,
@@ -116,6 +121,7 @@ async def trainer(
     policy: Policy | None = None,
     capabilities: ServerCapabilities | None = None,
     monotonic: Callable[[], float] = time.monotonic,
+    check_name: CheckName | None = None,
 ) -> AsyncIterator[Trainer]:
     url = database_url or f"sqlite:///{home / 'trainer.db'}"
     await prepare(url, "neuroweaver.trainer")
@@ -126,7 +132,8 @@ async def trainer(
     store = Store(database)
     policy = policy or Policy(shutdown_s=0.1)
     supervisor = Supervisor(store, executor, home / "jobs", policy, monotonic=monotonic)
-    servicer = server.servicer(store, capabilities or ServerCapabilities(home=home, data_folder=data))
+    capabilities = capabilities or ServerCapabilities(home=home, data_folder=data)
+    servicer = server.servicer(store, capabilities, check_name or _any_name)
 
     def add(grpc_server: grpc.aio.Server) -> None:
         trainer_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, grpc_server)

@@ -143,7 +143,10 @@ def _only(*neutral: Any) -> Check:
     """Of what is not supported, the values that ask for nothing."""
 
     def check(value: Any) -> Any:
-        if value not in neutral:
+        # In Python, True is 1 and False is 0; in JSON, and to those who ask for 0 logprobs, they are not.
+        if not any(
+            value == other and isinstance(value, bool) is isinstance(other, bool) for other in neutral
+        ):
             raise _Unsupported
         return value
 

@@ -10,15 +10,17 @@ import grpc
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.migrations import migrate
 from neuroweaver.mesh.server.serve import Service, run, serve
+from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.trainer.control.admission import ServerCapabilities
 from neuroweaver.trainer.control.housekeeping import keep_house
+from neuroweaver.trainer.control.model_names import ModelNames
 from neuroweaver.trainer.control.supervisor import Policy, Supervisor
 from neuroweaver.trainer.executors.local import LocalExecutor
 from neuroweaver.trainer.rpc import server
 from neuroweaver.trainer.rpc.worker_service import WorkerServicer
 from neuroweaver.trainer.settings import TrainerSettings
 from neuroweaver.trainer.storage.store import Store
-from neuroweaver.v1 import trainer_pb2_grpc, worker_pb2, worker_pb2_grpc
+from neuroweaver.v1 import registry_pb2_grpc, trainer_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 _WORKER_SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
 
@@ -43,15 +45,18 @@ def service(database: Database, settings: TrainerSettings) -> Service:
         store, LocalExecutor(_worker_environment(settings)), jobs_folder, Policy(slots=settings.slots)
     )
     days_kept = timedelta(days=settings.days_kept)
+    registry = channel(settings.addresses["registry"])
+    names = ModelNames(registry_pb2_grpc.RegistryServiceStub(registry))
 
     def add(grpc_server: grpc.aio.Server) -> None:
         trainer_pb2_grpc.add_TrainerServiceServicer_to_server(
-            server.servicer(store, capabilities), grpc_server
+            server.servicer(store, capabilities, names.check), grpc_server
         )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerServicer(supervisor), grpc_server)
 
     async def close() -> None:
         await supervisor.close()
+        await registry.close()
         await database.close()
 
     return Service(

@@ -223,6 +223,43 @@ async def test_only_the_public_interface_is_reached(tmp_path: Path):
         assert (await here.client.get(f"{address}/models")).json()["data"] == [{"id": "advisor@1.0.0"}]
 
 
+async def test_a_page_of_this_machine_may_call_after_its_browser_asked(tmp_path: Path):
+    page = "http://localhost:5173"
+    asked = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, content-type",
+    }
+    async with world(tmp_path) as here:
+        await here.serve(wanted(revision(here.registry.bundle())))
+        chat = f"{here.backend.endpoint(KEY)}/chat/completions"
+
+        allowed = await here.client.request("OPTIONS", chat, headers={"origin": page, **asked})
+        assert (allowed.status_code, allowed.content) == (204, b"")
+        assert allowed.headers["access-control-allow-origin"] == page
+        assert allowed.headers["access-control-allow-methods"] == "GET, HEAD, POST"
+        assert allowed.headers["access-control-allow-headers"] == "authorization, content-type"
+        assert allowed.headers["vary"] == "Origin"
+
+        body = {"model": "advisor", "messages": [{"role": "user", "content": "hi"}]}
+        for path, status in (("/chat/completions", 200), ("/nowhere", 404)):
+            address = f"{here.backend.endpoint(KEY)}{path}"
+            answer = await here.client.post(address, json=body, headers={"origin": page})
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == page
+            assert "x-neuroweaver-revision" in answer.headers["access-control-expose-headers"]
+
+        foreign = await here.client.request(
+            "OPTIONS", chat, headers={"origin": "https://evil.example", **asked}
+        )
+        assert foreign.status_code == 403
+        assert "access-control-allow-origin" not in foreign.headers
+        # No page, or no preflight: OPTIONS is a method like any other that is not served.
+        for headers in ({}, asked, {"origin": page}):
+            refused = await here.client.request("OPTIONS", chat, headers=headers)
+            assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, POST")
+            assert refused.json()["error"]["type"] == "invalid_request_error"
+
+
 async def test_after_a_switch_another_deployment_answers(tmp_path: Path):
     async with world(tmp_path) as here:
         desired = wanted(revision(here.registry.bundle("1.0.0")))

@@ -75,6 +75,24 @@ async def test_one_that_is_made_again_is_not_judged_by_what_it_was(lone):
     assert of(again, pb.THRESHOLD_KIND_ACCURACY).value == pytest.approx(0.9)
 
 
+async def test_a_reports_cost_is_that_of_the_deployment_only_if_its_sender_measured_all_of_it(mesh):
+    await ready(mesh)
+
+    async def cost() -> float:
+        answer = await mesh.deployer.GetDeploymentMetrics(pb.GetDeploymentMetricsRequest(model_id="advisor"))
+        return answer.total.cost_per_request
+
+    part = await report(mesh, pb.PerformanceSample(cost_per_request=0.001, throughput_rps=1, requests=50))
+    assert of(part, pb.THRESHOLD_KIND_COST).value == pytest.approx(0.001)
+    assert await cost() == pytest.approx(0.001)
+    whole = await report(
+        mesh, pb.PerformanceSample(cost_per_request=0.5, requests=50), covers_deployment=True
+    )
+    assert of(whole, pb.THRESHOLD_KIND_COST).value == pytest.approx(0.5)
+    assert of(whole, pb.THRESHOLD_KIND_COST).is_breached
+    assert await cost() == pytest.approx(0.5)
+
+
 async def test_a_repeated_report_counts_once(mesh):
     await served(mesh)
     for _ in range(3):

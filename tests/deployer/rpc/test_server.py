@@ -626,3 +626,14 @@ async def test_too_few_replicas_degrade_what_was_ready(lone):
 
 async def _all(call):
     return [message async for message in call]
+
+
+async def test_a_version_that_was_deleted_is_refused_with_the_way_back(mesh):
+    await publish(mesh.registry, "1.0.0", "2.0.0")
+    await mesh.registry.DeleteModelVersion(
+        registry_pb2.DeleteModelVersionRequest(model_id="advisor", version="2.0.0")
+    )
+    error = await refusal(deploy(mesh, pb.DeploymentSpec(version="2.0.0")))
+    assert error.code() == CODE.NOT_FOUND
+    assert error.details().startswith('model version "advisor@2.0.0" is gone: ')
+    assert "neuroweaver model undelete advisor@2.0.0" in error.details()

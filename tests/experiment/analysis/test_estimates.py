@@ -23,7 +23,7 @@ from experiment.figures import (
     superior,
 )
 from neuroweaver.experiment.domain.model import CREATED
-from neuroweaver.experiment.domain.snapshot import Cell, Group, Quality, Snapshot
+from neuroweaver.experiment.domain.snapshot import Cell, Group, Quality, Rejection, Snapshot
 from neuroweaver.mesh.wire.errors import OutOfRange
 from neuroweaver.statistics.arm import Sample
 from neuroweaver.statistics.moments import Moments
@@ -214,6 +214,16 @@ def test_what_came_in_is_told() -> None:
     assert ("SERVED_MISMATCH", "control") in reasons
     assert ("MULTIPLE_EXPOSURE", "control") in reasons
     assert ("LATE_EVENTS", "") in reasons
+
+
+def test_event_ids_that_units_share_are_noted_with_one_of_them() -> None:
+    rejected = Rejection(pb.EVENT_REJECTION_ID_OF_ANOTHER_UNIT, 7, event_ids=("order-1", "order-2"))
+    found = Snapshot(
+        groups={(1, "control"): Group(80)}, quality=Quality(accepted=100_000, rejected=(rejected,))
+    )
+    notice = next(n for n in reported(experiment(), found).results.notices if n.reason == "EVENT_ID_REUSED")
+    assert notice.message.startswith("7 events were not used")
+    assert "order-1" in notice.message
 
 
 def test_units_that_are_left_out_and_caps_that_are_not_there_yet_are_noted() -> None:

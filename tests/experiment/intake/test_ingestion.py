@@ -74,6 +74,24 @@ async def test_an_event_that_comes_again_changes_nothing(database_url):
         assert (found.quality.accepted, found.quality.duplicates) == (3, 7)
 
 
+async def test_an_event_id_that_units_share_is_no_retry(database_url):
+    async with intake(database_url) as events:
+        exposed = [exposure(unit, unit, "control") for unit in ("ann", "bob", "eve")]
+        shared = [sample("order", unit, 1.0) for unit in ("ann", "bob", "eve")]
+        first, second = await events.take_batches([[*exposed, *shared[:2]], [*shared[1:], shared[0]]])
+        third = await events.take(*shared, sample("order", "ann", 5.0))
+        found = await events.snapshot()
+    reason = pb.EVENT_REJECTION_ID_OF_ANOTHER_UNIT
+    assert [
+        (outcome.accepted, outcome.duplicates, outcome.rejected["t", reason].count)
+        for outcome in (first, second, third)
+    ] == [(4, 0, 1), (0, 1, 2), (0, 2, 2)]
+    assert third.rejected["t", reason].event_ids == ("order", "order")
+    assert found.cells[CONTROL].sample.observed.sum() == 1.0
+    assert (found.quality.accepted, found.quality.duplicates) == (4, 3)
+    assert [(rejected.reason, rejected.count) for rejected in found.quality.rejected] == [(reason, 5)]
+
+
 async def test_the_same_event_id_in_another_experiment_is_another_event(database_url):
     async with intake(database_url) as events:
         await events.add(spec(), "other")

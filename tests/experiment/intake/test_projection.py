@@ -74,6 +74,32 @@ async def test_a_checkpoint_takes_the_place_of_the_events_before_it(database_url
     assert found.quality.accepted == 180
 
 
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+async def test_a_process_that_begins_anew_knows_whose_event_an_id_is(database_url, has_checkpoint):
+    async with intake(database_url) as events:
+        await events.take(exposure("1", "ann", "control"), sample("2", "ann", 1.0))
+        if has_checkpoint:
+            assert await retention.keep_checkpoint(
+                events.store, events.projections, await events.store.experiment(PROJECT, "t"), is_forced=True
+            )
+        begun_anew(events)
+        outcome = await events.take(sample("2", "bob", 1.0), sample("2", "ann", 1.0))
+    assert (outcome.accepted, outcome.duplicates) == (0, 1)
+    assert outcome.rejected["t", pb.EVENT_REJECTION_ID_OF_ANOTHER_UNIT].event_ids == ("2",)
+
+
+async def test_events_of_the_time_before_units_were_kept_with_ids_are_duplicates_as_before(database_url):
+    async with intake(database_url) as events:
+        await events.take(exposure("1", "ann", "control"), sample("2", "ann", 1.0))
+        assert await retention.keep_checkpoint(
+            events.store, events.projections, await events.store.experiment(PROJECT, "t"), is_forced=True
+        )
+        async with events.database.write() as connection:
+            await connection.exec_driver_sql("UPDATE event_batches SET unit_marks = NULL")
+        begun_anew(events)
+        assert (await events.take(sample("2", "bob", 1.0))).duplicates == 1
+
+
 async def test_with_and_without_checkpoints_the_statistics_are_the_same(tmp_path):
     snapshots = []
     for is_kept in (False, True):

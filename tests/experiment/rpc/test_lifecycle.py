@@ -205,6 +205,21 @@ async def test_new_weights_open_a_phase_and_move_only_the_difference(mesh):
     assert await reweigh(mesh, {"tuned": 0.7, "control": 0.3}) == changed
 
 
+async def test_weights_changed_and_changed_back_leave_everybody_where_they_were(mesh):
+    weights = {"control": 0.34, "short": 0.33, "long": 0.33}
+    variants = [pb.ExperimentVariant(variant_id=name, weight=weight) for name, weight in weights.items()]
+    await create(mesh, made=spec(variants=variants))
+    await start(mesh)
+    before = [(await assign(mesh, f"u{number}")).variant_id for number in range(300)]
+
+    changed = await reweigh(mesh, {"control": 0.3, "short": 0.3, "long": 0.4})
+    undone = await reweigh(mesh, weights)
+
+    assert changed.phases[-1].moved_share == undone.phases[-1].moved_share == 0.07
+    assert undone.phases[2].allocations == undone.phases[0].allocations
+    assert [(await assign(mesh, f"u{number}")).variant_id for number in range(300)] == before
+
+
 @pytest.mark.parametrize(
     ("weights", "field"),
     [
@@ -406,6 +421,15 @@ async def test_an_alias_that_moved_meanwhile_stops_the_conclusion(advisor):
     done = await conclude(advisor, expected_version="3.0.0")
     assert done.state == CONCLUDED
     assert await production(advisor) == "2.0.0"
+
+
+async def test_a_variant_whose_version_was_deleted_is_refused_with_the_way_back(advisor):
+    delete = registry_pb.DeleteModelVersionRequest(model_id="advisor", version="2.0.0")
+    await advisor.registry.DeleteModelVersion(delete)
+    error = await refusal(create(advisor, "another", models_spec()))
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+    assert 'spec.variants[1].target: model version "advisor@2.0.0" is gone: ' in error.details()
+    assert "neuroweaver model undelete advisor@2.0.0" in error.details()
 
 
 async def test_a_refusal_of_the_registry_waits_for_another_decision(advisor):

@@ -126,6 +126,34 @@ async def test_reflection_answers_under_both_of_its_names(version):
     assert NAME in [found.name for found in answers[0].list_services_response.service]
 
 
+@pytest.mark.parametrize(
+    ("symbol", "is_known"),
+    [
+        (NAME, True),
+        (f"{NAME}.Say", True),
+        (f"{NAME}.WatchWords", True),
+        ("meshtest.Ask.text", True),
+        ("grpc.health.v1.Health.Check", True),
+        (f"{NAME}.Sing", False),
+        ("meshtest.Nothing", False),
+        ("", False),
+    ],
+)
+async def test_reflection_finds_the_file_of_a_service_and_of_each_of_its_methods(symbol, is_known):
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    async with started() as server, channel(server.address) as client:
+        request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+        asked = reflection_pb2_grpc.ServerReflectionStub(client).ServerReflectionInfo(iter([request]))
+        answers = [answer async for answer in asked]
+
+    assert len(answers) == 1
+    if is_known:
+        assert answers[0].file_descriptor_response.file_descriptor_proto
+    else:
+        assert answers[0].error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
 async def test_buf_curl_calls_a_method_it_knows_only_from_reflection():
     async with started() as server:
         curl = await asyncio.create_subprocess_exec(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -440,6 +440,43 @@ def test_every_tag_comes_back_from_the_front_matter_as_text(text: str):
     markdown = card(version(tags={"k": text, text: ""}), model=MODEL)
 
     assert {f"k:{text}", text} <= set(front(markdown)["tags"])
+
+
+class CoreSchema(yaml.SafeLoader):
+    """Reads as the core schema of YAML 1.2.2 (10.3.2) says; PyYAML itself reads YAML 1.1."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+for tag, pattern in {
+    "null": r"null|Null|NULL|~|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}.items():
+    CoreSchema.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), None)
+
+NUMBERS_OF_SOME_READER = (
+    "1e3", "-1e3", "+1E-3", "12e03", "1.5e3", "1.e5", ".5", "-.5", "+.5e-2", "5.", "0o7", "0o8", "0x1F", "012",
+    "1_000", "0b11", "1:30", "2024-01-01", ".inf", "-.INF", ".NaN", "y", "N", "on", "No", "true", "Null", "~",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("loader", [yaml.SafeLoader, CoreSchema])
+def test_tags_and_metrics_that_look_like_numbers_are_texts_in_both_versions_of_yaml(loader):
+    tags = dict.fromkeys(NUMBERS_OF_SOME_READER, "")
+    metrics = {name: Metric(value=1e22) for name in NUMBERS_OF_SOME_READER}
+
+    markdown = card(version(tags=tags, metrics=metrics), model=MODEL)
+
+    read = yaml.load(markdown[4:].split("\n---\n", 1)[0], loader)
+    assert set(NUMBERS_OF_SOME_READER) <= set(read["tags"])
+    assert set(read["metrics"]) == set(NUMBERS_OF_SOME_READER)
+    results = read["model-index"][0]["results"]
+    assert {metric["type"] for result in results for metric in result["metrics"]} == set(
+        NUMBERS_OF_SOME_READER
+    )
+    assert {metric["value"] for result in results for metric in result["metrics"]} == {1e22}
 
 
 def test_the_largest_version_fits_in_a_message():

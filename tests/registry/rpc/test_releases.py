@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from neuroweaver.mesh.auth.caller import Caller
 from neuroweaver.mesh.wire import status
 from neuroweaver.registry.rpc import releases
 from neuroweaver.v1 import registry_pb2 as pb
-from registry.calls import create, everything, refusal, register, safetensors, upload
+from registry.calls import create, digest_of, everything, refusal, register, safetensors, upload
 
 VALIDATED = pb.VERSION_STATE_VALIDATED
 
@@ -288,6 +289,121 @@ async def test_a_deleted_model_is_hidden_with_all_it_holds(advisor):
     assert not (await advisor.ListModels(pb.ListModelsRequest())).models
     history = await advisor.GetVersionHistory(pb.GetVersionHistoryRequest(model_id="advisor"))
     assert history.events[0].action == "model.deleted"
+
+
+def clear_away(home: Path, digest: str) -> None:
+    (file,) = home.rglob(digest)
+    file.unlink()
+
+
+def undelete(registry: Any, version: str = "", **fields: Any) -> Any:
+    if version:
+        request = pb.UndeleteModelVersionRequest(model_id="advisor", version=version, **fields)
+        return registry.UndeleteModelVersion(request)
+    return registry.UndeleteModel(pb.UndeleteModelRequest(model_id="advisor", **fields))
+
+
+async def test_a_deleted_name_is_said_to_be_deleted_by_whoever_reads_or_takes_it(advisor):
+    await advisor.DeleteModelVersion(pb.DeleteModelVersionRequest(model_id="advisor", version="1.2.0"))
+    of_version = (
+        advisor.GetModelVersion(pb.GetModelVersionRequest(model_id="advisor", version="1.2.0")),
+        create(advisor, "1.2.0"),
+    )
+    for call in of_version:
+        details = (await refusal(call)).details()
+        assert re.fullmatch(
+            r'model version "advisor@1\.2\.0" was deleted on \d{4}-\d\d-\d\d, and its name stays taken; '
+            r"UndeleteModelVersion or `neuroweaver model undelete advisor@1\.2\.0` brings it back",
+            details,
+        )
+
+    await advisor.DeleteModel(pb.DeleteModelRequest(model_id="advisor"))
+    for call, code in (
+        (advisor.GetModel(pb.GetModelRequest(model_id="advisor")), grpc.StatusCode.NOT_FOUND),
+        (register(advisor), grpc.StatusCode.ALREADY_EXISTS),
+        (register(advisor, allow_existing=True), grpc.StatusCode.ALREADY_EXISTS),
+        (create(advisor), grpc.StatusCode.NOT_FOUND),
+        (undelete(advisor, "1.2.0"), grpc.StatusCode.NOT_FOUND),
+    ):
+        error = await refusal(call)
+        assert error.code() == code
+        assert datetime.fromisoformat(status.metadata(error)["delete_time"]).tzinfo
+        assert 'model "advisor" was deleted on ' in error.details()
+        assert "UndeleteModel or `neuroweaver model undelete advisor`" in error.details()
+
+
+async def test_a_version_that_differs_in_build_metadata_alone_is_named_as_it_is(advisor):
+    await create(advisor, "2.0.0+one")
+    assert (await refusal(create(advisor, "2.0.0+two"))).details() == (
+        'model version "advisor@2.0.0+one" already exists'
+    )
+
+
+async def test_an_undeleted_version_is_as_it_was(advisor):
+    before = await advisor.GetModelVersion(pb.GetModelVersionRequest(model_id="advisor", version="1.2.0"))
+    await advisor.DeleteModelVersion(pb.DeleteModelVersionRequest(model_id="advisor", version="1.2.0"))
+
+    undeleted = await undelete(advisor, "1.2.0", request_id="once")
+
+    assert not undeleted.HasField("delete_time")
+    before.update_time.CopyFrom(undeleted.update_time)
+    before.etag = undeleted.etag
+    assert undeleted == before
+    assert await undelete(advisor, "1.2.0", request_id="once") == undeleted
+    assert await undelete(advisor, "1.2.0") == undeleted
+    assert (await advisor.GetModel(pb.GetModelRequest(model_id="advisor"))).latest_version == "1.2.0"
+    history = await advisor.GetVersionHistory(
+        pb.GetVersionHistoryRequest(model_id="advisor", version="1.2.0")
+    )
+    assert [event.action for event in history.events[:2]] == ["version.undeleted", "version.deleted"]
+    assert (await refusal(undelete(advisor, "7.0.0"))).code() == grpc.StatusCode.NOT_FOUND
+    assert status.reason(await refusal(undelete(advisor, "1.2.0", etag="1"))) == "ETAG_MISMATCH"
+
+
+async def test_an_undeleted_model_is_back_with_its_versions(advisor):
+    await advisor.DeleteModelVersion(pb.DeleteModelVersionRequest(model_id="advisor", version="1.1.0"))
+    await advisor.DeleteModel(pb.DeleteModelRequest(model_id="advisor"))
+
+    undeleted = await undelete(advisor)
+
+    assert (undeleted.HasField("delete_time"), undeleted.latest_version) == (False, "1.2.0")
+    assert await advisor.GetModel(pb.GetModelRequest(model_id="advisor")) == undeleted
+    versions = await advisor.ListModelVersions(pb.ListModelVersionsRequest(model_id="advisor"))
+    assert [version.version for version in versions.versions] == ["1.2.0", "1.0.0"]
+    assert await undelete(advisor) == undeleted
+    nobody = advisor.UndeleteModel(pb.UndeleteModelRequest(model_id="nobody"))
+    assert (await refusal(nobody)).code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_version_whose_files_were_cleared_away_comes_back_once_they_are_uploaded_again(
+    advisor, tmp_path: Path
+):
+    gone = digest_of(safetensors(b"1.2.0"))
+    await advisor.DeleteModelVersion(pb.DeleteModelVersionRequest(model_id="advisor", version="1.2.0"))
+    clear_away(tmp_path, gone)
+
+    error = await refusal(undelete(advisor, "1.2.0"))
+
+    assert (error.code(), status.reason(error)) == (
+        grpc.StatusCode.FAILED_PRECONDITION, "FILES_CLEARED_AWAY",
+    )  # fmt: skip
+    assert gone in error.details()
+    await upload(advisor, safetensors(b"1.2.0"))
+    assert (await undelete(advisor, "1.2.0")).version == "1.2.0"
+
+
+async def test_an_undeleted_model_leaves_deleted_the_versions_whose_files_were_cleared_away(
+    advisor, tmp_path: Path
+):
+    await advisor.DeleteModel(pb.DeleteModelRequest(model_id="advisor"))
+    clear_away(tmp_path, digest_of(safetensors(b"1.2.0")))
+
+    assert (await undelete(advisor)).latest_version == "1.1.0"
+
+    versions = await advisor.ListModelVersions(pb.ListModelVersionsRequest(model_id="advisor"))
+    assert [version.version for version in versions.versions] == ["1.1.0", "1.0.0"]
+    history = await advisor.GetVersionHistory(pb.GetVersionHistoryRequest(model_id="advisor"))
+    assert [event.action for event in history.events[:2]] == ["version.deleted", "model.undeleted"]
 
 
 async def test_a_stale_etag_deletes_nothing(advisor):

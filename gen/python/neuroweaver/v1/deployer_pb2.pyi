@@ -3241,6 +3241,7 @@ class ReportPerformanceRequest(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    COVERS_DEPLOYMENT_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model. Required."""
     name: _builtins.str
@@ -3249,6 +3250,11 @@ class ReportPerformanceRequest(_message.Message):
     """Who measured, such as `relaycore`."""
     request_id: _builtins.str
     """A retry with the same id gives the first answer and counts nothing twice. At most 64 characters."""
+    covers_deployment: _builtins.bool
+    """Whether the sender measured all requests of the deployment, as a router in front of it does. Only then do its
+    values take the place of what the replicas counted; from a sender that saw a part, latency, error rate and cost
+    count where the replicas counted nothing, and throughput never. Accuracy and quality always count. Default false.
+    """
     @_builtins.property
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___PerformanceSample]:
         """1 to 1000."""
@@ -3261,10 +3267,11 @@ class ReportPerformanceRequest(_message.Message):
         samples: _abc.Iterable[Global___PerformanceSample] | None = ...,
         source: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        covers_deployment: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "name", b"name", "request_id", b"request_id", "samples", b"samples", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["covers_deployment", b"covers_deployment", "model_id", b"model_id", "name", b"name", "request_id", b"request_id", "samples", b"samples", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

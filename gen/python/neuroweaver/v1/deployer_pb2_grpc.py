@@ -209,7 +209,8 @@ class DeployerServiceServicer:
 
     def ReportPerformance(self, request, context):
         """Takes in what a router measured of a model from outside: accuracy, latency, throughput, errors, cost. The samples
-        count for thresholds and for the analysis of a rollout. Answers with the health that follows.
+        count for thresholds and for the analysis of a rollout, see `covers_deployment`. Answers with the health that
+        follows.
         Errors: NOT_FOUND; INVALID_ARGUMENT for a sample from the future.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

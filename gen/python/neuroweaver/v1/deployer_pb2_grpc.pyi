@@ -85,7 +85,8 @@ class DeployerServiceStub:
     """Gives what was measured lately, over all replicas and for each revision by itself. Errors: NOT_FOUND."""
     ReportPerformance: _grpc.UnaryUnaryMultiCallable[_deployer_pb2.ReportPerformanceRequest, _deployer_pb2.ModelHealth]
     """Takes in what a router measured of a model from outside: accuracy, latency, throughput, errors, cost. The samples
-    count for thresholds and for the analysis of a rollout. Answers with the health that follows.
+    count for thresholds and for the analysis of a rollout, see `covers_deployment`. Answers with the health that
+    follows.
     Errors: NOT_FOUND; INVALID_ARGUMENT for a sample from the future.
     """
     GetModelHealth: _grpc.UnaryUnaryMultiCallable[_deployer_pb2.GetModelHealthRequest, _deployer_pb2.ModelHealth]
@@ -160,7 +161,8 @@ class DeployerServiceAsyncStub(DeployerServiceStub):
     """Gives what was measured lately, over all replicas and for each revision by itself. Errors: NOT_FOUND."""
     ReportPerformance: _aio.UnaryUnaryMultiCallable[_deployer_pb2.ReportPerformanceRequest, _deployer_pb2.ModelHealth]  # type: ignore[assignment]
     """Takes in what a router measured of a model from outside: accuracy, latency, throughput, errors, cost. The samples
-    count for thresholds and for the analysis of a rollout. Answers with the health that follows.
+    count for thresholds and for the analysis of a rollout, see `covers_deployment`. Answers with the health that
+    follows.
     Errors: NOT_FOUND; INVALID_ARGUMENT for a sample from the future.
     """
     GetModelHealth: _aio.UnaryUnaryMultiCallable[_deployer_pb2.GetModelHealthRequest, _deployer_pb2.ModelHealth]  # type: ignore[assignment]
@@ -298,7 +300,8 @@ class DeployerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_deployer_pb2.ModelHealth, _abc.Awaitable[_deployer_pb2.ModelHealth]]:
         """Takes in what a router measured of a model from outside: accuracy, latency, throughput, errors, cost. The samples
-        count for thresholds and for the analysis of a rollout. Answers with the health that follows.
+        count for thresholds and for the analysis of a rollout, see `covers_deployment`. Answers with the health that
+        follows.
         Errors: NOT_FOUND; INVALID_ARGUMENT for a sample from the future.
         """
 

@@ -375,6 +375,8 @@ class _EventRejectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventR
     """More than 24 hours ahead of the server's clock."""
     EVENT_REJECTION_TOO_OLD: _EventRejection.ValueType  # 7
     """Older than the raw events kept, so that it could not be told from a duplicate."""
+    EVENT_REJECTION_ID_OF_ANOTHER_UNIT: _EventRejection.ValueType  # 8
+    """Its `event_id` is that of an event of another unit: not a retry, but an id that is not unique."""
 
 class EventRejection(_EventRejection, metaclass=_EventRejectionEnumTypeWrapper):
     """Why an event was not used."""
@@ -395,6 +397,8 @@ EVENT_REJECTION_IN_FUTURE: EventRejection.ValueType  # 6
 """More than 24 hours ahead of the server's clock."""
 EVENT_REJECTION_TOO_OLD: EventRejection.ValueType  # 7
 """Older than the raw events kept, so that it could not be told from a duplicate."""
+EVENT_REJECTION_ID_OF_ANOTHER_UNIT: EventRejection.ValueType  # 8
+"""Its `event_id` is that of an event of another unit: not a retry, but an id that is not unique."""
 Global___EventRejection: _TypeAlias = EventRejection  # noqa: Y015
 
 class _ReplayClock:
@@ -3021,7 +3025,8 @@ class ExperimentEvent(_message.Message):
     JUDGEMENT_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Chosen by the caller, unique in the experiment: a second event with this id is counted as a duplicate and changes
-    nothing. Printable ASCII without spaces, at most 64 characters. Required.
+    nothing; of another unit, it is rejected by EVENT_REJECTION_ID_OF_ANOTHER_UNIT. Printable ASCII without spaces, at
+    most 64 characters. Required.
     """
     test_id: _builtins.str
     """The experiment. Empty: that of the batch."""

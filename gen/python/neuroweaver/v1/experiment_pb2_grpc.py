@@ -297,7 +297,8 @@ class ExperimentServiceServicer:
 
     def UpdateWeights(self, request, context):
         """Changes the weights of a CREATED, RUNNING or PAUSED experiment. Only the difference between old and new ranges
-        moves; once started, a new analysis phase is opened. The same weights again change nothing.
+        moves, except that weights which an earlier phase had give its ranges back: to undo a change puts everybody where
+        they were. Once started, a new analysis phase is opened. The same weights again change nothing.
         Errors: NOT_FOUND; INVALID_ARGUMENT if a variant is missing, unknown or named twice, or the sum is not 1;
         FAILED_PRECONDITION in any other state or under Thompson allocation; ABORTED if `etag` is old.
         """

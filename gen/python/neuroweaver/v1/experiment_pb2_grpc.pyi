@@ -121,7 +121,8 @@ class ExperimentServiceStub:
     """
     UpdateWeights: _grpc.UnaryUnaryMultiCallable[_experiment_pb2.UpdateWeightsRequest, _experiment_pb2.Experiment]
     """Changes the weights of a CREATED, RUNNING or PAUSED experiment. Only the difference between old and new ranges
-    moves; once started, a new analysis phase is opened. The same weights again change nothing.
+    moves, except that weights which an earlier phase had give its ranges back: to undo a change puts everybody where
+    they were. Once started, a new analysis phase is opened. The same weights again change nothing.
     Errors: NOT_FOUND; INVALID_ARGUMENT if a variant is missing, unknown or named twice, or the sum is not 1;
     FAILED_PRECONDITION in any other state or under Thompson allocation; ABORTED if `etag` is old.
     """
@@ -228,7 +229,8 @@ class ExperimentServiceAsyncStub(ExperimentServiceStub):
     """
     UpdateWeights: _aio.UnaryUnaryMultiCallable[_experiment_pb2.UpdateWeightsRequest, _experiment_pb2.Experiment]  # type: ignore[assignment]
     """Changes the weights of a CREATED, RUNNING or PAUSED experiment. Only the difference between old and new ranges
-    moves; once started, a new analysis phase is opened. The same weights again change nothing.
+    moves, except that weights which an earlier phase had give its ranges back: to undo a change puts everybody where
+    they were. Once started, a new analysis phase is opened. The same weights again change nothing.
     Errors: NOT_FOUND; INVALID_ARGUMENT if a variant is missing, unknown or named twice, or the sum is not 1;
     FAILED_PRECONDITION in any other state or under Thompson allocation; ABORTED if `etag` is old.
     """
@@ -434,7 +436,8 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_experiment_pb2.Experiment, _abc.Awaitable[_experiment_pb2.Experiment]]:
         """Changes the weights of a CREATED, RUNNING or PAUSED experiment. Only the difference between old and new ranges
-        moves; once started, a new analysis phase is opened. The same weights again change nothing.
+        moves, except that weights which an earlier phase had give its ranges back: to undo a change puts everybody where
+        they were. Once started, a new analysis phase is opened. The same weights again change nothing.
         Errors: NOT_FOUND; INVALID_ARGUMENT if a variant is missing, unknown or named twice, or the sum is not 1;
         FAILED_PRECONDITION in any other state or under Thompson allocation; ABORTED if `etag` is old.
         """

@@ -705,6 +705,36 @@ class DeleteModelRequest(_message.Message):
 Global___DeleteModelRequest: _TypeAlias = DeleteModelRequest  # noqa: Y015
 
 @_typing.final
+class UndeleteModelRequest(_message.Message):
+    """Input of UndeleteModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """Required."""
+    etag: _builtins.str
+    """If set, must be the current one."""
+    request_id: _builtins.str
+    """A retry with the same id gives the first answer. At most 64 characters."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "model_id", b"model_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteModelRequest: _TypeAlias = UndeleteModelRequest  # noqa: Y015
+
+@_typing.final
 class CreateModelVersionRequest(_message.Message):
     """Input of CreateModelVersion."""
 
@@ -1044,6 +1074,40 @@ class DeleteModelVersionRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteModelVersionRequest: _TypeAlias = DeleteModelVersionRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteModelVersionRequest(_message.Message):
+    """Input of UndeleteModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """Required."""
+    version: _builtins.str
+    """An exact semantic version. Required."""
+    etag: _builtins.str
+    """If set, must be the current one."""
+    request_id: _builtins.str
+    """A retry with the same id gives the first answer. At most 64 characters."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        version: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "model_id", b"model_id", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteModelVersionRequest: _TypeAlias = UndeleteModelVersionRequest  # noqa: Y015
 
 @_typing.final
 class VersionReference(_message.Message):

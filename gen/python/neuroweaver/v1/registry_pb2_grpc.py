@@ -61,6 +61,11 @@ class RegistryServiceStub:
                 request_serializer=neuroweaver_dot_v1_dot_registry__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=neuroweaver_dot_v1_dot_registry__pb2.Model.FromString,
                 _registered_method=True)
+        self.UndeleteModel = channel.unary_unary(
+                '/neuroweaver.v1.RegistryService/UndeleteModel',
+                request_serializer=neuroweaver_dot_v1_dot_registry__pb2.UndeleteModelRequest.SerializeToString,
+                response_deserializer=neuroweaver_dot_v1_dot_registry__pb2.Model.FromString,
+                _registered_method=True)
         self.CreateModelVersion = channel.unary_unary(
                 '/neuroweaver.v1.RegistryService/CreateModelVersion',
                 request_serializer=neuroweaver_dot_v1_dot_registry__pb2.CreateModelVersionRequest.SerializeToString,
@@ -89,6 +94,11 @@ class RegistryServiceStub:
         self.DeleteModelVersion = channel.unary_unary(
                 '/neuroweaver.v1.RegistryService/DeleteModelVersion',
                 request_serializer=neuroweaver_dot_v1_dot_registry__pb2.DeleteModelVersionRequest.SerializeToString,
+                response_deserializer=neuroweaver_dot_v1_dot_registry__pb2.ModelVersion.FromString,
+                _registered_method=True)
+        self.UndeleteModelVersion = channel.unary_unary(
+                '/neuroweaver.v1.RegistryService/UndeleteModelVersion',
+                request_serializer=neuroweaver_dot_v1_dot_registry__pb2.UndeleteModelVersionRequest.SerializeToString,
                 response_deserializer=neuroweaver_dot_v1_dot_registry__pb2.ModelVersion.FromString,
                 _registered_method=True)
         self.CompareModels = channel.unary_unary(
@@ -227,8 +237,16 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Hides a model; its history stays. Errors: NOT_FOUND; FAILED_PRECONDITION while an alias or a deployment points at
-        one of its versions.
+        """Hides a model; its history stays, its name stays taken, and UndeleteModel brings it back. Errors: NOT_FOUND;
+        FAILED_PRECONDITION while an alias or a deployment points at one of its versions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteModel(self, request, context):
+        """Brings back a model that DeleteModel hid, with its versions; those whose files were cleared away meanwhile are
+        deleted. Of a model that is not deleted, changes nothing. Errors: NOT_FOUND; ABORTED if `etag` is old.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -274,7 +292,16 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModelVersion(self, request, context):
-        """Hides a version; its history stays. Errors: FAILED_PRECONDITION while an alias or a deployment points at it.
+        """Hides a version; its history stays, its number stays taken, and UndeleteModelVersion brings it back, until its files
+        are cleared away. Errors: FAILED_PRECONDITION while an alias or a deployment points at it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteModelVersion(self, request, context):
+        """Brings back a version that DeleteModelVersion hid. Of one that is not deleted, changes nothing. Errors: NOT_FOUND;
+        FAILED_PRECONDITION if its files were cleared away meanwhile; ABORTED if `etag` is old.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -462,6 +489,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=neuroweaver_dot_v1_dot_registry__pb2.DeleteModelRequest.FromString,
                     response_serializer=neuroweaver_dot_v1_dot_registry__pb2.Model.SerializeToString,
             ),
+            'UndeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteModel,
+                    request_deserializer=neuroweaver_dot_v1_dot_registry__pb2.UndeleteModelRequest.FromString,
+                    response_serializer=neuroweaver_dot_v1_dot_registry__pb2.Model.SerializeToString,
+            ),
             'CreateModelVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateModelVersion,
                     request_deserializer=neuroweaver_dot_v1_dot_registry__pb2.CreateModelVersionRequest.FromString,
@@ -490,6 +522,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
             'DeleteModelVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteModelVersion,
                     request_deserializer=neuroweaver_dot_v1_dot_registry__pb2.DeleteModelVersionRequest.FromString,
+                    response_serializer=neuroweaver_dot_v1_dot_registry__pb2.ModelVersion.SerializeToString,
+            ),
+            'UndeleteModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteModelVersion,
+                    request_deserializer=neuroweaver_dot_v1_dot_registry__pb2.UndeleteModelVersionRequest.FromString,
                     response_serializer=neuroweaver_dot_v1_dot_registry__pb2.ModelVersion.SerializeToString,
             ),
             'CompareModels': grpc.unary_unary_rpc_method_handler(
@@ -741,6 +778,33 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def UndeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuroweaver.v1.RegistryService/UndeleteModel',
+            neuroweaver_dot_v1_dot_registry__pb2.UndeleteModelRequest.SerializeToString,
+            neuroweaver_dot_v1_dot_registry__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateModelVersion(request,
             target,
             options=(),
@@ -891,6 +955,33 @@ class RegistryService:
             target,
             '/neuroweaver.v1.RegistryService/DeleteModelVersion',
             neuroweaver_dot_v1_dot_registry__pb2.DeleteModelVersionRequest.SerializeToString,
+            neuroweaver_dot_v1_dot_registry__pb2.ModelVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/neuroweaver.v1.RegistryService/UndeleteModelVersion',
+            neuroweaver_dot_v1_dot_registry__pb2.UndeleteModelVersionRequest.SerializeToString,
             neuroweaver_dot_v1_dot_registry__pb2.ModelVersion.FromString,
             options,
             channel_credentials,

@@ -44,8 +44,12 @@ class RegistryServiceStub:
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.Model]
     """Changes a model's description and tags. Errors: NOT_FOUND; ABORTED if `etag` is not the model's."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _registry_pb2.Model]
-    """Hides a model; its history stays. Errors: NOT_FOUND; FAILED_PRECONDITION while an alias or a deployment points at
-    one of its versions.
+    """Hides a model; its history stays, its name stays taken, and UndeleteModel brings it back. Errors: NOT_FOUND;
+    FAILED_PRECONDITION while an alias or a deployment points at one of its versions.
+    """
+    UndeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UndeleteModelRequest, _registry_pb2.Model]
+    """Brings back a model that DeleteModel hid, with its versions; those whose files were cleared away meanwhile are
+    deleted. Of a model that is not deleted, changes nothing. Errors: NOT_FOUND; ABORTED if `etag` is old.
     """
     CreateModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateModelVersionRequest, _registry_pb2.ModelVersion]
     """Creates a version. The version is given, or made by raising the latest one. Errors: NOT_FOUND;
@@ -65,7 +69,13 @@ class RegistryServiceStub:
     UpdateVersionState: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateVersionStateRequest, _registry_pb2.ModelVersion]
     """Moves a version to another state. Errors: FAILED_PRECONDITION for a transition that does not exist."""
     DeleteModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelVersionRequest, _registry_pb2.ModelVersion]
-    """Hides a version; its history stays. Errors: FAILED_PRECONDITION while an alias or a deployment points at it."""
+    """Hides a version; its history stays, its number stays taken, and UndeleteModelVersion brings it back, until its files
+    are cleared away. Errors: FAILED_PRECONDITION while an alias or a deployment points at it.
+    """
+    UndeleteModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UndeleteModelVersionRequest, _registry_pb2.ModelVersion]
+    """Brings back a version that DeleteModelVersion hid. Of one that is not deleted, changes nothing. Errors: NOT_FOUND;
+    FAILED_PRECONDITION if its files were cleared away meanwhile; ABORTED if `etag` is old.
+    """
     CompareModels: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CompareModelsRequest, _registry_pb2.ModelComparison]
     """Compares two versions: config, data, base pin, tags, metrics with intervals, compatibility, and the bump level that
     the difference calls for.
@@ -146,8 +156,12 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     UpdateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
     """Changes a model's description and tags. Errors: NOT_FOUND; ABORTED if `etag` is not the model's."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
-    """Hides a model; its history stays. Errors: NOT_FOUND; FAILED_PRECONDITION while an alias or a deployment points at
-    one of its versions.
+    """Hides a model; its history stays, its name stays taken, and UndeleteModel brings it back. Errors: NOT_FOUND;
+    FAILED_PRECONDITION while an alias or a deployment points at one of its versions.
+    """
+    UndeleteModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.UndeleteModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
+    """Brings back a model that DeleteModel hid, with its versions; those whose files were cleared away meanwhile are
+    deleted. Of a model that is not deleted, changes nothing. Errors: NOT_FOUND; ABORTED if `etag` is old.
     """
     CreateModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateModelVersionRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
     """Creates a version. The version is given, or made by raising the latest one. Errors: NOT_FOUND;
@@ -167,7 +181,13 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     UpdateVersionState: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateVersionStateRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
     """Moves a version to another state. Errors: FAILED_PRECONDITION for a transition that does not exist."""
     DeleteModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelVersionRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
-    """Hides a version; its history stays. Errors: FAILED_PRECONDITION while an alias or a deployment points at it."""
+    """Hides a version; its history stays, its number stays taken, and UndeleteModelVersion brings it back, until its files
+    are cleared away. Errors: FAILED_PRECONDITION while an alias or a deployment points at it.
+    """
+    UndeleteModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.UndeleteModelVersionRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
+    """Brings back a version that DeleteModelVersion hid. Of one that is not deleted, changes nothing. Errors: NOT_FOUND;
+    FAILED_PRECONDITION if its files were cleared away meanwhile; ABORTED if `etag` is old.
+    """
     CompareModels: _aio.UnaryUnaryMultiCallable[_registry_pb2.CompareModelsRequest, _registry_pb2.ModelComparison]  # type: ignore[assignment]
     """Compares two versions: config, data, base pin, tags, metrics with intervals, compatibility, and the bump level that
     the difference calls for.
@@ -275,8 +295,18 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Model, _abc.Awaitable[_registry_pb2.Model]]:
-        """Hides a model; its history stays. Errors: NOT_FOUND; FAILED_PRECONDITION while an alias or a deployment points at
-        one of its versions.
+        """Hides a model; its history stays, its name stays taken, and UndeleteModel brings it back. Errors: NOT_FOUND;
+        FAILED_PRECONDITION while an alias or a deployment points at one of its versions.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteModel(
+        self,
+        request: _registry_pb2.UndeleteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.Model, _abc.Awaitable[_registry_pb2.Model]]:
+        """Brings back a model that DeleteModel hid, with its versions; those whose files were cleared away meanwhile are
+        deleted. Of a model that is not deleted, changes nothing. Errors: NOT_FOUND; ABORTED if `etag` is old.
         """
 
     @_abc_1.abstractmethod
@@ -332,7 +362,19 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DeleteModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ModelVersion, _abc.Awaitable[_registry_pb2.ModelVersion]]:
-        """Hides a version; its history stays. Errors: FAILED_PRECONDITION while an alias or a deployment points at it."""
+        """Hides a version; its history stays, its number stays taken, and UndeleteModelVersion brings it back, until its files
+        are cleared away. Errors: FAILED_PRECONDITION while an alias or a deployment points at it.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteModelVersion(
+        self,
+        request: _registry_pb2.UndeleteModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ModelVersion, _abc.Awaitable[_registry_pb2.ModelVersion]]:
+        """Brings back a version that DeleteModelVersion hid. Of one that is not deleted, changes nothing. Errors: NOT_FOUND;
+        FAILED_PRECONDITION if its files were cleared away meanwhile; ABORTED if `etag` is old.
+        """
 
     @_abc_1.abstractmethod
     def CompareModels(

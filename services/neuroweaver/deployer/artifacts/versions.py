@@ -13,6 +13,7 @@ from neuroweaver.artifacts.file import File
 from neuroweaver.artifacts.transfer import Download, received
 from neuroweaver.deployer.domain.backend import Bundle
 from neuroweaver.mesh.wire.errors import Error, FailedPrecondition, NotFound, PermissionDenied, Unavailable
+from neuroweaver.mesh.wire.status import deleted
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
 
@@ -134,7 +135,8 @@ def _translated(error: grpc.RpcError, what: str) -> Error:
     """The Registry's failure as one of ours."""
     code = error.code()
     if code == grpc.StatusCode.NOT_FOUND:
-        return NotFound("model version", what)
+        fate = deleted(error)
+        return NotFound("model version", what, f"is gone: {fate}" if fate else "")
     if code in {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}:
         return PermissionDenied(f"the Registry says: {error.details()}")
     if code in _REFUSALS:

@@ -19,18 +19,18 @@ from urllib.parse import quote, urlsplit
 import httpx2
 
 from neuroweaver.deployer.domain.backend import Key, Redirect
+from neuroweaver.deployer.routing import pages
 from neuroweaver.deployer.routing.counts import Counts
 from neuroweaver.deployer.routing.fleet import Fleet, Upstream
+from neuroweaver.deployer.routing.pages import Headers, Send
 from neuroweaver.mesh.wire.settings import is_loopback
 
 _LOG: Final = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 """Of ASGI."""
-Headers = list[tuple[bytes, bytes]]
 
 CONVERSATION_HEADER: Final = b"x-conversation-id"
 REVISION_HEADER: Final = b"x-neuroweaver-revision"
@@ -39,7 +39,8 @@ HOPS_HEADER: Final = b"x-neuroweaver-hops"
 _MAX_BODY_BYTES: Final = 8 << 20
 _MAX_HOPS: Final = 4
 _RETRY_AFTER_S: Final = 2
-_METHODS: Final = frozenset({"GET", "HEAD", "POST"})
+_METHODS: Final = ("GET", "HEAD", "POST")
+_ALLOWED: Final = ", ".join(_METHODS).encode()
 _TIMEOUT: Final = httpx2.Timeout(connect=2.0, read=900.0, write=30.0, pool=None)
 # RFC 9110, 7.6.1, and what belongs to the caller's dealings with this front alone, which dates its answers
 # itself.
@@ -50,7 +51,7 @@ _OWN_HEADERS: Final = frozenset(
 )
 # Nothing was answered yet, so that another replica may: the call changes nothing but its answer.
 _BROKEN: Final = (httpx2.NetworkError, httpx2.RemoteProtocolError)
-_TYPES: Final = {400: "invalid_request_error", 404: "invalid_request_error", 413: "invalid_request_error"}
+_CALLERS_FAULT: Final = frozenset({400, 403, 404, 405, 413, 421})
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,15 @@ class Router:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return
+            return None
+        headers: Headers = list(scope["headers"])
         try:
-            key, call = await self._read(scope, receive)
+            self._refuse_foreign(headers)
+            if self._is_private and (origin := dict(headers).get(b"origin")):
+                send = pages.readable(send, origin)
+                if pages.is_preflight(scope["method"], headers):
+                    return await pages.allow(send, _ALLOWED, headers)
+            key, call = await self._read(scope, headers, receive)
             gone = asyncio.create_task(_gone(receive))
             answering = asyncio.create_task(self._answer(key, call, send))
             try:
@@ -120,13 +127,11 @@ class Router:
                 answering.cancel()
                 await asyncio.wait({gone, answering})
         except _CallerGone:
-            return
+            return None
         except Refusal as refusal:
             await refuse(send, refusal)
 
-    async def _read(self, scope: Scope, receive: Receive) -> tuple[Key, _Call]:
-        headers: Headers = list(scope["headers"])
-        self._refuse_foreign(headers)
+    async def _read(self, scope: Scope, headers: Headers, receive: Receive) -> tuple[Key, _Call]:
         if scope["method"] not in _METHODS:
             raise Refusal(405, "method_not_allowed", f"{scope['method']} is not allowed")
         key, path = self._locate(scope["path"])
@@ -140,9 +145,9 @@ class Router:
         """A page in a browser could otherwise make this machine work, or reach it under a name of its own."""
         by_name = dict(headers)
         host, origin = by_name.get(b"host", b""), by_name.get(b"origin", b"")
-        if self._is_private and host and not _is_of_this_machine(b"//" + host):
+        if self._is_private and host and not pages.is_of_this_machine(b"//" + host):
             raise Refusal(421, "misdirected_request", "this address accepts requests of this machine only")
-        if self._is_private and origin and not _is_of_this_machine(origin):
+        if self._is_private and origin and not pages.is_of_this_machine(origin):
             raise Refusal(403, "foreign_origin", "requests from other sites' pages are refused")
 
     async def _answer(self, key: Key, call: _Call, send: Send) -> None:
@@ -268,13 +273,6 @@ async def _pass_on(answer: httpx2.Response, extra: Headers, send: Send, counts: 
         counts.succeeded(first_ms if is_stream else None, _since(began))
 
 
-def _is_of_this_machine(url: bytes) -> bool:
-    try:
-        return is_loopback(urlsplit(url.decode("latin-1")).hostname or "")
-    except ValueError:
-        return False
-
-
 async def _body(receive: Receive) -> bytes:
     body = bytearray()
     while True:
@@ -326,7 +324,7 @@ async def refuse(send: Send, refusal: Refusal) -> None:
     """Answers so."""
     error = {
         "message": refusal.message,
-        "type": _TYPES.get(refusal.status, "server_error"),
+        "type": "invalid_request_error" if refusal.status in _CALLERS_FAULT else "server_error",
         "param": None,
         "code": refusal.code,
     }
@@ -334,5 +332,7 @@ async def refuse(send: Send, refusal: Refusal) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if refusal.status == 503:
         headers.append((b"retry-after", str(_RETRY_AFTER_S).encode()))
+    if refusal.status == 405:
+        headers.append((b"allow", _ALLOWED))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -27,7 +27,7 @@ MAX_AHEAD: Final = timedelta(minutes=5)
 
 async def report(deployments: Writer, key: Key, request: pb.ReportPerformanceRequest) -> Deployment:
     before = await deployments.kept(key)
-    samples = list(_samples(request.samples, deployments.now))
+    samples = list(_samples(request, deployments.now))
     await deployments.add_samples(key, request.source, samples)
     return before.deployment
 
@@ -127,9 +127,10 @@ class Performance:
         return await self._mutations.run(request, context, judge)
 
 
-def _samples(samples: Iterable[pb.PerformanceSample], now: datetime) -> Iterable[Sample]:
+def _samples(request: pb.ReportPerformanceRequest, now: datetime) -> Iterable[Sample]:
     """Raises InvalidArgument for one from the future."""
-    for index, sample in enumerate(samples):
+    covers_deployment = request.covers_deployment
+    for index, sample in enumerate(request.samples):
         time = sample.time.ToDatetime(now.tzinfo) if sample.HasField("time") else now
         if time > now + MAX_AHEAD:
             raise InvalidArgument(
@@ -138,4 +139,10 @@ def _samples(samples: Iterable[pb.PerformanceSample], now: datetime) -> Iterable
             )
         given = {field.name: value for field, value in sample.ListFields()}
         measured = {name: given.get(name) for name in MEASURES}
-        yield Sample(time, sample.version, given.get("requests", 1), **measured)
+        yield Sample(
+            time,
+            sample.version,
+            given.get("requests", 1),
+            **measured,
+            covers_deployment=covers_deployment,
+        )

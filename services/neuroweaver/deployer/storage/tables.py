@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKeyConstraint,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 from sqlalchemy.schema import SchemaItem
 
@@ -110,6 +112,7 @@ samples: Final = _of_deployment(
     Column("version", ascii_text(128), nullable=False),
     Column("requests", BigInteger, nullable=False),
     *(Column(name, Float) for name in MEASURES),
+    Column("covers_deployment", Boolean, nullable=False, server_default=false()),
     Index("samples_of_deployment", "project", "model_id", "name", "time"),
     Index("samples_by_time", "time"),
 )

@@ -31,6 +31,7 @@ def notices(
         *_weights(study, is_ramp_held=is_ramp_held),
         *_exposures(results),
         *_late(results),
+        *_reused_ids(results),
         *_silent(study),
         *_calibrating(study),
         *_fading(study),
@@ -90,6 +91,20 @@ def _late(results: pb.ExperimentResults) -> Iterable[pb.ExperimentNotice]:
                 " count there, so that results of earlier phases still move."
             ),
         )
+
+
+def _reused_ids(results: pb.ExperimentResults) -> Iterable[pb.ExperimentNotice]:
+    """Any at all: a client that makes ids like that loses events of every unit but the first."""
+    for rejected in results.events.rejected:
+        if rejected.reason == pb.EVENT_REJECTION_ID_OF_ANOTHER_UNIT:
+            yield pb.ExperimentNotice(
+                reason="EVENT_ID_REUSED",
+                message=(
+                    f"{rejected.count} events were not used, since their event_id is that of another unit's"
+                    f" event, such as {rejected.event_ids[0]}. Give every event an id of its own, and send"
+                    " them again."
+                ),
+            )
 
 
 def _silent(study: Study) -> Iterable[pb.ExperimentNotice]:

@@ -42,7 +42,12 @@ class Releases:
             return (await self._registry.GetModelVersion(request, timeout=TIMEOUT_S)).version
         except grpc.RpcError as error:
             if error.code() in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT}:
-                raise NotFound(f"{field}: model version", f"{target.model_id}@{selector}") from error
+                deleted = status.deleted(error)
+                raise NotFound(
+                    f"{field}: model version",
+                    f"{target.model_id}@{selector}",
+                    f"is gone: {deleted}" if deleted else "",
+                ) from error
             raise _unavailable(error) from error
 
     async def behind(self, model_id: str, alias: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Final
 
 BUCKETS: Final = 1_000_000
@@ -11,6 +12,9 @@ Span = tuple[int, int]
 """Buckets from the first up to, not including, the second."""
 
 Spans = tuple[Span, ...]
+
+Allocation = Mapping[str, Spans]
+"""The buckets of each variant."""
 
 
 def counts(weights: Mapping[str, float]) -> dict[str, int]:
@@ -30,27 +34,34 @@ def counts(weights: Mapping[str, float]) -> dict[str, int]:
     return whole
 
 
-def allocate(weights: Mapping[str, float], before: Mapping[str, Spans] | None = None) -> dict[str, Spans]:
-    """The ranges of each variant under these weights, as close as can be to those `before`.
+def allocate(weights: Mapping[str, float], history: Sequence[Allocation] = ()) -> Allocation:
+    """The ranges of each variant under these weights. history: those of the phases so far, in order.
 
-    A variant that shrinks keeps its first buckets; one that grows keeps all it has and takes of those given
-    up. So exactly the difference of the weights changes hands, which is the least that can.
+    Weights that a phase had give its ranges back, so that undoing a change puts everybody where they were.
+    With other weights exactly the difference changes hands, which is the least that can: a variant that
+    shrinks gives up what it got last; one that grows keeps all it has and first takes what it had before.
     """
     wanted = counts(weights)
-    kept = {variant: _first((before or {}).get(variant, ()), wanted[variant]) for variant in weights}
-    free = complement([span for spans in kept.values() for span in spans])
-    allocated: dict[str, Spans] = {}
-    for variant in weights:
-        missing = wanted[variant] - size(kept[variant])
-        taken = _first(free, missing)
-        free = complement([*taken, *complement(free)])
-        allocated[variant] = merged([*kept[variant], *taken])
+    for earlier in reversed(history):
+        if all(size(earlier.get(variant, ())) == number for variant, number in wanted.items()):
+            return {variant: tuple(earlier.get(variant, ())) for variant in weights}
+    allocated = {
+        variant: _taken(_longest_held([phase.get(variant, ()) for phase in history]), wanted[variant])
+        for variant in weights
+    }
+    everywhere: Allocation = dict.fromkeys(weights, ((0, BUCKETS),))
+    for before in (*reversed(history[:-1]), everywhere):
+        for variant in weights:
+            free = complement([span for spans in allocated.values() for span in spans])
+            liked = _shared(free, before.get(variant, ()))
+            missing = wanted[variant] - size(allocated[variant])
+            allocated[variant] = merged([*allocated[variant], *_first(liked, missing)])
     return allocated
 
 
-def moved_share(before: Mapping[str, Spans], after: Mapping[str, Spans]) -> float:
+def moved_share(before: Allocation, after: Allocation) -> float:
     """Share of the buckets whose variant is another one now."""
-    stayed = sum(_overlap(before.get(variant, ()), spans) for variant, spans in after.items())
+    stayed = sum(size(_shared(before.get(variant, ()), spans)) for variant, spans in after.items())
     return (BUCKETS - stayed) / BUCKETS
 
 
@@ -101,9 +112,30 @@ def _first(spans: Sequence[Span], number: int) -> Spans:
     return tuple(chosen)
 
 
-def _overlap(some: Sequence[Span], others: Sequence[Span]) -> int:
-    return sum(
-        max(0, min(end, other_end) - max(start, other_start))
-        for start, end in some
-        for other_start, other_end in others
-    )
+def _longest_held(history: Sequence[Spans]) -> Iterable[Spans]:
+    """A variant's present buckets that it has had since the first phase, then since the second, and so on."""
+    return reversed(list(accumulate(reversed(history), _shared)))
+
+
+def _taken(choices: Iterable[Spans], number: int) -> Spans:
+    """So many buckets, or all if there are fewer, those of the first choice first."""
+    taken: Spans = ()
+    for spans in choices:
+        fresh = _shared(spans, complement(taken))
+        taken = merged([*taken, *_first(fresh, number - size(taken))])
+    return taken
+
+
+def _shared(some: Spans, others: Spans) -> Spans:
+    """The buckets in both. Each is sorted, without overlaps."""
+    shared: list[Span] = []
+    left, right = 0, 0
+    while left < len(some) and right < len(others):
+        start, end = max(some[left][0], others[right][0]), min(some[left][1], others[right][1])
+        if start < end:
+            shared.append((start, end))
+        if some[left][1] < others[right][1]:
+            left += 1
+        else:
+            right += 1
+    return tuple(shared)

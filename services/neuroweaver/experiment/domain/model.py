@@ -227,9 +227,8 @@ class Experiment:
         return specification.moment("end_time", self.spec.end_time)
 
     def _opened(self, weights: Mapping[str, float], now: datetime, reason: str) -> Phase:
-        before = self.phase.ranges if self.phase else None
-        ranges = allocate(weights, before)
-        moved = moved_share(before, ranges) if before else 0.0
+        ranges = allocate(weights, [phase.ranges for phase in self.phases])
+        moved = moved_share(self.phase.ranges, ranges) if self.phase else 0.0
         return Phase(len(self.phases) + 1, now, dict(weights), ranges, moved, reason)
 
     def _closed(self, now: datetime) -> tuple[Phase, ...]:

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.domain.snapshot import Rejection
 from neuroweaver.experiment.intake import raw_events, snapshots
+from neuroweaver.experiment.intake.event_ids import Marks, marks_of
 from neuroweaver.experiment.intake.events import JUDGEMENT, SAMPLE, Batch
 from neuroweaver.experiment.intake.keys import Keys, keys_of, sketch_groups
 from neuroweaver.experiment.intake.ledger import and_more
@@ -103,10 +104,11 @@ class _Move:
     projection: Projection
     number: int
     event_ids: Keys
+    marks: Marks
     units: tuple[Keys, Change] | None
 
     def put(self) -> None:
-        self.projection.event_ids.add(self.event_ids)
+        self.projection.event_ids.add(self.event_ids, self.marks)
         if self.units is not None:
             self.projection.table.put(*self.units)
         self.projection.batch = self.number
@@ -141,9 +143,16 @@ async def _ingest(
         totals.ledger.reject(rejection)
     if len(settled.event_ids):
         totals.last_batch += 1
-        moves.append(_Move(projection, totals.last_batch, settled.event_ids, settled.units))
+        moves.append(_Move(projection, totals.last_batch, settled.event_ids, settled.marks, settled.units))
         await raw_events.add(
-            connection, project, settled.batch, settled.event_ids, totals.last_batch, now, settled.payload
+            connection,
+            project,
+            settled.batch,
+            settled.event_ids,
+            settled.marks,
+            totals.last_batch,
+            now,
+            settled.payload,
         )
         await _count(connection, project, totals, projection, settled)
     await snapshots.save(connection, project, totals)
@@ -152,12 +161,13 @@ async def _ingest(
 
 @dataclass(frozen=True)
 class _Settled:
-    """status, is_late: of each event that came. batch, event_ids, payload, units: of those accepted."""
+    """status, is_late: of each event that came. The rest: of those accepted. marks: of their units."""
 
     status: Ints
     is_late: npt.NDArray[np.bool_]
     batch: Batch
     event_ids: Keys
+    marks: Marks
     payload: bytes
     units: tuple[Keys, Change] | None
 
@@ -165,8 +175,9 @@ class _Settled:
 def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: datetime) -> _Settled:
     batch, is_late = _placed(experiment, batch)
     keys = keys_of(projection.project, batch.test_id, batch.event_ids)
+    marks = marks_of(batch.unit_ids)
     reasons = _reasons(experiment, projection.plan, batch, now)
-    status = _classified(reasons, keys, projection.event_ids.find(keys) >= 0)
+    status = _classified(reasons, keys, marks, *projection.event_ids.find(keys, marks))
     accepted = np.flatnonzero(status == _ACCEPTED)
     chosen = batch.chosen(accepted).trimmed()
     return _Settled(
@@ -174,6 +185,7 @@ def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: d
         (status == _ACCEPTED) & is_late,
         chosen,
         keys[accepted],
+        marks[accepted],
         chosen.to_bytes() if len(accepted) else b"",
         projection.joined(chosen) if len(accepted) else None,
     )
@@ -249,7 +261,13 @@ def _reasons(experiment: Experiment, plan: Plan, batch: Batch, now: datetime) ->
     return reasons
 
 
-def _classified(reasons: Ints, keys: Keys, is_known: npt.NDArray[np.bool_]) -> Ints:
+def _classified(
+    reasons: Ints,
+    keys: Keys,
+    marks: Marks,
+    is_known: npt.NDArray[np.bool_],
+    is_of_another_unit: npt.NDArray[np.bool_],
+) -> Ints:
     """The status of each event. A duplicate is one whatever else is wrong: what was taken in stays so."""
     halves = np.sort(keys[:, 0])
     if not is_known.any() and (halves[1:] != halves[:-1]).all():
@@ -259,15 +277,17 @@ def _classified(reasons: Ints, keys: Keys, is_known: npt.NDArray[np.bool_]) -> I
     is_same[1:] = (keys[order[1:]] == keys[order[:-1]]).all(1)
     status = reasons.copy()
     status[is_known] = _DUPLICATE
+    status[is_of_another_unit] = pb.EVENT_REJECTION_ID_OF_ANOTHER_UNIT
     # Which of several in one transaction is the first that can be used.
-    seen: set[tuple[int, int]] = set()
+    seen: dict[tuple[int, int], int] = {}
     several = np.unique(np.concatenate((order[is_same], order[:-1][is_same[1:]])))
     for place in several.tolist():
         key = int(keys[place, 0]), int(keys[place, 1])
         if key in seen:
-            status[place] = _DUPLICATE
+            is_retry = seen[key] == marks[place]
+            status[place] = _DUPLICATE if is_retry else pb.EVENT_REJECTION_ID_OF_ANOTHER_UNIT
         elif status[place] == _ACCEPTED:
-            seen.add(key)
+            seen[key] = int(marks[place])
     return status
 
 

@@ -20,9 +20,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.intake import checkpoints, raw_events
+from neuroweaver.experiment.intake.event_ids import EventIds, Marks
 from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.joining import records, units_of
-from neuroweaver.experiment.intake.key_index import KeyIndex
 from neuroweaver.experiment.intake.keys import Keys, keys_of
 from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.intake.unit_table import UnitTable
@@ -51,7 +51,7 @@ class Projection:
         self.plan = plan
         self.overrides = dict(experiment.spec.overrides)
         self.table = UnitTable(plan)
-        self.event_ids = KeyIndex()
+        self.event_ids = EventIds()
         self.batch = 0
         self.fresh_events = 0
         self.expired_batches = 0
@@ -201,13 +201,14 @@ async def _begun(connection: AsyncConnection, project: str, experiment: Experime
     checkpoint = await checkpoints.load(connection, project, experiment.test_id, plan)
     if checkpoint is not None:
         projection.batch, projection.table = checkpoint
-        async for keys in raw_events.keys_until(connection, project, experiment.test_id, projection.batch):
-            await asyncio.to_thread(projection.event_ids.add, keys)
+        until = raw_events.keys_until(connection, project, experiment.test_id, projection.batch)
+        async for keys, marks in until:
+            await asyncio.to_thread(projection.event_ids.add, keys, marks)
     return projection
 
 
-def _replay(projection: Projection, read: Sequence[tuple[int, Batch, Keys]]) -> None:
-    projection.take(Batch.joined([batch for _, batch, _ in read]))
-    for number, _, keys in read:
-        projection.event_ids.add(keys)
+def _replay(projection: Projection, read: Sequence[tuple[int, Batch, Keys, Marks]]) -> None:
+    projection.take(Batch.joined([batch for _, batch, _, _ in read]))
+    for number, _, keys, marks in read:
+        projection.event_ids.add(keys, marks)
         projection.batch = number

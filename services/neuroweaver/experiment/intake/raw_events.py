@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+import numpy as np
 from sqlalchemy import ColumnElement, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.domain.specification import length
+from neuroweaver.experiment.intake.event_ids import Marks, marks_of, unknown_marks
 from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.keys import Keys, from_bytes, keys_of, to_bytes
 from neuroweaver.experiment.storage import tables
@@ -32,11 +34,12 @@ async def add(
     project: str,
     batch: Batch,
     keys: Keys,
+    marks: Marks,
     number: int,
     now: datetime,
     payload: bytes,
 ) -> None:
-    """keys: of the events. payload: `batch.to_bytes()`."""
+    """keys: of the events. marks: of their units. payload: `batch.to_bytes()`."""
     times = batch.rows["time"]
     await connection.execute(
         insert(_TABLE).values(
@@ -49,6 +52,7 @@ async def add(
             events=len(batch),
             payload=payload,
             event_keys=to_bytes(keys),
+            unit_marks=marks.astype("<u4").tobytes(),
         )
     )
 
@@ -66,8 +70,11 @@ async def until(
 
 async def after(
     connection: AsyncConnection, project: str, test_id: str, number: int
-) -> list[tuple[int, Batch, Keys]]:
-    """The next batches after one, with the keys of their events: some at a time, and none in the end."""
+) -> list[tuple[int, Batch, Keys, Marks]]:
+    """The next batches after one, with the keys of their events and the marks of their units.
+
+    Some at a time, and none in the end.
+    """
     statement = select(_TABLE.c.number, _TABLE.c.payload, _TABLE.c.event_keys).where(
         _mine(project, test_id), _TABLE.c.number > number
     )
@@ -75,21 +82,22 @@ async def after(
     return await asyncio.to_thread(_decoded, project, test_id, rows)
 
 
-def _decoded(project: str, test_id: str, rows: Sequence[Any]) -> list[tuple[int, Batch, Keys]]:
+def _decoded(project: str, test_id: str, rows: Sequence[Any]) -> list[tuple[int, Batch, Keys, Marks]]:
     decoded = []
     for row in rows:
         batch = Batch.from_bytes(test_id, row.payload)
-        decoded.append((row.number, batch, _keys(project, batch, row.event_keys)))
+        keys = _keys(project, batch, row.event_keys)
+        decoded.append((row.number, batch, keys, marks_of(batch.unit_ids)))
     return decoded
 
 
 async def keys_until(
     connection: AsyncConnection, project: str, test_id: str, number: int
-) -> AsyncIterator[Keys]:
-    """The keys of the events of each batch up to one."""
+) -> AsyncIterator[tuple[Keys, Marks]]:
+    """The keys of the events of each batch up to one, and the marks of their units."""
     last = 0
     while True:
-        statement = select(_TABLE.c.event_keys, _TABLE.c.number).where(
+        statement = select(_TABLE.c.event_keys, _TABLE.c.unit_marks, _TABLE.c.number).where(
             _mine(project, test_id), _TABLE.c.number <= number, _TABLE.c.number > last
         )
         rows = (await connection.execute(statement.order_by(_TABLE.c.number).limit(_AT_ONCE))).all()
@@ -97,11 +105,12 @@ async def keys_until(
             return
         for row in rows:
             if row.event_keys is not None:
-                yield from_bytes(row.event_keys)
+                keys = from_bytes(row.event_keys)
+                yield keys, _marks(row.unit_marks, len(keys))
                 continue
             payload = select(_TABLE.c.payload).where(_mine(project, test_id), _TABLE.c.number == row.number)
             batch = Batch.from_bytes(test_id, (await connection.execute(payload)).scalar_one())
-            yield _keys(project, batch, None)
+            yield _keys(project, batch, None), marks_of(batch.unit_ids)
         last = rows[-1].number
 
 
@@ -128,6 +137,12 @@ async def last_before(connection: AsyncConnection, project: str, test_id: str, b
 
 def _mine(project: str, test_id: str) -> ColumnElement[bool]:
     return tables.of_experiment(_TABLE, project, test_id)
+
+
+def _marks(stored: bytes | None, count: int) -> Marks:
+    if stored is None:
+        return unknown_marks(count)
+    return np.frombuffer(stored, "<u4").astype(np.uint32, copy=False)
 
 
 def _keys(project: str, batch: Batch, stored: bytes | None) -> Keys:

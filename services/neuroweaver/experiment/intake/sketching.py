@@ -114,7 +114,7 @@ async def _recomputed(
         async with store.read(experiment.project) as experiments:
             connection = experiments.connection
             read = await raw_events.after(connection, experiment.project, experiment.test_id, last)
-        batches = [batch for number, batch, _ in read if number <= units.batch]
+        batches = [batch for number, batch, _, _ in read if number <= units.batch]
         await asyncio.to_thread(of_events, units, by_events, batches, sketches)
         last = read[-1][0] if read else units.batch
     return sketches

@@ -116,6 +116,8 @@ event_batches: Final = Table(
     Column("payload", LargeBinary, nullable=False),
     # By which a repeated event is recognised, see `keys`; null in older batches.
     Column("event_keys", LargeBinary, nullable=True),
+    # Of the units of the events, see `event_ids`; null in older batches.
+    Column("unit_marks", LargeBinary, nullable=True),
 )
 
 # The units as they were after a batch (`checkpoints`), in parts.

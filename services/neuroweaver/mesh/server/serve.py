@@ -15,6 +15,8 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 import uvloop
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -209,11 +211,29 @@ def _add_health(server: grpc.aio.Server) -> health.aio.HealthServicer:
     return servicer
 
 
+class _Descriptors:
+    """This process's descriptors, for reflection: the pool itself finds no file by the name of a method."""
+
+    def __init__(self) -> None:
+        self._pool = descriptor_pool.Default()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802  # the pool's own name
+        """Raises KeyError."""
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            file: FileDescriptor = self._pool.FindMethodByName(symbol).containing_service.file
+            return file
+
+
 def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
     """Under both names: the package serves only v1alpha, and v1's messages are the same on the wire."""
     # v1 is served but not listed: no package holds its descriptor, and tools resolve every name in the list.
     everything = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    servicer = reflection.aio.ReflectionServicer(everything)
+    servicer = reflection.aio.ReflectionServicer(everything, pool=_Descriptors())
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,

@@ -73,27 +73,34 @@ class InvalidArgument(Error):
 
 
 class _AboutResource(Error):
-    _verdict: str
+    """verdict: what is to be said of it, where there is more to say than usual."""
 
-    def __init__(self, resource: str, name: str) -> None:
-        super().__init__(f'{resource} "{shortened(name)}" {self._verdict}')
+    _usual: str
+
+    def __init__(
+        self, resource: str, name: str, verdict: str = "", *, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self.verdict = verdict or self._usual
+        super().__init__(f'{resource} "{shortened(name)}" {self.verdict}', metadata=metadata)
         self.resource = resource
         self.name = name
 
     def details(self) -> list[Message]:
         return [
             error_details_pb2.ResourceInfo(
-                resource_type=self.resource, resource_name=shortened(self.name), description=self._verdict
+                resource_type=self.resource,
+                resource_name=shortened(self.name),
+                description=shortened(self.verdict),
             )
         ]
 
 
 class NotFound(_AboutResource):
-    _verdict = "does not exist"
+    _usual = "does not exist"
 
 
 class AlreadyExists(_AboutResource):
-    _verdict = "already exists"
+    _usual = "already exists"
 
 
 class FailedPrecondition(Error):

@@ -92,6 +92,11 @@ def metadata(error: grpc.RpcError) -> dict[str, str]:
     return next((dict(info.metadata) for detail in _details(error) if detail.Unpack(info)), {})
 
 
+def deleted(error: grpc.RpcError) -> str:
+    """What the server says of something that was deleted; empty where the error is about something else."""
+    return (error.details() or "") if "delete_time" in metadata(error) else ""
+
+
 def describe(error: grpc.RpcError) -> str:
     """One line for people: what went wrong and, for an invalid request, with which fields."""
     code = error.code().name.lower().replace("_", " ")

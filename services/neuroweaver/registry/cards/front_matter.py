@@ -20,6 +20,9 @@ from neuroweaver.registry.domain.model import Model, ModelVersion
 _HUB_ID: Final = re.compile(r"(?!.*(--|\.\.))(\w[\w.-]{0,95}/)?\w([\w.-]{0,94}\w)?", re.ASCII)
 _DATA_FILES: Final = (".jsonl", ".json", ".csv", ".parquet")
 _MARKUP: Final = re.compile(r"[<>&\[\]*`|!]")
+# PyYAML quotes what YAML 1.1 reads as something else; to YAML 1.2, which the Hub reads, 1e3 and 0o7 are
+# numbers too, and to older readers y and n are booleans.
+_NO_TEXT_ELSEWHERE: Final = re.compile(r"[-+.]*\d|[yn]$", re.ASCII | re.IGNORECASE)
 _STRING: Final = "tag:yaml.org,2002:str"
 
 
@@ -70,11 +73,14 @@ def _tags(version: ModelVersion, model: Model) -> list[str]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts every text with markup in double quotes, where it can be escaped."""
+    """Puts in double quotes text with markup, which can be escaped there, and what a reader may take for
+    a number or a boolean.
+    """
 
 
 def _represented(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar(_STRING, text, style='"' if _MARKUP.search(text) else None)
+    is_quoted = _MARKUP.search(text) or _NO_TEXT_ELSEWHERE.match(text)
+    return dumper.represent_scalar(_STRING, text, style='"' if is_quoted else None)
 
 
 _Dumper.add_representer(str, _represented)

@@ -148,6 +148,15 @@ class Model:
         _check_unused(self.model_id, aliases, deployed)
         return replace(self, delete_time=now)
 
+    def undeleted(self, etag: str = "") -> Model:
+        """As UndeleteModel leaves it. Raises Aborted for a stale etag."""
+        _check_etag(etag, self.etag, f"model {self.model_id}")
+        return replace(self, delete_time=None)
+
+    def tombstone(self) -> dict[str, Any]:
+        """What an error about it adds: when it was deleted, and the way back. Empty while it is there."""
+        return _tombstone(self.delete_time, "UndeleteModel", self.model_id)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Content:
@@ -274,6 +283,15 @@ class ModelVersion(_Content):
         _check_unused(self.name, self.aliases, str(self.version) if self.state is State.DEPLOYED else "")
         return replace(self, delete_time=now)
 
+    def undeleted(self, etag: str = "") -> ModelVersion:
+        """As UndeleteModelVersion leaves it. Raises Aborted for a stale etag."""
+        _check_etag(etag, self.etag, f"version {self.name}")
+        return replace(self, delete_time=None)
+
+    def tombstone(self) -> dict[str, Any]:
+        """As that of a model."""
+        return _tombstone(self.delete_time, "UndeleteModelVersion", self.name)
+
     def restored(self, version: Version, now: datetime, reason: str) -> ModelVersion:
         """A new version with this one's content, as a rollback makes it. It serves no traffic yet."""
         passed = State.VALIDATED if self.state in {State.VALIDATED, State.DEPLOYED} else State.TRAINED
@@ -393,6 +411,16 @@ def _check_unused(what: str, aliases: Collection[str], deployed: str = "") -> No
         raise FailedPrecondition(
             "DEPLOYED", f"version {deployed} of {what.partition('@')[0]} is deployed: undeploy it first", what
         )
+
+
+def _tombstone(delete_time: datetime | None, undelete: str, name: str) -> dict[str, Any]:
+    if delete_time is None:
+        return {}
+    verdict = (
+        f"was deleted on {delete_time:%Y-%m-%d}, and its name stays taken; "
+        f"{undelete} or `neuroweaver model undelete {name}` brings it back"
+    )
+    return {"verdict": verdict, "metadata": {"delete_time": delete_time.isoformat()}}
 
 
 def _check_etag(given: str, current: str, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from neuroweaver.mesh.auth.caller import caller_of
@@ -18,12 +18,20 @@ from neuroweaver.v1 import registry_pb2 as pb
 
 async def hold_files(registry: Writer, artifacts: ArtifactStore, version: ModelVersion) -> None:
     """Raises FailedPrecondition for a file that is not there; no other is collected from here on."""
+    missing = await missing_files(registry, artifacts, version)
+    for index, artifact in enumerate(version.artifacts):
+        if artifact in missing:
+            raise not_uploaded(f"artifacts[{index}]", artifact)
+
+
+async def missing_files(
+    registry: Writer, artifacts: ArtifactStore, version: ModelVersion
+) -> Sequence[Artifact]:
+    """The files of a version that are not there; no other is collected from here on."""
     digests = [artifact.digest for artifact in version.artifacts]
     await registry.hold(digests)
     missing = set(await artifacts.missing(digests))
-    for index, artifact in enumerate(version.artifacts):
-        if artifact.digest in missing:
-            raise not_uploaded(f"artifacts[{index}]", artifact)
+    return [artifact for artifact in version.artifacts if artifact.digest in missing]
 
 
 def not_uploaded(field: str, artifact: Artifact) -> FailedPrecondition:

@@ -11,7 +11,9 @@ from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.wire.errors import InvalidArgument, NotFound
 from neuroweaver.registry import messages
+from neuroweaver.registry.artifacts.store import ArtifactStore
 from neuroweaver.registry.domain.model import check_model_id
+from neuroweaver.registry.rpc.files import missing_files
 from neuroweaver.registry.storage.listing import TAGS
 from neuroweaver.registry.storage.store import Store
 from neuroweaver.registry.storage.writer import Writer
@@ -48,10 +50,22 @@ async def delete(registry: Writer, request: pb.DeleteModelRequest) -> pb.Model:
     return messages.from_model(await registry.save_model("model.deleted", before, after))
 
 
+async def undelete(registry: Writer, artifacts: ArtifactStore, request: pb.UndeleteModelRequest) -> pb.Model:
+    before = await registry.model(request.model_id, show_deleted=True)
+    after = before.undeleted(request.etag)
+    if after != before:
+        await registry.save_model("model.undeleted", before, after)
+        for version in await registry.all_versions(after.model_id):
+            if await missing_files(registry, artifacts, version):
+                await registry.save_version("version.deleted", version, version.hidden(registry.now))
+    return messages.from_model(await registry.model(after.model_id))
+
+
 class Models:
-    def __init__(self, store: Store, mutations: Mutations[Writer]) -> None:
+    def __init__(self, store: Store, mutations: Mutations[Writer], artifacts: ArtifactStore) -> None:
         self._store = store
         self._mutations = mutations
+        self._artifacts = artifacts
 
     async def RegisterModel(self, request: pb.RegisterModelRequest, context: Any) -> pb.Model:
         return await self._mutations.run(request, context, lambda registry: register(registry, request))
@@ -66,6 +80,12 @@ class Models:
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.Model:
         check_model_id("model_id", request.model_id)
         return await self._mutations.run(request, context, lambda registry: delete(registry, request))
+
+    async def UndeleteModel(self, request: pb.UndeleteModelRequest, context: Any) -> pb.Model:
+        check_model_id("model_id", request.model_id)
+        return await self._mutations.run(
+            request, context, lambda registry: undelete(registry, self._artifacts, request)
+        )
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.Model:
         check_model_id("model_id", request.model_id)

@@ -28,7 +28,7 @@ def servicer(store: Store, artifacts: ArtifactStore, key: SigningKey) -> Registr
     answers = ReadCache(store.revisions())
     return composed(
         RegistryServiceServicer,
-        Models(store, mutations),
+        Models(store, mutations, artifacts),
         Versions(store, mutations, artifacts, answers),
         Releases(store, mutations, artifacts, answers),
         History(store, key),

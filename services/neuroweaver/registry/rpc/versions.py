@@ -11,7 +11,7 @@ from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.handlers.read_cache import ReadCache
-from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.mesh.wire.errors import FailedPrecondition, InvalidArgument
 from neuroweaver.registry import messages
 from neuroweaver.registry.artifacts.store import ArtifactStore
 from neuroweaver.registry.domain.model import (
@@ -22,7 +22,7 @@ from neuroweaver.registry.domain.model import (
     is_adapter_config,
 )
 from neuroweaver.registry.domain.versions import DEFAULT_LABEL, Level, parse
-from neuroweaver.registry.rpc.files import hold_files, not_uploaded
+from neuroweaver.registry.rpc.files import hold_files, missing_files, not_uploaded
 from neuroweaver.registry.storage.listing import TAGS
 from neuroweaver.registry.storage.store import Store
 from neuroweaver.registry.storage.writer import Writer
@@ -80,6 +80,25 @@ async def delete(registry: Writer, request: pb.DeleteModelVersionRequest) -> pb.
     return messages.from_version(await registry.save_version("version.deleted", before, after))
 
 
+async def undelete(
+    registry: Writer, artifacts: ArtifactStore, request: pb.UndeleteModelVersionRequest
+) -> pb.ModelVersion:
+    await registry.model(request.model_id)
+    version = parse("version", request.version)
+    before = await registry.version(request.model_id, version, show_deleted=True)
+    after = before.undeleted(request.etag)
+    if after == before:
+        return messages.from_version(before)
+    for artifact in await missing_files(registry, artifacts, before):
+        raise FailedPrecondition(
+            "FILES_CLEARED_AWAY",
+            f"{artifact.path} was cleared away after {before.name} was deleted: upload it again "
+            f"(SHA-256 {artifact.digest}), then undelete the version",
+            subject=artifact.digest,
+        )
+    return messages.from_version(await registry.save_version("version.undeleted", before, after))
+
+
 class Versions:
     def __init__(
         self, store: Store, mutations: Mutations[Writer], artifacts: ArtifactStore, answers: ReadCache
@@ -124,6 +143,14 @@ class Versions:
     ) -> pb.ModelVersion:
         _check(request, required=("version",))
         return await self._mutations.run(request, context, lambda registry: delete(registry, request))
+
+    async def UndeleteModelVersion(
+        self, request: pb.UndeleteModelVersionRequest, context: Any
+    ) -> pb.ModelVersion:
+        _check(request, required=("version",))
+        return await self._mutations.run(
+            request, context, lambda registry: undelete(registry, self._artifacts, request)
+        )
 
     async def GetModelVersion(self, request: pb.GetModelVersionRequest, context: Any) -> pb.ModelVersion:
         _check(request)

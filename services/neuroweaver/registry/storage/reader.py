@@ -43,10 +43,10 @@ class Reader:
         self.project = project
 
     async def model(self, model_id: str, *, show_deleted: bool = False) -> Model:
-        """Raises NotFound."""
+        """Raises NotFound, which tells of a hidden one that it was deleted."""
         model = await self._model(model_id)
         if model is None or (model.delete_time and not show_deleted):
-            raise NotFound("model", model_id)
+            raise NotFound("model", model_id, **(model.tombstone() if model else {}))
         return model
 
     async def models(
@@ -70,12 +70,10 @@ class Reader:
 
     async def _exact(self, model_id: str, version: Version, *, show_deleted: bool = False) -> ModelVersion:
         stored = await self._version(model_id, version)
-        if (
-            stored is None
-            or (stored.delete_time and not show_deleted)
-            or (version.build and version.build != stored.version.build)
-        ):
+        if stored is None or (version.build and version.build != stored.version.build):
             raise NotFound("model version", f"{model_id}@{version}")
+        if stored.delete_time and not show_deleted:
+            raise NotFound("model version", stored.name, **stored.tombstone())
         return stored
 
     async def parent(self, version: ModelVersion) -> ModelVersion | None:
@@ -192,6 +190,18 @@ class Reader:
         key = ["create_time", "precedence"] if by_time else ["precedence"]
         rows, token = await paged(self.connection, page, statement, order, key, descending=descending)
         return [_version(row) for row in rows], token
+
+    async def all_versions(self, model_id: str) -> list[ModelVersion]:
+        """Those that are not hidden, in order of precedence."""
+        table = tables.versions
+        statement = (
+            _versions()
+            .where(
+                table.c.project == self.project, table.c.model_id == model_id, table.c.delete_time.is_(None)
+            )
+            .order_by(table.c.precedence)
+        )
+        return [_version(row) for row in await self.connection.execute(statement)]
 
     async def deployed(self, model_id: str) -> ModelVersion | None:
         """A version that serves traffic, the highest; None if there is none."""

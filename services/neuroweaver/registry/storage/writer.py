@@ -37,8 +37,8 @@ class Writer(Reader):
 
     async def add_model(self, model: Model) -> Model:
         """Raises AlreadyExists, also for a hidden model."""
-        if await self._model(model.model_id):
-            raise AlreadyExists("model", model.model_id)
+        if stored := await self._model(model.model_id):
+            raise AlreadyExists("model", model.model_id, **stored.tombstone())
         return await self.save_model("model.registered", None, model)
 
     async def save_model(self, action: str, before: Model | None, after: Model) -> Model:
@@ -54,8 +54,8 @@ class Writer(Reader):
 
     async def add_version(self, version: ModelVersion, action: str = "version.created") -> ModelVersion:
         """Raises AlreadyExists, also for a hidden version and one that differs in build metadata alone."""
-        if await self._version(version.model_id, version.version):
-            raise AlreadyExists("model version", version.name)
+        if stored := await self._version(version.model_id, version.version):
+            raise AlreadyExists("model version", stored.name, **stored.tombstone())
         return await self.save_version(action, None, version)
 
     async def save_version(

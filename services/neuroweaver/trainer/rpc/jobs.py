@@ -15,6 +15,7 @@ from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.wire import telemetry
 from neuroweaver.mesh.wire.ids import new_id
 from neuroweaver.trainer.control.admission import Admitted, ServerCapabilities, admit
+from neuroweaver.trainer.control.model_names import CheckName
 from neuroweaver.trainer.domain.job import Job
 from neuroweaver.trainer.rpc.messages import to_proto
 from neuroweaver.trainer.storage.jobs import Writer
@@ -47,10 +48,17 @@ async def resume(jobs: Writer, job_id: str) -> pb.TrainingJob:
 
 
 class Jobs:
-    def __init__(self, store: Store, mutations: Mutations[Writer], capabilities: ServerCapabilities) -> None:
+    def __init__(
+        self,
+        store: Store,
+        mutations: Mutations[Writer],
+        capabilities: ServerCapabilities,
+        check_name: CheckName,
+    ) -> None:
         self._store = store
         self._mutations = mutations
         self._capabilities = capabilities
+        self._check_name = check_name
 
     async def StartTraining(self, request: pb.StartTrainingRequest, context: Any) -> pb.TrainingJob:
         # Reading the data set and asking a model hub take long: neither belongs on the event loop or in a
@@ -59,12 +67,19 @@ class Jobs:
         if answer is not None:
             return _traced(answer)
         admitted = await asyncio.to_thread(admit, request.config, self._capabilities)
+        await self._check_name(request.config.model_name)
         return await self._change(request, context, lambda jobs: start(jobs, request.job_id, admitted))
 
     async def CancelTraining(self, request: pb.CancelTrainingRequest, context: Any) -> pb.TrainingJob:
         return await self._change(request, context, lambda jobs: cancel(jobs, request.job_id))
 
     async def ResumeTraining(self, request: pb.ResumeTrainingRequest, context: Any) -> pb.TrainingJob:
+        answer = await self._mutations.answered(request, context)
+        if answer is not None:
+            return _traced(answer)
+        async with self._store.read(caller_of(context).project) as jobs:
+            name = (await jobs.job(request.job_id)).config.model_name
+        await self._check_name(name)
         return await self._change(request, context, lambda jobs: resume(jobs, request.job_id))
 
     async def GetTrainingJob(self, request: pb.GetTrainingJobRequest, context: Any) -> pb.TrainingJob:

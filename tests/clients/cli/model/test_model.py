@@ -189,6 +189,18 @@ def test_deleting_hides_and_does_not_forget(neuroweaver, advisor):
     assert "(deleted)" in neuroweaver("model", "list", "--show-deleted").out
 
 
+def test_what_was_deleted_is_told_so_and_comes_back(neuroweaver, advisor):
+    neuroweaver("model", "delete", "advisor@1.0.0", "--yes")
+    assert "neuroweaver model undelete advisor@1.0.0" in neuroweaver("model", "show", "advisor@1.0.0").err
+    assert neuroweaver("model", "undelete", "advisor@1.0.0").out == "advisor@1.0.0 is back\n"
+    assert neuroweaver("model", "show", "advisor@1.0.0").code == 0
+
+    neuroweaver("model", "delete", "advisor", "--yes")
+    assert "neuroweaver model undelete advisor" in neuroweaver("model", "register", "advisor").err
+    assert neuroweaver("model", "undelete", "advisor").out == "advisor is back with 1 version\n"
+    assert "advisor" in neuroweaver("model", "list").out
+
+
 def test_nothing_is_deleted_where_nobody_can_be_asked(neuroweaver, advisor):
     for extra in ((), ("--json",)):
         outcome = neuroweaver("model", "delete", "advisor@1.0.0", *extra)

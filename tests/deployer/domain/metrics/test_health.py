@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from deployer.world import stored
 from neuroweaver.deployer.domain.defaults import filled
-from neuroweaver.deployer.domain.metrics.counts import Counts, Sample, Sum, reported, total
+from neuroweaver.deployer.domain.metrics.counts import Counts, Histogram, Sample, Sum, reported, total
 from neuroweaver.deployer.domain.metrics.health import Serving, judged
 from neuroweaver.deployer.domain.metrics.thresholds import described, evaluated
 from neuroweaver.deployer.domain.metrics.window import Window
@@ -128,8 +128,55 @@ def test_reported_samples_are_weighted_by_their_requests():
     assert latency.is_breached
 
 
+LIMITED = {
+    pb.THRESHOLD_KIND_ERROR_RATE: {"error_rate": 0.5},
+    pb.THRESHOLD_KIND_LATENCY: {"latency_ms": 9000.0},
+    pb.THRESHOLD_KIND_COST: {"cost_per_request": 0.5},
+    pb.THRESHOLD_KIND_THROUGHPUT: {"throughput_rps": 1.0},
+}
+MEASURED = Counts(
+    errors=Sum(0, 1000),
+    cost=Sum(1, 1000),
+    latency_ms=Histogram.of_value(100.0, 1000),
+    loaded=Sum(1000, 50),
+)
+
+
+@pytest.mark.parametrize("kind", LIMITED)
+def test_a_report_of_a_part_takes_no_measurements_place(kind):
+    policy = filled(pb.ModelThresholds())
+    found = MEASURED + reported(sample(900, **LIMITED[kind]), is_loaded=True)
+    assert state_of(kind, evaluated((), policy, found, NOW)) == state_of(
+        kind, evaluated((), policy, MEASURED, NOW)
+    )
+
+
+@pytest.mark.parametrize("kind", LIMITED)
+def test_a_report_of_the_whole_deployment_takes_a_measurements_place(kind):
+    whole = sample(900, **LIMITED[kind], covers_deployment=True)
+    found = MEASURED + reported(whole, is_loaded=True)
+    assert state_of(kind, evaluated((), filled(pb.ModelThresholds()), found, NOW)).is_breached
+
+
+@pytest.mark.parametrize("kind", LIMITED)
+def test_where_nothing_was_measured_a_part_stands_for_the_whole_but_for_throughput(kind):
+    found = reported(sample(900, **LIMITED[kind]), is_loaded=True)
+    state = state_of(kind, evaluated((), filled(pb.ModelThresholds()), found, NOW))
+    assert state.is_breached is (kind != pb.THRESHOLD_KIND_THROUGHPUT)
+
+
+def test_constants_of_a_caller_neither_break_a_healthy_deployment_nor_hide_a_breach():
+    """As RelayCore sends them with each request: 1 request a second, a tenth of a cent."""
+    constants = total([reported(sample(1, throughput_rps=1.0, cost_per_request=0.001), is_loaded=True)] * 30)
+    policy = filled(pb.ModelThresholds())
+    healthy = evaluated((), policy, MEASURED + constants, NOW)
+    assert not any(state.is_breached for state in healthy)
+    dear = evaluated((), policy, replace(MEASURED, cost=Sum(20, 1000)) + constants, NOW)
+    assert state_of(pb.THRESHOLD_KIND_COST, dear).is_breached
+
+
 def test_a_reported_throughput_counts_under_load_only():
-    slow = sample(100, throughput_rps=3.0)
+    slow = sample(100, throughput_rps=3.0, covers_deployment=True)
     idle = evaluated((), filled(pb.ModelThresholds()), reported(slow), NOW)
     loaded = evaluated((), filled(pb.ModelThresholds()), reported(slow, is_loaded=True), NOW)
     assert state_of(pb.THRESHOLD_KIND_THROUGHPUT, idle).value is None

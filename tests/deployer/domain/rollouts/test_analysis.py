@@ -1,6 +1,7 @@
 """Expected values are by hand; error rates are of seeded simulations, and `bench/rollout_statistics.py` has more."""
 
 import math
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -44,7 +45,8 @@ def test_empty_buckets_are_left_out_but_not_where_a_full_one_begins():
 
 @given(st.floats(0, 1e8), st.integers(1, 100))
 def test_a_reported_latency_is_kept_within_five_percent(value, requests):
-    found = reported(Sample(NOW, "", requests, latency_ms=value)).reported_latency_ms
+    sample = Sample(NOW, "", requests, latency_ms=value, covers_deployment=True)
+    found = reported(sample).reported_latency_ms
     assert found.weight == requests
     assert found.quantile(0.5) == pytest.approx(value, rel=0.05, abs=0.14)
 
@@ -240,7 +242,17 @@ def test_what_a_router_saw_counts_more_than_what_the_replicas_saw():
     )
     slices = [(both[1], both[0])] * 20
     assert looked(slices, policy((ERRORS, "difference", 0.05))).verdict == FAIL
-    # Of one revision alone it says nothing.
+    # Of one revision alone it says nothing, nor does what a caller saw of a part of the requests.
+    slices = [
+        (
+            Counts(errors=Sum(0, 100), partial_errors=Sum(0, 100)),
+            Counts(errors=Sum(0, 100), partial_errors=bad),
+        )
+        for bad in [Sum(40, 100)] * 20
+    ]
+    assert looked(slices, policy((ERRORS, "difference", 0.05))).verdict == PASS
+    slices = [(replace(a, errors=Sum()), replace(b, errors=Sum())) for a, b in slices]
+    assert looked(slices, policy((ERRORS, "difference", 0.05))).verdict == FAIL
     slices = [(Counts(errors=Sum(0, 100)), both[0])] * 20
     assert looked(slices, policy((ERRORS, "difference", 0.05))).verdict == PASS
 

@@ -14,7 +14,7 @@ app = LazyGroup(
             "model.files": "card",
         },
         "Change": {
-            "model.changes": "register create bump state update metrics delete",
+            "model.changes": "register create bump state update metrics delete undelete",
             "model.compare": "rollback",
             "model.alias": "alias",
         },

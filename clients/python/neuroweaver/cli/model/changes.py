@@ -1,4 +1,4 @@
-"""`neuroweaver model register|create|bump|state|update|metrics|delete`."""
+"""`neuroweaver model register|create|bump|state|update|metrics|delete|undelete`."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def metrics(
 
 
 def delete(reference: Reference, *, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Hide a model or one of its versions; the history stays, and the name stays taken.
+    """Hide a model or a version: its history stays, its name stays taken, and `undelete` brings it back.
 
     Refused while an alias or a deployment points at it.
 
@@ -203,3 +203,22 @@ def delete(reference: Reference, *, yes: Yes = False, as_json: AsJson = False) -
             request = registry.DeleteModelRequest(model_id=model_id, etag=model.etag)
             deleted, line = client.registry.DeleteModel(request), f"{model_id} deleted with {versions}"
     print_answer(deleted, lambda _: line, as_json=as_json)
+
+
+def undelete(reference: Reference, *, as_json: AsJson = False) -> None:
+    """Bring back a model or a version that `delete` hid. Files of a version are kept for 30 days.
+
+    Example: neuroweaver model undelete advisor@1.2.0
+    """
+    model_id, version = parsed(reference)
+    undeleted: registry.Model | registry.ModelVersion
+    with talking_to("registry") as client:
+        if version:
+            request = registry.UndeleteModelVersionRequest(model_id=model_id, version=version)
+            undeleted = client.registry.UndeleteModelVersion(request)
+            line = f"{name_of(undeleted)} is back"
+        else:
+            undeleted = client.registry.UndeleteModel(registry.UndeleteModelRequest(model_id=model_id))
+            versions = counted(sum(1 for _ in client.versions(model_id)), "version")
+            line = f"{model_id} is back with {versions}"
+    print_answer(undeleted, lambda _: line, as_json=as_json)

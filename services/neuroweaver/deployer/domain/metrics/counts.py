@@ -1,7 +1,9 @@
 """What was counted of one revision over some time: sums and histograms that add up.
 
-Two sources are kept apart, since both count the same requests: what the replicas counted, and what a router
-outside reported.
+Three sources are kept apart, since all count the same requests: what the replicas counted; what was reported
+by a router that sees every request of the deployment; and what was reported by a caller that sees a part of
+them. Such a router also sees what never reached a replica, so its values come first. A part stands for the
+whole only where nothing else was measured.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _LEAST_MS: Final = 0.125
 class Sample:
     """What a router measured: means over so many requests. None: not measured.
 
-    version: of the model; empty: the stable one's.
+    version: of the model; empty: the stable one's. covers_deployment: whether it measured all requests.
     """
 
     time: datetime
@@ -36,9 +38,10 @@ class Sample:
     error_rate: float | None = None
     cost_per_request: float | None = None
     judged_quality: float | None = None
+    covers_deployment: bool = False
 
 
-MEASURES: Final = tuple(column.name for column in fields(Sample))[3:]
+MEASURES: Final = tuple(column.name for column in fields(Sample))[3:-1]
 """What a report may have measured."""
 
 
@@ -141,7 +144,8 @@ class Histogram:
 class Counts:
     """errors: weighted by requests. loaded: requests that ended while others waited, and the seconds of it.
 
-    cost: in USD. reported_throughput: while requests waited, in requests a second.
+    cost: in USD. reported_…: of the whole deployment. partial_…: of a part. reported_throughput: while
+    requests waited, in requests a second.
     """
 
     errors: Sum = Sum()
@@ -154,6 +158,9 @@ class Counts:
     reported_throughput: Sum = Sum()
     accuracy: Sum = Sum()
     quality: Sum = Sum()
+    partial_errors: Sum = Sum()
+    partial_cost: Sum = Sum()
+    partial_latency_ms: Histogram = field(default_factory=Histogram)
 
     def __add__(self, other: Counts) -> Counts:
         if _NONE in {self, other}:
@@ -165,7 +172,8 @@ class Counts:
     @property
     def requests(self) -> float:
         """By the source that has more."""
-        return max(self.errors.weight, self.reported_errors.weight, self.quality.weight, self.accuracy.weight)
+        sources = (self.errors, self.reported_errors, self.partial_errors, self.quality, self.accuracy)
+        return max(source.weight for source in sources)
 
 
 _NONE: Final = Counts()
@@ -212,7 +220,8 @@ def between(
 
 
 def reported(sample: Sample, *, is_loaded: bool = False) -> Counts:
-    """is_loaded: whether requests waited at the time, so that a low throughput means something.
+    """is_loaded: whether requests waited at the time, so that a low throughput means something; that of a
+    part never does.
 
     A mean latency of several requests counts as that of each of them, which hides their tail: a router that
     wants its 95th percentile to be true reports requests one by one.
@@ -222,12 +231,22 @@ def reported(sample: Sample, *, is_loaded: bool = False) -> Counts:
     def of(value: float | None) -> Sum:
         return Sum() if value is None else Sum(value * requests, requests)
 
-    latency = sample.latency_ms
+    accuracy, quality = of(sample.accuracy), of(sample.judged_quality)
+    errors, cost = of(sample.error_rate), of(sample.cost_per_request)
+    latency = Histogram() if sample.latency_ms is None else Histogram.of_value(sample.latency_ms, requests)
+    if not sample.covers_deployment:
+        return Counts(
+            accuracy=accuracy,
+            quality=quality,
+            partial_errors=errors,
+            partial_cost=cost,
+            partial_latency_ms=latency,
+        )
     return Counts(
-        reported_errors=of(sample.error_rate),
-        reported_cost=of(sample.cost_per_request),
-        reported_latency_ms=Histogram() if latency is None else Histogram.of_value(latency, requests),
+        accuracy=accuracy,
+        quality=quality,
+        reported_errors=errors,
+        reported_cost=cost,
+        reported_latency_ms=latency,
         reported_throughput=of(sample.throughput_rps) if is_loaded else Sum(),
-        accuracy=of(sample.accuracy),
-        quality=of(sample.judged_quality),
     )

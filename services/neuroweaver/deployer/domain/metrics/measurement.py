@@ -44,18 +44,23 @@ class Measurements:
             sorted({replica_id for measured in self.last for replica_id in measured.missing_replicas})
         )
 
-    def mean(self, name: str) -> float | None:
-        """Of what was reported, weighted by requests."""
-        reports = [(getattr(sample, name), sample.requests) for sample in self.samples]
+    def mean(self, name: str, *, of_whole: bool = False) -> float | None:
+        """Of what was reported, weighted by requests. of_whole: only by those who measured all requests."""
+        reports = [
+            (getattr(sample, name), sample.requests)
+            for sample in self.samples
+            if sample.covers_deployment or not of_whole
+        ]
         known = [(value, requests) for value, requests in reports if value is not None]
         total = sum(requests for _, requests in known)
         return sum(value * requests for value, requests in known) / total if total else None
 
     def cost_per_request(self, replica_hour_usd: float | None) -> float | None:
-        """From the price of a replica's hour; without one, as reported."""
+        """From the price of a replica's hour, else as reported: by those who measured all, if any did."""
         if replica_hour_usd is not None and self.requests:
             return replica_hour_usd * self.replica_seconds / 3600 / self.requests
-        return self.mean("cost_per_request")
+        whole = self.mean("cost_per_request", of_whole=True)
+        return self.mean("cost_per_request") if whole is None else whole
 
 
 def windows(

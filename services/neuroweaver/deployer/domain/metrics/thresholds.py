@@ -44,15 +44,20 @@ class _Threshold:
     when: str = ""
 
 
-def _outside(reported: Sum, counted: Sum) -> tuple[float | None, float]:
-    """A mean and its weight: as reported if it was, since a router also sees what never reached a replica."""
-    used = reported if reported.weight else counted
+def _mean(*sources: Sum) -> tuple[float | None, float]:
+    """A mean and its weight, of the first source that has any."""
+    used = next(filter(_has_any, sources), Sum())
     return used.mean, used.weight
 
 
 def _latency(counts: Counts) -> tuple[float | None, float]:
-    used = counts.reported_latency_ms if counts.reported_latency_ms.weight else counts.latency_ms
+    sources = (counts.reported_latency_ms, counts.latency_ms, counts.partial_latency_ms)
+    used: Histogram = next(filter(_has_any, sources), Histogram())
     return used.quantile(PERCENTILE), used.weight
+
+
+def _has_any(source: Sum | Histogram) -> bool:
+    return bool(source.weight)
 
 
 def _throughput(counts: Counts) -> tuple[float | None, float]:
@@ -84,14 +89,14 @@ _THRESHOLDS: Final[Mapping[pb.ThresholdKind.ValueType, _Threshold]] = {
     pb.THRESHOLD_KIND_COST: _Threshold(
         "max_cost_per_request",
         False,
-        lambda counts: _outside(counts.reported_cost, counts.cost),
+        lambda counts: _mean(counts.reported_cost, counts.cost, counts.partial_cost),
         "cost per request",
         lambda value: f"{value:.6g} USD",
     ),
     pb.THRESHOLD_KIND_ERROR_RATE: _Threshold(
         "max_error_rate",
         False,
-        lambda counts: _outside(counts.reported_errors, counts.errors),
+        lambda counts: _mean(counts.reported_errors, counts.errors, counts.partial_errors),
         "error rate",
         lambda value: f"{100 * value:.2f} %",
     ),

@@ -34,13 +34,10 @@ _ROUNDING: Final = 1e-12
 
 @dataclass(frozen=True)
 class _Metric:
-    """counted, reported: fields of Counts; what is reported wins, since a router also sees the requests that
-    never reached a replica.
-    """
+    """sources: fields of Counts; the first that both revisions have is used."""
 
     name: str
-    counted: str | None
-    reported: str
+    sources: tuple[str, ...]
     estimate: Callable[[Sequence[Any]], Estimate | None]
     shown: Callable[[float], str]
     is_more_better: bool = False
@@ -48,20 +45,25 @@ class _Metric:
 
 _METRICS: Final[Mapping[pb.RolloutMetric.ValueType, _Metric]] = {
     pb.ROLLOUT_METRIC_ERROR_RATE: _Metric(
-        "error rate", "errors", "reported_errors", estimates.share, lambda value: f"{100 * value:.2f} %"
+        "error rate",
+        ("reported_errors", "errors", "partial_errors"),
+        estimates.share,
+        lambda value: f"{100 * value:.2f} %",
     ),
     pb.ROLLOUT_METRIC_LATENCY_P95: _Metric(
         "p95 latency",
-        "latency_ms",
-        "reported_latency_ms",
+        ("reported_latency_ms", "latency_ms", "partial_latency_ms"),
         estimates.quantile,
         lambda value: f"{value:.0f} ms",
     ),
     pb.ROLLOUT_METRIC_COST_PER_REQUEST: _Metric(
-        "cost per request", "cost", "reported_cost", estimates.mean, lambda value: f"{value:.6g} USD"
+        "cost per request",
+        ("reported_cost", "cost", "partial_cost"),
+        estimates.mean,
+        lambda value: f"{value:.6g} USD",
     ),
     pb.ROLLOUT_METRIC_JUDGED_QUALITY: _Metric(
-        "judged quality", None, "quality", estimates.mean, lambda value: f"{value:.3f}", is_more_better=True
+        "judged quality", ("quality",), estimates.mean, lambda value: f"{value:.3f}", is_more_better=True
     ),
 }
 
@@ -217,9 +219,7 @@ def _too_few(metric: _Metric, arms: Mapping[str, _Arm], least: int) -> str:
 
 def _arms(metric: _Metric, slices: Sequence[Slice], has_baseline: bool) -> tuple[_Arm, _Arm]:
     """Stable and candidate; while there is a baseline, only of slices in which both had any of it."""
-    for source in (metric.reported, metric.counted):
-        if source is None:
-            continue
+    for source in metric.sources:
         pairs = [(getattr(part.stable, source), getattr(part.candidate, source)) for part in slices]
         used = [
             (stable, candidate)

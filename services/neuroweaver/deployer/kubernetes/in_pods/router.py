@@ -35,7 +35,8 @@ from neuroweaver.deployer.kubernetes.observing.watching import Watcher
 from neuroweaver.deployer.routing import front
 from neuroweaver.deployer.routing.counts import Counts
 from neuroweaver.deployer.routing.metrics import Metrics
-from neuroweaver.deployer.routing.router import Receive, Refusal, Router, Scope, Send, public_path, refuse
+from neuroweaver.deployer.routing.pages import Send
+from neuroweaver.deployer.routing.router import Receive, Refusal, Router, Scope, public_path, refuse
 from neuroweaver.deployer.routing.shares import at_random, by_hash
 from neuroweaver.mesh.server import logs
 
