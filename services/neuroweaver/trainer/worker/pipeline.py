@@ -14,13 +14,13 @@ from neuroweaver.base_models.folders import digests, materialize
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.specialization import system_prompts
+from neuroweaver.trainer.data.turns import messages_of
 from neuroweaver.trainer.worker.context import JobContext, Prepared
-from neuroweaver.trainer.worker.data.questions import messages_of
 from neuroweaver.trainer.worker.failures import DatasetChanged
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.stages import Result, as_message, as_result
 from neuroweaver.trainer.worker.registration import Registration, register
-from neuroweaver.trainer.worker.rlaif import improve
+from neuroweaver.trainer.worker.rlaif import improve, questions_of
 from neuroweaver.trainer.worker.sft.finetune import finetune
 from neuroweaver.trainer.worker.validation.compare import evaluate
 from neuroweaver.v1 import common_pb2
@@ -75,10 +75,25 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
     dataset.require(read)
     train, validation = dataset.split(read.examples, config.validation_fraction, config.seed)
     if not train or not validation:
-        raise DatasetChanged(f"{config.dataset_path} needs at least two different rows")
+        raise DatasetChanged(f"{config.dataset_path} needs at least two different conversations")
     folder = materialize(base, context.home, monitor.check)
     context.prepared = Prepared(folder, digests(folder), train, validation)
+    notice_remarks(context, read.inspection)
+    if config.enable_rlaif and not config.fall_back_to_sft:
+        questions_of(context)  # raises before anything is trained
     return {"rows": read.rows, "train_rows": len(train), "validation_rows": len(validation)}
+
+
+def notice_remarks(context: JobContext, inspection: dataset.Inspection) -> None:
+    """Say what the job does not use of its data, which nobody need have validated."""
+    if inspection.left_out:
+        context.stages.notice(
+            "ROWS_LEFT_OUT", f"{inspection.left_out} rows were left out: they are marked as not to be learnt"
+        )
+    if remarks := inspection.remarks:
+        shown = "; ".join(dataset.describe(inspection.path, remark) for remark in remarks[:5])
+        more = f" (and {len(remarks) - 5} more)" if len(remarks) > 5 else ""
+        context.stages.notice("DATA_NOT_USED", shown + more)
 
 
 def fine_tune(context: JobContext, monitor: Monitor) -> Result:
@@ -99,6 +114,11 @@ def fine_tune(context: JobContext, monitor: Monitor) -> Result:
     if outcome.dropped:
         context.stages.notice(
             "ROWS_DROPPED", f"{outcome.dropped} rows were left out: no answer begins within {limit}"
+        )
+    if outcome.unmeasured:
+        context.stages.notice(
+            "ROWS_UNMEASURED",
+            f"{outcome.unmeasured} validation rows were left out: no answer begins within {limit}",
         )
     if outcome.truncated:
         context.stages.notice("ROWS_TRUNCATED", f"{outcome.truncated} rows were cut at {limit}")
