@@ -151,6 +151,10 @@ def test_a_csv_column_of_labels_leaves_rows_out(tmp_path):
         (CHAT | {"images": ["a.png"]}, "images"),
         ({"system": "Be brief.", "text": "plain"}, "system"),
         ({"messages": [ASKED, ANSWERED | {"tool_calls": [{"id": "1"}]}]}, "messages[1].tool_calls"),
+        (
+            {"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [1]}]},
+            "messages[1].tool_calls",
+        ),
         ({"messages": [ASKED, ANSWERED | {"function_call": {"name": "f"}}]}, "messages[1].function_call"),
         ({"messages": [ASKED, ANSWERED | {"weight": 0.5}]}, "messages[1].weight"),
         (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from neuroweaver.trainer.data.specialization import load_specializations
 from neuroweaver.trainer.domain.config import with_defaults
 from neuroweaver.trainer.worker.context import JobContext
 from neuroweaver.trainer.worker.pipeline import prepare
@@ -32,7 +33,9 @@ def preparing(folder: Path, tmp_path: Path, rows, **config):
     """The context of a job over `rows`, with the events that it sends."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "rows.jsonl").write_text(text)
-    asked = pb.TrainingConfig(base_model=str(folder), dataset_path="rows.jsonl", **config)
+    asked = pb.TrainingConfig(
+        base_model=str(folder), dataset_path="rows.jsonl", specialization="service_advisor", **config
+    )
     job = pb.TrainingJob(
         config=with_defaults(asked), dataset_digest=hashlib.sha256(text.encode()).hexdigest()
     )
@@ -50,6 +53,18 @@ def test_a_job_says_what_it_does_not_use_of_its_data(folder, tmp_path):
         "ROWS_LEFT_OUT": "3 rows were left out: they are marked as not to be learnt",
         "DATA_NOT_USED": "rows.jsonl:4: category: is not used (in 5 rows)",
     }
+
+
+def test_a_job_tells_of_evaluation_prompts_that_it_learns(folder, tmp_path):
+    first, second, *_ = load_specializations()["service_advisor"].evaluation_prompts
+    rows = [{"question": text, "answer": "a"} for text in (f" {first.prompt.upper()}", second.prompt, "q")]
+    context, events = preparing(folder, tmp_path, rows, seed=1, validation_fraction=0.01)
+    prepare(context, Silent())
+    trained = {row.messages[-2].content.strip().casefold() for row in context.prepared.train}
+    learnt = [case.id for case in (first, second) if case.prompt.casefold() in trained]
+    assert learnt
+    assert events.notices["EVALUATION_PROMPTS_SEEN"].startswith(f"{len(learnt)} of the ")
+    assert f"({', '.join(learnt)})" in events.notices["EVALUATION_PROMPTS_SEEN"]
 
 
 def test_data_that_is_used_whole_needs_no_notice(folder, tmp_path):

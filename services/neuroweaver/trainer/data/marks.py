@@ -87,7 +87,9 @@ def is_bad_answer(label: Any, name: str) -> bool:
     """Whether a row's label says so. Raises Refused for a number: 0 may be the first of several classes."""
     word = str(label).strip().lower()
     if isinstance(label, int | float | str) and word not in VERDICTS and NUMBER.fullmatch(word):
-        raise Refused(name, f"{word[:40]} is unclear; write true for a good answer, false for a bad one")
+        raise Refused(
+            name, f"{word[:40]} is unclear; write true or false for a good or bad answer, or rename it"
+        )
     return isinstance(label, bool | str) and word == "false"
 
 

@@ -211,8 +211,9 @@ def _turns(
         if not isinstance(role, str) or role not in roles:
             shown = repr(role[:40]) if isinstance(role, str) else kind(role)
             raise Refused(f"{place}.{role_key}", f"unknown role {shown}; use one of {', '.join(roles)}")
-        text = _text(turn, text_key, place=f"{place}.")
-        yield Message(roles[role], text, is_trained(turn, place) or roles[role] != "assistant")
+        # Before the text: a turn that calls a tool often has none.
+        is_learnt = is_trained(turn, place) or roles[role] != "assistant"
+        yield Message(roles[role], _text(turn, text_key, place=f"{place}."), is_learnt)
 
 
 def _checked(layout: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:

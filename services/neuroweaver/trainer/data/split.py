@@ -99,8 +99,12 @@ def _whole(example: Example) -> bytes:
 
 
 def _digest(texts: Iterable[str]) -> bytes:
-    """Of the words, without regard to case and spacing."""
-    return hashlib.sha256("\0".join(" ".join(text.split()).casefold() for text in texts).encode()).digest()
+    return hashlib.sha256("\0".join(map(plain_words, texts)).encode()).digest()
+
+
+def plain_words(text: str) -> str:
+    """The text without regard to case and spacing."""
+    return " ".join(text.split()).casefold()
 
 
 def _place(conversation: bytes, seed: int) -> float:

@@ -14,6 +14,7 @@ from neuroweaver.base_models.folders import digests, materialize
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.specialization import system_prompts
+from neuroweaver.trainer.data.split import plain_words
 from neuroweaver.trainer.data.turns import messages_of
 from neuroweaver.trainer.worker.context import JobContext, Prepared
 from neuroweaver.trainer.worker.failures import DatasetChanged
@@ -79,6 +80,7 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
     folder = materialize(base, context.home, monitor.check)
     context.prepared = Prepared(folder, digests(folder), train, validation)
     notice_remarks(context, read.inspection)
+    notice_seen_prompts(context)
     if config.enable_rlaif and not config.fall_back_to_sft:
         questions_of(context)  # raises before anything is trained
     return {"rows": read.rows, "train_rows": len(train), "validation_rows": len(validation)}
@@ -94,6 +96,24 @@ def notice_remarks(context: JobContext, inspection: dataset.Inspection) -> None:
         shown = "; ".join(dataset.describe(inspection.path, remark) for remark in remarks[:5])
         more = f" (and {len(remarks) - 5} more)" if len(remarks) > 5 else ""
         context.stages.notice("DATA_NOT_USED", shown + more)
+
+
+def notice_seen_prompts(context: JobContext) -> None:
+    """Say which evaluation prompts are learnt: on them the win rate measures memory."""
+    learnt = {
+        plain_words(message.content)
+        for example in context.prepared.train
+        for message in example.messages
+        if message.role == "user"
+    }
+    prompts = context.specialization.evaluation_prompts
+    if seen := [prompt.id for prompt in prompts if plain_words(prompt.prompt) in learnt]:
+        shown = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
+        context.stages.notice(
+            "EVALUATION_PROMPTS_SEEN",
+            f"{len(seen)} of the {len(prompts)} evaluation prompts stand in the training data ({shown}), "
+            "so the win rate is partly measured on what was learnt",
+        )
 
 
 def fine_tune(context: JobContext, monitor: Monitor) -> Result:
