@@ -76,7 +76,7 @@ async def test_one_that_is_made_again_is_not_judged_by_what_it_was(lone):
 
 
 async def test_a_reports_cost_is_that_of_the_deployment_only_if_its_sender_measured_all_of_it(mesh):
-    await ready(mesh)
+    await served(mesh)
 
     async def cost() -> float:
         answer = await mesh.deployer.GetDeploymentMetrics(pb.GetDeploymentMetricsRequest(model_id="advisor"))

@@ -21,6 +21,7 @@ from neuroweaver.trainer.data.files import (
     locate,
 )
 from neuroweaver.trainer.data.rows import Example, Message, Severity
+from neuroweaver.trainer.data.split import split
 
 PROMPTS = {"service_advisor": "You advise on service.", "parts_specialist": "You know parts."}
 
@@ -175,7 +176,7 @@ def test_an_unknown_specialization_of_the_job_names_its_field(tmp_path):
         (b'{"text": "\\ud800"}', "text", "surrogate"),
         (b'{"text": "a\\u0000"}', "text", "NUL"),
         (b'{"name": "n"}', "", "unknown fields: name; use one of messages"),
-        (b'{"prompt": "p", "chosen": "c", "rejected": "r"}', "completion", "missing"),
+        (b'{"prompt": "p", "chosen": "c", "rejected": "r"}', "chosen", "a preference pair"),
         (b'{"messages": "hello"}', "messages", "must be a list, not a string"),
         (b'{"messages": []}', "messages", "empty list"),
         (b'{"messages": ["hi"]}', "messages[0]", "must be an object, not a string"),
@@ -231,10 +232,31 @@ def test_a_cut_line_is_never_taken_for_a_whole_one(tmp_path):
 
 
 def test_a_json_array_and_a_file_of_another_kind_get_a_hint(tmp_path):
-    array = dataset.read(write(tmp_path, "a.json", '[\n{"question": "q"}\n]'))
-    assert "looks like one JSON array" in array.inspection.findings[0].reason
+    for text in ('[\n{"question": "q"}\n]', '[{"question": "q", "answer": "a"}]'):
+        array = dataset.read(write(tmp_path, "a.json", text))
+        assert "looks like one JSON array" in array.inspection.findings[0].reason
     wide = dataset.read(write(tmp_path, "b.jsonl", '{"text": "t"}'.encode("utf-16")))
     assert "looks like UTF-16 text" in wide.inspection.findings[0].reason
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('{"text": "a"},\n{"text": "b"}\n', "without a comma"),
+        ('{"text": "a"}\r{"text": "b"}\r', "CR alone"),
+        ('{"text": "a"} {"text": "b"}\n', "one line holds one object"),
+    ],
+)
+def test_a_line_with_more_than_its_object_says_what_is_too_much(tmp_path, text, hint):
+    data = dataset.read(write(tmp_path, "a.jsonl", text))
+    assert hint in data.inspection.findings[0].reason
+
+
+def test_a_key_that_is_no_text_is_an_error(tmp_path):
+    data = dataset.read(write(tmp_path, "a.jsonl", '{"text": "a", "\\ud800": 1}'))
+    assert [reason for _, _, reason in reasons(data)] == [
+        "malformed JSON: a key holds half of a surrogate pair, which is no character"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -329,7 +351,9 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "weight", "name"]), inner, max_size=3
+        )
     ),
     max_leaves=6,
 )
@@ -344,6 +368,13 @@ FIELDS = [
     "text",
     "system",
     "specialization",
+    "context",
+    "label",
+    "weight",
+    "train",
+    "tools",
+    "chosen",
+    "rejected",
 ]
 
 
@@ -355,7 +386,7 @@ def test_rows_of_any_shape_give_an_example_or_an_error(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "shapes.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     inspection = dataset.inspect(path, system_prompts=PROMPTS)
-    assert inspection.usable + inspection.errors == inspection.rows == len(rows)
+    assert inspection.usable + inspection.left_out + inspection.errors == inspection.rows == len(rows)
 
 
 # --- reading in passes
@@ -469,53 +500,6 @@ def test_a_shipped_set_is_located_by_name_and_an_unknown_one_lists_what_there_is
         locate("builtin:../secret", tmp_path)
 
 
-# --- split
-
-
-def examples(count: int) -> tuple[Example, ...]:
-    turns = [(Message("user", f"question {n}"), Message("assistant", "yes")) for n in range(count)]
-    return tuple(Example(messages, n + 1) for n, messages in enumerate(turns))
-
-
-def test_the_split_is_near_the_fraction_and_depends_on_the_seed():
-    train, validation = dataset.split(examples(4000), 0.1, seed=1)
-    assert len(train) + len(validation) == 4000
-    # Four standard deviations of a binomial of 4,000 at 0.1.
-    assert abs(len(validation) - 400) < 4 * (4000 * 0.1 * 0.9) ** 0.5
-    assert dataset.split(examples(4000), 0.1, seed=1) == (train, validation)
-    assert dataset.split(examples(4000), 0.1, seed=2)[1] != validation
-
-
-def test_a_row_stays_on_its_side_when_rows_are_added_or_the_prompt_or_answer_changes():
-    _, before = dataset.split(examples(100), 0.2, seed=3)
-    _, after = dataset.split(examples(1000), 0.2, seed=3)
-    assert set(before) == {example for example in after if example.line <= 100}
-    for example in before:
-        asked = example.messages[0]
-        turns = (
-            Message("system", "s"),
-            Message("user", f" {asked.content.upper()}"),
-            Message("assistant", "no"),
-        )
-        assert dataset.is_validation(Example(turns, 7), 0.2, seed=3)
-
-
-def test_neither_side_is_empty_if_two_questions_are_there():
-    for seed in range(30):
-        train, validation = dataset.split(examples(3), 0.01, seed)
-        assert (len(train), len(validation)) == (2, 1)
-        train, validation = dataset.split(examples(3), 0.99, seed)
-        assert train
-        assert validation
-
-
-def test_without_a_fraction_everything_trains_and_a_whole_fraction_is_refused():
-    assert dataset.split(examples(3), 0.0, seed=1) == (examples(3), ())
-    assert dataset.split(examples(1) * 4, 0.5, seed=1)[0] in ((), examples(1) * 4)
-    with pytest.raises(ValueError, match="validation_fraction"):
-        dataset.split(examples(3), 1.0, seed=1)
-
-
 # --- real data
 
 
@@ -531,7 +515,7 @@ def test_real_prompts_and_answers_are_read_whole(tmp_path):
     dataset.require(read)
     assert len(read.examples) == len(pairs)
     assert [example.messages[1].content for example in read.examples] == [pair["chosen"] for pair in pairs]
-    train, validation = dataset.split(read.examples, 0.1, seed=0)
+    train, validation = split(read.examples, 0.1, seed=0)
     asked = {example.messages[0].content for example in train}
     assert not asked & {example.messages[0].content for example in validation}
 

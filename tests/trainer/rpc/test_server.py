@@ -106,6 +106,12 @@ BAD = {
     "malformed line": ({"dataset_path": "malformed.jsonl"}, "config.dataset_path", "malformed.jsonl:3"),
     "over-long line": ({"dataset_path": "long.jsonl"}, "config.dataset_path", "long.jsonl:2"),
     "no usable rows": ({"dataset_path": "useless.jsonl"}, "config.dataset_path", "useless.jsonl"),
+    "no row left": ({"dataset_path": "bad.jsonl"}, "config.dataset_path", "bad.jsonl:1: label: left out"),
+    "plain text with RLAIF": (
+        {"dataset_path": "text.jsonl"},
+        "config.enable_rlaif",
+        "text.jsonl has 1: add rows that ask, or set enable_rlaif to false",
+    ),
     "NaN": ({"learning_rate": float("nan")}, "config.learning_rate", ""),
     "infinite": ({"learning_rate": float("inf")}, "config.learning_rate", ""),
     "negative": ({"lora_r": -1}, "config.lora_r", ""),
@@ -128,6 +134,8 @@ async def test_bad_input_is_refused_with_its_field_before_any_worker(
     (data / "malformed.jsonl").write_text(ROW + ROW + '{"question": "cut\n')
     (data / "long.jsonl").write_text(ROW + ROW.replace("worn", "w" * 2_000_000))
     (data / "useless.jsonl").write_text('{"colour": "red"}\n')
+    (data / "bad.jsonl").write_text(ROW.replace("}", ', "label": false}'))
+    (data / "text.jsonl").write_text(ROW + '{"text": "Pads wear."}\n{"text": "Tyres wear."}\n')
     changes, field, text = BAD[name]
     for key, value in changes.items():
         setattr(config, key, value)
@@ -535,6 +543,27 @@ async def test_a_data_set_is_examined_line_by_line_with_what_the_loss_sees(
         == "The pads are worn.<|im_end|>"
     )
     assert 0 < answer.trained_tokens < answer.total_tokens
+
+
+async def test_plain_text_trains_without_rlaif(served: Trainer, config: pb.TrainingConfig) -> None:
+    (served.data / "text.jsonl").write_text('{"text": "Pads wear."}\n{"text": "Tyres wear."}\n')
+    config.dataset_path = "text.jsonl"
+    config.enable_rlaif = False
+    assert (await served.stub.StartTraining(start(config))).state == pb.JOB_STATE_QUEUED
+
+
+async def test_a_validation_cuts_rows_where_a_job_does_and_tells_of_those_without_an_answer(
+    served: Trainer, config: pb.TrainingConfig
+) -> None:
+    (served.data / "long.jsonl").write_text(ROW + ROW.replace("brakes", "brakes and brakes " * 200))
+    request = pb.ValidateDatasetRequest(dataset_path="long.jsonl", base_model=config.base_model)
+    answer = await served.stub.ValidateDataset(request)
+
+    assert answer.truncated_rows == 1
+    assert [finding.reason for finding in answer.findings] == [
+        "1 rows have no answer within 512 tokens; a job leaves them out"
+    ]
+    assert answer.is_usable
 
 
 @pytest.mark.parametrize(

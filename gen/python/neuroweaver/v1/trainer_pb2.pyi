@@ -1689,7 +1689,7 @@ class ValidateDatasetRequest(_message.Message):
     specialization: _builtins.str
     """The specialisation whose system prompt is put before rows that have none; empty: none."""
     max_seq_length: _builtins.int
-    """Rows longer than this are counted as truncated. Default 2048."""
+    """Rows are cut here, as a job cuts them. Default: 2048, or the base model's context where that is shorter."""
     def __init__(
         self,
         *,
@@ -1800,14 +1800,14 @@ class ValidateDatasetResponse(_message.Message):
     total_tokens: _builtins.int
     """Tokens in all usable rows; 0 without `base_model`."""
     trained_tokens: _builtins.int
-    """Tokens that the loss is computed on; 0 without `base_model`."""
+    """Tokens that the loss is computed on, of rows cut at `max_seq_length`; 0 without `base_model`."""
     longest_row_tokens: _builtins.int
     """Tokens of the longest row; 0 without `base_model`."""
     truncated_rows: _builtins.int
     """Rows longer than `max_seq_length`."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetFinding]:
-        """The first 100 findings."""
+        """The first 100 errors, the first 100 warnings, and a remark for each field that is not used."""
 
     @_builtins.property
     def preview(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetSegment]:

@@ -1536,7 +1536,7 @@ export type ValidateDatasetRequest = Message<"neuroweaver.v1.ValidateDatasetRequ
   specialization: string;
 
   /**
-   * Rows longer than this are counted as truncated. Default 2048.
+   * Rows are cut here, as a job cuts them. Default: 2048, or the base model's context where that is shorter.
    *
    * @generated from field: optional int32 max_seq_length = 4;
    */
@@ -1656,7 +1656,7 @@ export type ValidateDatasetResponse = Message<"neuroweaver.v1.ValidateDatasetRes
   usableRows: bigint;
 
   /**
-   * The first 100 findings.
+   * The first 100 errors, the first 100 warnings, and a remark for each field that is not used.
    *
    * @generated from field: repeated neuroweaver.v1.DatasetFinding findings = 5;
    */
@@ -1677,7 +1677,7 @@ export type ValidateDatasetResponse = Message<"neuroweaver.v1.ValidateDatasetRes
   totalTokens: bigint;
 
   /**
-   * Tokens that the loss is computed on; 0 without `base_model`.
+   * Tokens that the loss is computed on, of rows cut at `max_seq_length`; 0 without `base_model`.
    *
    * @generated from field: int64 trained_tokens = 8;
    */

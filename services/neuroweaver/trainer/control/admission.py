@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.files import DatasetError, locate
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
 from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
-from neuroweaver.trainer.domain.config import DEFAULTS, unfit, with_defaults
+from neuroweaver.trainer.domain.config import unfit, with_defaults
 from neuroweaver.trainer.domain.offers import ALGORITHMS, EMBEDDED_JUDGE, JUDGES
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -70,6 +70,12 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
         dataset.require(inspection)
     except DatasetError as error:
         raise InvalidArgument(f"{_WITHIN}{error.field}", error.reason) from error
+    if complete.enable_rlaif and inspection.questions < 2:
+        raise InvalidArgument(
+            f"{_WITHIN}enable_rlaif",
+            f"RLAIF needs 2 questions with answers, and {complete.dataset_path} has {inspection.questions}: "
+            "add rows that ask, or set enable_rlaif to false",
+        )
     return Admitted(complete, inspection.digest)
 
 
@@ -89,7 +95,7 @@ def validate(
     base_model: str = "",
     max_seq_length: int = 0,
 ) -> Validation:
-    """What a job would read; blocks for the disk. max_seq_length: 0 for the default.
+    """What a job would read; blocks for the disk. max_seq_length: 0 for a job's default.
 
     Raises InvalidArgument, or FailedPrecondition while the base model's tokenizer is not on this server.
     """
@@ -102,8 +108,14 @@ def validate(
     examples = dataset.Reading(
         inspection.path, system_prompts=system_prompts(), specialization=specialization
     )
-    limit = max_seq_length or DEFAULTS.max_seq_length
-    return Validation(inspection, count_tokens(base, examples, limit, capabilities.home))
+    asked = pb.TrainingConfig(max_seq_length=max_seq_length or None)
+    limit = with_defaults(asked, context_length=base.context_length).max_seq_length
+    count = count_tokens(base, examples, limit, capabilities.home)
+    if count.unanswered:
+        reason = f"{count.unanswered} rows have no answer within {limit} tokens; a job leaves them out"
+        unanswered = dataset.Finding(0, "", dataset.Severity.WARNING, reason)
+        inspection = replace(inspection, findings=(unanswered, *inspection.findings))
+    return Validation(inspection, count)
 
 
 def algorithm_name(algorithm: int) -> str:

@@ -16,13 +16,17 @@ from neuroweaver.trainer.data.files import (
     DatasetUnreadableError,
     format_of,
 )
+from neuroweaver.trainer.data.marks import Remark
 from neuroweaver.trainer.data.records import Lines, Record, csv_rows, jsonl
 from neuroweaver.trainer.data.rows import Example, Finding, Row, Severity, SystemPrompts, parse
+from neuroweaver.trainer.data.turns import last_exchange
 
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_FINDINGS: Final = 100
 # Seeing duplicates costs memory for each row; among more rows than this they are no longer counted.
 MAX_REMEMBERED: Final = 200_000
+# Different remarks on fields that are not used; a file of rows without a scheme could have any number.
+MAX_REMARKS: Final = 50
 
 
 class DatasetEmptyError(DatasetError):
@@ -54,16 +58,21 @@ class Inspection:
     """What a pass over the whole file showed.
 
     digest: SHA-256 of the file's bytes, in hex. rows: usable or not. usable: those that hold an example.
-    errors: all of them, while `findings` holds the first hundred of each severity. layouts: rows of each.
+    questions: usable ones that ask something, as plain text does not. left_out: those that are marked as not
+    to be learnt. errors: all of them, while `findings` holds the first hundred of each severity.
+    remarks: findings too, each once for all rows in which something is not used. layouts: rows of each.
     """
 
     path: Path
     digest: str
     rows: int
     usable: int
+    questions: int
+    left_out: int
     errors: int
     layouts: Mapping[str, int]
     findings: tuple[Finding, ...]
+    remarks: tuple[Finding, ...]
 
     @property
     def is_usable(self) -> bool:
@@ -92,6 +101,9 @@ class _Tally:
 
     rows: int = 0
     usable: int = 0
+    questions: int = 0
+    left_out: int = 0
+    remarks: dict[Remark, tuple[int, int]] = field(default_factory=dict)
     by_severity: Counter[Severity] = field(default_factory=Counter)
     layouts: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
@@ -104,6 +116,9 @@ class _Tally:
             self.add_finding(finding)
         if row.example is not None:
             self._add_example(row.example)
+            self._add_remarks(row.example.line, row.remarks)
+        elif all(finding.severity is Severity.WARNING for finding in row.findings):
+            self.left_out += 1
 
     def add_finding(self, finding: Finding) -> None:
         self.by_severity[finding.severity] += 1
@@ -111,9 +126,22 @@ class _Tally:
         if self.by_severity[finding.severity] <= MAX_FINDINGS:
             self.findings.append(finding)
 
+    def remarked(self) -> Iterator[Finding]:
+        """One finding for all rows that a remark holds for, at the first of them."""
+        for (name, reason), (line, rows) in self.remarks.items():
+            count = f" (in {rows} rows)" if rows > 1 else ""
+            yield Finding(line, name, Severity.WARNING, reason + count)
+
+    def _add_remarks(self, line: int, remarks: Sequence[Remark]) -> None:
+        for remark in remarks:
+            first, rows = self.remarks.get(remark, (line, 0))
+            if rows or len(self.remarks) < MAX_REMARKS:
+                self.remarks[remark] = (first, rows + 1)
+
     def _add_example(self, example: Example) -> None:
         self.usable += 1
-        key = _key(example, whole=True)
+        self.questions += last_exchange(example) is not None
+        key = _digest(example)
         if key in self.seen:
             repeated = "repeats an earlier row"
             self.add_finding(Finding(example.line, "", Severity.WARNING, repeated))
@@ -156,14 +184,18 @@ class Reading:
         if not tally.rows:
             reason = "the file is empty" if not lines.size else "the file holds no rows"
             tally.add_finding(Finding(0, "", Severity.ERROR, reason))
+        remarks = tuple(tally.remarked())
         self.inspection = Inspection(
             path=self._path,
             digest=lines.sha256.hexdigest(),
             rows=tally.rows,
             usable=tally.usable,
+            questions=tally.questions,
+            left_out=tally.left_out,
             errors=tally.by_severity[Severity.ERROR],
             layouts=dict(tally.layouts),
-            findings=tuple(tally.findings),
+            findings=(*tally.findings, *remarks),
+            remarks=remarks,
         )
 
     def _rows(self, records: Iterable[Record | Finding]) -> Iterator[Row]:
@@ -207,6 +239,8 @@ def require(dataset: Dataset | Inspection) -> None:
         shown = "; ".join(describe(inspection.path, fault) for fault in faults[:3])
         more = f" (and {inspection.errors - 3} more)" if inspection.errors > 3 else ""
         raise DatasetMalformedError(shown + more, faults)
+    if not inspection.usable:
+        raise DatasetEmptyError(f"no row is left: {describe(inspection.path, inspection.findings[0])}")
 
 
 def describe(path: Path, finding: Finding) -> str:
@@ -218,44 +252,6 @@ def describe(path: Path, finding: Finding) -> str:
     return f"{where}: {finding.reason}" if names_itself else f"{where}: {name}: {finding.reason}"
 
 
-def split(
-    examples: Sequence[Example], validation_fraction: float, seed: int
-) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Train and validation, each in the given order; see `is_validation`.
-
-    Neither side is left empty if two different questions are there: the question nearest to the other side
-    moves over. Raises ValueError if the fraction is not in [0, 1).
-    """
-    chosen = [is_validation(example, validation_fraction, seed) for example in examples]
-    if validation_fraction and (all(chosen) or not any(chosen)):
-        places = [_place(example, seed) for example in examples]
-        if len(set(places)) > 1:
-            only = max(places) if all(chosen) else min(places)
-            chosen = [(place == only) is not all(chosen) for place in places]
-    train = tuple(example for example, out in zip(examples, chosen, strict=True) if not out)
-    return train, tuple(example for example, out in zip(examples, chosen, strict=True) if out)
-
-
-def is_validation(example: Example, validation_fraction: float, seed: int) -> bool:
-    """Whether the example is held out; it depends on what the user says (or the text) and the seed alone.
-
-    So a row stays on its side when others come or go, and two answers to one question stay together.
-    """
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(f"validation_fraction must be in [0, 1), not {validation_fraction}")
-    return _place(example, seed) < validation_fraction
-
-
-def _place(example: Example, seed: int) -> float:
-    """A number in [0, 1) drawn from the example's key."""
-    keyed = hashlib.sha256(f"{seed}\0".encode() + _key(example, whole=False)).digest()
-    return int.from_bytes(keyed[:6], "big") / (1 << 48)
-
-
-def _key(example: Example, *, whole: bool) -> bytes:
-    """A hash of the whole example, or of the user's words without regard to case and spacing."""
-    if whole:
-        spoken = chain([example.text], *((message.role, message.content) for message in example.messages))
-        return hashlib.sha256("\0".join(spoken).encode()).digest()[:16]
-    asked = [message.content for message in example.messages if message.role == "user"] or [example.text]
-    return hashlib.sha256("\0".join(" ".join(text.split()).casefold() for text in asked).encode()).digest()
+def _digest(example: Example) -> bytes:
+    spoken = chain([example.text], *((message.role, message.content) for message in example.messages))
+    return hashlib.sha256("\0".join(spoken).encode()).digest()[:16]

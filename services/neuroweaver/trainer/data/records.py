@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ MAGIC = {
     b"PK\x03\x04": "a zip file",
     b"PAR1": "a Parquet file",
 }
+HALF_PAIR = re.compile(r"[\ud800-\udfff]")
+ARRAY = "; the file looks like one JSON array; write one object on each line"
 DRAIN_BYTES = 1 << 16
 
 
@@ -98,22 +101,34 @@ def _object(text: str, line: int) -> Record | Finding:
     try:
         value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        hint = ""
-        if line == 1 and text.lstrip().startswith("["):
-            hint = "; the file looks like one JSON array; write one object on each line"
-        reason = f"malformed JSON at column {error.colno}: {error.msg}{hint}"
+        reason = f"malformed JSON at column {error.colno}: {error.msg}{_hint(text, line, error)}"
         return Finding(line, f"column {error.colno}", Severity.ERROR, reason)
     except RecursionError:
         return Finding(line, "", Severity.ERROR, "malformed JSON: nested too deeply")
     except ValueError as error:
         return Finding(line, "", Severity.ERROR, f"malformed JSON: {error}")
     if not isinstance(value, dict):
-        return Finding(line, "", Severity.ERROR, "a row must be a JSON object")
+        hint = ARRAY if line == 1 and isinstance(value, list) else ""
+        return Finding(line, "", Severity.ERROR, f"a row must be a JSON object{hint}")
     return Record(line, value)
+
+
+def _hint(text: str, line: int, error: json.JSONDecodeError) -> str:
+    """What the writer of a malformed line probably did, and the way out."""
+    if line == 1 and text.lstrip().startswith("["):
+        return ARRAY
+    rest = text[error.pos :].lstrip()
+    if rest.startswith(","):
+        return "; a line ends with the object, without a comma"
+    if "\r" in text and rest.startswith("{"):
+        return "; lines end in CR alone; save the file with LF or CRLF line ends"
+    return "; one line holds one object" if rest.startswith("{") else ""
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
+    if any(HALF_PAIR.search(name) for name in fields):
+        raise ValueError("a key holds half of a surrogate pair, which is no character")
     if len(fields) < len(pairs):
         counts = Counter(name for name, _ in pairs)
         duplicate = counts.most_common(1)[0][0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,21 @@ from tokenizers import Tokenizer
 from neuroweaver.base_models.catalog import BaseModel
 from neuroweaver.mesh.wire.errors import FailedPrecondition, InvalidArgument
 from neuroweaver.trainer.data.rows import Example
-
-Segment = tuple[str, bool]
-"""A stretch of rendered text, and whether the loss is computed on it."""
+from neuroweaver.trainer.data.turns import Messages, Segment, messages_of, segments
 
 
 @dataclass
 class TokenCount:
+    """total, longest: of whole rows. trained: what the loss sees of them, cut at the limit.
+
+    truncated: rows that are cut; unanswered: rows of which the loss sees nothing. preview: the first row.
+    """
+
     total: int = 0
     trained: int = 0
     longest: int = 0
     truncated: int = 0
+    unanswered: int = 0
     preview: list[Segment] = field(default_factory=list)
 
 
@@ -36,15 +40,27 @@ def count_tokens(base: BaseModel, examples: Iterable[Example], max_seq_length: i
     renderer = _Renderer(_folder(base, home))
     count = TokenCount()
     for example in examples:
-        segments = renderer.segments(example)
-        lengths = [(renderer.length(text), is_trained) for text, is_trained in segments]
+        row = renderer.segments(example)
+        lengths = [(renderer.length(text), is_trained) for text, is_trained in row]
         whole = sum(length for length, _ in lengths)
+        trained = _trained(lengths, max_seq_length)
         count.total += whole
-        count.trained += sum(length for length, is_trained in lengths if is_trained)
+        count.trained += trained
         count.longest = max(count.longest, whole)
         count.truncated += whole > max_seq_length
-        count.preview = count.preview or list(segments)
+        count.unanswered += not trained
+        count.preview = count.preview or row
     return count
+
+
+def _trained(lengths: Iterable[tuple[int, bool]], limit: int) -> int:
+    """Tokens that the loss sees; the first of a row is predicted from nothing and never counts."""
+    end = trained = 0
+    for length, is_trained in lengths:
+        start, end = end, end + length
+        if is_trained:
+            trained += max(0, min(end, limit) - max(start, 1))
+    return trained
 
 
 def _folder(base: BaseModel, home: Path) -> Path:
@@ -75,26 +91,12 @@ class _Renderer:
     def length(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def segments(self, example: Example) -> Sequence[Segment]:
-        """Assistant turns are trained on, everything else is not; a plain text is trained on whole."""
-        if example.text:
-            return [(example.text, True)]
-        messages = [{"role": each.role, "content": each.content} for each in example.messages]
-        segments: list[Segment] = []
-        rendered = ""
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self._render(messages[:index], add_generation_prompt=True)
-            after = self._render(messages[: index + 1], add_generation_prompt=False)
-            segments += [(before[len(rendered) :], False), (after[len(before) :], True)]
-            rendered = after
-        return segments
+    def segments(self, example: Example) -> list[Segment]:
+        """The example as a job renders it."""
+        return list(segments(messages_of(example), self._render, self._special["eos_token"]))
 
-    def _render(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        return self._template.render(
-            messages=messages, add_generation_prompt=add_generation_prompt, **self._special
-        )
+    def _render(self, messages: Messages, opens_turn: bool) -> str:
+        return self._template.render(messages=messages, add_generation_prompt=opens_turn, **self._special)
 
 
 def _text(token: Any) -> str:

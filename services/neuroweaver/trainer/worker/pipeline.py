@@ -15,13 +15,14 @@ from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.files import locate
 from neuroweaver.trainer.data.specialization import system_prompts
+from neuroweaver.trainer.data.split import plain_words, split
+from neuroweaver.trainer.data.turns import messages_of
 from neuroweaver.trainer.worker.context import JobContext, Prepared
-from neuroweaver.trainer.worker.data.questions import messages_of
 from neuroweaver.trainer.worker.failures import DatasetChanged
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.stages import Result, as_message, as_result
 from neuroweaver.trainer.worker.registration import Registration, register
-from neuroweaver.trainer.worker.rlaif import improve
+from neuroweaver.trainer.worker.rlaif import improve, questions_of
 from neuroweaver.trainer.worker.sft.finetune import finetune
 from neuroweaver.trainer.worker.validation.compare import evaluate
 from neuroweaver.v1 import common_pb2
@@ -72,12 +73,46 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
             f"{config.dataset_path} has changed since the job was accepted; start a new job with it"
         )
     dataset.require(read)
-    train, validation = dataset.split(read.examples, config.validation_fraction, config.seed)
+    train, validation = split(read.examples, config.validation_fraction, config.seed)
     if not train or not validation:
-        raise DatasetChanged(f"{config.dataset_path} needs at least two different rows")
+        raise DatasetChanged(f"{config.dataset_path} needs at least two different conversations")
     folder = materialize(base, context.home, monitor.check)
     context.prepared = Prepared(folder, digests(folder), train, validation)
+    notice_remarks(context, read.inspection)
+    notice_seen_prompts(context)
+    if config.enable_rlaif and not config.fall_back_to_sft:
+        questions_of(context)  # raises before anything is trained
     return {"rows": read.rows, "train_rows": len(train), "validation_rows": len(validation)}
+
+
+def notice_remarks(context: JobContext, inspection: dataset.Inspection) -> None:
+    """Say what the job does not use of its data, which nobody need have validated."""
+    if inspection.left_out:
+        context.stages.notice(
+            "ROWS_LEFT_OUT", f"{inspection.left_out} rows were left out: they are marked as not to be learnt"
+        )
+    if remarks := inspection.remarks:
+        shown = "; ".join(dataset.describe(inspection.path, remark) for remark in remarks[:5])
+        more = f" (and {len(remarks) - 5} more)" if len(remarks) > 5 else ""
+        context.stages.notice("DATA_NOT_USED", shown + more)
+
+
+def notice_seen_prompts(context: JobContext) -> None:
+    """Say which evaluation prompts are learnt: on them the win rate measures memory."""
+    learnt = {
+        plain_words(message.content)
+        for example in context.prepared.train
+        for message in example.messages
+        if message.role == "user"
+    }
+    prompts = context.specialization.evaluation_prompts
+    if seen := [prompt.id for prompt in prompts if plain_words(prompt.prompt) in learnt]:
+        shown = ", ".join(seen[:5]) + (", …" if len(seen) > 5 else "")
+        context.stages.notice(
+            "EVALUATION_PROMPTS_SEEN",
+            f"{len(seen)} of the {len(prompts)} evaluation prompts stand in the training data ({shown}), "
+            "so the win rate is partly measured on what was learnt",
+        )
 
 
 def fine_tune(context: JobContext, monitor: Monitor) -> Result:
@@ -98,6 +133,11 @@ def fine_tune(context: JobContext, monitor: Monitor) -> Result:
     if outcome.dropped:
         context.stages.notice(
             "ROWS_DROPPED", f"{outcome.dropped} rows were left out: no answer begins within {limit}"
+        )
+    if outcome.unmeasured:
+        context.stages.notice(
+            "ROWS_UNMEASURED",
+            f"{outcome.unmeasured} validation rows were left out: no answer begins within {limit}",
         )
     if outcome.truncated:
         context.stages.notice("ROWS_TRUNCATED", f"{outcome.truncated} rows were cut at {limit}")

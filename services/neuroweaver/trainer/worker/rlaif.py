@@ -87,7 +87,8 @@ def learn_from_feedback(context: JobContext, adapter: Path, result: pb.TrainingR
 
 def questions_of(context: JobContext) -> list[Question]:
     """The prompts of RLAIF: single questions of the training split. Raises NotEnoughFeedback."""
-    chosen = choose(context.prepared.train, context.config.specialization, context.config.rlaif_samples)
+    config = context.config
+    chosen = choose(context.prepared.train, config.specialization, config.rlaif_samples, config.seed)
     if len(chosen) < 2:
         raise NotEnoughFeedback(
             f"RLAIF needs 2 questions with answers in the training data, which has {len(chosen)}: add rows, "

@@ -38,6 +38,12 @@ def test_labels_are_the_assistants_turns_with_their_ends_and_nothing_else(tokeni
     assert all(label in (IGNORED, token) for token, label in zip(chat.input_ids, chat.labels, strict=True))
 
 
+def test_a_turn_that_is_not_to_be_trained_is_context_alone(tokenizer):
+    chat = encode_chat(tokenizer, [*CHAT[:2], CHAT[2] | {"is_trained": False}, *CHAT[3:]])
+    assert targets(tokenizer, chat) == "\nan oil change\n<|im_end|>"
+    assert chat.input_ids == encode_chat(tokenizer, CHAT).input_ids
+
+
 def test_the_chat_ends_with_its_last_target(tokenizer):
     chat = encode_chat(tokenizer, CHAT)
     assert chat.labels[-1] == tokenizer.eos_token_id

@@ -57,6 +57,28 @@ def test_held_out_pairs_come_from_prompts_never_trained_on():
     assert len(train) + len(heldout) == 60
 
 
+def conversation(*texts: str) -> FeedbackGroup:
+    turns = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+    return FeedbackGroup(turns, {"a": 1.0, "b": 9.0})
+
+
+def test_a_conversation_and_its_continuation_are_held_out_together():
+    groups = [
+        conversation(f"q{n}", *more) for n in range(20) for more in ((), ("yes", "and?"), ("no", "why?"))
+    ]
+    for seed in range(5):
+        parts = pairs_from_feedback(groups, rlaif_threshold=7.0, seed=seed)
+        prompts = [{pair.messages[0]["content"] for pair in part} for part in parts]
+        assert not prompts[0] & prompts[1]
+        assert (len(prompts[1]), len(parts[1])) == (4, 12)
+
+
+def test_a_greeting_that_begins_most_conversations_joins_them_not():
+    groups = [conversation("Hello", "Hello!", f"q{n}") for n in range(19)] + [conversation("q19")]
+    train, heldout = pairs_from_feedback(groups, rlaif_threshold=7.0, seed=0)
+    assert (len(train), len(heldout)) == (16, 4)
+
+
 def test_the_split_depends_on_the_seed_and_not_on_the_order():
     groups = [group(f"q{n}", ("a", 1.0), ("b", 4.0)) for n in range(20)]
     first, again = (

@@ -53,14 +53,22 @@ TWO_STEPS = config_of(epochs=0.6)
 
 
 def finetune(
-    folder: Path, run: Path, *, config=QUICK, monitor=None, resume=False, chats=CHATS, quantization="none"
+    folder: Path,
+    run: Path,
+    *,
+    config=QUICK,
+    monitor=None,
+    resume=False,
+    chats=CHATS,
+    heldout=None,
+    quantization="none",
 ):
     model, tokenizer = base.load(folder, quantization=quantization)
     return training.finetune(
         model,
         tokenizer,
         chats,
-        chats[:3],
+        chats[:3] if heldout is None else heldout,
         config=config,
         folder=run,
         monitor=monitor or Silent(),
@@ -215,6 +223,17 @@ def test_long_examples_are_cut_and_those_without_an_answer_left_are_dropped_and_
     config = config_of(max_seq_length=64, epochs=0.3)
     result = finetune(folder, tmp_path, config=config, chats=[*CHATS, asked_too_long, answered_long])
     assert (result.examples, result.truncated, result.dropped) == (len(CHATS) + 1, 1, 1)
+
+
+def test_held_out_examples_without_an_answer_left_are_counted_and_refused_if_they_are_all(folder, tmp_path):
+    asked_too_long = [{"role": "user", "content": "brakes " * 200}, {"role": "assistant", "content": "yes"}]
+    config = config_of(max_seq_length=64, epochs=0.3)
+    result = finetune(folder, tmp_path / "some", config=config, heldout=[CHATS[0], asked_too_long])
+    assert result.unmeasured == 1
+    monitor = Recorder()
+    with pytest.raises(NothingToLearn, match=r"none of the 1 validation rows .* 64 tokens"):
+        finetune(folder, tmp_path / "all", config=config, heldout=[asked_too_long], monitor=monitor)
+    assert monitor.reports == []
 
 
 def test_examples_without_any_answer_are_refused(folder, tmp_path):

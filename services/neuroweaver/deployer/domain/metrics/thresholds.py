@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from neuroweaver.deployer.domain.metrics.counts import Counts, Sum
+from neuroweaver.deployer.domain.metrics.counts import Counts, Histogram, Sum
 from neuroweaver.v1 import deployer_pb2 as pb
 
 PERCENTILE: Final = 0.95

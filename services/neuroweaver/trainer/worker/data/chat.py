@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-Messages = Sequence[Mapping[str, str]]
+from neuroweaver.trainer.data import turns
+
+Messages = turns.Messages
 
 # What the cross-entropy of torch skips.
 IGNORED = -100
@@ -37,35 +39,23 @@ def encode_prompt(tokenizer: Any, messages: Messages) -> list[int]:
 def encode_chat(tokenizer: Any, messages: Messages, *, max_length: int | None = None) -> EncodedChat:
     """The chat with labels on every assistant turn, its end-of-turn token included.
 
-    Each turn is tokenised on its own, so that its context has the ids it has when the turn is generated.
-    Longer than `max_length`, the start is kept. Raises ValueError if the chat template renders a turn's
-    context differently once the turn is there: such a template has no place where the turn begins.
+    A turn that is not to be trained is context. Each turn is tokenised on its own, so that its context has
+    the ids it has when the turn is generated. Longer than `max_length`, the start is kept. Raises ValueError
+    as `segments` does.
     """
     input_ids: list[int] = []
     labels: list[int] = []
-    rendered = ""
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        whole = _render(tokenizer, messages[: index + 1], opens_turn=False)
-        context = _context(tokenizer, messages, index, whole)
-        if not (context.startswith(rendered) and whole.startswith(context)):
-            raise ValueError("the chat template rewrites earlier text when a turn is added")
-        turn = _without_tail(whole[len(context) :], tokenizer.eos_token)
-        context_ids = _tokenize(tokenizer, context[len(rendered) :])
-        turn_ids = _tokenize(tokenizer, turn)
-        input_ids += context_ids + turn_ids
-        labels += [IGNORED] * len(context_ids) + turn_ids
-        rendered = context + turn
+
+    def render(part: Messages, opens_turn: bool) -> str:
+        return _render(tokenizer, part, opens_turn=opens_turn)
+
+    for text, is_trained in turns.segments(messages, render, tokenizer.eos_token):
+        ids = _tokenize(tokenizer, text)
+        input_ids += ids
+        labels += ids if is_trained else [IGNORED] * len(ids)
     if max_length is None or len(input_ids) <= max_length:
         return EncodedChat(input_ids, labels)
     return EncodedChat(input_ids[:max_length], labels[:max_length], is_truncated=True)
-
-
-def _context(tokenizer: Any, messages: Messages, index: int, whole: str) -> str:
-    if index == 0:  # nothing was asked: plain text, for which a template may still open with a system turn
-        return whole[: max(0, whole.find(messages[0]["content"].strip()))]
-    return _render(tokenizer, messages[:index], opens_turn=True)
 
 
 def padded(rows: Sequence[Sequence[int]], filler: int, *, side: str = "right") -> torch.Tensor:
@@ -114,7 +104,9 @@ def target_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor
 def _render(tokenizer: Any, messages: Messages, *, opens_turn: bool) -> str:
     return str(
         tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=opens_turn, tokenize=False
+            [{"role": message["role"], "content": message["content"]} for message in messages],
+            add_generation_prompt=opens_turn,
+            tokenize=False,
         )
     )
 
@@ -122,9 +114,3 @@ def _render(tokenizer: Any, messages: Messages, *, opens_turn: bool) -> str:
 def _tokenize(tokenizer: Any, text: str) -> list[int]:
     # The template has written the special tokens already.
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _without_tail(turn: str, eos_token: str | None) -> str:
-    """The turn up to its end-of-sequence token: what a template writes after it is never generated."""
-    end = turn.rfind(eos_token) if eos_token else -1
-    return turn if end < 0 or not eos_token else turn[: end + len(eos_token)]

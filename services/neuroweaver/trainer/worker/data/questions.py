@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from neuroweaver.trainer.data.rows import Example
-from neuroweaver.trainer.worker.data.chat import Messages
+from neuroweaver.trainer.data.rows import Example, Message
+from neuroweaver.trainer.data.specialization import system_prompts
+from neuroweaver.trainer.data.turns import Messages, last_exchange
+
+SPEAKERS = {"system": "Instruction", "user": "User", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation up to the answer, and the answer that the data set gives as a reference."""
+    """A conversation up to the answer, and the answer that the data set gives as a reference.
+
+    text: what a judge reads of it.
+    """
 
     id: str
     text: str
@@ -22,23 +29,24 @@ class Question:
 
 def questions_of(examples: Sequence[Example]) -> Iterator[Question]:
     for example in examples:
-        if not example.messages or example.messages[-1].role != "assistant":
+        exchange = last_exchange(example)
+        if exchange is None:
             continue
-        messages = messages_of(example)
+        asked, reference = exchange
         yield Question(
             id=f"line-{example.line}",
-            text=str(messages[-2]["content"]),
-            messages=messages[:-1],
-            reference=example.messages[-1].content,
+            text=_text(asked),
+            messages=[{"role": message.role, "content": message.content} for message in asked],
+            reference=reference,
             specialization=example.specialization,
         )
 
 
-def messages_of(example: Example) -> list[dict[str, str]]:
-    """The example as a chat; a plain text is all the assistant's."""
-    if example.text:
-        return [{"role": "assistant", "content": example.text}]
-    return [{"role": message.role, "content": message.content} for message in example.messages]
+def _text(asked: Sequence[Message]) -> str:
+    """The last question, then what came before it: a judge that reads the start alone has the question."""
+    earlier = without_system([asdict(message) for message in asked[:-1]])
+    before = [f"{SPEAKERS[turn['role']]}: {turn['content']}" for turn in earlier]
+    return "\n\n".join([asked[-1].content, *(["Said before:", *before] if before else [])])
 
 
 def ask(system_prompt: str, question: str) -> Messages:
@@ -48,12 +56,21 @@ def ask(system_prompt: str, question: str) -> Messages:
 def without_system(messages: Messages) -> Messages:
     """The conversation as a reward model reads it.
 
-    The instruction is the same before every prompt: it tells no answers apart and costs many tokens.
+    The instruction of a specialisation is the same before every prompt: it tells no answers apart and costs
+    many tokens. A row's own instruction stays, for it decides which answer is good.
     """
-    return [message for message in messages if message["role"] != "system"]
+    shared = {("system", prompt) for prompt in system_prompts().values()}
+    return [message for message in messages if (message["role"], message["content"]) not in shared]
 
 
-def choose(examples: Sequence[Example], specialization: str, count: int) -> list[Question]:
-    """Up to `count` questions, those of the specialisation first."""
-    questions = sorted(questions_of(examples), key=lambda question: question.specialization != specialization)
-    return questions[:count]
+def choose(examples: Sequence[Example], specialization: str, count: int, seed: int) -> list[Question]:
+    """Up to `count` questions drawn by the seed, those of the specialisation first.
+
+    Files are often sorted by subject, so that their first rows are no sample.
+    """
+
+    def order(question: Question) -> tuple[bool, bytes]:
+        drawn = hashlib.sha256(f"{seed}\n{question.id}\n{question.text}".encode()).digest()
+        return question.specialization != specialization, drawn
+
+    return sorted(questions_of(examples), key=order)[:count]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -59,15 +60,22 @@ def group_feedback(
 def pairs_from_feedback(
     groups: Sequence[FeedbackGroup], *, rlaif_threshold: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Pairs to train on and pairs to check with, of different conversations.
+    """Pairs to train on and pairs to check with, of conversations that begin differently.
+
+    Where most begin with the same words of the user, a greeting, those that go on differently are told apart.
 
     Two responses make a pair if their scores differ by MIN_MARGIN or more and not both reach
     `rlaif_threshold`: which of two good answers a judge prefers is mostly noise. A response without a score
     is never used. HELDOUT_FRACTION of the conversations that have pairs is held out: at least one if there
     are two or more. `seed` and the conversations alone choose them.
     """
-    by_key = {_key(group.messages): _pairs(group, rlaif_threshold) for group in groups}
-    keys = sorted((key for key, pairs in by_key.items() if pairs), key=lambda key: _place(key, seed))
+    useful = [(group.messages, pairs) for group in groups if (pairs := _pairs(group, rlaif_threshold))]
+    beginnings = Counter(_beginning(messages) for messages, _ in useful)
+    key_of = _key if max(beginnings.values(), default=0) > len(useful) / 2 else _beginning
+    by_key: dict[str, list[PreferencePair]] = defaultdict(list)
+    for messages, pairs in useful:
+        by_key[key_of(messages)] += pairs
+    keys = sorted(by_key, key=lambda key: _place(key, seed))
     count = min(max(1, round(HELDOUT_FRACTION * len(keys))), len(keys) - 1) if len(keys) > 1 else 0
     heldout = [pair for key in keys[:count] for pair in by_key[key]]
     train = [pair for key in keys[count:] for pair in by_key[key]]
@@ -98,6 +106,10 @@ def _pairs(group: FeedbackGroup, rlaif_threshold: float) -> list[PreferencePair]
 
 def _key(messages: Messages) -> str:
     return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
+
+
+def _beginning(messages: Messages) -> str:
+    return next((str(message["content"]) for message in messages if message["role"] == "user"), "")
 
 
 def _place(key: str, seed: int) -> bytes:

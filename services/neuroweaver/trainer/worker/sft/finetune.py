@@ -26,7 +26,7 @@ ADAPTER: Final = "adapter"
 
 
 class NothingToLearn(ValueError):
-    """No row has words of an assistant that the loss could see."""
+    """No row, or none that is held out, has words of an assistant that the loss could see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class SFTResult:
     resumed_from: step of the checkpoint training went on from; 0 if it started anew.
     examples: how many were trained on; truncated of them were cut at max_seq_length; dropped ones have no
         assistant token within it and were not trained on.
+    unmeasured: validation examples that have none, and count in neither loss.
     """
 
     adapter: Path
@@ -51,6 +52,7 @@ class SFTResult:
     examples: int
     truncated: int
     dropped: int
+    unmeasured: int
 
 
 def finetune(
@@ -70,7 +72,7 @@ def finetune(
     The loss sees assistant turns alone. config: complete, with no default left open. save_steps: optimiser
     steps between two checkpoints. With `resume`, an unfinished run goes on from its last whole checkpoint, to
     the same weights bit by bit; without, `folder` is emptied. Raises Stopped before the next batch,
-    TrainingDiverged, and NothingToLearn if no example has an assistant turn.
+    TrainingDiverged, and NothingToLearn if no example, or none held out, has an assistant turn.
     """
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
@@ -83,6 +85,12 @@ def finetune(
     if not useful:
         raise NothingToLearn(
             f"no training example has an assistant turn within max_seq_length, {config.max_seq_length} tokens"
+        )
+    measured = sum(chat.target_tokens > 0 for chat in heldout)
+    if heldout and not measured:
+        raise NothingToLearn(
+            f"none of the {len(heldout)} validation rows has an answer within max_seq_length, "
+            f"{config.max_seq_length} tokens: raise it, or shorten the rows"
         )
     before = token_loss(model, heldout, tokenizer.pad_token_id, monitor)
     checkpoint = last_checkpoint(folder)
@@ -117,6 +125,7 @@ def finetune(
         examples=len(useful),
         truncated=sum(chat.is_truncated for chat in useful),
         dropped=len(chats) - len(useful),
+        unmeasured=len(heldout) - measured,
     )
 
 
