@@ -23,6 +23,7 @@ from neuroweaver.trainer.worker.reward.preferences import (
     NotEnoughFeedback,
     group_feedback,
     pairs_from_feedback,
+    why_no_more,
 )
 from neuroweaver.trainer.worker.reward.training import RewardConfig, train_reward_model
 from neuroweaver.v1 import common_pb2
@@ -159,15 +160,18 @@ def judge_responses(context: JobContext, monitor: Monitor) -> Result:
 def learn_rewards(context: JobContext, monitor: Monitor) -> Result:
     config = context.config
     questions = {question.id: question for question in questions_of(context)}
+    feedback = list(read_jsonl(context.folder / FEEDBACK))
     groups = group_feedback(
-        read_jsonl(context.folder / FEEDBACK),
+        feedback,
         lambda prompt_id: without_system(questions[prompt_id].messages),
     )
     train, heldout = pairs_from_feedback(groups, rlaif_threshold=config.rlaif_threshold, seed=config.seed)
     if len(train) < MIN_PAIRS or not heldout:
+        scores = [row["score"] for row in feedback if row["score"] is not None]
         raise NotEnoughFeedback(
             f"the feedback holds {len(train)} preference pairs to learn from and {len(heldout)} to check "
-            f"with; at least {MIN_PAIRS} and 1 are needed: raise rlaif_samples or responses_per_prompt"
+            f"with; at least {MIN_PAIRS} and 1 are needed: "
+            + why_no_more(scores, groups, config.rlaif_threshold)
         )
     folder = context.folder / "reward_model"
     context.report_resume(folder)

@@ -69,7 +69,7 @@ def fault_within(completion: Any, asked: Asked) -> Fault | None:
     error = getattr(completion, "error", None)
     if error:
         code = error.get("code") if isinstance(error, Mapping) else None
-        status = int(code) if str(code).isdecimal() else 200
+        status = int(str(code)) if str(code).isdecimal() else 200
         return _refusal(status, str(code), error, asked)
     return None
 

@@ -131,7 +131,7 @@ def read_better(text: str, item: Comparison | None = None) -> str:
         return word
 
     judged = [] if item is None else [item.prompt, item.a, item.b, item.reference or ""]
-    return _verdict(text, better, {"better"}, judged, what_counts=lambda word: word)
+    return _verdict(text, better, {"better"}, judged, what_counts=str)
 
 
 def _messages(task: str, texts: Mapping[str, str | None], rubric: Rubric) -> list[dict[str, str]]:
