@@ -6,17 +6,18 @@ Models are loaded where they are needed and dropped again: a resumed stage sees 
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from neuroweaver.base_models.catalog import resolve
-from neuroweaver.base_models.folders import digests, materialize
-from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
+from neuroweaver.base_models.folders import Digests, digests, materialize
+from neuroweaver.mesh.machine.files import read_json, read_jsonl, write_json, write_jsonl
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.worker.context import JobContext, Prepared
 from neuroweaver.trainer.worker.data.questions import messages_of
-from neuroweaver.trainer.worker.failures import DatasetChanged
+from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.stages import Result, as_message, as_result
 from neuroweaver.trainer.worker.registration import Registration, register
@@ -55,7 +56,7 @@ def run(context: JobContext) -> pb.TrainingResult:
     registered = stages.run(
         pb.STAGE_REGISTERING,
         f"registers a version of {config.model_name}",
-        lambda _: register(registration, context.registry),
+        lambda _: register_over_its_base(registration, context),
     )
     result.version = registered["version"]
     result.artifacts.update(registered["artifacts"])
@@ -78,7 +79,27 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
         raise DatasetChanged(f"{config.dataset_path} needs at least two different rows")
     folder = materialize(base, context.home, monitor.check)
     context.prepared = Prepared(folder, digests(folder), train, validation)
+    require_same_base(context, context.prepared.digests)
     return {"rows": read.rows, "train_rows": len(train), "validation_rows": len(validation)}
+
+
+def require_same_base(context: JobContext, present: Digests) -> None:
+    """Keep the digests of the first attempt's base model, and raise BaseModelChanged if they differ now.
+
+    What earlier attempts trained fits no other weights, and the version names one base model.
+    """
+    path = context.folder / "base.json"
+    now = asdict(present)
+    first = read_json(path)
+    if first is None:
+        write_json(path, now)
+    elif first != now:
+        parts = {"base": "weights", "tokenizer": "tokenizer", "chat_template": "chat template"}
+        changed = " and ".join(part for name, part in parts.items() if first.get(name) != now[name])
+        raise BaseModelChanged(
+            f"the {changed} of base model {context.config.base_model} have changed since the job began; "
+            "start a new job with it"
+        )
 
 
 def fine_tune(context: JobContext, monitor: Monitor) -> Result:
@@ -103,6 +124,12 @@ def fine_tune(context: JobContext, monitor: Monitor) -> Result:
     if outcome.truncated:
         context.stages.notice("ROWS_TRUNCATED", f"{outcome.truncated} rows were cut at {limit}")
     return as_result(outcome, context.folder)
+
+
+def register_over_its_base(registration: Registration, context: JobContext) -> Result:
+    # Each stage loads the base model anew, and its folder may have changed since the attempt began.
+    require_same_base(context, digests(context.prepared.model_folder))
+    return register(registration, context.registry)
 
 
 def validate(context: JobContext, adapter: Path, monitor: Monitor) -> Result:
