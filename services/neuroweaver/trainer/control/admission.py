@@ -15,7 +15,7 @@ from neuroweaver.mesh.wire.errors import InvalidArgument, Unimplemented
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
 from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
-from neuroweaver.trainer.domain.config import DEFAULTS, unfit, with_defaults
+from neuroweaver.trainer.domain.config import DEFAULTS, most_steps, unfit, with_defaults
 from neuroweaver.trainer.domain.offers import ALGORITHMS, EMBEDDED_JUDGE, JUDGES
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -69,6 +69,13 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
         dataset.require(inspection)
     except dataset.DatasetError as error:
         raise InvalidArgument(f"{_WITHIN}{error.field}", error.reason) from error
+    steps = most_steps(complete, inspection.usable)
+    if complete.warmup_steps >= steps:
+        reason = (
+            f"{complete.warmup_steps} reaches beyond the whole fine-tuning, at most {steps} steps over "
+            f"{inspection.usable} rows, so learning_rate is never reached; lower it, or raise epochs"
+        )
+        raise InvalidArgument(f"{_WITHIN}warmup_steps", reason)
     return Admitted(complete, inspection.digest)
 
 

@@ -15,6 +15,7 @@ from neuroweaver.base_models.folders import Digests, digests, materialize
 from neuroweaver.mesh.machine.files import read_json, read_jsonl, write_json, write_jsonl
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.specialization import system_prompts
+from neuroweaver.trainer.worker import concerns
 from neuroweaver.trainer.worker.context import JobContext, Prepared
 from neuroweaver.trainer.worker.data.questions import messages_of
 from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged
@@ -116,13 +117,7 @@ def fine_tune(context: JobContext, monitor: Monitor) -> Result:
             monitor=monitor,
             resume=context.is_resumed,
         )
-    limit = f"max_seq_length, {context.config.max_seq_length} tokens"
-    if outcome.dropped:
-        context.stages.notice(
-            "ROWS_DROPPED", f"{outcome.dropped} rows were left out: no answer begins within {limit}"
-        )
-    if outcome.truncated:
-        context.stages.notice("ROWS_TRUNCATED", f"{outcome.truncated} rows were cut at {limit}")
+    context.stages.notices(concerns.of_fine_tuning(outcome, context.config))
     return as_result(outcome, context.folder)
 
 
@@ -139,6 +134,7 @@ def validate(context: JobContext, adapter: Path, monitor: Monitor) -> Result:
             model, tokenizer, context.judge, context.specialization, heldout, context.config, monitor
         )
     write_jsonl(context.folder / "evaluation.jsonl", samples)
+    context.stages.notices(concerns.of_validation(samples, result))
     return result
 
 

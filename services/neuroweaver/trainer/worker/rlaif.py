@@ -10,6 +10,7 @@ from typing import Final
 
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
 from neuroweaver.trainer.domain.offers import ALGORITHMS
+from neuroweaver.trainer.worker import concerns
 from neuroweaver.trainer.worker.context import JobContext
 from neuroweaver.trainer.worker.data.questions import Question, choose, without_system
 from neuroweaver.trainer.worker.failures import explain
@@ -188,18 +189,18 @@ def learn_rewards(context: JobContext, monitor: Monitor) -> Result:
             monitor=monitor,
             resume=context.is_resumed,
         )
-    if outcome.dropped:
-        context.stages.notice(
-            "PAIRS_DROPPED",
-            f"{outcome.dropped} preference pairs were left out: longer than max_seq_length, "
-            f"{config.max_seq_length} tokens",
+    if concerns.is_worse_than_chance(outcome):
+        raise NotEnoughFeedback(
+            f"{concerns.accuracy_of(outcome)}, which is worse than chance: raise rlaif_samples, choose "
+            "another feedback_model, or set enable_rlaif to false"
         )
+    context.stages.notices(concerns.of_reward_model(outcome, config))
     return as_result(outcome, context.folder)
 
 
 def optimize(context: JobContext, adapter: Path, scorer_folder: Path, monitor: Monitor) -> Result:
     with context.tuned_model(adapter, is_trainable=True) as (model, tokenizer):
-        return optimize_policy(
+        result = optimize_policy(
             model,
             tokenizer,
             RewardModel.load(scorer_folder, *context.load_base()),
@@ -210,3 +211,5 @@ def optimize(context: JobContext, adapter: Path, scorer_folder: Path, monitor: M
             context.stages,
             resolve_name(ALGORITHMS[context.config.algorithm]),
         )
+    context.stages.notices(concerns.of_policy(result))
+    return result
