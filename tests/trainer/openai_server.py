@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+DRIP_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = ()
     delay_s: float = 0.0
     raw: bytes | None = None
+    drip_s: float = 0.0
+    """Seconds for which a space comes now and then before the content."""
 
 
 def refusal(status: int, message: str = "no", *, code: str | None = None, param: str | None = None) -> Reply:
@@ -40,6 +46,7 @@ class FakeOpenAI:
     script: Script
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     most_at_once: int = 0
     base_url: str = ""
     _at_once: int = 0
@@ -79,12 +86,14 @@ def in_turn(*replies: Reply) -> Script:
 
 
 @contextmanager
-def serving(script: Script) -> Iterator[FakeOpenAI]:
+def serving(script: Script, *, certificate: tuple[Path, Path] | None = None) -> Iterator[FakeOpenAI]:
+    """certificate: its file and its key's, for TLS."""
     fake = FakeOpenAI(script)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            fake.paths.append(self.path)
             reply = fake.answer(body, {name.lower(): value for name, value in self.headers.items()})
             content = reply.raw
             if content is None:
@@ -92,11 +101,17 @@ def serving(script: Script) -> Iterator[FakeOpenAI]:
                 content = json.dumps(told).encode()
             try:
                 self.send_response(reply.status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
+                own = {name.lower() for name, _ in reply.headers}
+                if "content-type" not in own:
+                    self.send_header("Content-Type", "application/json")
+                drops = round(reply.drip_s / DRIP_EVERY_S)
+                self.send_header("Content-Length", str(drops + len(content)))
                 for name, value in reply.headers:
                     self.send_header(name, value)
                 self.end_headers()
+                for _ in range(drops):
+                    self.wfile.write(b" ")
+                    time.sleep(DRIP_EVERY_S)
                 self.wfile.write(content)
             except ConnectionError:
                 return  # the client gave up waiting, as some tests want
@@ -106,7 +121,12 @@ def serving(script: Script) -> Iterator[FakeOpenAI]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    fake.base_url = f"http://127.0.0.1:{server.server_port}/v1"
+    if certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(*certificate)
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.handle_error = lambda *_: None
+    fake.base_url = f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}/v1"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield fake

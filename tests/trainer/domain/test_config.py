@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
 from neuroweaver.cli.train.config import HELP
-from neuroweaver.trainer.domain.config import DEFAULTS, unfit, with_defaults
+from neuroweaver.trainer.domain.config import DEFAULTS, most_steps, unfit, with_defaults
 from neuroweaver.trainer.settings import EMBEDDED_JUDGE
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -114,3 +114,14 @@ def test_other_requests_name_the_same_defaults() -> None:
 
 def test_every_field_has_a_default_or_a_reason_to_have_none() -> None:
     assert {field.name for field, _ in DEFAULTS.ListFields()} == set(WITH_A_DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "accumulated", "epochs", "steps"),
+    [(24, 4, 1, 1.0, 6), (24, 4, 4, 1.0, 2), (25, 8, 4, 3.0, 3), (1, 8, 4, 0.1, 1), (33, 8, 4, 0.5, 1)],
+)
+def test_the_steps_of_fine_tuning_are_those_of_its_batches(
+    rows: int, batch_size: int, accumulated: int, epochs: float, steps: int
+) -> None:
+    config = pb.TrainingConfig(batch_size=batch_size, gradient_accumulation_steps=accumulated, epochs=epochs)
+    assert most_steps(config, rows) == steps

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neuroweaver.artifacts.transfer import Refused
-from neuroweaver.trainer.worker.failures import DatasetChanged, explain
+from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged, explain
 from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
 from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
@@ -40,6 +40,7 @@ class Refusal(grpc.RpcError):
         (NotEnoughFeedback("too few pairs"), "NOT_ENOUGH_FEEDBACK", True),
         (NothingToLearn("no answer"), "NO_USABLE_ROWS", True),
         (DatasetChanged("changed"), "DATASET_CHANGED", False),
+        (BaseModelChanged("changed"), "BASE_MODEL_CHANGED", False),
         (Refusal(grpc.StatusCode.UNAVAILABLE), "REGISTRY_UNAVAILABLE", True),
         (Refusal(grpc.StatusCode.INVALID_ARGUMENT), "REGISTRY_REFUSED", False),
         (Refused("adapter/a.safetensors", "is refused: a pickle"), "REGISTRY_REFUSED", False),

@@ -14,9 +14,10 @@ from neuroweaver.base_models.catalog import BaseModel, UnknownBaseModel, resolve
 from neuroweaver.mesh.wire.errors import InvalidArgument, Unimplemented
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.files import DatasetError, locate
+from neuroweaver.trainer.data.rows import Finding, Severity
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
 from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
-from neuroweaver.trainer.domain.config import unfit, with_defaults
+from neuroweaver.trainer.domain.config import most_steps, unfit, with_defaults
 from neuroweaver.trainer.domain.offers import ALGORITHMS, EMBEDDED_JUDGE, JUDGES
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -76,6 +77,13 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
             f"RLAIF needs 2 questions with answers, and {complete.dataset_path} has {inspection.questions}: "
             "add rows that ask, or set enable_rlaif to false",
         )
+    steps = most_steps(complete, inspection.usable)
+    if complete.warmup_steps >= steps:
+        reason = (
+            f"{complete.warmup_steps} reaches beyond the whole fine-tuning, at most {steps} steps over "
+            f"{inspection.usable} rows, so learning_rate is never reached; lower it, or raise epochs"
+        )
+        raise InvalidArgument(f"{_WITHIN}warmup_steps", reason)
     return Admitted(complete, inspection.digest)
 
 
@@ -113,7 +121,7 @@ def validate(
     count = count_tokens(base, examples, limit, capabilities.home)
     if count.unanswered:
         reason = f"{count.unanswered} rows have no answer within {limit} tokens; a job leaves them out"
-        unanswered = dataset.Finding(0, "", dataset.Severity.WARNING, reason)
+        unanswered = Finding(0, "", Severity.WARNING, reason)
         inspection = replace(inspection, findings=(unanswered, *inspection.findings))
     return Validation(inspection, count)
 

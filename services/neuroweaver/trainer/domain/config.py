@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE
@@ -72,3 +73,9 @@ def unfit(config: pb.TrainingConfig, *, context_length: int) -> list[tuple[str, 
         reason = "must be at least 2: advantages are whitened over the batch"
         violations.append(("config.ppo_batch_size", reason))
     return violations
+
+
+def most_steps(config: pb.TrainingConfig, rows: int) -> int:
+    """The optimiser steps of fine-tuning on all of `rows`, none held out."""
+    batches = math.ceil(rows / config.batch_size)
+    return math.ceil(math.ceil(batches / config.gradient_accumulation_steps) * config.epochs)

@@ -19,6 +19,8 @@ from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
 from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.v1 import trainer_pb2 as pb
 
+# No attempt of the same job can succeed.
+_FINAL: Final = frozenset({"BASE_MODEL_CHANGED", "DATASET_CHANGED", "REGISTRY_REFUSED"})
 # Without an answer, a later try can help; an answer says what to change.
 _NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
@@ -27,12 +29,17 @@ class DatasetChanged(Exception):
     """The data set is not the one that was checked when the job was accepted."""
 
 
+class BaseModelChanged(Exception):
+    """The base model is not the one that the job began with."""
+
+
 # What may help where a training loop diverged.
 _LEARNING_RATES: Final[Mapping[int, str]] = {
     pb.STAGE_SFT: "; lower learning_rate",
     pb.STAGE_PPO: "; lower ppo_learning_rate",
 }
 _REASONS: Final[Mapping[type[Exception], str]] = {
+    BaseModelChanged: "BASE_MODEL_CHANGED",
     BaseModelUnavailable: "BASE_MODEL_UNAVAILABLE",
     DatasetChanged: "DATASET_CHANGED",
     JudgeUnavailable: "JUDGE_UNAVAILABLE",
@@ -52,7 +59,7 @@ def explain(error: Exception, stage: pb.Stage.ValueType) -> pb.Failure:
         reason=reason,
         message=message,
         stage=stage,
-        is_resumable=reason not in {"DATASET_CHANGED", "REGISTRY_REFUSED"},
+        is_resumable=reason not in _FINAL,
     )
 
 

@@ -6,19 +6,21 @@ Models are loaded where they are needed and dropped again: a resumed stage sees 
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from neuroweaver.base_models.catalog import resolve
-from neuroweaver.base_models.folders import digests, materialize
-from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
+from neuroweaver.base_models.folders import Digests, digests, materialize
+from neuroweaver.mesh.machine.files import read_json, read_jsonl, write_json, write_jsonl
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.files import locate
 from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.data.split import plain_words, split
 from neuroweaver.trainer.data.turns import messages_of
+from neuroweaver.trainer.worker import concerns
 from neuroweaver.trainer.worker.context import JobContext, Prepared
-from neuroweaver.trainer.worker.failures import DatasetChanged
+from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.stages import Result, as_message, as_result
 from neuroweaver.trainer.worker.registration import Registration, register
@@ -55,7 +57,7 @@ def run(context: JobContext) -> pb.TrainingResult:
     registered = stages.run(
         pb.STAGE_REGISTERING,
         f"registers a version of {config.model_name}",
-        lambda _: register(registration, context.registry),
+        lambda _: register_over_its_base(registration, context),
     )
     result.version = registered["version"]
     result.artifacts.update(registered["artifacts"])
@@ -78,6 +80,7 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
         raise DatasetChanged(f"{config.dataset_path} needs at least two different conversations")
     folder = materialize(base, context.home, monitor.check)
     context.prepared = Prepared(folder, digests(folder), train, validation)
+    require_same_base(context, context.prepared.digests)
     notice_remarks(context, read.inspection)
     notice_seen_prompts(context)
     if config.enable_rlaif and not config.fall_back_to_sft:
@@ -115,6 +118,25 @@ def notice_seen_prompts(context: JobContext) -> None:
         )
 
 
+def require_same_base(context: JobContext, present: Digests) -> None:
+    """Keep the digests of the first attempt's base model, and raise BaseModelChanged if they differ now.
+
+    What earlier attempts trained fits no other weights, and the version names one base model.
+    """
+    path = context.folder / "base.json"
+    now = asdict(present)
+    first = read_json(path)
+    if first is None:
+        write_json(path, now)
+    elif first != now:
+        parts = {"base": "weights", "tokenizer": "tokenizer", "chat_template": "chat template"}
+        changed = " and ".join(part for name, part in parts.items() if first.get(name) != now[name])
+        raise BaseModelChanged(
+            f"the {changed} of base model {context.config.base_model} have changed since the job began; "
+            "start a new job with it"
+        )
+
+
 def fine_tune(context: JobContext, monitor: Monitor) -> Result:
     folder = context.folder / "sft"
     context.report_resume(folder)
@@ -129,19 +151,14 @@ def fine_tune(context: JobContext, monitor: Monitor) -> Result:
             monitor=monitor,
             resume=context.is_resumed,
         )
-    limit = f"max_seq_length, {context.config.max_seq_length} tokens"
-    if outcome.dropped:
-        context.stages.notice(
-            "ROWS_DROPPED", f"{outcome.dropped} rows were left out: no answer begins within {limit}"
-        )
-    if outcome.unmeasured:
-        context.stages.notice(
-            "ROWS_UNMEASURED",
-            f"{outcome.unmeasured} validation rows were left out: no answer begins within {limit}",
-        )
-    if outcome.truncated:
-        context.stages.notice("ROWS_TRUNCATED", f"{outcome.truncated} rows were cut at {limit}")
+    context.stages.notices(concerns.of_fine_tuning(outcome, context.config))
     return as_result(outcome, context.folder)
+
+
+def register_over_its_base(registration: Registration, context: JobContext) -> Result:
+    # Each stage loads the base model anew, and its folder may have changed since the attempt began.
+    require_same_base(context, digests(context.prepared.model_folder))
+    return register(registration, context.registry)
 
 
 def validate(context: JobContext, adapter: Path, monitor: Monitor) -> Result:
@@ -151,6 +168,7 @@ def validate(context: JobContext, adapter: Path, monitor: Monitor) -> Result:
             model, tokenizer, context.judge, context.specialization, heldout, context.config, monitor
         )
     write_jsonl(context.folder / "evaluation.jsonl", samples)
+    context.stages.notices(concerns.of_validation(samples, result))
     return result
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
 from neuroweaver.trainer.domain.offers import ALGORITHMS
+from neuroweaver.trainer.worker import concerns
 from neuroweaver.trainer.worker.context import JobContext
 from neuroweaver.trainer.worker.data.questions import Question, choose, without_system
 from neuroweaver.trainer.worker.failures import explain
@@ -23,6 +24,7 @@ from neuroweaver.trainer.worker.reward.preferences import (
     NotEnoughFeedback,
     group_feedback,
     pairs_from_feedback,
+    why_no_more,
 )
 from neuroweaver.trainer.worker.reward.training import RewardConfig, train_reward_model
 from neuroweaver.v1 import common_pb2
@@ -160,14 +162,15 @@ def judge_responses(context: JobContext, monitor: Monitor) -> Result:
 def learn_rewards(context: JobContext, monitor: Monitor) -> Result:
     config = context.config
     questions = {question.id: question for question in questions_of(context)}
-    groups = group_feedback(
-        read_jsonl(context.folder / FEEDBACK), lambda prompt_id: without_system(questions[prompt_id].messages)
-    )
+    feedback = list(read_jsonl(context.folder / FEEDBACK))
+    groups = group_feedback(feedback, lambda prompt_id: without_system(questions[prompt_id].messages))
     train, heldout = pairs_from_feedback(groups, rlaif_threshold=config.rlaif_threshold, seed=config.seed)
     if len(train) < MIN_PAIRS or not heldout:
+        scores = [row["score"] for row in feedback if row["score"] is not None]
         raise NotEnoughFeedback(
             f"the feedback holds {len(train)} preference pairs to learn from and {len(heldout)} to check "
-            f"with; at least {MIN_PAIRS} and 1 are needed: raise rlaif_samples or responses_per_prompt"
+            f"with; at least {MIN_PAIRS} and 1 are needed: "
+            + why_no_more(scores, groups, config.rlaif_threshold)
         )
     folder = context.folder / "reward_model"
     context.report_resume(folder)
@@ -184,18 +187,18 @@ def learn_rewards(context: JobContext, monitor: Monitor) -> Result:
             monitor=monitor,
             resume=context.is_resumed,
         )
-    if outcome.dropped:
-        context.stages.notice(
-            "PAIRS_DROPPED",
-            f"{outcome.dropped} preference pairs were left out: longer than max_seq_length, "
-            f"{config.max_seq_length} tokens",
+    if concerns.is_worse_than_chance(outcome):
+        raise NotEnoughFeedback(
+            f"{concerns.accuracy_of(outcome)}, which is worse than chance: raise rlaif_samples, choose "
+            "another feedback_model, or set enable_rlaif to false"
         )
+    context.stages.notices(concerns.of_reward_model(outcome, config))
     return as_result(outcome, context.folder)
 
 
 def optimize(context: JobContext, adapter: Path, scorer_folder: Path, monitor: Monitor) -> Result:
     with context.tuned_model(adapter, is_trainable=True) as (model, tokenizer):
-        return optimize_policy(
+        result = optimize_policy(
             model,
             tokenizer,
             RewardModel.load(scorer_folder, *context.load_base()),
@@ -206,3 +209,5 @@ def optimize(context: JobContext, adapter: Path, scorer_folder: Path, monitor: M
             context.stages,
             resolve_name(ALGORITHMS[context.config.algorithm]),
         )
+    context.stages.notices(concerns.of_policy(result))
+    return result

@@ -11,7 +11,7 @@ from neuroweaver.mesh.machine.files import read_jsonl
 from neuroweaver.trainer.domain.config import with_defaults
 from neuroweaver.trainer.worker.models.base import load
 from neuroweaver.trainer.worker.models.lora import load_policy
-from neuroweaver.trainer.worker.policy.stage import optimize_policy
+from neuroweaver.trainer.worker.policy.stage import optimize_policy, summary
 from neuroweaver.trainer.worker.process.monitor import Stopped
 from neuroweaver.trainer.worker.process.stages import Stages
 from neuroweaver.v1 import trainer_pb2 as pb
@@ -100,7 +100,12 @@ def test_one_checkpoint_is_kept_and_the_result_speaks_of_all_steps(optimize, tmp
         "steps": 3,
         "reward_first": steps[0]["reward"],
         "reward_last": steps[-1]["reward"],
-        "kl_last": steps[-1]["kl"],
+        "kl_last": steps[-1]["kl_k3"],
         "stop_reason": "",
         "adapter": "ppo/adapter",
     }
+
+
+def test_a_distance_below_0_is_not_reported():
+    history = [{"step": 1, "reward": 1.0, "kl": -0.01, "kl_k3": 0.0002}]
+    assert summary(history, "")["kl_last"] == 0.0002

@@ -8,6 +8,7 @@ from neuroweaver.trainer.worker.reward.preferences import (
     group_feedback,
     longer_is_better,
     pairs_from_feedback,
+    why_no_more,
 )
 
 
@@ -117,3 +118,29 @@ def test_the_length_rule_prefers_the_longer_response_and_is_undecided_on_equal_o
         for chosen, rejected in [("long", "s"), ("s", "long"), ("same", "size"), ("longer", "long")]
     ]
     assert longer_is_better(pairs) == pytest.approx(2.5 / 4)
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        (
+            [[8, 8, 8], [8, 8]],
+            "does not tell answers apart, since all 5 got 8.0: choose another feedback_model",
+        ),
+        ([[8.1, 8.0], [8.4]], "since all 3 got 8.0 to 8.4"),
+        ([[3, 3.5], [3.2]], "since all 3 got 3.0 to 3.5"),
+        (
+            [[7.5, 9], [10]],
+            "all 3 answers got 7.5 or more, and two that reach rlaif_threshold, 7, make no pair",
+        ),
+        ([[2, 2.5], [6, 6]], "answers to one question apart, since their scores differ by less than 1"),
+        ([[2, 6]], "raise rlaif_samples or responses_per_prompt"),
+        ([[None]], "the judge scored no answer"),
+    ],
+)
+def test_what_keeps_the_feedback_from_holding_pairs_is_named(scores, reason):
+    groups = [
+        group(f"q{n}", *((f"answer {m}", s) for m, s in enumerate(row))) for n, row in enumerate(scores)
+    ]
+    given = [score for row in scores for score in row if score is not None]
+    assert reason in why_no_more(given, groups, rlaif_threshold=7.0)

@@ -236,6 +236,11 @@ def test_held_out_examples_without_an_answer_left_are_counted_and_refused_if_the
     assert monitor.reports == []
 
 
+def test_names_of_layers_that_the_model_lacks_are_counted(folder, tmp_path):
+    config = config_of(epochs=0.3, target_modules=["q_proj", "value_proj"])
+    assert finetune(folder, tmp_path, config=config).without_adapter == ("value_proj",)
+
+
 def test_examples_without_any_answer_are_refused(folder, tmp_path):
     with pytest.raises(NothingToLearn, match="assistant turn"):
         finetune(folder, tmp_path, chats=[[{"role": "user", "content": "hello"}]])

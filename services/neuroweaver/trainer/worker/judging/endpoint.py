@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import openai
 
-from neuroweaver.trainer.worker.judging import prompt
+from neuroweaver.trainer.worker.judging import faults, prompt
 from neuroweaver.trainer.worker.judging.cache import JudgeCache, key_of
+from neuroweaver.trainer.worker.judging.faults import Asked, Fault, NoJudgement
 from neuroweaver.trainer.worker.judging.judge import (
     Comparison,
     JudgeItem,
@@ -36,22 +41,29 @@ MAX_ANSWER_TOKENS = 2048  # with a reasoning model's thoughts
 # A share means nothing for a handful of items.
 MAX_MISSING_OF_FEW = 2
 POLL_S = 0.5
-# Refusals that no further request can change.
-HOPELESS: Final[Mapping[type[Exception], str]] = {
-    openai.AuthenticationError: "refuses the key (401): check OPENAI_API_KEY",
-    openai.PermissionDeniedError: "denies this key the use of {model!r} (403): check OPENAI_API_KEY",
-    openai.NotFoundError: "has no model {model!r} (404): check feedback_model",
-}
 # Failures to reach the endpoint before its first answer, after which the others are not tried.
 MAX_UNREACHED = 3
+# Causes of missing judgements that a failure names, the commonest first.
+CAUSES_NAMED = 3
+CONNECT_S = 10.0
+OPERATION = "chat/completions"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the model says; empty_cause: why it may be empty or cut off."""
+
+    text: str
+    empty_cause: str = ""
 
 
 class OpenAIJudge:
     """Asks a chat model for scores and comparisons; every good answer is cached.
 
-    429, 5xx and time-outs are retried with back-off by the client. An answer that cannot be read gets one
-    more try, and is missing then. More than `max_missing` of a batch missing raises JudgeUnavailable. Not for
-    use in a thread that runs an event loop.
+    429, 5xx and failed connections are retried with back-off by the client. An answer that cannot be read
+    gets one more try, and is missing then; one that takes longer than `timeout_s` is missing at once. More
+    than `max_missing` of a batch missing raises JudgeUnavailable, which names the causes. Not for use in a
+    thread that runs an event loop.
     """
 
     def __init__(self, settings: JudgeSettings, *, cache: Path | None = None) -> None:
@@ -61,15 +73,18 @@ class OpenAIJudge:
         self.usage = Usage()
         self._format = 0
         self._options: dict[str, Any] = {"temperature": 0, "max_tokens": MAX_ANSWER_TOKENS}
+        self._base = 0
         self._has_answered = False
         self._unreached = 0
 
     def score(self, items: Sequence[JudgeItem], rubric: Rubric, monitor: Monitor) -> list[Judgement | None]:
         schema = prompt.score_schema(rubric)
 
-        async def judged(client: openai.AsyncOpenAI, item: JudgeItem) -> Judgement | None:
+        async def judged(client: openai.AsyncOpenAI, item: JudgeItem) -> Judgement:
             messages = prompt.score_messages(item, rubric)
-            return await self._ask(client, messages, schema, lambda text: prompt.read_judgement(text, rubric))
+            return await self._ask(
+                client, messages, schema, lambda text: prompt.read_judgement(text, rubric, item)
+            )
 
         return asyncio.run(self._batch(items, judged, monitor))
 
@@ -77,11 +92,11 @@ class OpenAIJudge:
         """Each pair is judged in both orders; what depends on the order is a tie."""
         schema = prompt.compare_schema()
 
-        async def better(client: openai.AsyncOpenAI, item: Comparison, *, swapped: bool) -> str | None:
+        async def better(client: openai.AsyncOpenAI, item: Comparison, *, swapped: bool) -> str:
             messages = prompt.compare_messages(item, rubric, swapped=swapped)
-            return await self._ask(client, messages, schema, prompt.read_better)
+            return await self._ask(client, messages, schema, lambda text: prompt.read_better(text, item))
 
-        async def judged(client: openai.AsyncOpenAI, item: Comparison) -> Verdict | None:
+        async def judged(client: openai.AsyncOpenAI, item: Comparison) -> Verdict:
             if item.a == item.b:
                 return Verdict.TIE
             return _verdict(
@@ -93,17 +108,23 @@ class OpenAIJudge:
     async def _batch(
         self,
         items: Sequence[Any],
-        judged: Callable[[openai.AsyncOpenAI, Any], Coroutine[Any, Any, Answer | None]],
+        judged: Callable[[openai.AsyncOpenAI, Any], Coroutine[Any, Any, Answer]],
         monitor: Monitor,
     ) -> list[Answer | None]:
         """All answers in order, at most `concurrency` at a time; leaves at once when stopped or hopeless."""
         allowed = max(self._settings.max_missing * len(items), MAX_MISSING_OF_FEW)
         turns = asyncio.Semaphore(self._settings.concurrency)
+        causes: Counter[str] = Counter()
         async with self._client() as client:
 
             async def one(item: Any) -> Answer | None:
                 async with turns:
-                    return await judged(client, item)
+                    try:
+                        return await judged(client, item)
+                    except NoJudgement as lost:
+                        logger.warning("no judgement by %s: %s", self.name, lost)
+                        causes[str(lost)] += 1
+                        return None
 
             tasks = [asyncio.ensure_future(one(item)) for item in items]
             try:
@@ -123,7 +144,7 @@ class OpenAIJudge:
                     if missing > allowed:
                         raise JudgeUnavailable(
                             f"{self.name} gave no usable judgement for {missing} of {done} answers, "
-                            f"more than {self._settings.max_missing:.0%} of {len(items)}"
+                            f"more than {self._settings.max_missing:.0%} of {len(items)}: {_named(causes)}"
                         )
                 return [task.result() for task in tasks]
             finally:
@@ -132,11 +153,16 @@ class OpenAIJudge:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     def _client(self) -> openai.AsyncOpenAI:
+        settings = self._settings
         return openai.AsyncOpenAI(
-            api_key=self._settings.api_key or "none",
-            base_url=self._settings.base_url,
-            timeout=self._settings.timeout_s,
-            max_retries=self._settings.max_retries,
+            api_key=settings.api_key or "none",
+            base_url=settings.bases[0],
+            default_query=settings.query,
+            # Azure reads an API key here, and a token of its directory where others read a key.
+            default_headers={"api-key": settings.api_key} if "api-version" in settings.query else None,
+            max_retries=settings.max_retries,
+            timeout=openai.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s / 2)),
+            http_client=_PunctualClient(settings.timeout_s),
         )
 
     async def _ask(
@@ -145,63 +171,67 @@ class OpenAIJudge:
         messages: Messages,
         schema: dict[str, Any],
         read: Callable[[str], Answer],
-    ) -> Answer | None:
-        """What `read` makes of the model's answer, cached or asked for at most twice; None if missing."""
+    ) -> Answer:
+        """What `read` makes of the model's answer, cached or asked for at most twice. Raises NoJudgement."""
         key = key_of(model=self._settings.model, host=self._settings.host, messages=messages, schema=schema)
         cached = self._cache.get(key)
         if isinstance(cached, str):
-            self.usage.cached += 1
-            return read(cached)
-        conversation = list(messages)
+            # An earlier version may have kept what can no longer be read.
+            with suppress(Unreadable):
+                answer = read(cached)
+                self.usage.cached += 1
+                return answer
+        conversation, cause = list(messages), ""
         for _ in range(2):
-            text = await self._said(client, conversation, schema)
-            if text is None:
-                return None
+            said = await self._said(client, conversation, schema)
             try:
-                answer = read(text)
+                answer = read(said.text)
             except Unreadable as fault:
+                cause = said.empty_cause or str(fault)
                 repair = prompt.REPAIR.format(fault=fault)
                 conversation = [
                     *messages,
-                    {"role": "assistant", "content": text[:2000] or "(nothing)"},
+                    {"role": "assistant", "content": said.text[:2000] or "(nothing)"},
                     {"role": "user", "content": repair},
                 ]
             else:
-                self._cache.put(key, text)
+                self._cache.put(key, said.text)
                 return answer
-        return None
+        raise NoJudgement(cause)
 
-    async def _said(
-        self, client: openai.AsyncOpenAI, messages: Messages, schema: dict[str, Any]
-    ) -> str | None:
-        """The text that the model says, empty if it refuses; None if the endpoint gave nothing."""
+    async def _said(self, client: openai.AsyncOpenAI, messages: Messages, schema: dict[str, Any]) -> Said:
+        """What the model says. Raises NoJudgement if the endpoint gave nothing."""
         try:
             completion = await self._negotiated(client, messages, schema)
-        except (openai.APIConnectionError, openai.APIStatusError) as error:
-            # The cause is cut off throughout: an endpoint's message may repeat the key it was sent.
-            self._refuse_hopeless(error)
-            return None
-        except ValueError:
-            # A page of some other server, say, where the address is wrong.
-            self._unreached_by("no JSON")
-            return None
+        except openai.APIError as error:
+            self._lost(faults.fault_of(error, self._asked()))
+        except ValueError as error:
+            self._lost(faults.fault_of_page(error, self._asked()))
+        if fault := faults.fault_within(completion, self._asked()):
+            self._lost(fault)
         self._has_answered = True
         self._count(getattr(completion, "usage", None))
-        return _text_of(completion)
+        return _said_in(completion, self._settings.secrets)
 
     async def _negotiated(
         self, client: openai.AsyncOpenAI, messages: Messages, schema: dict[str, Any]
     ) -> Any:
         """The completion in the strictest form, and with the options, that the endpoint accepts."""
-        form, options = self._format, dict(self._options)
+        form, options, base = self._format, dict(self._options), self._base
+        bases = self._settings.bases
         while True:
             try:
-                completion = await client.chat.completions.create(
+                completion = await client.with_options(base_url=bases[base]).chat.completions.create(
                     model=self._settings.model,
                     messages=messages,  # type: ignore[arg-type]
                     **options,
                     **_response_format(FORMATS[form], schema),
                 )
+            except openai.NotFoundError as error:
+                is_settled = base + 1 == len(bases) or (self._has_answered and base == self._base)
+                if is_settled or not faults.is_about_the_path(error, self._settings.model):
+                    raise
+                base += 1
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if (fewer := _without_refused(options, error)) is not None:
                     options = fewer
@@ -211,24 +241,25 @@ class OpenAIJudge:
                     raise
             else:
                 # Kept only because it worked: a request refused for its own sake spoils nothing for others.
-                self._format, self._options = form, options
+                self._format, self._options, self._base = form, options, base
                 return completion
 
-    def _refuse_hopeless(self, error: openai.APIConnectionError | openai.APIStatusError) -> None:
-        """Raise JudgeUnavailable if no further request can succeed."""
-        fault = HOPELESS.get(type(error), "")
-        if error.code == "insufficient_quota":
-            fault = "reports that the account's quota is used up"
-        if fault:
-            raise self._unavailable(fault.format(model=self.name)) from None
-        self._unreached_by(str(getattr(error, "status_code", "") or type(error).__name__))
+    def _asked(self) -> Asked:
+        settings = self._settings
+        path = f"{urlsplit(settings.bases[self._base]).path}/{OPERATION}"
+        return Asked(settings.model, path, settings.timeout_s, settings.secrets)
 
-    def _unreached_by(self, cause: str) -> None:
-        """Count a request that got no completion; too many before the first one raise JudgeUnavailable."""
-        logger.warning("no judgement by %s: %s", self.name, cause)
+    def _lost(self, fault: Fault) -> NoReturn:
+        """Raise NoJudgement, or JudgeUnavailable if no request can succeed or none did among the first few.
+
+        The error itself is cut off throughout: it may hold the key.
+        """
+        if fault.is_final:
+            raise self._unavailable(fault.cause) from None
         self._unreached += not self._has_answered
         if self._unreached >= MAX_UNREACHED:
-            raise self._unavailable(f"does not answer ({cause}): check OPENAI_BASE_URL") from None
+            raise self._unavailable(f"gives no judgement: {fault.cause}") from None
+        raise NoJudgement(fault.cause) from None
 
     def _unavailable(self, fault: str) -> JudgeUnavailable:
         return JudgeUnavailable(f"the judge's endpoint {self._settings.host} {fault}")
@@ -242,21 +273,65 @@ class OpenAIJudge:
         self.usage.cost_usd += spent / 1e6
 
 
-def _text_of(completion: Any) -> str:
-    """What the model says; empty if it refuses. The client does not check that a completion has its shape."""
+class _PunctualClient(openai.DefaultAsyncHttpxClient):
+    """Gives up a request after `limit_s`: the client's own limit begins anew with each byte that comes."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__()
+        self._limit_s = limit_s
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        """Raises openai.APITimeoutError, after which the client does not ask again."""
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await super().send(request, **options)
+        except TimeoutError:
+            raise openai.APITimeoutError(request=request) from None
+
+
+def _said_in(completion: Any, secrets: frozenset[str]) -> Said:
+    """The client does not check that a completion has its shape."""
     choices = getattr(completion, "choices", None)
-    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
-    text = getattr(message, "content", None)
-    return text if isinstance(text, str) else ""
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = getattr(choice, "message", None)
+    text = _text_of(getattr(message, "content", None))
+    if getattr(choice, "finish_reason", None) == "length":
+        return Said(
+            text, f"the answer was cut off at {MAX_ANSWER_TOKENS} tokens, or at the endpoint's own limit"
+        )
+    if refusal := getattr(message, "refusal", None):
+        return Said(text, f"the model refuses: {faults.without_secrets(str(refusal), secrets)}")
+    if text:
+        return Said(text)
+    if any(getattr(message, name, None) for name in ("reasoning_content", "reasoning")):
+        return Said(text, "the answer holds thoughts alone, in reasoning_content")
+    return Said(text, "the answer is empty")
+
+
+def _text_of(content: Any) -> str:
+    """The text of a message, whole or in parts; thoughts are parts of another type."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = [
+        part["text"]
+        for part in parts
+        if isinstance(part, dict) and part.get("type") in {"text", "output_text"} and "text" in part
+    ]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _named(causes: Counter[str]) -> str:
+    named = [f"{cause} ({count} times)" for cause, count in causes.most_common(CAUSES_NAMED)]
+    others = causes.total() - sum(count for _, count in causes.most_common(CAUSES_NAMED))
+    return "; ".join([*named, *([f"others ({others} times)"] if others else [])])
 
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _verdict(straight: str | None, swapped: str | None) -> Verdict | None:
-    if straight is None or swapped is None:
-        return None
+def _verdict(straight: str, swapped: str) -> Verdict:
     agreed = {("first", "second"): Verdict.A, ("second", "first"): Verdict.B}
     return agreed.get((straight, swapped), Verdict.TIE)
 

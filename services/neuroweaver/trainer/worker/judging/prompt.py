@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, TypeVar
 
 from neuroweaver.trainer.worker.judging.judge import Comparison, JudgeItem, Judgement, Rubric
 
@@ -16,7 +16,22 @@ FENCES = ("question", "reference", "answer", "first", "second", "rubric", "syste
 # What an answer may hold to look like a fence, also in other scripts' brackets.
 FENCE_LIKE = re.compile(rf"[<\uff1c\u2039\u3008\u2329](?=\s*/?\s*(?:{'|'.join(FENCES)})\b)", re.IGNORECASE)
 # Marks that the judge's own chat template gives a meaning to.
-TEMPLATE_MARKS = re.compile(r"<\||\|>|\[(?=/?INST\])|<(?=</?SYS>>)|<(?=/?s>)|<(?=(?:start|end)_of_turn>)")
+TEMPLATE_MARKS = re.compile(
+    r"<\||\|>|\[(?=/?(?:INST|THINK)\])|<(?=</?SYS>>)|<(?=/?s>)|<(?=(?:start|end)_of_turn>)|<(?=/?think(?:ing)?>)"
+)
+# What an answer is made of: the marks around thoughts, as model families write them, and JSON values.
+_THOUGHTS: Final = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning|reflection|scratchpad|analysis)"
+_PARTS: Final = re.compile(
+    rf"(?P<final><\|channel\|>\s*final\b)"
+    rf"|(?P<thoughts><\|channel\|>|<{_THOUGHTS}\b[^<>]*>|\[THINK\]|\u25c1think\u25b7)"
+    rf"|(?P<speech></{_THOUGHTS}\s*>|\[/THINK\]|\u25c1/think\u25b7)"
+    r"|(?P<json>[{\[])",
+    re.IGNORECASE,
+)
+# Braces in prose, `{score}` say, that cannot be an object with a fault in it.
+_PLACEHOLDER: Final = re.compile(r"""\{[^{}"':]*\}""")
+
+V = TypeVar("V")
 
 SCORE_TASK = """\
 You grade one answer to a customer's question. Work strictly by this rubric; each criterion is scored from 0 \
@@ -86,24 +101,37 @@ def keys(rubric: Rubric) -> dict[str, str]:
     return words
 
 
-def read_judgement(text: str, rubric: Rubric) -> Judgement:
-    """The judgement in the judge's answer, its score the rubric's weighted mean. Raises Unreadable."""
-    answer = _object(text)
-    criteria = answer.get("criteria")
-    if not isinstance(criteria, Mapping):
-        raise Unreadable('"criteria" is missing')
-    scores = {name: _score(criteria.get(word), word) for word, name in keys(rubric).items()}
-    weights = {criterion.name: criterion.weight for criterion in rubric}
-    score = sum(weights[name] * value for name, value in scores.items()) / sum(weights.values())
-    return Judgement(score=score, reason=str(answer.get("reason") or "")[:2000], criteria=scores)
+def read_judgement(text: str, rubric: Rubric, item: JudgeItem | None = None) -> Judgement:
+    """The judgement in the judge's answer, its score the rubric's weighted mean. Raises Unreadable.
+
+    item: what was judged; JSON that the judge quotes from there is no verdict.
+    """
+
+    def judgement(answer: Mapping[str, Any]) -> Judgement:
+        criteria = answer.get("criteria")
+        if not isinstance(criteria, Mapping):
+            raise Unreadable('"criteria" is missing')
+        scores = {name: _score(criteria.get(word), word) for word, name in keys(rubric).items()}
+        weights = {criterion.name: criterion.weight for criterion in rubric}
+        score = sum(weights[name] * value for name, value in scores.items()) / sum(weights.values())
+        return Judgement(score=score, reason=str(answer.get("reason") or "")[:2000], criteria=scores)
+
+    judged = [] if item is None else [item.prompt, item.response, item.reference or ""]
+    words = {"criteria", *keys(rubric)}
+    return _verdict(text, judgement, words, judged, what_counts=lambda read: read.criteria)
 
 
-def read_better(text: str) -> str:
-    """`first`, `second` or `tie`. Raises Unreadable."""
-    better = _object(text).get("better")
-    if not isinstance(better, str) or better.strip().lower() not in {"first", "second", "tie"}:
-        raise Unreadable('"better" must be first, second or tie')
-    return better.strip().lower()
+def read_better(text: str, item: Comparison | None = None) -> str:
+    """`first`, `second` or `tie`. Raises Unreadable. item: as in `read_judgement`."""
+
+    def better(answer: Mapping[str, Any]) -> str:
+        word = str(answer.get("better")).strip().lower()
+        if word not in {"first", "second", "tie"}:
+            raise Unreadable('"better" must be first, second or tie')
+        return word
+
+    judged = [] if item is None else [item.prompt, item.a, item.b, item.reference or ""]
+    return _verdict(text, better, {"better"}, judged, what_counts=str)
 
 
 def _messages(task: str, texts: Mapping[str, str | None], rubric: Rubric) -> list[dict[str, str]]:
@@ -142,17 +170,88 @@ def _schema(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _object(text: str) -> dict[str, Any]:
-    """The first JSON object in the text, so that a code fence or a preamble around it does no harm."""
-    decoder = json.JSONDecoder()
-    for match in re.finditer(r"\{", text):
+def _verdict(
+    text: str,
+    read: Callable[[Mapping[str, Any]], V],
+    words: set[str],
+    judged: list[str],
+    *,
+    what_counts: Callable[[V], Any],
+) -> V:
+    """The last verdict outside of the judge's thoughts. Raises Unreadable if it cannot be told which that is.
+
+    words: an object with any of them is meant as a verdict. One that cannot be read is a draft, unless it
+    stands last. judged: the texts under judgement, whose objects the judge may quote.
+    """
+    quotations = [value for source in judged for form in {source, quoted(source)} for value in _within(form)]
+    objects = [value for value in _objects(text) if value is None or value not in quotations]
+    whole = [value for value in objects if value is not None]
+    if len(whole) < len(objects):
+        raise Unreadable("a JSON object in it is broken")
+    if not whole:
+        raise Unreadable("no JSON object")
+    meant = [value for value in whole if words & value.keys()] or whole[-1:]
+    verdict = read(meant[-1])
+    for draft in meant[:-1]:
         try:
-            value, _ = decoder.raw_decode(text, match.start())
-        except (ValueError, RecursionError):
+            earlier = read(draft)
+        except Unreadable:
             continue
-        if isinstance(value, dict):
-            return value
-    raise Unreadable("no JSON object")
+        if what_counts(earlier) != what_counts(verdict):
+            raise Unreadable("two verdicts contradict each other")
+    return verdict
+
+
+def _objects(text: str) -> list[dict[str, Any] | None]:
+    """The JSON objects that the model says, in order, without those in its thoughts; None for a broken one.
+
+    What stands in an object or in an array is a part of it, and no object of its own.
+    """
+    objects: list[dict[str, Any] | None] = []
+    depth = at = 0
+    while part := _PARTS.search(text, at):
+        at = part.end()
+        if part["final"]:
+            objects, depth = [], 0
+        elif part["thoughts"]:
+            depth += 1
+        elif part["speech"]:
+            if depth == 0:  # the judge's template has opened the thoughts already
+                objects.clear()
+            depth = max(0, depth - 1)
+        elif depth == 0 and (decoded := _decoded(text, part.start())):
+            value, at = decoded
+            if isinstance(value, dict):
+                objects.append(value)
+        elif depth == 0 and part["json"] == "{":
+            if placeholder := _PLACEHOLDER.match(text, part.start()):
+                at = placeholder.end()
+            else:
+                objects.append(None)
+    return objects
+
+
+def _within(text: str) -> Iterator[Any]:
+    """Each JSON object in a text, also those in other ones."""
+    decoded = (_decoded(text, match.start()) for match in re.finditer(r"\{", text))
+    return (found[0] for found in decoded if found)
+
+
+def _decoded(text: str, at: int) -> tuple[Any, int] | None:
+    """The JSON value that begins there, and where it ends; None if there is none."""
+    try:
+        return _DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return values
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unambiguous)
 
 
 def _score(value: Any, word: str) -> float:

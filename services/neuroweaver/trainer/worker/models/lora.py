@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 POLICY: Final = "default"
 REFERENCE: Final = "reference"
+# What PEFT puts before the name of each of the model's own weights.
+WITHIN: Final = "base_model.model."
 
 
 def lora(rank: int, alpha: int, *, dropout: float = 0.0, target_modules: Sequence[str] = ()) -> LoraConfig:
@@ -22,6 +27,33 @@ def lora(rank: int, alpha: int, *, dropout: float = 0.0, target_modules: Sequenc
         target_modules=list(target_modules) or "all-linear",
         task_type="CAUSAL_LM",
     )
+
+
+def without_adapter(model: Any, target_modules: Sequence[str]) -> tuple[str, ...]:
+    """The asked-for names that no layer has; where none are asked for, the layers that got no adapter.
+
+    model: a PEFT model. Embeddings, head and what is no matrix, norms say, are not counted.
+    """
+    modules = dict(model.named_modules())
+    adapted = [name for name, module in modules.items() if isinstance(module, BaseTunerLayer)]
+    if target_modules:
+        return tuple(
+            target
+            for target in target_modules
+            if not any(f".{name}".endswith(f".{target}") for name in adapted)
+        )
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    left_out = {id(module.weight) for module in ends if module is not None}
+    left_out |= {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
+    plain = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.ndim > 1
+        and id(weight) not in left_out
+        and not any(name.startswith(f"{layer}.") for layer in adapted)
+    ]
+    # The layers of a stack bear its number, `model.layers.11.mlp.gate`.
+    return tuple(dict.fromkeys(re.sub(r"\.\d+(?=\.)", "", name).removeprefix(WITHIN) for name in plain))
 
 
 def train_in_full_precision(model: Any) -> None:

@@ -71,7 +71,7 @@ def optimize_policy(
         # A cancelled job keeps what is whole: the state after the last finished step.
         _save(state, history, folder)
     save_policy(model, folder / "adapter")
-    return _summary(history, trainer.stop_reason) | {"adapter": f"{folder.name}/adapter"}
+    return summary(history, trainer.stop_reason) | {"adapter": f"{folder.name}/adapter"}
 
 
 def prompt_of(tokenizer: Any, messages: Messages) -> Prompt:
@@ -114,14 +114,17 @@ def _save(state: dict[str, Any], history: Sequence[dict[str, Any]], folder: Path
         save_state(folder, state["steps_done"], state)
 
 
-def _summary(history: Sequence[dict[str, Any]], stop_reason: str) -> Result:
-    """reward_first and reward_last: means over the first and the last tenth of the steps."""
+def summary(history: Sequence[dict[str, Any]], stop_reason: str) -> Result:
+    """reward_first and reward_last: means over the first and the last tenth of the steps.
+
+    kl_last: by the estimator that is never below 0, as a distance is.
+    """
     rewards = [step["reward"] for step in history if "reward" in step]
     tenth = max(1, len(rewards) // 10)
     return {
         "steps": len(history),
         "reward_first": sum(rewards[:tenth]) / max(len(rewards[:tenth]), 1),
         "reward_last": sum(rewards[-tenth:]) / max(len(rewards[-tenth:]), 1),
-        "kl_last": history[-1].get("kl", 0.0) if history else 0.0,
+        "kl_last": history[-1].get("kl_k3", 0.0) if history else 0.0,
         "stop_reason": stop_reason,
     }

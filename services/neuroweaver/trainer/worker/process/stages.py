@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -83,6 +83,11 @@ class Stages:
     def notice(self, reason: str, message: str) -> None:
         _LOG.warning("%s: %s", reason, message)
         self._emit(notice=pb.Notice(reason=reason, message=message))
+
+    def notices(self, concerns: Iterable[tuple[str, str]]) -> None:
+        """A notice for each reason and message."""
+        for reason, message in concerns:
+            self.notice(reason, message)
 
     def rewound(self, step: int) -> None:
         """Report that the current stage goes on after `step`."""

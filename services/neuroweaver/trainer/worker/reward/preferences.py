@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,30 @@ def pairs_from_feedback(
     heldout = [pair for key in keys[:count] for pair in by_key[key]]
     train = [pair for key in keys[count:] for pair in by_key[key]]
     return train, heldout
+
+
+def why_no_more(scores: Sequence[float], groups: Sequence[FeedbackGroup], rlaif_threshold: float) -> str:
+    """Why the feedback holds no more pairs, and what to change. scores: of all answers."""
+    if not scores:
+        return "the judge scored no answer"
+    low, high = min(scores), max(scores)
+    if high - low < MIN_MARGIN:
+        given = f"{low:.1f}" if low == high else f"{low:.1f} to {high:.1f}"
+        return (
+            f"the judge does not tell answers apart, since all {len(scores)} got {given}: choose another "
+            "feedback_model"
+        )
+    if low >= rlaif_threshold:
+        return (
+            f"all {len(scores)} answers got {low:.1f} or more, and two that reach rlaif_threshold, "
+            f"{rlaif_threshold:g}, make no pair: raise it, or set enable_rlaif to false"
+        )
+    if not any(_pairs(group, math.inf) for group in groups):
+        return (
+            f"the judge does not tell answers to one question apart, since their scores differ by less than "
+            f"{MIN_MARGIN:g}: choose another feedback_model"
+        )
+    return "raise rlaif_samples or responses_per_prompt"
 
 
 def longer_is_better(pairs: Sequence[PreferencePair]) -> float:

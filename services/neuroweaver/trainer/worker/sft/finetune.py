@@ -15,7 +15,7 @@ from trl import SFTConfig
 
 from neuroweaver.mesh.machine.files import whole_folder
 from neuroweaver.trainer.worker.data.chat import EncodedChat, Messages, encode_chat
-from neuroweaver.trainer.worker.models.lora import lora, train_in_full_precision
+from neuroweaver.trainer.worker.models.lora import lora, train_in_full_precision, without_adapter
 from neuroweaver.trainer.worker.process.checkpoints import SAVE_EVERY, checkpoint_step, last_checkpoint
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.sft.trainer import ChatTrainer
@@ -41,6 +41,7 @@ class SFTResult:
     examples: how many were trained on; truncated of them were cut at max_seq_length; dropped ones have no
         assistant token within it and were not trained on.
     unmeasured: validation examples that have none, and count in neither loss.
+    without_adapter: see `lora.without_adapter`.
     """
 
     adapter: Path
@@ -53,6 +54,7 @@ class SFTResult:
     truncated: int
     dropped: int
     unmeasured: int
+    without_adapter: tuple[str, ...] = ()
 
 
 def finetune(
@@ -108,6 +110,7 @@ def finetune(
         ),
     )
     train_in_full_precision(trainer.model)
+    untrained = without_adapter(trainer.model, config.target_modules)
     try:
         trainer.train_on(checkpoint)
         after = token_loss(trainer.model, heldout, tokenizer.pad_token_id, monitor)
@@ -126,6 +129,7 @@ def finetune(
         truncated=sum(chat.is_truncated for chat in useful),
         dropped=len(chats) - len(useful),
         unmeasured=len(heldout) - measured,
+        without_adapter=untrained,
     )
 
 
