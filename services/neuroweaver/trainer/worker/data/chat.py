@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from neuroweaver.base_models.chat_template import ChatTemplate, chat_template
+
 Messages = Sequence[Mapping[str, str]]
 
 # What the cross-entropy of torch skips.
@@ -31,41 +33,47 @@ class EncodedChat:
 
 def encode_prompt(tokenizer: Any, messages: Messages) -> list[int]:
     """Token ids of `messages` followed by the opening of an assistant turn."""
-    return _tokenize(tokenizer, _render(tokenizer, messages, opens_turn=True))
+    return chat_template(tokenizer).prompt_ids(messages)
 
 
 def encode_chat(tokenizer: Any, messages: Messages, *, max_length: int | None = None) -> EncodedChat:
     """The chat with labels on every assistant turn, its end-of-turn token included.
 
-    Each turn is tokenised on its own, so that its context has the ids it has when the turn is generated.
-    Longer than `max_length`, the start is kept. Raises ValueError if the chat template renders a turn's
-    context differently once the turn is there: such a template has no place where the turn begins.
+    Each turn is tokenised on its own, so that its context has the ids it has when the turn is generated. The
+    last one ends as generation does, also where the template writes no end. Longer than `max_length`, the
+    start is kept. Raises ValueError if the chat template renders a turn's context differently once the turn
+    is there: such a template has no place where the turn begins.
     """
+    template = chat_template(tokenizer)
+    quoted = template.quoted(messages)
     input_ids: list[int] = []
     labels: list[int] = []
     rendered = ""
-    for index, message in enumerate(messages):
+    for index, message in enumerate(quoted):
         if message["role"] != "assistant":
             continue
-        whole = _render(tokenizer, messages[: index + 1], opens_turn=False)
-        context = _context(tokenizer, messages, index, whole)
+        whole = template.render(quoted[: index + 1], opens_turn=False)
+        context = _context(template, quoted, index, whole)
         if not (context.startswith(rendered) and whole.startswith(context)):
             raise ValueError("the chat template rewrites earlier text when a turn is added")
-        turn = _without_tail(whole[len(context) :], tokenizer.eos_token)
-        context_ids = _tokenize(tokenizer, context[len(rendered) :])
-        turn_ids = _tokenize(tokenizer, turn)
+        turn = template.until_end(whole[len(context) :])
+        context_ids = template.token_ids(context[len(rendered) :], after=rendered)
+        turn_ids = template.token_ids(turn, after=context)
         input_ids += context_ids + turn_ids
         labels += [IGNORED] * len(context_ids) + turn_ids
         rendered = context + turn
+    if labels and template.end is not None and labels[-1] != template.end:
+        input_ids.append(template.end)
+        labels.append(template.end)
     if max_length is None or len(input_ids) <= max_length:
         return EncodedChat(input_ids, labels)
     return EncodedChat(input_ids[:max_length], labels[:max_length], is_truncated=True)
 
 
-def _context(tokenizer: Any, messages: Messages, index: int, whole: str) -> str:
+def _context(template: ChatTemplate, messages: Messages, index: int, whole: str) -> str:
     if index == 0:  # nothing was asked: plain text, for which a template may still open with a system turn
         return whole[: max(0, whole.find(messages[0]["content"].strip()))]
-    return _render(tokenizer, messages[:index], opens_turn=True)
+    return template.render(messages[:index], opens_turn=True)
 
 
 def padded(rows: Sequence[Sequence[int]], filler: int, *, side: str = "right") -> torch.Tensor:
@@ -109,22 +117,3 @@ def target_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor
         hook.remove()
     targets = batch["labels"][:, 1:][is_target]
     return torch.nn.functional.cross_entropy(outputs.logits.float(), targets, reduction="none")
-
-
-def _render(tokenizer: Any, messages: Messages, *, opens_turn: bool) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=opens_turn, tokenize=False
-        )
-    )
-
-
-def _tokenize(tokenizer: Any, text: str) -> list[int]:
-    # The template has written the special tokens already.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _without_tail(turn: str, eos_token: str | None) -> str:
-    """The turn up to its end-of-sequence token: what a template writes after it is never generated."""
-    end = turn.rfind(eos_token) if eos_token else -1
-    return turn if end < 0 or not eos_token else turn[: end + len(eos_token)]
