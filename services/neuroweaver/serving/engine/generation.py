@@ -16,7 +16,10 @@ LENGTH: Final = "length"
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """temperature: 0 is greedy. uniform: in [0, 1), the row's own random number for this token."""
+    """temperature: 0 is greedy, and so is what is as good as 0.
+
+    uniform: in [0, 1), the row's own random number for this token.
+    """
 
     temperature: float
     top_p: float
