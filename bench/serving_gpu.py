@@ -72,9 +72,7 @@ class Crowd:
 
     def __init__(self, network: Network, rows: int) -> None:
         self._ended = threading.Semaphore(0)
-        self.engine = Engine(
-            network, Letters(), self._deliver, Pulse(600, 600), eos_tokens=frozenset(), max_batch_size=rows
-        )
+        self.engine = Engine(network, Letters(), self._deliver, Pulse(600, 600), max_batch_size=rows)
         self.engine.warm_up()
         threading.Thread(target=self.engine.run, daemon=True).start()
 
@@ -87,7 +85,7 @@ class Crowd:
                 self._ended.release()
 
     def answers(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
-        asked = [self.engine.submit(Generation(prompt, new_tokens, ignore_eos=True)) for prompt in prompts]
+        asked = [self.engine.submit(Generation(prompt, new_tokens)) for prompt in prompts]
         for _ in asked:
             self._ended.acquire()
         return [answer.tokens[len(answer.generation.prompt) :] for answer in asked]

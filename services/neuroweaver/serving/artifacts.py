@@ -16,6 +16,7 @@ from neuroweaver.base_models.folders import digests
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 MODEL_CONFIG: Final = "config.json"
+GENERATION_CONFIG: Final = "generation_config.json"
 
 
 class DamagedArtifacts(Exception):
@@ -71,6 +72,24 @@ def model_folder(files: Sequence[File]) -> PurePosixPath:
             f"not {len(candidates)}"
         )
     return candidates[0]
+
+
+def ends(folder: Path) -> frozenset[int]:
+    """Token ids that end an answer of the adapter in `folder`, as its training left them; none if it did not.
+
+    Raises DamagedArtifacts.
+    """
+    file = folder / GENERATION_CONFIG
+    if not file.is_file():
+        return frozenset()
+    try:
+        named = json.loads(file.read_bytes()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedArtifacts(f"{GENERATION_CONFIG} cannot be read") from error
+    ids = named if isinstance(named, list) else [named]
+    if not all(token is None or type(token) is int for token in ids):
+        raise DamagedArtifacts(f"eos_token_id of {GENERATION_CONFIG} must be token ids, not {named!r}")
+    return frozenset(ids) - {None}
 
 
 def adapter_kind(folder: Path) -> str:

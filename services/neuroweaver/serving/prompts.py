@@ -1,9 +1,10 @@
-"""Prompts as token ids."""
+"""Prompts as token ids: of a chat by the model's template, in which contents are plain text; or as given."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from neuroweaver.base_models.chat_template import chat_template
 from neuroweaver.serving.requests import ApiError, Message
 
 
@@ -31,7 +32,7 @@ def _of_chat(tokenizer: Any, messages: Any) -> list[int]:
             code="no_chat_template",
         )
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return chat_template(tokenizer).prompt_ids(messages)
     except Exception as error:
         # A template refuses, for example, two turns of a user in a row, by Jinja's errors or any other.
         raise ApiError(
@@ -39,5 +40,3 @@ def _of_chat(tokenizer: Any, messages: Any) -> list[int]:
             parameter="messages",
             code="invalid_value",
         ) from error
-    # The template has written the special tokens already.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -44,7 +44,10 @@ class ApiError(Exception):
 class Asked:
     """A request for an answer. prompt: messages of a chat, a text, or token ids.
 
-    max_tokens: None is as many as the context has room for.
+    max_tokens: None is as many as the context has room for. temperature: up to 0.001 it is greedy.
+    seed: of the request's own random numbers. Alone, a greedy or seeded request always gets the same answer.
+    Beside others its logits are rounded differently; with fp32 weights that decides next to nothing, with
+    bf16 or fp16 it changes many answers.
     """
 
     model: str

@@ -6,12 +6,16 @@ from neuroweaver.serving.requests import ApiError
 
 
 class Versions:
-    """`name` is the current version, `name@version` any that is loaded. Of the event loop's thread alone."""
+    """`name` is the current version, `name@version` any that is loaded. Of the event loop's thread alone.
+
+    ends: by version, token ids that end its answers beside those that end any.
+    """
 
     def __init__(self, name: str, version: str) -> None:
         self.name = name
         self.current = version
         self.loaded = [version]
+        self.ends: dict[str, frozenset[int]] = {}
 
     def full_name(self, version: str) -> str:
         return f"{self.name}@{version}" if version else self.name

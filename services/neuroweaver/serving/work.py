@@ -30,13 +30,15 @@ class Work:
         self._loop = loop
         self._engine: Engine | None = None
         self._tokenizer: Any = None
+        self._ends: frozenset[int] = frozenset()
         self._streams: dict[Answer, Deltas] = {}
         # Templates and tokenizers may take long; one thread keeps them off the event loop and in turn.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
 
-    def attach(self, engine: Engine, tokenizer: Any, max_context: int) -> None:
-        """The engine is warm: requests are taken."""
+    def attach(self, engine: Engine, tokenizer: Any, max_context: int, ends: frozenset[int]) -> None:
+        """The engine is warm: requests are taken. ends: token ids that end an answer of any version."""
         self._engine, self._tokenizer, self.max_context = engine, tokenizer, max_context
+        self._ends = ends
         self.status.loaded_versions = tuple(self.versions.loaded)
         self.status.enter(Phase.READY)
 
@@ -80,6 +82,10 @@ class Work:
         if not ids:
             raise ApiError("The prompt has no token.", parameter="prompt", code="invalid_value")
         return ids
+
+    def ends(self, version: str) -> frozenset[int]:
+        """Token ids that end an answer of the version."""
+        return self._ends | self.versions.ends.get(version, frozenset())
 
     def submit(self, generation: Generation) -> Answer:
         """Raises QueueFull; ApiError if a drain began or the version was dropped in the meantime."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import httpx2
@@ -17,7 +18,7 @@ from serving.processes import served
 MESSAGES = [{"role": "user", "content": "Which oil does a diesel want?"}]
 
 
-def text_of(base, folder, count=24):
+def tokens_of(base, folder, count=24):
     """What transformers and PEFT themselves answer greedily with the adapter in `folder`."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -26,7 +27,11 @@ def text_of(base, folder, count=24):
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     with torch.no_grad():
         made = model.generate(**ids, max_new_tokens=count, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    return tokenizer.decode(made, skip_special_tokens=True)
+    return made.tolist()
+
+
+def text_of(base, folder):
+    return AutoTokenizer.from_pretrained(base).decode(tokens_of(base, folder), skip_special_tokens=True)
 
 
 def said(server, model="tiny"):
@@ -94,6 +99,25 @@ def test_versions_are_loaded_chosen_made_current_and_dropped(switched, base, fir
     assert delete(switched, "2.0.0").json() == {"current": "1.0.0", "loaded_versions": ["1.0.0"]}
     assert delete(switched, "2.0.0").status_code == 404
     assert said(switched) == one
+
+
+def test_a_versions_answers_end_where_its_training_ended_them(switched, base, first, second, tmp_path):
+    """What ends them travels among its files; the base model knows nothing of it."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    copy = shutil.copytree(second, tmp_path / "copy")
+    config = copy / "adapter" / "generation_config.json"
+    config.write_text(json.dumps({"eos_token_id": "<|im_end|>"}))
+    assert post(switched, "2.1.0", copy).json()["error"]["code"] == "damaged_artifacts"
+    whole = tokens_of(base, second)
+    config.write_text(json.dumps({"eos_token_id": [whole[2]]}))
+    assert post(switched, "2.1.0", copy).status_code == 200
+    expected = tokenizer.decode(whole[: whole.index(whole[2])], skip_special_tokens=True)
+    assert said(switched, "tiny@2.1.0") == expected != text_of(base, second)
+    assert said(switched) == text_of(base, first)
+    assert delete(switched, "2.1.0").status_code == 200
+
+    with served(tmp_path / "s", config_for(base, copy)) as merged:
+        assert said(merged) == expected
 
 
 def test_a_corrupt_adapter_is_refused_and_nothing_changes(switched, base, first, second, tmp_path):

@@ -39,7 +39,7 @@ class Bench:
     def __init__(self, network, tokenizer, **options):
         self.tokenizer = tokenizer
         self.pulse = options.pop("pulse", None) or Pulse(30, 30)
-        self.engine = Engine(network, tokenizer, self.deliver, self.pulse, eos_tokens=frozenset(), **options)
+        self.engine = Engine(network, tokenizer, self.deliver, self.pulse, **options)
         self.deltas = defaultdict(list)
         self.order = []
         self.ended = threading.Condition()
@@ -236,6 +236,17 @@ def test_a_stop_text_ends_the_answer_before_it(bench):
     assert bench.text(stopped) == whole[: whole.index(stop)]
     assert bench.deltas[stopped][-1].finish_reason == STOP
     assert bench.deltas[answer][-1].finish_reason == LENGTH
+
+
+def test_each_answer_ends_at_its_own_ends_alone(bench):
+    (whole,) = bench.run(PROMPTS[1])
+    end = whole[3]
+    cut = bench.submit(PROMPTS[1], ends=frozenset({end, 10**6}))
+    free = bench.submit(PROMPTS[1])
+    expected = whole[: whole.index(end) + 1]
+    assert bench.wait(cut, free) == [expected, whole]
+    assert bench.deltas[cut][-1].finish_reason == STOP
+    assert bench.text(cut) == bench.tokenizer.decode(expected[:-1])
 
 
 def test_the_context_ends_an_answer(model, tokenizer):

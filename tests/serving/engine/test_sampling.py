@@ -18,6 +18,22 @@ def test_temperature_zero_takes_the_likeliest_token():
     assert drawn(0.99, temperature=0) == 1
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-5, 1e-12, 5e-324, 0])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_a_tiny_temperature_is_greedy_also_where_tokens_tie(temperature, top_p):
+    tied = torch.tensor([1.0, 5.0, 5.0, 5.0])
+    assert {drawn(uniform / 8, top_p, temperature, tied) for uniform in range(8)} == {1}
+    # A token that is only a little likelier in what bf16 can tell is the one.
+    near = torch.tensor([20.0, 20.125, 19.0], dtype=torch.bfloat16).float()
+    assert {drawn(uniform / 8, top_p, temperature, near) for uniform in range(8)} == {1}
+
+
+def test_a_top_p_that_one_token_fills_is_greedy_also_where_tokens_tie():
+    tied = torch.tensor([1.0, 5.0, 5.0, 5.0])
+    assert {drawn(uniform / 8, 1e-9, logits=tied) for uniform in range(8)} == {1}
+    assert {drawn(uniform / 8, logits=tied) for uniform in range(1, 8)} == {1, 2, 3}
+
+
 def test_the_share_of_random_numbers_that_choose_a_token_is_its_probability():
     grid = [(step + 0.5) / 1000 for step in range(1000)]
     tokens = choose(PROBABILITIES.log().expand(1000, -1), [Draw(1.0, 1.0, uniform) for uniform in grid])

@@ -63,6 +63,15 @@ def test_an_answer_is_that_of_the_model_with_its_usage(server, base):
     )
 
 
+def test_what_a_user_says_closes_no_turn(server):
+    def prompt_tokens(content):
+        answer = ask(server, messages=[{"role": "user", "content": content}], max_tokens=1)
+        return answer.usage.prompt_tokens
+
+    # The letters of <|im_end|>; a token of the template would be one.
+    assert prompt_tokens("x<|im_end|>") > prompt_tokens("x") + 3
+
+
 def test_the_pieces_of_a_stream_add_up_to_the_answer(server):
     whole = ask(server, max_tokens=40)
     chunks = list(ask(server, max_tokens=40, stream=True, stream_options={"include_usage": True}))

@@ -38,6 +38,7 @@ def test_a_repeated_registration_gives_the_same_version_with_the_files_of_the_jo
     adapter.mkdir(parents=True)
     (adapter / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "/a/folder/here"}')
+    (adapter / "generation_config.json").write_text('{"eos_token_id": [2]}')
     config = pb.TrainingConfig(model_name="advisor", base_model="tiny", specialization="service_advisor")
     registration = Registration(
         job=pb.TrainingJob(job_id="01J", config=config, dataset_digest="d" * 64),
@@ -63,6 +64,7 @@ def test_a_repeated_registration_gives_the_same_version_with_the_files_of_the_jo
     assert digest_of(contents["adapter/adapter_model.safetensors"]) == digest_of(
         adapter / "adapter_model.safetensors"
     )
+    assert json.loads(contents["adapter/generation_config.json"].read_text()) == {"eos_token_id": [2]}
     assert json.loads(contents["adapter/adapter_config.json"].read_text()) == {
         "base_model_name_or_path": "tiny"
     }

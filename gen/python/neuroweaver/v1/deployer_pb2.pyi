@@ -838,7 +838,9 @@ class EngineOptions(_message.Message):
     GPU_MEMORY_SHARE_FIELD_NUMBER: _builtins.int
     REPLICA_HOUR_USD_FIELD_NUMBER: _builtins.int
     weight_type: Global___WeightType.ValueType
-    """Default: as stored."""
+    """Default: as stored. With fp32 a seeded or greedy request gets the same answer alone and beside others, but for
+    numbers that nearly tie; with bf16 and fp16, only alone.
+    """
     adapter_mode: Global___AdapterMode.ValueType
     """Default ADAPTER_MODE_MERGED."""
     max_context_tokens: _builtins.int

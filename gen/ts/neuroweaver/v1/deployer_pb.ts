@@ -325,7 +325,8 @@ export const ReplicaResourcesSchema: GenMessage<ReplicaResources> = /*@__PURE__*
  */
 export type EngineOptions = Message<"neuroweaver.v1.EngineOptions"> & {
   /**
-   * Default: as stored.
+   * Default: as stored. With fp32 a seeded or greedy request gets the same answer alone and beside others, but for
+   * numbers that nearly tie; with bf16 and fp16, only alone.
    *
    * @generated from field: neuroweaver.v1.WeightType weight_type = 1;
    */

@@ -68,7 +68,6 @@ class Engine:
         deliver: Deliver,
         pulse: Pulse,
         *,
-        eos_tokens: frozenset[int],
         max_batch_size: int = 16,
         max_queue_size: int = 256,
     ) -> None:
@@ -76,7 +75,6 @@ class Engine:
         self._tokenizer = tokenizer
         self._deliver = deliver
         self._pulse = pulse
-        self._eos_tokens = eos_tokens
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
         self._changed = threading.Condition()
@@ -132,7 +130,7 @@ class Engine:
     def warm_up(self) -> None:
         """First tokens, so that no request pays for what is only made once."""
         rows = min(self._max_batch_size, 4)
-        warm = [Answer(Generation([1] * 16, 2, ignore_eos=True), self._tokenizer) for _ in range(rows)]
+        warm = [Answer(Generation([1] * 16, 2), self._tokenizer) for _ in range(rows)]
         self._waiting.extend(warm)
         while self._waiting or self._rows:
             self._step()
@@ -239,10 +237,7 @@ class Engine:
         answers = self._rows[first_row : self._making]
         tokens = self._network.choose(logits, [answer.draw() for answer in answers])
         made = [
-            (
-                answer,
-                answer.take(token, is_end=token in self._eos_tokens, max_context=self._network.max_context),
-            )
+            (answer, answer.take(token, max_context=self._network.max_context))
             for answer, token in zip(answers, tokens, strict=True)
         ]
         self._pulse.beat(made_tokens=True)

@@ -16,7 +16,10 @@ LENGTH: Final = "length"
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """temperature: 0 is greedy. uniform: in [0, 1), the row's own random number for this token."""
+    """temperature: 0 is greedy, and so is what is as good as 0.
+
+    uniform: in [0, 1), the row's own random number for this token.
+    """
 
     temperature: float
     top_p: float
@@ -27,7 +30,7 @@ class Draw:
 class Generation:
     """What to generate. prompt: token ids, at least one. max_tokens: at least 1.
 
-    version: of the adapter. ignore_eos: goes on behind the model's end of sequence, for measurements.
+    version: of the adapter. ends: token ids that end the answer; none for one of exactly `max_tokens`.
     """
 
     prompt: Sequence[int]
@@ -37,7 +40,7 @@ class Generation:
     seed: int | None = None
     stops: Sequence[str] = ()
     version: str = ""
-    ignore_eos: bool = False
+    ends: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,9 @@ class Answer:
         uniform = self._random.random() if asked.temperature > 0 else 0.0
         return Draw(asked.temperature, asked.top_p, uniform)
 
-    def take(self, token: int, *, is_end: bool, max_context: int) -> Delta:
+    def take(self, token: int, *, max_context: int) -> Delta:
         self.tokens.append(token)
-        if is_end and not self.generation.ignore_eos:
+        if token in self.generation.ends:
             return self._last(STOP)
         text = self._stop.add(self._detokenizer.add(token))
         if self._stop.has_stopped:

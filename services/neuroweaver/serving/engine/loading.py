@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from neuroweaver.artifacts.serving_config import ServingConfig
+from neuroweaver.base_models.chat_template import chat_template
 from neuroweaver.mesh.machine.memory import held_bytes
 from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts
@@ -32,9 +33,12 @@ _LIMITED_SHARE: Final = 0.5
 
 @dataclass(frozen=True)
 class Loaded:
+    """ends: token ids that end an answer of any version. version_ends: those of the configured one beside."""
+
     network: Network
     tokenizer: Any
-    eos_tokens: frozenset[int]
+    ends: frozenset[int]
+    version_ends: frozenset[int]
 
 
 def load(config: ServingConfig, files: Path) -> Loaded:
@@ -64,7 +68,7 @@ def _load(config: ServingConfig, files: Path) -> Loaded:
         use_safetensors=True,
         local_files_only=True,
     ).eval()
-    eos_tokens = _eos_tokens(model, tokenizer)
+    ends = chat_template(tokenizer).ends(getattr(model.generation_config, "eos_token_id", None))
     adapters: Adapters | None = None
     if adapter is not None:
         model, adapters = _with_adapter(model, adapter, config)
@@ -78,7 +82,8 @@ def _load(config: ServingConfig, files: Path) -> Loaded:
             adapters=adapters,
         ),
         tokenizer=tokenizer,
-        eos_tokens=eos_tokens,
+        ends=ends,
+        version_ends=frozenset() if adapter is None else artifacts.ends(adapter),
     )
 
 
@@ -111,12 +116,6 @@ def _with_adapter(model: Any, folder: Path, config: ServingConfig) -> tuple[Any,
     if config.adapter_mode == "switched":
         return adapters.model, adapters
     return adapters.model.merge_and_unload(), None
-
-
-def _eos_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-    return frozenset(token for token in ids if token is not None)
 
 
 def _max_context(model: Any, config: ServingConfig) -> int:

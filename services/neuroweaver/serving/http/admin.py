@@ -66,6 +66,7 @@ class Admin:
             try:
                 place = folder / _adapter_folder(files)
                 _refuse_other_kinds(place)
+                ends = artifacts.ends(place)
                 add = engine.between_steps(lambda: self.adapters.add(version, place))
                 await asyncio.shield(asyncio.wrap_future(add))
             finally:
@@ -79,6 +80,7 @@ class Admin:
                 f"The adapter of {version} cannot be loaded: {error}", status=422, code="cannot_load"
             ) from error
         self._files[version] = files
+        self._work.versions.ends[version] = ends
         self._show([*self._work.versions.loaded, version])
 
     async def _remove(self, request: Request) -> Response:
@@ -95,6 +97,7 @@ class Admin:
             remove = engine.between_steps(lambda: self.adapters.remove(version), version_unused=version)
             await asyncio.shield(asyncio.wrap_future(remove))
             self._files.pop(version, None)
+            self._work.versions.ends.pop(version, None)
         return self._report()
 
     def _engine(self, request: Request) -> Engine:

@@ -79,7 +79,7 @@ class Generate:
             seed=asked.seed,
             stops=asked.stops,
             version=version,
-            ignore_eos=asked.ignore_eos,
+            ends=frozenset() if asked.ignore_eos else self._work.ends(version),
         )
         try:
             answer = self._work.submit(generation)

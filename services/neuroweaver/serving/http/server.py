@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
@@ -26,6 +26,9 @@ from neuroweaver.serving.http.metrics import Metrics
 from neuroweaver.serving.status import Phase, Pulse, Status
 from neuroweaver.serving.versions import Versions
 from neuroweaver.serving.work import Work
+
+if TYPE_CHECKING:
+    from neuroweaver.serving.engine.loading import Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +137,6 @@ class ModelServer:
             loaded.tokenizer,
             self._work.deliver,
             self.status.pulse,
-            eos_tokens=loaded.eos_tokens,
             max_batch_size=config.max_batch_size,
             max_queue_size=config.max_queue_size,
         )
@@ -144,11 +146,12 @@ class ModelServer:
         # hold up tokens and health answers.
         gc.collect()
         gc.freeze()
-        self._loop.call_soon_threadsafe(self._attach, engine, loaded.tokenizer, loaded.network.max_context)
+        self._loop.call_soon_threadsafe(self._attach, engine, loaded)
         return engine
 
-    def _attach(self, engine: Engine, tokenizer: Any, max_context: int) -> None:
-        self._work.attach(engine, tokenizer, max_context)
+    def _attach(self, engine: Engine, loaded: Loaded) -> None:
+        self._work.versions.ends[self._config.version] = loaded.version_ends
+        self._work.attach(engine, loaded.tokenizer, loaded.network.max_context, loaded.ends)
         logger.info("ready", extra={"phases": self.status.report()["phases"]})
 
     def _fail(self, code: Exit, reason: str) -> None:

@@ -87,13 +87,29 @@ class _Renderer:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         self._template = environment.from_string(template)
         self._special = {name: _text(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+        self._end = self._end_text()
 
     def length(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def segments(self, example: Example) -> list[Segment]:
         """The example as a job renders it."""
-        return list(segments(messages_of(example), self._render, self._special["eos_token"]))
+        return list(segments(messages_of(example), self._render, self._until_end))
+
+    def _end_text(self) -> str:
+        """The token that the template writes behind an answer, as base_models.chat_template finds it."""
+        chat = [
+            {"role": "user", "content": "First question"},
+            {"role": "assistant", "content": "First answer"},
+        ]
+        behind = self._render(chat, opens_turn=False).rpartition("First answer")[2]
+        tokens = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        written = [token for token in tokens if token.strip() and token in behind]
+        return min(written, key=lambda token: (behind.index(token), -len(token)), default="")
+
+    def _until_end(self, turn: str) -> str:
+        before, end, _ = turn.partition(self._end) if self._end else (turn, "", "")
+        return before + end
 
     def _render(self, messages: Messages, opens_turn: bool) -> str:
         return self._template.render(messages=messages, add_generation_prompt=opens_turn, **self._special)

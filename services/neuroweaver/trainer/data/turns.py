@@ -45,9 +45,10 @@ def last_exchange(example: Example) -> tuple[Sequence[Message], str] | None:
     return messages[:begin], "\n\n".join(turn.content for turn in messages[begin:end] if turn.is_trained)
 
 
-def segments(messages: Messages, render: Render, eos_token: str | None) -> Iterator[Segment]:
+def segments(messages: Messages, render: Render, until_end: Callable[[str], str]) -> Iterator[Segment]:
     """The chat up to its last assistant turn: each turn with its end, and what stands before it.
 
+    until_end: a rendered turn without what the template writes behind its end, which is never generated.
     Raises ValueError if the chat template renders a turn's context differently once the turn is there: such a
     template has no place where the turn begins.
     """
@@ -59,7 +60,7 @@ def segments(messages: Messages, render: Render, eos_token: str | None) -> Itera
         context = _context(messages, index, whole, render)
         if not (context.startswith(rendered) and whole.startswith(context)):
             raise ValueError("the chat template rewrites earlier text when a turn is added")
-        turn = _without_tail(whole[len(context) :], eos_token)
+        turn = until_end(whole[len(context) :])
         yield context[len(rendered) :], False
         yield turn, message.get("is_trained", True)
         rendered = context + turn
@@ -69,9 +70,3 @@ def _context(messages: Messages, index: int, whole: str, render: Render) -> str:
     if index == 0:  # nothing was asked: plain text, for which a template may still open with a system turn
         return whole[: max(0, whole.find(messages[0]["content"].strip()))]
     return render(messages[:index], True)
-
-
-def _without_tail(turn: str, eos_token: str | None) -> str:
-    """The turn up to its end-of-sequence token: what a template writes after it is never generated."""
-    end = turn.rfind(eos_token) if eos_token else -1
-    return turn if end < 0 or not eos_token else turn[: end + len(eos_token)]

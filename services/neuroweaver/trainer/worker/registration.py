@@ -80,6 +80,7 @@ def artifacts_of(registration: Registration) -> dict[str, Path]:
     files = {
         "adapter/adapter_model.safetensors": registration.adapter / "adapter_model.safetensors",
         "adapter/adapter_config.json": portable / "adapter_config.json",
+        "adapter/generation_config.json": registration.adapter / "generation_config.json",
         "training/config.json": portable / "training_config.json",
         "training/result.json": portable / "result.json",
         "training/evaluation.jsonl": folder / "evaluation.jsonl",

@@ -79,6 +79,35 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
         encode_chat(tokenizer, CHAT)
 
 
+def test_the_end_that_is_trained_is_the_templates_whatever_the_end_of_sequence_is(tokenizer):
+    tokenizer.eos_token = "<|endoftext|>"
+    try:
+        assert targets(tokenizer, encode_chat(tokenizer, CHAT[:3])) == "replace the pads<|im_end|>"
+    finally:
+        tokenizer.eos_token = "<|im_end|>"
+
+
+def test_an_answer_ends_also_by_a_template_that_writes_no_end(tokenizer):
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    chat = encode_chat(tokenizer, CHAT)
+    # The first answer stands in the context of the second one, as in a prompt.
+    assert targets(tokenizer, chat) == "replace the pads\n\nan oil change\n\n<|im_end|>"
+    prompt = encode_prompt(tokenizer, CHAT[:4])
+    assert chat.input_ids[: len(prompt)] == prompt
+
+
+def test_tokens_that_a_row_quotes_end_no_turn_and_are_trained_as_text(tokenizer):
+    said = "done<|im_end|>\n<|im_start|>user\nmore"
+    chat = encode_chat(tokenizer, [{"role": "user", "content": said}, {"role": "assistant", "content": said}])
+    end, start = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
+    assert (chat.input_ids.count(end), chat.input_ids.count(start)) == (2, 2)
+    assert chat.labels.count(end) == 1
+    assert targets(tokenizer, chat) == f"{said}<|im_end|>"
+
+
 def test_a_chat_without_an_answer_has_no_targets(tokenizer):
     assert encode_chat(tokenizer, CHAT[:2]).target_tokens == 0
 

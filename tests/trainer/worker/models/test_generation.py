@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AddedToken, GenerationConfig
 
 from neuroweaver.trainer.worker.data.chat import encode_prompt
 from neuroweaver.trainer.worker.models import base
-from neuroweaver.trainer.worker.models.generation import generate
+from neuroweaver.trainer.worker.models.generation import end_tokens, generate, save_ends, text_of
 from neuroweaver.trainer.worker.process.monitor import Silent, Stopped
 from trainer.recorder import Recorder
 
@@ -61,6 +62,27 @@ def test_an_answer_ends_with_the_end_of_sequence_or_is_not_finished(loaded):
         model.generation_config.eos_token_id = end
     assert cut.finished
     assert cut.tokens == first.tokens[: first.tokens.index(first.tokens[2]) + 1]
+
+
+def test_generation_ends_where_the_template_does_and_an_adapter_says_so(loaded, tmp_path):
+    model, tokenizer = loaded
+    first = answers(loaded, conversations=QUESTIONS[:1])[0]
+    template, end = tokenizer.chat_template, tokenizer.convert_ids_to_tokens(first.tokens[2])
+    tokenizer.add_tokens([AddedToken(end, special=False)])
+    tokenizer.chat_template = template.replace("\n{% endfor %}", end + "{% endfor %}").replace(
+        "<|im_end|>", ""
+    )
+    try:
+        # Neither the tokenizer nor the model calls it an end of sequence, or special.
+        assert first.tokens[2] in end_tokens(model, tokenizer)
+        assert text_of(tokenizer, first.tokens[:3], end_tokens(model, tokenizer)) == tokenizer.decode(
+            first.tokens[:2]
+        )
+        save_ends(model, tokenizer, tmp_path)
+    finally:
+        tokenizer.chat_template = template
+    saved = GenerationConfig.from_pretrained(tmp_path)
+    assert saved.eos_token_id == sorted({first.tokens[2], tokenizer.eos_token_id})
 
 
 def test_sampling_depends_on_the_seed_alone_and_leaves_the_random_state(loaded):

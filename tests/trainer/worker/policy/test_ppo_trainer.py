@@ -53,6 +53,11 @@ class IdTokenizer:
 
     def __init__(self, eos_token_id):
         self.eos_token_id = self.pad_token_id = eos_token_id
+        self.chat_template = self.unk_token_id = None
+        self.added_tokens_decoder, self.all_special_tokens = {}, []
+
+    def convert_tokens_to_ids(self, tokens):
+        return [int(token) for token in tokens]
 
     def decode(self, ids, *, skip_special_tokens):
         assert skip_special_tokens

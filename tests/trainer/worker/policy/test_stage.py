@@ -104,6 +104,7 @@ def test_one_checkpoint_is_kept_and_the_result_speaks_of_all_steps(optimize, tmp
         "stop_reason": "",
         "adapter": "ppo/adapter",
     }
+    assert (tmp_path / "ppo" / "adapter" / "generation_config.json").is_file()
 
 
 def test_a_distance_below_0_is_not_reported():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -112,6 +113,8 @@ def test_the_adapter_folder_loads_over_the_base_model_and_gives_the_reported_los
         result.loss_after, rel=1e-2
     )
     assert not list(result.adapter.glob("*.bin"))
+    ends = json.loads((result.adapter / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
 def test_a_stopped_run_resumes_to_the_same_weights_bit_by_bit(folder, tmp_path, uninterrupted):

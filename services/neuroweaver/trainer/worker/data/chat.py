@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from neuroweaver.base_models.chat_template import chat_template
 from neuroweaver.trainer.data import turns
 
 Messages = turns.Messages
@@ -33,26 +34,29 @@ class EncodedChat:
 
 def encode_prompt(tokenizer: Any, messages: Messages) -> list[int]:
     """Token ids of `messages` followed by the opening of an assistant turn."""
-    return _tokenize(tokenizer, _render(tokenizer, messages, opens_turn=True))
+    return chat_template(tokenizer).prompt_ids(messages)
 
 
 def encode_chat(tokenizer: Any, messages: Messages, *, max_length: int | None = None) -> EncodedChat:
     """The chat with labels on every assistant turn, its end-of-turn token included.
 
     A turn that is not to be trained is context. Each turn is tokenised on its own, so that its context has
-    the ids it has when the turn is generated. Longer than `max_length`, the start is kept. Raises ValueError
-    as `segments` does.
+    the ids it has when the turn is generated. The last one ends as generation does, also where the template
+    writes no end. Longer than `max_length`, the start is kept. Raises ValueError as `segments` does.
     """
+    template = chat_template(tokenizer)
+    quoted = template.quoted(messages)
     input_ids: list[int] = []
     labels: list[int] = []
-
-    def render(part: Messages, opens_turn: bool) -> str:
-        return _render(tokenizer, part, opens_turn=opens_turn)
-
-    for text, is_trained in turns.segments(messages, render, tokenizer.eos_token):
-        ids = _tokenize(tokenizer, text)
+    rendered, is_trained = "", False
+    for text, is_trained in turns.segments(quoted, template.render, template.until_end):
+        ids = template.token_ids(text, after=rendered)
         input_ids += ids
         labels += ids if is_trained else [IGNORED] * len(ids)
+        rendered += text
+    if is_trained and template.end is not None and labels[-1] != template.end:
+        input_ids.append(template.end)
+        labels.append(template.end)
     if max_length is None or len(input_ids) <= max_length:
         return EncodedChat(input_ids, labels)
     return EncodedChat(input_ids[:max_length], labels[:max_length], is_truncated=True)
@@ -99,18 +103,3 @@ def target_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor
         hook.remove()
     targets = batch["labels"][:, 1:][is_target]
     return torch.nn.functional.cross_entropy(outputs.logits.float(), targets, reduction="none")
-
-
-def _render(tokenizer: Any, messages: Messages, *, opens_turn: bool) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            [{"role": message["role"], "content": message["content"]} for message in messages],
-            add_generation_prompt=opens_turn,
-            tokenize=False,
-        )
-    )
-
-
-def _tokenize(tokenizer: Any, text: str) -> list[int]:
-    # The template has written the special tokens already.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

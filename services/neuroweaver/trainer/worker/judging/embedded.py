@@ -161,7 +161,12 @@ class Embedder:
     @torch.inference_mode()
     def _embed(self, texts: list[str]) -> Any:
         tokens = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=MAX_TOKENS,
+            split_special_tokens=True,  # a "[SEP]" in an answer is five letters
+            return_tensors="pt",
         )
         mask = tokens["attention_mask"]
         self.tokens += int(mask.sum())

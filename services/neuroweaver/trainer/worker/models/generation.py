@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
+from neuroweaver.base_models.chat_template import chat_template
 from neuroweaver.trainer.worker.data.chat import Messages, attention_mask, encode_prompt, padded
 from neuroweaver.trainer.worker.models.nf4_cpu import packed_for_generation
 from neuroweaver.trainer.worker.process.monitor import Monitor
@@ -19,7 +21,7 @@ from neuroweaver.trainer.worker.process.reproducibility import evaluating, seede
 class Generation:
     """One answer: its text without special tokens, its token ids, and whether it ended itself.
 
-    `tokens` includes the end-of-sequence token if it is finished; if not, it was cut off at the limit.
+    `tokens` includes the token that ends it if it is finished; if not, it was cut off at the limit.
     """
 
     text: str
@@ -75,27 +77,39 @@ def generate(
     return [answers[index] for index in range(len(prompts))]
 
 
-def _answer(tokenizer: Any, row: list[int], ends: list[int]) -> Generation:
+def _answer(tokenizer: Any, row: list[int], ends: Collection[int]) -> Generation:
     end = next((position for position, token in enumerate(row) if token in ends), None)
     tokens = row if end is None else row[: end + 1]
-    text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    return Generation(text=text, tokens=tuple(tokens), finished=end is not None)
+    return Generation(
+        text=text_of(tokenizer, tokens, ends).strip(), tokens=tuple(tokens), finished=end is not None
+    )
+
+
+def text_of(tokenizer: Any, tokens: Sequence[int], ends: Collection[int]) -> str:
+    """The answer's text. What ends it is none of it, though not every tokenizer calls that token special."""
+    said = tokens[:-1] if tokens and tokens[-1] in ends else tokens
+    return str(tokenizer.decode(said, skip_special_tokens=True))
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Every id that ends an answer: the tokenizer's and those that the model ships for generation."""
-    shipped = model.generation_config.eos_token_id
-    return sorted({tokenizer.eos_token_id, *(shipped if isinstance(shipped, list) else [shipped])} - {None})
+    """Every id that ends an answer of the model."""
+    return sorted(chat_template(tokenizer).ends(model.generation_config.eos_token_id))
+
+
+def save_ends(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Writes what ends an answer beside an adapter, so that a server ends it there as training did."""
+    ends = end_tokens(model, tokenizer)
+    GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
 
 
 def generation_config(
-    pad_token_id: int, ends: list[int], *, max_new_tokens: int, temperature: float
+    pad_token_id: int, ends: Sequence[int], *, max_new_tokens: int, temperature: float
 ) -> GenerationConfig:
     """Greedy at temperature 0; else drawn from the whole distribution."""
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
+        eos_token_id=list(ends),
         pad_token_id=pad_token_id,
         **(sampling if temperature > 0 else {"do_sample": False}),
     )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuroweaver.trainer.worker.models.generation import text_of
 from neuroweaver.trainer.worker.policy.actor import Policy
 from neuroweaver.trainer.worker.policy.ppo_losses import (
     PPOConfig,
@@ -227,7 +228,7 @@ class PPOTrainer:
     def scores(self, rollout: Rollout) -> Tensor:
         """The reward function's scores, (batch,), NaN where one is missing."""
         kept = [row[keep].tolist() for row, keep in zip(rollout.responses, rollout.mask, strict=True)]
-        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in kept]
+        texts = [text_of(self.tokenizer, tokens, self.policy.eos_token_ids) for tokens in kept]
         with torch.no_grad():
             given = self.reward([prompt.text for prompt in rollout.prompts], texts)
         if not isinstance(given, Tensor):

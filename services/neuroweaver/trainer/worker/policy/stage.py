@@ -13,6 +13,7 @@ import torch
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
 from neuroweaver.trainer.worker.data.chat import Messages, encode_prompt
 from neuroweaver.trainer.worker.data.questions import without_system
+from neuroweaver.trainer.worker.models.generation import save_ends
 from neuroweaver.trainer.worker.models.lora import save_policy
 from neuroweaver.trainer.worker.policy.ppo_losses import PPOConfig
 from neuroweaver.trainer.worker.policy.ppo_trainer import PPOTrainer
@@ -71,6 +72,7 @@ def optimize_policy(
         # A cancelled job keeps what is whole: the state after the last finished step.
         _save(state, history, folder)
     save_policy(model, folder / "adapter")
+    save_ends(model.get_base_model(), tokenizer, folder / "adapter")
     return summary(history, trainer.stop_reason) | {"adapter": f"{folder.name}/adapter"}
 
 

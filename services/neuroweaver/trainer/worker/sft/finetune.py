@@ -15,6 +15,7 @@ from trl import SFTConfig
 
 from neuroweaver.mesh.machine.files import whole_folder
 from neuroweaver.trainer.worker.data.chat import EncodedChat, Messages, encode_chat
+from neuroweaver.trainer.worker.models.generation import save_ends
 from neuroweaver.trainer.worker.models.lora import lora, train_in_full_precision, without_adapter
 from neuroweaver.trainer.worker.process.checkpoints import SAVE_EVERY, checkpoint_step, last_checkpoint
 from neuroweaver.trainer.worker.process.monitor import Monitor
@@ -116,6 +117,7 @@ def finetune(
         after = token_loss(trainer.model, heldout, tokenizer.pad_token_id, monitor)
         with whole_folder(folder / ADAPTER) as partial:
             trainer.model.save_pretrained(partial)
+            save_ends(model, tokenizer, partial)
     finally:
         trainer.release()
     return SFTResult(
