@@ -26,7 +26,7 @@ JOB = scripted.JOB_ID
 COMMANDS = {
     "": "up down status",
     "train": "start watch list show cancel resume logs validate templates report",
-    "model": "list show versions compare history verify card register update create metrics bump state delete "
+    "model": "list show versions compare history verify card register update create metrics bump state delete undelete "
     "rollback upload download export import",
     "model alias": "list set remove resolve",
     "experiment": "create start pause stop list show weights assign watch results plan conclude",
