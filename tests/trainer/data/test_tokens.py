@@ -74,3 +74,13 @@ def test_the_preview_of_plain_text_has_the_templates_header_and_end(base, tmp_pa
         ("<|im_start|>assistant\n", False),
         (f"{EXAMPLES[3].text}<|im_end|>", True),
     ]
+
+
+def test_a_rows_first_token_is_predicted_from_nothing_and_never_counts(tmp_path):
+    bare = tiny_llama(tmp_path / "bare")
+    (bare / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    )
+    counted = count(resolve(str(bare), home=tmp_path), tmp_path, EXAMPLES[3])
+    assert counted.trained == counted.total - 1
+    assert counted.trained == encode_chat(load(bare)[1], messages_of(EXAMPLES[3])).target_tokens
