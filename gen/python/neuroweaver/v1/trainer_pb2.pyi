@@ -337,7 +337,7 @@ class TrainingConfig(_message.Message):
     Default: 2048, or the base model's context where that is shorter.
     """
     warmup_steps: _builtins.int
-    """Optimizer steps over which the learning rate rises from 0. Default 0."""
+    """Optimizer steps over which the learning rate rises from 0, fewer than the job has. Default 0."""
     weight_decay: _builtins.float
     """Decoupled weight decay of AdamW. Default 0."""
     quantization: Global___Quantization.ValueType
@@ -669,7 +669,7 @@ class Failure(_message.Message):
     IS_RESUMABLE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """A stable word for programs: OUT_OF_MEMORY, WORKER_KILLED, WORKER_ENDED, WORKER_LOST, DIVERGED,
-    JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, BASE_MODEL_UNAVAILABLE, DATASET_CHANGED,
+    JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, BASE_MODEL_UNAVAILABLE, BASE_MODEL_CHANGED, DATASET_CHANGED,
     REGISTRY_UNAVAILABLE, REGISTRY_REFUSED, DISK_FULL, INTERNAL.
     """
     message: _builtins.str
@@ -1046,7 +1046,7 @@ class Progress(_message.Message):
     reward: _builtins.float
     """Mean reward of the step's responses."""
     kl: _builtins.float
-    """Mean KL to the fine-tuned model, in nats per response."""
+    """Estimate of the mean KL to the fine-tuned model, in nats per response; unbiased, so it may lie below 0."""
     tokens_per_second: _builtins.float
     """Tokens processed per second in this stage so far."""
     @_builtins.property
@@ -1479,7 +1479,7 @@ class PolicyOptimization(_message.Message):
     reward_last: _builtins.float
     """Mean reward of the last tenth of the steps."""
     kl_last: _builtins.float
-    """KL to the fine-tuned model in the last step, in nats per response."""
+    """KL to the fine-tuned model in the last step, in nats per response; never below 0."""
     steps: _builtins.int
     """Steps taken."""
     stop_reason: _builtins.str

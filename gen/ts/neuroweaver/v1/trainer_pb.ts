@@ -129,7 +129,7 @@ export type TrainingConfig = Message<"neuroweaver.v1.TrainingConfig"> & {
   maxSeqLength?: number;
 
   /**
-   * Optimizer steps over which the learning rate rises from 0. Default 0.
+   * Optimizer steps over which the learning rate rises from 0, fewer than the job has. Default 0.
    *
    * @generated from field: optional int32 warmup_steps = 19;
    */
@@ -441,7 +441,7 @@ export const TrainingJobSchema: GenMessage<TrainingJob> = /*@__PURE__*/
 export type Failure = Message<"neuroweaver.v1.Failure"> & {
   /**
    * A stable word for programs: OUT_OF_MEMORY, WORKER_KILLED, WORKER_ENDED, WORKER_LOST, DIVERGED,
-   * JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, BASE_MODEL_UNAVAILABLE, DATASET_CHANGED,
+   * JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, BASE_MODEL_UNAVAILABLE, BASE_MODEL_CHANGED, DATASET_CHANGED,
    * REGISTRY_UNAVAILABLE, REGISTRY_REFUSED, DISK_FULL, INTERNAL.
    *
    * @generated from field: string reason = 1;
@@ -871,7 +871,7 @@ export type Progress = Message<"neuroweaver.v1.Progress"> & {
   reward?: number;
 
   /**
-   * Mean KL to the fine-tuned model, in nats per response.
+   * Estimate of the mean KL to the fine-tuned model, in nats per response; unbiased, so it may lie below 0.
    *
    * @generated from field: optional double kl = 6;
    */
@@ -1270,7 +1270,7 @@ export type PolicyOptimization = Message<"neuroweaver.v1.PolicyOptimization"> & 
   rewardLast: number;
 
   /**
-   * KL to the fine-tuned model in the last step, in nats per response.
+   * KL to the fine-tuned model in the last step, in nats per response; never below 0.
    *
    * @generated from field: double kl_last = 3;
    */
