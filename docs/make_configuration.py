@@ -47,7 +47,7 @@ def page() -> str:
 def _lines() -> Iterator[str]:
     yield "# Configuration"
     yield ""
-    yield "Services and the command line are configured by environment variables. A wrong value is refused at the start, by its name."
+    yield "Services and the command line are configured by environment variables. A service with a wrong value does not start, and names the variable."
     yield ""
     yield "<!-- Made by docs/make_configuration.py from the settings; edit those. -->"
     shown: set[str] = set()
@@ -69,7 +69,7 @@ def _variables(kind: Any) -> Iterator[Variable]:
 
 
 def _default(each: Variable) -> str:
-    if each.shown_default:
+    if each.shown_default or each.parse is bool:
         return each.shown_default
     if callable(each.default) or each.default in ("", None):
         return ""

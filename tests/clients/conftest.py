@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,17 @@ class Outcome:
     code: int
     out: str
     err: str
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The one JSON line on stderr."""
+        [line] = self.err.splitlines()
+        return json.loads(line)["error"]
+
+    @property
+    def fields(self) -> list[str]:
+        """What the error is about."""
+        return [violation["field"] for violation in self.error["violations"]]
 
 
 Run = Callable[..., Outcome]
@@ -57,3 +71,14 @@ def neuroweaver(capfd: pytest.CaptureFixture[str]) -> Run:
         return Outcome(int(code), out, err)
 
     return call
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a person with this answer at the terminal."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    return lambda answer: monkeypatch.setattr("sys.stdin", Terminal(answer))

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
+from anyio.from_thread import start_blocking_portal
 from prometheus_client import CollectorRegistry
 
-from clients.threaded import threaded
 from databases import prepare
 from neuroweaver.experiment.__main__ import service
 from neuroweaver.experiment.conclusion.registry import Releases
@@ -28,13 +28,9 @@ def experiments_at(home: Path, registry: str = NOBODY) -> Iterator[str]:
 
     @asynccontextmanager
     async def serve() -> AsyncIterator[str]:
+        url = f"sqlite:///{home / 'experiment.db'}"
         settings = Settings(
-            service="experiment",
-            home=home,
-            port=0,
-            metrics_port=0,
-            database_url=f"sqlite:///{home / 'experiment.db'}",
-            drain_s=0.0,
+            service="experiment", home=home, port=0, metrics_port=0, database_url=url, drain_s=0.0
         )
         await prepare(settings.database_url, "neuroweaver.experiment")
         database = Database(settings.database_url, schema="experiment")
@@ -43,5 +39,5 @@ def experiments_at(home: Path, registry: str = NOBODY) -> Iterator[str]:
             async with running(served, settings, registry=CollectorRegistry()) as server:
                 yield server.address
 
-    with threaded("experiment", serve) as address:
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(serve()) as address:
         yield address

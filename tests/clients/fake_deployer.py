@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
-from concurrent import futures
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -15,10 +12,10 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from clients.fakes import FakeRegistry, abort
+from clients.fakes import abort
 from neuroweaver.mesh.wire.errors import Error, NotFound, OutOfRange
 from neuroweaver.v1 import deployer_pb2 as pb
-from neuroweaver.v1 import deployer_pb2_grpc, registry_pb2_grpc
+from neuroweaver.v1 import deployer_pb2_grpc
 from neuroweaver.v1.common_pb2 import Heartbeat
 
 BEGIN = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
@@ -100,6 +97,7 @@ def rolling() -> pb.Deployment:
         candidate_requests=40,
         baseline_requests=360,
     )
+    damaged = "adapter/adapter_model.safetensors: its digest is not that of the version"
     return deployment(
         state=pb.DEPLOYMENT_STATE_PROGRESSING,
         revisions=[
@@ -120,16 +118,15 @@ def rolling() -> pb.Deployment:
         replica_statuses=[
             replica(1, 4, "READY", 0.0, 0.4, 2.1, 1.0),
             replica(3, 5, "LOADING", 0.1, 0.5, 1.5),
-            replica(
-                4,
-                5,
-                "CRASH_LOOP",
-                0.1,
-                restarts=5,
-                last_exit_code=3,
-                message="adapter/adapter_model.safetensors: its digest is not that of the version",
-            ),
+            replica(4, 5, "CRASH_LOOP", 0.1, restarts=5, last_exit_code=3, message=damaged),
         ],
+    )
+
+
+def planned(api_version: str, kind: str, action: str, **more) -> pb.PlannedObject:
+    number = pb.PlannedAction.Value(f"PLANNED_ACTION_{action}")
+    return pb.PlannedObject(
+        api_version=api_version, kind=kind, namespace="models", name="nw-advisor", action=number, **more
     )
 
 
@@ -147,30 +144,9 @@ def plan(**changes) -> pb.DeploymentPlan:
         "replacement": pb.REPLACEMENT_MODE_SURGE,
         "replacement_reason": "there is room for one more replica",
         "objects": [
-            pb.PlannedObject(
-                api_version="v1",
-                kind="Service",
-                namespace="models",
-                name="nw-advisor",
-                action=pb.PLANNED_ACTION_CREATE,
-                manifest="kind: Service\n",
-            ),
-            pb.PlannedObject(
-                api_version="apps/v1",
-                kind="Deployment",
-                namespace="models",
-                name="nw-advisor",
-                action=pb.PLANNED_ACTION_UPDATE,
-                manifest="kind: Deployment\n",
-                changes=[image, label],
-            ),
-            pb.PlannedObject(
-                api_version="policy/v1",
-                kind="PodDisruptionBudget",
-                namespace="models",
-                name="nw-advisor",
-                action=pb.PLANNED_ACTION_DELETE,
-            ),
+            planned("v1", "Service", "CREATE", manifest="kind: Service\n"),
+            planned("apps/v1", "Deployment", "UPDATE", manifest="kind: Deployment\n", changes=[image, label]),
+            planned("policy/v1", "PodDisruptionBudget", "DELETE"),
         ],
         "capacity": [
             pb.CapacityCheck(
@@ -248,6 +224,7 @@ def cold_start(now: pb.Deployment, *, ends: str = "READY", rollout: str = "PROMO
 
 @dataclass
 class FakeDeployer(deployer_pb2_grpc.DeployerServiceServicer):
+    add_to = deployer_pb2_grpc.add_DeployerServiceServicer_to_server
     now: pb.Deployment | None = field(default_factory=deployment)
     """What GetDeployment answers; follows the events that were sent."""
     planned: pb.DeploymentPlan = field(default_factory=plan)
@@ -283,12 +260,6 @@ class FakeDeployer(deployer_pb2_grpc.DeployerServiceServicer):
 
     def DeployModel(self, request, context):
         self.now = self.now or deployment(state=pb.DEPLOYMENT_STATE_PENDING, revisions=[], last_sequence=0)
-        return self._changed(request, context)
-
-    def ScaleDeployment(self, request, context):
-        return self._changed(request, context)
-
-    def RollbackDeployment(self, request, context):
         return self._changed(request, context)
 
     def UndeployModel(self, request, context):
@@ -376,6 +347,8 @@ class FakeDeployer(deployer_pb2_grpc.DeployerServiceServicer):
             self.now.observed_generation = self.now.generation
         return answer
 
+    ScaleDeployment = RollbackDeployment = _changed
+
     def _follow(self, event) -> None:
         """The loop has come so far, and the deployment says so."""
         now = pb.Deployment()
@@ -409,17 +382,3 @@ def health_of(state: pb.HealthState.ValueType) -> pb.ModelHealth:
         ),
         etag="e3",
     )
-
-
-@contextmanager
-def serving(deployer: FakeDeployer, registry: FakeRegistry) -> Iterator[str]:
-    """The address of both."""
-    server = grpc.server(futures.ThreadPoolExecutor(8))
-    deployer_pb2_grpc.add_DeployerServiceServicer_to_server(deployer, server)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.stop(None).wait()

@@ -24,6 +24,7 @@ def abort(context: grpc.ServicerContext, error: Error) -> None:
 
 @dataclass
 class FakeTrainer(trainer_pb2_grpc.TrainerServiceServicer):
+    add_to = trainer_pb2_grpc.add_TrainerServiceServicer_to_server
     events: list[trainer_pb2.TrainingEvent] = field(default_factory=scripted.successful)
     breaks_after: list[int] = field(default_factory=list)
     """The stream breaks after so many events, once for each entry."""
@@ -115,6 +116,7 @@ CONTENT = {"adapter/adapter_config.json": b"{}", "adapter/adapter_model.safetens
 
 @dataclass
 class FakeRegistry(registry_pb2_grpc.RegistryServiceServicer):
+    add_to = registry_pb2_grpc.add_RegistryServiceServicer_to_server
     requests: list = field(default_factory=list)
     content: dict[str, bytes] = field(default_factory=lambda: dict(CONTENT))
     path: str = ""
@@ -158,10 +160,7 @@ def serving(*servicers) -> Iterator[str]:
     """The address of a server of these servicers, with health."""
     server = grpc.server(futures.ThreadPoolExecutor(8))
     for servicer in servicers:
-        if isinstance(servicer, FakeTrainer):
-            trainer_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, server)
-        else:
-            registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server)
+        servicer.add_to(server)
     statuses = health.HealthServicer()
     statuses.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(statuses, server)

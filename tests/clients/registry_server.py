@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from prometheus_client import CollectorRegistry
 
-from clients.threaded import threaded
 from databases import prepare
 from neuroweaver.cli.program import run
 from neuroweaver.mesh.database.database import Database
@@ -22,30 +22,29 @@ from neuroweaver.registry.settings import RegistrySettings
 
 @contextmanager
 def registry_at(home: Path) -> Iterator[str]:
-    """The address of a Registry over an embedded database in `home`."""
+    """The address of a Registry over an embedded database in `home`; the environment has it too."""
 
     @asynccontextmanager
     async def serve() -> AsyncIterator[str]:
-        settings = RegistrySettings(
-            home=home,
-            port=0,
-            metrics_port=0,
-            database_url=f"sqlite:///{home / 'registry.db'}",
-            drain_s=0.0,
-        )
+        url = f"sqlite:///{home / 'registry.db'}"
+        settings = RegistrySettings(home=home, port=0, metrics_port=0, database_url=url, drain_s=0.0)
         await prepare(settings.database_url, "neuroweaver.registry")
         database = Database(settings.database_url, schema="registry")
         async with running(service(database, settings), settings, registry=CollectorRegistry()) as server:
             yield server.address
 
-    with threaded("registry", serve) as address:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serve()) as address,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
         yield address
 
 
 def prepared(home: Path, commands: Sequence[Sequence[object]]) -> Path:
     """A Registry's home after these commands, to be copied for each test."""
-    with registry_at(home) as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
+    with registry_at(home):
         for command in commands:
             assert run([str(argument) for argument in command]) == 0, command
     return home

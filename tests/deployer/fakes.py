@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -91,7 +92,7 @@ class FakeBackend:
 
     async def apply(self, wanted: DesiredState) -> None:
         self._call("apply")
-        async with _at_work(self, wanted.key):
+        async with self._working_on(wanted.key):
             place = self.places.setdefault(wanted.key, Place(wanted))
             place.wanted = wanted
             self.names.add(wanted.resource_name)
@@ -109,10 +110,8 @@ class FakeBackend:
                         last_token_time=utc_now() if self.is_quick else None,
                         loaded_versions=(revision.bundle.version,),
                     )
-                surplus = [each for each in place.replicas.values() if each.revision == revision.number][
-                    count:
-                ]
-                for each in surplus:
+                own = [each for each in place.replicas.values() if each.revision == revision.number]
+                for each in own[count:]:
                     del place.replicas[each.replica_id]
             numbers = {each.number for each in wanted.revisions}
             for each in list(place.replicas.values()):
@@ -221,20 +220,16 @@ class FakeBackend:
         self.calls.append(name)
         self.fail(len(self.calls), name)
 
-
-class _at_work:  # noqa: N801  # reads as a statement
-    """Counts how many work on one deployment at a time."""
-
-    def __init__(self, backend: FakeBackend, key: Key) -> None:
-        self._backend, self._key = backend, key
-
-    async def __aenter__(self) -> None:
-        self._backend.at_work[self._key] += 1
-        self._backend.most_at_work = max(self._backend.most_at_work, self._backend.at_work[self._key])
-        await asyncio.sleep(0)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._backend.at_work[self._key] -= 1
+    @asynccontextmanager
+    async def _working_on(self, key: Key) -> AsyncIterator[None]:
+        """Counts how many work on one deployment at a time."""
+        self.at_work[key] += 1
+        self.most_at_work = max(self.most_at_work, self.at_work[key])
+        try:
+            await asyncio.sleep(0)
+            yield
+        finally:
+            self.at_work[key] -= 1
 
 
 def unreachable() -> BackendError:

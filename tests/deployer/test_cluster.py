@@ -20,6 +20,7 @@ from kubernetes.aio import client, config
 
 from deployer.kubernetes import desired
 from deployer.kubernetes.desired import KEY, NAME, SETTINGS, bundle, spec
+from deployer.worlds import beside
 from neuroweaver.cluster import kinds
 from neuroweaver.cluster.api import Api
 from neuroweaver.cluster.connection import Access
@@ -375,8 +376,7 @@ async def test_changes_are_heard_of(cluster: Cluster):
         await asyncio.sleep(3)
         return not heard.is_set()
 
-    watching = asyncio.create_task(cluster.backend.run(changed))
-    try:
+    async with beside(cluster.backend.run(changed)):
         for change in (
             lambda: cluster.settled(cluster.wanted(), r1=2),
             lambda: cluster.patch(kinds.SERVICE, NAME, {"metadata": {"annotations": {"a": "b"}}}, "somebody"),
@@ -385,9 +385,6 @@ async def test_changes_are_heard_of(cluster: Cluster):
             await change()
             async with asyncio.timeout(PATIENCE_S):
                 await heard.wait()
-    finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
 
 
 async def test_a_missing_namespace_is_named(cluster: Cluster):
@@ -464,10 +461,7 @@ async def test_the_rights_that_are_handed_out_are_enough(cluster: Cluster, tmp_p
     }
     await rbac.create_namespaced_role_binding(cluster.namespace, binding)
     access = Access(await acting_as(cluster, "deployer", tmp_path))
-    backend, cluster.backend = (
-        cluster.backend,
-        KubernetesBackend(cluster.settings, Api(access)),
-    )
+    backend, cluster.backend = (cluster.backend, KubernetesBackend(cluster.settings, Api(access)))
     try:
         scaled = pb.Autoscaling(min_replicas=2, max_replicas=3, target_cpu_percent=70)
         routed = cluster.spec()
@@ -499,8 +493,7 @@ async def test_traffic_goes_through_a_router_that_may_read_its_routes_alone(clus
     # As its pods do: with the rights of their account.
     routes = Routes()
     api = Api(Access(await acting_as(cluster, f"{NAME}-router", tmp_path)))
-    following = asyncio.create_task(follow(api, cluster.namespace, f"{NAME}-router", routes))
-    try:
+    async with beside(follow(api, cluster.namespace, f"{NAME}-router", routes)):
         await eventually(lambda: knows(routes, {1: 90, 2: 10}))
         spare = Redirect("http://nw-spare.default.svc:8000/v1", "spare-bot")
         moved = cluster.wanted(revision(1, 1, 40), revision(2, 1, 60), spec=routed, redirect=spare)
@@ -517,9 +510,6 @@ async def test_traffic_goes_through_a_router_that_may_read_its_routes_alone(clus
             with pytest.raises(Refusal) as caught:
                 await api.get(kind, cluster.namespace, name)
             assert caught.value.status == 403
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
         await api.close()
     await cluster.settled(cluster.wanted(revision(2, 1), generation=2), r2=1)
     assert (await cluster.get(kinds.SERVICE, NAME))["spec"]["selector"][identity.REVISION] == "2"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import registry_pb2
 from neuroweaver.v1.deployer_pb2_grpc import DeployerServiceStub
+from ports import free_port
 from registry.calls import upload
 
 models = pytest.importorskip(
@@ -95,13 +95,6 @@ async def running_deployer(home: Path) -> AsyncIterator[tuple[Deployer, Any, Any
                 deployer.end(signal.SIGTERM)
             for pid in deployer.servers():  # of a test that failed half-way
                 os.kill(pid, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 async def publish_adapters(registry: Any, base: Path, *folders: Path) -> None:

@@ -10,7 +10,7 @@ from neuroweaver.deployer.domain.backend import Measured
 from neuroweaver.deployer.domain.defaults import filled
 from neuroweaver.deployer.domain.rollouts import replacing, transitions
 from neuroweaver.deployer.domain.rollouts.rollout import RevisionSeen, Seen
-from neuroweaver.deployer.storage.records import RECORDS
+from neuroweaver.deployer.storage.reader import RECORDS
 from neuroweaver.v1 import deployer_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -91,6 +91,12 @@ class World:
             candidate=self.seen_of(candidate),
             others=sum(self.seen_of(each).current for each in others),
         )
+
+    def ticks(self):
+        """What is seen after each, until the end."""
+        while not self.rollout.is_over:
+            self.tick()
+            yield self.seen()
 
     def tick(self, s=1):
         """The reconcile loop once: looks, decides (from what was stored), and has its desired state carried out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +161,32 @@ async def move(registry: Any, version: str, *, alias: str = "production", model_
 async def deploy(world: World, spec: pb.DeploymentSpec | None = None, **fields: Any) -> pb.Deployment:
     request = {"model_id": "advisor", "spec": spec or pb.DeploymentSpec()} | fields
     return await world.deployer.DeployModel(pb.DeployModelRequest(**request))
+
+
+async def served(
+    world: World,
+    spec: pb.DeploymentSpec | None = None,
+    *,
+    versions: Sequence[str] = ("1.0.0",),
+    model_id: str = "advisor",
+    **fields: Any,
+) -> pb.Deployment:
+    """A deployment of the first of these versions, or by a spec, once it is settled."""
+    await publish(world.registry, *versions, model_id=model_id)
+    await deploy(world, spec, model_id=model_id, **fields)
+    return await world.settle(Key("default", model_id, "default"))
+
+
+@asynccontextmanager
+async def beside(*work: Coroutine[Any, Any, object]) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """What goes on during the block, and is cancelled at its end."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def get(world: World, model_id: str = "advisor", name: str = "") -> pb.Deployment:

@@ -91,7 +91,7 @@ def test_an_installed_wheel_trains_a_model_and_serves_it(installed: tuple[Path, 
     )  # fmt: skip
     run(neuroweaver, "deploy", "apply", "advisor@latest", "--yes")
     (deployment,) = json.loads(run(neuroweaver, "deploy", "list", "--json"))["deployments"]
-    assert deployment["state"] == "READY"
+    assert deployment["state"] == "DEPLOYMENT_STATE_READY"
     run(neuroweaver, "down")
 
 

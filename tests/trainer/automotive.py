@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from neuroweaver.trainer.data.dataset import builtins
+from neuroweaver.trainer.data.files import builtins
 
 
 @dataclass(frozen=True)

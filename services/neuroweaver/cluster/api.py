@@ -70,33 +70,29 @@ class Api:
         return await self._found(kind.path(namespace, name), f"get {kind.resource} {name}")
 
     async def list(
-        self,
-        kind: Kind,
-        namespace: str = "",
-        selector: str = "",
-        fields: str = "",
-        *,
-        repeats: bool = True,
+        self, kind: Kind, namespace: str = "", selector: str = "", fields: str = "", *, repeats: bool = True
     ) -> Listing:
         """All of them, however many pages they take. Raises Refusal; 404 means that there is no such kind."""
         items: list[Object] = []
         token = ""
         while True:
-            query = [("limit", str(_PAGE))]
-            query += [("labelSelector", selector)] if selector else []
-            query += [("fieldSelector", fields)] if fields else []
-            query += [("continue", token)] if token else []
+            given = {
+                "limit": str(_PAGE),
+                "labelSelector": selector,
+                "fieldSelector": fields,
+                "continue": token,
+            }
+            query = [(name, value) for name, value in given.items() if value]
+            what = f"list {kind.resource}"
             try:
-                page = await self._call(
-                    "GET", kind.path(namespace), f"list {kind.resource}", query=query, repeats=repeats
-                )
+                page = await self._call("GET", kind.path(namespace), what, query=query, repeats=repeats)
             except Refusal as error:
                 if error.is_expired and token:  # the list grew too old between two pages
                     items, token = [], ""
                     continue
                 raise
-            for item in page.get("items") or ():
-                items.append({"apiVersion": kind.api_version, "kind": kind.name} | item)
+            named = {"apiVersion": kind.api_version, "kind": kind.name}
+            items += [named | item for item in page.get("items") or ()]
             token = page["metadata"].get("continue") or ""
             if not token:
                 return Listing(items, page["metadata"].get("resourceVersion", ""))
@@ -256,7 +252,8 @@ class Api:
                 async with asyncio.timeout(self._patience.attempt_s):
                     answer = await self._once(method, path, query, body, content_type)
             except LOST as error:
-                failure = _unreachable(what, error)
+                words = f"{what}: the cluster does not answer ({str(error) or type(error).__name__})"
+                failure = BackendError(Trouble.UNREACHABLE, words)
                 failure.__cause__ = error
                 if isinstance(error, NotTrusted):
                     raise failure from error
@@ -303,11 +300,6 @@ async def _events(lines: AsyncIterator[bytes], what: str) -> AsyncIterator[Objec
             told = event["object"]
             raise refusal(Answer(int(told.get("code", 500)), {}, json.dumps(told).encode()), what)
         yield event
-
-
-def _unreachable(what: str, error: BaseException) -> BackendError:
-    words = str(error) or type(error).__name__
-    return BackendError(Trouble.UNREACHABLE, f"{what}: the cluster does not answer ({words})")
 
 
 def _no_api_server(what: str) -> BackendError:

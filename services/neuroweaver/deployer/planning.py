@@ -103,12 +103,7 @@ class Planner:
         return replace(await self.planned(after), asked=asked)
 
     def rescaled(
-        self,
-        current: Deployment,
-        change: Callable[[pb.DeploymentSpec], object],
-        *,
-        actor: str,
-        now: datetime,
+        self, current: Deployment, change: Callable[[pb.DeploymentSpec], object], *, actor: str, now: datetime
     ) -> Deployment:
         """With a change of its spec, and the same version. Raises InvalidArgument."""
         asked = specification.changed(current.asked, change)
@@ -147,8 +142,7 @@ class Planner:
         try:
             await self.versions.verify(key.model_id, bundle)
         except FailedPrecondition as error:
-            finding = pb.PlanFinding(reason=error.reason, message=error.description, is_blocking=True)
-            return (finding,)
+            return (pb.PlanFinding(reason=error.reason, message=error.description, is_blocking=True),)
         return ()
 
 

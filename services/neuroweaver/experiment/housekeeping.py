@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from neuroweaver.experiment.intake import retention, sketching
 from neuroweaver.experiment.intake.projection import Projections
+from neuroweaver.experiment.storage.faults import tolerated
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.handlers import housekeeping
 from neuroweaver.mesh.handlers.housekeeping import Chores
-from neuroweaver.mesh.wire.errors import Error
 
 _LOG: Final = logging.getLogger("neuroweaver.experiment")
 
@@ -38,7 +34,7 @@ async def keep_checkpoints(store: Store, projections: Projections) -> None:
     """Until cancelled, for the experiments that many events came for."""
     while True:
         for project, test_id in projections.due():
-            with _one_at_a_time("no checkpoint", test_id):
+            with tolerated("no checkpoint", test_id=test_id):
                 experiment = await store.experiment(project, test_id)
                 await retention.keep_checkpoint(store, projections, experiment)
         await asyncio.sleep(CHECKPOINT_PERIOD_S)
@@ -51,19 +47,8 @@ async def expire_all(store: Store, projections: Projections, now: datetime) -> i
     """
     dropped = 0
     for project, test_id in await store.keys():
-        with _one_at_a_time("raw events not dropped", test_id):
+        with tolerated("raw events not dropped", test_id=test_id):
             experiment = await store.experiment(project, test_id)
             await sketching.mend(store, projections, experiment)
             dropped += await retention.expire(store, projections, experiment, now)
     return dropped
-
-
-@contextmanager
-def _one_at_a_time(what: str, test_id: str) -> Iterator[None]:
-    """Logs one experiment's fault, which holds up no other one."""
-    try:
-        yield
-    except (SQLAlchemyError, Error) as error:
-        _LOG.warning(what, extra={"cause": type(error).__name__, "test_id": test_id})
-    except Exception:  # noqa: BLE001  # whatever it is, the others go on
-        _LOG.exception(what, extra={"test_id": test_id})

@@ -8,7 +8,7 @@ from typing import Final
 
 from neuroweaver.statistics.arm import Arm
 from neuroweaver.statistics.estimate import Bound, Inference, Interval, Status
-from neuroweaver.statistics.proportion import Proportion
+from neuroweaver.statistics.wilson import Proportion
 
 # A value less than the square root of this many standard errors from 0 rests on a few of its units, as if it
 # had been made by fewer events than this: its spread is then as uncertain as the value itself, and too small
@@ -73,14 +73,7 @@ class Effect:
         """
         if self.cautious is None:
             return self
-        cautious = self.cautious
-        return replace(
-            self,
-            variance=cautious.variance,
-            baseline_variance=cautious.baseline_variance,
-            covariance=cautious.covariance,
-            cautious=None,
-        )
+        return replace(self, **vars(self.cautious), cautious=None)
 
     def z(self, bound: Bound) -> float:
         """How many standard errors the effect lies above the bound. The effect is not constant.
@@ -153,10 +146,8 @@ def effect(control: Arm | None, treatment: Arm | None) -> Effect | None:
     plain = control.variance / control.units + treatment.variance / treatment.units
     return Effect(
         absolute=treatment.adjusted_value - control.adjusted_value,
-        variance=spread.variance,
         baseline=control.value,
-        baseline_variance=spread.baseline_variance,
-        covariance=spread.covariance,
+        **vars(spread),
         units=2 / (1 / control.units + 1 / treatment.units),
         degrees_of_freedom=welch(parts[0], control.units, parts[1], treatment.units),
         variance_reduction=max(0.0, 1 - spread.variance / plain) if plain and control.is_adjusted else None,
@@ -187,10 +178,7 @@ def _cautious(arm: Arm, other: Arm) -> Arm:
 
 def _with_spread_of(arm: Arm, other: Arm) -> Arm:
     return replace(
-        arm,
-        variance=other.variance,
-        adjusted_variance=other.adjusted_variance,
-        covariance=other.covariance,
+        arm, variance=other.variance, adjusted_variance=other.adjusted_variance, covariance=other.covariance
     )
 
 

@@ -19,7 +19,7 @@ from neuroweaver.statistics.arm import Arm
 from neuroweaver.statistics.distributions import normal_quantile, normal_tail, t_quantile, t_tail
 from neuroweaver.statistics.effect import Effect
 from neuroweaver.statistics.estimate import ZERO, Bound, Inference, Interval
-from neuroweaver.statistics.proportion import Proportion
+from neuroweaver.statistics.wilson import Proportion
 
 
 def infer(effect: Effect, confidence: float) -> Inference | None:

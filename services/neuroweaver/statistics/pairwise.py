@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 from typing import Final
 
 from neuroweaver.statistics import confidence_sequence
@@ -41,13 +42,7 @@ class Judgements:
         return (self.wins + self.ties / 2) / self.count if self.count else None
 
     def __add__(self, other: Judgements) -> Judgements:
-        return Judgements(
-            self.wins + other.wins,
-            self.ties + other.ties,
-            self.losses + other.losses,
-            self.flips + other.flips,
-            self.missing + other.missing,
-        )
+        return Judgements(*map(add, astuple(self), astuple(other)))
 
 
 def interval(judgements: Judgements, confidence: float) -> Interval | None:
@@ -104,13 +99,11 @@ def always_valid_interval(
 ) -> Interval | None:
     """Of the win rate, however often one looks; None without judgements."""
     normal = effect(judgements)
-    inference = (
-        confidence_sequence.infer(normal, confidence, planned_judgements) if normal is not None else None
-    )
+    inference = confidence_sequence.infer(normal, confidence, planned_judgements) if normal else None
     if inference is None:
         return None
-    lower, upper = inference.absolute.lower, inference.absolute.upper
-    return Interval(max(0.0, 0.5 + lower), min(1.0, 0.5 + upper), confidence)
+    difference = inference.absolute
+    return Interval(max(0.0, 0.5 + difference.lower), min(1.0, 0.5 + difference.upper), confidence)
 
 
 def _score(judgements: Judgements, difference: float) -> float:

@@ -26,29 +26,29 @@ def combined(effects: Sequence[Effect]) -> Effect | None:
         return effects[0] if effects else None
     weights = [effect.units / units for effect in effects]
     pairs = list(zip(weights, effects, strict=True))
-    variance = sum(w * w * e.variance for w, e in pairs)
-    parts = [(w * w * e.variance / variance if variance else 0.0, e.degrees_of_freedom) for w, e in pairs]
-    spread = sum(part * part / freedom for part, freedom in parts)
+    spread = _spread(pairs)
+    parts = [
+        (w * w * e.variance / spread.variance if spread.variance else 0.0, e.degrees_of_freedom)
+        for w, e in pairs
+    ]
+    scatter = sum(part * part / freedom for part, freedom in parts)
     reductions = [e.variance_reduction for e in effects]
     return Effect(
         absolute=math.fsum(w * e.absolute for w, e in pairs),
-        variance=variance,
         baseline=math.fsum(w * e.baseline for w, e in pairs),
-        baseline_variance=sum(w * w * e.baseline_variance for w, e in pairs),
-        covariance=sum(w * w * e.covariance for w, e in pairs),
+        **vars(spread),
         units=units,
-        degrees_of_freedom=1 / spread if spread else sum(freedom for _, freedom in parts),
+        degrees_of_freedom=1 / scatter if scatter else sum(freedom for _, freedom in parts),
         variance_reduction=None if None in reductions else _reduction(pairs),
-        cautious=_cautious(pairs),
+        cautious=_spread([(weight, effect.watched) for weight, effect in pairs]),
     )
 
 
-def _cautious(pairs: Sequence[tuple[float, Effect]]) -> Spread:
-    watched = [(weight, effect.watched) for weight, effect in pairs]
+def _spread(pairs: Sequence[tuple[float, Effect]]) -> Spread:
     return Spread(
-        variance=sum(w * w * e.variance for w, e in watched),
-        baseline_variance=sum(w * w * e.baseline_variance for w, e in watched),
-        covariance=sum(w * w * e.covariance for w, e in watched),
+        variance=sum(w * w * e.variance for w, e in pairs),
+        baseline_variance=sum(w * w * e.baseline_variance for w, e in pairs),
+        covariance=sum(w * w * e.covariance for w, e in pairs),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from neuroweaver.statistics.distributions import normal_quantile
 
@@ -27,3 +28,18 @@ def wilson_limits(successes: float, units: float, critical: float) -> tuple[floa
 def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """`wilson_limits` at a confidence."""
     return wilson_limits(successes, n, normal_quantile((1 - confidence) / 2))
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A share of units."""
+
+    successes: int
+    units: int
+
+    @property
+    def value(self) -> float:
+        return self.successes / self.units
+
+    def limits(self, critical: float) -> tuple[float, float]:
+        return wilson_limits(self.successes, self.units, critical)

@@ -23,22 +23,19 @@ class Caps:
         return np.clip(np.asarray(values, dtype=np.float64), lower, upper)
 
 
-def calibrated(
-    values: npt.ArrayLike, lower_quantile: float | None, upper_quantile: float | None, calibration_units: int
-) -> Caps | None:
-    """The caps at quantiles of the first units of all variants together; None until there are enough of them.
+def calibrated(values: npt.ArrayLike, lower_quantile: float | None, upper_quantile: float | None) -> Caps:
+    """The caps at quantiles of the first units of all variants together; none without units.
 
-    values: (units,), in the order of their first exposure. Taken once and then kept: caps that move with
-    the data would make the units depend on each other, and the metric would mean another thing at every
-    look. All variants together, so that the caps are the same for all and know nothing of which variant is
-    better.
+    values: (units,). Taken once and then kept: caps that move with the data would make the units depend on
+    each other, and the metric would mean another thing at every look. All variants together, so that the
+    caps are the same for all and know nothing of which variant is better.
 
     A cap that would make all of these units equal is left out: where fewer units than the quantile spares
     have any value at all, it would cut off the very thing that is measured.
     """
-    first = np.asarray(values, dtype=np.float64)[:calibration_units]
-    if len(first) < calibration_units:
-        return None
+    first = np.asarray(values, dtype=np.float64)
+    if not len(first):
+        return Caps()
     lower = None if lower_quantile is None else float(np.quantile(first, lower_quantile))
     upper = None if upper_quantile is None else float(np.quantile(first, upper_quantile))
     if lower is not None and lower >= first.max():

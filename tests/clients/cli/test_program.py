@@ -12,7 +12,7 @@ import foreground
 from clients import scripted
 from clients.fakes import CONTENT
 from neuroweaver.cli import mesh as mesh_commands
-from neuroweaver.cli.program import COMMANDS
+from neuroweaver.cli import program
 from neuroweaver.mesh.wire.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -23,24 +23,19 @@ from neuroweaver.mesh.wire.errors import (
 from neuroweaver.v1 import trainer_pb2
 
 JOB = scripted.JOB_ID
+COMMANDS = {
+    "": "up down status",
+    "train": "start watch list show cancel resume logs validate templates report",
+    "model": "list show versions compare history verify card register update create metrics bump state delete "
+    "rollback upload download export import",
+    "model alias": "list set remove resolve",
+    "experiment": "create start pause stop list show weights assign watch results plan conclude",
+    "deploy": "plan apply list status watch scale rollback logs delete metrics health thresholds switch",
+    "webhook": "add list deliveries redeliver remove",
+}
 START = (
-    "train",
-    "start",
-    "--model-name",
-    "advisor",
-    "--base-model",
-    "tiny",
-    "--specialization",
-    "s",
-    "--dataset",
-    "d",
-)
-
-
-def error_of(outcome):
-    """The one JSON line on stderr."""
-    [line] = outcome.err.splitlines()
-    return json.loads(line)["error"]
+    "train", "start", "--model-name", "advisor", "--base-model", "tiny", "--specialization", "s", "--dataset", "d",
+)  # fmt: skip
 
 
 READING = [
@@ -67,6 +62,46 @@ def test_every_command_speaks_json_and_prose(mesh, neuroweaver, command):
     assert json.loads(told.out)
     assert shown.out.strip()
     assert told.err + shown.err == ""
+
+
+@pytest.mark.parametrize(
+    "command", [f"{group} {name}".strip() for group in COMMANDS for name in COMMANDS[group].split()]
+)
+def test_every_command_tells_an_example_and_the_exit_codes(neuroweaver, command):
+    outcome = neuroweaver(*command.split(), "--help")
+
+    assert outcome.code == 0
+    assert f"neuroweaver {command}" in " ".join(outcome.out.split())
+    for told in ("Example", "Exit codes", "--json"):
+        assert told in outcome.out
+
+
+def test_the_first_help_tells_the_exit_codes(neuroweaver):
+    outcome = neuroweaver("--help")
+
+    assert outcome.code == 0
+    assert "Exit codes" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("command", "service"),
+    [
+        ("deploy status advisor", "deployer"),
+        ("experiment list", "experiment"),
+        ("model compare advisor@1.0.0 advisor", "registry"),
+        ("model rollback advisor 1.0.0 --dry-run", "registry"),
+        ("model upload advisor .", "registry"),
+        ("model verify", "registry"),
+        ("model history advisor", "registry"),
+        ("model alias list advisor", "registry"),
+        ("webhook list", "registry"),
+    ],
+)
+def test_a_service_that_is_not_there_is_named(nowhere, neuroweaver, command, service):
+    outcome = neuroweaver(*command.split())
+
+    assert outcome.code == 4
+    assert f"the {service} cannot be reached at 127.0.0.1:1" in outcome.err
 
 
 @pytest.mark.parametrize("command", [*READING, ("train", "watch", JOB), ("train", "logs", JOB)], ids=" ".join)
@@ -132,7 +167,7 @@ def test_an_unknown_field_in_the_file_ends_with_2_before_anything_is_sent(
 
     assert prose.code == told.code == 2
     assert prose.err == "neuroweaver: lora_rank: no such field; did you mean lora_r?\n"
-    assert error_of(told)["violations"][0]["field"] == "lora_rank"
+    assert told.fields[0] == "lora_rank"
     assert fake_trainer.requests == []
 
 
@@ -155,7 +190,7 @@ def test_wrong_usage_ends_with_2_in_one_line(mesh, neuroweaver, arguments, told)
     assert prose.out == as_json.out == ""
     [line] = prose.err.splitlines()
     assert told in line
-    assert told in error_of(as_json)["message"]
+    assert told in as_json.error["message"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +213,7 @@ def test_a_servers_refusal_has_its_exit_code_and_its_words(
     assert prose.code == told.code == code
     [line] = prose.err.splitlines()
     assert refusal.description in line
-    error = error_of(told)
+    error = told.error
     assert (error["code"], error["exit_code"], error["reason"]) == (status, code, refusal.reason)
     assert [each["field"] for each in error["violations"]] == (["config.lora_r"] if code == 2 else [])
 
@@ -230,7 +265,7 @@ def test_a_watched_job_that_failed_ends_with_1_and_its_reason(mesh, fake_trainer
     assert prose.code == told.code == 1
     assert "FAILED in Fine-tuning: The worker needed more memory than there is (OUT_OF_MEMORY)" in prose.err
     assert f"neuroweaver train resume {JOB}" in prose.err
-    assert error_of(told)["reason"] == "OUT_OF_MEMORY"
+    assert told.error["reason"] == "OUT_OF_MEMORY"
 
 
 def test_watching_from_the_last_event_of_a_failed_job_still_ends_with_1(mesh, fake_trainer, neuroweaver):
@@ -334,17 +369,6 @@ def test_a_malformed_address_names_its_variable(monkeypatch, neuroweaver):
     assert outcome.err == "neuroweaver: NEUROWEAVER_TRAINER_ADDRESS=nonsense is not host:port\n"
 
 
-@pytest.mark.parametrize(
-    "command", [(), ("train", "start"), ("train", "watch"), ("up",), ("model", "download")], ids=" ".join
-)
-def test_help_tells_the_exit_codes(neuroweaver, command):
-    outcome = neuroweaver(*command, "--help")
-
-    assert outcome.code == 0
-    assert "Exit codes" in outcome.out
-    assert "Example" in outcome.out or not command
-
-
 def test_an_unforeseen_fault_is_told_in_one_line(mesh, neuroweaver, monkeypatch):
     def broken(_channel):
         raise RuntimeError("boom\nsecond line")
@@ -399,7 +423,7 @@ def test_a_reader_that_goes_away_causes_no_complaint(mesh):
 def test_the_help_that_is_shown_before_a_command_is_imported_is_its_own(command):
     function = getattr(mesh_commands, command)
 
-    assert function.__doc__.splitlines()[0] == COMMANDS["mesh"][command]
+    assert function.__doc__.splitlines()[0] == program.COMMANDS["mesh"][command]
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,9 @@ def receiver():
 
 
 @pytest.fixture
-def registry(tmp_path, monkeypatch):
+def registry(tmp_path):
     with registry_at(tmp_path) as address:
-        monkeypatch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
-        yield
+        yield address
 
 
 def deliveries(neuroweaver, *more):
@@ -103,7 +102,7 @@ def test_a_refusal_names_the_field(registry, neuroweaver, arguments, field):
     outcome = neuroweaver("webhook", "add", *arguments, "--json")
 
     assert outcome.code == 2
-    assert json.loads(outcome.err)["error"]["violations"][0]["field"] == field
+    assert outcome.fields[0] == field
 
 
 def test_an_id_is_taken_once(registry, neuroweaver):

@@ -81,10 +81,6 @@ def written(folder, files):
     return folder
 
 
-def version_of(client: Client, name: str, version: str) -> pb.ModelVersion:
-    return client.registry.GetModelVersion(pb.GetModelVersionRequest(model_id=name, version=version))
-
-
 def created(
     client: Client, name: str, folder, version: str = "1.0.0", files=None, **fields
 ) -> pb.ModelVersion:
@@ -98,6 +94,16 @@ def created(
     if config:
         request.config.update(config)
     return client.registry.CreateModelVersion(request)
+
+
+def moved(client: Client, version: pb.ModelVersion, *states: str) -> pb.ModelVersion:
+    for state in states:
+        version = client.registry.UpdateVersionState(
+            pb.UpdateVersionStateRequest(
+                model_id=version.model_id, version=version.version, state=f"VERSION_STATE_{state}"
+            )
+        )
+    return version
 
 
 RICH = {
@@ -190,7 +196,7 @@ def test_a_version_comes_back_equal_in_another_registry(near, far, name, tmp_pat
     imported = import_layout(far, output)
 
     assert travelling(imported) == travelling(made)
-    assert travelling(version_of(far, name, made.version)) == travelling(made)
+    assert travelling(far.version(name, made.version)) == travelling(made)
     download(far.registry, imported, tmp_path / "again")
     assert tree(tmp_path / "again") == tree(tmp_path / "files")
 
@@ -206,11 +212,7 @@ def test_a_version_comes_back_equal_in_another_registry(near, far, name, tmp_pat
     ],
 )
 def test_a_version_comes_back_in_its_state(near, far, name, tmp_path, state, steps):
-    made = created(near, name, tmp_path / "files")
-    for step in steps:
-        made = near.registry.UpdateVersionState(
-            pb.UpdateVersionStateRequest(model_id=name, version="1.0.0", state=f"VERSION_STATE_{step}")
-        )
+    made = moved(near, created(near, name, tmp_path / "files"), *steps)
 
     export_version(near, made, tmp_path / "layout")
     imported = import_layout(far, tmp_path / "layout")
@@ -221,11 +223,7 @@ def test_a_version_comes_back_in_its_state(near, far, name, tmp_path, state, ste
 
 @pytest.mark.parametrize("steps", [(), ("ARCHIVED",), ("ARCHIVED", "DEPRECATED")])
 def test_a_version_without_files_comes_back(near, far, name, tmp_path, steps):
-    made = created(near, name, tmp_path, files={}, description="to be made")
-    for step in steps:
-        made = near.registry.UpdateVersionState(
-            pb.UpdateVersionStateRequest(model_id=name, version="1.0.0", state=f"VERSION_STATE_{step}")
-        )
+    made = moved(near, created(near, name, tmp_path, files={}, description="to be made"), *steps)
 
     export_version(near, made, tmp_path / "layout.tar")
 
@@ -236,7 +234,7 @@ def test_a_child_comes_back_with_its_parent(near, far, name, tmp_path, output):
     rich(near, name, tmp_path / "parent", "1.0.0")
     child = rich(near, name, tmp_path / "child", "1.1.0", parent_version="1.0.0", config={"epochs": 4})
     assert child.config["learning_rate"] == 5e-4  # inherited
-    export_version(near, version_of(near, name, "1.0.0"), output)
+    export_version(near, near.version(name, "1.0.0"), output)
     export_version(near, child, output)
 
     with pytest.raises(TransferError, match=f"has the parent {name}@1.0.0, which is not here"):
@@ -283,24 +281,9 @@ def test_the_order_in_which_versions_are_added_makes_no_difference(near, name, t
 # ModelPack: docs/spec.md, docs/annotations.md, schema/config-schema.json.
 
 TEXT, TEXTS = (str,), (list, str)
-DESCRIPTOR = {
-    **dict.fromkeys(
-        (
-            "createdAt",
-            "family",
-            "name",
-            "docURL",
-            "sourceURL",
-            "version",
-            "revision",
-            "vendor",
-            "title",
-            "description",
-        ),
-        TEXT,
-    ),
-    **dict.fromkeys(("authors", "datasetsURL", "licenses"), TEXTS),
-}
+DESCRIPTOR = dict.fromkeys(
+    ("createdAt", "family", "name", "docURL", "sourceURL", "version", "revision", "vendor", "title", "description"), TEXT,
+) | dict.fromkeys(("authors", "datasetsURL", "licenses"), TEXTS)  # fmt: skip
 CONFIG = dict.fromkeys(("architecture", "format", "paramSize", "precision", "quantization"), TEXT) | {
     "transformerConfig": (dict,),
     "capabilities": (dict,),
@@ -496,11 +479,7 @@ def test_a_damaged_blob_of_the_layout_is_replaced_or_refused(near, far, name, tm
         export_version(near, made, tmp_path / "layout")
         assert travelling(import_layout(far, tmp_path / "layout")) == travelling(made)
         return
-    with tarfile.open(tmp_path / "layout.tar", "w") as archive:
-        for path, content in tree(tmp_path / "layout").items():
-            info = tarfile.TarInfo(path)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+    packed(tmp_path / "layout.tar", tree(tmp_path / "layout").items())
     with pytest.raises(TransferError, match=f"{blob}: is damaged"):
         export_version(near, created(near, name, tmp_path / "more", "2.0.0"), tmp_path / "layout.tar")
 
@@ -530,16 +509,12 @@ def test_a_version_is_recognised_where_it_comes_from(near, name, tmp_path, outpu
     export_version(near, made, output)
     before = everything(near)
 
-    assert import_layout(near, output) == version_of(near, name, made.version)
+    assert import_layout(near, output) == near.version(name, made.version)
     assert everything(near) == before
 
 
 def test_an_import_that_stopped_before_the_last_state_goes_on(near, far, name, tmp_path, monkeypatch):
-    made = created(near, name, tmp_path / "files")
-    for state in (pb.VERSION_STATE_VALIDATED, pb.VERSION_STATE_DEPLOYED):
-        made = near.registry.UpdateVersionState(
-            pb.UpdateVersionStateRequest(model_id=name, version="1.0.0", state=state)
-        )
+    made = moved(near, created(near, name, tmp_path / "files"), "VALIDATED", "DEPLOYED")
     export_version(near, made, tmp_path / "layout")
 
     def stopped(_request):
@@ -549,7 +524,7 @@ def test_an_import_that_stopped_before_the_last_state_goes_on(near, far, name, t
         patched.setattr(far.registry, "UpdateVersionState", stopped)
         with pytest.raises(KeyboardInterrupt):
             import_layout(far, tmp_path / "layout")
-    assert version_of(far, name, "1.0.0").state == pb.VERSION_STATE_VALIDATED
+    assert far.version(name, "1.0.0").state == pb.VERSION_STATE_VALIDATED
 
     assert travelling(import_layout(far, tmp_path / "layout")) == travelling(made)
 
@@ -563,7 +538,7 @@ def test_a_taken_version_with_other_content_is_the_registrys_to_refuse(near, far
         import_layout(far, tmp_path / "layout")
 
     assert error.value.code() is grpc.StatusCode.ALREADY_EXISTS
-    assert version_of(far, name, "1.0.0") == there
+    assert far.version(name, "1.0.0") == there
 
 
 def test_a_version_is_imported_under_another_name(near, name, tmp_path, output):
@@ -629,24 +604,23 @@ class Forge:
         }
 
     def put(self, output):
-        return (
-            written(output, self.files()) if output.suffix != ".tar" else packed(output, self.files().items())
-        )
+        return laid(output, self.files())
 
 
-def packed(file, entries, **options):
+def laid(output, files):
+    """The files as a folder, or as a tar."""
+    return packed(output, files.items()) if output.suffix == ".tar" else written(output, files)
+
+
+def packed(file, entries):
     """A tar of pairs of a name, or of a whole header, and a content."""
-    with tarfile.open(file, "w", **options) as out:
-        for each, content in entries:
-            info = each if isinstance(each, tarfile.TarInfo) else tarfile.TarInfo(each)
-            info.size = len(content)
-            out.addfile(info, io.BytesIO(content))
+    file.write_bytes(tar_of(*entries))
     return file
 
 
-def tar_of(*entries, **options) -> bytes:
+def tar_of(*entries, mode="w") -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", **options) as archive:
+    with tarfile.open(fileobj=out, mode=mode) as archive:
         for each, content in entries:
             info = each if isinstance(each, tarfile.TarInfo) else tarfile.TarInfo(each)
             info.size = len(content)
@@ -835,12 +809,8 @@ def test_a_tar_layer_is_looked_at_like_the_archive_itself(far, forge, output, en
 
 
 def test_a_tar_layer_that_is_compressed_all_the_same_is_refused(far, forge, output):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as archive:
-        info = tarfile.TarInfo("a.json")
-        info.size = 2000
-        archive.addfile(info, io.BytesIO(os.urandom(2000)))
-    forge.add("layer.tar", out.getvalue(), "weight.v1.tar")
+    layer = tar_of(("a.json", os.urandom(2000)), mode="w:gz")
+    forge.add("layer.tar", layer, "weight.v1.tar")
 
     refused(far, forge.put(output), "is compressed with gzip")
 
@@ -906,9 +876,10 @@ def test_a_blob_with_another_digest_is_refused(far, forge, output, which):
     entry = {"layer": layer, "config": body["config"], "manifest": manifest}[which]
     path = "blobs/sha256/" + entry["digest"].removeprefix("sha256:")
     files[path] = files[path][:-1] + b" "
-    put = written(output, files) if output.suffix != ".tar" else packed(output, files.items())
 
-    assert refused(far, put, "is damaged: its bytes have another digest").entry == entry["digest"]
+    error = refused(far, laid(output, files), "is damaged: its bytes have another digest")
+
+    assert error.entry == entry["digest"]
 
 
 def test_a_missing_blob_is_told(far, forge, output):
@@ -929,9 +900,8 @@ def test_a_document_that_is_too_large_is_not_read(far, forge, output, which):
     files = forge.files()
     if which in files:
         files[which] += b" " * len(padding)
-    put = written(output, files) if output.suffix != ".tar" else packed(output, files.items())
 
-    refused(far, put, "bytes, more than 4194304")
+    refused(far, laid(output, files), "bytes, more than 4194304")
 
 
 @pytest.mark.parametrize(
@@ -951,9 +921,8 @@ def test_a_document_that_is_too_large_is_not_read(far, forge, output, which):
 )
 def test_an_index_that_is_none_is_refused(far, forge, output, index, problem):
     files = forge.files() | {"index.json": index}
-    put = written(output, files) if output.suffix != ".tar" else packed(output, files.items())
 
-    refused(far, put, problem)
+    refused(far, laid(output, files), problem)
 
 
 @pytest.mark.parametrize(
@@ -1044,11 +1013,11 @@ def test_what_a_version_says_of_itself_is_held_against_the_layers(far, forge, tm
             r"model\.safetensors: is refused: .*a pickle",
         ),
         ("model.safetensors", b"GGUF" + b"\0" * 60, r"model\.safetensors: is refused: .*a GGUF file"),
-        ("model.gguf", b"GGUF" + b"\0" * 60, r"model\.gguf: is refused: .*of a kind that is not taken"),
+        ("model.gguf", b"GGUF" + b"\0" * 60, r"model\.gguf: is refused: .*of a type that is not accepted"),
         (
             "pytorch_model.bin",
             b"PK\x03\x04",
-            r"pytorch_model\.bin: is refused: .*of a kind that is not taken",
+            r"pytorch_model\.bin: is refused: .*of a type that is not accepted",
         ),
     ],
     ids=["a pickle", "gguf as safetensors", "gguf", "a zip"],

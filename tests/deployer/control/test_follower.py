@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from deployer.worlds import KEY, QUICK, deploy, get, move, publish, until
+from deployer.worlds import KEY, QUICK, beside, deploy, get, move, publish, served, until
 from neuroweaver.deployer.control.follower import Follower
 from neuroweaver.deployer.control.reconciler import Reconciler
 from neuroweaver.deployer.domain.backend import Finding, Key
@@ -16,9 +16,7 @@ from neuroweaver.v1 import registry_pb2
 
 
 async def test_a_moved_alias_rolls_out(mesh):
-    await publish(mesh.registry, "1.0.0", "2.0.0")
-    await deploy(mesh)
-    await mesh.settle()
+    await served(mesh, versions=("1.0.0", "2.0.0"))
     await mesh.follower.look()
     assert len((await get(mesh)).revisions) == 1
 
@@ -45,16 +43,11 @@ async def test_a_move_is_followed_by_itself_and_also_one_that_happened_while_the
     async def up(wanted):
         reconciler = Reconciler(mesh.store, {pb.DEPLOYMENT_BACKEND_LOCAL: mesh.backend}, pace=QUICK)
         follower = Follower(mesh.store, mesh.planner, mesh.registry, period_s=0.2)
-        tasks = [asyncio.create_task(reconciler.lead()), asyncio.create_task(follower.run())]
-        try:
+        async with beside(reconciler.lead(), follower.run()):
             await until(lambda: version(wanted[0]))
             for each in wanted[1:]:
                 await move(mesh.registry, each)
                 await until(lambda each=each: version(each))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     await up(["1.0.0", "2.0.0"])
     await move(mesh.registry, "3.0.0")  # while nothing runs
@@ -67,18 +60,14 @@ async def test_the_registrys_word_comes_before_the_timer(lone):
     await publish(lone.registry, "1.0.0", "2.0.0")
     await deploy(lone)
     slow = Follower(lone.store, lone.planner, lone.registry, period_s=3600.0)
-    following = asyncio.create_task(slow.run())
 
     async def moved():
         return len((await get(lone)).revisions) == 2
 
-    try:
+    async with beside(slow.run()):
         await until(lambda: asyncio.sleep(0, slow._sequence > 0))
         await move(lone.registry, "2.0.0")
         await until(moved)
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_a_version_that_was_rolled_back_is_not_tried_again_until_the_alias_moves(lone):
@@ -100,9 +89,7 @@ async def test_a_version_that_was_rolled_back_is_not_tried_again_until_the_alias
 
 
 async def test_an_alias_that_is_gone_or_leads_to_nothing_is_a_condition(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    ready = await lone.settle()
+    ready = await served(lone)
     await lone.follower.look()
     await lone.registry.DeleteAlias(registry_pb2.DeleteAliasRequest(model_id="advisor", alias="production"))
     await lone.follower.look()
@@ -122,9 +109,7 @@ async def test_an_alias_that_is_gone_or_leads_to_nothing_is_a_condition(lone):
 
 
 async def test_corrupt_files_behind_a_moved_alias_change_nothing(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     before = set((lone.folder / "artifacts").rglob("*"))
     await publish(lone.registry, "2.0.0")
     for file in set((lone.folder / "artifacts").rglob("*")) - before:
@@ -139,9 +124,7 @@ async def test_corrupt_files_behind_a_moved_alias_change_nothing(lone):
 
 
 async def test_what_cannot_be_rolled_out_is_planned_less_and_less_often(lone):
-    await publish(lone.registry, "1.0.0", "2.0.0", "3.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone, versions=("1.0.0", "2.0.0", "3.0.0"))
     lone.backend.findings = (Finding("INSUFFICIENT_GPU", "No GPU is free.", is_blocking=True),)
     now = 0.0
     follower = Follower(lone.store, lone.planner, lone.registry, period_s=5.0, clock=lambda: now)
@@ -188,21 +171,15 @@ async def test_a_plan_that_hangs_is_given_up_and_holds_up_no_other(lone):
         return (await get(lone, "buyer")).revisions[0].version == "2.0.0"
 
     patient = Follower(lone.store, lone.planner, lone.registry, plan_s=3600.0)
-    looking = asyncio.create_task(patient.look())
-    try:
+    async with beside(patient.look()) as (looking,):
         await until(moved)
         assert not looking.done()
-    finally:
-        looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
     impatient = Follower(lone.store, lone.planner, lone.registry, plan_s=0.01)
     await asyncio.wait_for(impatient.look(), 20)
 
 
 async def test_a_lost_lease_ends_the_following(lone):
-    await publish(lone.registry, "1.0.0", "2.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone, versions=("1.0.0", "2.0.0"))
     await move(lone.registry, "2.0.0")
     with pytest.raises(LeaseLost):
         await lone.follower.look(Lease(token=7))
@@ -210,9 +187,7 @@ async def test_a_lost_lease_ends_the_following(lone):
 
 
 async def test_a_rollback_stops_following(lone):
-    await publish(lone.registry, "1.0.0", "2.0.0", "3.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone, versions=("1.0.0", "2.0.0", "3.0.0"))
     await move(lone.registry, "2.0.0")
     await lone.follower.look()
     await lone.settle()

@@ -11,8 +11,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from deployer.control.test_rollouts import Clock
-from deployer.rpc.test_performance import of, ready, report
-from deployer.worlds import KEY
+from deployer.rpc.test_performance import of, report
+from deployer.worlds import KEY, served
 from neuroweaver.deployer.control.housekeeping import chores
 from neuroweaver.deployer.control.recent import Memory
 from neuroweaver.deployer.domain.backend import Key, Measured
@@ -70,7 +70,7 @@ async def kept(mesh, memory: Memory):
 
 
 async def test_a_look_reads_only_what_came_since_the_last_one(lone, rows):
-    await ready(lone, DAY)
+    await served(lone, DAY)
     clock = Clock(lone)
     await fill(lone, 2000, every_s=40)
     memory = Memory()
@@ -88,7 +88,7 @@ async def test_a_look_reads_only_what_came_since_the_last_one(lone, rows):
 
 
 async def test_the_loop_and_reports_read_a_window_of_a_day_once(lone, rows):
-    await ready(lone, DAY)
+    await served(lone, DAY)
     await fill(lone, 500, every_s=100)
     await lone.reconciler.look(KEY)
     await report(lone, pb.PerformanceSample(accuracy=0.9))
@@ -103,7 +103,7 @@ async def test_the_loop_and_reports_read_a_window_of_a_day_once(lone, rows):
 
 
 async def test_what_is_kept_is_what_would_be_read_anew(lone):
-    await ready(lone)
+    await served(lone)
     clock, memory = Clock(lone), Memory()
     for number in range(1, 80):
         clock.advance(10)
@@ -126,7 +126,7 @@ async def test_what_is_kept_is_what_would_be_read_anew(lone):
 
 
 async def test_what_a_failed_transaction_wrote_is_not_kept(lone):
-    await ready(lone)
+    await served(lone)
     clock, memory = Clock(lone), Memory()
 
     async def fail(deployments):
@@ -141,7 +141,7 @@ async def test_what_a_failed_transaction_wrote_is_not_kept(lone):
 
 
 async def test_another_window_is_counted_anew(lone, rows):
-    await ready(lone, DAY)
+    await served(lone, DAY)
     Clock(lone)
     await fill(lone, 100, every_s=100)
     await lone.reconciler.look(KEY)
@@ -156,7 +156,7 @@ async def test_another_window_is_counted_anew(lone, rows):
 
 
 async def test_reports_count_when_the_numbering_began_anew(lone):
-    await ready(lone)
+    await served(lone)
     clock, memory = Clock(lone), Memory()
     await fill(lone, 5, every_s=1)
     assert (await kept(lone, memory)).cursor == 5
@@ -167,7 +167,7 @@ async def test_reports_count_when_the_numbering_began_anew(lone):
 
 
 async def test_a_report_from_a_clock_that_is_ahead_counts_at_once_and_displaces_nothing(lone):
-    await ready(lone, pb.DeploymentSpec(thresholds=pb.ModelThresholds(window={"seconds": 10})))
+    await served(lone, pb.DeploymentSpec(thresholds=pb.ModelThresholds(window={"seconds": 10})))
     await report(lone, pb.PerformanceSample(accuracy=0.5, requests=10))
     ahead = Timestamp()
     ahead.FromDatetime(lone.store.clock() + timedelta(minutes=4))
@@ -176,7 +176,7 @@ async def test_a_report_from_a_clock_that_is_ahead_counts_at_once_and_displaces_
 
 
 async def test_only_the_deployments_looked_at_last_are_kept(lone, rows):
-    await ready(lone)
+    await served(lone)
     memory = Memory(most=1)
     await fill(lone, 3, every_s=1)
     recent = await kept(lone, memory)
@@ -188,7 +188,7 @@ async def test_only_the_deployments_looked_at_last_are_kept(lone, rows):
 
 async def test_a_report_that_a_faster_one_with_its_id_overtook_is_counted_once(lone, monkeypatch):
     """Its first attempt does everything and is rolled back; its second one finds the answer given."""
-    await ready(lone)
+    await served(lone)
     overtaken = pb.PerformanceSample(accuracy=0.9, requests=100)
     real, is_first = lone.store.database.transact, True
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from deployer.fakes import Killed, unreachable
-from deployer.worlds import KEY, QUICK, World, deploy, get, publish, until
+from deployer.worlds import KEY, QUICK, World, beside, deploy, get, publish, until
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.__main__ import service
 from neuroweaver.deployer.control.reconciler import Reconciler
@@ -88,9 +88,7 @@ async def test_a_call_that_hangs_is_given_up(lone):
 
     apply, lone.backend.apply = lone.backend.apply, hang
     impatient = Reconciler(
-        lone.store,
-        {pb.DEPLOYMENT_BACKEND_LOCAL: lone.backend},
-        pace=replace(QUICK, call_s=0.05),
+        lone.store, {pb.DEPLOYMENT_BACKEND_LOCAL: lone.backend}, pace=replace(QUICK, call_s=0.05)
     )
     look = await impatient.look(KEY)
     assert look.trouble.trouble == Trouble.UNREACHABLE
@@ -105,17 +103,7 @@ async def test_a_kill_after_any_call_converges(lone):
     for number in range(1, total + 1):
         await remade(lone)
         await grown(lone)
-        lone.backend.calls.clear()
-
-        def fail(call, _name, number=number):
-            if call == number:
-                raise Killed
-
-        lone.backend.fail = fail
-        with contextlib.suppress(Killed):
-            for _ in range(30):
-                await lone.reconciler.look(KEY)
-        lone.backend.fail = lambda _call, _name: None
+        await killed_at(lone, number, looks=30)
         lone.reconciler = Reconciler(lone.store, {pb.DEPLOYMENT_BACKEND_LOCAL: lone.backend}, pace=QUICK)
         await lone.settle()
         assert settled(await get(lone)), f"killed at call {number}"
@@ -130,25 +118,14 @@ async def test_a_kill_while_it_is_removed_leaves_nothing_behind(lone):
         await deploy(lone, pb.DeploymentSpec(version="1.0.0", replicas=3))
         await lone.settle()
         await lone.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor"))
-        lone.backend.calls.clear()
-
-        def fail(call, _name, number=number):
-            if call == number:
-                raise Killed
-
-        lone.backend.fail = fail
-        with contextlib.suppress(Killed):
-            for _ in range(10):
-                await lone.reconciler.look(KEY)
-        lone.backend.fail = lambda _call, _name: None
+        await killed_at(lone, number, looks=10)
         assert (await lone.settle()).state == pb.DEPLOYMENT_STATE_DELETED
         assert not lone.backend.places
 
 
 async def test_the_loop_runs_by_itself_and_ends_with_what_it_tends(mesh):
     await publish(mesh.registry, "1.0.0")
-    loop = asyncio.create_task(mesh.reconciler.lead())
-    try:
+    async with beside(mesh.reconciler.lead()):
         await deploy(mesh)
         await until(lambda: is_in(mesh, pb.DEPLOYMENT_STATE_READY))
         mesh.backend.log(KEY, "r", "hello")
@@ -162,9 +139,6 @@ async def test_the_loop_runs_by_itself_and_ends_with_what_it_tends(mesh):
         await until(lambda: is_in(mesh, pb.DEPLOYMENT_STATE_DELETED))
         await deploy(mesh)
         await until(lambda: is_in(mesh, pb.DEPLOYMENT_STATE_READY))
-    finally:
-        loop.cancel()
-        await asyncio.gather(loop, return_exceptions=True)
 
 
 async def test_one_broken_deployment_holds_up_no_other(lone):
@@ -179,8 +153,7 @@ async def test_one_broken_deployment_holds_up_no_other(lone):
         await apply(wanted)
 
     lone.backend.apply = broken
-    loop = asyncio.create_task(lone.reconciler.lead())
-    try:
+    async with beside(lone.reconciler.lead()):
 
         async def other():
             return (await get(lone, "buyer")).state == pb.DEPLOYMENT_STATE_READY
@@ -191,9 +164,6 @@ async def test_one_broken_deployment_holds_up_no_other(lone):
         assert failed.message == "may not"
         lone.backend.apply = apply
         await until(lambda: is_in(lone, pb.DEPLOYMENT_STATE_READY))
-    finally:
-        loop.cancel()
-        await asyncio.gather(loop, return_exceptions=True)
 
 
 def cut_short(mesh: World) -> None:
@@ -220,14 +190,13 @@ async def test_lines_that_came_before_an_error_are_kept_and_not_read_again(lone)
             await lone.reconciler.logs.collect(KEY)
         async with lone.store.read("default") as deployments:
             lines = await deployments.lines(KEY, 0, 100)
-        assert [each.line.message for each in lines] == [f"line {number}" for number in range(known)]
+        assert [line.message for _, line in lines] == [f"line {number}" for number in range(known)]
 
 
 async def test_logs_that_cannot_be_read_are_told_of_once(lone, caplog):
     await publish(lone.registry, "1.0.0")
     await deploy(lone)
     logs = lone.backend.logs
-    loop = asyncio.create_task(lone.reconciler.lead())
 
     async def read_again(times: int = 5) -> None:
         wanted = lone.backend.calls.count("logs") + times
@@ -236,7 +205,7 @@ async def test_logs_that_cannot_be_read_are_told_of_once(lone, caplog):
     def told() -> list[str]:
         return [each.cause for each in caplog.records if each.message == "logs not read"]
 
-    try:
+    async with beside(lone.reconciler.lead()):
         cut_short(lone)
         await read_again()
         assert told() == ["UNREACHABLE"]
@@ -245,9 +214,6 @@ async def test_logs_that_cannot_be_read_are_told_of_once(lone, caplog):
         cut_short(lone)
         await read_again()
         assert told() == ["UNREACHABLE"] * 2
-    finally:
-        loop.cancel()
-        await asyncio.gather(loop, return_exceptions=True)
 
 
 async def test_trouble_is_met_with_longer_and_longer_waits(lone):
@@ -275,11 +241,8 @@ async def test_of_several_deployers_one_at_a_time_runs_the_loop(mesh):
         Reconciler(mesh.store, {pb.DEPLOYMENT_BACKEND_LOCAL: mesh.backend}, pace=QUICK) for _ in range(3)
     ]
     holders = [LeaseHolder(mesh.store.database, beat_s=0.05, silence_s=1.0) for _ in reconcilers]
-    loops = [
-        asyncio.create_task(holder.run(reconciler.lead))
-        for holder, reconciler in zip(holders, reconcilers, strict=True)
-    ]
-    try:
+    pairs = zip(holders, reconcilers, strict=True)
+    async with beside(*(holder.run(reconciler.lead) for holder, reconciler in pairs)) as loops:
         await deploy(mesh, pb.DeploymentSpec(version="1.0.0", replicas=2))
         await until(lambda: is_in(mesh, pb.DEPLOYMENT_STATE_READY))
         working = [reconciler for reconciler in reconcilers if reconciler._tended]
@@ -294,10 +257,6 @@ async def test_of_several_deployers_one_at_a_time_runs_the_loop(mesh):
 
         await until(scaled)
         assert mesh.backend.most_at_work == 1
-    finally:
-        for loop in loops:
-            loop.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
 
 
 async def test_a_loop_whose_lease_was_taken_writes_nothing(mesh):
@@ -308,19 +267,17 @@ async def test_a_loop_whose_lease_was_taken_writes_nothing(mesh):
         leases.append(lease)
         await asyncio.Event().wait()
 
-    first = asyncio.create_task(LeaseHolder(mesh.store.database, beat_s=0.05, silence_s=0.5).run(lead))
-    await until(lambda: asyncio.sleep(0, bool(leases)))
-    await deploy(mesh)
-    before = await mesh.events()
-    # A second one that saw the first fall silent; the first has not noticed yet.
-    table = tables.leases
-    async with mesh.store.database.write() as connection:
-        await connection.execute(table.update().values(token=leases[0].token + 1, holder="another"))
-    with pytest.raises(LeaseLost):
-        await mesh.reconciler.look(KEY, leases[0])
-    assert await mesh.events() == before
-    first.cancel()
-    await asyncio.gather(first, return_exceptions=True)
+    async with beside(LeaseHolder(mesh.store.database, beat_s=0.05, silence_s=0.5).run(lead)):
+        await until(lambda: asyncio.sleep(0, bool(leases)))
+        await deploy(mesh)
+        before = await mesh.events()
+        # A second one that saw the first fall silent; the first has not noticed yet.
+        table = tables.leases
+        async with mesh.store.database.write() as connection:
+            await connection.execute(table.update().values(token=leases[0].token + 1, holder="another"))
+        with pytest.raises(LeaseLost):
+            await mesh.reconciler.look(KEY, leases[0])
+        assert await mesh.events() == before
 
 
 async def test_a_deployer_that_lost_its_lease_stands_by_and_takes_it_again(mesh):
@@ -360,11 +317,9 @@ async def test_a_silent_holder_is_followed_by_another(mesh):
 
     silent = LeaseHolder(mesh.store.database, beat_s=0.05, silence_s=0.3)
     lease = await silent._acquired()  # and dies without a word
-    waiting = asyncio.create_task(LeaseHolder(mesh.store.database, beat_s=0.05, silence_s=0.3).run(lead))
-    await until(lambda: asyncio.sleep(0, bool(taken)))
+    async with beside(LeaseHolder(mesh.store.database, beat_s=0.05, silence_s=0.3).run(lead)):
+        await until(lambda: asyncio.sleep(0, bool(taken)))
     assert taken == [lease.token + 1]
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
 
 
 async def test_a_holder_without_its_database_stops_before_another_begins(mesh, monkeypatch):
@@ -395,6 +350,21 @@ async def test_a_holder_without_its_database_stops_before_another_begins(mesh, m
     for task in (first, second):
         task.cancel()
     await asyncio.gather(first, second, return_exceptions=True)
+
+
+async def killed_at(mesh: World, number: int, *, looks: int) -> None:
+    """Looks until the backend is called for the `number`-th time from now on."""
+    mesh.backend.calls.clear()
+
+    def fail(call, _name):
+        if call == number:
+            raise Killed
+
+    mesh.backend.fail = fail
+    with contextlib.suppress(Killed):
+        for _ in range(looks):
+            await mesh.reconciler.look(KEY)
+    mesh.backend.fail = lambda _call, _name: None
 
 
 async def remade(mesh: World) -> None:

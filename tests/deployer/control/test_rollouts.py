@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from deployer.fakes import unreachable
-from deployer.worlds import KEY, deploy, get, publish, refusal, until
+from deployer.worlds import KEY, deploy, get, publish, refusal, served, until
 from neuroweaver.deployer.domain.backend import Finding, Measured, Replica
 from neuroweaver.mesh.wire import status
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -26,9 +26,7 @@ def baking(version: str) -> pb.DeploymentSpec:
 
 
 async def started(mesh) -> None:
-    await publish(mesh.registry, "1.0.0", "2.0.0", "3.0.0")
-    await deploy(mesh, pb.DeploymentSpec(version="1.0.0", replicas=2))
-    await mesh.settle()
+    await served(mesh, pb.DeploymentSpec(version="1.0.0", replicas=2), versions=("1.0.0", "2.0.0", "3.0.0"))
 
 
 def weights(mesh) -> dict[int, int]:
@@ -191,9 +189,7 @@ async def test_a_rollback_that_cannot_be_planned_is_made_all_the_same(lone):
 
 
 async def test_there_is_no_way_back_from_the_first_revision(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     call = lone.deployer.RollbackDeployment(pb.RollbackDeploymentRequest(model_id="advisor"))
     assert status.reason(await refusal(call)) == "NOTHING_TO_ROLL_BACK"
 
@@ -224,9 +220,7 @@ async def test_recreating_never_has_both_revisions_at_once(lone):
 
 
 async def test_surging_keeps_to_its_bounds(lone):
-    await publish(lone.registry, "1.0.0", "2.0.0")
-    await deploy(lone, pb.DeploymentSpec(version="1.0.0", replicas=3))
-    await lone.settle()
+    await served(lone, pb.DeploymentSpec(version="1.0.0", replicas=3), versions=("1.0.0", "2.0.0"))
     lone.backend.is_quick = False
     await deploy(lone, pb.DeploymentSpec(version="2.0.0", replicas=3))
     for _ in range(60):

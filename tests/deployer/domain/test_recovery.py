@@ -54,10 +54,7 @@ def test_traffic_moves_to_the_backup_after_half_a_minute_and_not_before():
 
 @pytest.mark.parametrize(
     "policy",
-    [
-        pb.RecoveryPolicy(),
-        pb.RecoveryPolicy(backup=pb.BackupModel(model_id="spare"), auto_switch=False),
-    ],
+    [pb.RecoveryPolicy(), pb.RecoveryPolicy(backup=pb.BackupModel(model_id="spare"), auto_switch=False)],
 )
 def test_nothing_moves_without_a_backup_or_where_a_person_shall_decide(policy):
     assert moves([(0, UNHEALTHY), (100, UNHEALTHY)], policy) == []

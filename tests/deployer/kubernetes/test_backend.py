@@ -591,10 +591,7 @@ async def test_a_cluster_that_stays_away_is_one_clear_error(fake: Fake, settings
 STORIES: dict[str, list[DesiredState]] = {
     "first": [wanted()],
     "canary": [wanted(), wanted(*CANARY, generation=2), wanted(revision(2, 2, 100), generation=3)],
-    "recreate": [
-        wanted(),
-        wanted(revision(2, 2), replacement=pb.REPLACEMENT_MODE_RECREATE, generation=2),
-    ],
+    "recreate": [wanted(), wanted(revision(2, 2), replacement=pb.REPLACEMENT_MODE_RECREATE, generation=2)],
     "autoscaled": [wanted(revision(1, 3)), wanted(revision(1, 3, autoscaling=SCALED), generation=2)],
 }
 

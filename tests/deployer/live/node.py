@@ -40,7 +40,7 @@ _NODE: Final = {
             "kubernetes.io/os": "linux",
             "kubernetes.io/arch": "amd64",
         },
-    },
+    }
 }
 _AMOUNTS: Final = {"cpu": "64", "memory": "256Gi", "ephemeral-storage": "2Ti", "pods": "500"}
 
@@ -124,11 +124,7 @@ class Node:
             "Content-Type": _MERGE if method == "PATCH" else "application/json",
         }
         request = await self._api.param_serialize(
-            method=method,
-            resource_path=path,
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
+            method=method, resource_path=path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         answer = (await self._api.call_api(*request, _request_timeout=10.0)).response
         text = (await answer.read()).decode()

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -161,16 +161,10 @@ def servers(home: Path) -> list[int]:
     """The fake servers of this home that run, by pid."""
     found = []
     for process in psutil.process_iter():
-        try:
-            words = process.cmdline()
-        except psutil.Error:
-            continue
-        if (
-            process.status() != psutil.STATUS_ZOMBIE
-            and any(str(home) in word for word in words)
-            and "--config" in words
-        ):
-            found.append(process.pid)
+        with suppress(psutil.Error):
+            words, is_alive = process.cmdline(), process.status() != psutil.STATUS_ZOMBIE
+            if is_alive and "--config" in words and any(str(home) in word for word in words):
+                found.append(process.pid)
     return sorted(found)
 
 

@@ -49,10 +49,7 @@ WRONG = {
     "no number": (resources(cpu_request="many"), "spec.resources.cpu_request"),
     "negative": (resources(cpu_request="-1"), "spec.resources.cpu_request"),
     "cpu limit": (resources(cpu_request="2", cpu_limit="1500m"), "spec.resources.cpu_limit"),
-    "memory limit": (
-        resources(memory_request="2Gi", memory_limit="2G"),
-        "spec.resources.memory_limit",
-    ),
+    "memory limit": (resources(memory_request="2Gi", memory_limit="2G"), "spec.resources.memory_limit"),
     "gpus negative": (resources(gpus=-1), "spec.resources.gpus"),
     "more parts than gpus": (
         pb.DeploymentSpec(engine=pb.EngineOptions(tensor_parallel_size=2)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import REGISTRY
 
 from deployer.control.test_rollouts import Clock
-from deployer.worlds import KEY, deploy, get, publish, refusal, until
+from deployer.worlds import KEY, beside, deploy, get, publish, refusal, served, until
 from neuroweaver.deployer.domain.backend import Key, Measured, Redirect
 from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.metrics.proof import first
@@ -22,12 +21,6 @@ from neuroweaver.v1 import deployer_pb2 as pb
 CODE = grpc.StatusCode
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SPARE = Key("default", "spare", "default")
-
-
-async def ready(mesh, spec: pb.DeploymentSpec | None = None, model_id: str = "advisor") -> None:
-    await publish(mesh.registry, "1.0.0", model_id=model_id)
-    await deploy(mesh, spec, model_id=model_id)
-    await mesh.settle(Key("default", model_id, "default"))
 
 
 async def report(mesh, *samples: pb.PerformanceSample, **fields) -> pb.ModelHealth:
@@ -44,7 +37,7 @@ def of(answer: pb.ModelHealth, kind: int) -> pb.ThresholdStatus:
 
 
 async def test_reports_make_health(mesh):
-    await ready(mesh)
+    await served(mesh)
     good = await report(mesh, pb.PerformanceSample(accuracy=0.9, latency_ms=100, requests=50))
     assert good.state == pb.HEALTH_STATE_HEALTHY
     assert of(good, pb.THRESHOLD_KIND_ACCURACY).value == pytest.approx(0.9)
@@ -66,7 +59,7 @@ async def test_reports_make_health(mesh):
 
 
 async def test_one_that_is_made_again_is_not_judged_by_what_it_was(lone):
-    await ready(lone)
+    await served(lone)
     clock = Clock(lone)
     await report(lone, pb.PerformanceSample(accuracy=0.2, requests=1000))
     await lone.reconciler.look(KEY)
@@ -83,14 +76,14 @@ async def test_one_that_is_made_again_is_not_judged_by_what_it_was(lone):
 
 
 async def test_a_repeated_report_counts_once(mesh):
-    await ready(mesh)
+    await served(mesh)
     for _ in range(3):
         answer = await report(mesh, pb.PerformanceSample(accuracy=0.9, requests=20), request_id="r")
     assert of(answer, pb.THRESHOLD_KIND_ACCURACY).requests == 20
 
 
 async def test_reports_from_the_future_are_refused(lone):
-    await ready(lone)
+    await served(lone)
     time = Timestamp()
     time.FromDatetime(lone.store.clock() + timedelta(minutes=6))
     refused = await refusal(
@@ -106,7 +99,7 @@ def shown_accuracy(deployment: pb.Deployment) -> float | None:
 
 
 async def test_prometheus_reads_the_accuracy_while_it_is_known(lone):
-    await ready(lone)
+    await served(lone)
     clock, deployment = Clock(lone), await lone.settle()
     assert shown_accuracy(deployment) is None
     await report(lone, pb.PerformanceSample(accuracy=0.8, requests=29))
@@ -121,7 +114,7 @@ async def test_prometheus_reads_the_accuracy_while_it_is_known(lone):
 
 
 async def test_prometheus_reads_nothing_of_a_deployment_that_is_gone(lone):
-    await ready(lone)
+    await served(lone)
     deployment = await lone.settle()
     await report(lone, pb.PerformanceSample(accuracy=0.9, requests=50))
     await lone.reconciler.look(KEY)
@@ -133,17 +126,15 @@ async def test_prometheus_reads_nothing_of_a_deployment_that_is_gone(lone):
 
 
 async def test_prometheus_reads_nothing_of_a_deployer_that_leads_no_more(lone):
-    await ready(lone)
+    await served(lone)
     deployment = await lone.settle()
     await report(lone, pb.PerformanceSample(accuracy=0.9, requests=50))
 
     async def is_shown() -> bool:
         return shown_accuracy(deployment) is not None
 
-    leading = asyncio.create_task(lone.reconciler.lead())
-    await until(is_shown)
-    leading.cancel()
-    await asyncio.gather(leading, return_exceptions=True)
+    async with beside(lone.reconciler.lead()):
+        await until(is_shown)
     assert shown_accuracy(deployment) is None
 
 
@@ -159,12 +150,12 @@ async def test_prometheus_reads_nothing_of_a_deployer_that_leads_no_more(lone):
     ],
 )
 async def test_a_report_that_is_none_is_refused(lone, sample):
-    await ready(lone)
+    await served(lone)
     assert (await refusal(report(lone, sample))).code() == CODE.INVALID_ARGUMENT
 
 
 async def test_thresholds_are_replaced_without_a_rollout(mesh):
-    await ready(mesh)
+    await served(mesh)
     await report(mesh, pb.PerformanceSample(accuracy=0.9, requests=100))
     request = pb.SetThresholdsRequest(
         model_id="advisor", thresholds=pb.ModelThresholds(min_accuracy=0.95), reason="stricter"
@@ -182,7 +173,7 @@ async def test_thresholds_are_replaced_without_a_rollout(mesh):
 
 
 async def test_counters_become_metrics(mesh):
-    await ready(mesh, pb.DeploymentSpec(engine=pb.EngineOptions(replica_hour_usd=3600.0)))
+    await served(mesh, pb.DeploymentSpec(engine=pb.EngineOptions(replica_hour_usd=3600.0)))
     clock = Clock(mesh)
 
     async def counted(requests, latency):
@@ -227,8 +218,8 @@ async def test_counters_become_metrics(mesh):
 
 async def test_in_a_cluster_traffic_moves_only_to_the_same_model(mesh):
     in_cluster = pb.DeploymentSpec(backend=pb.DEPLOYMENT_BACKEND_KUBERNETES)
-    await ready(mesh, in_cluster)
-    await ready(mesh, in_cluster, model_id="spare")
+    await served(mesh, in_cluster)
+    await served(mesh, in_cluster, model_id="spare")
     await deploy(mesh, in_cluster, name="second")
     await mesh.settle(Key("default", "advisor", "second"))
     spare = pb.BackupModel(model_id="spare")
@@ -241,13 +232,13 @@ async def test_in_a_cluster_traffic_moves_only_to_the_same_model(mesh):
 
 
 async def test_a_router_hands_traffic_to_any_model(mesh):
-    await ready(mesh, pb.DeploymentSpec(backend=pb.DEPLOYMENT_BACKEND_KUBERNETES), model_id="spare")
+    await served(mesh, pb.DeploymentSpec(backend=pb.DEPLOYMENT_BACKEND_KUBERNETES), model_id="spare")
     spare = pb.BackupModel(model_id="spare")
     # A backup of another model brings the router along.
     backed = pb.DeploymentSpec(
         backend=pb.DEPLOYMENT_BACKEND_KUBERNETES, recovery=pb.RecoveryPolicy(backup=spare)
     )
-    await ready(mesh, backed)
+    await served(mesh, backed)
     request = pb.SwitchModelRequest(model_id="advisor", reason="maintenance")
     assert (await mesh.deployer.SwitchModel(request)).is_switched
     await mesh.settle()
@@ -255,7 +246,7 @@ async def test_a_router_hands_traffic_to_any_model(mesh):
 
 
 async def test_traffic_moves_only_to_what_is_ready(mesh):
-    await ready(mesh)
+    await served(mesh)
     switch = mesh.deployer.SwitchModel
     request = pb.SwitchModelRequest(model_id="advisor", reason="maintenance")
     assert status.reason(await refusal(switch(request))) == "NO_BACKUP"
@@ -291,11 +282,11 @@ class Pair:
 
     @classmethod
     async def ready(cls, mesh) -> Pair:
-        await ready(mesh, model_id="spare")
+        await served(mesh, model_id="spare")
         recovery = pb.RecoveryPolicy(
             backup=pb.BackupModel(model_id="spare"), switch_after={"seconds": 30}, auto_switch_back=True
         )
-        await ready(mesh, pb.DeploymentSpec(recovery=recovery))
+        await served(mesh, pb.DeploymentSpec(recovery=recovery))
         return cls(mesh)
 
     async def look(self) -> str:
@@ -352,7 +343,7 @@ async def test_asking_for_the_switch_that_is_in_force_changes_nothing(lone):
 
 async def test_an_open_port_proves_nothing(lone):
     """Ready replicas whose engine makes no tokens although requests wait for some."""
-    await ready(lone)
+    await served(lone)
     clock = Clock(lone)
     lone.backend.counts = {1: Measured(1, requests=5, running=3.0, waiting=2.0)}
     clock.advance(120)
@@ -384,7 +375,7 @@ class Engine:
 
 
 async def test_counters_prove_tokens_where_replicas_tell_of_none(lone):
-    await ready(lone)
+    await served(lone)
     engine = Engine(lone)
     assert set(await engine.run(30)) == {pb.HEALTH_STATE_UNKNOWN}
     busy = await engine.run(300, tokens=100, running=3.0)
@@ -394,7 +385,7 @@ async def test_counters_prove_tokens_where_replicas_tell_of_none(lone):
 
 
 async def test_a_first_request_after_a_long_rest_is_given_time_for_its_token(lone):
-    await ready(lone)
+    await served(lone)
     engine = Engine(lone)
     await engine.run(10, tokens=100, running=1.0)
     assert (await engine.run(120))[-1] == pb.HEALTH_STATE_UNKNOWN
@@ -404,7 +395,7 @@ async def test_a_first_request_after_a_long_rest_is_given_time_for_its_token(lon
 
 
 async def test_requests_of_a_revision_that_is_gone_ask_for_nothing(lone):
-    await ready(lone)
+    await served(lone)
     await Engine(lone).run(10, running=5.0)
     await publish(lone.registry, "2.0.0")
     await deploy(lone, pb.DeploymentSpec(version="2.0.0"))
@@ -418,7 +409,7 @@ async def test_requests_of_a_revision_that_is_gone_ask_for_nothing(lone):
 
 
 async def test_what_was_counted_long_ago_asks_for_nothing(lone):
-    await ready(lone)
+    await served(lone)
     await Engine(lone).run(10, tokens=100, running=5.0)
     lone.backend.counts = {}
     Clock(lone).advance(90)

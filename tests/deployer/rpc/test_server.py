@@ -8,7 +8,7 @@ import pytest
 
 from deployer.control.test_rollouts import Clock
 from deployer.fakes import COURSE, unreachable
-from deployer.worlds import KEY, deploy, get, publish, refusal
+from deployer.worlds import KEY, deploy, get, publish, refusal, served
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.domain.backend import FieldChange, Finding, Scaling
 from neuroweaver.mesh.wire import status
@@ -67,20 +67,14 @@ async def test_a_cold_start_is_told_phase_by_phase(lone):
     states = [
         event.state_changed.to_state for event in events if event.WhichOneof("event") == "state_changed"
     ]
-    assert states == [
-        pb.DEPLOYMENT_STATE_PENDING,
-        pb.DEPLOYMENT_STATE_PROGRESSING,
-        pb.DEPLOYMENT_STATE_READY,
-    ]
+    assert states == [pb.DEPLOYMENT_STATE_PENDING, pb.DEPLOYMENT_STATE_PROGRESSING, pb.DEPLOYMENT_STATE_READY]
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     followed = next(event.alias_followed for event in events if event.WhichOneof("event") == "alias_followed")
     assert (followed.alias, followed.from_version, followed.to_version) == ("production", "", "1.0.0")
 
 
 async def test_the_same_spec_again_changes_nothing(mesh):
-    await publish(mesh.registry, "1.0.0")
-    await deploy(mesh)
-    ready = await mesh.settle()
+    ready = await served(mesh)
     assert await deploy(mesh) == ready
     assert await deploy(mesh, pb.DeploymentSpec(alias="production", replicas=1)) == ready
     other = await deploy(mesh, pb.DeploymentSpec(replicas=2))
@@ -251,9 +245,7 @@ async def test_a_version_without_files_cannot_be_deployed(lone):
 
 
 async def test_a_change_of_replicas_that_stay_is_done_once_all_are_replaced(mesh):
-    await publish(mesh.registry, "1.0.0")
-    await deploy(mesh)
-    before = await mesh.settle()
+    before = await served(mesh)
     assert before.state == pb.DEPLOYMENT_STATE_READY
     mesh.backend.is_replacing = True
     await deploy(mesh, pb.DeploymentSpec(resources=pb.ReplicaResources(memory_request="3Gi")))
@@ -266,9 +258,7 @@ async def test_a_change_of_replicas_that_stay_is_done_once_all_are_replaced(mesh
 
 
 async def test_scaling_touches_nothing_else(mesh):
-    await publish(mesh.registry, "1.0.0")
-    await deploy(mesh, pb.DeploymentSpec(labels={"team": "search"}))
-    await mesh.settle()
+    await served(mesh, pb.DeploymentSpec(labels={"team": "search"}))
     scaled = await mesh.deployer.ScaleDeployment(
         pb.ScaleDeploymentRequest(model_id="advisor", replicas=3, reason="more")
     )
@@ -291,9 +281,7 @@ async def test_scaling_touches_nothing_else(mesh):
 
 
 async def test_what_an_autoscaler_did_is_told_with_its_cause(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone, pb.DeploymentSpec(autoscaling=pb.Autoscaling(min_replicas=1, max_replicas=4)))
-    await lone.settle()
+    await served(lone, pb.DeploymentSpec(autoscaling=pb.Autoscaling(min_replicas=1, max_replicas=4)))
     lone.backend.desired = {1: 3}
     lone.backend.scalings = (Scaling(1, 2, 2, "SPEC"), Scaling(1, 1, 3, "CPU"), Scaling(1, 3, 3, "MEMORY"))
     await lone.settle()
@@ -303,9 +291,7 @@ async def test_what_an_autoscaler_did_is_told_with_its_cause(lone):
 
 
 async def test_scaling_without_room_is_refused(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     lone.backend.findings = (Finding("INSUFFICIENT_GPU", "0 of 1 GPUs are free.", is_blocking=True),)
     refused = await refusal(
         lone.deployer.ScaleDeployment(pb.ScaleDeploymentRequest(model_id="advisor", replicas=9))
@@ -315,9 +301,7 @@ async def test_scaling_without_room_is_refused(lone):
 
 
 async def test_scaling_reads_no_files(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     lone.planner.versions._verified.clear()
     for file in (lone.folder / "artifacts").rglob("*"):
         if file.is_file():
@@ -348,9 +332,7 @@ async def test_what_begins_no_rollout_needs_no_room_for_a_canary(lone):
 
 
 async def test_while_it_is_removed_nothing_else_can_be_done(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     removed = await lone.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor"))
     assert await lone.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor")) == removed
     for call in (
@@ -364,9 +346,7 @@ async def test_while_it_is_removed_nothing_else_can_be_done(lone):
 
 
 async def test_what_was_removed_can_be_made_again_and_goes_on_counting(mesh):
-    await publish(mesh.registry, "1.0.0")
-    await deploy(mesh)
-    await mesh.settle()
+    await served(mesh)
     await mesh.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor"))
     ended = await mesh.settle()
     again = await deploy(mesh, pb.DeploymentSpec(version="1.0.0"))
@@ -472,9 +452,7 @@ async def test_backups_never_lead_in_a_circle(lone):
 
 
 async def test_log_lines_can_be_read_followed_and_resumed(mesh):
-    await publish(mesh.registry, "1.0.0")
-    await deploy(mesh)
-    await mesh.settle()
+    await served(mesh)
     for number in range(5):
         mesh.backend.log(KEY, f"r-{number % 2}", f"line {number}", level="WARNING" if number else "")
     await mesh.reconciler.logs.collect(KEY)
@@ -504,9 +482,7 @@ async def test_log_lines_can_be_read_followed_and_resumed(mesh):
 
 
 async def test_the_log_of_one_that_was_made_anew_begins_anew(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     for number in range(3):
         lone.backend.log(KEY, "r", f"old {number}")
     await lone.reconciler.logs.collect(KEY)
@@ -531,9 +507,7 @@ async def test_the_log_of_one_that_was_made_anew_begins_anew(lone):
 
 
 async def test_where_the_logs_of_gone_replicas_were_read_to_is_forgotten(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     (there,) = lone.backend.places[KEY].replicas
     for replica_id in (there, "gone"):
         lone.backend.log(KEY, replica_id, "hello")
@@ -552,9 +526,7 @@ async def test_where_the_logs_of_gone_replicas_were_read_to_is_forgotten(lone):
 
 
 async def test_a_followed_log_ends_when_the_deployment_is_gone(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     lone.backend.log(KEY, "r", "hello")
     await lone.reconciler.logs.collect(KEY)
     request = pb.WatchDeploymentLogsRequest(model_id="advisor", follow=True)
@@ -565,9 +537,7 @@ async def test_a_followed_log_ends_when_the_deployment_is_gone(lone):
 
 
 async def test_drift_is_shown_until_it_is_set_back(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     lone.backend.drift = (FieldChange("Deployment/x", "spec.replicas", "9", "1"),)
     shown = await lone.settle()
     assert [each.object for each in shown.drift] == ["Deployment/x"]
@@ -602,9 +572,7 @@ async def test_only_what_keeps_replicas_from_a_place_is_a_matter_of_scheduling(l
 
 
 async def test_an_unreachable_backend_is_a_condition_and_no_alarm(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    ready = await lone.settle()
+    ready = await served(lone)
 
     def fail(_number, _name):
         raise unreachable()
@@ -621,9 +589,7 @@ async def test_an_unreachable_backend_is_a_condition_and_no_alarm(lone):
 
 
 async def test_what_ended_for_its_memory_is_a_failure_with_that_reason(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     used = "used 2355Mi of memory, more than its limit of 2Gi (OOM_KILLED)"
     lone.backend.reasons = (("OOM_KILLED", used),)
     lone.backend.set_phase(KEY, pb.REPLICA_PHASE_FAILED, message=used, last_exit=137)
@@ -645,16 +611,12 @@ async def test_a_crash_loop_is_a_failure_with_its_reason(lone):
     event = next(e for e in await lone.events() if e.WhichOneof("event") == "replica_changed")
     assert event.replica_changed.restart_delay.seconds > 200
     # A fix gets through, although nothing ever served.
-    await publish(lone.registry, "1.0.1")
-    await deploy(lone, pb.DeploymentSpec(version="1.0.1"))
-    fixed = await lone.settle()
+    fixed = await served(lone, pb.DeploymentSpec(version="1.0.1"), versions=("1.0.1",))
     assert (fixed.state, fixed.stable_revision) == (pb.DEPLOYMENT_STATE_READY, 2)
 
 
 async def test_too_few_replicas_degrade_what_was_ready(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone, pb.DeploymentSpec(replicas=2))
-    await lone.settle()
+    await served(lone, pb.DeploymentSpec(replicas=2))
     replicas = lone.backend.places[KEY].replicas
     first = next(iter(replicas))
     replicas[first] = replace(replicas[first], phase=pb.REPLICA_PHASE_FAILED)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 
-from deployer.worlds import KEY, deploy, publish
+from deployer.worlds import KEY, deploy, served
 from neuroweaver.deployer.rpc.watches import Watches
 from neuroweaver.mesh.handlers.watch import PAGE_SIZE
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -29,9 +29,7 @@ async def rest_of(watch):
 
 
 async def test_a_watch_ends_with_its_deployment_though_that_was_made_anew_before_it_looked(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    seen = await lone.settle()
+    seen = await served(lone)
     watch = Watches(lone.store).WatchDeployment(
         pb.WatchDeploymentRequest(model_id="advisor", since_sequence=seen.last_sequence - 1), None
     )
@@ -43,9 +41,7 @@ async def test_a_watch_ends_with_its_deployment_though_that_was_made_anew_before
 
 
 async def test_a_followed_log_ends_with_its_deployment_though_that_was_made_anew(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     await logged(lone, "first")
     watch = Watches(lone.store).WatchDeploymentLogs(
         pb.WatchDeploymentLogsRequest(model_id="advisor", follow=True), None
@@ -58,9 +54,7 @@ async def test_a_followed_log_ends_with_its_deployment_though_that_was_made_anew
 
 
 async def test_a_heartbeat_tells_how_far_a_watch_has_come(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    seen = await lone.settle()
+    seen = await served(lone)
     watches = Watches(lone.store, heartbeat_s=0.01)
     events = watches.WatchDeployment(
         pb.WatchDeploymentRequest(model_id="advisor", since_sequence=seen.last_sequence), None
@@ -78,9 +72,7 @@ async def test_a_heartbeat_tells_how_far_a_watch_has_come(lone):
 
 
 async def test_lines_written_while_a_log_is_read_once_are_not_shown(lone):
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     await logged(lone, *(f"line {number}" for number in range(300)))
     watch = Watches(lone.store).WatchDeploymentLogs(pb.WatchDeploymentLogsRequest(model_id="advisor"), None)
     first = await anext(watch)
@@ -91,9 +83,7 @@ async def test_lines_written_while_a_log_is_read_once_are_not_shown(lone):
 
 async def test_a_tail_begins_with_what_is_kept_though_lines_go_meanwhile(lone, monkeypatch):
     monkeypatch.setattr("neuroweaver.deployer.storage.writer.LINES_KEPT", 300)
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     await logged(lone, *(f"line {number}" for number in range(300)))
     read, looks = lone.store.read, 0
 
@@ -116,9 +106,7 @@ async def test_a_tail_begins_with_what_is_kept_though_lines_go_meanwhile(lone, m
 
 async def test_the_past_of_a_log_is_read_though_its_oldest_lines_go_meanwhile(lone, monkeypatch):
     monkeypatch.setattr("neuroweaver.deployer.storage.writer.LINES_KEPT", 300)
-    await publish(lone.registry, "1.0.0")
-    await deploy(lone)
-    await lone.settle()
+    await served(lone)
     await logged(lone, *(f"line {number}" for number in range(300)))
     watch = Watches(lone.store).WatchDeploymentLogs(pb.WatchDeploymentLogsRequest(model_id="advisor"), None)
     first = await anext(watch)

@@ -25,8 +25,9 @@ from neuroweaver.deployer.domain.rollouts import transitions
 from neuroweaver.deployer.domain.rollouts.rollout import RevisionSeen, Seen
 from neuroweaver.deployer.domain.specification import Defaults, completed
 from neuroweaver.deployer.storage import tables
-from neuroweaver.deployer.storage.records import RECORDS
+from neuroweaver.deployer.storage.reader import RECORDS
 from neuroweaver.deployer.storage.writer import Writer
+from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -112,10 +113,11 @@ def test_a_record_from_before_mappings_were_objects_can_be_read():
     assert read.rollout.counted.stable.latency_ms == counted.latency_ms != {}
 
 
-async def test_what_is_saved_is_read_with_its_events(store):
-    async def save(deployments: Writer):
-        return await deployments.save(None, made())
+async def save(deployments: Writer):
+    return await deployments.save(None, made())
 
+
+async def test_what_is_saved_is_read_with_its_events(store):
     kept = await store.transact(ORIGIN, save)
     async with store.read("default") as deployments:
         assert await deployments.kept(KEY) == kept
@@ -132,12 +134,9 @@ async def test_what_is_saved_is_read_with_its_events(store):
 
 
 async def test_projects_do_not_see_each_other(store):
-    async def save(deployments: Writer):
-        return await deployments.save(None, made())
-
     await store.transact(ORIGIN, save)
     async with store.read("other") as deployments:
-        assert await deployments.present() == []
+        assert await deployments.deployments(Page.of(0, "", ()), ()) == ([], "")
     assert [each.key for each in await store.everything()] == [KEY]
 
 
@@ -152,9 +151,6 @@ async def test_what_fails_leaves_no_trace(store):
 
 
 async def test_old_events_go_and_the_last_one_stays(store):
-    async def save(deployments: Writer):
-        return await deployments.save(None, made())
-
     kept = await store.transact(ORIGIN, save)
     assert (
         await chores(store.database, store.clock() + timedelta(days=91))["events"]() == kept.last_sequence - 1
@@ -190,9 +186,6 @@ async def test_deployments_that_are_gone_for_long_leave_nothing_behind(store):
 async def test_only_the_newest_lines_of_a_log_are_kept(store, monkeypatch):
     monkeypatch.setattr("neuroweaver.deployer.storage.writer.LINES_KEPT", 10)
 
-    async def save(deployments: Writer):
-        await deployments.save(None, made())
-
     await store.transact(ORIGIN, save)
     for begin in range(0, 30, 6):
         lines = [Line("r", 1, NOW, f"line {number}") for number in range(begin, begin + 6)]
@@ -205,7 +198,7 @@ async def test_only_the_newest_lines_of_a_log_are_kept(store, monkeypatch):
         found = await deployments.lines(KEY, 0, 100)
         assert await deployments.line_bounds(KEY) == (21, 30)
         assert await deployments.cursors(KEY) == {"r": "line 29"}
-    assert [each.line.message for each in found] == [f"line {number}" for number in range(20, 30)]
+    assert [line.message for _, line in found] == [f"line {number}" for number in range(20, 30)]
 
 
 async def test_measurements_and_reports_are_kept_for_a_while(store):

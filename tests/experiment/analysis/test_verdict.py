@@ -210,7 +210,7 @@ def test_a_treatment_that_gets_no_units_any_more_is_no_candidate() -> None:
 def test_a_breach_is_found_at_any_look_and_shows_its_interval() -> None:
     made = experiment(metrics=[QUALITY, COST], guardrails=[guardrail("cost", absolute=0.2)])
     (breach,) = reported(made, two(quality=1, cost=0.6)).breaches
-    assert (breach.treatment, breach.guardrail.metric_id) == ("tuned", "cost")
+    assert (breach.variant_id, breach.guardrail.metric_id) == ("tuned", "cost")
     assert 0.2 < breach.interval.lower < 0.6 < breach.interval.upper
     assert breach.interval.confidence == pytest.approx(0.9)
     # Beyond the margin in the data alone, or to a single look (two standard errors), is no breach.

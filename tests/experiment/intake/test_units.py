@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiment.serving import metric, spec
@@ -132,6 +132,7 @@ exposures = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(
     exposures,
     samples,
@@ -185,3 +186,18 @@ def test_units_spread_evenly_over_the_groups_of_sketches():
 
     assert len(counts) == GROUPS
     assert ((counts - 1000) ** 2 / 1000).sum() < 103.4  # chi-squared, 63 degrees of freedom, 0.1 %
+
+
+def test_an_event_that_two_quantile_metrics_read_is_sketched_once():
+    median, tail = (
+        named(name, quantile=pb.QuantileMetric(event_name="score", quantile=level))
+        for name, level in (("median", 0.5), ("tail", 0.9))
+    )
+    plan = Plan(spec(metrics=[median, tail]))
+    told = events(plan, [(0, 1, 1, 0)], [(0, 5, 0, 3.0)])
+
+    change = UnitTable(plan).population(KEYS, told[0], told[2]).joined(*told)
+
+    ((unit, value),) = change.counted.values()
+    assert unit.tolist() == [0]
+    assert value.tolist() == [3.0]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from neuroweaver.trainer.control.housekeeping import DROPPED, chores, drop_folde
 from neuroweaver.trainer.domain.job import Job, State
 from neuroweaver.trainer.rpc import watches
 from neuroweaver.trainer.settings import TrainerSettings
+from neuroweaver.trainer.storage import retention
 from neuroweaver.trainer.storage.jobs import Writer
 from neuroweaver.trainer.storage.store import Store
 from neuroweaver.v1 import trainer_pb2 as pb
@@ -157,7 +159,8 @@ async def test_a_job_that_was_resumed_keeps_its_folder(store: Store, folder: Pat
     await ran(store, folder, "job")
     clock.now += KEPT + DAY
     before = clock.now - KEPT
-    assert await store.old_folders(before) == ["job"]
+    async with store.database.read() as connection:
+        assert await retention.old_folders(connection, before) == ["job"]
 
     async def resume(jobs: Writer) -> None:
         await jobs.save((await jobs.job("job")).resume(jobs.now))
@@ -167,7 +170,8 @@ async def test_a_job_that_was_resumed_keeps_its_folder(store: Store, folder: Pat
     async def act() -> None:
         raise AssertionError("the job can run")
 
-    assert not await store.while_ended("job", before, act)
+    drop = partial(retention.while_ended, output_dir="job", before=before, act=act)
+    assert not await store.database.transact(drop)
 
 
 async def test_what_a_crash_left_half_deleted_is_deleted_at_the_next_cleanup(

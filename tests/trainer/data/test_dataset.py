@@ -12,17 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuroweaver.trainer.data import dataset
-from neuroweaver.trainer.data.dataset import (
-    Dataset,
-    DatasetEmptyError,
+from neuroweaver.trainer.data.dataset import Dataset, DatasetEmptyError, DatasetMalformedError
+from neuroweaver.trainer.data.files import (
     DatasetError,
-    DatasetMalformedError,
     DatasetNotFoundError,
     DatasetRefusedError,
-    Example,
-    Message,
-    Severity,
+    builtins,
+    locate,
 )
+from neuroweaver.trainer.data.rows import Example, Message, Severity
 
 PROMPTS = {"service_advisor": "You advise on service.", "parts_specialist": "You know parts."}
 
@@ -398,9 +396,9 @@ def folder(tmp_path):
 
 
 def test_a_path_inside_of_the_folder_is_located_relative_or_absolute(folder):
-    assert dataset.locate("train.jsonl", folder) == folder / "train.jsonl"
-    assert dataset.locate("sub/deep.csv", folder) == folder / "sub" / "deep.csv"
-    assert dataset.locate(str(folder / "train.jsonl"), folder) == folder / "train.jsonl"
+    assert locate("train.jsonl", folder) == folder / "train.jsonl"
+    assert locate("sub/deep.csv", folder) == folder / "sub" / "deep.csv"
+    assert locate(str(folder / "train.jsonl"), folder) == folder / "train.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -430,28 +428,28 @@ def test_a_path_that_leaves_the_folder_or_is_no_file_is_refused(folder, path, re
     (folder / "notes.txt").write_text("notes")
     os.mkfifo(folder / "pipe.jsonl")
     with pytest.raises(DatasetRefusedError) as raised:
-        dataset.locate(path, folder)
+        locate(path, folder)
     assert reason in raised.value.reason
     assert raised.value.field == "dataset_path"
 
 
 def test_a_link_that_stays_inside_is_followed(folder):
     (folder / "latest.jsonl").symlink_to("train.jsonl")
-    assert dataset.locate("latest.jsonl", folder) == folder / "train.jsonl"
+    assert locate("latest.jsonl", folder) == folder / "train.jsonl"
 
 
 def test_a_data_folder_reached_through_a_link_works(folder):
     link = folder.parent / "link"
     link.symlink_to(folder)
     for path in ("train.jsonl", str(link / "train.jsonl"), str(folder / "train.jsonl")):
-        assert dataset.locate(path, link) == folder / "train.jsonl"
+        assert locate(path, link) == folder / "train.jsonl"
 
 
 def test_a_missing_file_is_told_with_the_nearest_name(folder):
     with pytest.raises(DatasetNotFoundError, match=r"did you mean train\.jsonl"):
-        dataset.locate("trian.jsonl", folder)
+        locate("trian.jsonl", folder)
     with pytest.raises(DatasetNotFoundError, match=r"which holds train\.jsonl"):
-        dataset.locate("zzz/other.csv", folder)
+        locate("zzz/other.csv", folder)
 
 
 @given(path=st.text(max_size=30))
@@ -460,15 +458,15 @@ def test_no_path_leaves_the_folder(tmp_path_factory, path):
     folder.mkdir(exist_ok=True)
     (folder / "a.jsonl").touch()
     with contextlib.suppress(DatasetError):
-        assert dataset.locate(path, folder) == folder / "a.jsonl"
+        assert locate(path, folder) == folder / "a.jsonl"
 
 
 def test_a_shipped_set_is_located_by_name_and_an_unknown_one_lists_what_there_is(tmp_path, monkeypatch):
     shipped = write(tmp_path, "train.jsonl", [{"text": "t"}])
     monkeypatch.setattr("neuroweaver.trainer.data.files.builtins", lambda: {"automotive": shipped})
-    assert dataset.locate("builtin:automotive", tmp_path / "elsewhere") == shipped
+    assert locate("builtin:automotive", tmp_path / "elsewhere") == shipped
     with pytest.raises(DatasetNotFoundError, match="use builtin:automotive"):
-        dataset.locate("builtin:../secret", tmp_path)
+        locate("builtin:../secret", tmp_path)
 
 
 # --- split
@@ -539,7 +537,7 @@ def test_real_prompts_and_answers_are_read_whole(tmp_path):
 
 
 def test_the_shipped_automotive_set_is_without_fault():
-    shipped = dataset.builtins()
+    shipped = builtins()
     if "automotive" not in shipped:
         pytest.skip("the automotive training set is not there")
     data = dataset.read(shipped["automotive"])

@@ -21,7 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from neuroweaver.cli.terminal.output import facts
-from neuroweaver.cli.train.progress import display
+from neuroweaver.cli.terminal.watching import display
+from neuroweaver.cli.train.progress import Board
 from neuroweaver.client.connection import Client
 from neuroweaver.client.text import duration, plain
 from neuroweaver.client.training_history import History, stage_title, state_name
@@ -125,17 +126,16 @@ def _train(client: Client, fleet: Fleet, console: Console) -> trainer.TrainingJo
     job = client.trainer.StartTraining(trainer.StartTrainingRequest(config=config))
     heading = f"Training {config.model_name} on {config.base_model}, judged by {config.feedback_model}"
     _say(console, f"\n{heading}", "bold")
-    history = History()
-    with display(console, job.config) as shown:
+    board = Board(job)
+    with display(board, board.line, as_json=False) as shown:
 
         def interrupted(error: grpc.RpcError) -> None:
             fleet.check_alive()
             shown.interrupted(error)
 
         for event in client.watch_training(job.job_id, on_break=interrupted):
-            history.add(event)
-            shown.show(event, history)
-    return client.trainer.GetTrainingJob(trainer.GetTrainingJobRequest(job_id=job.job_id))
+            shown.show(event)
+    return client.job(job.job_id)
 
 
 def _environment(console: Console) -> dict[str, str]:

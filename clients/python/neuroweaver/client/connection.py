@@ -113,6 +113,9 @@ class Client:
         """Newest first. query: a filter of ListTrainingJobs."""
         return self._items("trainer", "ListTrainingJobs", limit, filter=query)
 
+    def job(self, job_id: str) -> trainer_pb2.TrainingJob:
+        return self.trainer.GetTrainingJob(_request("trainer", "GetTrainingJob", job_id=job_id))
+
     def deployments(self, query: str = "") -> Iterator[deployer_pb2.Deployment]:
         """By model and name. query: a filter of ListDeployments."""
         return self._items("deployer", "ListDeployments", filter=query)
@@ -205,19 +208,19 @@ class Client:
         return self._channels[service]
 
     def _items(self, service: str, rpc: str, limit: int | None = None, **fields: Any) -> Iterator[Any]:
-        """What a list holds over all its pages, at most `limit`."""
-        page_size = min(limit or PAGE_SIZE, PAGE_SIZE)
-        return islice(self._pages(service, rpc, page_size=page_size, **fields), limit)
+        """What a list holds over all its pages, at most `limit`; the first field of a response holds it."""
+        call = getattr(getattr(self, service), rpc)
+        request = _request(service, rpc, page_size=min(limit or PAGE_SIZE, PAGE_SIZE), **fields)
 
-    def _pages(self, service: str, rpc: str, **fields: Any) -> Iterator[Any]:
-        """Of a response, the first field holds the items."""
-        call, request = getattr(getattr(self, service), rpc), _request(service, rpc, **fields)
-        while True:
-            page = call(request)
-            yield from getattr(page, page.DESCRIPTOR.fields[0].name)
-            request.page_token = page.next_page_token
-            if not request.page_token:
-                return
+        def pages() -> Iterator[Any]:
+            while True:
+                page = call(request)
+                yield from getattr(page, page.DESCRIPTOR.fields[0].name)
+                request.page_token = page.next_page_token
+                if not request.page_token:
+                    return
+
+        return islice(pages(), limit)
 
 
 def _request(service: str, rpc: str, **fields: Any) -> Any:

@@ -9,15 +9,6 @@ if TYPE_CHECKING:
 
 _KEPT: Final = frozenset("\n\t")
 
-STATE_STYLES: Final = {
-    "SUCCEEDED": "green",
-    "FAILED": "red",
-    "CANCELLED": "yellow",
-    "CANCELLING": "yellow",
-    "RUNNING": "cyan",
-    "QUEUED": "dim",
-}
-
 
 def plain(text: str) -> str:
     """The text without control characters: what a model or a caller wrote must not steer the terminal."""
@@ -45,5 +36,14 @@ def number(value: float) -> str:
 def enum_name(enum: EnumDescriptor, number: int) -> str:
     """The value's name without the enum's in front; the number itself for a value newer than this client."""
     value = enum.values_by_number.get(number)
-    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    return value.name.removeprefix(prefix) if value else str(number)
+    return value.name.removeprefix(enum_prefix(enum)) if value else str(number)
+
+
+def enum_prefix(enum: EnumDescriptor) -> str:
+    """What the names of its values begin with: QUANTIZATION_ for QUANTIZATION_NF4."""
+    return enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+
+
+def enum_choices(enum: EnumDescriptor) -> list[str]:
+    """The short names of its values: nf4 for QUANTIZATION_NF4."""
+    return [value.name.removeprefix(enum_prefix(enum)).lower() for value in enum.values if value.number]

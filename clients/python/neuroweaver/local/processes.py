@@ -110,8 +110,8 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def check_ports(self) -> None:
-        """Raises ProcessError naming the first port that is taken and its variable."""
+    def start(self) -> None:
+        """Starts every service. Raises ProcessError naming the first port that is taken and its variable."""
         for place in self.places:
             for variable, port in place.ports.items():
                 if not is_free(place.host, port):
@@ -119,10 +119,6 @@ class Fleet:
                         f"port {port} of the {place.service} is taken on {place.host}: stop what listens "
                         f"there, or set {variable} to another port"
                     )
-
-    def start(self) -> None:
-        """Starts every service. Raises ProcessError if a port is taken."""
-        self.check_ports()
         for place in self.places:
             self._processes[place.service] = _spawn(place, self._environ)
 

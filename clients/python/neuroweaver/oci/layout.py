@@ -150,8 +150,7 @@ class Layout:
     def verified(self, descriptor: Descriptor) -> Content:
         """The blob, once its digest was right. Raises TransferError."""
         content = self.blob(descriptor)
-        if content.digest() != descriptor.digest:
-            raise TransferError(descriptor.name, "is damaged: its bytes have another digest")
+        _check_digest(descriptor.name, content.digest(), descriptor.digest)
         return content
 
     def document(self, descriptor: Descriptor) -> dict[str, Any]:
@@ -161,8 +160,7 @@ class Layout:
     def small(self, descriptor: Descriptor) -> bytes:
         """The bytes of a blob of at most MAX_JSON_BYTES. Raises TransferError."""
         data = _bounded(descriptor.name, self.blob(descriptor))
-        if sha256_of([data]) != descriptor.digest:
-            raise TransferError(descriptor.name, "is damaged: its bytes have another digest")
+        _check_digest(descriptor.name, sha256_of([data]), descriptor.digest)
         return data
 
 
@@ -221,8 +219,13 @@ def _checked(name: str, content: Content) -> Iterator[bytes]:
     for chunk in content.chunks():
         sha256.update(chunk)
         yield chunk
-    if name.startswith("blobs/sha256/") and name.rpartition("/")[2] != sha256.hexdigest():
-        raise TransferError(name, "is damaged: its bytes have another digest")
+    if name.startswith("blobs/sha256/"):
+        _check_digest(name, sha256.hexdigest(), name.rpartition("/")[2])
+
+
+def _check_digest(entry: str, actual: str, named: str) -> None:
+    if actual != named:
+        raise TransferError(entry, "is damaged: its bytes have another digest")
 
 
 def _bounded(entry: str, content: Content) -> bytes:

@@ -8,7 +8,7 @@ ModelPack has no field for travels in one more layer, so that a version comes ba
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -33,22 +33,13 @@ _RAW: Final = {kind: f"application/vnd.cncf.model.{kind}.v1.raw" for kind in _KI
 _TAR: Final = frozenset(f"application/vnd.cncf.model.{kind}.v1.tar" for kind in _KINDS)
 _COMPRESSED: Final = ("+gzip", "+zstd")
 
-_KIND_OF: Final = {
-    ".safetensors": "weight",
-    ".json": "weight.config",
-    ".yaml": "weight.config",
-    ".yml": "weight.config",
-    ".toml": "weight.config",
-    ".jinja": "weight.config",
-    ".model": "weight.config",
-    ".tiktoken": "weight.config",
-    ".jsonl": "dataset",
-    ".csv": "dataset",
-    ".tsv": "dataset",
-    ".py": "code",
-    ".sh": "code",
-    ".ipynb": "code",
+_SUFFIXES: Final = {
+    "weight": ".safetensors",
+    "weight.config": ".json .yaml .yml .toml .jinja .model .tiktoken",
+    "dataset": ".jsonl .csv .tsv",
+    "code": ".py .sh .ipynb",
 }
+_KIND_OF: Final = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 _TOKENIZER_TEXTS: Final = frozenset({"merges.txt", "vocab.txt"})
 
 # Set by the registry that holds the version, and different in another one.
@@ -211,12 +202,7 @@ def layer_type(path: str) -> str:
 
 
 def _layer(descriptor: Descriptor, path: str) -> Descriptor:
-    return Descriptor(
-        descriptor.media_type,
-        descriptor.digest,
-        descriptor.size,
-        annotations={FILE_PATH: path, TITLE: path},
-    )
+    return replace(descriptor, annotations={FILE_PATH: path, TITLE: path})
 
 
 def _record(version: registry.ModelVersion) -> bytes:

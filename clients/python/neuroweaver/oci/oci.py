@@ -34,6 +34,7 @@ _ROUTE_WITHOUT_FILES: Final = (
     registry.VERSION_STATE_VALIDATED,
     registry.VERSION_STATE_DEPLOYED,
 )
+_REQUESTED: Final = frozenset(registry.CreateModelVersionRequest.DESCRIPTOR.fields_by_name)
 
 
 def export_version(
@@ -168,9 +169,7 @@ def _check_parent(client: Client, wanted: registry.ModelVersion) -> None:
         return
     name = f"{wanted.model_id}@{wanted.parent_version}"
     try:
-        parent = client.registry.GetModelVersion(
-            registry.GetModelVersionRequest(model_id=wanted.model_id, version=wanted.parent_version)
-        )
+        parent = client.version(wanted.model_id, wanted.parent_version)
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.NOT_FOUND:
             raise
@@ -192,19 +191,9 @@ def _check_parent(client: Client, wanted: registry.ModelVersion) -> None:
 
 def _created(client: Client, wanted: registry.ModelVersion, manifest_digest: str) -> registry.ModelVersion:
     first, *further = _route(wanted)
-    request = registry.CreateModelVersionRequest(
-        model_id=wanted.model_id,
-        version=wanted.version,
-        parent_version=wanted.parent_version,
-        description=wanted.description,
-        config=wanted.config if wanted.HasField("config") else None,
-        metrics=wanted.metrics,
-        tags=wanted.tags,
-        base=wanted.base if wanted.HasField("base") else None,
-        lineage=wanted.lineage if wanted.HasField("lineage") else None,
-        artifacts=wanted.artifacts,
-        state=first,
-    )
+    # All but the state is named alike in a version and in the request that creates it.
+    content = {field.name: value for field, value in wanted.ListFields() if field.name in _REQUESTED}
+    request = registry.CreateModelVersionRequest(**{**content, "state": first})
     request.request_id = _request_id(manifest_digest, request)
     try:
         created = client.registry.CreateModelVersion(request)
@@ -244,9 +233,7 @@ def _found_again(
 ) -> registry.ModelVersion:
     """The version that is there, if it has this content; the Registry keeps its answers for a while only."""
     try:
-        existing = client.registry.GetModelVersion(
-            registry.GetModelVersionRequest(model_id=wanted.model_id, version=wanted.version)
-        )
+        existing = client.version(wanted.model_id, wanted.version)
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.NOT_FOUND:
             raise refusal from error  # deleted, and taken all the same

@@ -64,7 +64,8 @@ class Versions:
                 continue
             if 0 < file.size_bytes <= unread:
                 unread -= file.size_bytes
-                await self._read(model_id, bundle.version, file)
+                async for _ in self.fetch(model_id, bundle.version, file):
+                    pass
                 self._remember(file.digest)
             else:
                 await self._find(file)
@@ -83,10 +84,6 @@ class Versions:
             if error.code() == grpc.StatusCode.NOT_FOUND:
                 raise _missing(file) from error
             raise _translated(error, file.path) from error
-
-    async def _read(self, model_id: str, version: str, file: File) -> None:
-        async for _ in self.fetch(model_id, version, file):
-            pass
 
     async def _find(self, file: File) -> None:
         request = registry_pb2.GetUploadStatusRequest(digest=file.digest)

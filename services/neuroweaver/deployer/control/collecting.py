@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.cluster.errors import BackendError
 from neuroweaver.deployer.domain.backend import Key, Line
+from neuroweaver.deployer.model_servers.logs import cut
 from neuroweaver.deployer.planning import Backends
 from neuroweaver.deployer.storage.lease import Lease, LeaseLost
 from neuroweaver.deployer.storage.store import Store
@@ -23,7 +24,6 @@ _LOG: Final = logging.getLogger("neuroweaver.deployer")
 
 _FORESEEN: Final = (BackendError, TimeoutError, SQLAlchemyError, Error)
 _MAX_LINES: Final = 1000
-_MAX_LINE_BYTES: Final = 16 * 1024
 
 
 class LogCollector:
@@ -82,7 +82,8 @@ class LogCollector:
                 aclosing(cast(AsyncGenerator[Line], stream)) as arriving,
             ):
                 async for line in arriving:
-                    lines.append(_cut(line))
+                    message = cut(line.message.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+                    lines.append(replace(line, message=message))
                     if len(lines) >= _MAX_LINES:
                         break
         except (BackendError, TimeoutError) as error:
@@ -106,12 +107,3 @@ def _cause(failure: Exception | None) -> str:
     if isinstance(failure, BackendError):
         return failure.trouble.value
     return "" if failure is None else type(failure).__name__
-
-
-def _cut(line: Line) -> Line:
-    """A line of at most 16 KiB."""
-    message = line.message.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    encoded = message.encode()
-    if len(encoded) > _MAX_LINE_BYTES:
-        message = encoded[: _MAX_LINE_BYTES - 3].decode(errors="ignore") + "…"
-    return replace(line, message=message)

@@ -18,7 +18,9 @@ _ACCURACY: Final = Gauge(
 
 def show(deployment: Deployment) -> None:
     """As of the last look at it."""
-    accuracy = None if deployment.is_gone else _accuracy(deployment)
+    health = None if deployment.is_gone else deployment.status.health
+    states = health.thresholds if health else ()
+    accuracy = next((state.value for state in states if state.kind == pb.THRESHOLD_KIND_ACCURACY), None)
     if accuracy is None:
         _ACCURACY.remove(deployment.resource_name)
     else:
@@ -28,9 +30,3 @@ def show(deployment: Deployment) -> None:
 def hide_all() -> None:
     """Once another deployer leads: what this one saw last grows old."""
     _ACCURACY.clear()
-
-
-def _accuracy(deployment: Deployment) -> float | None:
-    health = deployment.status.health
-    states = health.thresholds if health else ()
-    return next((state.value for state in states if state.kind == pb.THRESHOLD_KIND_ACCURACY), None)

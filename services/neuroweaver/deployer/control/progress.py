@@ -66,7 +66,8 @@ async def background(
     health, breaches = judged(deployment, replicas, recent, now)
     key = specification.backup_of(deployment.spec, deployment.key.project)
     kept = await deployments.find(key) if key else None
-    backup = kept.deployment if kept and not kept.deployment.is_being_removed else None
+    other = kept.deployment if kept else None
+    backup = other if other and not other.is_being_removed and other.switched_to is None else None
     rollout = deployment.rollout
     reports: Sequence[Sample] = ()
     if rollout is not None and not rollout.is_over:
@@ -94,8 +95,6 @@ def advanced(deployment: Deployment, look: Look, background: Background, now: da
 def _recovered(deployment: Deployment, background: Background, now: datetime) -> tuple[Deployment, str]:
     """With its traffic at the backup if the model is unfit, or back; and why."""
     backup = background.backup
-    if backup is not None and backup.switched_to is not None:
-        backup = None
     decision = recovery.decide(
         deployment.status.watch,
         deployment.spec.recovery,

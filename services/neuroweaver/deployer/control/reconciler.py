@@ -96,6 +96,7 @@ class Reconciler:
         self._backends = backends
         self._pace = pace
         self._tended: dict[Key, _Tended] = {}
+        self._measured_every = timedelta(seconds=pace.measured_s)
         self._memory = Memory()
         self._is_new = asyncio.Event()
         store.listen(self.wake)
@@ -185,10 +186,6 @@ class Reconciler:
                 "not measured", extra={"model_id": deployment.key.model_id, "cause": error.trouble.value}
             )
             return []
-
-    @property
-    def _measured_every(self) -> timedelta:
-        return timedelta(seconds=self._pace.measured_s)
 
     def _is_past(self, last: datetime | None, period: timedelta) -> bool:
         return last is None or self._store.clock() - last >= period

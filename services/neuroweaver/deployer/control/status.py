@@ -207,11 +207,8 @@ def _rolled_out(deployment: Deployment) -> Said:
         return False, "FIRST_START", f"Revision {deployment.target} is the first and has not served yet."
     rollout = deployment.rollout
     if rollout is None or rollout.is_over:
-        return (
-            False,
-            "ROLLING_OUT",
-            f"Revision {deployment.target} is replacing revision {deployment.stable}.",
-        )
+        words = f"Revision {deployment.target} is replacing revision {deployment.stable}."
+        return False, "ROLLING_OUT", words
     return False, pb.RolloutState.Name(rollout.state).removeprefix("ROLLOUT_STATE_"), rollout.message
 
 

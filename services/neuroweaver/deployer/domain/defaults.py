@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -53,8 +54,7 @@ _DEFAULTS: Final = {
 
 def filled(message: M) -> M:
     """A copy in which every field that was not given has its default, also in messages within."""
-    copy = type(message)()
-    copy.CopyFrom(message)
+    copy = deepcopy(message)
     fill(copy)
     return copy
 

@@ -20,15 +20,8 @@ class Failure:
     message: str
 
 
-@dataclass(frozen=True)
-class _Sign:
-    code: str
-    pattern: re.Pattern[str]
-    words: str
-
-
-def _sign(code: str, pattern: str, words: str) -> _Sign:
-    return _Sign(code, re.compile(pattern, re.IGNORECASE), words)
+def _sign(code: str, pattern: str, words: str) -> tuple[re.Pattern[str], Failure]:
+    return re.compile(pattern, re.IGNORECASE), Failure(code, words)
 
 
 # The first that a line of the log shows, the most telling ones first.
@@ -108,10 +101,10 @@ def explained(lines: Sequence[str], exit_code: int | None = None, hint: str = ""
     line = _telling(plain)
     errors = [text for text in plain if _EXCEPTION.match(text.strip()) or _ERROR_LINE.search(text)]
     for text in (hint, line, *reversed(errors)):
-        for sign in _SIGNS:
-            if text and sign.pattern.search(text):
-                quoted = line if sign.pattern.search(line) else text
-                return Failure(sign.code, _sentence(sign.words, quoted))
+        for pattern, sign in _SIGNS:
+            if text and pattern.search(text):
+                quoted = line if pattern.search(line) else text
+                return Failure(sign.code, _sentence(sign.message, quoted))
     by_exit = _by_exit(exit_code)
     if by_exit is not None:
         return Failure(by_exit.code, _sentence(by_exit.message, line))

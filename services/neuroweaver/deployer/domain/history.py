@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from neuroweaver.deployer.domain import messages
 from neuroweaver.deployer.domain.backend import Replica
-from neuroweaver.deployer.domain.model import SYSTEM, Deployment
+from neuroweaver.deployer.domain.model import SYSTEM, Deployment, Status
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -19,12 +19,13 @@ def events_of(
 
     cause: of another number of replicas, as `DeploymentScaled.cause`.
     """
+    was = before.status if before is not None else Status(state=pb.DEPLOYMENT_STATE_UNSPECIFIED)
     events = [
         *_asked(before, after, origin.reason),
         *_progress(before, after, origin, cause),
-        *_replicas(before, after, now),
-        *_seen(before, after),
-        *_state(before, after),
+        *_replicas(was, after.status, now),
+        *_seen(was, after.status),
+        *_state(was, after.status),
     ]
     for event in events:
         event.actor = origin.actor
@@ -70,10 +71,10 @@ def _progress(
         )
 
 
-def _replicas(before: Deployment | None, after: Deployment, now: datetime) -> Iterator[pb.DeploymentEvent]:
-    old = {replica.replica_id: replica for replica in before.status.replicas} if before is not None else {}
-    there = {replica.replica_id for replica in after.status.replicas}
-    for replica in after.status.replicas:
+def _replicas(was: Status, status: Status, now: datetime) -> Iterator[pb.DeploymentEvent]:
+    old = {replica.replica_id: replica for replica in was.replicas}
+    there = {replica.replica_id for replica in status.replicas}
+    for replica in status.replicas:
         if _shown(old.get(replica.replica_id)) != _shown(replica):
             event = pb.ReplicaChanged(replica=messages.from_replica(replica))
             if replica.restart_at is not None:
@@ -93,21 +94,15 @@ def _shown(replica: Replica | None) -> tuple[object, ...]:
     return replica.revision, replica.phase, replica.restarts, replica.loaded_versions
 
 
-def _seen(before: Deployment | None, after: Deployment) -> Iterator[pb.DeploymentEvent]:
-    was = before.status if before is not None else None
-    status = after.status
-    old = (
-        {threshold.kind: threshold for threshold in messages.from_thresholds(was.health)}
-        if was and was.health
-        else {}
-    )
-    for threshold in messages.from_thresholds(status.health) if status.health else ():
-        earlier = old.get(threshold.kind)
-        if threshold.is_breached != (earlier is not None and earlier.is_breached):
-            yield pb.DeploymentEvent(
-                threshold_crossed=pb.ThresholdCrossed(threshold=threshold, is_breached=threshold.is_breached)
+def _seen(was: Status, status: Status) -> Iterator[pb.DeploymentEvent]:
+    broken = {state.kind for state in (was.health.thresholds if was.health else ()) if state.is_breached}
+    for state in status.health.thresholds if status.health else ():
+        if state.is_breached != (state.kind in broken):
+            crossed = pb.ThresholdCrossed(
+                threshold=messages.from_threshold(state), is_breached=state.is_breached
             )
-    if status.drift and (was is None or status.drift != was.drift):
+            yield pb.DeploymentEvent(threshold_crossed=crossed)
+    if status.drift and status.drift != was.drift:
         yield pb.DeploymentEvent(
             drift_found=pb.DriftFound(
                 changes=map(messages.from_change, status.drift[: messages.MAX_CHANGES]),
@@ -115,16 +110,14 @@ def _seen(before: Deployment | None, after: Deployment) -> Iterator[pb.Deploymen
             )
         )
     for condition in status.conditions:
-        former = was.condition(condition.type) if was else None
+        former = was.condition(condition.type)
         if former is None or (former.is_true, former.reason) != (condition.is_true, condition.reason):
             yield pb.DeploymentEvent(condition=messages.from_condition(condition))
 
 
-def _state(before: Deployment | None, after: Deployment) -> Iterator[pb.DeploymentEvent]:
-    was = before.status.state if before is not None else pb.DEPLOYMENT_STATE_UNSPECIFIED
-    if was != after.status.state:
-        yield pb.DeploymentEvent(
-            state_changed=pb.DeploymentStateChanged(
-                from_state=was, to_state=after.status.state, message=after.status.message
-            )
+def _state(was: Status, status: Status) -> Iterator[pb.DeploymentEvent]:
+    if was.state != status.state:
+        changed = pb.DeploymentStateChanged(
+            from_state=was.state, to_state=status.state, message=status.message
         )
+        yield pb.DeploymentEvent(state_changed=changed)

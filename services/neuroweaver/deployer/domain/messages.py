@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Final
 
-from google.protobuf.message import Message
-
-from neuroweaver.deployer.domain.backend import BackendPlan, FieldChange, Key, Planned, Replica
+from neuroweaver.deployer.domain.backend import BackendPlan, Planned, Replica
 from neuroweaver.deployer.domain.metrics import measurement
 from neuroweaver.deployer.domain.metrics.counts import Sample
 from neuroweaver.deployer.domain.metrics.health import Health
 from neuroweaver.deployer.domain.metrics.measurement import Measurements, Tally
-from neuroweaver.deployer.domain.model import Condition, Deployment, Revision
+from neuroweaver.deployer.domain.model import Deployment, Revision
 from neuroweaver.deployer.domain.rollouts.rollout import Rollout, bake_end
 from neuroweaver.mesh.wire.clock import timestamp
+from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.v1 import deployer_pb2 as pb
 
 MAX_REPLICAS: Final = 100
 MAX_CHANGES: Final = 100
 
-M = TypeVar("M", bound=Message)
-
-
-def message_of(kind: type[M], record: Any, **given: Any) -> M:
-    """The record's fields of the same names, and what is given; None leaves a field unset."""
-    names = set(kind.DESCRIPTOR.fields_by_name) - given.keys()
-    return kind(**{name: getattr(record, name) for name in names if hasattr(record, name)}, **given)
+from_change = partial(message_of, pb.FieldChange)
+from_condition = partial(message_of, pb.DeploymentCondition)
+from_key = partial(message_of, pb.BackupModel)
+from_threshold = partial(message_of, pb.ThresholdStatus)
 
 
 def from_deployment(deployment: Deployment, last_sequence: int) -> pb.Deployment:
@@ -74,21 +71,9 @@ def from_revision(deployment: Deployment, revision: Revision) -> pb.DeploymentRe
     )
 
 
-def from_condition(condition: Condition) -> pb.DeploymentCondition:
-    return message_of(pb.DeploymentCondition, condition)
-
-
 def from_replica(replica: Replica) -> pb.ReplicaStatus:
     phases = [{"phase": phase, "duration": length} for phase, length in replica.phases]
     return message_of(pb.ReplicaStatus, replica, last_exit_code=replica.last_exit, phases=phases)
-
-
-def from_change(change: FieldChange) -> pb.FieldChange:
-    return message_of(pb.FieldChange, change)
-
-
-def from_key(key: Key) -> pb.BackupModel:
-    return message_of(pb.BackupModel, key)
 
 
 def from_object(planned: Planned) -> pb.PlannedObject:
@@ -125,10 +110,6 @@ def from_rollout(rollout: Rollout | None, spec: pb.DeploymentSpec) -> pb.Rollout
     )
 
 
-def from_thresholds(health: Health) -> list[pb.ThresholdStatus]:
-    return [message_of(pb.ThresholdStatus, state) for state in health.thresholds]
-
-
 def from_health(deployment: Deployment, now: datetime) -> pb.ModelHealth:
     """By what was found last."""
     status, key = deployment.status, deployment.key
@@ -142,7 +123,7 @@ def from_health(deployment: Deployment, now: datetime) -> pb.ModelHealth:
         model_id=key.model_id,
         name=key.name,
         version=serving.bundle.version if serving and ready else "",
-        thresholds=from_thresholds(health),
+        thresholds=map(from_threshold, health.thresholds),
         ready_replicas=ready,
         desired_replicas=deployment.replicas,
         last_token_time=max(tokens, default=None),

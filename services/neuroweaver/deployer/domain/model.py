@@ -106,12 +106,8 @@ class Status:
         before = self.condition(kind)
         since = before.time if before and (before.is_true, before.reason) == (is_true, reason) else now
         new = Condition(type=kind, is_true=is_true, reason=reason, message=message, time=since)
-        if before is None:
-            return replace(self, conditions=(*self.conditions, new))
-        return replace(
-            self,
-            conditions=tuple(new if condition.type == kind else condition for condition in self.conditions),
-        )
+        conditions = {condition.type: condition for condition in self.conditions} | {kind: new}
+        return replace(self, conditions=tuple(conditions.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,13 +199,6 @@ class Deployment:
         """Raises Aborted if the deployment is no longer the one that the caller saw."""
         if etag and etag != self.etag:
             raise Aborted("ETAG_MISMATCH", f"the deployment changed: its etag is {self.etag} now, not {etag}")
-
-    def require_present(self) -> None:
-        """Raises FailedPrecondition while the deployment is being removed."""
-        if self.is_being_removed:
-            raise FailedPrecondition(
-                "BEING_REMOVED", "the deployment is being removed; try again once it is gone"
-            )
 
     def respecified(self, change: SpecChange, bundle: Bundle) -> Deployment:
         """As the spec says from now on; itself if that is nothing new."""
@@ -352,7 +341,9 @@ def require_current(deployment: Deployment | None, etag: str) -> None:
         if etag:
             raise Aborted("ETAG_MISMATCH", f"the deployment no longer exists; its etag was {etag}")
         return
-    deployment.require_present()
+    if deployment.is_being_removed:
+        words = "the deployment is being removed; try again once it is gone"
+        raise FailedPrecondition("BEING_REMOVED", words)
     deployment.require(etag)
 
 

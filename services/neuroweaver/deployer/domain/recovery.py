@@ -75,11 +75,8 @@ def decide(
     if backup is None or backup_ready < 1 or backup.state not in fit:
         return Decision(watch)
     seconds = round((now - watch.unfit_since).total_seconds())
-    return Decision(
-        replace(watch, is_automatic=True, healthy_since=None),
-        Move.TO_BACKUP,
-        f"Unfit for {seconds} s: {health.reason}",
-    )
+    watch = replace(watch, is_automatic=True, healthy_since=None)
+    return Decision(watch, Move.TO_BACKUP, f"Unfit for {seconds} s: {health.reason}")
 
 
 def cycle(start: Key, backup: Key | None, backups: Mapping[Key, Key]) -> tuple[Key, ...]:
@@ -113,8 +110,5 @@ def _back(watch: Watch, policy: pb.RecoveryPolicy, now: datetime) -> Decision:
     if not is_wanted or watch.healthy_since is None or now - watch.healthy_since < SWITCH_BACK_AFTER:
         return Decision(watch)
     minutes = round((now - watch.healthy_since).total_seconds() / 60)
-    return Decision(
-        replace(watch, is_automatic=False, unfit_since=None),
-        Move.BACK,
-        f"Healthy again for {minutes} minutes.",
-    )
+    watch = replace(watch, is_automatic=False, unfit_since=None)
+    return Decision(watch, Move.BACK, f"Healthy again for {minutes} minutes.")

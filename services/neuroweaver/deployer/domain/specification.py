@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
@@ -106,8 +107,7 @@ def check_autoscaling(field: str, scaling: pb.Autoscaling, backend: pb.Deploymen
 def _check(spec: pb.DeploymentSpec, key: Key) -> None:
     if spec.HasField("kubernetes") and spec.backend != pb.DEPLOYMENT_BACKEND_KUBERNETES:
         raise InvalidArgument(
-            "spec.kubernetes",
-            "is only for the Kubernetes backend; remove it, or set spec.backend",
+            "spec.kubernetes", "is only for the Kubernetes backend; remove it, or set spec.backend"
         )
     if spec.HasField("autoscaling"):
         check_autoscaling("spec.autoscaling", spec.autoscaling, spec.backend)
@@ -232,7 +232,6 @@ def _base_bytes(bundle: Bundle) -> int:
 
 def changed(spec: pb.DeploymentSpec, change: Callable[[pb.DeploymentSpec], object]) -> pb.DeploymentSpec:
     """A copy with a change; a spec that was handed out never changes."""
-    copy = pb.DeploymentSpec()
-    copy.CopyFrom(spec)
+    copy = deepcopy(spec)
     change(copy)
     return copy

@@ -5,43 +5,36 @@ https://kubernetes.io/docs/reference/using-api/server-side-apply/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from neuroweaver.cluster.api import Api
 from neuroweaver.cluster.kinds import DEPLOYMENT, Object, kind_of
 from neuroweaver.deployer.domain.backend import FieldChange
 from neuroweaver.deployer.kubernetes.observing import drift
 
-
-@dataclass(frozen=True)
-class Applied:
-    """What others had changed: corrected was set back, left is theirs."""
-
-    corrected: tuple[FieldChange, ...] = ()
-    left: tuple[FieldChange, ...] = ()
+Changes = tuple[FieldChange, ...]
 
 
-async def apply(api: Api, desired: Object, live: Object | None) -> Applied:
+async def apply(api: Api, desired: Object, live: Object | None) -> tuple[Changes, Changes]:
+    """Returns what others had changed: what was set back, and what is left to them."""
     kind, stamped = kind_of(desired), drift.stamped(desired)
     if live is None:
         await api.apply(kind, stamped, is_forced=True)
-        return Applied()
+        return (), ()
     own, theirs = drift.left_to_others(stamped, live)
     if not drift.was_applied(stamped, live):
         if _gives_up_replicas(own, live):
             await _hand_over_replicas(api, live)
         await api.apply(kind, own, is_forced=True)
-        return Applied(left=theirs)
+        return (), theirs
     if drift.holds(own, live):
-        return Applied(left=theirs)
+        return (), theirs
     # A default, or an amount written another way, is no drift; a dry run shows it.
     changes = drift.differences(live, await api.apply(kind, own, is_forced=True, is_dry_run=True))
     if changes:
         await api.apply(kind, own, is_forced=True)
-    return Applied(changes, theirs)
+    return changes, theirs
 
 
-async def changes_of(api: Api, desired: Object, live: Object | None) -> tuple[FieldChange, ...]:
+async def changes_of(api: Api, desired: Object, live: Object | None) -> Changes:
     """What `apply` would change in the live object, by a dry run."""
     own = desired
     if live is not None:

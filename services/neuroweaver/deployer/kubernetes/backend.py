@@ -9,8 +9,8 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -65,6 +65,18 @@ _TOLERATED_POINTS: Final = 5
 _TRAFFIC_AND_PODS: Final = frozenset({DEPLOYMENT, AUTOSCALER, SCALED_OBJECT, HTTP_ROUTE})
 
 
+@asynccontextmanager
+async def _clear_errors() -> AsyncIterator[None]:
+    """Whatever the API server refused, as a BackendError."""
+    try:
+        yield
+    except Refusal as error:
+        raise to_backend_error(error) from error
+    except LOST as error:
+        words = str(error) or type(error).__name__
+        raise BackendError(Trouble.UNREACHABLE, f"the cluster does not answer ({words})") from error
+
+
 @dataclass
 class _Changes:
     """What a deployment's `observe` has yet to report, or reported last."""
@@ -93,50 +105,31 @@ class KubernetesBackend:
     async def close(self) -> None:
         await self._api.close()
 
+    @_clear_errors()
     async def plan(self, wanted: DesiredState) -> BackendPlan:
-        with _clear_errors():
-            namespace = namespace_of(wanted.spec, self._settings)
-            cluster = await self._discovered()
-            live = await self._own(namespace, wanted.resource_name, cluster)
-            own_pods = await self._pods.find(namespace, wanted.resource_name)
-            # What it comes to in the end, where the router answers.
-            cluster = replace(cluster, has_router=True)
-            found = planner.Found(live, own_pods)
-            return await planner.plan(self._api, self._settings, cluster, wanted, found)
-
-    async def apply(self, wanted: DesiredState) -> None:
-        with _clear_errors():
-            await self._apply(wanted)
-
-    async def observe(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Observed:
-        with _clear_errors():
-            return await self._observe(key, resource_name, spec)
-
-    async def remove(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> bool:
-        with _clear_errors():
-            is_gone = await self._remove(key, resource_name, spec)
-        if is_gone:
-            self._changes.pop(key, None)
-            self._namespaces.pop(key, None)
-            self._namespaces_changed.set()
-        return is_gone
+        namespace = namespace_of(wanted.spec, self._settings)
+        # What it comes to in the end, where the router answers.
+        cluster = replace(await self._discovered(), has_router=True)
+        live = await self._own(namespace, wanted.resource_name, cluster)
+        own_pods = await self._pods.find(namespace, wanted.resource_name)
+        return await planner.plan(self._api, self._settings, cluster, wanted, live, own_pods)
 
     async def logs(
         self, key: Key, resource_name: str, spec: pb.DeploymentSpec, since: Mapping[str, str]
     ) -> AsyncIterator[Line]:
         del key
-        with _clear_errors():
+        async with _clear_errors():
             found = await self._pods.find(namespace_of(spec, self._settings), resource_name)
         for pod in found:
-            with _clear_errors():
+            async with _clear_errors():
                 lines = await self._pods.log(pod, since.get(pod["metadata"]["name"], ""))
             for line in lines:
                 yield line
 
+    @_clear_errors()
     async def measure(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Sequence[Measured]:
         del key
-        with _clear_errors():
-            return await self._pods.measure(namespace_of(spec, self._settings), resource_name)
+        return await self._pods.measure(namespace_of(spec, self._settings), resource_name)
 
     async def run(self, changed: Callable[[Key], None]) -> None:
         await self._there()
@@ -160,15 +153,14 @@ class KubernetesBackend:
         logged = ""
         while True:
             try:
-                await self._api.version()
+                with suppress(Refusal):  # it is there, and says not which one it is
+                    await self._api.version()
             except BackendError as error:
                 if str(error) != logged:
                     logged = str(error)
                     _LOG.info("no cluster is watched", extra={"cause": logged})
                 is_set_up = error.trouble != Trouble.NOT_CONFIGURED
                 await asyncio.sleep(_RETRY_S if is_set_up else _NOT_SET_UP_S)
-            except Refusal:  # it is there, and says not which one it is
-                return
             else:
                 return
 
@@ -224,7 +216,8 @@ class KubernetesBackend:
 
     # Towards the desired state.
 
-    async def _apply(self, wanted: DesiredState) -> None:
+    @_clear_errors()
+    async def apply(self, wanted: DesiredState) -> None:
         namespace = self._known(wanted.key, wanted.spec)
         cluster = await self._with_backup(wanted, await self._discovered())
         live = await self._own(namespace, wanted.resource_name, cluster)
@@ -249,9 +242,9 @@ class KubernetesBackend:
                 continue
             if now is None and str(name) in was_there:
                 corrected.append(FieldChange(str(name), "metadata.name", "", json.dumps(name.name)))
-            applied = await applying.apply(self._api, desired, now)
-            corrected += applied.corrected
-            left += applied.left
+            set_back, theirs = await applying.apply(self._api, desired, now)
+            corrected += set_back
+            left += theirs
         await self._delete(leftovers)
         changes = self._changes.setdefault(wanted.key, _Changes())
         changes.left = tuple(left)
@@ -283,9 +276,10 @@ class KubernetesBackend:
             if not is_going(found):
                 await self._api.delete(kind or kind_of(found), found)
 
-    async def _remove(self, key: Key, name: str, spec: pb.DeploymentSpec) -> bool:
+    @_clear_errors()
+    async def remove(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> bool:
         """Pods first, so that they drain while their names still resolve; then the rest."""
-        namespace = self._known(key, spec)
+        namespace, name = self._known(key, spec), resource_name
         cluster = await self._discovered()
         live = await self._own(namespace, name, cluster)
         first = [found for found in live.values() if kind_of(found) in _TRAFFIC_AND_PODS]
@@ -297,12 +291,18 @@ class KubernetesBackend:
         if first or sets or await self._pods.find(namespace, name):
             return False
         await self._delete(live.values())
-        return not await self._own(namespace, name, cluster)
+        if await self._own(namespace, name, cluster):
+            return False
+        self._changes.pop(key, None)
+        self._namespaces.pop(key, None)
+        self._namespaces_changed.set()
+        return True
 
     # What it looks like.
 
-    async def _observe(self, key: Key, name: str, spec: pb.DeploymentSpec) -> Observed:
-        namespace = self._known(key, spec)
+    @_clear_errors()
+    async def observe(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Observed:
+        namespace, name = self._known(key, spec), resource_name
         live = await self._live(namespace, name, await self._discovered())
         found = await self._pods.find(namespace, name)
         if not live and not found:
@@ -326,7 +326,7 @@ class KubernetesBackend:
         reasons = observation.reasons(found, deployments.values(), autoscalers.values())
         kinds = {kind_of(each) for each in live.values()}
         has_route = HTTP_ROUTE in kinds
-        ready = Counter(each.revision for each in replicas if each.phase == pb.REPLICA_PHASE_READY)
+        ready = Counter(each.revision for each in replicas if each.is_ready)
         split = traffic.split_by_replicas(done.weights, ready, _TOLERATED_POINTS)
         if split and not (has_route or router_pods.is_available(live)):
             reasons.append(("WEIGHTS_BY_REPLICAS", split))
@@ -335,9 +335,12 @@ class KubernetesBackend:
         scalings = observation.scalings(changes.desired, desired, autoscalers)
         corrected, changes.corrected, changes.desired = changes.corrected, (), desired
         is_rolled_out = all(map(observation.is_rolled_out, deployments.values()))
+        endpoint = traffic.endpoint(name, namespace)
+        if has_route and self._settings.gateway_url:
+            endpoint = f"{self._settings.gateway_url}{traffic.route_path(key)}/v1"
         return Observed(
             exists=True,
-            endpoint=self._endpoint(key, name, namespace, has_route=has_route),
+            endpoint=endpoint,
             replicas=tuple(sorted(replicas, key=lambda each: (each.revision, each.replica_id))),
             desired=desired,
             weights=done.weights,
@@ -348,23 +351,6 @@ class KubernetesBackend:
             reasons=tuple(reasons),
             applied_generation=done.generation if is_rolled_out else max(0, done.generation - 1),
         )
-
-    def _endpoint(self, key: Key, name: str, namespace: str, *, has_route: bool) -> str:
-        if has_route and self._settings.gateway_url:
-            return f"{self._settings.gateway_url}{traffic.route_path(key)}/v1"
-        return traffic.endpoint(name, namespace)
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Whatever the API server refused, as a BackendError."""
-    try:
-        yield
-    except Refusal as error:
-        raise to_backend_error(error) from error
-    except LOST as error:
-        words = str(error) or type(error).__name__
-        raise BackendError(Trouble.UNREACHABLE, f"the cluster does not answer ({words})") from error
 
 
 def _by_revision(live: Mapping[Ref, Object], kind: Kind) -> dict[int, Object]:

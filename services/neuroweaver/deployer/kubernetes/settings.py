@@ -87,7 +87,10 @@ class ClusterSettings:
         "`organisation/name`. Empty: pods fetch them from the Hugging Face hub.",
     )
     hub_url: str = variable(
-        "NEUROWEAVER_HUB_URL", _url, "", help="A mirror of the Hugging Face hub, with files at the same port."
+        "NEUROWEAVER_HUB_URL",
+        _url,
+        "",
+        help="A mirror of the Hugging Face hub, which serves its files from the same port.",
     )
     hub_token_secret: str = variable(
         "NEUROWEAVER_HUB_TOKEN_SECRET",

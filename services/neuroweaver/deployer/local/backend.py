@@ -130,7 +130,11 @@ class LocalBackend:
         try:
             fleet.aim_at(wanted)
         except OSError as error:
-            raise _disk_trouble(error) from error
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise BackendError(
+                Trouble.NO_ROOM if is_full else Trouble.NOT_CONFIGURED,
+                f"the deployment's state cannot be written: {error.strerror}",
+            ) from error
 
     async def observe(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Observed:
         del spec
@@ -211,11 +215,7 @@ class LocalBackend:
 
 @asynccontextmanager
 async def local_backend(
-    settings: LocalSettings,
-    fetch: FetchFile,
-    base_folder: BaseFolder,
-    *,
-    machine: Machine | None = None,
+    settings: LocalSettings, fetch: FetchFile, base_folder: BaseFolder, *, machine: Machine | None = None
 ) -> AsyncIterator[LocalBackend]:
     """The backend, its front listening; what an earlier deployer left running is found again.
 
@@ -294,8 +294,3 @@ def _checked(resource_name: str) -> str:
 
 def _running(replica: Replica) -> Running:
     return Running(replica.replica_id, replica.target, replica.frame, replica.need, replica.description)
-
-
-def _disk_trouble(error: OSError) -> BackendError:
-    trouble = Trouble.NO_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else Trouble.NOT_CONFIGURED
-    return BackendError(trouble, f"the deployment's state cannot be written: {error.strerror}")

@@ -67,7 +67,8 @@ def plan(wanted: DesiredState, now: Situation) -> BackendPlan:
     sizes = _sizes(wanted, launches, old)
     is_canary = wanted.spec.rollout.HasField("canary") and bool(old or len(launches) > 1)
     mode, reason = _mode(wanted, launches, old, sizes, now.free, is_canary)
-    peak = sizes.canary if is_canary else _peak(mode, sizes, is_replacing=bool(old))
+    is_surging = bool(old) and mode == pb.REPLACEMENT_MODE_SURGE
+    peak = sizes.canary if is_canary else sizes.surge if is_surging else sizes.end
     findings = [*_refusals(wanted.spec), *_room(wanted, mode, sizes, peak, now, is_canary)]
     return BackendPlan(
         objects=tuple(_objects(launches, old, mode, now)),
@@ -111,7 +112,8 @@ def _mode(
     is_canary: bool,
 ) -> tuple[pb.ReplacementMode.ValueType, str]:
     asked = wanted.spec.rollout.replacement
-    can_swap = _can_swap(launches, old)
+    frames = {launch.frame for _, launch in launches}
+    can_swap = len(frames) == 1 and "" not in frames and all(each.frame in frames for each in old)
     if is_canary:
         return pb.REPLACEMENT_MODE_SURGE, "a canary runs beside the stable revision"
     if asked == pb.REPLACEMENT_MODE_SWAP_ADAPTER and old and not can_swap:
@@ -139,15 +141,6 @@ def _chosen(
     return pb.REPLACEMENT_MODE_RECREATE, f"there is no room beside the old replicas: the surge {shortage}"
 
 
-def _can_swap(launches: list[tuple[DesiredRevision, Launch]], old: list[Running]) -> bool:
-    frames = {launch.frame for _, launch in launches}
-    return len(frames) == 1 and "" not in frames and all(each.frame in frames for each in old)
-
-
-def _peak(mode: pb.ReplacementMode.ValueType, sizes: _Sizes, *, is_replacing: bool) -> Need:
-    return sizes.surge if is_replacing and mode == pb.REPLACEMENT_MODE_SURGE else sizes.end
-
-
 def _room(
     wanted: DesiredState,
     mode: pb.ReplacementMode.ValueType,
@@ -167,14 +160,12 @@ def _room(
     elif not peak.fits(now.free):
         shortage = lack(peak, now.free).message
         how = "a canary beside the stable revision" if is_canary else "a surge"
-        ways = "fewer replicas, or less set aside for each (resources)"
-        if is_canary:
-            ways = f"a rollout without a canary, {ways}"
-        else:
-            ways = f"replacement RECREATE, max_unavailable 1 with max_surge 0, {ways}"
+        recreate = "replacement RECREATE, max_unavailable 1 with max_surge 0"
+        way = "a rollout without a canary" if is_canary else recreate
         yield Finding(
             "SURGE_WOULD_DEADLOCK",
-            f"{how} {shortage}: it could never finish. What helps: {ways}",
+            f"{how} {shortage}: it could never finish. What helps: {way}, fewer replicas, or less set aside "
+            "for each (resources)",
             "rollout.canary" if is_canary else "rollout.replacement",
             True,
         )
@@ -202,10 +193,7 @@ def _refusals(spec: pb.DeploymentSpec) -> Iterator[Finding]:
         yield Finding("FP16_NEEDS_GPU", "half precision needs a GPU; use BF16", "engine.weight_type", True)
     if spec.autoscaling.custom_metrics:
         yield Finding(
-            "CUSTOM_METRICS_UNSUPPORTED",
-            "custom metrics need a cluster",
-            "autoscaling.custom_metrics",
-            True,
+            "CUSTOM_METRICS_UNSUPPORTED", "custom metrics need a cluster", "autoscaling.custom_metrics", True
         )
 
 
@@ -249,10 +237,7 @@ def _objects(
 
 
 def _planned(
-    replica_id: str,
-    action: pb.PlannedAction.ValueType,
-    launch: Launch,
-    changes: tuple[FieldChange, ...] = (),
+    replica_id: str, action: pb.PlannedAction.ValueType, launch: Launch, changes: tuple[FieldChange, ...] = ()
 ) -> Planned:
     return Planned("local/v1", "Process", "", replica_id, action, launch.manifest(replica_id), changes)
 

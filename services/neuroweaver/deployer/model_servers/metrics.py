@@ -10,6 +10,7 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from neuroweaver.deployer.domain.backend import Measured
+from neuroweaver.deployer.domain.metrics.measurement import known_sum
 
 _MS: Final = 1000.0
 
@@ -114,18 +115,17 @@ def measured(
 ) -> Measured:
     """cpu_cores, memory_bytes: from the cluster's own measurements, where it has them."""
     known = list(pages)
-    own_memory = [page.memory_bytes for page in known if page.memory_bytes is not None]
     return Measured(
         revision=revision,
         requests=sum(page.requests for page in known),
         errors=sum(page.errors for page in known),
         tokens=sum(page.tokens for page in known),
-        running=sum(page.running for page in known) if known else None,
-        waiting=sum(page.waiting for page in known) if known else None,
+        running=known_sum(page.running for page in known),
+        waiting=known_sum(page.waiting for page in known),
         latency_ms=_summed(page.latency_ms for page in known),
         first_token_ms=_summed(page.first_token_ms for page in known),
         cpu_cores=cpu_cores,
-        memory_bytes=memory_bytes if memory_bytes is not None else (sum(own_memory) if own_memory else None),
+        memory_bytes=known_sum(page.memory_bytes for page in known) if memory_bytes is None else memory_bytes,
         missing_replicas=tuple(sorted(missing)),
     )
 

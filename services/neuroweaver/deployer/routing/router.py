@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -149,7 +149,7 @@ class Router:
         for _ in range(_MAX_HOPS):
             fleet = self._fleet(key)
             if fleet is None:
-                raise Refusal(404, "deployment_not_found", f"deployment {_name(key)} does not exist here")
+                raise Refusal(404, "deployment_not_found", f"deployment {key} does not exist here")
             if fleet.redirect is None:
                 return await self._from_fleet(key, fleet, call, send)
             redirect, target = fleet.redirect, self._own(fleet.redirect)
@@ -160,9 +160,7 @@ class Router:
                 return await self._from_elsewhere(redirect, call, send)
             else:
                 break
-        raise Refusal(
-            508, "redirect_loop", f"{_name(key)} and its backups hand traffic to each other in a circle"
-        )
+        raise Refusal(508, "redirect_loop", f"{key} and its backups hand traffic to each other in a circle")
 
     async def _from_fleet(self, key: Key, fleet: Fleet, call: _Call, send: Send) -> None:
         tried: set[str] = set()
@@ -217,9 +215,7 @@ class Router:
             content=call.body,
             timeout=_TIMEOUT,
         )
-        async with AsyncExitStack() as stack:
-            answer = await self._client.send(request, stream=True)
-            stack.push_async_callback(answer.aclose)
+        async with aclosing(await self._client.send(request, stream=True)) as answer:
             yield answer
 
     def _own(self, redirect: Redirect) -> Key | None:
@@ -316,14 +312,10 @@ def _for_model(call: _Call, model_id: str) -> _Call:
 
 def _unavailable(key: Key, fleet: Fleet, was_tried: bool) -> Refusal:
     if was_tried:
-        return Refusal(503, "replicas_failed", f"no replica of {_name(key)} answered")
+        return Refusal(503, "replicas_failed", f"no replica of {key} answered")
     if fleet.is_expected():
-        return Refusal(503, "not_ready", f"no replica of {_name(key)} is ready yet")
-    return Refusal(503, "scaled_to_zero", f"{_name(key)} has no replicas")
-
-
-def _name(key: Key) -> str:
-    return f"{key.model_id}/{key.name}"
+        return Refusal(503, "not_ready", f"no replica of {key} is ready yet")
+    return Refusal(503, "scaled_to_zero", f"{key} has no replicas")
 
 
 def _since(began: float) -> float:

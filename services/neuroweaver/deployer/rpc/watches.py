@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.rpc.keys import existing_key
-from neuroweaver.deployer.storage.reader import NumberedLine, Reader
+from neuroweaver.deployer.storage.reader import Reader
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.handlers.watch import HEARTBEAT_S, PAGE_SIZE, Look, follow
-from neuroweaver.mesh.wire.clock import timestamp
+from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -52,7 +52,7 @@ class Watches:
                 name=key.name,
                 heartbeat=common_pb2.Heartbeat(sequence=last),
             ),
-            signal=self._store.events_signal(key),
+            signal=self._store.events.of(key),
             heartbeat_s=self._heartbeat_s,
             replays_kept=True,
         )
@@ -81,14 +81,15 @@ class Watches:
                 newest, is_over = kept.deployment.first_line - 1, True
             # Who named no sequence reads what is kept of the past, though its oldest lines go meanwhile.
             oldest = 1 if after <= until and not since else max(first, oldest)
-            look = _look(list(map(_message, page)), newest, oldest, is_over)
+            lines = [message_of(pb.DeploymentLogLine, line, sequence=sequence) for sequence, line in page]
+            look = _look(lines, newest, oldest, is_over)
             return replace(look, events=[line for line in look.events if _is_asked(line, request)])
 
         following = follow(
             look,
             since=start,
             heartbeat=lambda last: pb.DeploymentLogLine(sequence=last),
-            signal=self._store.logs_signal(key),
+            signal=self._store.logs.of(key),
             heartbeat_s=self._heartbeat_s,
         )
         async with aclosing(following) as lines:
@@ -116,15 +117,3 @@ async def _before_tail(
 
 def _is_asked(line: pb.DeploymentLogLine, request: pb.WatchDeploymentLogsRequest) -> bool:
     return request.replica_id in {"", line.replica_id} and request.revision in {0, line.revision}
-
-
-def _message(numbered: NumberedLine) -> pb.DeploymentLogLine:
-    line = numbered.line
-    return pb.DeploymentLogLine(
-        sequence=numbered.sequence,
-        time=timestamp(line.time),
-        replica_id=line.replica_id,
-        revision=line.revision,
-        level=line.level,
-        message=line.message,
-    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import and_, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.storage import tables
-from neuroweaver.deployer.storage.reader import of
+from neuroweaver.deployer.storage.reader import of, same
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
@@ -26,7 +26,7 @@ async def forget_gone(connection: AsyncConnection, before: datetime) -> int:
     table, events = tables.deployments, tables.events
     statement = (
         select(table.c.project, table.c.model_id, table.c.name)
-        .join(events, and_(*(events.c[name] == table.c[name] for name in ("project", "model_id", "name"))))
+        .join(events, same(events, table))
         .where(
             table.c.state == pb.DEPLOYMENT_STATE_DELETED,
             events.c.sequence == table.c.last_sequence,
@@ -45,14 +45,6 @@ async def forget_gone(connection: AsyncConnection, before: datetime) -> int:
 async def compact(connection: AsyncConnection, before: datetime) -> int:
     """Drops the events from before a moment, except each deployment's last. Returns the number dropped."""
     table, whose = tables.events, tables.deployments
-    last = (
-        select(whose.c.last_sequence)
-        .where(
-            whose.c.project == table.c.project,
-            whose.c.model_id == table.c.model_id,
-            whose.c.name == table.c.name,
-        )
-        .scalar_subquery()
-    )
+    last = select(whose.c.last_sequence).where(same(whose, table)).scalar_subquery()
     statement = delete(table).where(table.c.time < before, table.c.sequence < last)
     return (await connection.execute(statement)).rowcount

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -16,13 +16,15 @@ from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.domain.specification import backup_of
 from neuroweaver.deployer.storage import tables
-from neuroweaver.deployer.storage.records import RECORDS
 from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.wire.errors import InvalidArgument, NotFound
+from neuroweaver.mesh.wire.records import Records
 from neuroweaver.v1 import deployer_pb2 as pb
 
 LABELS: Final = "labels."
+RECORDS: Final = Records()
+"""How deployments and measurements are written: as JSON, in the `record` columns of the tables."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,6 @@ class Kept:
     deployment: Deployment
     last_sequence: int
     first_sequence: int
-
-
-@dataclass(frozen=True)
-class NumberedLine:
-    sequence: int
-    line: Line
 
 
 class Reader:
@@ -94,7 +90,7 @@ class Reader:
         """The deployments whose backup this one is, or whose traffic it has."""
         return [
             other.key
-            for other in await self.present()
+            for other in await present(self.connection, tables.deployments.c.project == self.project)
             if other.key != key and key in {backup_of(other.spec, self.project), other.switched_to}
         ]
 
@@ -110,14 +106,6 @@ class Reader:
             key = backup
         return backups
 
-    async def present(self) -> list[Deployment]:
-        """All of the project that are not gone."""
-        table = tables.deployments
-        statement = select(table).where(
-            table.c.project == self.project, table.c.state != pb.DEPLOYMENT_STATE_DELETED
-        )
-        return [_kept(row).deployment for row in await self.connection.execute(statement)]
-
     async def events(self, key: Key, after: int, limit: int, *, first: int = 1) -> list[pb.DeploymentEvent]:
         """Those after a sequence, in order. first: none before that."""
         sequence = tables.events.c.sequence
@@ -132,23 +120,20 @@ class Reader:
         statement = select(func.min(table.c.sequence)).where(of(table, key), table.c.sequence >= first)
         return (await self.connection.execute(statement)).scalar_one_or_none() or first
 
-    async def lines(self, key: Key, after: int, limit: int) -> list[NumberedLine]:
-        """The log lines after a sequence, in order."""
+    async def lines(self, key: Key, after: int, limit: int) -> list[tuple[int, Line]]:
+        """The log lines after a sequence, in order, each with its own."""
         sequence = tables.log_lines.c.sequence
         rows = await self._rows(tables.log_lines, key, sequence > after, order=[sequence], limit=limit)
         return [
-            NumberedLine(row.sequence, Line(row.replica_id, row.revision, row.time, row.message, row.level))
+            (row.sequence, Line(row.replica_id, row.revision, row.time, row.message, row.level))
             for row in rows
         ]
 
     async def line_bounds(self, key: Key) -> tuple[int, int]:
         """The sequences of the oldest line kept and of the last; (1, 0) if there is none."""
         table = tables.log_lines
-        ends = []
-        for end in (func.min, func.max):
-            statement = select(end(table.c.sequence)).where(of(table, key))
-            ends.append((await self.connection.execute(statement)).scalar_one_or_none())
-        oldest, last = ends
+        bounds = [select(end(table.c.sequence)).where(of(table, key)) for end in (func.min, func.max)]
+        oldest, last = [(await self.connection.execute(bound)).scalar_one_or_none() for bound in bounds]
         return (1, 0) if oldest is None or last is None else (oldest, last)
 
     async def tail(self, key: Key, count: int, *, replica_id: str, revision: int, until: int) -> int:
@@ -208,12 +193,11 @@ class Reader:
         return (await self.connection.execute(statement)).all()
 
 
-async def everything(connection: AsyncConnection) -> AsyncIterator[Deployment]:
-    """Of all projects, those that are not gone."""
+async def present(connection: AsyncConnection, *conditions: ColumnElement[bool]) -> list[Deployment]:
+    """Those that meet the conditions and are not gone, of all projects."""
     table = tables.deployments
-    statement = select(table).where(table.c.state != pb.DEPLOYMENT_STATE_DELETED)
-    for row in await connection.execute(statement):
-        yield _kept(row).deployment
+    statement = select(table).where(table.c.state != pb.DEPLOYMENT_STATE_DELETED, *conditions)
+    return [_kept(row).deployment for row in await connection.execute(statement)]
 
 
 def of(table: Any, key: Key) -> ColumnElement[bool]:
@@ -221,14 +205,16 @@ def of(table: Any, key: Key) -> ColumnElement[bool]:
     return and_(table.c.project == key.project, table.c.model_id == key.model_id, table.c.name == key.name)
 
 
+def same(one: Table, other: Table) -> ColumnElement[bool]:
+    """That rows of two tables belong to one deployment."""
+    return and_(*(one.c[name] == other.c[name] for name in ("project", "model_id", "name")))
+
+
 def _holds(key: str, value: str) -> ColumnElement[bool]:
     table, labels = tables.deployments, tables.labels
     if key == "state":
-        states = {
-            name.removeprefix("DEPLOYMENT_STATE_"): number
-            for name, number in pb.DeploymentState.items()
-            if number
-        }
+        items = pb.DeploymentState.items()
+        states = {name.removeprefix("DEPLOYMENT_STATE_"): number for name, number in items if number}
         if value not in states:
             raise InvalidArgument("filter", f"state={value} is not one of {', '.join(states)}")
         return table.c.state == states[value]
@@ -237,11 +223,7 @@ def _holds(key: str, value: str) -> ColumnElement[bool]:
         return is_equal
     return (
         select(labels.c.label)
-        .where(
-            *(labels.c[column] == table.c[column] for column in ("project", "model_id", "name")),
-            labels.c.label == key.removeprefix(LABELS),
-            labels.c.value == value,
-        )
+        .where(same(labels, table), labels.c.label == key.removeprefix(LABELS), labels.c.value == value)
         .exists()
     )
 

@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.storage.lease import Lease
-from neuroweaver.deployer.storage.reader import Reader, everything
+from neuroweaver.deployer.storage.reader import Reader, present
 from neuroweaver.deployer.storage.writer import Writer
 from neuroweaver.mesh.database.database import Database
-from neuroweaver.mesh.handlers.watch import Signal, Signals
+from neuroweaver.mesh.handlers.watch import Signals
 from neuroweaver.mesh.wire.clock import Clock, utc_now
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 
@@ -26,11 +26,13 @@ T = TypeVar("T")
 
 
 class Store:
+    """events, logs: say that an event, or a line of a log, of a deployment may have been written."""
+
     def __init__(self, database: Database, *, clock: Clock = utc_now) -> None:
         self.database = database
         self.clock = clock
-        self._events = Signals()
-        self._logs = Signals()
+        self.events = Signals()
+        self.logs = Signals()
         self._listeners: list[Callable[[Key], None]] = []
 
     def listen(self, listener: Callable[[Key], None]) -> None:
@@ -55,11 +57,11 @@ class Store:
 
         result = await self.database.transact(run)
         for key in writer.touched:
-            self._events.notify(key)
+            self.events.notify(key)
             for listener in self._listeners:
                 listener(key)
         for key in writer.logged:
-            self._logs.notify(key)
+            self.logs.notify(key)
         return result
 
     @asynccontextmanager
@@ -71,12 +73,4 @@ class Store:
     async def everything(self) -> list[Deployment]:
         """The deployments of all projects that are not gone."""
         async with self.database.read() as connection:
-            return [deployment async for deployment in everything(connection)]
-
-    def events_signal(self, key: Key) -> Signal:
-        """Says that an event may have been written. Hold on to it while following it."""
-        return self._events.of(key)
-
-    def logs_signal(self, key: Key) -> Signal:
-        """Says that a line of a log may have been written. Hold on to it while following it."""
-        return self._logs.of(key)
+            return await present(connection)

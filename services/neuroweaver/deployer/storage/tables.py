@@ -17,26 +17,25 @@ from sqlalchemy import (
     Table,
     Text,
 )
+from sqlalchemy.schema import SchemaItem
 
 from neuroweaver.deployer.domain.metrics.counts import MEASURES
 from neuroweaver.mesh.database import idempotency
 from neuroweaver.mesh.database.database import UtcDateTime, ascii_text
 
 METADATA: Final = MetaData()
+_KEY: Final = {"project": 128, "model_id": 63, "name": 32}
+"""The columns that name a deployment, with their lengths."""
 
 
 def key_columns() -> list[Column[Any]]:
-    """Those that name a deployment."""
-    return [
-        Column("project", ascii_text(128), primary_key=True),
-        Column("model_id", ascii_text(63), primary_key=True),
-        Column("name", ascii_text(32), primary_key=True),
-    ]
+    return [Column(name, ascii_text(length), primary_key=True) for name, length in _KEY.items()]
 
 
-def _of_deployment() -> ForeignKeyConstraint:
-    key = ["project", "model_id", "name"]
-    return ForeignKeyConstraint(key, [f"deployments.{name}" for name in key])
+def _of_deployment(table: str, *own: SchemaItem) -> Table:
+    """A table of what belongs to deployments. own: beside the columns that name one."""
+    owner = ForeignKeyConstraint([*_KEY], [f"deployments.{name}" for name in _KEY])
+    return Table(table, METADATA, *key_columns(), *own, owner)
 
 
 # A deployment that is gone keeps its row: its events go on from there if it is made again.
@@ -57,70 +56,53 @@ deployments: Final = Table(
 )
 
 # Labels once more, to be searched.
-labels: Final = Table(
+labels: Final = _of_deployment(
     "labels",
-    METADATA,
-    *key_columns(),
     Column("label", ascii_text(253), primary_key=True),
     Column("value", ascii_text(63), nullable=False),
-    _of_deployment(),
     Index("labels_by_value", "project", "label", "value", "model_id", "name"),
 )
 
 # What happened, by whom: for watches, and as the audit.
-events: Final = Table(
+events: Final = _of_deployment(
     "events",
-    METADATA,
-    *key_columns(),
     Column("sequence", BigInteger, primary_key=True),
     Column("time", UtcDateTime, nullable=False),
     Column("actor", ascii_text(256), nullable=False),
     Column("event", LargeBinary, nullable=False),
-    _of_deployment(),
     Index("events_by_time", "time"),
 )
 
-log_lines: Final = Table(
+log_lines: Final = _of_deployment(
     "log_lines",
-    METADATA,
-    *key_columns(),
     Column("sequence", BigInteger, primary_key=True),
     Column("time", UtcDateTime, nullable=False),
     Column("replica_id", ascii_text(253), nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("level", ascii_text(16), nullable=False),
     Column("message", Text, nullable=False),
-    _of_deployment(),
 )
 
 # How far each replica's log has been read.
-log_cursors: Final = Table(
+log_cursors: Final = _of_deployment(
     "log_cursors",
-    METADATA,
-    *key_columns(),
     Column("replica_id", ascii_text(253), primary_key=True),
     Column("cursor", Text, nullable=False),
     Column("time", UtcDateTime, nullable=False),
-    _of_deployment(),
 )
 
 # What the replicas of a revision had counted at a moment.
-measurements: Final = Table(
+measurements: Final = _of_deployment(
     "measurements",
-    METADATA,
-    *key_columns(),
     Column("time", UtcDateTime, primary_key=True),
     Column("revision", BigInteger, primary_key=True),
     Column("record", Text, nullable=False),
-    _of_deployment(),
     Index("measurements_by_time", "time"),
 )
 
 # What routers measured from outside.
-samples: Final = Table(
+samples: Final = _of_deployment(
     "samples",
-    METADATA,
-    *key_columns(),
     Column("sequence", BigInteger, primary_key=True),
     Column("time", UtcDateTime, nullable=False),
     Column("source", String(128), nullable=False),
@@ -128,7 +110,6 @@ samples: Final = Table(
     Column("version", ascii_text(128), nullable=False),
     Column("requests", BigInteger, nullable=False),
     *(Column(name, Float) for name in MEASURES),
-    _of_deployment(),
     Index("samples_of_deployment", "project", "model_id", "name", "time"),
     Index("samples_by_time", "time"),
 )

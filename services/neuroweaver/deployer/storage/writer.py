@@ -16,8 +16,7 @@ from neuroweaver.deployer.domain.metrics.counts import Sample
 from neuroweaver.deployer.domain.metrics.measurement import Tally
 from neuroweaver.deployer.domain.model import SYSTEM, Deployment
 from neuroweaver.deployer.storage import tables
-from neuroweaver.deployer.storage.reader import Kept, Reader, of
-from neuroweaver.deployer.storage.records import RECORDS
+from neuroweaver.deployer.storage.reader import RECORDS, Kept, Reader, of
 from neuroweaver.mesh.database.upsert import upsert
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.v1 import deployer_pb2 as pb

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from neuroweaver.experiment.analysis.guardrails import reason_of
 from neuroweaver.experiment.analysis.report import Report
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain.model import RUNNING, Experiment
@@ -24,7 +25,7 @@ def guarded(experiment: Experiment, now: datetime, report: Report) -> Experiment
     """Stopped if a guardrail is shown to be breached and the experiment is to stop for it."""
     if experiment.state != RUNNING or not report.breaches or not experiment.spec.stop_on_guardrail_breach:
         return experiment
-    return experiment.stopped(now, pb.STOP_CAUSE_GUARDRAIL, f"{report.breaches[0].reason}.")
+    return experiment.stopped(now, pb.STOP_CAUSE_GUARDRAIL, f"{reason_of(report.breaches[0])}.")
 
 
 def reweighed(experiment: Experiment, now: datetime, report: Report) -> Experiment:

@@ -12,28 +12,22 @@ from typing import Final
 
 from neuroweaver.experiment.analysis.comparison import Comparison
 from neuroweaver.experiment.analysis.study import Study
-from neuroweaver.experiment.domain import messages
+from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
 from neuroweaver.mesh.wire.clock import timestamp
+from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.statistics import bayesian, effect, fixed, multiplicity, pairwise, sample_ratio
 from neuroweaver.statistics.arm import Arm
 from neuroweaver.statistics.distributions import normal_quantile
 from neuroweaver.statistics.estimate import Inference, Interval, Status
 from neuroweaver.statistics.multiplicity import Correction
 from neuroweaver.statistics.power import detectable_now
-from neuroweaver.statistics.quantile import QuantileArm
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import experiment_pb2 as pb
 
-_STATUSES: Final = {
-    Status.OK: pb.ESTIMATE_STATUS_OK,
-    Status.NOT_ENOUGH_DATA: pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA,
-    Status.CONSTANT: pb.ESTIMATE_STATUS_CONSTANT,
-    Status.ZERO_BASELINE: pb.ESTIMATE_STATUS_ZERO_BASELINE,
-}
+_STATUSES: Final = {status: pb.EstimateStatus.Value(f"ESTIMATE_STATUS_{status.name}") for status in Status}
 _CORRECTIONS: Final = {
-    pb.MULTIPLICITY_CORRECTION_HOLM: Correction.HOLM,
-    pb.MULTIPLICITY_CORRECTION_BENJAMINI_HOCHBERG: Correction.BENJAMINI_HOCHBERG,
-    pb.MULTIPLICITY_CORRECTION_NONE: Correction.NONE,
+    pb.MultiplicityCorrection.Value(f"MULTIPLICITY_CORRECTION_{correction.name}"): correction
+    for correction in Correction
 }
 _METHODS: Final = ("fixed_horizon", "always_valid")
 
@@ -65,7 +59,7 @@ def summaries(study: Study) -> list[pb.VariantSummary]:
     total = sum(map(study.units, ids))
     result = []
     for variant_id in ids:
-        found = [study.snapshot.groups.get((phase.number, variant_id)) for phase in study.phases]
+        found = (study.snapshot.groups.get((phase.number, variant_id)) for phase in study.phases)
         groups = [group for group in found if group]
         units = sum(group.units for group in groups)
         mismatched = sum(group.mismatched for group in groups)
@@ -100,19 +94,18 @@ def _expected_shares(study: Study, ids: Sequence[str]) -> Mapping[str, float]:
 
 
 def _metric(study: Study, metric: pb.ExperimentMetric) -> pb.MetricResult:
-    definition = metric.WhichOneof("definition")
+    estimate = estimate_of(metric)
     result = pb.MetricResult(metric_id=metric.metric_id)
-    if definition == "pairwise":
+    if estimate is Estimate.WIN_RATE:
         result.variants.extend(_judged(study, metric.metric_id, each) for each in study.experiment.treatments)
-    elif definition == "quantile":
+    elif estimate is Estimate.QUANTILE:
         result.variants.extend(_quantile(study, metric, each) for each in study.variants)
         errors = [study.sketch(each, metric.metric_id)[0].rank_error for each in study.variants]
         result.rank_error = max(errors)
     else:
         arms = study.pooled_arms(metric)
         result.variants.extend(_mean(study, metric.metric_id, each, arms[each]) for each in study.variants)
-    for treatment in study.experiment.treatments:
-        result.effects.append(_effect(study, metric, treatment))
+    result.effects.extend(_effect(study, metric, each) for each in study.experiment.treatments)
     _show_caps(study, metric, result)
     return result
 
@@ -146,17 +139,15 @@ def _mean(study: Study, metric_id: str, variant_id: str, arm: Arm | None) -> pb.
 
 def _quantile(study: Study, metric: pb.ExperimentMetric, variant_id: str) -> pb.VariantEstimate:
     result = _estimate(study, metric.metric_id, variant_id)
-    arm: QuantileArm | None = study.quantile_arm(metric, variant_id)
+    arm = study.quantile_arm(metric, variant_id)
     if arm is None:
         return result
-    result.status = pb.ESTIMATE_STATUS_OK
-    result.value = arm.value
-    if arm.std_error is not None:
-        result.std_error = arm.std_error
     critical = normal_quantile((1 - study.confidence) / 2)
     interval = _interval(Interval(*arm.limits(critical), study.confidence))
-    if interval is not None:
-        result.interval.CopyFrom(interval)
+    status, std_error = pb.ESTIMATE_STATUS_OK, arm.std_error
+    result.MergeFrom(
+        pb.VariantEstimate(status=status, value=arm.value, std_error=std_error, interval=interval)
+    )
     return result
 
 
@@ -183,7 +174,7 @@ def _effect(study: Study, metric: pb.ExperimentMetric, treatment: str) -> pb.Eff
         baseline_variant_id=study.experiment.control,
         status=pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA,
     )
-    if metric.HasField("pairwise"):
+    if estimate_of(metric) is Estimate.WIN_RATE:
         result.pairwise.CopyFrom(_counts(study, metric.metric_id, treatment))
     comparison = study.comparisons[metric.metric_id, treatment]
     if comparison is None or not math.isfinite(comparison.absolute):
@@ -202,9 +193,9 @@ def _effect(study: Study, metric: pb.ExperimentMetric, treatment: str) -> pb.Eff
 def _status(
     metric: pb.ExperimentMetric, comparison: Comparison, view: Inference | None
 ) -> pb.EstimateStatus.ValueType:
-    if metric.HasField("pairwise"):
+    if estimate_of(metric) is Estimate.WIN_RATE:
         return pb.ESTIMATE_STATUS_OK  # a win rate has no baseline to be a share of
-    if metric.HasField("quantile") and view is None:
+    if estimate_of(metric) is Estimate.QUANTILE and view is None:
         return pb.ESTIMATE_STATUS_NOT_ENOUGH_DATA  # the data do not reach as far as the limits
     return _STATUSES[effect.status(comparison.normal, view)]
 
@@ -228,28 +219,18 @@ def _add_normal(
     higher = metric.goal == pb.METRIC_GOAL_INCREASE
     posterior = bayesian.posterior(normal, study.confidence, prior, higher_is_better=higher)
     if posterior is not None and math.isfinite(posterior.chance_to_beat_control + posterior.expected_loss):
-        result.bayesian.CopyFrom(
-            pb.BayesianEstimate(
-                chance_to_beat_control=posterior.chance_to_beat_control,
-                expected_loss=posterior.expected_loss,
-                relative=_interval(posterior.relative),
-            )
-        )
+        credible = _interval(posterior.relative)
+        result.bayesian.CopyFrom(message_of(pb.BayesianEstimate, posterior, relative=credible))
 
 
 def _counts(study: Study, metric_id: str, treatment: str) -> pb.PairwiseCounts:
     judgements = study.judgements(metric_id, treatment)
-    return pb.PairwiseCounts(
-        wins=judgements.wins,
-        ties=judgements.ties,
-        losses=judgements.losses,
-        flips=judgements.flips,
-        missing=judgements.missing,
-        win_rate=judgements.win_rate,
+    always_valid = pairwise.always_valid_interval(judgements, study.confidence, study.planned)
+    return message_of(
+        pb.PairwiseCounts,
+        judgements,
         interval=_interval(pairwise.interval(judgements, study.confidence)),
-        always_valid_interval=_interval(
-            pairwise.always_valid_interval(judgements, study.confidence, study.planned)
-        ),
+        always_valid_interval=_interval(always_valid),
     )
 
 
@@ -294,17 +275,9 @@ def _sample_ratio(study: Study, now: datetime, previous: pb.SampleRatioResult | 
 
 
 def _quality(study: Study, variants: Sequence[pb.VariantSummary]) -> pb.EventQuality:
-    quality = study.snapshot.quality
-    result = pb.EventQuality(
-        accepted=quality.accepted,
-        duplicates=quality.duplicates,
-        late=quality.late,
-        unexposed=quality.unexposed,
-        last_event_time=timestamp(quality.last_event_time),
-        rejected=[
-            messages.from_rejection(study.experiment.test_id, rejection) for rejection in quality.rejected
-        ],
-    )
+    quality, test_id = study.snapshot.quality, study.experiment.test_id
+    rejected = [message_of(pb.RejectedEvents, each, test_id=test_id) for each in quality.rejected]
+    result = message_of(pb.EventQuality, quality, rejected=rejected)
     units = sum(each.units for each in variants)
     if units:
         result.mismatch_share = sum(each.mismatched_units for each in variants) / units
@@ -321,7 +294,7 @@ def _show_caps(study: Study, metric: pb.ExperimentMetric, result: pb.MetricResul
 def _interval(interval: Interval | None) -> common_pb2.Interval | None:
     if interval is None or not math.isfinite(interval.lower) or not math.isfinite(interval.upper):
         return None
-    return common_pb2.Interval(lower=interval.lower, upper=interval.upper, confidence=interval.confidence)
+    return message_of(common_pb2.Interval, interval)
 
 
 def _set(message: pb.EffectEstimate | pb.MetricResult, field: str, value: float | None) -> None:

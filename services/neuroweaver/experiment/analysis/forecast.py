@@ -78,33 +78,26 @@ def _verdict_at(study: Study, judged: Sequence[Judged]) -> float | None:
 
 
 def _ships_at(study: Study, judged: Judged) -> float | None:
-    needed = [_met_at(study, finding, judged.factor) for finding in judged.conjuncts]
+    needed = [_shown_at(study, finding, judged.factor, is_met=True) for finding in judged.conjuncts]
     if judged.alternatives:
         # The best of them carries the factor of all.
         factor = judged.factor * len(judged.alternatives)
-        needed.append(_first(_met_at(study, finding, factor) for finding in judged.alternatives))
+        needed.append(_first(_shown_at(study, each, factor, is_met=True) for each in judged.alternatives))
     return _last(needed)
 
 
 def _fails_at(study: Study, judged: Judged) -> float | None:
     factor = len(judged.conjuncts) + bool(judged.alternatives)
-    together = _last([_failed_at(study, finding, factor) for finding in judged.alternatives])
-    return _first([*(_failed_at(study, finding, factor) for finding in judged.conjuncts), together])
+    together = _last([_shown_at(study, each, factor, is_met=False) for each in judged.alternatives])
+    return _first([*(_shown_at(study, each, factor, is_met=False) for each in judged.conjuncts), together])
 
 
-def _met_at(study: Study, finding: Finding, factor: int) -> float | None:
-    above = finding.requirement.above
-    return 1.0 if finding.is_met else _shown_at(study, finding, factor, above=above)
-
-
-def _failed_at(study: Study, finding: Finding, factor: int) -> float | None:
-    above = not finding.requirement.above
-    return 1.0 if finding.is_failed else _shown_at(study, finding, factor, above=above)
-
-
-def _shown_at(study: Study, finding: Finding, factor: int, *, above: bool) -> float | None:
-    """How many times the present units it takes until the effect is shown to lie on this side."""
+def _shown_at(study: Study, finding: Finding, factor: int, *, is_met: bool) -> float | None:
+    """How many times the present units it takes until the requirement is shown to be met, or to fail."""
+    if finding.is_met if is_met else finding.is_failed:
+        return 1.0
     requirement = finding.requirement
+    above = requirement.above == is_met
     comparison = study.comparisons[requirement.metric_id, finding.treatment]
     normal = comparison.normal if comparison is not None else None
     if comparison is None or normal is None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from neuroweaver.experiment.analysis import criteria
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -17,21 +17,14 @@ a verdict, if that is less.
 """
 
 
-@dataclass(frozen=True)
-class Breach:
-    guardrail: pb.Guardrail
-    treatment: str
-    interval: common_pb2.Interval
-
-    @property
-    def reason(self) -> str:
-        return (
-            f"{self.treatment} is shown to be worse on {self.guardrail.metric_id} than its guardrail allows:"
-            f" the effect is within {self.interval.lower:.4g} and {self.interval.upper:.4g}"
-        )
+def reason_of(breach: pb.GuardrailBreached) -> str:
+    return (
+        f"{breach.variant_id} is shown to be worse on {breach.guardrail.metric_id} than its guardrail allows:"
+        f" the effect is within {breach.interval.lower:.4g} and {breach.interval.upper:.4g}"
+    )
 
 
-def breached(study: Study) -> Sequence[Breach]:
+def breached(study: Study) -> Sequence[pb.GuardrailBreached]:
     """By the always-valid bound, at most once in a while wrong: over all guardrails, all treatments and all
     looks together, the chance to see one where there is none is at most the level of the experiment.
 
@@ -51,9 +44,6 @@ def breached(study: Study) -> Sequence[Breach]:
                 continue
             view = comparison.always_valid(1 - min(2 * level, 0.99))
             if view is not None:
-                shown = view.absolute
-                interval = common_pb2.Interval(
-                    lower=shown.lower, upper=shown.upper, confidence=shown.confidence
-                )
-                breaches.append(Breach(rail, treatment, interval))
+                interval = message_of(common_pb2.Interval, view.absolute)
+                breaches.append(pb.GuardrailBreached(guardrail=rail, variant_id=treatment, interval=interval))
     return breaches

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.domain import messages
+from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
 from neuroweaver.statistics import effect as effects
 from neuroweaver.statistics import phases as across_phases
-from neuroweaver.statistics import thompson
 from neuroweaver.v1 import experiment_pb2 as pb
 
 # Shares of units below these are noise that every system has.
@@ -26,9 +27,8 @@ def notices(
 ) -> Sequence[pb.ExperimentNotice]:
     """results: of the same study."""
     return [
-        *_adaptive(study),
-        *_reweighted(study),
-        *_held(study, is_held=is_ramp_held),
+        *messages.notices(study.experiment),
+        *_weights(study, is_ramp_held=is_ramp_held),
         *_exposures(results),
         *_late(results),
         *_silent(study),
@@ -37,12 +37,7 @@ def notices(
     ]
 
 
-def _adaptive(study: Study) -> Iterable[pb.ExperimentNotice]:
-    if study.experiment.spec.HasField("thompson"):
-        yield pb.ExperimentNotice(reason="ADAPTIVE_ALLOCATION", message=thompson.NOTICE)
-
-
-def _reweighted(study: Study) -> Iterable[pb.ExperimentNotice]:
+def _weights(study: Study, *, is_ramp_held: bool) -> Iterable[pb.ExperimentNotice]:
     if len(study.phases) > 1:
         yield pb.ExperimentNotice(
             reason="WEIGHTS_CHANGED",
@@ -51,10 +46,7 @@ def _reweighted(study: Study) -> Iterable[pb.ExperimentNotice]:
                 " and the effects are then averaged, so they need not be the difference of the values."
             ),
         )
-
-
-def _held(study: Study, *, is_held: bool) -> Iterable[pb.ExperimentNotice]:
-    if is_held:
+    if is_ramp_held:
         step = study.experiment.ramp.step if study.experiment.ramp else 0
         yield pb.ExperimentNotice(
             reason="RAMP_HELD",
@@ -142,7 +134,7 @@ def _fading(study: Study) -> Iterable[pb.ExperimentNotice]:
     everything, in the control too.
     """
     target = study.experiment.metric(study.experiment.spec.target_metric_id)
-    if target is None or len(study.phases) < 2 or target.WhichOneof("definition") in {"quantile", "pairwise"}:
+    if target is None or len(study.phases) < 2 or estimate_of(target) is not Estimate.ARMS:
         return
     by_phase = [each.pooled_arms(target) for each in study.by_phase]
     for treatment in study.experiment.treatments:

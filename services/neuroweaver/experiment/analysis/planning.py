@@ -7,8 +7,9 @@ from typing import Final
 
 from neuroweaver.experiment.domain.specification import CONFIDENCE, WEIGHT_SUM_TOLERANCE
 from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.statistics.baseline import Baseline, MeanBaseline, ProportionBaseline, RatioBaseline
-from neuroweaver.statistics.power import Design, Plan, plan
+from neuroweaver.statistics.power import Design, plan
 from neuroweaver.v1 import experiment_pb2 as pb
 
 POWER: Final = 0.8
@@ -43,7 +44,16 @@ def planned(request: pb.PlanExperimentRequest) -> pb.PlanExperimentResponse:
         field = "units_per_arm" if effect is None else "effect"
         text = str(error) if isinstance(error, ValueError) else "is beyond what can be computed"
         raise InvalidArgument(field, text) from error
-    return _response(computed)
+    relative = computed.relative_effect
+    return message_of(
+        pb.PlanExperimentResponse,
+        computed,
+        units_per_arm=computed.units,
+        total_units=sum(computed.units),
+        absolute_effect=computed.effect,
+        relative_effect=relative if relative is not None and math.isfinite(relative) else None,
+        curve=[message_of(pb.PlanPoint, point, units_per_arm=point.units) for point in computed.curve],
+    )
 
 
 def _baseline(request: pb.PlanExperimentRequest) -> Baseline:
@@ -76,24 +86,3 @@ def _effect(request: pb.PlanExperimentRequest, baseline: Baseline) -> float | No
     if not baseline.value:
         raise InvalidArgument("effect.relative", "the baseline is 0: give the effect in the metric's unit")
     return request.effect.relative * abs(baseline.value)
-
-
-def _response(computed: Plan) -> pb.PlanExperimentResponse:
-    response = pb.PlanExperimentResponse(
-        units_per_arm=computed.units,
-        total_units=sum(computed.units),
-        days=computed.days,
-        power=computed.power,
-        absolute_effect=computed.effect,
-        relative_effect=computed.relative_effect,
-        basis=computed.basis,
-        curve=[
-            pb.PlanPoint(
-                units_per_arm=point.units, days=point.days, detectable_effect=point.detectable_effect
-            )
-            for point in computed.curve
-        ],
-    )
-    if computed.relative_effect is not None and not math.isfinite(computed.relative_effect):
-        response.ClearField("relative_effect")
-    return response

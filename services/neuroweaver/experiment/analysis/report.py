@@ -8,7 +8,7 @@ from datetime import datetime
 
 from neuroweaver.experiment.analysis.estimates import analyse
 from neuroweaver.experiment.analysis.forecast import forecast
-from neuroweaver.experiment.analysis.guardrails import Breach, breached
+from neuroweaver.experiment.analysis.guardrails import breached
 from neuroweaver.experiment.analysis.notices import notices
 from neuroweaver.experiment.analysis.study import Study, study
 from neuroweaver.experiment.analysis.verdict import judge, verdict
@@ -23,7 +23,7 @@ class Report:
 
     study: Study
     results: pb.ExperimentResults
-    breaches: Sequence[Breach]
+    breaches: Sequence[pb.GuardrailBreached]
 
     @property
     def is_held(self) -> bool:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
 
 from neuroweaver.experiment.analysis.comparison import Comparison, OfJudgements, OfQuantiles, OfUnits
+from neuroweaver.experiment.domain.metrics import Estimate, estimate_of, kind_of
 from neuroweaver.experiment.domain.model import Experiment, Phase
 from neuroweaver.experiment.domain.snapshot import Cell, Snapshot
 from neuroweaver.mesh.wire.errors import OutOfRange
 from neuroweaver.statistics import effect as effects
 from neuroweaver.statistics import phases as across_phases
 from neuroweaver.statistics import quantile
-from neuroweaver.statistics.arm import Arm, Kind, Sample, arms
+from neuroweaver.statistics.arm import Arm, Sample, arms
+from neuroweaver.statistics.effect import Effect
 from neuroweaver.statistics.moments import Moments, merged
 from neuroweaver.statistics.pairwise import Judgements
 from neuroweaver.statistics.quantile import QuantileArm
 from neuroweaver.statistics.sketch import GroupedSketch
 from neuroweaver.v1 import experiment_pb2 as pb
-
-_KINDS: Final = {
-    "mean": Kind.MEAN,
-    "count": Kind.MEAN,
-    "proportion": Kind.PROPORTION,
-    "ratio": Kind.RATIO,
-}
 
 
 @dataclass(frozen=True)
@@ -133,38 +127,33 @@ class Study:
         return {}
 
     def _pooled_arms(self, metric: pb.ExperimentMetric) -> Mapping[str, Arm | None]:
-        kind = _KINDS[metric.WhichOneof("definition") or ""]
         samples = [[cell.sample for cell in self.cells(v, metric.metric_id)] for v in self.variants]
         shape = next((sample for each in samples for sample in each), None)
         if shape is None:
             return dict.fromkeys(self.variants)
         pooled = [_pooled(each, shape) for each in samples]
-        return dict(zip(self.variants, arms(kind, pooled), strict=True))
+        return dict(zip(self.variants, arms(kind_of(metric).arms, pooled), strict=True))
 
     def _compared(self, metric: pb.ExperimentMetric) -> Mapping[str, Comparison | None]:
         treatments = self.experiment.treatments
-        definition = metric.WhichOneof("definition")
-        if definition == "pairwise":
-            return {each: self._by_judgements(metric.metric_id, each) for each in treatments}
+        estimate = estimate_of(metric)
+        if estimate is Estimate.WIN_RATE:
+            judged = {each: self.judgements(metric.metric_id, each) for each in treatments}
+            return {each: OfJudgements(of, self.planned) if of.count else None for each, of in judged.items()}
         if not self.events(metric.metric_id):
             return dict.fromkeys(treatments)
-        if definition == "quantile":
+        if estimate is Estimate.QUANTILE:
             return self._by_quantiles(metric)
         return self._by_units(metric)
-
-    def _by_judgements(self, metric_id: str, treatment: str) -> Comparison | None:
-        judgements = self.judgements(metric_id, treatment)
-        return OfJudgements(judgements, self.planned) if judgements.count else None
 
     def _by_units(self, metric: pb.ExperimentMetric) -> Mapping[str, Comparison | None]:
         by_phase = [each.pooled_arms(metric) for each in self.by_phase]
         result: dict[str, Comparison | None] = {}
         for treatment in self.experiment.treatments:
-            by_phase_effects = [
-                effects.effect(each[self.experiment.control], each[treatment]) for each in by_phase
-            ]
-            total = across_phases.combined([each for each in by_phase_effects if each])
-            result[treatment] = OfUnits(total, self.planned) if total else None
+            control = self.experiment.control
+            result[treatment] = self._over_phases(
+                effects.effect(each[control], each[treatment]) for each in by_phase
+            )
         return result
 
     def _by_quantiles(self, metric: pb.ExperimentMetric) -> Mapping[str, Comparison | None]:
@@ -176,10 +165,12 @@ class Study:
             if len(both) == 1:
                 result[treatment] = OfQuantiles(*both[0], self.planned)
             else:
-                by_phase_effects = [quantile.effect(control, treated) for control, treated in both]
-                total = across_phases.combined([each for each in by_phase_effects if each])
-                result[treatment] = OfUnits(total, self.planned) if total else None
+                result[treatment] = self._over_phases(quantile.effect(*arms) for arms in both)
         return result
+
+    def _over_phases(self, by_phase: Iterable[Effect | None]) -> Comparison | None:
+        total = across_phases.combined([each for each in by_phase if each])
+        return OfUnits(total, self.planned) if total else None
 
 
 def study(experiment: Experiment, snapshot: Snapshot, phase: int = 0) -> Study:

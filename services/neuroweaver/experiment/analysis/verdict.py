@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from neuroweaver.experiment.analysis.criteria import Requirement, requirements
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
 from neuroweaver.statistics.multiplicity import holm
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -108,7 +109,7 @@ def verdict(study: Study, results: pb.ExperimentResults, judged: Sequence[Judged
         method=study.experiment.spec.verdict_method,
         criteria=[_criterion(each) for treatment in judged for each in treatment.findings],
     )
-    barriers = [*_split(results), *_minimum(study), *_horizon(study)]
+    barriers = [*_split(results), *_short(study)]
     candidates = [each for each in judged if each.treatment in study.candidates]
     shippable = [each for each in candidates if each.is_shown_to_fulfil]
     if barriers:
@@ -192,22 +193,12 @@ def _split(results: pb.ExperimentResults) -> list[pb.VerdictGap]:
     return [pb.VerdictGap(blocker=pb.VERDICT_BLOCKER_SAMPLE_RATIO, message=message)]
 
 
-def _minimum(study: Study) -> list[pb.VerdictGap]:
+def _short(study: Study) -> list[pb.VerdictGap]:
     least = study.experiment.spec.min_units_per_variant
-    return _short_of(study, least, pb.VERDICT_BLOCKER_MINIMUM_SAMPLE, "the minimum for any verdict")
-
-
-def _horizon(study: Study) -> list[pb.VerdictGap]:
-    if not study.is_fixed_horizon:
-        return []
-    return _short_of(
-        study, study.planned, pb.VERDICT_BLOCKER_HORIZON, "the planned sample of its fixed-horizon test"
-    )
-
-
-def _short_of(
-    study: Study, needed: int, blocker: pb.VerdictBlocker.ValueType, what: str
-) -> list[pb.VerdictGap]:
+    needs = [(least, pb.VERDICT_BLOCKER_MINIMUM_SAMPLE, "the minimum for any verdict")]
+    if study.is_fixed_horizon:
+        what = "the planned sample of its fixed-horizon test"
+        needs.append((study.planned, pb.VERDICT_BLOCKER_HORIZON, what))
     return [
         pb.VerdictGap(
             blocker=blocker,
@@ -215,6 +206,7 @@ def _short_of(
             variant_id=variant,
             missing_units=needed - units,
         )
+        for needed, blocker, what in needs
         for variant in (study.experiment.control, *study.candidates)
         if (units := study.units(variant)) < needed
     ]
@@ -247,7 +239,7 @@ def _why_missing(study: Study, metric_id: str, treatment: str) -> str:
             " cannot be estimated."
         )
     metric = study.experiment.metric(metric_id)
-    if metric and not metric.HasField("pairwise") and not study.events(metric_id):
+    if metric and estimate_of(metric) is not Estimate.WIN_RATE and not study.events(metric_id):
         return f"No event of {metric_id} has been received for any variant."
     return f"There are too few data on {metric_id} in {treatment} or the control."
 

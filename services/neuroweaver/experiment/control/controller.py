@@ -13,7 +13,6 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.experiment.analysis import automation
-from neuroweaver.experiment.analysis.guardrails import Breach
 from neuroweaver.experiment.analysis.report import Report
 from neuroweaver.experiment.conclusion.conclusion import settle
 from neuroweaver.experiment.conclusion.registry import Releases
@@ -140,19 +139,20 @@ class ExperimentController:
             self._next_attempt.pop(key, None)
 
 
-async def publish_breaches(experiments: Writer, test_id: str, breaches: Sequence[Breach]) -> None:
+async def publish_breaches(
+    experiments: Writer, test_id: str, breaches: Sequence[pb.GuardrailBreached]
+) -> None:
     """Tells watches of the breaches that they have not been told of."""
     published = await history.breaches(experiments, test_id)
     for breach in breaches:
-        if (breach.guardrail.metric_id, breach.treatment) not in published:
-            experiment = await experiments.experiment(test_id)
-            event = pb.GuardrailBreached(
-                guardrail=breach.guardrail,
-                variant_id=breach.treatment,
-                interval=breach.interval,
-                is_stopping=experiment.state == RUNNING and experiment.spec.stop_on_guardrail_breach,
+        if (breach.guardrail.metric_id, breach.variant_id) not in published:
+            experiment, event = (
+                await experiments.experiment(test_id),
+                pb.ResultsEvent(guardrail_breached=breach),
             )
-            await experiments.publish(experiment, pb.ResultsEvent(guardrail_breached=event))
+            is_stopping = experiment.state == RUNNING and experiment.spec.stop_on_guardrail_breach
+            event.guardrail_breached.is_stopping = is_stopping
+            await experiments.publish(experiment, event)
 
 
 def _ended(experiment: Experiment, now: datetime) -> Experiment:

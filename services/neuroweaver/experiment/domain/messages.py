@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from google.protobuf import timestamp_pb2
+from google.protobuf.message import Message
 
 from neuroweaver.experiment.domain.allocation import BUCKETS, Spans
 from neuroweaver.experiment.domain.model import CREATED, RUNNING, Experiment, Phase, Ramp
-from neuroweaver.experiment.domain.snapshot import Rejection
-from neuroweaver.mesh.wire.clock import timestamp
+from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.mesh.wire.records import Records
 from neuroweaver.statistics import thompson
 from neuroweaver.v1 import experiment_pb2 as pb
 
 _RECORDS: Final = Records()
 
+T = TypeVar("T")
+
 
 def from_experiment(experiment: Experiment) -> pb.Experiment:
     """As its callers see it."""
-    return pb.Experiment(
-        test_id=experiment.test_id,
-        project=experiment.project,
+    return message_of(
+        pb.Experiment,
+        experiment,
         spec=_shown_spec(experiment),
-        state=experiment.state,
-        stop_cause=experiment.stop_cause,
-        state_reason=experiment.state_reason,
         phases=map(from_phase, experiment.phases),
-        coverage=experiment.coverage,
         ramp_step=experiment.ramp.step if experiment.ramp else 0,
-        salt=experiment.salt,
-        conclusion=experiment.conclusion,
-        created_by=experiment.created_by,
-        create_time=timestamp(experiment.create_time),
-        start_time=timestamp(experiment.start_time),
-        stop_time=timestamp(experiment.stop_time),
-        update_time=timestamp(experiment.update_time),
-        etag=experiment.etag,
-        last_sequence=experiment.last_sequence,
         notices=notices(experiment),
     )
 
@@ -52,37 +41,19 @@ def notices(experiment: Experiment) -> Sequence[pb.ExperimentNotice]:
 
 
 def from_phase(phase: Phase) -> pb.AnalysisPhase:
-    return pb.AnalysisPhase(
-        number=phase.number,
-        start_time=timestamp(phase.start_time),
-        end_time=timestamp(phase.end_time),
-        allocations=[
-            pb.VariantAllocation(variant_id=variant, weight=weight, ranges=from_spans(phase.ranges[variant]))
-            for variant, weight in phase.weights.items()
-        ],
-        moved_share=phase.moved_share,
-        reason=phase.reason,
-    )
-
-
-def from_rejection(test_id: str, rejection: Rejection) -> pb.RejectedEvents:
-    return pb.RejectedEvents(
-        test_id=test_id,
-        reason=rejection.reason,
-        count=rejection.count,
-        names=rejection.names,
-        event_ids=rejection.event_ids,
-    )
+    allocations = [
+        pb.VariantAllocation(variant_id=variant, weight=weight, ranges=from_spans(phase.ranges[variant]))
+        for variant, weight in phase.weights.items()
+    ]
+    return message_of(pb.AnalysisPhase, phase, allocations=allocations)
 
 
 def config_of(experiment: Experiment) -> pb.AssignmentConfig:
     """All that is needed to assign its units."""
     weights = experiment.phase.weights if experiment.phase else experiment.weights
-    return pb.AssignmentConfig(
-        test_id=experiment.test_id,
-        state=experiment.state,
-        salt=experiment.salt,
-        layer_salt=experiment.layer_salt,
+    return message_of(
+        pb.AssignmentConfig,
+        experiment,
         layer_ranges=from_spans(experiment.layer_ranges),
         coverage_buckets=round(experiment.coverage * BUCKETS) if experiment.state == RUNNING else 0,
         targeting=experiment.spec.targeting,
@@ -131,49 +102,24 @@ class _Hidden:
     ramp: tuple[int, datetime | None, timedelta] | None
 
 
+_HIDDEN: Final = ("weights", "layer_salt", "layer_ranges", "pinned", "baseline")
+
+
 def dump(experiment: Experiment) -> tuple[bytes, str]:
     """What is kept of it: what callers see, and as JSON what they do not."""
     ramp = experiment.ramp
-    hidden = _Hidden(
-        weights=dict(experiment.weights),
-        layer_salt=experiment.layer_salt,
-        layer_ranges=experiment.layer_ranges,
-        pinned=dict(experiment.pinned),
-        baseline=dict(experiment.baseline),
-        ramp=(ramp.step, ramp.since, ramp.held) if ramp else None,
-    )
+    others = {name: getattr(experiment, name) for name in _HIDDEN}
+    hidden = _Hidden(**others, ramp=(ramp.step, ramp.since, ramp.held) if ramp else None)
     record = from_experiment(experiment)
     record.spec.CopyFrom(experiment.spec)
     return record.SerializeToString(deterministic=True), _RECORDS.dump(hidden)
 
 
 def load(record: bytes, hidden: str) -> Experiment:
-    shown = pb.Experiment.FromString(record)
-    own = _RECORDS.load(_Hidden, hidden)
-    return Experiment(
-        project=shown.project,
-        test_id=shown.test_id,
-        spec=shown.spec,
-        state=shown.state,
-        weights=own.weights,
-        salt=shown.salt,
-        layer_salt=own.layer_salt,
-        layer_ranges=own.layer_ranges,
-        pinned=own.pinned,
-        baseline=own.baseline,
-        phases=tuple(map(_phase, shown.phases)),
-        ramp=Ramp(*own.ramp) if own.ramp else None,
-        stop_cause=shown.stop_cause,
-        state_reason=shown.state_reason,
-        conclusion=shown.conclusion if shown.HasField("conclusion") else None,
-        created_by=shown.created_by,
-        create_time=_moment(shown.create_time),
-        start_time=_moment(shown.start_time) if shown.HasField("start_time") else None,
-        stop_time=_moment(shown.stop_time) if shown.HasField("stop_time") else None,
-        update_time=_moment(shown.update_time),
-        etag=shown.etag,
-        last_sequence=shown.last_sequence,
-    )
+    shown, own = pb.Experiment.FromString(record), _RECORDS.load(_Hidden, hidden)
+    others = {name: getattr(own, name) for name in _HIDDEN}
+    ramp = Ramp(*own.ramp) if own.ramp else None
+    return _record_of(Experiment, shown, **others, phases=tuple(map(_phase, shown.phases)), ramp=ramp)
 
 
 def _shown_spec(experiment: Experiment) -> pb.ExperimentSpec:
@@ -199,20 +145,23 @@ def from_spans(spans: Spans) -> list[pb.BucketRange]:
 
 
 def _phase(message: pb.AnalysisPhase) -> Phase:
-    return Phase(
-        number=message.number,
-        start_time=_moment(message.start_time),
-        weights={each.variant_id: each.weight for each in message.allocations},
-        ranges={
-            each.variant_id: tuple((span.start, span.end) for span in each.ranges)
-            for each in message.allocations
-        },
-        moved_share=message.moved_share,
-        reason=message.reason,
-        end_time=_moment(message.end_time) if message.HasField("end_time") else None,
-    )
+    ranges = {
+        allocation.variant_id: tuple((span.start, span.end) for span in allocation.ranges)
+        for allocation in message.allocations
+    }
+    weights = {allocation.variant_id: allocation.weight for allocation in message.allocations}
+    return _record_of(Phase, message, weights=weights, ranges=ranges)
 
 
-def _moment(message: timestamp_pb2.Timestamp) -> datetime:
-    moment: datetime = message.ToDatetime(tzinfo=UTC)
-    return moment
+def _record_of(kind: type[T], message: Message, **given: Any) -> T:
+    """A record with a message's values in the fields of their names; None for a message that is unset."""
+    names = {field.name for field in fields(kind)} - given.keys()  # type: ignore[arg-type]
+    shared = (field for field in message.DESCRIPTOR.fields if field.name in names)
+    return kind(**{field.name: _value(message, field) for field in shared}, **given)
+
+
+def _value(message: Message, field: Any) -> Any:
+    if field.message_type is not None and not message.HasField(field.name):
+        return None
+    value = getattr(message, field.name)
+    return value.ToDatetime(tzinfo=UTC) if isinstance(value, timestamp_pb2.Timestamp) else value

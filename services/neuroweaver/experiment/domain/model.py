@@ -212,10 +212,7 @@ class Experiment:
         ended = self
         if self.state in {RUNNING, PAUSED}:
             ended = self.stopped(now, pb.STOP_CAUSE_CONCLUDED, conclusion.reason)
-        is_done = conclusion.state in {
-            pb.CONCLUSION_STATE_NOTHING_TO_MOVE,
-            pb.CONCLUSION_STATE_APPLIED,
-        }
+        is_done = conclusion.state in {pb.CONCLUSION_STATE_NOTHING_TO_MOVE, pb.CONCLUSION_STATE_APPLIED}
         return replace(
             ended,
             state=CONCLUDED if is_done else CONCLUDING,

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 
+from neuroweaver.experiment.domain import metrics
 from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.mesh.wire.text import check_text
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -77,9 +78,7 @@ def _fill(spec: pb.ExperimentSpec) -> None:
 
 
 def _fill_metric(metric: pb.ExperimentMetric) -> None:
-    sources = {"mean": [metric.mean.source], "ratio": [metric.ratio.numerator, metric.ratio.denominator]}
-    for source in sources.get(metric.WhichOneof("definition") or "", []):
-        source.aggregation = source.aggregation or pb.UNIT_AGGREGATION_SUM
+    metrics.fill_defaults(metric)
     caps = metric.winsorization
     if caps.HasField("lower_quantile") or caps.HasField("upper_quantile"):
         _default(caps, "calibration_units", CALIBRATION_UNITS)

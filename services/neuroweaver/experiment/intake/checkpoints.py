@@ -94,11 +94,7 @@ async def save(
         if not (is_whole and is_newest):  # another one was quicker
             await connection.execute(delete(written).where(own, is_its))
             return False
-        values = {
-            "checkpoint_id": key["checkpoint_id"],
-            "checkpoint_batch": batch,
-            "checkpoint_form": form,
-        }
+        values = {"checkpoint_id": key["checkpoint_id"], "checkpoint_batch": batch, "checkpoint_form": form}
         await connection.execute(update(table).where(mine).values(values))
         await connection.execute(delete(written).where(own, ~is_its))
         return True

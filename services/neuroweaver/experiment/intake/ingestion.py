@@ -163,14 +163,15 @@ class _Settled:
 
 
 def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: datetime) -> _Settled:
-    read = _Read.of(experiment, projection.plan, batch, now)
+    batch, is_late = _placed(experiment, batch)
     keys = keys_of(projection.project, batch.test_id, batch.event_ids)
-    status = _classified(read.reasons, keys, projection.event_ids.find(keys) >= 0)
+    reasons = _reasons(experiment, projection.plan, batch, now)
+    status = _classified(reasons, keys, projection.event_ids.find(keys) >= 0)
     accepted = np.flatnonzero(status == _ACCEPTED)
-    chosen = read.batch.chosen(accepted).trimmed()
+    chosen = batch.chosen(accepted).trimmed()
     return _Settled(
         status,
-        (status == _ACCEPTED) & read.is_late,
+        (status == _ACCEPTED) & is_late,
         chosen,
         keys[accepted],
         chosen.to_bytes() if len(accepted) else b"",
@@ -198,24 +199,15 @@ async def _count(
         ledger.calibrate(phase, reading, everyone, totals.last_batch)
 
 
-@dataclass(frozen=True)
-class _Read:
-    """Events with their phases settled, and why they cannot be used (0: they can)."""
-
-    batch: Batch
-    reasons: Ints
-    is_late: npt.NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, experiment: Experiment, plan: Plan, batch: Batch, now: datetime) -> _Read:
-        rows = batch.rows.copy()
-        phase_then, is_late = phases_then(experiment, rows["time"])
-        given = rows["phase"]
-        is_given = (given > 0) & (given <= len(experiment.phases))
-        rows["phase"] = np.where(is_given, given, np.maximum(phase_then, 1))
-        rows["phase"][rows["kind"] == SAMPLE] = 0
-        settled = replace(batch, rows=rows)
-        return cls(settled, _reasons(experiment, plan, settled, now), is_late)
+def _placed(experiment: Experiment, batch: Batch) -> tuple[Batch, npt.NDArray[np.bool_]]:
+    """The events with their phases settled, and which of them are late."""
+    rows = batch.rows.copy()
+    phase_then, is_late = phases_then(experiment, rows["time"])
+    given = rows["phase"]
+    is_given = (given > 0) & (given <= len(experiment.phases))
+    rows["phase"] = np.where(is_given, given, np.maximum(phase_then, 1))
+    rows["phase"][rows["kind"] == SAMPLE] = 0
+    return replace(batch, rows=rows), is_late
 
 
 def phases_then(experiment: Experiment, time: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
@@ -226,6 +218,7 @@ def phases_then(experiment: Experiment, time: Ints) -> tuple[Ints, npt.NDArray[n
 
 
 def _reasons(experiment: Experiment, plan: Plan, batch: Batch, now: datetime) -> Ints:
+    """Why each event cannot be used; 0: it can."""
     rows, time = batch.rows, batch.rows["time"]
     is_sample, is_judgement = rows["kind"] == SAMPLE, rows["kind"] == JUDGEMENT
     reasons = np.zeros(len(rows), np.int64)
@@ -294,24 +287,13 @@ def _rejections(batch: Batch, status: Ints, variants: Sequence[str]) -> Iterator
 
 
 def _outcomes(
-    batches: Sequence[Batch],
-    status: Ints,
-    is_late: npt.NDArray[np.bool_],
-    variants: Sequence[str],
+    batches: Sequence[Batch], status: Ints, is_late: npt.NDArray[np.bool_], variants: Sequence[str]
 ) -> list[Outcome]:
     outcomes, start = [], 0
     for batch in batches:
         part = slice(start, start := start + len(batch))
-        outcomes.append(
-            Outcome(
-                received=len(batch),
-                accepted=int(np.count_nonzero(status[part] == _ACCEPTED)),
-                duplicates=int(np.count_nonzero(status[part] == _DUPLICATE)),
-                late=int(np.count_nonzero(is_late[part])),
-                rejected={
-                    (batch.test_id, rejection.reason): rejection
-                    for rejection in _rejections(batch, status[part], variants)
-                },
-            )
-        )
+        accepted, duplicates = (int(np.count_nonzero(status[part] == s)) for s in (_ACCEPTED, _DUPLICATE))
+        rejected = {(batch.test_id, each.reason): each for each in _rejections(batch, status[part], variants)}
+        late = int(np.count_nonzero(is_late[part]))
+        outcomes.append(Outcome(len(batch), accepted, duplicates, late, rejected))
     return outcomes

@@ -62,8 +62,9 @@ class KeyIndex:
         """keys: new ones, each once."""
         if not len(keys):
             return
+        order = np.argsort(keys[:, 0], kind="stable")
         place = np.arange(self._size, self._size + len(keys), dtype=np.int32)
-        self._runs.append(_sorted(keys[:, 0], keys[:, 1], place))
+        self._runs.append(_Run(keys[order, 0], keys[order, 1], place[order]))
         self._size += len(keys)
         while len(self._runs) > 1 and len(self._runs[-2].high) < _RATIO * len(self._runs[-1].high):
             younger, older = self._runs.pop(), self._runs.pop()
@@ -96,8 +97,3 @@ def _merged(older: _Run, younger: _Run) -> _Run:
     return _Run(
         merged(older.high, younger.high), merged(older.low, younger.low), merged(older.place, younger.place)
     )
-
-
-def _sorted(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], place: npt.NDArray[np.int32]) -> _Run:
-    order = np.argsort(high, kind="stable")
-    return _Run(high[order], low[order], place[order])

@@ -25,6 +25,7 @@ from neuroweaver.v1 import experiment_pb2 as pb
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _DAY_US: Final = 86_400_000_000
 _NAMED: Final = 10
+_NUMBERS: Final = ("unexposed", "accepted", "duplicates", "late", "last_us")
 
 CellKey = tuple[int, str, str]
 
@@ -102,7 +103,7 @@ class Ledger:
             is_other = is_elsewhere | before.differs(after)
             self.take(reading, old.codes, before, -1, is_other)
             self.take(reading, new.codes, after, 1, is_other)
-            if reading.is_quantile and not reading.is_of_unit_means:
+            if reading.is_sketched:
                 self._sketch(reading, change, sketch_groups)
 
     def take(
@@ -186,7 +187,7 @@ class Ledger:
                 "tallies": [[*key, count] for key, count in self.tallies.items() if count],
                 "days": [[day, count] for day, count in self.days.items() if count],
                 "caps": [[*key, caps.lower, caps.upper, batch] for key, (caps, batch) in self.caps.items()],
-                "numbers": [self.unexposed, self.accepted, self.duplicates, self.late, self.last_us],
+                "numbers": [getattr(self, name) for name in _NUMBERS],
                 "rejected": [[r.reason, r.count, r.names, r.event_ids] for r in self.rejections.values()],
             }
         )
@@ -195,7 +196,6 @@ class Ledger:
     def load(cls, plan: Plan, counts: str) -> Ledger:
         """What `dump` gave."""
         plain: dict[str, Any] = json.loads(counts)
-        unexposed, accepted, duplicates, late, last_us = plain["numbers"]
         return cls(
             plan,
             groups=Counter({(kind, phase, variant): n for kind, phase, variant, n in plain["groups"]}),
@@ -205,11 +205,7 @@ class Ledger:
                 (phase, metric): (Caps(lower, upper), batch)
                 for phase, metric, lower, upper, batch in plain["caps"]
             },
-            unexposed=unexposed,
-            accepted=accepted,
-            duplicates=duplicates,
-            late=late,
-            last_us=last_us,
+            **dict(zip(_NUMBERS, plain["numbers"], strict=True)),
             rejections={
                 reason: Rejection(reason, count, tuple(names), tuple(ids))
                 for reason, count, names, ids in plain["rejected"]
@@ -294,9 +290,7 @@ def taken(phase: int, reading: Reading, units: Population) -> Caps:
         own = first[:, 0] / first[:, 1]
     else:
         own = first[:, 0]
-    if not len(own):
-        return Caps()
-    return calibrated(own, reading.lower_quantile, reading.upper_quantile, len(own)) or Caps()
+    return calibrated(own, reading.lower_quantile, reading.upper_quantile)
 
 
 def sketches_of_means(reading: Reading, units: Population, groups: Ints) -> dict[CellKey, GroupedSketch]:

@@ -124,9 +124,7 @@ class Projections:
 
     def due(self) -> list[tuple[str, str]]:
         """Project and id of the experiments that want a checkpoint."""
-        return [
-            key for key, slot in self._slots.items() if slot.projection is not None and slot.projection.is_due
-        ]
+        return [key for key, slot in self._slots.items() if slot.projection and slot.projection.is_due]
 
     def forget(self, project: str, test_id: str) -> None:
         """For those who changed what projections are made of; while holding it."""

@@ -10,13 +10,19 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from neuroweaver.experiment.domain.metrics import (
+    COUNT,
+    MEAN,
+    SUM,
+    Estimate,
+    Outcome,
+    definition_of,
+    estimate_of,
+    outcomes_of,
+)
 from neuroweaver.experiment.domain.specification import length
 from neuroweaver.statistics.winsorization import Caps
 from neuroweaver.v1 import experiment_pb2 as pb
-
-SUM: Final = pb.UNIT_AGGREGATION_SUM
-COUNT: Final = pb.UNIT_AGGREGATION_COUNT
-MEAN: Final = pb.UNIT_AGGREGATION_MEAN
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Source:
-    """Events of a name made one value of a unit. threshold: 1 if any event reaches it, else 0."""
+    """An outcome, its events by the place of their name."""
 
     name: int
     aggregation: pb.UnitAggregation.ValueType
-    is_share: bool = False
-    threshold: float = -np.inf
+    threshold: float | None
+
+    @property
+    def is_share(self) -> bool:
+        return self.threshold is not None
 
     @property
     def is_always_there(self) -> bool:
@@ -61,7 +70,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Reading:
-    """One metric. sources: of the outcome columns. window_us, lookback_us: microseconds, None without.
+    """One metric. sources: of the outcome columns. span: of the outcomes; span_before: of the covariates,
+    None without any that look back.
 
     covariate: index among those of exposures, None without. caps: by values. calibration: units that make
     caps by quantiles, 0 without.
@@ -69,8 +79,8 @@ class Reading:
 
     metric_id: str
     sources: tuple[Source, ...]
-    window_us: int | None
-    lookback_us: int | None
+    span: Span
+    span_before: Span | None
     covariate: int | None
     caps: Caps
     lower_quantile: float | None
@@ -80,22 +90,17 @@ class Reading:
     is_of_unit_means: bool
 
     @property
+    def is_sketched(self) -> bool:
+        """Whether its events are, as they come; units' means are sketched where they are read."""
+        return self.is_quantile and not self.is_of_unit_means
+
+    @property
     def outcomes(self) -> int:
         return len(self.sources)
 
     @property
-    def span(self) -> Span:
-        """Of the outcomes."""
-        return Span(window_us=self.window_us)
-
-    @property
-    def span_before(self) -> Span | None:
-        """Of the covariates; None without any that look back."""
-        return None if self.lookback_us is None else Span(lookback_us=self.lookback_us)
-
-    @property
     def covariates(self) -> int:
-        if self.lookback_us is not None:
+        if self.span_before is not None:
             return self.outcomes
         return 0 if self.covariate is None else 1
 
@@ -135,12 +140,12 @@ class Plan:
         self.names: list[str] = []
         self.covariates: list[str] = []
         self.pairwise: list[tuple[str, str]] = [
-            (metric.metric_id, metric.pairwise.event_name)
+            (metric.metric_id, definition_of(metric).event_name)
             for metric in spec.metrics
-            if metric.HasField("pairwise")
+            if estimate_of(metric) is Estimate.WIN_RATE
         ]
         self.judgements = sorted({name for _, name in self.pairwise})
-        self.readings = [self._reading(metric) for metric in spec.metrics if not metric.HasField("pairwise")]
+        self.readings = [self._reading(metric) for metric in spec.metrics if outcomes_of(metric)]
         self.exposure_type = np.dtype(
             [
                 ("time", "<i8"),
@@ -158,16 +163,18 @@ class Plan:
                     if span is not None:
                         self._add_totals(source, span)
         self.totals: Sequence[Total] = tuple(self._totals.values())
+        # Name and span of the events that are sketched, each once however many metrics read them.
+        self.sketched = {
+            (reading.sources[0].name, reading.span) for reading in self.readings if reading.is_sketched
+        }
         # Names of which every event is kept: an earlier exposure would leave some out again.
         self.is_kept = np.zeros(len(self.names), np.bool_)
         for total in self.totals:
             self.is_kept[total.name] |= total.span.window_us is not None
         # The longest lookback of the metrics that read each name, microseconds.
         self.lookback_us = np.zeros(len(self.names), np.int64)
-        for reading in self.readings:
-            for source in reading.sources:
-                longest = self.lookback_us[source.name]
-                self.lookback_us[source.name] = max(longest, reading.lookback_us or 0)
+        for total in self.totals:
+            self.lookback_us[total.name] = max(self.lookback_us[total.name], total.span.lookback_us or 0)
 
     def number_of(self, source: Source, span: Span) -> int:
         """The column of the number of events."""
@@ -191,37 +198,24 @@ class Plan:
 
     def _reading(self, metric: pb.ExperimentMetric) -> Reading:
         caps, cuped = metric.winsorization, metric.cuped
+        lookback_us = _microseconds(cuped, "lookback")
         by_quantiles = caps.HasField("lower_quantile") or caps.HasField("upper_quantile")
         return Reading(
             metric_id=metric.metric_id,
-            sources=tuple(self._sources(metric)),
-            window_us=_microseconds(metric, "conversion_window"),
-            lookback_us=_microseconds(cuped, "lookback"),
+            sources=tuple(map(self._source, outcomes_of(metric))),
+            span=Span(window_us=_microseconds(metric, "conversion_window")),
+            span_before=Span(lookback_us=lookback_us) if lookback_us is not None else None,
             covariate=_place(self.covariates, cuped.exposure_covariate) if cuped.exposure_covariate else None,
             caps=Caps(_given(caps, "lower_value"), _given(caps, "upper_value")),
             lower_quantile=_given(caps, "lower_quantile"),
             upper_quantile=_given(caps, "upper_quantile"),
             calibration=caps.calibration_units if by_quantiles else 0,
-            is_quantile=metric.HasField("quantile"),
+            is_quantile=estimate_of(metric) is Estimate.QUANTILE,
             is_of_unit_means=metric.quantile.is_of_unit_means,
         )
 
-    def _sources(self, metric: pb.ExperimentMetric) -> list[Source]:
-        kind = metric.WhichOneof("definition")
-        if kind == "mean":
-            return [self._source(metric.mean.source)]
-        if kind == "ratio":
-            return [self._source(metric.ratio.numerator), self._source(metric.ratio.denominator)]
-        if kind == "count":
-            return [Source(_place(self.names, metric.count.event_name), COUNT)]
-        if kind == "quantile":
-            return [Source(_place(self.names, metric.quantile.event_name), MEAN)]
-        threshold = _given(metric.proportion, "threshold")
-        name = _place(self.names, metric.proportion.event_name)
-        return [Source(name, COUNT, True, -np.inf if threshold is None else threshold)]
-
-    def _source(self, source: pb.EventSource) -> Source:
-        return Source(_place(self.names, source.event_name), source.aggregation or SUM)
+    def _source(self, outcome: Outcome) -> Source:
+        return Source(_place(self.names, outcome.event_name), outcome.aggregation, outcome.threshold)
 
 
 EXTREMES: Final = (TotalKind.MAX, TotalKind.MIN)
@@ -241,7 +235,7 @@ JUDGEMENT_TYPE: Final = np.dtype(
 
 
 def _key(source: Source, span: Span) -> tuple[int, Span, TotalKind, float]:
-    if source.is_share:
+    if source.threshold is not None:
         return source.name, span, TotalKind.NUMBER, source.threshold
     return source.name, span, _TOTAL_KINDS[source.aggregation], -np.inf
 

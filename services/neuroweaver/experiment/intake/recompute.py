@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -36,27 +36,13 @@ _NOISE: Final = 1e-9
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A statistic that is not the same; `statistic`: such as `n`, `mean`, `m2`, of a column above the first
-    `mean[1]`.
-    """
-
-    phase: int
-    variant_id: str
-    metric_id: str
-    statistic: str
-    stored: float
-    recomputed: float
-
-
-@dataclass(frozen=True)
 class Recomputed:
     """events: raw ones read. differences: the first hundred beyond the tolerance."""
 
     snapshot: Snapshot
     events: int
     max_relative_difference: float
-    differences: Sequence[Difference]
+    differences: Sequence[pb.StatisticDifference]
 
 
 async def as_of(
@@ -175,65 +161,68 @@ def _parts(raw: Sequence[tuple[int, Batch]], stops: set[int]) -> Iterator[list[t
         yield part
 
 
-def compared(stored: Snapshot, recomputed: Snapshot) -> tuple[float, list[Difference]]:
-    """The largest relative difference, and all statistics that differ by more than the tolerance."""
-    left = {each.key: each for each in _statistics(stored)}
-    right = {each.key: each for each in _statistics(recomputed)}
+def compared(stored: Snapshot, recomputed: Snapshot) -> tuple[float, list[pb.StatisticDifference]]:
+    """The largest relative difference, and all statistics that differ by more than the tolerance.
+
+    A statistic is named such as `n`, `mean`, `m2`; that of a column above the first, `mean[1]`.
+    """
+    left = {key: (value, noise) for key, value, noise in _statistics(stored)}
+    right = {key: (value, noise) for key, value, noise in _statistics(recomputed)}
     # A sketch that is not stored is computed again whenever it is read.
     unstored = {key for key in right if key[3] == _SKETCHED and key not in left}
     largest, differences = 0.0, []
     for key in sorted((left.keys() | right.keys()) - unstored):
-        one, other = left.get(key, _Statistic(key, 0.0)), right.get(key, _Statistic(key, 0.0))
-        size = max(abs(one.value), abs(other.value), one.noise, other.noise)
-        difference = abs(one.value - other.value) / size if size else 0.0
+        (one, noise), (other, other_noise) = left.get(key, (0.0, 0.0)), right.get(key, (0.0, 0.0))
+        size = max(abs(one), abs(other), noise, other_noise)
+        difference = abs(one - other) / size if size else 0.0
         largest = max(largest, difference)
         if difference > TOLERANCE:
-            differences.append(Difference(*key, one.value, other.value))
+            phase, variant_id, metric_id, statistic = key
+            differing = pb.StatisticDifference(
+                phase=phase, variant_id=variant_id, metric_id=metric_id, statistic=statistic
+            )
+            differing.stored, differing.recomputed = one, other
+            differences.append(differing)
     return largest, differences
 
 
-@dataclass(frozen=True)
-class _Statistic:
-    """key: phase, variant, metric and name. noise: smaller values are rounding, as of a variance of equal
+def _statistics(snapshot: Snapshot) -> Iterator[tuple[tuple[int, str, str, str], float, float]]:
+    """By phase, variant, metric and name; with noise: smaller values are rounding, as of a variance of equal
     values after larger ones have passed through.
     """
-
-    key: tuple[int, str, str, str]
-    value: float
-    noise: float = 0.0
-
-
-def _statistics(snapshot: Snapshot) -> Iterator[_Statistic]:
-    for (phase, variant), group in snapshot.groups.items():
-        for name, count in asdict(group).items():
-            yield _Statistic((phase, variant, "", name), float(count))
+    tallies = snapshot.tallies.items()
+    counted: list[tuple[tuple[int, str, str], Any]] = [
+        *(((phase, variant, ""), group) for (phase, variant), group in snapshot.groups.items()),
+        *(((phase, f"{one}/{other}", metric), tally) for (phase, one, other, metric), tally in tallies),
+    ]
+    for place, counts in counted:
+        for name, count in asdict(counts).items():
+            yield (*place, name), count, 0.0
     for key, cell in snapshot.cells.items():
-        yield from (_Statistic((*key, name), value, noise) for name, value, noise in _of_cell(cell))
-    for (phase, baseline, candidate, metric_id), tally in snapshot.tallies.items():
-        for name, count in asdict(tally).items():
-            yield _Statistic((phase, f"{baseline}/{candidate}", metric_id, name), float(count))
+        for name, value, noise in _of_cell(cell):
+            yield (*key, name), value, noise
     for (phase, metric_id), caps in snapshot.caps.items():
-        for name, value in zip(("lower_cap", "upper_cap"), caps, strict=True):
-            if value is not None:
-                yield _Statistic((phase, "", metric_id, name), value)
+        for name, cap in zip(("lower_cap", "upper_cap"), caps, strict=True):
+            if cap is not None:
+                yield (phase, "", metric_id, name), cap, 0.0
     for day, units in snapshot.units_by_day.items():
-        yield _Statistic((0, "", "", f"units on {day}"), float(units))
-    yield _Statistic((0, "", "", "accepted"), float(snapshot.quality.accepted))
-    yield _Statistic((0, "", "", "unexposed"), float(snapshot.quality.unexposed))
+        yield (0, "", "", f"units on {day}"), units, 0.0
+    yield (0, "", "", "accepted"), snapshot.quality.accepted, 0.0
+    yield (0, "", "", "unexposed"), snapshot.quality.unexposed, 0.0
 
 
 def _of_cell(cell: Cell) -> Iterator[tuple[str, float, float]]:
-    yield "events", float(cell.events), 0.0
-    yield "units_without_events", float(cell.units_without_events), 0.0
+    yield "events", cell.events, 0.0
+    yield "units_without_events", cell.units_without_events, 0.0
     yield from _of_moments("", cell.sample.observed)
     if cell.sample.missing is not None:
         yield from _of_moments("missing_", cell.sample.missing)
     if cell.sketch is not None:
-        yield _SKETCHED, float(GroupedSketch.from_bytes(cell.sketch).events), 0.0
+        yield _SKETCHED, GroupedSketch.from_bytes(cell.sketch).events, 0.0
 
 
 def _of_moments(prefix: str, moments: Moments) -> Iterator[tuple[str, float, float]]:
-    yield f"{prefix}n", float(moments.n), 0.0
+    yield f"{prefix}n", moments.n, 0.0
     sizes = [moments.squares(column) for column in range(moments.columns)]
     for column in range(moments.columns if moments.n else 0):
         place = f"[{column}]" if column else ""

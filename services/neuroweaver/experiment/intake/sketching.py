@@ -130,10 +130,7 @@ def of_means(units: AllUnits, readings: Iterable[Reading]) -> dict[CellKey, Grou
 
 
 def of_events(
-    units: AllUnits,
-    readings: Sequence[Reading],
-    batches: Sequence[Batch],
-    into: dict[CellKey, GroupedSketch],
+    units: AllUnits, readings: Sequence[Reading], batches: Sequence[Batch], into: dict[CellKey, GroupedSketch]
 ) -> None:
     """Adds the events of some batches, of which all units are units."""
     projection, everyone = units.projection, units.everyone

@@ -86,12 +86,8 @@ async def save(connection: AsyncConnection, project: str, totals: Totals) -> Non
     """What was counted, and the cells that moved."""
     ledger, table = totals.ledger, tables.totals
     changed = update(table).where(tables.of_experiment(table, project, totals.test_id))
-    values = {
-        "last_batch": totals.last_batch,
-        "expired_batches": totals.expired_batches,
-        "counts": ledger.dump(),
-    }
-    await connection.execute(changed.values(values))
+    counted = {"last_batch": totals.last_batch, "expired_batches": totals.expired_batches}
+    await connection.execute(changed.values(**counted, counts=ledger.dump()))
     if ledger.touched:
         cells = [_cell(project, totals, key) for key in sorted(ledger.touched)]
         await upsert(connection, tables.cells, cells)
@@ -104,8 +100,7 @@ async def forget_cells(connection: AsyncConnection, project: str, test_id: str) 
 
 
 def _totals(project: str, test_id: str) -> Any:
-    table = tables.totals
-    return select(table).where(tables.of_experiment(table, project, test_id))
+    return select(tables.totals).where(tables.of_experiment(tables.totals, project, test_id))
 
 
 def _found(row: Any, plan: Plan) -> Totals:

@@ -174,12 +174,7 @@ class _Column:
         return self._values[:count].copy()
 
     def put(self, places: Ints, values: npt.NDArray[Any]) -> None:
-        needed = int(places.max()) + 1 if len(places) else 0
-        if needed > len(self._values):
-            room = max(_LEAST, needed, len(self._values) * 3 // 2)
-            grown = np.zeros((room, *self._default.shape), self._values.dtype)
-            grown[: len(self._values)] = self._values
-            self._values = grown
+        self._values = _roomy(self._values, int(places.max()) + 1 if len(places) else 0)
         self._values[places] = values
 
 
@@ -200,10 +195,7 @@ class _Chains:
 
     def cover(self, units: int) -> None:
         """Makes room for so many units."""
-        if units > len(self._heads):
-            heads = np.full(max(_LEAST, units, len(self._heads) * 3 // 2), _NONE, np.int32)
-            heads[: len(self._heads)] = self._heads
-            self._heads = heads
+        self._heads = _roomy(self._heads, units, _NONE)
 
     def of(self, places: Ints) -> Records:
         """The rows of some units, the unit as its index among the places; none for -1."""
@@ -214,7 +206,8 @@ class _Chains:
         if not len(places):
             return
         start, self._used = self._used, self._used + len(places)
-        self._grow()
+        for name in ("_rows", "_owner", "_next"):
+            setattr(self, name, _roomy(getattr(self, name), self._used))
         self._rows[start : self._used] = rows
         self._owner[start : self._used] = places
         order = np.argsort(places, kind="stable")
@@ -281,11 +274,13 @@ class _Chains:
         at = np.flatnonzero(np.isin(owner, mine))
         return at, unit[np.searchsorted(mine, owner[at])]
 
-    def _grow(self) -> None:
-        if self._used > len(self._rows):
-            room = max(_LEAST, self._used, len(self._rows) * 3 // 2)
-            for name in ("_rows", "_owner", "_next"):
-                present = getattr(self, name)
-                grown = np.zeros(room, present.dtype)
-                grown[: len(present)] = present
-                setattr(self, name, grown)
+
+def _roomy(values: npt.NDArray[Any], needed: int, filler: int = 0) -> npt.NDArray[Any]:
+    """The values, with room for so many at least."""
+    if needed <= len(values):
+        return values
+    grown = np.zeros((max(_LEAST, needed, len(values) * 3 // 2), *values.shape[1:]), values.dtype)
+    grown[: len(values)] = values
+    if filler:
+        grown[len(values) :] = filler
+    return grown

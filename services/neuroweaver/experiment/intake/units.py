@@ -8,17 +8,16 @@ names that a metric reads within a window.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from neuroweaver.experiment.domain.metrics import COUNT, MEAN
 from neuroweaver.experiment.intake.readings import (
-    COUNT,
     EXTREMES,
-    MEAN,
     SAMPLE_TYPE,
     Plan,
     Reading,
@@ -40,6 +39,9 @@ Flags = npt.NDArray[np.bool_]
 NEVER: Final = int(np.iinfo(np.int64).max)
 # More variants than an experiment can have.
 VARIANTS: Final = 64
+
+_Counted = dict[tuple[int, Span], tuple[Ints, Floats]]
+"""The samples that began to count, of the names that quantile metrics read."""
 
 _CANDIDATE: Final = pb.PAIRWISE_OUTCOME_CANDIDATE
 _BASELINE: Final = pb.PAIRWISE_OUTCOME_BASELINE
@@ -191,21 +193,18 @@ class Population:
         shown = self._exposed(exposures)
         moved = np.flatnonzero((shown["time"] < self.first) | _is_elsewhere(shown, self.exposures))
         totals = self.totals.copy()
-        counted = _Counted(self.plan)
+        counted: _Counted = {}
         kept = Records.none(SAMPLE_TYPE)
         if len(moved):
             kept = self._moved(moved, shown["time"], totals, counted)
         if len(samples):
-            kept = kept + self._counted(samples, shown["time"], totals, counted)
+            self._take(samples, shown["time"], totals, counted)
+            kept = kept + samples.chosen(self._is_loose(samples, shown["time"]))
             totals.samples[:] += np.bincount(samples.unit, minlength=len(self))
         new = replace(
-            self,
-            exposures=shown,
-            totals=totals,
-            loose=kept,
-            judgements=self.judgements + judgements,
+            self, exposures=shown, totals=totals, loose=kept, judgements=self.judgements + judgements
         )
-        return Change(self, new, moved, judgements, counted.samples, self._stale(moved, new))
+        return Change(self, new, moved, judgements, counted, self._stale(moved, new))
 
     def rows(self, reading: Reading, caps: Mapping[int, Caps]) -> Rows:
         """caps: by quantiles, of each phase that has them."""
@@ -269,11 +268,6 @@ class Population:
         self._take(loose, first, totals, counted, is_counted_already=time >= then)
         return loose.chosen(self._is_loose(loose, first))
 
-    def _counted(self, samples: Records, first: Ints, totals: Totals, counted: _Counted) -> Records:
-        """Counts new samples; gives those to be kept."""
-        self._take(samples, first, totals, counted)
-        return samples.chosen(self._is_loose(samples, first))
-
     def _is_loose(self, samples: Records, first: Ints) -> Flags:
         is_loose: Flags = samples.rows["time"] < first[samples.unit]
         is_loose |= self.plan.is_kept[samples.rows["name"]]
@@ -304,13 +298,19 @@ class Population:
             unit, values = held[key]
             if len(unit):
                 totals.add(total, unit, values)
-        counted.take(held)
+        for key in self.plan.sketched:
+            unit, values = held[key]
+            if key in counted:
+                earlier_unit, earlier_value = counted[key]
+                unit = np.concatenate((earlier_unit, unit))
+                values = np.concatenate((earlier_value, values))
+            counted[key] = unit, values
 
     def _stale(self, moved: Ints, new: Population) -> Mapping[str, Ints]:
         """The moved units whose events were counted otherwise before, by quantile metric."""
         stale_units: dict[str, Ints] = {}
         for reading in self.plan.readings if len(moved) else ():
-            if reading.is_quantile and not reading.is_of_unit_means:
+            if reading.is_sketched:
                 had = self.totals.numbers[moved, self.plan.number_of(reading.sources[0], reading.span)] > 0
                 is_other = self.codes[moved] != new.codes[moved]
                 stale = moved[had & (is_other | (not reading.span.only_grows))]
@@ -369,24 +369,6 @@ class Change:
     judgements: Records
     counted: Mapping[tuple[int, Span], tuple[Ints, Floats]]
     stale: Mapping[str, Ints]
-
-
-@dataclass
-class _Counted:
-    """The samples that began to count, of the names that quantile metrics read."""
-
-    plan: Plan
-    samples: dict[tuple[int, Span], tuple[Ints, Floats]] = field(default_factory=dict)
-
-    def take(self, held: Mapping[tuple[int, Span], tuple[Ints, Floats]]) -> None:
-        for reading in self.plan.readings:
-            if reading.is_quantile and not reading.is_of_unit_means:
-                key = reading.sources[0].name, reading.span
-                unit, value = held[key]
-                counted = self.samples.get(key)
-                if counted is not None:
-                    unit, value = np.concatenate((counted[0], unit)), np.concatenate((counted[1], value))
-                self.samples[key] = unit, value
 
 
 def _is_elsewhere(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Flags:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from neuroweaver.experiment.domain.model import CONCLUDED, Experiment
 from neuroweaver.experiment.results.cache import PERIOD_S, ResultsCache
+from neuroweaver.experiment.storage.faults import tolerated
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.handlers.watch import PAGE_SIZE, Look, Signal
-from neuroweaver.mesh.wire.errors import Error
 from neuroweaver.v1 import experiment_pb2 as pb
-
-_LOG: Final = logging.getLogger("neuroweaver.experiment")
 
 _HELD: Final = 64
 
@@ -52,7 +47,7 @@ class ResultsBroadcast:
         changed = self._store.results_signal(project, test_id)
         while True:
             seen = changed.count
-            with _tolerated():
+            with tolerated("results not followed"):
                 async with self._store.read(project) as experiments:
                     events = await experiments.result_events(test_id, after=self._last, limit=PAGE_SIZE)
                 self._hold(events)
@@ -63,7 +58,7 @@ class ResultsBroadcast:
     async def compute(self) -> None:
         """Stores results as they move, until nothing more can come."""
         while True:
-            with _tolerated():
+            with tolerated("results not followed"):
                 least_age = timedelta(seconds=0.9 * PERIOD_S)
                 report = await self._cache.keep(*self._key, least_age)
                 if report.results.state == CONCLUDED:
@@ -113,14 +108,3 @@ def conflated(events: Sequence[pb.ResultsEvent]) -> Sequence[pb.ResultsEvent]:
     """Without results that later ones among them overtook; everything else stays."""
     newest = max((event.sequence for event in events if event.HasField("results")), default=0)
     return [event for event in events if not event.HasField("results") or event.sequence == newest]
-
-
-@contextlib.contextmanager
-def _tolerated() -> Iterator[None]:
-    """The database may be back in a second, and a fault in one computation must not end all watches."""
-    try:
-        yield
-    except (SQLAlchemyError, Error) as error:
-        _LOG.warning("results not followed", extra={"cause": type(error).__name__})
-    except Exception:  # noqa: BLE001  # it is logged whole, and tried again
-        _LOG.exception("results not followed")

@@ -23,11 +23,9 @@ async def latest(experiments: Reader, test_id: str, count: int = 1) -> list[pb.R
 
 async def breaches(experiments: Reader, test_id: str) -> set[tuple[str, str]]:
     """Metric and treatment of the breaches that watches were told of."""
-    events = [
-        event.guardrail_breached
-        for event in await experiments.result_events(test_id, kind="guardrail_breached")
-    ]
-    return {(event.guardrail.metric_id, event.variant_id) for event in events}
+    events = await experiments.result_events(test_id, kind="guardrail_breached")
+    breaches = (event.guardrail_breached for event in events)
+    return {(breach.guardrail.metric_id, breach.variant_id) for breach in breaches}
 
 
 async def keep(experiments: Writer, results: pb.ExperimentResults, least_age: timedelta) -> int:
@@ -39,14 +37,15 @@ async def keep(experiments: Writer, results: pb.ExperimentResults, least_age: ti
     """
     experiment = await experiments.experiment(results.test_id)
     stored = await latest(experiments, results.test_id, 2)
-    if experiment.state == CONCLUDED:
-        return 0
-    if stored and is_same(stored[0].results, results):
+    if experiment.state == CONCLUDED or (stored and is_same(stored[0].results, results)):
         return 0
     if stored and experiments.now - stored[0].time.ToDatetime(experiments.now.tzinfo) < least_age:
         return 0
     if len(stored) == 2 and stored[0].time.ToDatetime() - stored[1].time.ToDatetime() < KEPT_EVERY:
-        await _drop(experiments, results.test_id, stored[0].sequence)
+        table = tables.result_events
+        its = tables.of_experiment(table, experiments.project, results.test_id)
+        last = table.c.sequence == stored[0].sequence
+        await experiments.connection.execute(delete(table).where(its, last))
     event = pb.ResultsEvent(results=results)
     event.results.sequence = experiment.last_sequence + 1
     return (await experiments.publish(experiment, event)).last_sequence
@@ -65,13 +64,3 @@ def _timeless(results: pb.ExperimentResults) -> pb.ExperimentResults:
     timeless.ClearField("as_of")
     timeless.verdict.ClearField("forecast")
     return timeless
-
-
-async def _drop(experiments: Writer, test_id: str, sequence: int) -> None:
-    table = tables.result_events
-    await experiments.connection.execute(
-        delete(table).where(
-            tables.of_experiment(table, experiments.project, test_id),
-            table.c.sequence == sequence,
-        )
-    )

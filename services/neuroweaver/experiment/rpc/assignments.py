@@ -10,7 +10,6 @@ from neuroweaver.experiment.control.evaluators import Evaluators
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.auth.caller import caller_of
 from neuroweaver.mesh.handlers.watch import Look, follow
-from neuroweaver.mesh.wire.clock import timestamp
 from neuroweaver.mesh.wire.errors import NotFound
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -49,15 +48,9 @@ class Assignments:
             nonlocal is_complete
             async with self._store.read(project) as experiments:
                 newest = await experiments.config_sequence()
-                changes = await experiments.configs(after, list(request.test_ids))
-            events = [
-                pb.AssignmentEvent(
-                    sequence=change.sequence, config=change.config, time=timestamp(change.time)
-                )
-                for change in changes
-            ]
+                events = await experiments.configs(after, list(request.test_ids))
             if not is_complete:
-                complete = pb.SnapshotComplete(configs=len(changes))
+                complete = pb.SnapshotComplete(configs=len(events))
                 events.append(pb.AssignmentEvent(sequence=newest, snapshot_complete=complete))
                 is_complete = True
             # Others' changes move it along, so that a resumed watch does not look at them again.

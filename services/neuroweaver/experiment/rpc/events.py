@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections import deque
 from collections.abc import AsyncIterator
 from itertools import takewhile
@@ -13,7 +12,6 @@ from typing import Any, Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.experiment.analysis.report import report
-from neuroweaver.experiment.domain import messages
 from neuroweaver.experiment.intake import recompute
 from neuroweaver.experiment.intake.committer import Committer
 from neuroweaver.experiment.intake.events import batches_of
@@ -23,6 +21,7 @@ from neuroweaver.mesh.auth.caller import caller_of
 from neuroweaver.mesh.database.database import as_error
 from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.wire.errors import Error
+from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.v1 import experiment_pb2 as pb
 
 # Batches of a stream that are on their way at once: enough to fill a transaction, little to send again.
@@ -37,13 +36,10 @@ async def recompute_results(
     recomputed = await recompute.recompute(
         experiments.connection, experiments.project, request.test_id, replace_stored=request.replace
     )
-    return pb.RecomputeResultsResponse(
-        events=recomputed.events,
+    return message_of(
+        pb.RecomputeResultsResponse,
+        recomputed,
         is_equal=not recomputed.differences,
-        max_relative_difference=recomputed.max_relative_difference,
-        differences=[
-            pb.StatisticDifference(**dataclasses.asdict(difference)) for difference in recomputed.differences
-        ],
         is_replaced=request.replace and bool(recomputed.differences),
         results=report(experiment, recomputed.snapshot, now=experiments.now).results,
     )
@@ -112,15 +108,8 @@ class _Stream:
         self.committed += len(list(takewhile(lambda outcome: isinstance(outcome, Outcome), outcomes)))
 
     def response(self) -> pb.RecordEventsResponse:
-        outcome = self._outcome
-        return pb.RecordEventsResponse(
-            batches=self.committed,
-            received=outcome.received,
-            accepted=outcome.accepted,
-            duplicates=outcome.duplicates,
-            late=outcome.late,
-            rejected=[
-                messages.from_rejection(test_id, rejection)
-                for (test_id, _), rejection in sorted(outcome.rejected.items(), key=itemgetter(0))
-            ],
-        )
+        rejected = [
+            message_of(pb.RejectedEvents, rejection, test_id=test_id)
+            for (test_id, _), rejection in sorted(self._outcome.rejected.items(), key=itemgetter(0))
+        ]
+        return message_of(pb.RecordEventsResponse, self._outcome, batches=self.committed, rejected=rejected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,15 +20,6 @@ LABEL: Final = "labels."
 
 RESULTS: Final = "results"
 """The kind of an event that a later one of its kind makes superfluous for a watch."""
-
-
-@dataclass(frozen=True)
-class ConfigChange:
-    """A configuration under the sequence of the change that made it."""
-
-    sequence: int
-    time: datetime
-    config: pb.AssignmentConfig
 
 
 class Reader:
@@ -96,15 +86,18 @@ class Reader:
         statement = select(table.c.config_sequence).where(table.c.project == self.project)
         return (await self.connection.execute(statement)).scalar_one_or_none() or 0
 
-    async def configs(self, after: int, test_ids: Sequence[str] = ()) -> list[ConfigChange]:
-        """The present configurations that changed after a sequence, in that order."""
+    async def configs(self, after: int, test_ids: Sequence[str] = ()) -> list[pb.AssignmentEvent]:
+        """The present configurations that changed after a sequence, in that order, each under its own."""
         table = tables.configs
         statement = select(table).where(table.c.project == self.project, table.c.sequence > after)
         if test_ids:
             statement = statement.where(table.c.test_id.in_(test_ids))
         rows = await self.connection.execute(statement.order_by(table.c.sequence))
         return [
-            ConfigChange(row.sequence, row.time, pb.AssignmentConfig.FromString(row.config)) for row in rows
+            pb.AssignmentEvent(
+                sequence=row.sequence, time=row.time, config=pb.AssignmentConfig.FromString(row.config)
+            )
+            for row in rows
         ]
 
     async def result_events(

@@ -1,1 +1,4 @@
-"""Webhooks on their way: who is due, and the signed request. Imports `messages`, `storage` and `domain`."""
+"""Webhooks on their way: who is due, and the request, signed as `domain.webhook` says.
+
+Imports `messages`, `storage` and `domain`.
+"""

@@ -13,6 +13,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from neuroweaver.base_models.catalog import BaseModel, UnknownBaseModel, resolve
 from neuroweaver.mesh.wire.errors import InvalidArgument, Unimplemented
 from neuroweaver.trainer.data import dataset
+from neuroweaver.trainer.data.files import DatasetError, locate
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
 from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
 from neuroweaver.trainer.domain.config import DEFAULTS, unfit, with_defaults
@@ -67,7 +68,7 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
     inspection = inspect_dataset(complete.dataset_path, complete.specialization, capabilities, _WITHIN)
     try:
         dataset.require(inspection)
-    except dataset.DatasetError as error:
+    except DatasetError as error:
         raise InvalidArgument(f"{_WITHIN}{error.field}", error.reason) from error
     return Admitted(complete, inspection.digest)
 
@@ -144,9 +145,9 @@ def inspect_dataset(
     Raises InvalidArgument if the file cannot be read at all. within: what precedes the field's name.
     """
     try:
-        located = dataset.locate(path, capabilities.data_folder)
+        located = locate(path, capabilities.data_folder)
         return dataset.inspect(located, system_prompts=system_prompts(), specialization=specialization)
-    except dataset.DatasetError as error:
+    except DatasetError as error:
         raise InvalidArgument(f"{within}{error.field}", error.reason) from error
 
 

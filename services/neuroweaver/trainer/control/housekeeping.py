@@ -12,6 +12,7 @@ from typing import Final
 
 from neuroweaver.mesh.handlers import housekeeping
 from neuroweaver.mesh.handlers.housekeeping import Chores
+from neuroweaver.trainer.storage import retention
 from neuroweaver.trainer.storage.store import Store
 
 _LOG: Final = logging.getLogger("neuroweaver.trainer")
@@ -29,9 +30,10 @@ async def keep_house(store: Store, jobs_folder: Path, kept: timedelta) -> None:
 
 def chores(store: Store, jobs_folder: Path, before: datetime) -> Chores:
     """Of jobs that ended before a moment; what they registered is in the Registry, and stays."""
+    transact = store.database.transact
     return {
-        "events": lambda: store.drop_events(before),
-        "log lines": lambda: store.drop_lines(before),
+        "events": lambda: transact(partial(retention.drop_events, before=before)),
+        "log lines": lambda: transact(partial(retention.drop_lines, before=before)),
         "job folders": lambda: drop_folders(store, jobs_folder, before),
     }
 
@@ -41,14 +43,16 @@ async def drop_folders(store: Store, jobs_folder: Path, before: datetime) -> int
 
     Such a job can still be resumed: it begins with its first stage.
     """
-    names = await store.old_folders(before)
+    async with store.database.read() as connection:
+        names = await retention.old_folders(connection, before)
     present = await asyncio.to_thread(lambda: [name for name in names if (jobs_folder / name).exists()])
     dropped = 0
     for name in present:
         # Moved at once and deleted at leisure: a job that is resumed meanwhile finds all of it or nothing.
         set_aside = partial(asyncio.to_thread, _set_aside, jobs_folder, name)
+        drop = partial(retention.while_ended, output_dir=name, before=before, act=set_aside)
         try:
-            dropped += await store.while_ended(name, before, set_aside)
+            dropped += await store.database.transact(drop)
         except OSError as error:
             _LOG.warning("not dropped", extra={"what": "job folder", "path": name, "cause": error.strerror})
     await asyncio.to_thread(_empty, jobs_folder / DROPPED)

@@ -13,39 +13,11 @@ from typing import Final, TypedDict, Unpack
 from neuroweaver.trainer.data.files import (
     DatasetError,
     DatasetNotFoundError,
-    DatasetRefusedError,
     DatasetUnreadableError,
-    builtins,
     format_of,
-    locate,
 )
 from neuroweaver.trainer.data.records import Lines, Record, csv_rows, jsonl
-from neuroweaver.trainer.data.rows import Example, Finding, Message, Row, Severity, SystemPrompts, parse
-
-__all__ = [
-    "Dataset",
-    "DatasetEmptyError",
-    "DatasetError",
-    "DatasetMalformedError",
-    "DatasetNotFoundError",
-    "DatasetRefusedError",
-    "DatasetUnreadableError",
-    "Example",
-    "Finding",
-    "Inspection",
-    "Message",
-    "Options",
-    "Reading",
-    "Severity",
-    "builtins",
-    "describe",
-    "inspect",
-    "is_validation",
-    "locate",
-    "read",
-    "require",
-    "split",
-]
+from neuroweaver.trainer.data.rows import Example, Finding, Row, Severity, SystemPrompts, parse
 
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_FINDINGS: Final = 100

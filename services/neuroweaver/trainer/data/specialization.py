@@ -53,19 +53,14 @@ def load_specializations() -> Mapping[str, Specialization]:
     )
 
 
-def _specialization(entry: Mapping[str, Any], prompts: list[dict[str, str]]) -> Specialization:
-    return Specialization(
-        id=entry["id"],
-        title=entry["title"],
-        description=entry["description"],
-        system_prompt=entry["system_prompt"],
-        rubric=tuple(Criterion(**criterion) for criterion in entry["rubric"]),
-        evaluation_prompts=tuple(
-            EvaluationPrompt(id=line["id"], prompt=line["prompt"], reference=line["reference"])
-            for line in prompts
-            if line["specialization"] == entry["id"]
-        ),
+def _specialization(entry: dict[str, Any], prompts: list[dict[str, str]]) -> Specialization:
+    rubric = tuple(Criterion(**criterion) for criterion in entry["rubric"])
+    evaluation_prompts = tuple(
+        EvaluationPrompt(id=line["id"], prompt=line["prompt"], reference=line["reference"])
+        for line in prompts
+        if line["specialization"] == entry["id"]
     )
+    return Specialization(**entry | {"rubric": rubric, "evaluation_prompts": evaluation_prompts})
 
 
 def _lines(file: Path) -> Iterator[dict[str, str]]:

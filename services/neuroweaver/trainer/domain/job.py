@@ -93,18 +93,9 @@ class Job:
     def release(self, now: datetime) -> Job:
         """Takes the job back from its worker, to be started again: the trainer shuts down."""
         if self.state == State.JOB_STATE_CANCELLING:
-            return self.cancelled(now)
+            return self._end(State.JOB_STATE_CANCELLED, now)
         self._require(self.state == State.JOB_STATE_RUNNING, "released")
         return self._enter(State.JOB_STATE_QUEUED, now)
-
-    def succeed(self, result: pb.TrainingResult, now: datetime) -> Job:
-        return replace(self, result=result, failure=None)._end(State.JOB_STATE_SUCCEEDED, now)
-
-    def fail(self, failure: pb.Failure, now: datetime) -> Job:
-        return replace(self, failure=failure)._end(State.JOB_STATE_FAILED, now)
-
-    def cancelled(self, now: datetime) -> Job:
-        return self._end(State.JOB_STATE_CANCELLED, now)
 
     def observe(self, event: pb.TrainingEvent, now: datetime) -> Job:
         """Takes in what the worker reports. A `finished` event ends the job and writes its own event."""
@@ -119,17 +110,18 @@ class Job:
                 return self._with(event)
 
     def _finished(self, finished: pb.JobFinished, now: datetime) -> Job:
-        if self.state == State.JOB_STATE_CANCELLING and finished.state != State.JOB_STATE_SUCCEEDED:
-            return self.cancelled(now)
+        is_cancelling = self.state == State.JOB_STATE_CANCELLING
         match finished.state:
             case State.JOB_STATE_SUCCEEDED:
-                return self.succeed(finished.result, now)
+                return replace(self, result=finished.result, failure=None)._end(finished.state, now)
             case State.JOB_STATE_QUEUED:
                 return self.release(now)
             case State.JOB_STATE_CANCELLED:
-                return self.cancelled(now)
+                return self._end(finished.state, now)
+            case _ if is_cancelling:
+                return self._end(State.JOB_STATE_CANCELLED, now)
             case _:
-                return self.fail(finished.failure, now)
+                return replace(self, failure=finished.failure)._end(State.JOB_STATE_FAILED, now)
 
     def _enter(self, state: State.ValueType, now: datetime) -> Job:
         changed = pb.StateChanged(from_state=self.state, to_state=state, attempt=self.attempt)

@@ -25,8 +25,7 @@ def events(
     async def look(after: int) -> Look[pb.TrainingEvent]:
         async with store.read(project) as jobs:
             job = await jobs.job(job_id)
-            kept = await jobs.events(job_id, after, PAGE_SIZE)
-            oldest = await jobs.oldest_event(job)
+            kept, oldest = await jobs.events(job, after, PAGE_SIZE)
         last = kept[-1].sequence if kept else job.last_sequence
         return Look(kept, last, job.last_sequence, oldest, is_over=job.is_terminal)
 
@@ -53,18 +52,18 @@ def logs(
     async def look(after: int) -> Look[pb.LogLine]:
         async with store.read(project) as jobs:
             job = await jobs.job(job_id)
-            kept = await jobs.logs(job_id, after, PAGE_SIZE)
-            oldest = await jobs.oldest_line(job)
+            kept, oldest = await jobs.logs(job, after, PAGE_SIZE)
         last = kept[-1].sequence if kept else job.last_log_sequence
         is_over = job.is_terminal or not is_followed
         return Look(kept, last, job.last_log_sequence, oldest, is_over=is_over)
 
-    def heartbeat(last: int) -> pb.LogLine:
-        return pb.LogLine(sequence=last)
-
-    signal = store.signal((project, job_id))
     return follow(
-        look, since=since, heartbeat=heartbeat, signal=signal, replays_kept=True, heartbeat_s=heartbeat_s
+        look,
+        since=since,
+        heartbeat=lambda last: pb.LogLine(sequence=last),
+        signal=store.signal((project, job_id)),
+        replays_kept=True,
+        heartbeat_s=heartbeat_s,
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any, Final
 
+from google.protobuf.message import Message
 from sqlalchemy import ColumnElement, Row, Table, and_, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -51,31 +52,25 @@ class Reader:
         shown, token = page.cut(rows, key=lambda row: (row.create_time, row.job_id))
         return [_to_job(row) for row in shown], token
 
-    async def events(self, job_id: str, after: int, limit: int) -> list[pb.TrainingEvent]:
-        """The first `limit` events after a sequence, in order."""
-        rows = await self._after(EVENTS, job_id, after, limit)
-        return [pb.TrainingEvent.FromString(row.event) for row in rows]
+    async def events(self, job: Job, after: int, limit: int) -> tuple[list[pb.TrainingEvent], int]:
+        """The first `limit` events after a sequence, in order, and the sequence of the oldest one kept: one
+        above the last where none is.
+        """
+        rows, oldest = await self._after(EVENTS, job.job_id, after, limit)
+        return [pb.TrainingEvent.FromString(row.event) for row in rows], oldest or job.last_sequence + 1
 
-    async def logs(self, job_id: str, after: int, limit: int) -> list[pb.LogLine]:
-        """The first `limit` log lines after a sequence, in order."""
-        rows = await self._after(LOGS, job_id, after, limit)
-        return [pb.LogLine.FromString(row.line) for row in rows]
+    async def logs(self, job: Job, after: int, limit: int) -> tuple[list[pb.LogLine], int]:
+        """As `events`, of the log's lines."""
+        rows, oldest = await self._after(LOGS, job.job_id, after, limit)
+        return [pb.LogLine.FromString(row.line) for row in rows], oldest or job.last_log_sequence + 1
 
-    async def oldest_event(self, job: Job) -> int:
-        """The sequence of the oldest event kept; one above the last where none is."""
-        return await self._oldest(EVENTS, job.job_id, job.last_sequence)
-
-    async def oldest_line(self, job: Job) -> int:
-        """As `oldest_event`, of the log."""
-        return await self._oldest(LOGS, job.job_id, job.last_log_sequence)
-
-    async def _oldest(self, table: Table, job_id: str, last: int) -> int:
-        statement = select(func.min(table.c.sequence)).where(_is(table, self.project, job_id))
-        return (await self.connection.execute(statement)).scalar() or last + 1
-
-    async def _after(self, table: Table, job_id: str, after: int, limit: int) -> Sequence[Row[Any]]:
-        statement = select(table).where(_is(table, self.project, job_id), table.c.sequence > after)
-        return (await self.connection.execute(statement.order_by(table.c.sequence).limit(limit))).all()
+    async def _after(
+        self, table: Table, job_id: str, after: int, limit: int
+    ) -> tuple[Sequence[Row[Any]], int | None]:
+        its, sequence = _is(table, self.project, job_id), table.c.sequence
+        statement = select(table).where(its, sequence > after).order_by(sequence).limit(limit)
+        rows = (await self.connection.execute(statement)).all()
+        return rows, (await self.connection.execute(select(func.min(sequence)).where(its))).scalar()
 
 
 class Writer(Reader):
@@ -177,49 +172,27 @@ def _condition(term: filters.Term) -> ColumnElement[bool]:
     return JOBS.c.state == STATES[value]
 
 
+_MESSAGES: Final[Mapping[str, type[Message]]] = {
+    "config": pb.TrainingConfig,
+    "progress": pb.Progress,
+    "failure": pb.Failure,
+    "result": pb.TrainingResult,
+}
+# Each in a column of its name; events have a table of their own.
+_STORED: Final = tuple(field.name for field in fields(Job) if field.name != "events")
+
+
 def _to_row(job: Job) -> dict[str, Any]:
-    return {
-        "project": job.project,
-        "job_id": job.job_id,
-        "model_name": job.config.model_name,
-        "output_dir": job.output_dir,
-        "state": job.state,
-        "stage": job.stage,
-        "create_time": job.create_time,
-        "start_time": job.start_time,
-        "end_time": job.end_time,
-        "attempt": job.attempt,
-        "lease_token": job.lease_token,
-        "reported": job.reported,
-        "last_sequence": job.last_sequence,
-        "last_log_sequence": job.last_log_sequence,
-        "dataset_digest": job.dataset_digest,
-        "trace_parent": job.trace_parent,
-        "config": job.config.SerializeToString(deterministic=True),
-        "progress": job.progress.SerializeToString() if job.progress else None,
-        "failure": job.failure.SerializeToString() if job.failure else None,
-        "result": job.result.SerializeToString() if job.result else None,
+    row = {name: getattr(job, name) for name in _STORED}
+    messages = {
+        name: row[name].SerializeToString(deterministic=True) for name in _MESSAGES if row[name] is not None
     }
+    return row | messages | {"model_name": job.config.model_name, "output_dir": job.output_dir}
 
 
 def _to_job(row: Row[Any]) -> Job:
-    return Job(
-        job_id=row.job_id,
-        project=row.project,
-        config=pb.TrainingConfig.FromString(row.config),
-        dataset_digest=row.dataset_digest,
-        create_time=row.create_time,
-        trace_parent=row.trace_parent,
-        state=row.state,
-        stage=row.stage,
-        progress=pb.Progress.FromString(row.progress) if row.progress is not None else None,
-        start_time=row.start_time,
-        end_time=row.end_time,
-        attempt=row.attempt,
-        lease_token=row.lease_token,
-        reported=row.reported,
-        failure=pb.Failure.FromString(row.failure) if row.failure is not None else None,
-        result=pb.TrainingResult.FromString(row.result) if row.result is not None else None,
-        last_sequence=row.last_sequence,
-        last_log_sequence=row.last_log_sequence,
-    )
+    stored = {name: getattr(row, name) for name in _STORED}
+    messages = {
+        name: kind.FromString(stored[name]) for name, kind in _MESSAGES.items() if stored[name] is not None
+    }
+    return Job(**stored | messages)

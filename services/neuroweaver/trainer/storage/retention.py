@@ -33,7 +33,7 @@ async def _drop(
 
 
 async def old_folders(connection: AsyncConnection, before: datetime) -> list[str]:
-    """The output folders of jobs that ended before a moment."""
+    """The output folders of jobs that ended before a moment, dropped ones included."""
     return list((await connection.execute(select(JOBS.c.output_dir).where(_ended(before)))).scalars())
 
 
@@ -42,7 +42,8 @@ async def while_ended(
 ) -> bool:
     """Does something to the folder of a job that ended before a moment, while nobody can resume the job.
 
-    False, and nothing is done, if it was resumed since, or if a younger job has its folder inside.
+    False, and nothing is done, if it was resumed since, or if a younger job has its folder inside. `act` may
+    run several times, as its transaction may.
     """
     inside = JOBS.c.output_dir.startswith(f"{output_dir}/", autoescape=True)
     own = select(JOBS.c.job_id).where(JOBS.c.output_dir == output_dir, _ended(before)).with_for_update()

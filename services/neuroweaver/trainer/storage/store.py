@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Final, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,7 +13,6 @@ from neuroweaver.mesh.handlers.watch import Signal, Signals
 from neuroweaver.mesh.wire.clock import Clock, utc_now
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.trainer.domain.job import HELD, Job, State
-from neuroweaver.trainer.storage import retention
 from neuroweaver.trainer.storage.jobs import Reader, Writer, select_jobs
 from neuroweaver.trainer.storage.tables import JOBS
 
@@ -78,27 +76,6 @@ class Store:
             return await jobs.save(queued.start(jobs.now)) if queued else None
 
         return await self.transact(ChangeOrigin(waiting.project, SUPERVISOR), start)
-
-    async def drop_events(self, before: datetime) -> int:
-        """Drops all but the last event of jobs that ended before a moment. Returns the number dropped."""
-        return await self.database.transact(lambda connection: retention.drop_events(connection, before))
-
-    async def drop_lines(self, before: datetime) -> int:
-        """Drops the log lines of jobs that ended before a moment. Returns the number dropped."""
-        return await self.database.transact(lambda connection: retention.drop_lines(connection, before))
-
-    async def old_folders(self, before: datetime) -> list[str]:
-        """The output folders of jobs that ended before a moment, dropped ones included."""
-        async with self.database.read() as connection:
-            return await retention.old_folders(connection, before)
-
-    async def while_ended(
-        self, output_dir: str, before: datetime, act: Callable[[], Awaitable[None]]
-    ) -> bool:
-        """As `retention.while_ended`. `act` may run several times."""
-        return await self.database.transact(
-            lambda connection: retention.while_ended(connection, output_dir, before, act)
-        )
 
     def _notify(self, job: Job) -> None:
         self._signals.notify((job.project, job.job_id))

@@ -22,11 +22,18 @@ from neuroweaver.mesh.database.database import UtcDateTime
 
 METADATA: Final = MetaData()
 
+
+def _job() -> tuple[Column[str], Column[str]]:
+    return (
+        Column("project", String(128), primary_key=True),
+        Column("job_id", String(64), primary_key=True),
+    )
+
+
 JOBS: Final = Table(
     "jobs",
     METADATA,
-    Column("project", String(128), primary_key=True),
-    Column("job_id", String(64), primary_key=True),
+    *_job(),
     Column("model_name", String(63), nullable=False),
     Column("output_dir", String(255), nullable=False),
     Column("state", Integer, nullable=False),
@@ -50,16 +57,14 @@ JOBS: Final = Table(
 EVENTS: Final = Table(
     "events",
     METADATA,
-    Column("project", String(128), primary_key=True),
-    Column("job_id", String(64), primary_key=True),
+    *_job(),
     Column("sequence", BigInteger, primary_key=True),
     Column("event", LargeBinary, nullable=False),
 )
 LOGS: Final = Table(
     "logs",
     METADATA,
-    Column("project", String(128), primary_key=True),
-    Column("job_id", String(64), primary_key=True),
+    *_job(),
     Column("sequence", BigInteger, primary_key=True),
     Column("line", LargeBinary, nullable=False),
 )
@@ -67,8 +72,7 @@ LOGS: Final = Table(
 CHANGES: Final = Table(
     "changes",
     METADATA,
-    Column("project", String(128), primary_key=True),
-    Column("job_id", String(64), primary_key=True),
+    *_job(),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("time", UtcDateTime, nullable=False),
     Column("action", String(32), nullable=False),

@@ -13,6 +13,7 @@ from neuroweaver.base_models.catalog import resolve
 from neuroweaver.base_models.folders import digests, materialize
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
 from neuroweaver.trainer.data import dataset
+from neuroweaver.trainer.data.files import locate
 from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.worker.context import JobContext, Prepared
 from neuroweaver.trainer.worker.data.questions import messages_of
@@ -37,9 +38,7 @@ def run(context: JobContext) -> pb.TrainingResult:
         again=True,
     )
     tuned = stages.run(
-        pb.STAGE_SFT,
-        f"fine-tunes on {len(context.prepared.train)} examples",
-        partial(fine_tune, context),
+        pb.STAGE_SFT, f"fine-tunes on {len(context.prepared.train)} examples", partial(fine_tune, context)
     )
     result = pb.TrainingResult(
         model_id=config.model_name, judge=context.judge.name, output_dir=str(context.folder)
@@ -66,7 +65,7 @@ def run(context: JobContext) -> pb.TrainingResult:
 def prepare(context: JobContext, monitor: Monitor) -> Result:
     config = context.config
     base = resolve(config.base_model, home=context.home)
-    path = dataset.locate(config.dataset_path, context.data_folder)
+    path = locate(config.dataset_path, context.data_folder)
     read = dataset.read(path, system_prompts=system_prompts(), specialization=config.specialization)
     if read.digest != context.job.dataset_digest:
         raise DatasetChanged(

@@ -160,8 +160,7 @@ def learn_rewards(context: JobContext, monitor: Monitor) -> Result:
     config = context.config
     questions = {question.id: question for question in questions_of(context)}
     groups = group_feedback(
-        read_jsonl(context.folder / FEEDBACK),
-        lambda prompt_id: without_system(questions[prompt_id].messages),
+        read_jsonl(context.folder / FEEDBACK), lambda prompt_id: without_system(questions[prompt_id].messages)
     )
     train, heldout = pairs_from_feedback(groups, rlaif_threshold=config.rlaif_threshold, seed=config.seed)
     if len(train) < MIN_PAIRS or not heldout:

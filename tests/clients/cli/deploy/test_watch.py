@@ -16,18 +16,6 @@ from neuroweaver.client import Client
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
-@pytest.fixture
-def deployer() -> FakeDeployer:
-    return FakeDeployer()
-
-
-@pytest.fixture(autouse=True)
-def service(deployer, fake_registry, monkeypatch):
-    with fake_deployer.serving(deployer, fake_registry) as address:
-        monkeypatch.setenv("NEUROWEAVER_DEPLOYER_ADDRESS", address)
-        yield address
-
-
 def shown(renderable, width: int = 80) -> str:
     screen = Console(file=io.StringIO(), width=width, record=True)
     screen.print(renderable)
@@ -104,7 +92,7 @@ def test_an_apply_that_does_not_come_out_ends_with_1(neuroweaver, deployer, cour
     outcome = neuroweaver("deploy", "apply", "advisor@1.2.0", "--yes", "--json")
 
     assert outcome.code == 1
-    error = json.loads(outcome.err)["error"]
+    error = outcome.error
     assert error["code"] == code
     assert told in error["message"]
 
@@ -134,7 +122,7 @@ def test_other_changes_that_are_watched_have_a_timeout_too(neuroweaver, deployer
     outcome = neuroweaver("deploy", verb, "advisor", *options, "--watch", "--timeout", "1s", "--json")
 
     assert outcome.code == 124
-    assert json.loads(outcome.err.splitlines()[-1])["error"]["code"] == "TIMED_OUT"
+    assert outcome.error["code"] == "TIMED_OUT"
 
 
 def test_what_is_ready_in_time_does_not_time_out(neuroweaver, deployer):
@@ -275,63 +263,42 @@ def test_the_present_phase_goes_on_between_two_events():
     assert rows["advisor-1"] == ["0.0", "0.4", "2.1", "1.0", "3.5", "1"]
 
 
-EVENTS = [
-    ({"scaled": pb.DeploymentScaled(from_replicas=2, to_replicas=3, cause="CPU")}, "replicas 2 → 3 (CPU)"),
-    (
-        {"alias_followed": pb.AliasFollowed(alias="production", to_version="1.2.0")},
-        "production: nothing → 1.2.0",
-    ),
-    (
-        {"spec_changed": pb.DeploymentSpecChanged(generation=4, revision=5, reason="won")},
-        "generation 4, revision 5: won",
-    ),
-    (
-        {
-            "replica_changed": pb.ReplicaChanged(
-                replica=replica(3, 5, "FAILED", message="out of memory"), restart_delay=fake_deployer.span(4)
-            )
-        },
-        "advisor-3 FAILED, retrying in 4.0 s: out of memory",
-    ),
-    (
-        {
-            "threshold_crossed": pb.ThresholdCrossed(
-                threshold=pb.ThresholdStatus(kind=pb.THRESHOLD_KIND_LATENCY, limit=2000, value=2400),
-                is_breached=True,
-            )
-        },
-        "threshold latency broken: 2400 (limit 2000)",
-    ),
-    (
-        {
-            "model_switched": pb.ModelSwitched(
-                to_model=pb.BackupModel(model_id="spare"), is_automatic=True, reason="unhealthy"
-            )
-        },
-        "traffic goes to spare automatically: unhealthy",
-    ),
-    (
-        {"drift_found": pb.DriftFound(changes=[pb.FieldChange(object="Service/a", path="spec.type")] * 5)},
-        "drift found: Service/a spec.type, Service/a spec.type, Service/a spec.type and 2 more",
-    ),
-    (
-        {
-            "condition": pb.DeploymentCondition(
-                type="SCHEDULED", is_true=False, reason="NO_GPU", message="Full."
-            )
-        },
-        "SCHEDULED no NO_GPU: Full.",
-    ),
-    (
-        {"condition": pb.DeploymentCondition(type="DRIFT_FREE", message="Not asked.")},
-        "DRIFT_FREE unknown: Not asked.",
-    ),
-]
+FAILED = replica(3, 5, "FAILED", message="out of memory")
+LATENCY = pb.ThresholdStatus(kind=pb.THRESHOLD_KIND_LATENCY, limit=2000, value=2400)
+SPARE = pb.BackupModel(model_id="spare")
+FIELD = pb.FieldChange(object="Service/a", path="spec.type")
+EVENTS = {
+    "replicas 2 → 3 (CPU)": {"scaled": pb.DeploymentScaled(from_replicas=2, to_replicas=3, cause="CPU")},
+    "production: nothing → 1.2.0": {
+        "alias_followed": pb.AliasFollowed(alias="production", to_version="1.2.0")
+    },
+    "generation 4, revision 5: won": {
+        "spec_changed": pb.DeploymentSpecChanged(generation=4, revision=5, reason="won")
+    },
+    "advisor-3 FAILED, retrying in 4.0 s: out of memory": {
+        "replica_changed": pb.ReplicaChanged(replica=FAILED, restart_delay=fake_deployer.span(4))
+    },
+    "threshold latency broken: 2400 (limit 2000)": {
+        "threshold_crossed": pb.ThresholdCrossed(threshold=LATENCY, is_breached=True)
+    },
+    "traffic goes to spare automatically: unhealthy": {
+        "model_switched": pb.ModelSwitched(to_model=SPARE, is_automatic=True, reason="unhealthy")
+    },
+    "drift found: Service/a spec.type, Service/a spec.type, Service/a spec.type and 2 more": {
+        "drift_found": pb.DriftFound(changes=[FIELD] * 5)
+    },
+    "SCHEDULED no NO_GPU: Full.": {
+        "condition": pb.DeploymentCondition(type="SCHEDULED", is_true=False, reason="NO_GPU", message="Full.")
+    },
+    "DRIFT_FREE unknown: Not asked.": {
+        "condition": pb.DeploymentCondition(type="DRIFT_FREE", message="Not asked.")
+    },
+}
 
 
-@pytest.mark.parametrize(("event", "told"), EVENTS, ids=[next(iter(each)) for each, _ in EVENTS])
-def test_every_event_is_told_in_words(event, told):
-    assert deployments.in_words(pb.DeploymentEvent(sequence=1, **event)) == told
+@pytest.mark.parametrize("told", EVENTS)
+def test_every_event_is_told_in_words(told):
+    assert deployments.in_words(pb.DeploymentEvent(sequence=1, **EVENTS[told])) == told
 
 
 def test_events_change_the_picture():
@@ -348,10 +315,8 @@ def test_events_change_the_picture():
 
     assert (now.replicas.desired, now.replicas.ready, now.revisions[0].ready_replicas) == (3, 1, 1)
     assert now.switched_to.model_id == "spare"
-    assert {each.type: each.reason for each in now.conditions} == {
-        "AVAILABLE": "CRASH_LOOP",
-        "DRIFT_FREE": "",
-    }
+    reasons = {condition.type: condition.reason for condition in now.conditions}
+    assert reasons == {"AVAILABLE": "CRASH_LOOP", "DRIFT_FREE": ""}
     assert (now.generation, now.last_sequence) == (4, 45)
 
     back = pb.ModelSwitched(to_model=pb.BackupModel(model_id="advisor"))

@@ -42,7 +42,6 @@ def home(tmp_path_factory):
 def registry(home, tmp_path, monkeypatch):
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     with registry_at(tmp_path) as address:
-        monkeypatch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
         yield address
 
 
@@ -62,11 +61,8 @@ def test_the_verdict_stands_first_and_its_grounds_below(neuroweaver):
     assert lines[0].startswith("1.1.0 is worse than 1.0.0: judge_score fell from 6.1 to 4.05")
     assert "↓ worse" in next(line for line in lines if line.startswith("judge_score"))
     assert "= same" in next(line for line in lines if line.startswith("loss"))
-    assert next(line for line in lines if line.startswith("config.lora_r")).split() == [
-        "config.lora_r",
-        "8",
-        "16",
-    ]
+    rank = next(line for line in lines if line.startswith("config.lora_r"))
+    assert rank.split() == ["config.lora_r", "8", "16"]
     assert lines[-1].startswith("Recommended bump: Minor, since the adapter rank differs")
 
 
@@ -101,7 +97,7 @@ def test_a_confidence_outside_its_bounds_is_refused_by_name(neuroweaver):
     outcome = neuroweaver("model", "compare", "advisor", "advisor", "--confidence", 95, "--json")
 
     assert outcome.code == 2
-    assert json.loads(outcome.err)["error"]["violations"][0]["field"] == "confidence"
+    assert outcome.fields[0] == "confidence"
 
 
 def test_a_dry_run_shows_the_difference_and_changes_nothing(neuroweaver):
@@ -134,15 +130,8 @@ def test_nobody_is_rolled_back_unasked(neuroweaver):
     assert latest(neuroweaver) == "1.1.0"
 
 
-def test_whoever_says_no_changes_nothing(neuroweaver, monkeypatch):
-    class Terminal:
-        def isatty(self):
-            return True
-
-        def readline(self):
-            return "n\n"
-
-    monkeypatch.setattr("sys.stdin", Terminal())
+def test_whoever_says_no_changes_nothing(neuroweaver, answering):
+    answering("n\n")
 
     outcome = neuroweaver("model", "rollback", "advisor", "1.0.0")
 

@@ -34,8 +34,7 @@ def difference(path, a=None, b=None) -> pb.FieldDifference:
 
 def shown(found: pb.ModelComparison, width=80) -> str:
     console = Console(file=io.StringIO(), width=width, record=True)
-    for part in comparison_view.parts(found):
-        console.print(part)
+    console.print(comparison_view.picture(found))
     return console.export_text()
 
 
@@ -125,10 +124,8 @@ def test_the_whole_comparison_fits_into_80_columns_with_the_verdict_first():
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("1.1.0 is better than 1.0.0")
     assert "advisor@1.0.0  DEPLOYED  production" in text
-    assert (
-        " ".join(row(text, "judge_score").split())
-        == "judge_score 5.62 6.91 +1.29 +0.85 to +1.73 <0.001 ↑ better"
-    )
+    score = " ".join(row(text, "judge_score").split())
+    assert score == "judge_score 5.62 6.91 +1.29 +0.85 to +1.73 <0.001 ↑ better"
     assert row(text, "config.lora_r").split() == ["config.lora_r", "8", "16"]
     assert row(text, "config.target_modules").split() == ["config.target_modules", "-", "q_proj,", "v_proj"]
     assert f"{'a' * 12}…" in row(text, "lineage.dataset_digest")

@@ -30,8 +30,7 @@ def home(tmp_path_factory):
 def registry(home, tmp_path, monkeypatch):
     shutil.copytree(home, tmp_path / "home")
     monkeypatch.chdir(tmp_path)
-    with registry_at(tmp_path / "home") as address:
-        monkeypatch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
+    with registry_at(tmp_path / "home"):
         yield
 
 
@@ -84,7 +83,7 @@ def test_weights_that_are_no_safetensors_are_refused(neuroweaver, tmp_path):
     outcome = neuroweaver("model", "upload", "advisor", folder, "--json")
 
     assert outcome.code == 2
-    assert "pickle" in json.loads(outcome.err)["error"]["message"]
+    assert "pickle" in outcome.error["message"]
 
 
 def test_a_download_is_what_was_uploaded(neuroweaver, tmp_path):

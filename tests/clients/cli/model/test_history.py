@@ -31,8 +31,7 @@ def home(tmp_path_factory):
 def database(home, tmp_path, monkeypatch):
     shutil.copytree(home, tmp_path / "home")
     monkeypatch.chdir(tmp_path)
-    with registry_at(tmp_path / "home") as address:
-        monkeypatch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
+    with registry_at(tmp_path / "home"):
         yield tmp_path / "home/registry.db"
 
 
@@ -124,7 +123,7 @@ def test_a_chain_that_somebody_edited_ends_with_1_at_the_first_bad_event(
     assert prose.code == told_json.code == 1
     assert f"the audit chain is broken at event {bad}: " in prose.err
     assert json.loads(told_json.out)["first_bad_sequence"] == str(bad)
-    assert json.loads(told_json.err)["error"]["reason"] == "CHAIN_BROKEN"
+    assert told_json.error["reason"] == "CHAIN_BROKEN"
     assert neuroweaver("model", "verify", "--head", "head.json").code == 2
 
 
@@ -152,12 +151,12 @@ def test_a_head_that_was_forged_is_not_believed(neuroweaver, tmp_path):
 
     assert outcome.code == 1
     assert outcome.out == ""
-    error = json.loads(outcome.err)["error"]
+    error = outcome.error
     assert error["reason"] == "BAD_SIGNATURE"
     assert "head.json cannot be trusted" in error["message"]
 
 
-def test_another_servers_key_is_not_the_one_that_was_kept(neuroweaver, tmp_path, monkeypatch):
+def test_another_servers_key_is_not_the_one_that_was_kept(neuroweaver, tmp_path):
     neuroweaver("model", "verify", "--export", "head.json")
     key_id = json.loads((tmp_path / "head.json").read_text())["key_id"]
     shutil.copytree(tmp_path / "home", tmp_path / "other")
@@ -165,8 +164,7 @@ def test_another_servers_key_is_not_the_one_that_was_kept(neuroweaver, tmp_path,
         key.unlink()
 
     assert neuroweaver("model", "verify", "--key-id", key_id).code == 0
-    with registry_at(tmp_path / "other") as address:
-        monkeypatch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
+    with registry_at(tmp_path / "other"):
         by_file = neuroweaver("model", "verify", "--head", "head.json")
         by_id = neuroweaver("model", "verify", "--key-id", key_id)
 
@@ -175,15 +173,14 @@ def test_another_servers_key_is_not_the_one_that_was_kept(neuroweaver, tmp_path,
     assert f"not by {key_id}" in by_id.err
 
 
-def test_both_keys_are_trusted_after_a_change_of_keys(neuroweaver, tmp_path, monkeypatch):
+def test_both_keys_are_trusted_after_a_change_of_keys(neuroweaver, tmp_path):
     neuroweaver("model", "verify", "--export", "head.json")
     old = json.loads((tmp_path / "head.json").read_text())["key_id"]
     shutil.copytree(tmp_path / "home", tmp_path / "other")
     for key in (tmp_path / "other").rglob("*.pem"):
         key.unlink()
 
-    with registry_at(tmp_path / "other") as address:
-        monkeypatch.setenv("NEUROWEAVER_REGISTRY_ADDRESS", address)
+    with registry_at(tmp_path / "other"):
         new = json.loads(neuroweaver("model", "verify", "--json").out)["head"]["key_id"]
         outcome = neuroweaver("model", "verify", "--head", "head.json", "--key-id", old, "--key-id", new)
 

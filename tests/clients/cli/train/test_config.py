@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from neuroweaver.cli.arguments.spec_file import read_fields
 from neuroweaver.cli.terminal.failures import BadInput
-from neuroweaver.cli.train.config import FIELDS, HELP, read_config, to_config
+from neuroweaver.cli.train.config import FIELDS, HELP, to_config
 from neuroweaver.v1 import trainer_pb2
 
 
@@ -17,7 +18,7 @@ def test_a_yaml_file_gives_a_config(tmp_path):
         "model_name: advisor\nlearning_rate: 2e-4\nquantization: nf4\ntarget_modules: [q_proj]\nenable_rlaif: false\n"
     )
 
-    config = to_config(read_config(path))
+    config = to_config(read_fields(path))
 
     assert config.model_name == "advisor"
     assert config.learning_rate == 2e-4
@@ -33,7 +34,7 @@ def test_a_json_file_may_hold_what_train_show_prints(tmp_path):
         '{"modelName": "advisor", "quantization": "QUANTIZATION_INT8", "seed": "7", "epochs": null}'
     )
 
-    config = to_config(read_config(path))
+    config = to_config(read_fields(path))
 
     assert (config.model_name, config.quantization, config.seed) == (
         "advisor",
@@ -88,12 +89,12 @@ def test_a_malformed_file_is_named_with_its_line(tmp_path, name, content, told):
     path.write_text(content)
 
     with pytest.raises(BadInput, match=told):
-        read_config(path)
+        read_fields(path)
 
 
 def test_a_missing_file_and_one_that_is_not_utf8_are_named(tmp_path):
     with pytest.raises(BadInput, match="No such file"):
-        read_config(tmp_path / "absent.yaml")
+        read_fields(tmp_path / "absent.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"model_name: \xff")
     with pytest.raises(BadInput, match=r"latin\.yaml: not UTF-8"):
-        read_config(tmp_path / "latin.yaml")
+        read_fields(tmp_path / "latin.yaml")

@@ -6,17 +6,17 @@ import pytest
 from rich.console import Console
 
 from clients import scripted
-from neuroweaver.cli.train.progress import Board, Lines, display, stages_of, summary
+from neuroweaver.cli.terminal.watching import Display, display
+from neuroweaver.cli.train.progress import Board, summary
 from neuroweaver.client.training_history import History
 from neuroweaver.v1 import trainer_pb2
 
 
 def shown(events, *, width=80, config=None) -> str:
     """The board after these events."""
-    board, history = Board(stages_of(config or scripted.config())), History()
+    board = Board(trainer_pb2.TrainingJob(config=config or scripted.config()))
     for event in events:
-        history.add(event)
-        board.show(event, history)
+        board.add(event)
     console = Console(file=io.StringIO(), width=width, record=True)
     console.print(board.render())
     return console.export_text()
@@ -34,20 +34,11 @@ def test_the_board_tells_each_stage_of_a_finished_job():
     lines = shown(scripted.successful()).splitlines()
 
     assert "SUCCEEDED  6 min 34 s" in lines[0]
-    for line, told in zip(
-        lines[1:9],
-        (
-            "rows 224",
-            "held-out loss 2.91 → 2.07",
-            "44.9 s",
-            "6.1 s",
-            "accuracy 0.739",
-            "reward -0.105 → 0.792",
-            "1 min 14 s",
-            "2.2 s",
-        ),
-        strict=True,
-    ):
+    rows = (
+        "rows 224", "held-out loss 2.91 → 2.07", "44.9 s", "6.1 s", "accuracy 0.739", "reward -0.105 → 0.792",
+        "1 min 14 s", "2.2 s",
+    )  # fmt: skip
+    for line, told in zip(lines[1:9], rows, strict=True):
         assert line.startswith("✓")
         assert told in line
     assert "3 of 224 rows" in lines[9]
@@ -79,17 +70,17 @@ def test_a_job_without_rlaif_shows_no_stage_of_it():
 
 
 def test_a_lost_connection_is_told_until_the_next_event():
-    events, history = scripted.successful(), History()
-    board = Board(stages_of(scripted.config()))
+    events = scripted.successful()
+    board = Board(scripted.job(events))
+    shown = Display(board, board.line, as_json=False)
     console = Console(file=io.StringIO(), width=100, record=True)
-    history.add(events[0])
-    board.show(events[0], history)
-    board.interrupted(None)
-    console.print(board.render())
+    shown.show(events[0])
+    shown.interrupted(None)
+    console.print(shown.render())
     assert "connection lost" in console.export_text()
 
-    board.show(events[1], history)
-    console.print(board.render())
+    shown.show(events[1])
+    console.print(shown.render())
     assert "connection lost" not in console.export_text()
 
 
@@ -103,17 +94,16 @@ def test_text_from_elsewhere_cannot_steer_the_board():
     assert "[red]boo[/red]" in text
 
 
-def test_without_a_terminal_there_are_lines():
-    console = Console(file=io.StringIO(), width=200, record=True, force_terminal=False)
-    history = History()
-    with display(console, scripted.config()) as lines:
-        assert isinstance(lines, Lines)
-        for event in scripted.successful():
-            history.add(event)
-            lines.show(event, history)
+def test_without_a_terminal_there_are_lines(capsys):
+    events = scripted.successful()
+    board = Board(scripted.job(events))
+    with display(board, board.line, as_json=False) as lines:
+        assert not lines.is_live
+        for event in events:
+            lines.show(event)
         lines.interrupted(None)
 
-    told = console.export_text()
+    told = capsys.readouterr().out
     assert "Fine-tuning done in 1 min 36 s" in told
     assert "connection lost" in told
     assert told.count("\n") < 30

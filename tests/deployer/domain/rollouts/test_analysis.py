@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from deployer.courses import NOW, SLICE, Traffic, policy, verdicts
 from deployer.world import stored
 from neuroweaver.deployer.domain.backend import Measured
-from neuroweaver.deployer.domain.metrics.counts import Counts, Histogram, Sum, between, reported
+from neuroweaver.deployer.domain.metrics.counts import Counts, Histogram, Sample, Sum, between, reported
 from neuroweaver.deployer.domain.rollouts import estimates
 from neuroweaver.deployer.domain.rollouts.analysis import analysed
 from neuroweaver.deployer.domain.rollouts.evidence import MOST_SLICES, Evidence, Slice
@@ -44,13 +44,7 @@ def test_empty_buckets_are_left_out_but_not_where_a_full_one_begins():
 
 @given(st.floats(0, 1e8), st.integers(1, 100))
 def test_a_reported_latency_is_kept_within_five_percent(value, requests):
-    sample = type(
-        "Sample",
-        (),
-        dict.fromkeys(("accuracy", "throughput_rps", "error_rate", "cost_per_request", "judged_quality")),
-    )()
-    sample.requests, sample.latency_ms = requests, value
-    found = reported(sample).reported_latency_ms
+    found = reported(Sample(NOW, "", requests, latency_ms=value)).reported_latency_ms
     assert found.weight == requests
     assert found.quantile(0.5) == pytest.approx(value, rel=0.05, abs=0.14)
 
@@ -276,10 +270,7 @@ def rates(traffic, made, runs, slices, seed):
     """Shares of runs that failed, and that passed at the last look."""
     rng = np.random.default_rng(seed)
     found = [verdicts(traffic, made, slices, rng) for _ in range(runs)]
-    return (
-        sum(FAIL in each for each in found) / runs,
-        sum(each[-1] == PASS for each in found) / runs,
-    )
+    return (sum(FAIL in each for each in found) / runs, sum(each[-1] == PASS for each in found) / runs)
 
 
 CHECKS = (ERRORS, "difference", 0.0), (LATENCY, "relative", 0.0), (QUALITY, "difference", 0.0)
@@ -295,11 +286,7 @@ def test_a_candidate_exactly_at_its_limits_is_rarely_called_broken_however_often
 
 def test_a_candidate_that_is_worse_is_found():
     made = policy((ERRORS, "difference", 0.02), (LATENCY, "relative", 0.2), (QUALITY, "difference", 0.05))
-    for worse in (
-        Traffic(failing=(0.01, 0.10)),
-        Traffic(median_ms=(110, 220)),
-        Traffic(quality=(0.8, 0.65)),
-    ):
+    for worse in (Traffic(failing=(0.01, 0.10)), Traffic(median_ms=(110, 220)), Traffic(quality=(0.8, 0.65))):
         failed, _ = rates(worse, made, runs=15, slices=80, seed=3)
         assert failed == 1.0
 

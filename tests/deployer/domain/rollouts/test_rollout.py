@@ -1,5 +1,6 @@
 from dataclasses import replace
 from datetime import timedelta
+from itertools import groupby
 
 import pytest
 from hypothesis import given, settings
@@ -28,19 +29,11 @@ SWAP = pb.REPLACEMENT_MODE_SWAP_ADAPTER
 
 def weights(world):
     """The candidate's share of the traffic as it went, each value once."""
-    found = []
-    for rollout in world.history:
-        if not found or found[-1] != rollout.candidate_weight:
-            found.append(rollout.candidate_weight)
-    return found
+    return [weight for weight, _ in groupby(rollout.candidate_weight for rollout in world.history)]
 
 
 def states(world):
-    found = []
-    for rollout in world.history:
-        if not found or found[-1] != rollout.state:
-            found.append(rollout.state)
-    return found
+    return [state for state, _ in groupby(rollout.state for rollout in world.history)]
 
 
 def test_without_a_canary_all_traffic_moves_as_soon_as_the_candidate_is_ready():
@@ -81,9 +74,7 @@ def test_the_candidate_has_the_replicas_of_a_step_before_it_gets_its_traffic():
 
 def test_replicas_are_replaced_within_surge_and_without_a_gap():
     world = World(spec(replicas=3, max_surge=1))
-    while not world.rollout.is_over:
-        world.tick()
-        seen = world.seen()
+    for seen in world.ticks():
         assert seen.stable.current + seen.candidate.current <= 4
         assert seen.stable.ready + seen.candidate.ready >= 3
     # One comes, one goes: traffic goes by ready replicas, 1 of 4, 1 of 3, 2 of 4, …
@@ -92,9 +83,7 @@ def test_replicas_are_replaced_within_surge_and_without_a_gap():
 
 def test_without_room_to_surge_old_replicas_go_first():
     world = World(spec(replicas=3, max_surge=0, max_unavailable=1))
-    while not world.rollout.is_over:
-        world.tick()
-        seen = world.seen()
+    for seen in world.ticks():
         assert seen.stable.current + seen.candidate.current <= 3
         assert seen.stable.ready + seen.candidate.ready >= 2
     assert world.rollout.state == PROMOTED
@@ -103,9 +92,7 @@ def test_without_room_to_surge_old_replicas_go_first():
 def test_recreate_ends_the_old_before_the_new_begins():
     world = World(spec(replicas=2), mode=RECREATE)
     world.drain_s = 20
-    while not world.rollout.is_over:
-        world.tick()
-        seen = world.seen()
+    for seen in world.ticks():
         assert not (seen.stable.current and seen.candidate.current)
     assert world.rollout.state == PROMOTED
 
@@ -114,9 +101,7 @@ def test_recreate_goes_back_to_the_old_when_the_new_is_gone():
     world = World(spec(), mode=RECREATE)
     world.broken = {2}
     world.drain_s = 5
-    while not world.rollout.is_over:
-        world.tick()
-        seen = world.seen()
+    for seen in world.ticks():
         assert not (seen.stable.current and seen.candidate.current)
     assert world.rollout.state == ROLLED_BACK
     (target,) = replacing.targets(world.rollout, world.spec)

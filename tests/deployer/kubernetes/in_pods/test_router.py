@@ -9,7 +9,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from neuroweaver.cluster import kinds
 from neuroweaver.deployer.domain.backend import Redirect
 from neuroweaver.deployer.kubernetes.manifests.routes import ENTRY, BadRoutes, Route, Table, read, written
 from neuroweaver.deployer.kubernetes.naming import identity
+from ports import free_port
 
 CONFIG_MAP = f"{NAME}-router"
 PATIENCE_S = 90
@@ -89,10 +90,7 @@ class Routers:
 
     async def start(self) -> str:
         """One more; its URL."""
-        with_port = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-        port = with_port.sockets[0].getsockname()[1]
-        with_port.close()
-        await with_port.wait_closed()
+        port = free_port()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "neuroweaver.deployer.kubernetes.in_pods.router", "--namespace=default"),
@@ -103,6 +101,13 @@ class Routers:
         url = f"http://127.0.0.1:{port}"
         self.urls.append(url)
         await eventually(lambda: self.answers(f"{url}/health/live"))
+        return url
+
+    async def serve(self, *routes: Route, **options: Any) -> str:
+        """Starts one that answers by these routes; its URL."""
+        self.write(*routes, **options)
+        url = await self.start()
+        await self.come_to(lambda answer: answer.status_code == 200)
         return url
 
     async def answers(self, url: str) -> bool:
@@ -140,8 +145,7 @@ async def models() -> AsyncIterator[tuple[Model, Model]]:
 
 @pytest.fixture
 async def routers(fake: Fake, tmp_path: Path) -> AsyncIterator[Routers]:
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S))
+    async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as client:
         made = Routers(fake, tmp_path, client)
         try:
             yield made
@@ -192,9 +196,7 @@ async def test_all_routers_send_a_conversation_to_the_same_revision(
     # 30 are expected with a standard deviation of 4.6; five of them are left on each side.
     assert 7 <= Counter(before.values())["candidate"] <= 53
     routers.write(*shares(models, 40, 60))
-    await eventually(
-        lambda: _all_moved(routers, conversations, before),
-    )
+    await eventually(lambda: _all_moved(routers, conversations, before))
     after = {each: who(await routers.ask(each, other)) for each in conversations}
     assert after == {each: who(await routers.ask(each, one)) for each in conversations}
     # Conversations move only towards what gained.
@@ -214,9 +216,7 @@ async def _all_moved(routers: Routers, conversations: list[str], before: dict[st
 
 
 async def test_without_affinity_requests_are_split_one_by_one(routers: Routers, models: tuple[Model, Model]):
-    routers.write(*shares(models, 50, 50), is_affine=False)
-    await routers.start()
-    await routers.come_to(lambda answer: answer.status_code == 200)
+    await routers.serve(*shares(models, 50, 50), is_affine=False)
     assert {who(await routers.ask("one")) for _ in range(40)} == {"stable", "candidate"}
 
 
@@ -226,9 +226,7 @@ async def test_a_revision_without_pods_leaves_its_requests_to_the_other(
     _, candidate = models
     async with Model("nobody").serving() as gone:
         nobody = gone.url
-    routers.write(Route(1, nobody, 90), Route(2, candidate.url, 10))
-    await routers.start()
-    await routers.come_to(lambda answer: answer.status_code == 200)
+    await routers.serve(Route(1, nobody, 90), Route(2, candidate.url, 10))
     answers = [await routers.ask(f"c{number}") for number in range(30)]
     assert {who(answer) for answer in answers} == {"candidate"}
     candidate.status = 503
@@ -288,9 +286,7 @@ async def test_another_model_is_asked_by_its_own_name(routers: Routers, models: 
 async def test_what_it_knows_outlives_the_api_server(
     routers: Routers, models: tuple[Model, Model], fake: Fake
 ):
-    routers.write(*shares(models, 100, 0))
-    await routers.start()
-    await routers.come_to(lambda answer: answer.status_code == 200)
+    await routers.serve(*shares(models, 100, 0))
     fake.faults = [Fault(1, 503, times=10_000, matches=lambda *_: True)]
     fake.drop_watches()
     assert who(await routers.ask()) == "stable"
@@ -302,9 +298,7 @@ async def test_what_it_knows_outlives_the_api_server(
 
 
 async def test_routes_that_cannot_be_read_change_nothing(routers: Routers, models: tuple[Model, Model]):
-    routers.write(*shares(models, 100, 0))
-    await routers.start()
-    await routers.come_to(lambda answer: answer.status_code == 200)
+    await routers.serve(*shares(models, 100, 0))
     for text in (
         "",
         "{",
@@ -319,18 +313,14 @@ async def test_routes_that_cannot_be_read_change_nothing(routers: Routers, model
 
 
 async def test_another_ones_routes_are_not_its_own(routers: Routers, models: tuple[Model, Model], fake: Fake):
-    routers.write(*shares(models, 100, 0))
-    await routers.start()
-    await routers.come_to(lambda answer: answer.status_code == 200)
+    await routers.serve(*shares(models, 100, 0))
     asked = [path for method, path in fake.calls if method == "GET"]
     # It may see no more than this one object, and asks for no more.
     assert {path.rpartition("/")[2] for path in asked} <= {"configmaps", CONFIG_MAP}
 
 
 async def test_at_its_end_it_finishes_what_it_began(routers: Routers, models: tuple[Model, Model]):
-    routers.write(*shares(models, 100, 0))
-    url = await routers.start()
-    await routers.come_to(lambda answer: answer.status_code == 200)
+    url = await routers.serve(*shares(models, 100, 0))
     stream = routers.client.stream("POST", f"{url}/v1/chat/completions", json={"stream": True, "events": 5})
     async with stream as answer:
         events = answer.aiter_raw()

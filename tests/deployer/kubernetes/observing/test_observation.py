@@ -149,23 +149,12 @@ def test_a_lack_of_memory_is_a_reason_until_the_pod_is_back():
 
 
 def test_a_quota_and_a_blind_autoscaler_are_reasons():
-    full = {
-        "status": {
-            "conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: gpus"}]
-        }
-    }
-    blind = {
-        "status": {
-            "conditions": [
-                {
-                    "type": "ScalingActive",
-                    "status": "False",
-                    "reason": "FailedGetResourceMetric",
-                    "message": "no metrics",
-                }
-            ]
-        }
-    }
+    def saying(**condition: str) -> dict:
+        return {"status": {"conditions": [condition]}}
+
+    full = saying(type="ReplicaFailure", status="True", message="exceeded quota: gpus")
+    why = {"reason": "FailedGetResourceMetric", "message": "no metrics"}
+    blind = saying(type="ScalingActive", status="False", **why)
     assert observation.reasons([], [full], [blind]) == [
         ("QUOTA_EXCEEDED", "exceeded quota: gpus"),
         ("AUTOSCALING_BLIND", "no metrics"),

@@ -37,6 +37,13 @@ def place(fake: Fake, node: str) -> None:
         fake._store(kinds.POD, pod | {"spec": pod["spec"] | {"nodeName": node}})
 
 
+async def placed(backend: KubernetesBackend, fake: Fake, gpus: int, replicas: int = 1) -> None:
+    """Replicas of revision 1, with a GPU each, on the only node that has any."""
+    fake.node("gpu", **{"nvidia.com/gpu": str(gpus)})
+    await backend.apply(wanted(revision(1, replicas), spec=spec(resources=GPU)))
+    place(fake, "gpu")
+
+
 async def test_a_plan_shows_everything_and_changes_nothing(backend: KubernetesBackend, fake: Fake):
     before = fake.snapshot()
     plan = await backend.plan(wanted())
@@ -95,9 +102,7 @@ async def test_handing_the_number_over_to_an_autoscaler_is_no_change_of_it(
 async def test_a_starved_surge_would_deadlock_and_recreate_is_chosen(backend: KubernetesBackend, fake: Fake):
     fake.node("one", nvidia__com_gpu="0")
     fake.put(kinds.NODE, {**fake.get(kinds.NODE, "one", ""), "metadata": {"name": "gpu"}})
-    fake.node("gpu", **{"nvidia.com/gpu": "1"})
-    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
-    place(fake, "gpu")
+    await placed(backend, fake, 1)
     desired = wanted(revision(1, 1, 0), revision(2, 1, 100), spec=spec(resources=GPU))
     plan = await backend.plan(replace(desired, revisions=desired.revisions[1:]))
     assert (plan.replacement, plan.has_downtime) == (pb.REPLACEMENT_MODE_RECREATE, True)
@@ -113,9 +118,7 @@ async def test_a_starved_surge_would_deadlock_and_recreate_is_chosen(backend: Ku
 
 
 async def test_a_canary_without_room_beside_would_deadlock(backend: KubernetesBackend, fake: Fake):
-    fake.node("gpu", **{"nvidia.com/gpu": "1"})
-    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
-    place(fake, "gpu")
+    await placed(backend, fake, 1)
     desired = wanted(revision(1, 1, 90), revision(2, 1, 10), spec=spec(resources=GPU, rollout=CANARY))
     plan = await backend.plan(desired)
     # Both at once never fit on one GPU, so there is no way but more room.
@@ -125,9 +128,7 @@ async def test_a_canary_without_room_beside_would_deadlock(backend: KubernetesBa
 
 
 async def test_an_evicted_pod_takes_no_room_and_is_no_replica(backend: KubernetesBackend, fake: Fake):
-    fake.node("gpu", **{"nvidia.com/gpu": "1"})
-    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
-    place(fake, "gpu")
+    await placed(backend, fake, 1)
     for pod in fake.all(kinds.POD):
         fake.status(pod["metadata"]["name"], {"phase": "Failed", "reason": "Evicted"})
     plan = await backend.plan(wanted(revision(2, 1), spec=spec(resources=GPU)))
@@ -137,9 +138,7 @@ async def test_an_evicted_pod_takes_no_room_and_is_no_replica(backend: Kubernete
 
 
 async def test_a_surge_with_room_has_no_gap(backend: KubernetesBackend, fake: Fake):
-    fake.node("gpu", **{"nvidia.com/gpu": "2"})
-    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
-    place(fake, "gpu")
+    await placed(backend, fake, 2)
     plan = await backend.plan(wanted(revision(2, 1), spec=spec(resources=GPU)))
     assert (plan.replacement, plan.has_downtime) == (pb.REPLACEMENT_MODE_SURGE, False)
     gpu = next(each for each in plan.capacity if each.resource == "nvidia.com/gpu")
@@ -147,9 +146,7 @@ async def test_a_surge_with_room_has_no_gap(backend: KubernetesBackend, fake: Fa
 
 
 async def test_room_for_one_more_is_enough_for_a_surge_of_one(backend: KubernetesBackend, fake: Fake):
-    fake.node("gpu", **{"nvidia.com/gpu": "4"})
-    await backend.apply(wanted(revision(1, 3), spec=spec(resources=GPU)))
-    place(fake, "gpu")
+    await placed(backend, fake, 4, 3)
     plan = await backend.plan(wanted(revision(2, 3), spec=spec(resources=GPU)))
     assert (plan.replacement, blocking(plan)) == (pb.REPLACEMENT_MODE_SURGE, [])
     wide = spec(resources=GPU, rollout=pb.RolloutPolicy(max_surge=2, replacement=pb.REPLACEMENT_MODE_SURGE))
@@ -157,9 +154,7 @@ async def test_room_for_one_more_is_enough_for_a_surge_of_one(backend: Kubernete
 
 
 async def test_without_a_surge_old_ones_make_the_room(backend: KubernetesBackend, fake: Fake):
-    fake.node("gpu", **{"nvidia.com/gpu": "1"})
-    await backend.apply(wanted(revision(1, 1), spec=spec(resources=GPU)))
-    place(fake, "gpu")
+    await placed(backend, fake, 1)
     narrow = spec(resources=GPU, rollout=pb.RolloutPolicy(max_surge=0, max_unavailable=1))
     plan = await backend.plan(wanted(revision(2, 1), spec=narrow))
     assert (plan.replacement, blocking(plan), plan.has_downtime) == (pb.REPLACEMENT_MODE_SURGE, [], True)
@@ -444,7 +439,7 @@ async def test_a_right_without_which_less_is_known_is_told_and_blocks_nothing(
     plan = await backend.plan(wanted())
     told = [each for each in plan.findings if each.reason == "RIGHT_MISSING"]
     assert [each.message.partition(":")[0] for each in told] == [
-        "the cluster denies get of pods/proxy in namespace default",
+        "the cluster denies get of pods/proxy in namespace default"
     ]
     assert not blocking(plan)
 

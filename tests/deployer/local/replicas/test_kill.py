@@ -60,6 +60,14 @@ def deployer(
             process.kill()
 
 
+def left_behind(home: Path, *options: object, ready: int = 1, **resources: object) -> list[int]:
+    """The servers of a deployer that was killed once so many were ready."""
+    with deployer(home, *options, **resources) as killed:
+        killed.until(lambda told: len(told["ready"]) == ready)
+        killed.kill()
+    return servers(home)
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
@@ -84,10 +92,7 @@ def test_a_killed_deployer_finds_its_replicas_again(home: Path):
 
 
 def test_an_adopted_replica_heals(home: Path):
-    with deployer(home, replicas=1) as first:
-        first.until(lambda told: told["ready"])
-        first.kill()
-    (adopted,) = servers(home)
+    (adopted,) = left_behind(home, replicas=1)
     with deployer(home, replicas=1) as second:
         second.until(lambda told: told["ready"])
         os.kill(adopted, signal.SIGKILL)
@@ -99,10 +104,7 @@ def test_an_adopted_replica_heals(home: Path):
 
 @pytest.mark.parametrize("version", ["1.0.0", ""], ids=["wished for", "not wished for yet"])
 def test_an_adopted_replica_keeps_to_its_memory_limit(home: Path, version: str):
-    with deployer(home, replicas=1, memory_limit="128Mi") as first:
-        first.until(lambda told: told["ready"])
-        first.kill()
-    (adopted,) = servers(home)
+    (adopted,) = left_behind(home, replicas=1, memory_limit="128Mi")
     port = json.loads((home / "deployments" / NAME / "1" / "replica.json").read_text())["port"]
     with deployer(home, version, replicas=1, memory_limit="128Mi") as second:
         second.until(lambda told: told["ready"])
@@ -130,10 +132,7 @@ def test_adopted_replicas_keep_their_gpus(home: Path):
 
 
 def test_another_wish_after_a_kill_replaces_what_runs(home: Path):
-    with deployer(home, "1.0.0", replicas=2) as first:
-        first.until(lambda told: len(told["ready"]) == 2)
-        before = servers(home)
-        first.kill()
+    before = left_behind(home, "1.0.0", 2, ready=2)
     with deployer(home, "2.0.0", replicas=1) as second:
         second.until(lambda told: told["replicas"] == told["ready"] and len(told["ready"]) == 1)
         assert len(servers(home)) == 1
@@ -156,10 +155,7 @@ def test_killed_at_any_moment_it_leaves_no_double_and_no_orphan(home: Path):
 
 def test_a_pid_of_another_program_is_never_touched(home: Path):
     """The folder of a replica says that it ran; its process has ended, and its pid may be anybody's."""
-    with deployer(home, replicas=1) as first:
-        first.until(lambda told: told["ready"])
-        first.kill()
-    (old,) = servers(home)
+    (old,) = left_behind(home, replicas=1)
     psutil.Process(old).kill()
     config = str(home / "deployments" / NAME / "1" / "config.json")
     # It names the same file, but not as a model server does.

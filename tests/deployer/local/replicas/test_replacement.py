@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuroweaver.deployer.local.replicas.replacement import Limits, Steps, There, next_steps
+from neuroweaver.deployer.local.replicas.replacement import Steps, There, next_steps
 from neuroweaver.v1 import deployer_pb2 as pb
 
 SURGE, RECREATE, SWAP = (
@@ -25,31 +25,32 @@ def broken(number: int, target: str = "old") -> There:
 @pytest.mark.parametrize(
     ("desired", "there", "mode", "limits", "steps"),
     [
-        ({"new": 2}, [], SURGE, Limits(), Steps({"new": 2})),
-        ({"new": 2}, [ready(1, "new"), ready(2, "new")], SURGE, Limits(), Steps()),
-        ({"new": 1}, [ready(1, "new"), broken(2, "new")], SURGE, Limits(), Steps(stops=(2,))),
-        ({"new": 1}, [ready(1, "new"), ready(2, "new")], SURGE, Limits(), Steps(stops=(2,))),
+        ({"new": 2}, [], SURGE, (1, 0), Steps({"new": 2})),
+        ({"new": 2}, [ready(1, "new"), ready(2, "new")], SURGE, (1, 0), Steps()),
+        ({"new": 1}, [ready(1, "new"), broken(2, "new")], SURGE, (1, 0), Steps(stops=(2,))),
+        ({"new": 1}, [ready(1, "new"), ready(2, "new")], SURGE, (1, 0), Steps(stops=(2,))),
         # One more at a time, and an old one only goes when a new one is ready.
-        ({"new": 2}, [ready(1), ready(2)], SURGE, Limits(1, 0), Steps({"new": 1})),
-        ({"new": 2}, [ready(1), ready(2), broken(3, "new")], SURGE, Limits(1, 0), Steps()),
-        ({"new": 2}, [ready(1), ready(2), ready(3, "new")], SURGE, Limits(1, 0), Steps(stops=(1,))),
-        ({"new": 2}, [ready(1), ready(2)], SURGE, Limits(0, 1), Steps(stops=(1,))),
-        ({"new": 2}, [ready(1), ready(2)], SURGE, Limits(2, 0), Steps({"new": 2})),
+        ({"new": 2}, [ready(1), ready(2)], SURGE, (1, 0), Steps({"new": 1})),
+        ({"new": 2}, [ready(1), ready(2), broken(3, "new")], SURGE, (1, 0), Steps()),
+        ({"new": 2}, [ready(1), ready(2), ready(3, "new")], SURGE, (1, 0), Steps(stops=(1,))),
+        ({"new": 2}, [ready(1), ready(2)], SURGE, (0, 1), Steps(stops=(1,))),
+        ({"new": 2}, [ready(1), ready(2)], SURGE, (2, 0), Steps({"new": 2})),
         # What is broken serves nobody and blocks no fix.
-        ({"new": 1}, [broken(1)], SURGE, Limits(1, 0), Steps({"new": 1}, (1,))),
-        ({"new": 0}, [ready(1)], SURGE, Limits(), Steps(stops=(1,))),
-        ({"new": 1}, [ready(1)], RECREATE, Limits(), Steps(stops=(1,))),
-        ({"new": 1}, [ready(1, is_leaving=True)], RECREATE, Limits(), Steps()),
-        ({"new": 1}, [], RECREATE, Limits(), Steps({"new": 1})),
-        ({"new": 2}, [ready(1, can_swap=True), ready(2, can_swap=True)], SWAP, Limits(), Steps(swaps=((1, "new"), (2, "new")))),
-        ({"new": 1}, [ready(1, can_swap=True), ready(2, can_swap=True)], SWAP, Limits(1, 1), Steps(stops=(2,), swaps=((1, "new"),))),
-        ({"new": 1}, [ready(1)], SWAP, Limits(1, 1), Steps({"new": 1}, (1,))),
+        ({"new": 1}, [broken(1)], SURGE, (1, 0), Steps({"new": 1}, (1,))),
+        ({"new": 0}, [ready(1)], SURGE, (1, 0), Steps(stops=(1,))),
+        ({"new": 1}, [ready(1)], RECREATE, (1, 0), Steps(stops=(1,))),
+        ({"new": 1}, [ready(1, is_leaving=True)], RECREATE, (1, 0), Steps()),
+        ({"new": 1}, [], RECREATE, (1, 0), Steps({"new": 1})),
+        ({"new": 2}, [ready(1, can_swap=True), ready(2, can_swap=True)], SWAP, (1, 0), Steps(swaps=((1, "new"), (2, "new")))),
+        ({"new": 1}, [ready(1, can_swap=True), ready(2, can_swap=True)], SWAP, (1, 1), Steps(stops=(2,), swaps=((1, "new"),))),
+        ({"new": 1}, [ready(1)], SWAP, (1, 1), Steps({"new": 1}, (1,))),
         # Candidate and stable are both wanted: neither is touched.
-        ({"old": 2, "new": 1}, [ready(1), ready(2)], SURGE, Limits(), Steps({"new": 1})),
+        ({"old": 2, "new": 1}, [ready(1), ready(2)], SURGE, (1, 0), Steps({"new": 1})),
     ],
 )  # fmt: skip
 def test_the_next_steps(desired, there, mode, limits, steps):
-    assert next_steps(desired, there, mode, limits) == steps
+    surge, unavailable = limits
+    assert next_steps(desired, there, mode, max_surge=surge, max_unavailable=unavailable) == steps
 
 
 @settings(max_examples=300, deadline=None)
@@ -66,7 +67,9 @@ def test_step_by_step_it_gets_there_within_its_limits(old, new, limits, mode, ca
     fleet = {each.number: each for each in there}
     following = old
     for _ in range(50):
-        steps = next_steps({"new": new}, list(fleet.values()), mode, Limits(surge, unavailable))
+        steps = next_steps(
+            {"new": new}, list(fleet.values()), mode, max_surge=surge, max_unavailable=unavailable
+        )
         if steps.is_nothing:
             break
         for number in steps.stops:

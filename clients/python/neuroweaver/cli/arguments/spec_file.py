@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 
 from neuroweaver.cli.arguments.values import seconds_of
 from neuroweaver.cli.terminal.failures import BadInput
+from neuroweaver.client.text import enum_choices, enum_prefix
 
 M = TypeVar("M", bound=Message)
 
@@ -62,6 +63,15 @@ def read_fields(path: Path, option: str = "SPEC") -> dict[str, Any]:
     return {str(name): value for name, value in fields.items()}
 
 
+def field_of(kind: Descriptor, name: str, path: str) -> FieldDescriptor:
+    """By either of its names. Raises BadInput, at `path`, suggesting a similar one."""
+    field = kind.fields_by_name.get(name) or kind.fields_by_camelcase_name.get(name)
+    if field is None:
+        near = difflib.get_close_matches(name, kind.fields_by_name, n=1)
+        raise BadInput(f"no such field{f'; did you mean {near[0]}?' if near else ''}", path)
+    return field
+
+
 def _message(kind: Descriptor, value: Any, path: str) -> Any:
     """The value with enums by their whole names, and times and durations as protobuf JSON has them."""
     if kind.full_name == Duration.DESCRIPTOR.full_name:
@@ -72,12 +82,8 @@ def _message(kind: Descriptor, value: Any, path: str) -> Any:
         raise BadInput("is not a group of fields", path)
     normal = {}
     for key, item in value.items():
-        name = str(key)
-        field = kind.fields_by_name.get(name) or kind.fields_by_camelcase_name.get(name)
-        at = f"{path}.{name}" if path else name
-        if field is None:
-            near = difflib.get_close_matches(name, kind.fields_by_name, n=1)
-            raise BadInput(f"no such field{f'; did you mean {near[0]}?' if near else ''}", at)
+        at = f"{path}.{key}" if path else str(key)
+        field = field_of(kind, str(key), at)
         if item is not None:
             normal[field.name] = _field(field, item, at)
     return normal
@@ -135,13 +141,10 @@ def _number(field: FieldDescriptor, value: Any, path: str) -> Any:
 
 
 def _enum(kind: EnumDescriptor, value: str, path: str) -> str:
-    prefix = kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    prefix = enum_prefix(kind)
     name = f"{prefix}{value.upper().removeprefix(prefix)}"
     if name not in kind.values_by_name:
-        allowed = ", ".join(
-            choice.name.removeprefix(prefix).lower() for choice in kind.values if choice.number
-        )
-        raise BadInput(f"{value!r} is not one of {allowed}", path)
+        raise BadInput(f"{value!r} is not one of {', '.join(enum_choices(kind))}", path)
     return name
 
 

@@ -11,7 +11,7 @@ from typer import Option
 from neuroweaver.cli.arguments.options import with_options
 from neuroweaver.cli.arguments.references import Name, Reason, parsed
 from neuroweaver.cli.deploy import plan_view, view
-from neuroweaver.cli.deploy.events import blocking, serving_version, title
+from neuroweaver.cli.deploy.events import serving_version, title
 from neuroweaver.cli.deploy.follow import finish, patience
 from neuroweaver.cli.deploy.names import DeploymentName, Target, Timeout, present
 from neuroweaver.cli.deploy.spec import Changes, changes_of, spec_of, undeleted
@@ -128,7 +128,7 @@ def status(model: Name, *, name: DeploymentName = "", as_json: AsJson = False) -
 def _refuse_infeasible(planned: pb.DeploymentPlan, model: str, name: str) -> None:
     if planned.is_feasible:
         return
-    findings = list(blocking(planned))
+    findings = [finding for finding in planned.findings if finding.is_blocking]
     why = "; ".join(
         f"{f'{finding.field}: ' if finding.field else ''}{finding.message} ({finding.reason})"
         for finding in findings

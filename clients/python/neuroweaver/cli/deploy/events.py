@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from neuroweaver.cli.terminal.names import spoken, word
@@ -113,11 +113,6 @@ def unmet(deployment: pb.Deployment, kind: str = "") -> pb.DeploymentCondition |
 def seconds_in(replica: pb.ReplicaStatus) -> dict[int, float]:
     """How long each phase took, by phase."""
     return {entry.phase: entry.duration.ToTimedelta().total_seconds() for entry in replica.phases}
-
-
-def blocking(plan: pb.DeploymentPlan) -> Iterable[pb.PlanFinding]:
-    """What prevents the plan."""
-    return (finding for finding in plan.findings if finding.is_blocking)
 
 
 def _add_replica(deployment: pb.Deployment, replica: pb.ReplicaStatus) -> None:

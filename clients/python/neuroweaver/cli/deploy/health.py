@@ -18,37 +18,31 @@ from neuroweaver.cli.deploy.spec import backup_of
 from neuroweaver.cli.terminal.confirm import Yes, asking
 from neuroweaver.cli.terminal.failures import BadInput, Exit, talking_to
 from neuroweaver.cli.terminal.names import spoken, styled
-from neuroweaver.cli.terminal.output import AsJson, facts, print_answer, print_view, table, when
+from neuroweaver.cli.terminal.output import AsJson, facts, listing, print_answer, print_view, stacked, when
 from neuroweaver.client.connection import Client
 from neuroweaver.client.text import duration, number, plain
 from neuroweaver.v1 import deployer_pb2 as pb
 
-_ROWS: Final[Sequence[tuple[Callable[[float], str], Sequence[tuple[str, str]]]]] = (
-    (lambda value: f"{value:.2%}", (("error rate", "error_rate"), ("GPU use", "gpu_utilization"))),
-    (
-        number,
-        (
-            ("requests/s", "throughput_rps"),
-            ("latency p50 ms", "latency_p50_ms"),
-            ("latency p95 ms", "latency_p95_ms"),
-            ("latency p99 ms", "latency_p99_ms"),
-            ("first token p50 ms", "first_token_p50_ms"),
-            ("first token p95 ms", "first_token_p95_ms"),
-            ("tokens/s", "tokens_per_second"),
-            ("running", "running_requests"),
-            ("waiting", "waiting_requests"),
-            ("CPU cores", "cpu_cores"),
-            ("cost per request $", "cost_per_request"),
-            ("accuracy", "accuracy"),
-            ("judged quality", "judged_quality"),
-        ),
-    ),
-    (
-        lambda value: f"{value / 2**20:,.0f} MiB",
-        (("memory", "memory_bytes"), ("GPU memory", "gpu_memory_bytes")),
-    ),
+_ROWS: Final[Sequence[tuple[str, str, Callable[[float], str]]]] = (
+    ("error rate", "error_rate", "{:.2%}".format),
+    ("GPU use", "gpu_utilization", "{:.2%}".format),
+    ("requests/s", "throughput_rps", number),
+    ("latency p50 ms", "latency_p50_ms", number),
+    ("latency p95 ms", "latency_p95_ms", number),
+    ("latency p99 ms", "latency_p99_ms", number),
+    ("first token p50 ms", "first_token_p50_ms", number),
+    ("first token p95 ms", "first_token_p95_ms", number),
+    ("tokens/s", "tokens_per_second", number),
+    ("running", "running_requests", number),
+    ("waiting", "waiting_requests", number),
+    ("CPU cores", "cpu_cores", number),
+    ("cost per request $", "cost_per_request", number),
+    ("accuracy", "accuracy", number),
+    ("judged quality", "judged_quality", number),
+    ("memory", "memory_bytes", lambda value: f"{value / 2**20:,.0f} MiB"),
+    ("GPU memory", "gpu_memory_bytes", lambda value: f"{value / 2**20:,.0f} MiB"),
 )
-"""How values are written, and the rows of such values: heading and field."""
+"""Headings, fields, and how their values are written."""
 
 
 def metrics(
@@ -164,7 +158,7 @@ def _measured(measured: pb.DeploymentMetrics) -> RenderableType:
     period = Text(f"{when(measured.start_time)} to {when(measured.end_time)}", "dim")
     columns = ["", "all", *(f"{revision.revision} ({revision.version})" for revision in measured.revisions)]
     rows = _rows([measured.total, *(revision.metrics for revision in measured.revisions)])
-    shown = table(columns, rows, unbroken=(0,), style="bold")
+    shown = listing(columns, rows)
     missing = (
         Text(f"! {plain(replica)} could not be reached; the numbers do not include it", "yellow")
         for replica in measured.missing_replicas
@@ -176,42 +170,34 @@ def _rows(columns: Sequence[Any]) -> Iterator[list[str]]:
     """A row for each value that was measured in at least one column."""
     yield ["requests", *(f"{column.requests:,}" for column in columns)]
     yield ["failed", *(f"{column.errors:,}" for column in columns)]
-    for written, rows in _ROWS:
-        for heading, field in rows:
-            values = [
+    for heading, field, written in _ROWS:
+        if any(column.HasField(field) for column in columns):
+            values = (
                 written(getattr(column, field)) if column.HasField(field) else "-" for column in columns
-            ]
-            if any(column.HasField(field) for column in columns):
-                yield [heading, *values]
+            )
+            yield [heading, *values]
 
 
 def _view(state: pb.ModelHealth) -> RenderableType:
     configured = state.configured_thresholds
     period = duration(configured.window.ToTimedelta().total_seconds())
-    parts: list[RenderableType] = [
-        facts(
-            [
-                ("deployment", title(state.model_id, state.name)),
-                ("health", styled(state, "state")),
-                ("reason", state.reason),
-                ("version", state.version),
-                ("replicas", f"{state.ready_replicas} of {state.desired_replicas} ready"),
-                ("last token", when(state.last_token_time)),
-                ("traffic", _serving(state)),
-                (
-                    "measured",
-                    f"over {period}, once there are {configured.min_requests} requests"
-                    if configured.HasField("window")
-                    else "",
-                ),
-            ]
-        )
-    ]
-    if state.thresholds:
-        columns = ("THRESHOLD", "LIMIT", "VALUE", "", "SINCE", "REQUESTS")
-        rows = map(_threshold, state.thresholds)
-        parts += [Text(), table(columns, rows, unbroken=(0,), style="bold")]
-    return Group(*parts)
+    measured = f"over {period}, once there are {configured.min_requests} requests"
+    summary = facts(
+        [
+            ("deployment", title(state.model_id, state.name)),
+            ("health", styled(state, "state")),
+            ("reason", state.reason),
+            ("version", state.version),
+            ("replicas", f"{state.ready_replicas} of {state.desired_replicas} ready"),
+            ("last token", when(state.last_token_time)),
+            ("traffic", _serving(state)),
+            ("measured", measured if configured.HasField("window") else ""),
+        ]
+    )
+    columns = ("THRESHOLD", "LIMIT", "VALUE", "", "SINCE", "REQUESTS")
+    rows = map(_threshold, state.thresholds)
+    thresholds = listing(columns, rows) if state.thresholds else None
+    return stacked(summary, thresholds)
 
 
 def _serving(state: pb.ModelHealth) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,26 +13,26 @@ from rich.text import Text
 from neuroweaver.cli.deploy.events import title
 from neuroweaver.cli.deploy.view import TRUTHS, difference
 from neuroweaver.cli.terminal.names import spoken
-from neuroweaver.cli.terminal.output import table
+from neuroweaver.cli.terminal.output import stacked, table
 from neuroweaver.client.text import plain
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _ACTIONS: Final = {
-    pb.PLANNED_ACTION_CREATE: ("+", "green"),
-    pb.PLANNED_ACTION_UPDATE: ("~", "yellow"),
-    pb.PLANNED_ACTION_UNCHANGED: ("=", "dim"),
-    pb.PLANNED_ACTION_DELETE: ("-", "red"),
+    pb.PLANNED_ACTION_CREATE: ("+", "green", "new"),
+    pb.PLANNED_ACTION_UPDATE: ("~", "yellow", "changed"),
+    pb.PLANNED_ACTION_DELETE: ("-", "red", "removed"),
+    pb.PLANNED_ACTION_UNCHANGED: ("=", "dim", "unchanged"),
 }
+"""By what happens to an object: its sign, the style, and the word for it."""
 
 
 def plan(planned: pb.DeploymentPlan, model: str, name: str) -> RenderableType:
-    parts: list[RenderableType] = [_head(planned, model, name)]
-    parts += [Text(), _objects(planned)]
-    if planned.capacity:
-        parts += [Text(), _capacity(planned)]
-    if planned.findings:
-        parts += [Text(), *_findings(planned)]
-    return Group(*parts)
+    return stacked(
+        _head(planned, model, name),
+        _objects(planned),
+        _capacity(planned) if planned.capacity else None,
+        Group(*_findings(planned)) if planned.findings else None,
+    )
 
 
 def manifests(planned: pb.DeploymentPlan) -> str:
@@ -42,14 +43,9 @@ def manifests(planned: pb.DeploymentPlan) -> str:
 
 def counted(planned: pb.DeploymentPlan) -> str:
     """`2 new, 1 changed, 3 unchanged`."""
-    words = (
-        (pb.PLANNED_ACTION_CREATE, "new"),
-        (pb.PLANNED_ACTION_UPDATE, "changed"),
-        (pb.PLANNED_ACTION_DELETE, "removed"),
-        (pb.PLANNED_ACTION_UNCHANGED, "unchanged"),
-    )
-    counts = ((sum(item.action == action for item in planned.objects), word) for action, word in words)
-    return ", ".join(f"{count} {word}" for count, word in counts if count) or "no objects"
+    counts = Counter(item.action for item in planned.objects)
+    words = (f"{counts[action]} {word}" for action, (_, _, word) in _ACTIONS.items() if counts[action])
+    return ", ".join(words) or "no objects"
 
 
 def _head(planned: pb.DeploymentPlan, model: str, name: str) -> Text:
@@ -70,7 +66,7 @@ def _objects(planned: pb.DeploymentPlan) -> Text:
     """Every object with its sign, and below it the fields that change."""
     text = Text()
     for item in planned.objects:
-        sign, style = _ACTIONS.get(item.action, ("?", ""))
+        sign, style, _ = _ACTIONS.get(item.action, ("?", "", ""))
         place = f"{item.namespace}/" if item.namespace else ""
         text.append(f"{sign} {plain(item.kind)} {plain(place + item.name)}", style)
         text.append(f"  {plain(item.api_version)}\n", "dim")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import grpc
 import yaml
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor
 from typer import Option
 
 from neuroweaver.cli.arguments.references import exact
@@ -28,12 +27,8 @@ _REPLICA: Final = "What each replica may use"
 _ROLLOUT: Final = "How a new version takes over"
 
 
-@dataclass(frozen=True)
-class Changes:
-    """file: a whole spec, in place of the present one. fields: laid over it."""
-
-    file: Path | None
-    fields: Fields
+Changes = tuple[Path | None, Fields]
+"""A file with a whole spec, in place of the present one, and the fields laid over it."""
 
 
 def spec_of(target: tuple[str, str], changes: Changes, before: pb.Deployment | None) -> pb.DeploymentSpec:
@@ -42,12 +37,12 @@ def spec_of(target: tuple[str, str], changes: Changes, before: pb.Deployment | N
     target: a model, and a version as RPCs name it. Raises BadInput naming the field.
     """
     base: Fields = {}
-    if changes.file:
-        base = read_fields(changes.file)
+    file, fields = changes
+    if file:
+        base = read_fields(file)
     elif before:
         base = json_format.MessageToDict(before.spec, preserving_proto_field_name=True)
     model, version = target
-    fields = changes.fields
     if version.startswith("@"):
         fields = {**fields, "alias": version.removeprefix("@")}
     elif version:
@@ -75,19 +70,15 @@ def laid_over(kind: Descriptor, fields: Mapping[str, Any], changes: Mapping[str,
     result = dict(fields)
     for name, value in changes.items():
         field = kind.fields_by_name.get(name)
-        for other in _rivals(field):
-            result.pop(other, None)
-        before = result.pop(name, None)
+        before = result.get(name)
+        for rival in field.containing_oneof.fields if field and field.containing_oneof else ():
+            result.pop(rival.name, None)
+        result.pop(name, None)
         if isinstance(value, Mapping) and field and field.message_type:
             result[name] = laid_over(field.message_type, before if isinstance(before, Mapping) else {}, value)
         elif value is not None:
             result[name] = value
     return result
-
-
-def _rivals(field: FieldDescriptor | None) -> Iterator[str]:
-    if field and field.containing_oneof:
-        yield from (other.name for other in field.containing_oneof.fields if other.name != field.name)
 
 
 def changes_of(
@@ -197,7 +188,7 @@ def changes_of(
     for text in setting or ():
         path, literal = pair(text, "--set", "FIELD=VALUE")
         _put(fields, path, _literal(literal))
-    return Changes(file, fields)
+    return file, fields
 
 
 def backup_of(text: str, option: str) -> Fields:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from neuroweaver.cli.deploy.events import COLD_START, UNDER_WAY, seconds_in, serving_version, title, unmet
 from neuroweaver.cli.terminal.names import spoken, styled, word
-from neuroweaver.cli.terminal.output import facts, table, when
+from neuroweaver.cli.terminal.output import facts, stacked, table, when
 from neuroweaver.client.text import number, plain
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -26,18 +26,15 @@ _AS_MEANT: Final = frozenset(
 
 def picture(deployment: pb.Deployment) -> RenderableType:
     """All of it."""
-    parts: list[RenderableType] = [head(deployment), facts(_facts(deployment))]
-    if deployment.HasField("rollout"):
-        parts += [Text(), *_rollout(deployment.rollout)]
-    if deployment.revisions:
-        parts += [Text(), _revisions(deployment)]
-    if deployment.replica_statuses:
-        parts += [Text(), replicas(deployment.replica_statuses, {})]
-    if deployment.conditions:
-        parts += [Text(), _conditions(deployment)]
-    if deployment.drift:
-        parts += [Text(), Text("drift that is not corrected", "yellow"), _changes(deployment.drift)]
-    return Group(*parts)
+    drift = deployment.drift
+    return stacked(
+        Group(head(deployment), facts(_facts(deployment))),
+        Group(*_rollout(deployment.rollout)) if deployment.HasField("rollout") else None,
+        _revisions(deployment) if deployment.revisions else None,
+        replicas(deployment.replica_statuses, {}) if deployment.replica_statuses else None,
+        _conditions(deployment) if deployment.conditions else None,
+        Group(Text("drift that is not corrected", "yellow"), _changes(drift)) if drift else None,
+    )
 
 
 def board(deployment: pb.Deployment, running_s: Mapping[str, float]) -> RenderableType:
@@ -45,12 +42,9 @@ def board(deployment: pb.Deployment, running_s: Mapping[str, float]) -> Renderab
 
     running_s: by replica, the time since its last event, added to its present phase.
     """
-    parts: list[RenderableType] = [head(deployment)]
-    if deployment.rollout.state in UNDER_WAY:
-        parts += _rollout(deployment.rollout)
-    if deployment.replica_statuses:
-        parts += [Text(), replicas(deployment.replica_statuses, running_s)]
-    return Group(*parts)
+    rollout = _rollout(deployment.rollout) if deployment.rollout.state in UNDER_WAY else ()
+    statuses = deployment.replica_statuses
+    return stacked(Group(head(deployment), *rollout), replicas(statuses, running_s) if statuses else None)
 
 
 def head(deployment: pb.Deployment) -> Text:

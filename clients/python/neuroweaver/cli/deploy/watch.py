@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated
 
 from rich.text import Text
 from typer import Option
@@ -11,11 +11,10 @@ from neuroweaver.cli.arguments.references import Name
 from neuroweaver.cli.deploy.follow import watch_until_gone
 from neuroweaver.cli.deploy.names import DeploymentName, present
 from neuroweaver.cli.terminal.failures import talking_to
+from neuroweaver.cli.terminal.names import LEVEL_STYLES
 from neuroweaver.cli.terminal.output import AsJson, console, print_event, when
 from neuroweaver.client.text import plain
 from neuroweaver.v1 import deployer_pb2 as pb
-
-_STYLES: Final = {"WARNING": "yellow", "ERROR": "red", "DEBUG": "dim"}
 
 
 def watch(
@@ -72,4 +71,4 @@ def logs(
             text = Text.assemble(
                 (when(line.time), "dim"), " ", (plain(line.replica_id), "cyan"), f" {line.level:<7} "
             )
-            screen.print(text.append(plain(line.message), _STYLES.get(line.level, "")), soft_wrap=True)
+            screen.print(text.append(plain(line.message), LEVEL_STYLES.get(line.level, "")), soft_wrap=True)

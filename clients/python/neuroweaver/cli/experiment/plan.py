@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from rich.console import Group, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 from typer import Option
 
 from neuroweaver.cli.terminal.failures import BadInput, talking_to
-from neuroweaver.cli.terminal.output import AsJson, facts, print_answer, table
+from neuroweaver.cli.terminal.output import AsJson, facts, listing, print_answer, stacked
 from neuroweaver.client.text import number
 from neuroweaver.v1 import experiment_pb2 as pb
+
+_RATIO: Final = (
+    "numerator_mean",
+    "numerator_std_dev",
+    "denominator_mean",
+    "denominator_std_dev",
+    "correlation",
+)
 
 
 def plan(
@@ -71,17 +78,10 @@ def _set_baseline(
         request.proportion.rate = proportion
     else:
         parts = _numbers(ratio, "--ratio")
-        if len(parts) != 5:
-            raise BadInput(f"has {len(parts)} numbers, not 5", "--ratio")
-        request.ratio.CopyFrom(
-            pb.RatioBaseline(
-                numerator_mean=parts[0],
-                numerator_std_dev=parts[1],
-                denominator_mean=parts[2],
-                denominator_std_dev=parts[3],
-                correlation=parts[4],
-            )
-        )
+        if len(parts) != len(_RATIO):
+            raise BadInput(f"has {len(parts)} numbers, not {len(_RATIO)}", "--ratio")
+        for field, value in zip(_RATIO, parts, strict=True):
+            setattr(request.ratio, field, value)
 
 
 def _effect(text: str) -> pb.EffectSize:
@@ -113,8 +113,6 @@ def _view(planned: pb.PlanExperimentResponse) -> RenderableType:
             ("basis", planned.basis),
         ]
     )
-    if not planned.curve:
-        return numbers
     rows = (
         (
             f"{point.units_per_arm:,}",
@@ -124,4 +122,4 @@ def _view(planned: pb.PlanExperimentResponse) -> RenderableType:
         for point in planned.curve
     )
     columns = ("UNITS PER ARM", "DAYS", "SMALLEST EFFECT SEEN")
-    return Group(numbers, Text(), table(columns, rows, unbroken=(0,), style="bold"))
+    return stacked(numbers, listing(columns, rows) if planned.curve else None)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neuroweaver.cli.terminal.names import spoken, styled, word
-from neuroweaver.cli.terminal.output import facts, table, when
+from neuroweaver.cli.terminal.output import facts, stacked, table, when
 from neuroweaver.client.text import number, plain
 from neuroweaver.v1 import experiment_pb2 as pb
 from neuroweaver.v1.common_pb2 import Interval
@@ -20,8 +20,7 @@ _DECISIONS: Final = {"SHIP": "bold green", "KEEP": "bold red", "INCONCLUSIVE": "
 
 
 def experiment(shown: pb.Experiment) -> RenderableType:
-    parts: list[RenderableType] = [summary(shown), Text(), allocations(shown)]
-    return Group(*parts, Text(), _phases(shown)) if shown.phases else Group(*parts)
+    return stacked(summary(shown), allocations(shown), _phases(shown) if shown.phases else None)
 
 
 def summary(shown: pb.Experiment) -> Table:

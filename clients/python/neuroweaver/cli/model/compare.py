@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from rich.console import Group
 from rich.text import Text
 from typer import Argument, Option
 
@@ -38,7 +37,7 @@ def compare(
     request = registry.CompareModelsRequest(a=_named(a), b=_named(b), confidence=confidence)
     with talking_to("registry") as client:
         answer = client.registry.CompareModels(request)
-    print_answer(answer, _view, as_json=as_json)
+    print_answer(answer, comparison_view.picture, as_json=as_json)
 
 
 def rollback(
@@ -69,7 +68,7 @@ def rollback(
         )
         planned = client.registry.RollbackModel(request, timeout=_ROLLBACK_TIMEOUT_S)
         if dry_run or not as_json:
-            print_answer(planned, lambda plan: _view(plan.comparison), as_json=as_json)
+            print_answer(planned, lambda plan: comparison_view.picture(plan.comparison), as_json=as_json)
         if dry_run:
             return
         ask(f"\nRoll {model} back to {target}?")
@@ -86,10 +85,6 @@ def rollback(
 def _named(reference: str) -> registry.VersionReference:
     model_id, version = parsed(reference)
     return registry.VersionReference(model_id=model_id, version=version or "latest")
-
-
-def _view(comparison: registry.ModelComparison) -> Group:
-    return Group(*comparison_view.parts(comparison))
 
 
 def _print_done(done: registry.RollbackModelResponse, planned: registry.RollbackModelResponse) -> None:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from neuroweaver.cli.model.differences import MISSING, sides
 from neuroweaver.cli.terminal.names import style_of, styled, word
-from neuroweaver.cli.terminal.output import table
+from neuroweaver.cli.terminal.output import stacked, table
 from neuroweaver.client.text import number, plain
 from neuroweaver.v1 import registry_pb2 as registry
 
@@ -27,22 +27,16 @@ _OPEN: Final = {
 _NOT_JUDGED: Final = "not judged"
 
 
-def parts(comparison: registry.ModelComparison) -> Iterator[RenderableType]:
-    """To be printed one below the other; what has no content is left out."""
-    yield Text(plain(comparison.verdict), "bold")
-    yield _versions(comparison.a, comparison.b)
-    if comparison.metrics:
-        yield Text()
-        yield _metrics(comparison.metrics)
-        yield from _notes(comparison.metrics)
-    if comparison.differences:
-        yield Text()
-        yield _differences(comparison.differences)
-    if comparison.compatibility:
-        yield Text()
-        yield _compatibility(comparison.compatibility)
-    yield Text()
-    yield _recommendation(comparison)
+def picture(comparison: registry.ModelComparison) -> RenderableType:
+    """What has no content is left out."""
+    metrics = comparison.metrics
+    return stacked(
+        Group(Text(plain(comparison.verdict), "bold"), _versions(comparison.a, comparison.b)),
+        Group(_metrics(metrics), *_notes(metrics)) if metrics else None,
+        _differences(comparison.differences) if comparison.differences else None,
+        _compatibility(comparison.compatibility) if comparison.compatibility else None,
+        _recommendation(comparison),
+    )
 
 
 def judgement(metric: registry.MetricDifference) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 from typer import Option
 
 from neuroweaver.cli.terminal.failures import BadInput, Exit, Failure, talking_to
-from neuroweaver.cli.terminal.output import AsJson, print_facts, print_json, print_view, to_json, when
+from neuroweaver.cli.terminal.output import AsJson, facts, print_json, print_view, to_json, when
 from neuroweaver.client import audit_head
 from neuroweaver.v1 import registry_pb2 as registry
 
@@ -96,16 +96,15 @@ def _show(
     if earlier:
         kept = f"Event {earlier.sequence}, recorded {when(earlier.time)}, is still part of it."
         print_view(Text(kept, "green"))
-    print_facts(
-        [
-            ("project", head.project),
-            ("last event", str(head.sequence)),
-            ("hash", head.hash),
-            ("signed", when(head.time)),
-            ("by key", head.key_id),
-            ("written to", str(export) if export else ""),
-        ]
-    )
+    signed = [
+        ("project", head.project),
+        ("last event", str(head.sequence)),
+        ("hash", head.hash),
+        ("signed", when(head.time)),
+        ("by key", head.key_id),
+        ("written to", str(export) if export else ""),
+    ]
+    print_view(facts(signed))
     if not is_pinned:
         note = "The server named its own key; --key-id or --head pins it to the one you know."
         print_view(Text(note, "dim"))

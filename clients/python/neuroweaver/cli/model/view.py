@@ -12,7 +12,7 @@ from rich.text import Text
 from neuroweaver.cli.arguments.references import name_of
 from neuroweaver.cli.model.differences import json_text, short
 from neuroweaver.cli.terminal.names import styled
-from neuroweaver.cli.terminal.output import counted, facts, print_answer, table, when
+from neuroweaver.cli.terminal.output import counted, facts, listing, print_answer, stacked, when
 from neuroweaver.client.text import number, plain
 from neuroweaver.v1 import registry_pb2 as registry
 
@@ -48,28 +48,26 @@ def model_facts(model: registry.Model) -> Table:
 
 def version_parts(version: registry.ModelVersion) -> RenderableType:
     """Everything about it, digests shortened."""
-    parts: list[RenderableType] = [facts(_facts(version))]
-    if config := json_format.MessageToDict(version.config):
-        values = ((name, json_text(value)) for name, value in sorted(config.items()))
-        parts += [Text("\nconfig", "bold"), facts(values)]
-    if version.metrics:
-        rows = (
-            (
-                name,
-                metric_text(metric),
-                _BETTER.get(metric.direction, ""),
-                str(len(metric.samples)) if metric.samples else "",
-            )
-            for name, metric in sorted(version.metrics.items())
+    config = sorted(json_format.MessageToDict(version.config).items())
+    values = ((name, json_text(value)) for name, value in config)
+    metrics = (
+        (
+            name,
+            metric_text(metric),
+            _BETTER.get(metric.direction, ""),
+            str(len(metric.samples)) if metric.samples else "",
         )
-        parts += [Text(), table(("METRIC", "VALUE", "BETTER", "SAMPLES"), rows, unbroken=(0,), style="bold")]
-    if version.artifacts:
-        files = (
-            (artifact.path, f"{artifact.size_bytes:,}", short(artifact.digest))
-            for artifact in version.artifacts
-        )
-        parts += [Text(), table(("FILE", "BYTES", "SHA-256"), files, unbroken=(0,), style="bold")]
-    return Group(*parts)
+        for name, metric in sorted(version.metrics.items())
+    )
+    files = (
+        (artifact.path, f"{artifact.size_bytes:,}", short(artifact.digest)) for artifact in version.artifacts
+    )
+    return stacked(
+        facts(_facts(version)),
+        Group(Text("config", "bold"), facts(values)) if config else None,
+        listing(("METRIC", "VALUE", "BETTER", "SAMPLES"), metrics) if version.metrics else None,
+        listing(("FILE", "BYTES", "SHA-256"), files) if version.artifacts else None,
+    )
 
 
 def metric_text(metric: registry.Metric) -> str:

@@ -12,14 +12,16 @@ from neuroweaver.client.text import enum_name
 _WORDS: Final = {
     "cyan": "TRAINED PENDING RUNNING PROGRESSING STARTING BAKING PROMOTING SCHEDULING PULLING LOADING "
     "WARMING",
-    "green": "VALIDATED DELIVERED READY PROMOTED PASS HEALTHY CONCLUDED serving better",
-    "yellow": "DEPRECATED DEGRADED DELETING DRAINING HELD HOLD PAUSED STOPPED",
+    "green": "SUCCEEDED VALIDATED DELIVERED READY PROMOTED PASS HEALTHY CONCLUDED serving better",
+    "yellow": "CANCELLED CANCELLING DEPRECATED DEGRADED DELETING DRAINING HELD HOLD PAUSED STOPPED",
     "red": "DEAD ROLLING_BACK ROLLED_BACK unavailable worse",
     "bold red": "FAILED FAIL CRASH_LOOP UNHEALTHY",
     "bold green": "DEPLOYED",
 }
 """By their style; all others are dim."""
 _STYLES: Final = {word: style for style, words in _WORDS.items() for word in words.split()}
+LEVEL_STYLES: Final = {"WARNING": "yellow", "ERROR": "red", "DEBUG": "dim"}
+"""Of log lines."""
 
 
 def word(message: Message, field: str) -> str:

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Final, TypeVar
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from typer import Option
 
 from neuroweaver.cli.terminal.failures import Failure
-from neuroweaver.client.text import STATE_STYLES, plain
+from neuroweaver.client.text import plain
 
 M = TypeVar("M", bound=Message)
 
@@ -49,15 +49,10 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def print_json_line(value: Any) -> None:
-    """One line of a stream, at once."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
-
-
 def print_event(event: Message) -> None:
     """One line of JSON, at once."""
-    print_json_line(to_json(event))
+    sys.stdout.write(json.dumps(to_json(event), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
 
 
 def print_answer(answer: M, view: Callable[[M], RenderableType], *, as_json: bool) -> None:
@@ -94,8 +89,13 @@ def print_failure(failure: Failure, *, as_json: bool) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, empty: str) -> None:
     """empty: printed instead of a table without rows."""
-    shown = table(columns, rows, unbroken=(0,), style="bold")
+    shown = listing(columns, rows)
     console().print(shown if shown.row_count else Text(empty, style="dim"))
+
+
+def listing(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A table of things, whose names in the first column stay whole."""
+    return table(columns, rows, unbroken=(0,), style="bold")
 
 
 def table(
@@ -116,8 +116,10 @@ def table(
     return shown
 
 
-def print_facts(pairs: Iterable[tuple[str, str | Text]]) -> None:
-    console().print(facts(pairs))
+def stacked(*blocks: RenderableType | None) -> Group:
+    """The blocks that are not None, with an empty line between them."""
+    parts = [part for block in blocks if block is not None for part in (Text(), block)]
+    return Group(*parts[1:])
 
 
 def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
@@ -147,7 +149,3 @@ def when(timestamp: Timestamp) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 file`, `3 files`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def state_text(state: str) -> Text:
-    return Text(state, style=STATE_STYLES.get(state, ""))

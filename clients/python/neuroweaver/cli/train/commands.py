@@ -2,59 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Group, RenderableType
 from rich.text import Text
+from typer import Argument, Option
 
-from neuroweaver.cli.terminal.failures import EPILOG, Exit, Failure, talking_to
+from neuroweaver.cli.arguments.options import with_options
+from neuroweaver.cli.arguments.spec_file import read_fields
+from neuroweaver.cli.terminal.failures import Exit, Failure, talking_to
+from neuroweaver.cli.terminal.lazy import LazyGroup
+from neuroweaver.cli.terminal.names import LEVEL_STYLES, styled
 from neuroweaver.cli.terminal.output import (
     AsJson,
     console,
-    print_facts,
+    facts,
+    listing,
+    print_answer,
+    print_event,
     print_json,
-    print_json_line,
-    print_table,
-    state_text,
+    print_list,
+    print_view,
+    stacked,
     to_json,
     when,
 )
-from neuroweaver.cli.train.config import read_config, to_config, with_config_options
-from neuroweaver.cli.train.progress import display, figures
+from neuroweaver.cli.terminal.watching import display
+from neuroweaver.cli.train.config import options_of, to_config
+from neuroweaver.cli.train.progress import Board, figures
 from neuroweaver.client.connection import Client
 from neuroweaver.client.text import duration, plain
-from neuroweaver.client.training_history import ENDED, History, stage_name, stage_title, state_name
-from neuroweaver.mesh.wire.ids import new_id
+from neuroweaver.client.training_history import ENDED, stage_name, stage_title, state_name
 from neuroweaver.report import outcome
 from neuroweaver.report import report as job_report
 from neuroweaver.v1 import trainer_pb2 as trainer
 
-app = typer.Typer(
-    help="Training jobs: start, watch, cancel, resume, report.", no_args_is_help=False, epilog=EPILOG
+app = LazyGroup(
+    panels={
+        "Commands": {
+            "train.commands": "start watch list show cancel resume logs validate templates report",
+        }
+    }
 )
 
-Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
+Job = Annotated[str, Argument(metavar="JOB", help="The job's id.")]
+Watch = Annotated[bool, Option("--watch", "-w", help="Show the job's progress until it ends.")]
 
 
-@app.command(epilog=EPILOG)
-@with_config_options
+@with_options(options_of, into="options")
 def start(
     *,
     options: dict[str, Any],
     config: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML or JSON with TrainingConfig's fields; options given beside it win.", show_default=False
-        ),
+        Path | None, Option(help="YAML or JSON with TrainingConfig's fields; options given beside it win.")
     ] = None,
-    job_id: Annotated[
-        str, typer.Option(help="The job's id. Default: made by the server.", show_default=False)
-    ] = "",
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show the job's progress until it ends.")
-    ] = False,
+    job_id: Annotated[str, Option(help="The job's id. Default: made by the server.")] = "",
+    watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
     """Start a training job.
@@ -64,29 +70,21 @@ def start(
     Example: neuroweaver train start --model-name service-advisor --base-model smollm2-135m-instruct
     --specialization service_advisor --dataset builtin:automotive --watch
     """
-    request = trainer.StartTrainingRequest(
-        job_id=job_id,
-        config=to_config({**(read_config(config) if config else {}), **options}),
-        request_id=new_id(),
-    )
+    fields = {**(read_fields(config, "--config") if config else {}), **options}
+    request = trainer.StartTrainingRequest(job_id=job_id, config=to_config(fields))
     with talking_to("trainer") as client:
         job = client.trainer.StartTraining(request)
         if watch:
             _watch(client, job, since=0, as_json=as_json)
-        elif as_json:
-            print_json(to_json(job))
         else:
-            console().print(Text.assemble(job.job_id, " ", state_text(state_name(job.state))))
-            console().print(
-                Text(f"Watch it: neuroweaver train watch {job.job_id}", style="dim"), soft_wrap=True
-            )
+            hint = f"\nWatch it: neuroweaver train watch {job.job_id}"
+            print_answer(job, lambda _: _line(job).append(hint, "dim"), as_json=as_json)
 
 
-@app.command(epilog=EPILOG)
 def watch(
     job: Job,
     *,
-    since: Annotated[int, typer.Option(min=0, help="Only events after this sequence.")] = 0,
+    since: Annotated[int, Option(min=0, help="Only events after this sequence.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Show a job's progress from its beginning until it ends; ends with 1 if the job did not succeed.
@@ -96,18 +94,14 @@ def watch(
     Example: neuroweaver train watch 01J8 --json
     """
     with talking_to("trainer") as client:
-        found = client.trainer.GetTrainingJob(trainer.GetTrainingJobRequest(job_id=job))
-        _watch(client, found, since=since, as_json=as_json)
+        _watch(client, client.job(job), since=since, as_json=as_json)
 
 
-@app.command("list", epilog=EPILOG)
-def list_jobs(
+def list_(
     *,
-    state: Annotated[
-        str, typer.Option(help="Only jobs in this state, such as RUNNING.", show_default=False)
-    ] = "",
-    model_name: Annotated[str, typer.Option(help="Only jobs for this model.", show_default=False)] = "",
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    state: Annotated[str, Option(help="Only jobs in this state, such as RUNNING.")] = "",
+    model_name: Annotated[str, Option(help="Only jobs for this model.")] = "",
+    limit: Annotated[int, Option(min=1, help="At most so many.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first.
@@ -115,80 +109,56 @@ def list_jobs(
     Example: neuroweaver train list --state FAILED
     """
     terms = (f"state={state.upper()}" if state else "", f"model_name={model_name}" if model_name else "")
+    columns = {
+        "JOB": lambda job: job.job_id,
+        "STATE": lambda job: styled(job, "state"),
+        "STAGE": lambda job: stage_title(job.stage),
+        "MODEL": lambda job: job.config.model_name,
+        "VERSION": lambda job: job.result.version,
+        "CREATED": lambda job: when(job.create_time),
+    }
     with talking_to("trainer") as client:
-        jobs = list(client.jobs(" AND ".join(filter(None, terms)), limit))
-    if as_json:
-        print_json({"jobs": [to_json(job) for job in jobs]})
-        return
-    rows = (
-        (
-            job.job_id,
-            state_text(state_name(job.state)),
-            stage_title(job.stage),
-            job.config.model_name,
-            job.result.version,
-            when(job.create_time),
-        )
-        for job in jobs
-    )
-    print_table(("JOB", "STATE", "STAGE", "MODEL", "VERSION", "CREATED"), rows, empty="No jobs.")
+        jobs = client.jobs(" AND ".join(filter(None, terms)), limit)
+        print_list("jobs", jobs, columns, as_json=as_json)
 
 
-@app.command(epilog=EPILOG)
 def show(job: Job, *, as_json: AsJson = False) -> None:
     """Show a job: its state, its configuration and what came out.
 
     Example: neuroweaver train show 01J8
     """
     with talking_to("trainer") as client:
-        found = client.trainer.GetTrainingJob(trainer.GetTrainingJobRequest(job_id=job))
-    if as_json:
-        print_json(to_json(found))
-        return
-    print_facts(_facts(found))
-    console().print()
-    config = to_json(found.config)
-    print_facts((name, _brief(value)) for name, value in config.items())
+        print_answer(client.job(job), _picture, as_json=as_json)
 
 
-@app.command(epilog=EPILOG)
 def cancel(job: Job, *, as_json: AsJson = False) -> None:
     """Ask a job to stop; what is whole is kept, and it can be resumed.
 
     Example: neuroweaver train cancel 01J8
     """
+    request = trainer.CancelTrainingRequest(job_id=job)
     with talking_to("trainer") as client:
-        found = client.trainer.CancelTraining(trainer.CancelTrainingRequest(job_id=job, request_id=new_id()))
-    _print_state(found, as_json=as_json)
+        print_answer(client.trainer.CancelTraining(request), _line, as_json=as_json)
 
 
-@app.command(epilog=EPILOG)
-def resume(
-    job: Job,
-    *,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show the job's progress until it ends.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
+def resume(job: Job, *, watch: Watch = False, as_json: AsJson = False) -> None:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint.
 
     Example: neuroweaver train resume 01J8 --watch
     """
     with talking_to("trainer") as client:
-        found = client.trainer.ResumeTraining(trainer.ResumeTrainingRequest(job_id=job, request_id=new_id()))
+        resumed = client.trainer.ResumeTraining(trainer.ResumeTrainingRequest(job_id=job))
         if watch:
-            _watch(client, found, since=0, as_json=as_json)
-            return
-    _print_state(found, as_json=as_json)
+            _watch(client, resumed, since=0, as_json=as_json)
+        else:
+            print_answer(resumed, _line, as_json=as_json)
 
 
-@app.command(epilog=EPILOG)
 def logs(
     job: Job,
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
-    since: Annotated[int, typer.Option(min=0, help="Only lines after this sequence.")] = 0,
+    follow: Annotated[bool, Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    since: Annotated[int, Option(min=0, help="Only lines after this sequence.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Print the log of a job's worker. With --json, one line of JSON a log line.
@@ -196,31 +166,21 @@ def logs(
     Example: neuroweaver train logs 01J8 --follow
     """
     screen = console()
-    styles = {"WARNING": "yellow", "ERROR": "red", "DEBUG": "dim"}
     with talking_to("trainer") as client:
         for line in client.watch_logs(job, since, follow=follow):
             if as_json:
-                print_json_line(to_json(line))
+                print_event(line)
             else:
-                style = styles.get(line.level, "")
-                screen.print(
-                    Text(f"{when(line.time)} {line.level:<7} {plain(line.message)}", style), soft_wrap=True
-                )
+                text = f"{when(line.time)} {line.level:<7} {plain(line.message)}"
+                screen.print(Text(text, LEVEL_STYLES.get(line.level, "")), soft_wrap=True)
 
 
-@app.command(epilog=EPILOG)
 def validate(
-    dataset: Annotated[str, typer.Argument(help="As --dataset of `train start`.", show_default=False)],
+    dataset: Annotated[str, Argument(help="As --dataset of `train start`.")],
     *,
-    base_model: Annotated[
-        str, typer.Option(help="Counts tokens with its tokenizer.", show_default=False)
-    ] = "",
-    specialization: Annotated[
-        str, typer.Option(help="Puts its system prompt in front.", show_default=False)
-    ] = "",
-    max_seq_length: Annotated[
-        int | None, typer.Option(min=16, help="Longer rows are cut.", show_default=False)
-    ] = None,
+    base_model: Annotated[str, Option(help="Counts tokens with its tokenizer.")] = "",
+    specialization: Annotated[str, Option(help="Puts its system prompt in front.")] = "",
+    max_seq_length: Annotated[int | None, Option(min=16, help="Longer rows are cut.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read a data set as a job would; ends with 2 if a job would refuse it.
@@ -234,40 +194,33 @@ def validate(
         max_seq_length=max_seq_length,
     )
     with talking_to("trainer") as client:
-        found = client.trainer.ValidateDataset(request)
-    if as_json:
-        print_json(to_json(found))
-    else:
-        _print_validation(found)
-    if not found.is_usable:
+        validated = client.trainer.ValidateDataset(request)
+    print_answer(validated, _validation, as_json=as_json)
+    if not validated.is_usable:
         raise typer.Exit(Exit.BAD_INPUT)
 
 
-@app.command(epilog=EPILOG)
 def templates(*, as_json: AsJson = False) -> None:
     """List the specialisations that a job can name.
 
     Example: neuroweaver train templates
     """
+    columns = {
+        "ID": lambda template: template.id,
+        "TITLE": lambda template: template.title,
+        "PROMPTS": lambda template: str(len(template.evaluation_prompts)),
+        "DESCRIPTION": lambda template: template.description,
+    }
     with talking_to("trainer") as client:
-        found = client.trainer.ListTemplates(trainer.ListTemplatesRequest())
-    if as_json:
-        print_json(to_json(found))
-        return
-    rows = (
-        (each.id, each.title, str(len(each.evaluation_prompts)), each.description) for each in found.templates
-    )
-    print_table(("ID", "TITLE", "PROMPTS", "DESCRIPTION"), rows, empty="No specialisations.")
+        answer = client.trainer.ListTemplates(trainer.ListTemplatesRequest())
+    print_list("templates", answer.templates, columns, as_json=as_json)
 
 
-@app.command(epilog=EPILOG)
 def report(
     job: Job,
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML page to write.")] = Path(
-        "report.html"
-    ),
-    png: Annotated[Path | None, typer.Option(help="Also draw the curves here.", show_default=False)] = None,
+    output: Annotated[Path, Option("--output", "-o", help="The HTML page to write.")] = Path("report.html"),
+    png: Annotated[Path | None, Option(help="Also draw the curves here.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a page about a job that has ended: curves, stages, both models' answers, lineage.
@@ -277,42 +230,31 @@ def report(
     Example: neuroweaver train report 01J8 -o report.html
     """
     with talking_to("trainer") as client:
-        found = client.trainer.GetTrainingJob(trainer.GetTrainingJobRequest(job_id=job))
-        if found.state not in ENDED:
-            raise Failure(
-                Exit.CONFLICT,
-                f"the job is {state_name(found.state)}; there is a report when it has ended",
-                code="FAILED_PRECONDITION",
-            )
+        ended = client.job(job)
+        if ended.state not in ENDED:
+            message = f"the job is {state_name(ended.state)}; there is a report when it has ended"
+            raise Failure(Exit.CONFLICT, message, code="FAILED_PRECONDITION")
         try:
-            written = job_report.write(job_report.Report.gather(client, found), output, png)
+            written = job_report.write(job_report.Report.gather(client, ended), output, png)
         except job_report.MissingLibrary as error:
             raise Failure(Exit.FAILED, str(error)) from error
     if as_json:
         print_json({"files": [str(path) for path in written]})
-        return
-    for path in written:
-        console().print(Text(str(path)), soft_wrap=True)
+    else:
+        print_view("\n".join(map(str, written)))
 
 
 def _watch(client: Client, job: trainer.TrainingJob, *, since: int, as_json: bool) -> None:
     """Raises Failure if the job ended otherwise than well."""
-    history = History(job_id=job.job_id, state=job.state)
-    if as_json:
-        for event in client.watch_training(job.job_id, since):
-            history.add(event)
-            print_json_line(to_json(event))
-    else:
-        with display(console(), job.config) as shown:
-            for event in client.watch_training(job.job_id, since, on_break=shown.interrupted):
-                history.add(event)
-                shown.show(event, history)
-    ended = client.trainer.GetTrainingJob(trainer.GetTrainingJobRequest(job_id=job.job_id))
+    board = Board(job)
+    with display(board, board.line, as_json=as_json) as shown:
+        for event in client.watch_training(job.job_id, since, on_break=shown.interrupted):
+            shown.show(event)
+    ended = client.job(job.job_id)
     if ended.state != trainer.JOB_STATE_SUCCEEDED:
         raise _ended_badly(ended)
     if not as_json:
-        console().print()
-        print_facts(_facts(ended))
+        print_view(Group(Text(), facts(_facts(ended))))
 
 
 def _ended_badly(job: trainer.TrainingJob) -> Failure:
@@ -330,16 +272,18 @@ def _ended_badly(job: trainer.TrainingJob) -> Failure:
     )
 
 
-def _print_state(job: trainer.TrainingJob, *, as_json: bool) -> None:
-    if as_json:
-        print_json(to_json(job))
-    else:
-        console().print(Text.assemble(job.job_id, " ", state_text(state_name(job.state))))
+def _line(job: trainer.TrainingJob) -> Text:
+    return Text.assemble(job.job_id, " ", styled(job, "state"))
 
 
-def _facts(job: trainer.TrainingJob) -> Iterable[tuple[str, str | Text]]:
+def _picture(job: trainer.TrainingJob) -> RenderableType:
+    config = to_json(job.config).items()
+    return stacked(facts(_facts(job)), facts((name, _brief(value)) for name, value in config))
+
+
+def _facts(job: trainer.TrainingJob) -> Iterator[tuple[str, str | Text]]:
     yield "job", job.job_id
-    yield "state", state_text(state_name(job.state))
+    yield "state", styled(job, "state")
     if job.state not in ENDED:
         yield "stage", stage_title(job.stage)
         yield "progress", _progress(job.progress)
@@ -362,31 +306,35 @@ def _progress(progress: trainer.Progress) -> str:
     return f"{progress.step}/{progress.total_steps or '?'}  {figures(progress)}{eta}"
 
 
-def _print_validation(found: trainer.ValidateDatasetResponse) -> None:
-    print_facts(
+def _validation(answer: trainer.ValidateDatasetResponse) -> RenderableType:
+    tokens, longest = answer.total_tokens, answer.longest_row_tokens
+    summary = facts(
         [
-            ("usable", Text("yes", "green") if found.is_usable else Text("no", "red")),
-            ("format", found.format),
-            ("rows", f"{found.rows}, usable {found.usable_rows}, truncated {found.truncated_rows}"),
-            (
-                "tokens",
-                f"{found.total_tokens:,}, trained {found.trained_tokens:,}" if found.total_tokens else "",
-            ),
-            ("longest row", f"{found.longest_row_tokens:,} tokens" if found.longest_row_tokens else ""),
-            ("digest", found.digest),
+            ("usable", Text("yes", "green") if answer.is_usable else Text("no", "red")),
+            ("format", answer.format),
+            ("rows", f"{answer.rows}, usable {answer.usable_rows}, truncated {answer.truncated_rows}"),
+            ("tokens", f"{tokens:,}, trained {answer.trained_tokens:,}" if tokens else ""),
+            ("longest row", f"{longest:,} tokens" if longest else ""),
+            ("digest", answer.digest),
         ]
     )
-    if found.preview:
-        console().print("\nFirst row; the loss is computed on what is green:")
-        parts = [(plain(part.text), "green" if part.is_trained else "dim") for part in found.preview]
-        console().print(Text.assemble(*parts))
-    if found.findings:
-        console().print()
-        rows = [
-            (str(each.line), Text("error", "red") if each.is_error else "remark", each.field, each.reason)
-            for each in found.findings
-        ]
-        print_table(("LINE", "KIND", "FIELD", "REASON"), rows, empty="")
+    row = ((plain(part.text), "green" if part.is_trained else "dim") for part in answer.preview)
+    preview = Group(Text("First row; the loss is computed on what is green:"), Text.assemble(*row))
+    findings = (
+        (
+            str(finding.line),
+            Text("error", "red") if finding.is_error else "remark",
+            finding.field,
+            finding.reason,
+        )
+        for finding in answer.findings
+    )
+    columns = ("LINE", "KIND", "FIELD", "REASON")
+    return stacked(
+        summary,
+        preview if answer.preview else None,
+        listing(columns, findings) if answer.findings else None,
+    )
 
 
 def _brief(value: Any) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-import typer
-import yaml
 from google.protobuf import json_format
-from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
+from typer import Option
 
 from buf.validate import validate_pb2
+from neuroweaver.cli.arguments.spec_file import field_of
 from neuroweaver.cli.terminal.failures import BadInput
+from neuroweaver.client.text import enum_choices, enum_prefix
 from neuroweaver.v1 import trainer_pb2 as trainer
 
 FIELDS: Final[Mapping[str, FieldDescriptor]] = trainer.TrainingConfig.DESCRIPTOR.fields_by_name
@@ -62,57 +60,34 @@ HELP: Final[Mapping[str, str]] = {
 
 _ALIASES: Final = {"dataset_path": ("--dataset", "--dataset-path")}
 
-_FLOATS: Final = frozenset({FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT})
-_INTEGERS: Final = frozenset({FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64})
+_TYPES: Final[Mapping[int, type]] = {
+    FieldDescriptor.CPPTYPE_BOOL: bool,
+    FieldDescriptor.CPPTYPE_DOUBLE: float,
+    FieldDescriptor.CPPTYPE_FLOAT: float,
+    FieldDescriptor.CPPTYPE_INT32: int,
+    FieldDescriptor.CPPTYPE_INT64: int,
+}
+"""Of options, by the field's C++ type; all others are text."""
+_EXPECTED: Final[Mapping[Any, str]] = {
+    bool: "true or false",
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+    list[str]: "a list of texts",
+}
 
 
-def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with an option for each field of TrainingConfig; those given arrive as `options`, a dict."""
-    own = [
-        parameter
-        for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
-        if name != "options"
-    ]
-    parameters = [*own, *map(_parameter, FIELDS.values())]
-
-    @functools.wraps(command)
-    def wrapper(**arguments: Any) -> None:
-        # An option that may be repeated is an empty list when it was not given.
-        options = {name: value for name in FIELDS if (value := arguments.pop(name)) not in (None, [])}
-        command(options=options, **arguments)
-
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapper
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The fields in a YAML or JSON file. Raises BadInput."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}", "--config") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 (byte {error.start})", "--config") from error
-    try:
-        fields = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}:{error.lineno}: {error.msg}", "--config") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise BadInput(f"{path}:{line}: {error.problem}", "--config") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise BadInput(f"{path}: not a YAML file", "--config") from error
-    if not isinstance(fields, dict):
-        raise BadInput(f"{path}: holds no fields of a TrainingConfig (`name: value` lines)", "--config")
-    return {str(name): value for name, value in fields.items()}
+def options_of(**options: Any) -> dict[str, Any]:
+    """The options that were given: one for each field of TrainingConfig."""
+    # An option that may be repeated is an empty list when it was not given.
+    return {name: value for name, value in options.items() if value not in (None, [])}
 
 
 def to_config(fields: Mapping[str, Any]) -> trainer.TrainingConfig:
     """Raises BadInput naming the first field that is unknown or of a wrong type."""
     config = trainer.TrainingConfig()
     for given, value in fields.items():
-        field = _field(given)
+        field = field_of(trainer.TrainingConfig.DESCRIPTOR, given, given)
         if value is None:
             continue
         try:
@@ -122,25 +97,18 @@ def to_config(fields: Mapping[str, Any]) -> trainer.TrainingConfig:
     return config
 
 
-def _field(name: str) -> FieldDescriptor:
-    known = FIELDS.get(name) or trainer.TrainingConfig.DESCRIPTOR.fields_by_camelcase_name.get(name)
-    if known:
-        return known
-    near = difflib.get_close_matches(name, FIELDS, n=1)
-    raise BadInput(f"no such field{f'; did you mean {near[0]}?' if near else ''}", name)
-
-
 def _json_value(field: FieldDescriptor, value: Any) -> Any:
     """Enums by their short names (nf4), and none of protobuf JSON's silent conversions of booleans."""
     if isinstance(value, bool) and field.cpp_type != FieldDescriptor.CPPTYPE_BOOL:
         raise json_format.ParseError("a boolean")
     if field.enum_type and isinstance(value, str):
-        return f"{_prefix(field.enum_type)}{value.upper().removeprefix(_prefix(field.enum_type))}"
+        prefix = enum_prefix(field.enum_type)
+        return f"{prefix}{value.upper().removeprefix(prefix)}"
     return value
 
 
 def _parameter(field: FieldDescriptor) -> inspect.Parameter:
-    option = typer.Option(
+    option = Option(
         *_flags(field),
         help=HELP[field.name],
         show_default=False,
@@ -163,18 +131,12 @@ def _flags(field: FieldDescriptor) -> tuple[str, ...]:
 
 
 def _python_type(field: FieldDescriptor) -> Any:
-    if field.is_repeated:
-        return list[str]
-    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
-        return bool
-    if field.cpp_type in _FLOATS:
-        return float
-    return int if field.cpp_type in _INTEGERS else str
+    return list[str] if field.is_repeated else _TYPES.get(field.cpp_type, str)
 
 
 def _metavar(field: FieldDescriptor) -> str | None:
     if field.enum_type:
-        return "|".join(choices(field.enum_type))
+        return "|".join(enum_choices(field.enum_type))
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return None
     return _range(field) or ("TEXT" if _python_type(field) in (str, list[str]) else "NUMBER")
@@ -186,25 +148,10 @@ def _panel(field: FieldDescriptor) -> str:
     return "Fine-tuning" if field.number < 40 else "Reinforcement learning from AI feedback"
 
 
-def choices(enum: EnumDescriptor) -> list[str]:
-    """The short names of an enum's values: nf4 for QUANTIZATION_NF4."""
-    return [value.name.removeprefix(_prefix(enum)).lower() for value in enum.values if value.number]
-
-
-def _prefix(enum: EnumDescriptor) -> str:
-    return enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
-
-
 def _expected(field: FieldDescriptor) -> str:
     if field.enum_type:
-        return f"one of {', '.join(choices(field.enum_type))}"
-    if field.is_repeated:
-        return "a list of texts"
-    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
-        return "true or false"
-    if field.cpp_type in _FLOATS:
-        return f"a number {_range(field)}".strip()
-    return f"a whole number {_range(field)}".strip() if field.cpp_type in _INTEGERS else "a text"
+        return f"one of {', '.join(enum_choices(field.enum_type))}"
+    return f"{_EXPECTED[_python_type(field)]} {_range(field)}".strip()
 
 
 def _range(field: FieldDescriptor) -> str:
@@ -222,3 +169,6 @@ def _range(field: FieldDescriptor) -> str:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+options_of.__signature__ = inspect.Signature([*map(_parameter, FIELDS.values())])  # type: ignore[attr-defined]

@@ -1,22 +1,20 @@
-"""A job's progress in a terminal: a live board, or plain lines where there is no terminal."""
+"""A job's progress: a live board on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
-import grpc
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from neuroweaver.client.text import STATE_STYLES, duration, number, plain
+from neuroweaver.cli.terminal.names import style_of
+from neuroweaver.client.text import duration, number, plain
 from neuroweaver.client.training_history import (
     STAGES,
     History,
@@ -50,42 +48,22 @@ _COUNTS: Final = (
 _FIGURES: Final = (("loss", "loss"), ("reward", "reward"), ("kl", "KL"))
 
 
-class Display(Protocol):
-    def show(self, event: trainer.TrainingEvent, history: History, /) -> None:
-        """`history` holds the event already."""
-
-    def interrupted(self, error: grpc.RpcError, /) -> None:
-        """The stream broke and is being resumed."""
-
-
-@contextlib.contextmanager
-def display(console: Console, config: trainer.TrainingConfig) -> Iterator[Display]:
-    """Shows a job of `config` on `console` while the block runs."""
-    if not console.is_terminal:
-        yield Lines(console)
-        return
-    board = Board(stages_of(config))
-    with Live(get_renderable=board.render, console=console, refresh_per_second=4):
-        yield board
-
-
 def stages_of(config: trainer.TrainingConfig) -> Sequence[int]:
     without_rlaif = config.HasField("enable_rlaif") and not config.enable_rlaif
     return [stage for stage in STAGES if not (without_rlaif and stage in _RLAIF_STAGES)]
 
 
 class Board:
-    def __init__(self, stages: Sequence[int]) -> None:
-        self._stages = stages
-        self._history = History()
-        self._is_broken = False
+    """What a terminal shows of a job, and the lines where there is none."""
+
+    def __init__(self, job: trainer.TrainingJob) -> None:
+        self._stages = stages_of(job.config)
+        self._history = History(job_id=job.job_id, state=job.state)
         self._spinner = Spinner("dots", style="cyan")
+        self._printed_at = 0.0
 
-    def show(self, _event: trainer.TrainingEvent, history: History) -> None:
-        self._history, self._is_broken = history, False
-
-    def interrupted(self, _error: grpc.RpcError) -> None:
-        self._is_broken = True
+    def add(self, event: trainer.TrainingEvent) -> None:
+        self._history.add(event)
 
     def render(self) -> RenderableType:
         history = self._history
@@ -103,29 +81,52 @@ class Board:
 
     def _header(self, history: History) -> Text:
         state = state_name(history.state)
-        parts = [(history.job_id or "…", "bold"), (f"  {state}", STATE_STYLES.get(state, ""))]
+        parts = [(history.job_id, "bold"), (f"  {state}", style_of(state))]
         if history.attempt > 1:
             parts.append((f"  attempt {history.attempt}", "dim"))
         if history.started:
             until = history.ended or datetime.now(UTC)
             parts.append((f"  {duration(max(0.0, (until - history.started).total_seconds()))}", "dim"))
-        if self._is_broken:
-            parts.append(("  connection lost, resuming…", "yellow"))
         return Text.assemble(*parts)
 
     def _rows(self, stage: StageHistory) -> Iterator[Sequence[RenderableType]]:
         title = stage_title(stage.stage)
         if stage.is_finished:
-            spent = "reused" if stage.is_reused else duration(stage.duration_s)
-            yield Text("✓", "green"), title, Text(summary(stage), "dim"), Text(spent, "dim")
+            yield Text("✓", "green"), title, Text(summary(stage), "dim"), Text(_spent(stage), "dim")
         elif stage.started is None:
             yield Text("·", "dim"), Text(title, "dim"), "", ""
         elif self._history.is_ended:
             yield Text("✗", "red"), title, Text(summary(stage), "dim"), ""
         else:
             yield self._spinner, Text(title, "bold"), _bar(stage.latest), Text(_eta(stage.latest), "cyan")
-            told = figures(stage.latest) if stage.latest else plain(stage.description)
-            yield "", "", Text(told, "dim"), ""
+            details = figures(stage.latest) if stage.latest else plain(stage.description)
+            yield "", "", Text(details, "dim"), ""
+
+    def line(self, event: trainer.TrainingEvent) -> str:
+        """Every stage's begin and end, and in between a line now and then; empty for none."""
+        line = ""
+        match event.WhichOneof("event"):
+            case "state_changed":
+                line = state_name(event.state_changed.to_state)
+            case "stage_started":
+                line = f"{stage_title(event.stage_started.stage)}: {event.stage_started.description}"
+            case "stage_finished":
+                stage = self._history.stages[event.stage_finished.stage]
+                line = f"{stage_title(stage.stage)} done in {_spent(stage)}  {summary(stage)}".rstrip()
+            case "progress" if time.monotonic() - self._printed_at > _LINE_EVERY_S:
+                done = f"{event.progress.step}/{event.progress.total_steps or '?'}"
+                line = f"{stage_title(event.progress.stage)} {done}  {figures(event.progress)}"
+            case "rewound":
+                line = f"{stage_title(event.rewound.stage)}: back to step {event.rewound.step}"
+            case "notice":
+                line = f"! {event.notice.message}"
+        if line:
+            self._printed_at = time.monotonic()
+        return line
+
+
+def _spent(stage: StageHistory) -> str:
+    return "reused" if stage.is_reused else duration(stage.duration_s)
 
 
 def _bar(latest: trainer.Progress | None) -> RenderableType:
@@ -142,39 +143,6 @@ def _eta(latest: trainer.Progress | None) -> str:
     if latest is None or not latest.HasField("eta"):
         return ""
     return f"ETA {duration(latest.eta.ToTimedelta().total_seconds())}"
-
-
-class Lines:
-    """Every stage's begin and end, and in between a line now and then."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._printed_at = 0.0
-
-    def show(self, event: trainer.TrainingEvent, history: History) -> None:
-        match event.WhichOneof("event"):
-            case "state_changed":
-                self._line(state_name(history.state))
-            case "stage_started":
-                self._line(f"{stage_title(history.stage)}: {event.stage_started.description}")
-            case "stage_finished":
-                stage = history.stages[event.stage_finished.stage]
-                spent = "reused" if stage.is_reused else duration(stage.duration_s)
-                self._line(f"{stage_title(stage.stage)} done in {spent}  {summary(stage)}".rstrip())
-            case "progress" if time.monotonic() - self._printed_at > _LINE_EVERY_S:
-                done = f"{event.progress.step}/{event.progress.total_steps or '?'}"
-                self._line(f"{stage_title(event.progress.stage)} {done}  {figures(event.progress)}")
-            case "rewound":
-                self._line(f"{stage_title(event.rewound.stage)}: back to step {event.rewound.step}")
-            case "notice":
-                self._line(f"! {event.notice.message}")
-
-    def interrupted(self, _error: grpc.RpcError) -> None:
-        self._line("connection lost, resuming")
-
-    def _line(self, text: str) -> None:
-        self._printed_at = time.monotonic()
-        self._console.print(Text(plain(text)), soft_wrap=True)
 
 
 def figures(progress: trainer.Progress) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from neuroweaver.deployer.domain.metrics.counts import Counts, Histogram, Sum
+from neuroweaver.deployer.domain.metrics.counts import Counts, Sum
 from neuroweaver.v1 import deployer_pb2 as pb
 
 PERCENTILE: Final = 0.95
@@ -51,7 +51,7 @@ def _outside(reported: Sum, counted: Sum) -> tuple[float | None, float]:
 
 
 def _latency(counts: Counts) -> tuple[float | None, float]:
-    used: Histogram = counts.reported_latency_ms if counts.reported_latency_ms.weight else counts.latency_ms
+    used = counts.reported_latency_ms if counts.reported_latency_ms.weight else counts.latency_ms
     return used.quantile(PERCENTILE), used.weight
 
 

@@ -114,13 +114,7 @@ class _Limit:
 
 
 def analysed(
-    evidence: Evidence,
-    policy: pb.CanaryAnalysis,
-    *,
-    step: int,
-    steps: int,
-    has_baseline: bool,
-    now: datetime,
+    evidence: Evidence, policy: pb.CanaryAnalysis, *, step: int, steps: int, has_baseline: bool, now: datetime
 ) -> pb.RolloutAnalysis:
     """A look. evidence: of the present step. has_baseline: False while the stable revision is broken, so that
     only absolute limits count.

@@ -7,6 +7,7 @@ revision without a ready replica gets no traffic while the other one has one, wh
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -124,8 +125,7 @@ def _stable_bounds(rollout: Rollout, spec: pb.DeploymentSpec) -> pb.Autoscaling:
     """Those of the spec; never idle in a rollout, no more than it keeps while it ends, and as large as it was
     at once when all the traffic returns.
     """
-    bounds = pb.Autoscaling()
-    bounds.CopyFrom(spec.autoscaling)
+    bounds = deepcopy(spec.autoscaling)
     least = max(1, bounds.min_replicas)
     if rollout.state == pb.ROLLOUT_STATE_ROLLING_BACK:
         least = max(least, rollout.stable_replicas)
@@ -138,8 +138,7 @@ def _stable_bounds(rollout: Rollout, spec: pb.DeploymentSpec) -> pb.Autoscaling:
 
 def _candidate_bounds(rollout: Rollout, spec: pb.DeploymentSpec) -> pb.Autoscaling:
     """As many as it needs at least, and its own share of the most."""
-    bounds = pb.Autoscaling()
-    bounds.CopyFrom(spec.autoscaling)
+    bounds = deepcopy(spec.autoscaling)
     is_step = rollout.is_canary and rollout.state != pb.ROLLOUT_STATE_PROMOTING
     share = step_weight(spec, max(1, rollout.step)) if is_step else WHOLE
     bounds.min_replicas = rollout.candidate_replicas

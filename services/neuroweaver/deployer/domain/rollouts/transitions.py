@@ -22,13 +22,7 @@ from neuroweaver.deployer.domain.metrics.counts import Counts
 from neuroweaver.deployer.domain.rollouts import replacing
 from neuroweaver.deployer.domain.rollouts.analysis import analysed
 from neuroweaver.deployer.domain.rollouts.evidence import Evidence
-from neuroweaver.deployer.domain.rollouts.rollout import (
-    Counted,
-    Rollout,
-    Seen,
-    bake_end,
-    step_weight,
-)
+from neuroweaver.deployer.domain.rollouts.rollout import Counted, Rollout, Seen, bake_end, step_weight
 from neuroweaver.v1 import deployer_pb2 as pb
 
 # Without a ready replica for so long the stable revision is broken and no baseline. A single restart must not
@@ -128,8 +122,8 @@ def step(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: datetime) -
             rollout = _baked(rollout, spec, seen, now)
         case pb.ROLLOUT_STATE_PROMOTING:
             rollout = _promoted(rollout, spec, seen, now)
-        case pb.ROLLOUT_STATE_ROLLING_BACK:
-            rollout = _returned(rollout, seen, now)
+        case pb.ROLLOUT_STATE_ROLLING_BACK if not seen.candidate.current:
+            rollout = _ended(rollout, pb.ROLLOUT_STATE_ROLLED_BACK, now, rollout.message)
     rollout = replacing.sized(rollout, spec, seen)
     return replace(rollout, candidate_weight=replacing.weight(rollout, spec, seen))
 
@@ -197,12 +191,6 @@ def _promoted(rollout: Rollout, spec: pb.DeploymentSpec, seen: Seen, now: dateti
     if failure := _failure(rollout, spec, seen, now):
         return rolled_back(rollout, failure)
     return replace(rollout, message=_promoting(rollout, seen))
-
-
-def _returned(rollout: Rollout, seen: Seen, now: datetime) -> Rollout:
-    if seen.candidate.current:
-        return rollout
-    return _ended(rollout, pb.ROLLOUT_STATE_ROLLED_BACK, now, rollout.message)
 
 
 def _ended(rollout: Rollout, state: pb.RolloutState.ValueType, now: datetime, message: str) -> Rollout:

@@ -63,8 +63,7 @@ class Routes:
 
     def take(self, table: Table) -> None:
         self.table = table
-        known = {route.revision for route in table.routes}
-        for revision in self.by_revision.keys() - known:
+        for revision in self.by_revision.keys() - {route.revision for route in table.routes}:
             del self.by_revision[revision]
 
     @property
@@ -109,15 +108,11 @@ class Routes:
         routes = {each.revision: each for each in self._routes() if _name(each) not in tried}
         now = time.monotonic()
         weights = {each.revision: float(each.weight_percent) for each in routes.values()}
-        steady = {
-            revision: weight
-            for revision, weight in weights.items()
-            if self._suspects.get(revision, 0.0) <= now
-        }
-        chosen = self._chosen(conversation, steady)
-        if chosen is None:
-            chosen = self._chosen(conversation, weights)
-        return None if chosen is None else _Revision(routes[chosen], self._suspects)
+        steady = {each: weight for each, weight in weights.items() if self._suspects.get(each, 0.0) <= now}
+        for able in (steady, weights):
+            if (chosen := self._chosen(conversation, able)) is not None:
+                return _Revision(routes[chosen], self._suspects)
+        return None
 
     def _may_wait(self, waited_s: float) -> bool:
         return self.table is not None and self.table.redirect is None and waited_s < self.table.wake_s
@@ -176,12 +171,7 @@ class App:
         self._routes = routes
         self._metrics = Metrics(routes.by_revision, lambda: routes.waiting)
         self._router = Router(
-            client,
-            self._locate,
-            lambda _: routes,
-            host=host,
-            endpoint=lambda _: _NOT_HERE,
-            wake_s=0.0,
+            client, self._locate, lambda _: routes, host=host, endpoint=lambda _: _NOT_HERE, wake_s=0.0
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

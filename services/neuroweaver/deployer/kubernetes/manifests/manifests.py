@@ -50,11 +50,19 @@ class Cluster:
 
 def obstacle_to_zero(wanted: DesiredState, settings: ClusterSettings, cluster: Cluster) -> str:
     """Why nothing would ever wake a deployment without replicas; empty if something would."""
+    if SCALED_OBJECT not in cluster.kinds:
+        return "scaling to zero needs KEDA, which is not installed: install it, or set min_replicas to 1"
+    if not settings.prometheus_url:
+        return "KEDA could not notice a first request: set NEUROWEAVER_PROMETHEUS_URL, or min_replicas to 1"
     # A router wakes by its metrics, so somebody must read them.
     is_read = Scope(wanted, settings).is_monitored and SERVICE_MONITOR in cluster.kinds
-    has_router = router_pods.is_wanted(wanted) and is_read
-    has_keda = SCALED_OBJECT in cluster.kinds
-    return scaling.obstacle_to_zero(settings, has_keda=has_keda, has_router=has_router)
+    if not settings.activation_query and not (is_read and router_pods.is_wanted(wanted)):
+        return (
+            "KEDA could not notice a first request: set spec.kubernetes.traffic_routing to "
+            "TRAFFIC_ROUTING_ROUTER with monitoring, or NEUROWEAVER_ACTIVATION_QUERY to a query of the "
+            "requests that arrive before the deployment, or min_replicas to 1"
+        )
+    return ""
 
 
 def manifests(wanted: DesiredState, settings: ClusterSettings, cluster: Cluster) -> list[Object]:

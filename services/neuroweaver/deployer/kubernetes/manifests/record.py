@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from neuroweaver.cluster.kinds import CONFIG_MAP, Object, ref
 from neuroweaver.deployer.domain.backend import DesiredState
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)

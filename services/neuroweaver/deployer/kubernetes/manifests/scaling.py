@@ -15,7 +15,6 @@ from neuroweaver.deployer.domain.backend import DesiredRevision
 from neuroweaver.deployer.kubernetes.manifests.monitoring import CONCURRENCY, DEPLOYMENT_LABEL
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.naming import identity
-from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.deployer.routing.metrics import WAITING
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -27,24 +26,6 @@ _LONGEST_STABILIZATION_S = 3600
 def scales_to_zero(revision: DesiredRevision) -> bool:
     scaling = revision.autoscaling
     return scaling is not None and scaling.HasField("min_replicas") and scaling.min_replicas == 0
-
-
-def obstacle_to_zero(settings: ClusterSettings, *, has_keda: bool, has_router: bool) -> str:
-    """Why nothing would ever wake a deployment without replicas; empty if something would.
-
-    has_router: whether requests wait in one whose figures are read.
-    """
-    if not has_keda:
-        return "scaling to zero needs KEDA, which is not installed: install it, or set min_replicas to 1"
-    if not settings.prometheus_url:
-        return "KEDA could not notice a first request: set NEUROWEAVER_PROMETHEUS_URL, or min_replicas to 1"
-    if not (settings.activation_query or has_router):
-        return (
-            "KEDA could not notice a first request: set spec.kubernetes.traffic_routing to "
-            "TRAFFIC_ROUTING_ROUTER with monitoring, or NEUROWEAVER_ACTIVATION_QUERY to a query of the "
-            "requests that arrive before the deployment, or min_replicas to 1"
-        )
-    return ""
 
 
 def least_replicas(revision: DesiredRevision) -> int:
@@ -78,7 +59,15 @@ def scaled_object(scope: Scope, revision: DesiredRevision) -> Object:
     concurrency = scaling.target_concurrency or _DEFAULT_CONCURRENCY
     selected = f'{CONCURRENCY}{{namespace="{scope.namespace}",pod=~"{target["name"]}-.*"}}'
     triggers: list[Object] = [
-        _prometheus(settings.prometheus_url, query, concurrency)
+        {
+            "type": "prometheus",
+            "metadata": {
+                "serverAddress": settings.prometheus_url,
+                "query": query,
+                "threshold": f"{concurrency:g}",
+                "activationThreshold": "0",
+            },
+        }
         for query in (f"sum({selected}) or vector(0)", waking)
     ]
     triggers += [
@@ -101,18 +90,6 @@ def _autoscaling(revision: DesiredRevision) -> pb.Autoscaling:
     return revision.autoscaling or pb.Autoscaling()
 
 
-def _prometheus(address: str, query: str, threshold: float) -> Object:
-    return {
-        "type": "prometheus",
-        "metadata": {
-            "serverAddress": address,
-            "query": query,
-            "threshold": f"{threshold:g}",
-            "activationThreshold": "0",
-        },
-    }
-
-
 def _target(scope: Scope, revision: DesiredRevision) -> Object:
     name = identity.of_revision(scope.name, revision.number)
     return {"apiVersion": DEPLOYMENT.api_version, "kind": DEPLOYMENT.name, "name": name}
@@ -120,14 +97,13 @@ def _target(scope: Scope, revision: DesiredRevision) -> Object:
 
 def _percents(scaling: pb.Autoscaling) -> list[tuple[str, int]]:
     """By resource; CPU where nothing else is aimed at."""
-    made = []
+    aimed = []
     if scaling.HasField("target_cpu_percent"):
-        made.append(("cpu", scaling.target_cpu_percent))
+        aimed.append(("cpu", scaling.target_cpu_percent))
     if scaling.HasField("target_memory_percent"):
-        made.append(("memory", scaling.target_memory_percent))
-    if not (made or scaling.HasField("target_concurrency") or scaling.custom_metrics):
-        made.append(("cpu", _DEFAULT_CPU_PERCENT))
-    return made
+        aimed.append(("memory", scaling.target_memory_percent))
+    has_others = scaling.HasField("target_concurrency") or scaling.custom_metrics
+    return aimed if aimed or has_others else [("cpu", _DEFAULT_CPU_PERCENT)]
 
 
 def _metrics(scaling: pb.Autoscaling) -> list[Object]:

@@ -55,10 +55,7 @@ def backup(redirect: str) -> tuple[str, str]:
 
 
 def front(
-    scope: Scope,
-    *,
-    router: Mapping[str, str] | None = None,
-    backup_selector: Mapping[str, str] | None = None,
+    scope: Scope, *, router: Mapping[str, str] | None = None, backup_selector: Mapping[str, str] | None = None
 ) -> Object:
     """The Service that clients use. router: the labels of the router's pods, if it is to answer.
     backup_selector: that of the backup's own front, while the backup has the traffic; None if it is not
@@ -75,10 +72,13 @@ def front(
 def front_selector(wanted: DesiredState) -> dict[str, str]:
     serving = [revision for revision in wanted.revisions if revision.weight_percent > 0]
     chosen = {identity.DEPLOYMENT: wanted.resource_name}
-    if len(serving) > 1:
-        check_split(wanted)
-        return chosen
-    return chosen | {identity.REVISION: str(serving[0].number) if serving else "0"}
+    if len(serving) <= 1:
+        return chosen | {identity.REVISION: str(serving[0].number) if serving else "0"}
+    if len(serving) < len(wanted.revisions):
+        # The selector cannot tell those that share the traffic from one that has none.
+        words = "a Service cannot leave out one revision while it splits traffic among others"
+        raise BackendError(Trouble.REFUSED, words)
+    return chosen
 
 
 def split_by_replicas(weights: Mapping[int, int], ready: Mapping[int, int], tolerated: int = 0) -> str:
@@ -91,18 +91,6 @@ def split_by_replicas(weights: Mapping[int, int], ready: Mapping[int, int], tole
     if len(serving) < 2 or all(abs(real[number] - weights[number]) <= tolerated for number in serving):
         return ""
     return ", ".join(f"revision {number} gets {real[number]} % for {weights[number]} %" for number in serving)
-
-
-def check_split(wanted: DesiredState) -> None:
-    """Raises BackendError where a selector cannot tell those that share the traffic from one that has
-    none.
-    """
-    weights = [revision.weight_percent for revision in wanted.revisions]
-    if sum(weight > 0 for weight in weights) > 1 and 0 in weights:
-        raise BackendError(
-            Trouble.REFUSED,
-            "a Service cannot leave out one revision while it splits traffic among others",
-        )
 
 
 def of_revision(scope: Scope, number: int) -> Object:

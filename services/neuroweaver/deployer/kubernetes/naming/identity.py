@@ -58,11 +58,8 @@ def checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """A user's labels. Raises BackendError for a bad one, before anything is applied."""
     for key, value in labels.items():
         if not _LABEL_KEY.fullmatch(key) or _RESERVED.fullmatch(key):
-            raise BackendError(
-                Trouble.REFUSED,
-                f"{key!r} cannot be a label: it is malformed, or reserved",
-                field="spec.labels",
-            )
+            words = f"{key!r} cannot be a label: it is malformed, or reserved"
+            raise BackendError(Trouble.REFUSED, words, field="spec.labels")
         if not _LABEL_VALUE.fullmatch(value):
             raise BackendError(
                 Trouble.REFUSED, f"{value!r} cannot be a label's value", field=f"spec.labels[{key}]"

@@ -34,6 +34,8 @@ _IDENTITIES: Final = (
     ("topologyKey", "whenUnsatisfiable"),
 )
 """The fields that identify an element of a list, where it is no plain list."""
+_ELEMENTS: Final = frozenset({"k:", "v:", "i:"})
+"""How the name of an element of a list begins in `managedFields`."""
 _SERVERS_OWN: Final = frozenset(
     {
         ("status",),
@@ -140,7 +142,7 @@ def _leave(wanted: Object, live: Any, trees: Sequence[Object], path: tuple[str, 
         deeper = [owner for owner in owners if any(part != "." for part in owner)]
         if isinstance(value, dict) and deeper:
             _leave(value, now, deeper, (*path, key), note)
-        elif isinstance(value, list) and any(_is_element(part) for owner in deeper for part in owner):
+        elif isinstance(value, list) and any(part[:2] in _ELEMENTS for owner in deeper for part in owner):
             _leave_elements(value, now, deeper, (*path, key), note)
         elif not holds(value, now):
             note((*path, key), value, now)
@@ -157,21 +159,13 @@ def _leave_elements(
             keys = json.loads(part[2:])
             if _has(element, keys):
                 found = next((other for other in live or () if _has(other, keys)), None)
-                inner = {name: value for name, value in below.items() if name not in _key_fields(keys)}
+                # Fields that make an element what it is are never taken out.
+                inner = {name: value for name, value in below.items() if name.removeprefix("f:") not in keys}
                 _leave(element, found, [inner], (*path, _label(element)), note)
 
 
 def _has(element: Object, keys: Object) -> bool:
     return all(element.get(name) == value for name, value in keys.items())
-
-
-def _key_fields(keys: Object) -> set[str]:
-    """Fields that make an element what it is are never taken out."""
-    return {f"f:{name}" for name in keys}
-
-
-def _is_element(part: str) -> bool:
-    return part.startswith(("k:", "v:", "i:"))
 
 
 def _changes(before: Any, after: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

@@ -27,7 +27,6 @@ _PULLFAILING: Final = frozenset(
 )
 _LONGEST_MESSAGE: Final = 2000
 _STARTING: Final = frozenset({pb.REPLICA_PHASE_LOADING, pb.REPLICA_PHASE_WARMING})
-FAILING: Final = frozenset({pb.REPLICA_PHASE_FAILED, pb.REPLICA_PHASE_CRASH_LOOP})
 _LONGEST_BACKOFF: Final = timedelta(minutes=5)
 """The kubelet's: 10 s, doubled at each further restart."""
 _LATEST_END: Final = timedelta(seconds=30)
@@ -56,7 +55,7 @@ def replica(pod: Object, crash_loop_restarts: int, now: datetime | None = None) 
         phase, message = _phase(pod, server, init, crash_loop_restarts)
     failing = server if server.get("lastState") or server.get("state") else init
     last = _last_end(server) or _last_end(init)
-    return Replica(
+    found = Replica(
         replica_id=metadata["name"],
         revision=identity.revision_of(pod),
         phase=phase,
@@ -67,8 +66,8 @@ def replica(pod: Object, crash_loop_restarts: int, now: datetime | None = None) 
         phases=_phases(pod, server),
         start_time=_time(metadata.get("creationTimestamp")),
         ready_time=_ready_time(pod, server) if phase == pb.REPLICA_PHASE_READY else None,
-        restart_at=_restart_at(failing, last) if phase in FAILING else None,
     )
+    return replace(found, restart_at=_restart_at(failing, last)) if found.is_failing else found
 
 
 def with_health(known: Replica, health: Health) -> Replica:
@@ -77,14 +76,13 @@ def with_health(known: Replica, health: Health) -> Replica:
     if phase in _STARTING and health.phase != "ready":
         phase = PHASES.get(health.phase, phase)
     if health.phase_s:
-        own = (
-            (PHASES[name], timedelta(seconds=health.phase_s[name]))
-            for name in health.phase_s
-            if name in PHASES
-        )
         phases = (
-            *(each for each in phases if each[0] not in _STARTING),
-            *(each for each in own if each[0] in _STARTING),
+            *((phase, length) for phase, length in phases if phase not in _STARTING),
+            *(
+                (PHASES[name], timedelta(seconds=length))
+                for name, length in health.phase_s.items()
+                if PHASES.get(name) in _STARTING
+            ),
         )
     return replace(
         known,
@@ -112,8 +110,7 @@ def reasons(
         failure = _condition(deployment.get("status") or {}, "ReplicaFailure")
         if failure.get("status") == "True":
             message = failure.get("message", "")
-            is_quota = "quota" in message
-            found["QUOTA_EXCEEDED" if is_quota else "REPLICA_REFUSED", message] = None
+            found["QUOTA_EXCEEDED" if "quota" in message else "REPLICA_REFUSED", message] = None
         progress = _condition(deployment.get("status") or {}, "Progressing")
         if progress.get("reason") == "ProgressDeadlineExceeded":
             found["PROGRESS_DEADLINE_EXCEEDED", progress.get("message", "")] = None
@@ -174,8 +171,9 @@ def _phase(
     for container in (init, server):
         if failure := _failure(container, crash_loop_restarts):
             return failure
-    if _condition(status, "PodScheduled").get("status") != "True" and not pod.get("spec", {}).get("nodeName"):
-        return pb.REPLICA_PHASE_SCHEDULING, _condition(status, "PodScheduled").get("message", "")
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") != "True" and not pod.get("spec", {}).get("nodeName"):
+        return pb.REPLICA_PHASE_SCHEDULING, scheduled.get("message", "")
     if "running" not in (server.get("state") or {}):
         waiting = (server.get("state") or {}).get("waiting") or {}
         return pb.REPLICA_PHASE_PULLING, waiting.get("message", "")
@@ -264,9 +262,8 @@ def _ready_time(pod: Object, server: Object) -> datetime | None:
 
 def _unschedulable(message: str) -> str:
     """A word for programs from the scheduler's sentence."""
-    if match := re.search(r"Insufficient (\S+?)[.,]?(\s|$)", message):
-        return lack_of(match[1]) or "UNSCHEDULABLE"
-    return "UNSCHEDULABLE"
+    match = re.search(r"Insufficient (\S+?)[.,]?(\s|$)", message)
+    return (lack_of(match[1]) if match else "") or "UNSCHEDULABLE"
 
 
 def lack_of(resource: str) -> str:

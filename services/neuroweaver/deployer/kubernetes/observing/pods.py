@@ -77,16 +77,14 @@ class Pods:
         """has_health: whether their servers have the health page of ours."""
         known = [(pod, observation.replica(pod, crash_loop_restarts)) for pod in pods]
         wordless = [
-            replica.replica_id
-            for _, replica in known
-            if replica.phase in observation.FAILING and ": " not in replica.message
+            replica.replica_id for _, replica in known if replica.is_failing and ": " not in replica.message
         ][:_MOST_LOGS_READ]
 
         async def finer(entry: tuple[Object, Replica]) -> Replica:
             pod, replica = entry
             if replica.replica_id in wordless:
                 return await self._with_reason(pod, replica)
-            if not has_health or replica.phase in observation.FAILING or not _is_running(pod):
+            if not has_health or replica.is_failing or not _is_running(pod):
                 return replica
             health = await self._health(pod)
             return replica if health is None else observation.with_health(replica, health)

@@ -49,12 +49,8 @@ async def check(api: Api, namespace: str, custom: Iterable[Kind]) -> None:
     # A group at a time, so that the credentials' own rate limit is not spent at once.
     answers: list[bool] = []
     for start in range(0, len(rights), 16):
-        answers += await asyncio.gather(
-            *(
-                api.may(verb, group, resource, namespace)
-                for verb, group, resource in rights[start : start + 16]
-            )
-        )
+        part = rights[start : start + 16]
+        answers += await asyncio.gather(*(api.may(*right, namespace) for right in part))
     for (verb, group, resource), is_allowed in zip(rights, answers, strict=True):
         if not is_allowed:
             raise forbidden(verb, _named(group, resource), namespace)

@@ -53,24 +53,16 @@ def usable_nodes(
     for pod in pods:
         node_name = pod.get("spec", {}).get("nodeName")
         if node_name and (pod.get("status") or {}).get("phase") not in _NEVER_RESTARTS:
-            on_node = used.setdefault(node_name, {})
-            for resource, amount in pod_requests(pod["spec"]).items():
-                on_node[resource] = on_node.get(resource, Decimal(0)) + amount
-            on_node["pods"] = on_node.get("pods", Decimal(0)) + 1
+            _add(used.setdefault(node_name, {}), pod_requests(pod["spec"]) | {"pods": Decimal(1)})
     known = list(tolerations)
-    made = []
+    usable = []
     for node in nodes:
-        if not _accepts(node, selector, known):
-            continue
-        name = node["metadata"]["name"]
-        taken = used.get(name, {})
-        allocatable = (node.get("status") or {}).get("allocatable") or {}
-        left = {
-            resource: quantities.parse(amount) - taken.get(resource, Decimal(0))
-            for resource, amount in allocatable.items()
-        }
-        made.append(Node(name, left))
-    return made
+        if _accepts(node, selector, known):
+            name, allocatable = node["metadata"]["name"], (node.get("status") or {}).get("allocatable") or {}
+            left = {resource: quantities.parse(amount) for resource, amount in allocatable.items()}
+            _add(left, {resource: -amount for resource, amount in used.get(name, {}).items()})
+            usable.append(Node(name, left))
+    return usable
 
 
 def pod_requests(spec: Object) -> dict[str, Decimal]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -35,11 +35,7 @@ from neuroweaver.cluster.kinds import (
 from neuroweaver.deployer.domain.backend import BackendPlan, DesiredState, FieldChange, Finding, Planned
 from neuroweaver.deployer.kubernetes import applying
 from neuroweaver.deployer.kubernetes.manifests import pods, router_pods, scaling, traffic
-from neuroweaver.deployer.kubernetes.manifests.manifests import (
-    Cluster,
-    manifests,
-    obstacle_to_zero,
-)
+from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifests, obstacle_to_zero
 from neuroweaver.deployer.kubernetes.manifests.scope import Scope, namespace_of
 from neuroweaver.deployer.kubernetes.observing import drift
 from neuroweaver.deployer.kubernetes.planning import access
@@ -53,18 +49,15 @@ _DEFAULT_BACKOFF: Final = timedelta(seconds=1)
 _DEFAULT_LONGEST_BACKOFF: Final = timedelta(minutes=5)
 
 
-@dataclass(frozen=True)
-class Found:
-    """What is there already of the deployment."""
-
-    objects: Mapping[Ref, Object]
-    pods: list[Object]
-
-
 async def plan(
-    api: Api, settings: ClusterSettings, cluster: Cluster, wanted: DesiredState, found: Found
+    api: Api,
+    settings: ClusterSettings,
+    cluster: Cluster,
+    wanted: DesiredState,
+    live: Mapping[Ref, Object],
+    own_pods: Iterable[Object],
 ) -> BackendPlan:
-    """Raises Refusal and BackendError."""
+    """live, own_pods: what is there already of the deployment. Raises Refusal and BackendError."""
     namespace = namespace_of(wanted.spec, settings)
     await access.check(api, namespace, cluster.kinds)
     findings = list(_findings(wanted, settings, cluster))
@@ -80,27 +73,24 @@ async def plan(
             raise
         findings.append(Finding("REFUSED", str(error), error.field, is_blocking=True))
         objects = []
-    planned: list[Planned] = []
     limit = asyncio.Semaphore(_AT_ONCE)
 
     async def one(desired: Object) -> Planned | Finding:
         async with limit:
             is_known = not kind_of(desired).is_custom or kind_of(desired) in cluster.kinds
-            can_try = has_namespace and is_known and _has_its_role(desired, found)
-            return await _planned(api, desired, found.objects.get(ref(desired)), can_try=can_try)
+            can_try = has_namespace and is_known and _has_its_role(desired, live)
+            return await _planned(api, desired, live.get(ref(desired)), can_try=can_try)
 
-    for outcome in await asyncio.gather(*map(one, objects)):
-        if isinstance(outcome, Finding):
-            findings.append(outcome)
-        else:
-            planned.append(outcome)
-    planned += _deletions(objects, found, wanted.resource_name)
+    outcomes = await asyncio.gather(*map(one, objects))
+    findings += [outcome for outcome in outcomes if isinstance(outcome, Finding)]
+    planned = [outcome for outcome in outcomes if isinstance(outcome, Planned)]
+    planned += _deletions(objects, live, wanted.resource_name)
     deployments = [
         each for each in objects if each["kind"] == DEPLOYMENT.name and not router_pods.is_router(each)
     ]
     decision = decide(
         wanted,
-        found.pods,
+        own_pods,
         deployments[-1]["spec"]["template"]["spec"] if deployments else None,
         await _room(api),
         nodes_may_come=settings.has_cluster_autoscaler,
@@ -153,28 +143,20 @@ async def _planned(api: Api, desired: Object, live: Object | None, *, can_try: b
     )
 
 
-def _has_its_role(desired: Object, found: Found) -> bool:
+def _has_its_role(desired: Object, live: Mapping[Ref, Object]) -> bool:
     """Unless its client may bind anything, the API server looks into the Role of a RoleBinding even in a dry
     run, and answers 404 as long as there is none.
     """
-    return kind_of(desired) != ROLE_BINDING or Ref(ROLE.name, desired["roleRef"]["name"]) in found.objects
+    return kind_of(desired) != ROLE_BINDING or Ref(ROLE.name, desired["roleRef"]["name"]) in live
 
 
-def _deletions(objects: list[Object], found: Found, resource_name: str) -> Iterator[Planned]:
-    kept = {ref(each) for each in objects}
-    # It stands by itself: it is no part of what was asked for.
-    kept.add(Ref(CONFIG_MAP.name, resource_name))
-    for each, live in sorted(found.objects.items()):
-        if each in kept:
-            continue
-        yield Planned(
-            api_version=live["apiVersion"],
-            kind=each.kind,
-            namespace=live["metadata"]["namespace"],
-            name=each.name,
-            action=pb.PLANNED_ACTION_DELETE,
-            manifest="",
-        )
+def _deletions(objects: list[Object], live: Mapping[Ref, Object], resource_name: str) -> Iterator[Planned]:
+    # The record stands by itself: it is no part of what was asked for.
+    kept = {*map(ref, objects), Ref(CONFIG_MAP.name, resource_name)}
+    for each in sorted(live.keys() - kept):
+        found, action = live[each], pb.PLANNED_ACTION_DELETE
+        namespace = found["metadata"]["namespace"]
+        yield Planned(found["apiVersion"], each.kind, namespace, each.name, action, "")
 
 
 def _as_if_possible(
@@ -302,24 +284,21 @@ def _findings_of_canary(wanted: DesiredState, *, has_route: bool) -> Iterator[Fi
 async def _findings_of_metrics(api: Api, wanted: DesiredState) -> list[Finding]:
     """An autoscaler without its metrics never moves, and says so only in its own status."""
     scalings = [revision.autoscaling for revision in wanted.revisions if revision.autoscaling is not None]
-    made = []
-    if any(
+    by_resource = any(
         each.HasField("target_cpu_percent") or each.HasField("target_memory_percent") for each in scalings
-    ) and (obstacle := await _obstacle_to_metrics(api)):
+    )
+    by_custom = any(each.HasField("target_concurrency") or each.custom_metrics for each in scalings)
+    found = []
+    if by_resource and (obstacle := await _obstacle_to_metrics(api)):
         words = f"{obstacle}, so scaling by CPU or memory does nothing"
-        made.append(Finding("METRICS_MISSING", words, "spec.autoscaling"))
-    if any(each.HasField("target_concurrency") or each.custom_metrics for each in scalings) and not (
-        await api.has_group("custom.metrics.k8s.io")
-    ):
-        made.append(
-            Finding(
-                "CUSTOM_METRICS_MISSING",
-                "the cluster has no custom metrics API (custom.metrics.k8s.io), so scaling by "
-                "concurrency or custom metrics does nothing",
-                "spec.autoscaling",
-            )
+        found.append(Finding("METRICS_MISSING", words, "spec.autoscaling"))
+    if by_custom and not await api.has_group("custom.metrics.k8s.io"):
+        words = (
+            "the cluster has no custom metrics API (custom.metrics.k8s.io), so scaling by concurrency or "
+            "custom metrics does nothing"
         )
-    return made
+        found.append(Finding("CUSTOM_METRICS_MISSING", words, "spec.autoscaling"))
+    return found
 
 
 async def _obstacle_to_metrics(api: Api) -> str:

@@ -7,6 +7,7 @@ before they get traffic.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -117,27 +118,17 @@ def _choose(
     if not has_old and not shown.is_canary:
         return pb.REPLACEMENT_MODE_SURGE, "nothing is replaced", replace(no_room, message=shown.says("now"))
     if not fits_alone:
-        return (
-            pb.REPLACEMENT_MODE_SURGE,
-            "there is no room, with or without the old replicas",
-            no_room,
-        )
+        return pb.REPLACEMENT_MODE_SURGE, "there is no room, with or without the old replicas", no_room
     if asked == pb.REPLACEMENT_MODE_SURGE or shown.is_canary:
-        why = (
-            "a canary runs beside the stable revision"
-            if shown.is_canary
-            else "SURGE starts new replicas first"
-        )
-        way_out = "remove the canary and " if shown.is_canary else ""
+        why, way_out = "SURGE starts new replicas first", ""
+        if shown.is_canary:
+            why, way_out = "a canary runs beside the stable revision", "remove the canary and "
         message = (
             f"{why}, and {shown.says('beside the old ones')}: the rollout could never finish. "
             f"{way_out}set rollout.replacement to RECREATE, lower replicas, or add nodes"
         )
-        return (
-            pb.REPLACEMENT_MODE_SURGE,
-            "as asked for" if asked else why,
-            Finding("SURGE_WOULD_DEADLOCK", message, "spec.rollout.replacement"),
-        )
+        deadlock = Finding("SURGE_WOULD_DEADLOCK", message, "spec.rollout.replacement")
+        return pb.REPLACEMENT_MODE_SURGE, "as asked for" if asked else why, deadlock
     return pb.REPLACEMENT_MODE_RECREATE, shown.says("beside the old ones"), None
 
 
@@ -242,12 +233,9 @@ def _at_once(wanted: DesiredState, counts: Mapping[int, int], alive: Iterable[Ob
     """New pods that there are beside the old ones at a time: a rollout takes old ones away as new ones are
     ready, so that there are never more than the number wanted and `max_surge`.
     """
-    placed: dict[int, int] = {}
-    for pod in alive:
-        if pod.get("spec", {}).get("nodeName"):
-            number = identity.revision_of(pod)
-            placed[number] = placed.get(number, 0) + 1
-    missing = sum(max(0, count - placed.get(number, 0)) for number, count in counts.items())
+    on_nodes = (pod for pod in alive if pod.get("spec", {}).get("nodeName"))
+    placed = Counter(map(identity.revision_of, on_nodes))
+    missing = sum(max(0, count - placed[number]) for number, count in counts.items())
     old = sum(count for number, count in placed.items() if number not in counts)
     if not old:
         return missing

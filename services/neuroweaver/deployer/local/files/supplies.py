@@ -55,7 +55,7 @@ class Supplies:
             if corrupt := await self._cache.drop_corrupt(bundle):
                 _LOG.warning("corrupt artifacts are fetched again", extra={"paths": corrupt})
         while not self._has_ended:
-            pull = self._pull(bundle)
+            pull = self.pull(bundle)
             await asyncio.wait({pull})
             if not pull.cancelled():
                 return pull.result()
@@ -63,18 +63,15 @@ class Supplies:
         never: asyncio.Future[Places] = asyncio.get_running_loop().create_future()
         return await never
 
-    def prefetch(self, bundle: Bundle) -> None:
-        self._pull(bundle)
-
     def has(self, bundle: Bundle) -> bool:
         pull = self._pulls.get(bundle.digest)
         return pull is not None and pull.done() and not pull.cancelled()
 
     def keep_only(self, digests: Collection[str]) -> None:
         """Lets go of the files of all other bundles; the cache may then evict them."""
-        for digest in set(self._pulls) - set(digests):
+        for digest in self._pulls.keys() - digests:
             self._pulls.pop(digest).cancel()
-        for digest in set(self.troubles) - set(digests):
+        for digest in self.troubles.keys() - digests:
             del self.troubles[digest]
         if self._folder.is_dir():
             for folder in self._folder.iterdir():
@@ -91,7 +88,8 @@ class Supplies:
     def resume(self) -> None:
         self._has_ended = False
 
-    def _pull(self, bundle: Bundle) -> asyncio.Task[Places]:
+    def pull(self, bundle: Bundle) -> asyncio.Task[Places]:
+        """Begun unless it is under way, or done."""
         if bundle.digest not in self._pulls:
             self._pulls[bundle.digest] = asyncio.create_task(self._until_placed(bundle))
         return self._pulls[bundle.digest]

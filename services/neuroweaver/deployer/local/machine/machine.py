@@ -103,7 +103,8 @@ def this_machine(environ: Mapping[str, str]) -> Machine:
     """As far as this process may use it: its CPU affinity, the bounds of its container and
     CUDA_VISIBLE_DEVICES count. Blocks while the GPUs are looked for.
     """
-    memory = min(psutil.virtual_memory().total, _bound("memory.max") or psutil.virtual_memory().total)
+    total, bound = psutil.virtual_memory().total, _words("memory.max")
+    memory = min(total, int(bound[0]) or total) if bound and bound[0].isdecimal() else total
     return Machine(
         cores=_cores(),
         memory_bytes=memory,
@@ -186,11 +187,6 @@ def _cores() -> float:
     if len(quota) == 2 and quota[0].isdecimal():
         count = min(count, int(quota[0]) / int(quota[1]))
     return count
-
-
-def _bound(name: str) -> int | None:
-    words = _words(name)
-    return int(words[0]) if words and words[0].isdecimal() else None
 
 
 def _words(name: str) -> list[str]:

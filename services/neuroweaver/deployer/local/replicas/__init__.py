@@ -1,1 +1,3 @@
-"""Model servers as processes: started, probed, ended, adopted. Begin with `fleet` and `replica`."""
+"""Model servers as processes: started, probed, ended, adopted. Begin with `fleet` and `replica`; `restarts`
+has the back-off.
+"""

@@ -21,7 +21,7 @@ from neuroweaver.deployer.local.replicas import log_files, record
 from neuroweaver.deployer.local.replicas.launch import Launch
 from neuroweaver.deployer.local.replicas.meter import Meter
 from neuroweaver.deployer.local.replicas.processes import Process
-from neuroweaver.deployer.local.replicas.replacement import Limits, Steps, There, next_steps
+from neuroweaver.deployer.local.replicas.replacement import Steps, There, next_steps
 from neuroweaver.deployer.local.replicas.replica import Adopted, Replica, ReplicaContext
 from neuroweaver.deployer.local.replicas.restarts import Policy
 from neuroweaver.deployer.local.scaling.sizing import Load, Sizing
@@ -104,7 +104,7 @@ class Fleet:
             each.policy = policy
         if any(self._sizing.desired.values()):
             for launch in launches:
-                self._supplies.prefetch(launch.bundle)
+                self._supplies.pull(launch.bundle)
         self.step()
         for launch in launches:
             if trouble := self._supplies.troubles.get(launch.bundle.digest):
@@ -232,8 +232,9 @@ class Fleet:
     async def lines(self, since: Mapping[str, str]) -> AsyncIterator[Line]:
         for folder in self._folders():
             replica_id = self._replica_id(int(folder.name))
-            for each in await asyncio.to_thread(log_files.lines, folder, since.get(replica_id, "")):
-                yield Line(replica_id, each.revision, each.time, each.message, each.level, each.cursor)
+            cursor = since.get(replica_id, "")
+            for line in await asyncio.to_thread(log_files.lines, folder, replica_id, cursor):
+                yield line
 
     async def measure(self) -> Sequence[Measured]:
         wished = [each.number for each in self._wanted.revisions] if self._wanted else []
@@ -294,7 +295,7 @@ class Fleet:
         # Where a swap fails, the replica is started anew, perhaps without room beside it.
         spare = max(rollout.max_unavailable, int(mode == pb.REPLACEMENT_MODE_SWAP_ADAPTER))
         desired = {target: self._sizing.desired[launch.revision] for target, launch in self._launches.items()}
-        return next_steps(desired, self._there(), mode, Limits(surge, spare))
+        return next_steps(desired, self._there(), mode, max_surge=surge, max_unavailable=spare)
 
     def _is_unprepared(self) -> bool:
         """Something is to be replaced by what is not on this machine yet, and perhaps cannot be had."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from neuroweaver.deployer.domain.backend import Line
 from neuroweaver.deployer.model_servers import logs
 
 _NAME: Final = re.compile(r"(\d{8})-r(\d+)\.log")
@@ -17,17 +17,6 @@ _KEPT: Final = 5
 _TAIL_BYTES: Final = 64 * 1024
 _LARGEST_BYTES: Final = 16 << 20
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?")
-
-
-@dataclass(frozen=True)
-class Written:
-    """A line. cursor: where the next one begins."""
-
-    revision: int
-    time: datetime
-    message: str
-    level: str
-    cursor: str
 
 
 def new_file(folder: Path, revision: int) -> Path:
@@ -46,13 +35,15 @@ def bound(folder: Path, largest_bytes: int = _LARGEST_BYTES) -> None:
         os.truncate(files[-1], 0)
 
 
-def lines(folder: Path, cursor: str) -> list[Written]:
-    """The complete lines after `cursor`; all that are kept if it is empty. Blocks."""
+def lines(folder: Path, replica_id: str, cursor: str) -> list[Line]:
+    """The complete lines after `cursor`; all that are kept if it is empty. Blocks.
+
+    The cursor of a line is where the next one begins.
+    """
     after_name, _, after_at = cursor.partition(":")
+    begins = {after_name: int(after_at or 0)}
     later = [file for file in _files(folder) if file.name >= after_name]
-    return [
-        line for file in later for line in _lines(file, int(after_at or 0) if file.name == after_name else 0)
-    ]
+    return [line for file in later for line in _lines(file, replica_id, begins.get(file.name, 0))]
 
 
 def last_words(folder: Path) -> list[str]:
@@ -66,7 +57,7 @@ def last_words(folder: Path) -> list[str]:
     return [line for line in text.splitlines() if _message(line)[2] not in {"DEBUG", "INFO"}]
 
 
-def _lines(file: Path, begin: int) -> Iterator[Written]:
+def _lines(file: Path, replica_id: str, begin: int) -> Iterator[Line]:
     matched = _NAME.fullmatch(file.name)
     revision = int(matched[2]) if matched else 0
     try:
@@ -83,7 +74,8 @@ def _lines(file: Path, begin: int) -> Iterator[Written]:
                 message, stamp, level = _message(raw.decode(errors="replace").rstrip())
                 time = stamp or time
                 if message:
-                    yield Written(revision, time, logs.cut(message), level, f"{file.name}:{at:012d}")
+                    cursor = f"{file.name}:{at:012d}"
+                    yield Line(replica_id, revision, time, logs.cut(message), level, cursor)
     except FileNotFoundError:
         return
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import httpx2
 
 from neuroweaver.deployer.domain.backend import Measured
+from neuroweaver.deployer.domain.metrics.measurement import known_sum
 from neuroweaver.deployer.local.replicas import probe
 from neuroweaver.deployer.local.replicas.replica import Replica
 from neuroweaver.deployer.local.scaling.autoscaler import Use
@@ -64,7 +65,7 @@ class Meter:
     def _use(self, ready: Sequence[Replica]) -> Use:
         cpu = [_share(self._cores(each), each.need.cores) for each in ready]
         memory = [_share(_memory(each), each.need.memory_bytes) for each in ready]
-        return Use(sum(each.in_flight for each in ready), _total(cpu), _total(memory))
+        return Use(sum(each.in_flight for each in ready), known_sum(cpu), known_sum(memory))
 
     def _cpu_of(self, replica: Replica, now: float) -> _Cpu | None:
         used_s = replica.process.cpu_seconds() if replica.process else None
@@ -90,18 +91,17 @@ class Meter:
     def _measured(self, revision: int, pages: Mapping[Replica, Page | None]) -> Measured:
         counts = self._counts[revision]
         known = [page for page in pages.values() if page is not None]
-        memory = _total([_memory(replica) for replica in pages])
         return Measured(
             revision=revision,
             requests=counts.requests,
             errors=counts.errors,
             tokens=self._tokens[revision],
-            running=_total([page.running for page in known]),
-            waiting=_total([page.waiting for page in known]),
+            running=known_sum(page.running for page in known),
+            waiting=known_sum(page.waiting for page in known),
             latency_ms=counts.latency.cumulative(),
             first_token_ms=counts.first_token.cumulative(),
-            cpu_cores=_total([self._cores(replica) for replica in pages]),
-            memory_bytes=None if memory is None else int(memory),
+            cpu_cores=known_sum(self._cores(replica) for replica in pages),
+            memory_bytes=known_sum(_memory(replica) for replica in pages),
             missing_replicas=tuple(replica.replica_id for replica, page in pages.items() if page is None),
         )
 
@@ -112,9 +112,3 @@ def _memory(replica: Replica) -> int | None:
 
 def _share(used: float | None, set_aside: float) -> float | None:
     return used / set_aside if used is not None and set_aside else None
-
-
-def _total(values: Sequence[float | None]) -> float | None:
-    """Of those that are known; None if none is."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None

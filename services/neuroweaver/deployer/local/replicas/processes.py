@@ -41,7 +41,6 @@ class Process:
         self.identity = identity
         self._config = config
         self._child = child
-        self._times: tuple[float, float] | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -58,7 +57,9 @@ class Process:
         return SIGNALLED - code if code is not None and code < 0 else code
 
     def terminate(self) -> None:
-        self._signal(signal.SIGTERM)
+        if not self.has_ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.identity.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """With all processes of its session: what it started must not stay behind."""
@@ -81,11 +82,6 @@ class Process:
     def held_bytes(self) -> int:
         """As `memory.held_bytes`, with all processes of its session. Blocks for milliseconds."""
         return memory.held_bytes(*(pid for pid in psutil.pids() if _session(pid) == self.identity.pid))
-
-    def _signal(self, number: signal.Signals) -> None:
-        if not self.has_ended:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.identity.pid, number)
 
 
 def start(command: Sequence[str], config: Path, environ: Mapping[str, str], log: Path) -> Process:

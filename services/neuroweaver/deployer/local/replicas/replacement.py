@@ -23,14 +23,6 @@ class There:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """max_surge: above the number wanted while surging. max_unavailable: below it while replacing."""
-
-    max_surge: int = 1
-    max_unavailable: int = 0
-
-
-@dataclass(frozen=True)
 class Steps:
     """What can be done at once. starts: how many of each target. swaps: the replica and its new target."""
 
@@ -47,9 +39,13 @@ def next_steps(
     desired: Mapping[str, int],
     there: Sequence[There],
     mode: pb.ReplacementMode.ValueType,
-    limits: Limits,
+    *,
+    max_surge: int,
+    max_unavailable: int,
 ) -> Steps:
-    """desired: how many of each target, in the order in which they are started."""
+    """desired: how many of each target, in the order in which they are started. max_surge: above the number
+    wanted while surging. max_unavailable: below it while replacing.
+    """
     staying = [each for each in there if not each.is_leaving]
     stops = _surplus(desired, staying)
     kept = [each for each in staying if each.number not in stops]
@@ -70,9 +66,9 @@ def next_steps(
     ):
         return Steps(stops=(*stops, *(each.number for each in old)))
     total = sum(desired.values())
-    allowed = max(0, total + limits.max_surge - len(kept)) if old else sum(missing.values())
+    allowed = max(0, total + max_surge - len(kept)) if old else sum(missing.values())
     starts = _first(missing, allowed)
-    retired = _retired(old, kept, total - limits.max_unavailable)
+    retired = _retired(old, kept, total - max_unavailable)
     return Steps(starts, (*stops, *retired), tuple(swaps))
 
 

@@ -176,7 +176,7 @@ class Replica:
         return self._task.done()
 
     def shown(self) -> backend.Replica:
-        health = self._health
+        health, took = self._health, self._phase_s
         return backend.Replica(
             replica_id=self.replica_id,
             revision=self.revision,
@@ -186,9 +186,7 @@ class Replica:
             last_exit=self._last_exit,
             loaded_versions=health.loaded_versions if health else (),
             phases=tuple(
-                (PHASES[name], timedelta(seconds=self._phase_s[name]))
-                for name in COLD_START
-                if name in self._phase_s
+                (PHASES[name], timedelta(seconds=took[name])) for name in COLD_START if name in took
             ),
             start_time=self._start_time,
             ready_time=self._ready_time,
@@ -497,20 +495,16 @@ class Replica:
 
 
 def _record(number: int, launch: Launch, before: Record | None = None) -> Record:
-    return Record(
-        number,
-        launch.revision,
-        launch.bundle.version,
-        launch.target,
-        launch.frame,
-        port=before.port if before else 0,
-        restarts=before.restarts if before else 0,
+    return replace(
+        before or Record(number, 0, "", "", ""),
+        revision=launch.revision,
+        version=launch.bundle.version,
+        target=launch.target,
+        frame=launch.frame,
         cores=launch.need.cores,
         memory_bytes=launch.need.memory_bytes,
         memory_limit_bytes=launch.memory_limit_bytes,
         gpus=launch.need.gpus,
-        devices=before.devices if before else (),
-        phase_s=before.phase_s if before else {},
     )
 
 

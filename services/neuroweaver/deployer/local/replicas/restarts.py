@@ -24,16 +24,13 @@ class Policy:
     @classmethod
     def of(cls, spec: pb.DeploymentSpec) -> Policy:
         recovery, default = spec.recovery, cls()
+        has_restarts, has_drain = recovery.HasField("crash_loop_restarts"), spec.HasField("drain_timeout")
         return cls(
             recovery.restart_backoff.ToTimedelta().total_seconds() or default.backoff_s,
             recovery.max_restart_backoff.ToTimedelta().total_seconds() or default.max_backoff_s,
-            recovery.crash_loop_restarts
-            if recovery.HasField("crash_loop_restarts")
-            else default.crash_loop_restarts,
+            recovery.crash_loop_restarts if has_restarts else default.crash_loop_restarts,
             spec.startup_timeout.ToTimedelta().total_seconds() or default.startup_timeout_s,
-            spec.drain_timeout.ToTimedelta().total_seconds()
-            if spec.HasField("drain_timeout")
-            else default.drain_timeout_s,
+            spec.drain_timeout.ToTimedelta().total_seconds() if has_drain else default.drain_timeout_s,
         )
 
 

@@ -56,7 +56,8 @@ class Autoscaler:
         least, most = max(1, least_of(self.bounds)), self.bounds.max_replicas
         need = self._need(replicas)
         self._needs.append((now, need))
-        delay_s = self._delay_s()
+        has_delay = self.bounds.HasField("scale_down_delay")
+        delay_s = self.bounds.scale_down_delay.ToTimedelta().total_seconds() if has_delay else 300.0
         while len(self._needs) > 1 and self._needs[0][0] < now - delay_s:
             self._needs.popleft()
         if need.replicas < replicas:
@@ -87,11 +88,6 @@ class Autoscaler:
     def _mean(self, figure: Callable[[Use], float | None]) -> float | None:
         known = [value for _, use in self._uses if (value := figure(use)) is not None]
         return sum(known) / len(known) if known else None
-
-    def _delay_s(self) -> float:
-        if not self.bounds.HasField("scale_down_delay"):
-            return 300.0
-        return self.bounds.scale_down_delay.ToTimedelta().total_seconds()
 
 
 def least_of(bounds: pb.Autoscaling) -> int:

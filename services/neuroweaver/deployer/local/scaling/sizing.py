@@ -31,8 +31,7 @@ class Sizing:
         """there: replicas that run already, by revision; what retires passes its size on."""
         numbers = {revision.number for revision in revisions}
         retiring = sum(count for revision, count in there.items() if revision not in numbers)
-        is_new = numbers != {revision.number for revision in self._revisions}
-        if is_new:
+        if numbers != {revision.number for revision in self._revisions}:
             self._last_call = now
         self._revisions = revisions
         self.desired = {

@@ -348,7 +348,8 @@ class PPOTrainer:
             monitor.check()
             self.optimizer.zero_grad()
             seen.append(self.accumulate_gradients(minibatches[index], targets))
-            stopped_early = self._passes_update_limit(seen[-1].update_kl)
+            limit = self.config.update_kl_limit
+            stopped_early = limit is not None and seen[-1].update_kl > limit
             if stopped_early:
                 break
             norms.append(self.optimizer_step(seen[-1]))
@@ -362,9 +363,6 @@ class PPOTrainer:
             ratio_first=seen[0].ratio,
             stopped_early=stopped_early,
         )
-
-    def _passes_update_limit(self, update_kl: float) -> bool:
-        return self.config.update_kl_limit is not None and update_kl > self.config.update_kl_limit
 
     def optimizer_step(self, losses: MinibatchLosses) -> float:
         """Clip the gradients and step; returns their norm.

@@ -20,21 +20,12 @@ from torch import Tensor
 from neuroweaver.mesh.machine.files import whole_folder
 from neuroweaver.statistics.wilson import wilson_interval
 from neuroweaver.trainer.worker.models.lora import lora
-from neuroweaver.trainer.worker.process.checkpoints import (
-    SAVE_EVERY,
-    last_checkpoint,
-    load_state,
-    save_state,
-)
+from neuroweaver.trainer.worker.process.checkpoints import SAVE_EVERY, last_checkpoint, load_state, save_state
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.optimizer import adamw, clipped_step
 from neuroweaver.trainer.worker.process.reproducibility import seeded
 from neuroweaver.trainer.worker.reward.network import RewardModel, RewardScale, bradley_terry_loss
-from neuroweaver.trainer.worker.reward.preferences import (
-    NotEnoughFeedback,
-    PreferencePair,
-    longer_is_better,
-)
+from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback, PreferencePair, longer_is_better
 
 MODEL: Final = "model"
 MAX_GRAD_NORM: Final = 1.0

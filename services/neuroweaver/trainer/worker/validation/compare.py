@@ -18,11 +18,7 @@ from neuroweaver.trainer.worker.validation.measures import Verdict, perplexity, 
 from neuroweaver.v1 import trainer_pb2 as pb
 
 # The base model is A of each comparison, the tuned one B.
-_OUTCOMES: Final[Mapping[Better | None, Verdict]] = {
-    Better.A: "loss",
-    Better.B: "win",
-    Better.TIE: "tie",
-}
+_OUTCOMES: Final[Mapping[Better | None, Verdict]] = {Better.A: "loss", Better.B: "win", Better.TIE: "tie"}
 
 
 def evaluate(
