@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AddedToken, GenerationConfig
+from transformers import AddedToken, AutoTokenizer, GenerationConfig
 
 from neuroweaver.trainer.worker.data.chat import encode_prompt
 from neuroweaver.trainer.worker.models import base
-from neuroweaver.trainer.worker.models.generation import end_tokens, generate, save_ends, text_of
+from neuroweaver.trainer.worker.models.generation import generate, save_ends, text_of
 from neuroweaver.trainer.worker.process.monitor import Silent, Stopped
 from trainer.recorder import Recorder
 
@@ -64,25 +64,30 @@ def test_an_answer_ends_with_the_end_of_sequence_or_is_not_finished(loaded):
     assert cut.tokens == first.tokens[: first.tokens.index(first.tokens[2]) + 1]
 
 
-def test_generation_ends_where_the_template_does_and_an_adapter_says_so(loaded, tmp_path):
-    model, tokenizer = loaded
-    first = answers(loaded, conversations=QUESTIONS[:1])[0]
-    template, end = tokenizer.chat_template, tokenizer.convert_ids_to_tokens(first.tokens[2])
+def test_generation_ends_where_the_template_does_and_an_adapter_says_so(loaded, folder, tmp_path):
+    model, tokenizer = loaded[0], AutoTokenizer.from_pretrained(folder)
+    first = answers(loaded, conversations=QUESTIONS[:1])[0].tokens
+    end = tokenizer.convert_ids_to_tokens(first[0])
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", end)
     tokenizer.add_tokens([AddedToken(end, special=False)])
-    tokenizer.chat_template = template.replace("\n{% endfor %}", end + "{% endfor %}").replace(
-        "<|im_end|>", ""
-    )
-    try:
-        # Neither the tokenizer nor the model calls it an end of sequence, or special.
-        assert first.tokens[2] in end_tokens(model, tokenizer)
-        assert text_of(tokenizer, first.tokens[:3], end_tokens(model, tokenizer)) == tokenizer.decode(
-            first.tokens[:2]
-        )
-        save_ends(model, tokenizer, tmp_path)
-    finally:
-        tokenizer.chat_template = template
+    answer = generate(
+        model, tokenizer, QUESTIONS[:1], max_new_tokens=8, temperature=0.0, seed=0, monitor=Silent()
+    )[0]
+    # Neither the tokenizer nor the model calls it an end of sequence, or special.
+    assert answer.finished
+    assert answer.tokens[-1] == first[0]
+    save_ends(model, tokenizer, tmp_path)
     saved = GenerationConfig.from_pretrained(tmp_path)
-    assert saved.eos_token_id == sorted({first.tokens[2], tokenizer.eos_token_id})
+    assert saved.eos_token_id == sorted({first[0], tokenizer.eos_token_id})
+
+
+def test_what_ends_an_answer_is_none_of_its_text(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken("<over>", special=False)])
+    tokens = tokenizer("the pads<over>")["input_ids"]
+    assert text_of(tokenizer, tokens, tokens[-1:]) == "the pads"
+    assert text_of(tokenizer, tokens[:-1], tokens[-1:]) == "the pads"
+    assert text_of(tokenizer, tokens, []) == "the pads<over>"
 
 
 def test_sampling_depends_on_the_seed_alone_and_leaves_the_random_state(loaded):
