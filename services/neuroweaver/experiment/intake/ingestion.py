@@ -175,13 +175,8 @@ class _Settled:
 def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: datetime) -> _Settled:
     batch, is_late = _placed(experiment, batch)
     keys = keys_of(projection.project, batch.test_id, batch.event_ids)
-<<<<<<< HEAD
     marks = marks_of(batch.unit_ids)
     reasons = _reasons(experiment, projection.plan, batch, now)
-=======
-    reasons = _reasons(experiment, projection.plan, batch, now)
-    marks = marks_of(batch.unit_ids)
->>>>>>> cases-contract
     status = _classified(reasons, keys, marks, *projection.event_ids.find(keys, marks))
     accepted = np.flatnonzero(status == _ACCEPTED)
     chosen = batch.chosen(accepted).trimmed()
