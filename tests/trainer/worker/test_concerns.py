@@ -29,7 +29,7 @@ def tuned(**changes):
     return SFTResult(**outcome | changes)
 
 
-def scorer(folder, right, pairs):
+def scorer(folder, right, pairs, *, right_prompts=1, prompts=1):
     lower, upper = wilson_interval(right, pairs)
     return RewardModelResult(
         folder=folder,
@@ -43,6 +43,7 @@ def scorer(folder, right, pairs):
         heldout_pairs=pairs,
         dropped=0,
         losses=(0.7,),
+        prompts_upper=wilson_interval(right_prompts, prompts)[1],
     )
 
 
@@ -86,18 +87,22 @@ def test_fine_tuning_that_did_its_work_says_nothing():
 
 
 @pytest.mark.parametrize(
-    ("right", "pairs", "is_uncertain", "is_worse"),
-    [
-        (20, 20, False, False),
-        (1, 1, True, False),
-        (9, 20, True, False),
-        (12, 20, True, False),
-        (0, 6, True, True),
-    ],
+    ("right", "pairs", "is_uncertain"),
+    [(20, 20, False), (1, 1, True), (9, 20, True), (12, 20, True), (0, 6, True)],
 )
-def test_a_reward_model_is_weighed_by_its_interval(tmp_path, right, pairs, is_uncertain, is_worse):
-    outcome = scorer(tmp_path, right, pairs)
-    assert (reasons(concerns.of_reward_model(outcome, CONFIG)) == ["REWARD_MODEL_UNCERTAIN"]) is is_uncertain
+def test_a_reward_model_whose_interval_holds_chance_says_so(tmp_path, right, pairs, is_uncertain):
+    found = concerns.of_reward_model(scorer(tmp_path, right, pairs), CONFIG)
+    assert reasons(found) == ["REWARD_MODEL_UNCERTAIN"] * is_uncertain
+
+
+@pytest.mark.parametrize(
+    ("right_prompts", "prompts", "is_worse"),
+    [(0, 1, False), (0, 3, False), (0, 4, True), (2, 10, False), (1, 10, True)],
+)
+def test_a_reward_model_is_surely_worse_than_chance_over_conversations(
+    tmp_path, right_prompts, prompts, is_worse
+):
+    outcome = scorer(tmp_path, 0, 40, right_prompts=right_prompts, prompts=prompts)
     assert concerns.is_worse_than_chance(outcome) is is_worse
 
 
@@ -139,7 +144,7 @@ def test_a_reward_model_worse_than_chance_goes_into_no_policy_optimisation(rewar
     with pytest.raises(
         NotEnoughFeedback, match=r"orders 0% of 6 held-out pairs .*\(95 % interval 0\.00 to 0\.39\)"
     ):
-        rewards(scorer(tmp_path / "m", 0, 6))
+        rewards(scorer(tmp_path / "m", 0, 6, right_prompts=0, prompts=6))
 
 
 def test_a_reward_model_at_chance_goes_on_with_a_notice(rewards, tmp_path):

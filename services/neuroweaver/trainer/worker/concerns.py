@@ -69,12 +69,15 @@ def of_reward_model(outcome: RewardModelResult, config: pb.TrainingConfig) -> It
             f"{config.max_seq_length} tokens",
         )
     if outcome.accuracy_lower <= CHANCE:
-        yield Concern("REWARD_MODEL_UNCERTAIN", f"{accuracy_of(outcome)}, so it may be no better than chance")
+        yield Concern(
+            "REWARD_MODEL_UNCERTAIN",
+            f"{accuracy_of(outcome)}, so it may be no better than chance; raise rlaif_samples to know",
+        )
 
 
 def is_worse_than_chance(outcome: RewardModelResult) -> bool:
-    """Whether a policy that follows the reward model would go against the judge."""
-    return outcome.accuracy_upper < CHANCE
+    """Whether a policy that follows the reward model would surely go against the judge."""
+    return outcome.prompts_upper < CHANCE
 
 
 def accuracy_of(outcome: RewardModelResult) -> str:

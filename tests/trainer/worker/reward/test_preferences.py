@@ -7,6 +7,7 @@ from neuroweaver.trainer.worker.reward.preferences import (
     PreferencePair,
     group_feedback,
     longer_is_better,
+    ordered_prompts,
     pairs_from_feedback,
     why_no_more,
 )
@@ -144,3 +145,9 @@ def test_what_keeps_the_feedback_from_holding_pairs_is_named(scores, reason):
     ]
     given = [score for row in scores for score in row if score is not None]
     assert reason in why_no_more(given, groups, rlaif_threshold=7.0)
+
+
+def test_a_conversation_counts_once_however_many_pairs_it_has():
+    pairs = [PreferencePair(messages(name), "good", f"bad {n}") for name in "abc" for n in range(4)]
+    is_right = [True, False, True, False, False, False, False, True, True, True, True, True]
+    assert ordered_prompts(pairs, is_right) == (2, 3)

@@ -119,6 +119,17 @@ def longer_is_better(pairs: Sequence[PreferencePair]) -> float:
     return points / len(pairs)
 
 
+def ordered_prompts(pairs: Sequence[PreferencePair], is_right: Sequence[bool]) -> tuple[int, int]:
+    """Of how many conversations half the pairs or more are in the judge's order, and how many there are.
+
+    Pairs of one conversation share its responses, so they are no independent evidence; conversations are.
+    """
+    rights: dict[str, list[bool]] = {}
+    for pair, right in zip(pairs, is_right, strict=True):
+        rights.setdefault(_key(pair.messages), []).append(right)
+    return sum(2 * sum(each) >= len(each) for each in rights.values()), len(rights)
+
+
 def _pairs(group: FeedbackGroup, rlaif_threshold: float) -> list[PreferencePair]:
     scored = [(score, text) for text, score in group.scores.items() if score is not None]
     ordered = (sorted(two, key=lambda one: one[0]) for two in itertools.combinations(scored, 2))

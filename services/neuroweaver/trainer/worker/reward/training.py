@@ -25,7 +25,12 @@ from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.optimizer import adamw, clipped_step
 from neuroweaver.trainer.worker.process.reproducibility import seeded
 from neuroweaver.trainer.worker.reward.network import RewardModel, RewardScale, bradley_terry_loss
-from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback, PreferencePair, longer_is_better
+from neuroweaver.trainer.worker.reward.preferences import (
+    NotEnoughFeedback,
+    PreferencePair,
+    longer_is_better,
+    ordered_prompts,
+)
 
 MODEL: Final = "model"
 MAX_GRAD_NORM: Final = 1.0
@@ -63,7 +68,8 @@ class RewardModelResult:
     folder: what RewardModel.load reads. accuracy: share of held-out pairs ordered as the judge ordered them,
     with its 95 % Wilson interval; length_rule_accuracy: of the rule "longer is better" on the same pairs.
     loss_before, loss_after: nats a held-out pair. dropped: pairs, held-out ones too, left out as over-long.
-    losses: of every step, also of those before a resume.
+    losses: of every step, also of those before a resume. prompts_upper: upper end of the 95 % Wilson interval
+    of the share of held-out conversations that it orders as the judge did.
     """
 
     folder: Path
@@ -77,6 +83,7 @@ class RewardModelResult:
     heldout_pairs: int
     dropped: int
     losses: tuple[float, ...]
+    prompts_upper: float
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,9 @@ def train_reward_model(
         reward.save(partial)
     correct = int((chosen > rejected).sum())
     lower, upper = wilson_interval(correct, len(heldout))
+    _, prompts_upper = wilson_interval(
+        *ordered_prompts([pair for _, pair in heldout], (chosen > rejected).tolist())
+    )
     return RewardModelResult(
         folder=folder / MODEL,
         accuracy=correct / len(heldout),
@@ -139,6 +149,7 @@ def train_reward_model(
         heldout_pairs=len(heldout),
         dropped=len(train_pairs) + len(heldout_pairs) - len(train) - len(heldout),
         losses=tuple(losses),
+        prompts_upper=prompts_upper,
     )
 
 
