@@ -11,8 +11,9 @@ NODE_BIN := gen/ts/node_modules/.bin
 MODELS := tests/deployer/kubernetes/models
 AGAINST ?= main
 PYTEST_ARGS ?=
-# More workers than four would need more memory than most machines have for them.
-WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
+# One more than there are cores, since tests wait for processes a quarter of the time; more than four would need more memory than
+# most machines have for them.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 3 ? 4 : n + 1)))
 
 .PHONY: help demo test up lint types gen gen-check breaking unit fix bench clean tools
 

@@ -54,7 +54,7 @@ class SFTResult:
     examples: int
     truncated: int
     dropped: int
-    unmeasured: int
+    unmeasured: int = 0
     without_adapter: tuple[str, ...] = ()
 
 
