@@ -29,7 +29,7 @@ import uvloop
 from neuroweaver.experiment.intake.committer import Committer
 from neuroweaver.experiment.intake.events import Batch, batches_of
 from neuroweaver.local.processes import Fleet, free_ports
-from neuroweaver.mesh.server.interceptors import _VALIDATOR
+from neuroweaver.mesh.server.validation import _validator
 from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.mesh.wire.clock import utc_now
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -161,7 +161,7 @@ def rules() -> None:
     sent = [each.SerializeToString() for each in asked]
     for name, work in (
         ("decode", lambda: [pb.RecordEventsRequest.FromString(each) for each in sent]),
-        ("check the rules", lambda: [_VALIDATOR.collect_violations(each) for each in asked]),
+        ("check the rules", lambda: [_validator().collect_violations(each) for each in asked]),
         ("read into columns", lambda: [batches_of(each) for each in asked]),
     ):
         work()
