@@ -50,6 +50,7 @@ from neuroweaver.registry import __main__ as registry
 from neuroweaver.registry.domain import records
 from neuroweaver.registry.domain.model import Metric, Model, ModelVersion, State
 from neuroweaver.registry.domain.versions import precedence
+from neuroweaver.registry.settings import RegistrySettings
 from neuroweaver.registry.storage import tables
 from neuroweaver.registry.storage.listing import TAGS
 from neuroweaver.registry.storage.store import Store
@@ -147,7 +148,7 @@ def serve(kind: str) -> None:
         return
     if kind == UNREMEMBERED:
         Database.revisions = lambda _database, _statement: Untold()
-    registry.run("registry", registry.main)
+    registry.run("registry", RegistrySettings, registry.main)
 
 
 @contextmanager

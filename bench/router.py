@@ -36,7 +36,7 @@ import uvicorn  # noqa: E402
 from deployer.kubernetes.fake import Fake, kubeconfig, serving  # noqa: E402
 from neuroweaver.cluster import kinds  # noqa: E402
 from neuroweaver.deployer.domain.backend import Key  # noqa: E402
-from neuroweaver.deployer.kubernetes.manifests.routes import ENTRY, Route, Table  # noqa: E402
+from neuroweaver.deployer.kubernetes.manifests.routes import ENTRY, Route, Table, written  # noqa: E402
 from neuroweaver.deployer.kubernetes.naming import identity  # noqa: E402
 
 KEY = Key("default", "bench", "default")
@@ -195,7 +195,7 @@ async def routes(port: int, folder: Path) -> AsyncIterator[str]:
         table = Table(
             KEY, is_affine=True, routes=tuple(Route(n, f"http://127.0.0.1:{port}", 50) for n in (1, 2))
         )
-        fake.put(kinds.CONFIG_MAP, {"metadata": metadata, "data": {ENTRY: table.written()}})
+        fake.put(kinds.CONFIG_MAP, {"metadata": metadata, "data": {ENTRY: written(table)}})
         yield str(kubeconfig(fake.url, folder))
 
 
