@@ -12,7 +12,6 @@ import argparse
 import os
 import resource
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,8 @@ from pathlib import Path
 
 import psutil
 
-SERVICES = ("registry", "trainer", "deployer", "experiment")
+from neuroweaver.local.processes import SERVICES, free_ports
+
 PROGRAM = Path(sys.executable).with_name("neuroweaver")
 SETTLED_S = 10.0
 
@@ -33,14 +33,6 @@ def help_cpu_s() -> float:
     subprocess.run([PROGRAM, "--help"], stdout=subprocess.DEVNULL, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def environment(home: str) -> dict[str, str]:

@@ -7,7 +7,6 @@ cannot be run here stands in ELSEWHERE, with the reason and with what runs it.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from ports import free_ports
+from docs.shell import environment
 from serving.models import adapter, tiny_base
 
 ROOT = Path(__file__).parents[2]
@@ -150,22 +149,8 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
     ]
     (home / "data" / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.copy(home / "data" / "questions.jsonl", folder)
-    ports = iter(free_ports(2 * len(SERVICES) + 1))
-    environ = {
-        name: value for name, value in os.environ.items() if not name.startswith(("NEUROWEAVER", "OPENAI"))
-    }
-    environ |= {
-        f"NEUROWEAVER_{service}_{kind}": str(next(ports))
-        for service in SERVICES
-        for kind in ("PORT", "METRICS_PORT")
-    }
-    environ |= {
-        "NEUROWEAVER_HOME": str(home),
-        "NEUROWEAVER_SERVING_PORT": str(next(ports)),
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{environ['PATH']}",
-        "COLUMNS": "120",
-    }
+    environ = environment(home)
+    environ |= {"PATH": f"{Path(sys.executable).parent}:{environ['PATH']}", "COLUMNS": "120"}
     newcomer = Newcomer(folder, environ)
     yield newcomer
     newcomer.neuroweaver("down")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import sysconfig
@@ -13,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ports import free_ports
+from docs.shell import environment
 from serving.models import tiny_base
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("REGISTRY", "TRAINER", "DEPLOYER", "EXPERIMENT")
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +45,7 @@ def installed(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
     (folder / "home" / "data").mkdir()
     rows = [{"question": f"What does part {n} cost?", "answer": f"It costs {n} dollars."} for n in range(64)]
     (folder / "home/data/parts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ports = iter(free_ports(2 * len(SERVICES) + 1))
-    environ = {
-        name: value for name, value in os.environ.items() if not name.startswith(("NEUROWEAVER", "OPENAI"))
-    }
-    environ |= {
-        f"NEUROWEAVER_{name}_{kind}": str(next(ports))
-        for name in SERVICES
-        for kind in ("PORT", "METRICS_PORT")
-    }
-    environ |= {
-        "NEUROWEAVER_HOME": str(folder / "home"),
-        "NEUROWEAVER_SERVING_PORT": str(next(ports)),
-        "OMP_NUM_THREADS": "1",
-    }
+    environ = environment(folder / "home")
     environ.pop("PYTHONPATH", None)
     yield programs, environ
     subprocess.run([program, "down"], env=environ, check=False, timeout=120)

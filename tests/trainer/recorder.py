@@ -1,4 +1,4 @@
-"""A monitor that notes what it is told, and can stop the job."""
+"""What notes what a worker says: a monitor that can stop the job, and a link that keeps its events."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ class Recorder:
         self.checks += 1
         if self.stop_at_check is not None and self.checks >= self.stop_at_check:
             raise Stopped
+
+
+class Events:
+    def __init__(self) -> None:
+        self.seen: list = []
+
+    def event(self, event) -> None:
+        self.seen.append(event)

@@ -17,16 +17,11 @@ from neuroweaver.trainer.worker.failures import BaseModelChanged
 from neuroweaver.trainer.worker.process.monitor import SILENT
 from neuroweaver.trainer.worker.process.stages import Stages
 from neuroweaver.v1 import trainer_pb2 as pb
+from trainer.recorder import Events
 from trainer.tiny import tiny_llama
 
 
-class Events:
-    def __init__(self):
-        self.seen = []
-
-    def event(self, event):
-        self.seen.append(event)
-
+class Noticed(Events):
     @property
     def notices(self):
         return {event.notice.reason: event.notice.message for event in self.seen if event.HasField("notice")}
@@ -40,7 +35,7 @@ def home(tmp_path):
 
 @pytest.fixture
 def events():
-    return Events()
+    return Noticed()
 
 
 @pytest.fixture

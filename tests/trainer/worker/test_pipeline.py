@@ -15,15 +15,10 @@ from neuroweaver.trainer.worker.process.monitor import Silent
 from neuroweaver.trainer.worker.process.stages import Stages
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
 from neuroweaver.v1 import trainer_pb2 as pb
+from trainer.recorder import Events
 
 
-class Events:
-    def __init__(self):
-        self.seen = []
-
-    def event(self, event):
-        self.seen.append(event)
-
+class Noticed(Events):
     @property
     def notices(self):
         return {event.notice.reason: event.notice.message for event in self.seen}
@@ -39,7 +34,7 @@ def preparing(folder: Path, tmp_path: Path, rows, **config):
     job = pb.TrainingJob(
         config=with_defaults(asked), dataset_digest=hashlib.sha256(text.encode()).hexdigest()
     )
-    events = Events()
+    events = Noticed()
     stages = Stages(tmp_path / "job", events, threading.Event())
     return JobContext(job, stages, tmp_path / "job", tmp_path, tmp_path, None, {}), events
 

@@ -15,7 +15,7 @@ from neuroweaver.trainer.worker.policy.stage import optimize_policy, summary
 from neuroweaver.trainer.worker.process.monitor import Stopped
 from neuroweaver.trainer.worker.process.stages import Stages
 from neuroweaver.v1 import trainer_pb2 as pb
-from trainer.recorder import Recorder
+from trainer.recorder import Events, Recorder
 
 CONFIG = with_defaults(
     pb.TrainingConfig(ppo_steps=3, ppo_batch_size=4, max_new_tokens=4, ppo_learning_rate=1e-2, seed=0),
@@ -29,14 +29,6 @@ class LengthScorer:
     def score(self, prompts, responses):
         assert all(message["role"] != "system" for prompt in prompts for message in prompt)
         return torch.tensor([float(len(response)) for response in responses])
-
-
-class Events:
-    def __init__(self):
-        self.seen = []
-
-    def event(self, event):
-        self.seen.append(event)
 
 
 @pytest.fixture(scope="module")

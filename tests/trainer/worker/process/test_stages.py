@@ -11,14 +11,7 @@ from neuroweaver.mesh.machine.files import read_json, write_json
 from neuroweaver.trainer.worker.process.monitor import Stopped
 from neuroweaver.trainer.worker.process.stages import Stages, as_message, as_result
 from neuroweaver.v1 import trainer_pb2 as pb
-
-
-class Events:
-    def __init__(self):
-        self.seen = []
-
-    def event(self, event):
-        self.seen.append(event)
+from trainer.recorder import Events
 
 
 @pytest.fixture
