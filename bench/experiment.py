@@ -120,7 +120,7 @@ def _size(folder: str) -> int:
 
 async def _fill(opened: Intake, events: int, first: int = 0) -> None:
     """A tenth are exposures, one a unit; the others are spread over the metrics."""
-    committer = Committer(opened.database, opened.projections, lambda: NOW)
+    committer = Committer(opened.database, opened.projections, lambda: NOW, opened.store.topics)
     names = [f"metric_{index}" for index in range(20)]
     variants = ["control", "treatment-1", "treatment-2", "treatment-3"]
     times = [(time_of(START) + 3_600_000_000)] * 1000
@@ -178,7 +178,7 @@ async def serve(kind: str) -> None:
                 store,
                 Evaluators(store),
                 Releases(None),
-                Committer(database, projections, store.clock),
+                Committer(database, projections, store.clock, store.topics),
                 ResultsCache(store, projections),
             )
         rpc.add_ExperimentServiceServicer_to_server(servicer, server)

@@ -106,7 +106,7 @@ def now_s() -> tuple[float, float]:
 
 
 async def through_store(where: str, opened: Intake, count: int, units: int) -> None:
-    committer = Committer(opened.database, opened.projections, lambda: opened.now)
+    committer = Committer(opened.database, opened.projections, lambda: opened.now, opened.store.topics)
     past = in_us(opened.now - timedelta(days=1))
     await asyncio.gather(*[committer.put(PROJECT, each) for each in _exposed(units, past)])
     read = [batches_of(request(number, units, past + 1)) for number in range(count)]

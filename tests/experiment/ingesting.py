@@ -80,7 +80,9 @@ class Intake:
         """All in one transaction."""
         requests = [pb.RecordEventsRequest(test_id="t", rows=pb.EventRows(events=each)) for each in batches]
         read = [batch for request in requests for batch in batches_of(request)]
-        return await take_in(self.database, self.projections, PROJECT, read, lambda: self.now)
+        return await take_in(
+            self.database, self.projections, PROJECT, read, lambda: self.now, self.store.topics
+        )
 
     async def experiment(self) -> Experiment:
         async with self.store.read(PROJECT) as experiments:

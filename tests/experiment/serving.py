@@ -81,7 +81,7 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
             store,
             Evaluators(store),
             releases,
-            Committer(own, projections, store.clock),
+            Committer(own, projections, store.clock, store.topics),
             cache,
             said,
         )

@@ -88,7 +88,7 @@ def service(
         add=lambda grpc_server: deployer_pb2_grpc.add_DeployerServiceServicer_to_server(
             servicer, grpc_server
         ),
-        background=[lambda: holder.run(lead), lambda: keep_house(store.database)],
+        background=[lambda: holder.run(lead), store.topics.run, lambda: keep_house(store.database)],
         close=store.database.close,
     )
 

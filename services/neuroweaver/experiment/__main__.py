@@ -32,8 +32,7 @@ def service(database: Database, releases: Releases, projections: Projections | N
     """The Experiment service over a migrated database, which it closes at its end."""
     store, projections = Store(database), projections or Projections()
     evaluators, cache = Evaluators(store), ResultsCache(store, projections)
-    committer = Committer(database, projections, store.clock)
-    committer.listen(store.notify_results)
+    committer = Committer(database, projections, store.clock, store.topics)
     servicer = server.servicer(store, evaluators, releases, committer, cache)
     controller = ExperimentController(store, releases, cache)
 
@@ -43,6 +42,7 @@ def service(database: Database, releases: Releases, projections: Projections | N
             servicer, grpc_server
         ),
         background=[
+            store.topics.run,
             evaluators.keep_fresh,
             controller.run,
             lambda: keep_house(store, projections),

@@ -39,7 +39,7 @@ def service(database: Database, settings: RegistrySettings) -> Service:
         add=lambda grpc_server: registry_pb2_grpc.add_RegistryServiceServicer_to_server(
             servicer, grpc_server
         ),
-        background=[dispatcher.run, lambda: keep_house(store, artifacts)],
+        background=[dispatcher.run, store.topics.run, lambda: keep_house(store, artifacts)],
         close=database.close,
     )
 

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from deployer.worlds import KEY, deploy, served
 from neuroweaver.deployer.rpc.watches import Watches
+from neuroweaver.mesh.handlers.heartbeats import Heartbeats
 from neuroweaver.mesh.handlers.watch import PAGE_SIZE
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -55,7 +56,8 @@ async def test_a_followed_log_ends_with_its_deployment_though_that_was_made_anew
 
 async def test_a_heartbeat_tells_how_far_a_watch_has_come(lone):
     seen = await served(lone)
-    watches = Watches(lone.store, heartbeat_s=0.01)
+    lone.store.topics.heartbeats = Heartbeats(0.01)
+    watches = Watches(lone.store)
     events = watches.WatchDeployment(
         pb.WatchDeploymentRequest(model_id="advisor", since_sequence=seen.last_sequence), None
     )

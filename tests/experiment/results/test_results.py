@@ -26,8 +26,8 @@ from neuroweaver.experiment.domain.snapshot import Snapshot
 from neuroweaver.experiment.intake import snapshots
 from neuroweaver.experiment.intake.committer import Committer
 from neuroweaver.experiment.intake.projection import Projections
-from neuroweaver.experiment.results.broadcast import conflated
 from neuroweaver.experiment.results.cache import ResultsCache
+from neuroweaver.experiment.results.live import conflated
 from neuroweaver.experiment.rpc import results as results_rpc
 from neuroweaver.experiment.rpc import server
 from neuroweaver.experiment.storage.store import Store
@@ -47,7 +47,7 @@ async def mesh(database_url: str, tmp_path: Path) -> AsyncIterator[World]:
     store = Store(database)
     projections = Projections()
     cache = ResultsCache(store, projections)
-    committer = Committer(database, projections, store.clock)
+    committer = Committer(database, projections, store.clock, store.topics)
     servicer = server.servicer(store, Evaluators(store), Releases(None), committer, cache)
     served = Service(
         names=[server.SERVICE.full_name],

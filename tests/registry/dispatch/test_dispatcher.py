@@ -16,7 +16,7 @@ from sqlalchemy import delete
 from sqlalchemy.exc import OperationalError
 
 from neuroweaver.mesh.database.database import Database
-from neuroweaver.mesh.handlers.watch import Signal
+from neuroweaver.mesh.handlers.signals import Signal
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry.dispatch.dispatcher import Dispatcher, Policy
 from neuroweaver.registry.dispatch.sender import Sender
@@ -382,7 +382,7 @@ async def test_a_lease_outlives_any_clock(store, database, receiver):
 _PROCESS = """
 import asyncio, sys
 from neuroweaver.mesh.database.database import Database
-from neuroweaver.mesh.handlers.watch import Signal
+from neuroweaver.mesh.handlers.signals import Signal
 from neuroweaver.registry.dispatch.dispatcher import Dispatcher
 from neuroweaver.registry.dispatch.sender import Sender
 asyncio.run(Dispatcher(Database(sys.argv[1], schema="registry"), Sender()).run())

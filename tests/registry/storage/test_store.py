@@ -16,8 +16,10 @@ from sqlalchemy.exc import DBAPIError
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.migrations import migrate
 from neuroweaver.mesh.database.pagination import Page
+from neuroweaver.mesh.handlers.heartbeats import Heartbeats
 from neuroweaver.mesh.wire.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from neuroweaver.mesh.wire.origin import ChangeOrigin
+from neuroweaver.registry import messages
 from neuroweaver.registry.domain.history import GENESIS, Head
 from neuroweaver.registry.domain.model import Draft, Metric, Model, ModelVersion, State
 from neuroweaver.registry.domain.versions import Level
@@ -472,13 +474,13 @@ async def test_a_watch_replays_the_history_and_goes_on(store: Store):
 
     watching = feed(store, "default", "", 0)
     first, second = await anext(watching), await anext(watching)
-    assert (first.sequence, first.action, first.subject.model_id) == (1, "model.registered", "advisor")
-    assert (second.sequence, second.action, str(second.subject.version)) == (2, "version.created", "1.0.0")
+    assert (first.sequence, first.action, first.model.model_id) == (1, "model.registered", "advisor")
+    assert (second.sequence, second.action, second.version.version) == (2, "version.created", "1.0.0")
 
     waiting = asyncio.ensure_future(anext(watching))
     await asyncio.sleep(0)
     (created,) = await create(store, "1.1.0")
-    assert (await waiting).subject == created
+    assert (await waiting).version == messages.from_version(created)
     await watching.aclose()
 
 
@@ -513,9 +515,10 @@ async def test_a_watch_of_a_quiet_model_is_told_how_far_the_others_are(store: St
     for number in range(3):
         await register(store, f"other-{number}")
 
-    watching = feed(store, "default", "advisor", 0, heartbeat_s=0)
+    store.topics.heartbeats = Heartbeats(0.01)
+    watching = feed(store, "default", "advisor", 0)
     heard = [await anext(watching) for _ in range(3)]
-    assert [(event.sequence, event.subject) for event in heard] == [(3, None)] * 3
+    assert [(event.sequence, event.heartbeat.sequence) for event in heard] == [(3, 3)] * 3
     await watching.aclose()
 
 

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.protobuf import json_format
 
+from neuroweaver.mesh.handlers.heartbeats import Heartbeats
 from neuroweaver.mesh.wire.status import reason, violations
 from neuroweaver.trainer.control.supervisor import Policy
 from neuroweaver.trainer.rpc import jobs, watches
@@ -283,11 +284,10 @@ async def test_a_silent_job_sends_heartbeats_with_the_last_sequence(
     await served.stub.StartTraining(start(config))
     await served.executor.worker()
 
-    async with aclosing(watches.events(served.store, "default", "job", 1, heartbeat_s=0.0)) as events:
+    served.store.topics.heartbeats = Heartbeats(0.01)
+    async with aclosing(watches.events(served.store, "default", "job", 1)) as events:
         assert (await anext(events)).heartbeat.sequence == 1
-    async with aclosing(
-        watches.logs(served.store, "default", "job", 0, is_followed=True, heartbeat_s=0.0)
-    ) as lines:
+    async with aclosing(watches.logs(served.store, "default", "job", 0, is_followed=True)) as lines:
         assert await anext(lines) == pb.LogLine(sequence=0)
 
 

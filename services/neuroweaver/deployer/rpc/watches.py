@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -11,7 +11,9 @@ from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.rpc.keys import existing_key
 from neuroweaver.deployer.storage.reader import Reader
 from neuroweaver.deployer.storage.store import Store
-from neuroweaver.mesh.handlers.watch import HEARTBEAT_S, PAGE_SIZE, Look, follow
+from neuroweaver.deployer.storage.writer import events_topic, logs_topic
+from neuroweaver.mesh.handlers.topics import Look
+from neuroweaver.mesh.handlers.watch import PAGE_SIZE, follow, replay
 from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import deployer_pb2 as pb
@@ -22,29 +24,30 @@ E = TypeVar("E", pb.DeploymentEvent, pb.DeploymentLogLine)
 class Watches:
     """A watch is of one life of a deployment: it ends with its removal, though it be made anew at once."""
 
-    def __init__(self, store: Store, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._heartbeat_s = heartbeat_s
 
     async def WatchDeployment(
         self, request: pb.WatchDeploymentRequest, context: Any
     ) -> AsyncIterator[pb.DeploymentEvent]:
-        key = existing_key(request, context)
+        key, topics = existing_key(request, context), self._store.topics
         async with self._store.read(key.project) as deployments:
             first = (await deployments.kept(key, show_gone=True)).first_sequence
 
-        async def look(after: int) -> Look[pb.DeploymentEvent]:
+        async def read(after: int, first: int = 1) -> Look[pb.DeploymentEvent]:
             async with self._store.read(key.project) as deployments:
                 kept = await deployments.kept(key, show_gone=True)
                 oldest = await deployments.oldest_event(key, first)
                 events = await deployments.events(key, after, PAGE_SIZE, first=first)
-            newest, is_over = kept.last_sequence, kept.deployment.is_gone
-            if kept.first_sequence != first:
-                newest, is_over = kept.first_sequence - 1, True
-            return _look(events, newest, oldest, is_over)
+            newest, is_gone = kept.last_sequence, kept.deployment.is_gone
+            return Look(events, _last(events, newest), newest, oldest, is_gone, kept.first_sequence)
+
+        async def look(after: int) -> Look[pb.DeploymentEvent]:
+            return _of_life(await read(after, first), first)
 
         following = follow(
-            look,
+            topics,
+            topics.topic(events_topic(key), read),
             since=request.since_sequence,
             heartbeat=lambda last: pb.DeploymentEvent(
                 sequence=last,
@@ -52,8 +55,8 @@ class Watches:
                 name=key.name,
                 heartbeat=common_pb2.Heartbeat(sequence=last),
             ),
-            signal=self._store.events.of(key),
-            heartbeat_s=self._heartbeat_s,
+            look=look,
+            view=lambda look: _of_life(look, first),
             replays_kept=True,
         )
         async with aclosing(following) as events:
@@ -63,44 +66,63 @@ class Watches:
     async def WatchDeploymentLogs(
         self, request: pb.WatchDeploymentLogsRequest, context: Any
     ) -> AsyncIterator[pb.DeploymentLogLine]:
-        key, since = existing_key(request, context), request.since_sequence
+        key, since, topics = existing_key(request, context), request.since_sequence, self._store.topics
         async with self._store.read(key.project) as deployments:
             first = (await deployments.kept(key, show_gone=True)).deployment.first_line
             _, until = await deployments.line_bounds(key)
             start = max(since, await _before_tail(deployments, key, request, first, until))
 
-        async def look(after: int) -> Look[pb.DeploymentLogLine]:
+        async def read(after: int) -> Look[pb.DeploymentLogLine]:
             async with self._store.read(key.project) as deployments:
-                kept = await deployments.kept(key, show_gone=True)
+                deployment = (await deployments.kept(key, show_gone=True)).deployment
                 oldest, newest = await deployments.line_bounds(key)
-                page = await deployments.lines(key, max(after, first - 1), PAGE_SIZE)
-            is_over = kept.deployment.is_gone
-            if not request.follow:
-                newest, is_over = until, True
-            elif kept.deployment.first_line != first:
-                newest, is_over = kept.deployment.first_line - 1, True
-            # Who named no sequence reads what is kept of the past, though its oldest lines go meanwhile.
-            oldest = 1 if after <= until and not since else max(first, oldest)
+                page = await deployments.lines(key, after, PAGE_SIZE)
             lines = [message_of(pb.DeploymentLogLine, line, sequence=sequence) for sequence, line in page]
-            look = _look(lines, newest, oldest, is_over)
-            return replace(look, events=[line for line in look.events if _is_asked(line, request)])
+            is_gone, life = deployment.is_gone, deployment.first_line
+            return Look(lines, _last(lines, newest), newest, oldest, is_gone, life)
 
-        following = follow(
-            look,
-            since=start,
-            heartbeat=lambda last: pb.DeploymentLogLine(sequence=last),
-            signal=self._store.logs.of(key),
-            heartbeat_s=self._heartbeat_s,
+        def view(look: Look[pb.DeploymentLogLine]) -> Look[pb.DeploymentLogLine]:
+            own = _of_life(look, first)
+            return replace(own, events=[line for line in own.events if _is_asked(line, request)])
+
+        async def look(after: int) -> Look[pb.DeploymentLogLine]:
+            own = await read(max(after, first - 1))
+            # Who named no sequence reads what is kept of the past, though its oldest lines go meanwhile.
+            oldest = 1 if after <= until and not since else max(first, own.oldest)
+            own = replace(own, oldest=oldest)
+            return view(own if request.follow else _until(own, until))
+
+        following = (
+            follow(
+                topics,
+                topics.topic(logs_topic(key), read),
+                since=start,
+                heartbeat=lambda last: pb.DeploymentLogLine(sequence=last),
+                look=look,
+                view=view,
+            )
+            if request.follow
+            else replay(look, since=start)
         )
         async with aclosing(following) as lines:
             async for line in lines:
                 yield line
 
 
-def _look(page: list[E], newest: int, oldest: int, is_over: bool) -> Look[E]:
-    """page: what came next; less than a whole one reaches the newest."""
-    last = min(page[-1].sequence, newest) if len(page) == PAGE_SIZE else newest
-    return Look([event for event in page if event.sequence <= newest], last, newest, oldest, is_over)
+def _last(page: Sequence[E], newest: int) -> int:
+    """How far a page reaches: less than a whole one reaches the newest."""
+    return page[-1].sequence if len(page) == PAGE_SIZE else newest
+
+
+def _of_life(look: Look[E], first: int) -> Look[E]:
+    """What is of the life that began with `first`; a later one has ended it."""
+    return look if look.life == first else replace(_until(look, look.life - 1), is_over=True)
+
+
+def _until(look: Look[E], newest: int) -> Look[E]:
+    newest = min(newest, look.newest)
+    events = [event for event in look.events if event.sequence <= newest]
+    return replace(look, events=events, last=min(look.last, newest), newest=newest)
 
 
 async def _before_tail(

@@ -18,7 +18,7 @@ from neuroweaver.deployer.storage.lease import Lease
 from neuroweaver.deployer.storage.reader import Reader, present
 from neuroweaver.deployer.storage.writer import Writer
 from neuroweaver.mesh.database.database import Database
-from neuroweaver.mesh.handlers.watch import Signals
+from neuroweaver.mesh.handlers.topics import Topics
 from neuroweaver.mesh.wire.clock import Clock, utc_now
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 
@@ -26,13 +26,10 @@ T = TypeVar("T")
 
 
 class Store:
-    """events, logs: say that an event, or a line of a log, of a deployment may have been written."""
-
     def __init__(self, database: Database, *, clock: Clock = utc_now) -> None:
         self.database = database
         self.clock = clock
-        self.events = Signals()
-        self.logs = Signals()
+        self.topics = Topics(database)
         self._listeners: list[Callable[[Key], None]] = []
 
     def listen(self, listener: Callable[[Key], None]) -> None:
@@ -55,13 +52,10 @@ class Store:
             writer = Writer(connection, origin, self.clock())
             return await work(writer)
 
-        result = await self.database.transact(run)
+        result = await self.topics.transact(run, lambda: writer.topics)
         for key in writer.touched:
-            self.events.notify(key)
             for listener in self._listeners:
                 listener(key)
-        for key in writer.logged:
-            self.logs.notify(key)
         return result
 
     @asynccontextmanager

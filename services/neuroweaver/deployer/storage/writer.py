@@ -30,6 +30,14 @@ def by_itself(key: Key) -> ChangeOrigin:
     return ChangeOrigin(key.project, SYSTEM)
 
 
+def events_topic(key: Key) -> str:
+    return f"events/{key.name}/{key.model_id}/{key.project}"
+
+
+def logs_topic(key: Key) -> str:
+    return f"logs/{key.name}/{key.model_id}/{key.project}"
+
+
 class Writer(Reader):
     """A write transaction. touched, logged: deployments with new events, with new lines of logs."""
 
@@ -109,6 +117,12 @@ class Writer(Reader):
         table, labels = tables.labels, after.spec.labels
         await self.connection.execute(delete(table).where(of(table, after.key)))
         await self._insert(table, after.key, [{"label": label, "value": labels[label]} for label in labels])
+
+    @property
+    def topics(self) -> set[str]:
+        """What watches follow; what happens to a deployment may end its log, too."""
+        events = {events_topic(key) for key in self.touched}
+        return events | {logs_topic(key) for key in self.touched | self.logged}
 
     async def add_samples(self, key: Key, source: str, samples: Iterable[Sample]) -> None:
         origin = {"source": source, "actor": self.actor}

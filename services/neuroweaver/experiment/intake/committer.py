@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,6 +14,7 @@ from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.ingestion import Outcome, take_in
 from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.handlers.topics import Topics
 from neuroweaver.mesh.wire.clock import Clock
 from neuroweaver.mesh.wire.errors import Unavailable
 
@@ -38,17 +38,13 @@ class _Request:
 class Committer:
     """Takes in requests in the order they come, whole or not at all."""
 
-    def __init__(self, database: Database, projections: Projections, clock: Clock) -> None:
+    def __init__(self, database: Database, projections: Projections, clock: Clock, topics: Topics) -> None:
         self._database = database
+        self._topics = topics
         self.projections = projections
         self._clock = clock
         self._waiting: deque[_Request] = deque()
         self._writing: asyncio.Task[None] | None = None
-        self._listeners: list[Callable[[str, str], None]] = []
-
-    def listen(self, listener: Callable[[str, str], None]) -> None:
-        """Has it called with project and experiment after events of it were committed."""
-        self._listeners.append(listener)
 
     def put(self, project: str, batches: Sequence[Batch]) -> asyncio.Future[Outcome]:
         """The outcome, once it is durable. Raises Unavailable if too much waits already."""
@@ -89,15 +85,12 @@ class Committer:
     async def _write(self, together: Sequence[_Request]) -> None:
         project = together[0].project
         batches = [batch for request in together for batch in request.batches]
-        taken = await take_in(self._database, self.projections, project, batches, self._clock)
+        taken = await take_in(self._database, self.projections, project, batches, self._clock, self._topics)
         outcomes = iter(taken)
         for request in together:
             outcome = sum((next(outcomes) for _ in request.batches), Outcome())
             if not request.answer.done():
                 request.answer.set_result(outcome)
-        for test_id in {batch.test_id for batch in batches}:
-            for listener in self._listeners:
-                asyncio.get_running_loop().call_soon(partial(listener, project, test_id))
 
 
 def _fail(requests: Sequence[_Request], error: Exception) -> None:

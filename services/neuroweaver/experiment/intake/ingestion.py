@@ -24,7 +24,9 @@ from neuroweaver.experiment.intake.projection import Held, Projection, Projectio
 from neuroweaver.experiment.intake.readings import Plan, indexes
 from neuroweaver.experiment.intake.units import Change, Ints
 from neuroweaver.experiment.storage.reader import Reader
+from neuroweaver.experiment.storage.store import inputs_topic
 from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.handlers.topics import Topics
 from neuroweaver.mesh.wire.clock import Clock, microseconds
 from neuroweaver.mesh.wire.errors import NotFound
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -59,7 +61,12 @@ class Outcome:
 
 
 async def take_in(
-    database: Database, projections: Projections, project: str, batches: Sequence[Batch], clock: Clock
+    database: Database,
+    projections: Projections,
+    project: str,
+    batches: Sequence[Batch],
+    clock: Clock,
+    topics: Topics,
 ) -> list[Outcome]:
     """What became of each batch, once that is on disk. Raises what the database raises, with nothing done."""
     # In one order everywhere, so that two that write the same experiments do not wait for each other.
@@ -83,7 +90,7 @@ async def take_in(
                 outcomes |= dict(zip(its, ingested, strict=True))
             return [outcomes[place] for place in range(len(batches))]
 
-        outcomes = await database.transact(work)
+        outcomes = await topics.transact(work, lambda: [inputs_topic(project, test_id) for test_id in places])
         for move in moves:
             with move.projection.changing():
                 await asyncio.to_thread(move.put)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from neuroweaver.experiment.control.evaluators import Evaluators
-from neuroweaver.experiment.storage.store import Store
+from neuroweaver.experiment.storage.store import Store, configs_topic
 from neuroweaver.mesh.auth.caller import caller_of
-from neuroweaver.mesh.handlers.watch import Look, follow
+from neuroweaver.mesh.handlers.topics import Look
+from neuroweaver.mesh.handlers.watch import follow
 from neuroweaver.mesh.wire.errors import NotFound
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -42,22 +44,35 @@ class Assignments:
     async def WatchAssignments(
         self, request: pb.WatchAssignmentsRequest, context: Any
     ) -> AsyncIterator[pb.AssignmentEvent]:
-        project, is_complete = caller_of(context).project, request.since_sequence > 0
+        project, topics, test_ids = caller_of(context).project, self._store.topics, set(request.test_ids)
 
-        async def look(after: int) -> Look[pb.AssignmentEvent]:
-            nonlocal is_complete
+        async def read(after: int, test_ids: Collection[str] = ()) -> Look[pb.AssignmentEvent]:
             async with self._store.read(project) as experiments:
                 newest = await experiments.config_sequence()
-                events = await experiments.configs(after, list(request.test_ids))
-            if not is_complete:
-                complete = pb.SnapshotComplete(configs=len(events))
-                events.append(pb.AssignmentEvent(sequence=newest, snapshot_complete=complete))
-                is_complete = True
+                events = await experiments.configs(after, list(test_ids))
             # Others' changes move it along, so that a resumed watch does not look at them again.
-            return Look(events, max(after, newest), newest)
+            return Look(events, newest, newest)
 
-        signal = self._store.configs_signal(project)
-        events = follow(look, since=request.since_sequence, heartbeat=_heartbeat, signal=signal)
+        def view(look: Look[pb.AssignmentEvent]) -> Look[pb.AssignmentEvent]:
+            if not test_ids:
+                return look
+            return replace(look, events=[event for event in look.events if event.config.test_id in test_ids])
+
+        since = request.since_sequence
+        if not since:
+            snapshot = await read(0, test_ids)
+            for event in snapshot.events:
+                yield event
+            since, complete = snapshot.last, pb.SnapshotComplete(configs=len(snapshot.events))
+            yield pb.AssignmentEvent(sequence=since, snapshot_complete=complete)
+        events = follow(
+            topics,
+            topics.topic(configs_topic(project), read),
+            since=since,
+            heartbeat=_heartbeat,
+            look=lambda after: read(after, test_ids),
+            view=view,
+        )
         async with aclosing(events):
             async for event in events:
                 yield event

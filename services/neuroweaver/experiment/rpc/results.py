@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from neuroweaver.experiment.analysis.planning import planned
 from neuroweaver.experiment.domain.model import CONCLUDED
 from neuroweaver.experiment.domain.specification import moment
-from neuroweaver.experiment.results.broadcast import Broadcasts, ResultsBroadcast
 from neuroweaver.experiment.results.cache import ResultsCache
+from neuroweaver.experiment.results.live import LiveResults, conflated
 from neuroweaver.experiment.results.replay import replayed
-from neuroweaver.experiment.storage.store import Store
+from neuroweaver.experiment.storage.store import Store, results_topic
 from neuroweaver.mesh.auth.caller import caller_of
 from neuroweaver.mesh.database.pagination import Page
-from neuroweaver.mesh.handlers.watch import HEARTBEAT_S, PAGE_SIZE, Look, follow
+from neuroweaver.mesh.handlers.topics import Look
+from neuroweaver.mesh.handlers.watch import PAGE_SIZE, follow
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -25,7 +27,7 @@ class Results:
     def __init__(self, store: Store, cache: ResultsCache) -> None:
         self._store = store
         self._cache = cache
-        self._broadcasts = Broadcasts(store, cache)
+        self._live = LiveResults(store, cache)
 
     async def AnalyzeExperiment(
         self, request: pb.AnalyzeExperimentRequest, context: Any
@@ -53,38 +55,31 @@ class Results:
     async def WatchResults(
         self, request: pb.WatchResultsRequest, context: Any
     ) -> AsyncIterator[pb.ResultsEvent]:
-        project, test_id = caller_of(context).project, request.test_id
-        experiment = await self._store.experiment(project, test_id)
+        project, test_id, topics = caller_of(context).project, request.test_id, self._store.topics
+
+        async def look(after: int) -> Look[pb.ResultsEvent]:
+            async with self._store.read(project) as experiments:
+                experiment = await experiments.experiment(test_id)
+                oldest = await experiments.first_result_event(test_id)
+                events = await experiments.result_events(test_id, after=after, limit=PAGE_SIZE)
+            newest = experiment.last_sequence
+            last = events[-1].sequence if len(events) == PAGE_SIZE else newest
+            return Look(events, last, newest, oldest or 1, experiment.state == CONCLUDED)
 
         def heartbeat(last: int) -> pb.ResultsEvent:
             beat = common_pb2.Heartbeat(sequence=last)
             return pb.ResultsEvent(sequence=last, test_id=test_id, heartbeat=beat)
 
-        async with self._broadcasts.join(experiment) as broadcast:
-            events = follow(
-                lambda after: self._look(broadcast, project, test_id, after),
-                since=request.since_sequence,
-                heartbeat=heartbeat,
-                signal=broadcast.signal,
-                replays_kept=True,
-                heartbeat_s=HEARTBEAT_S,
-                poll_s=HEARTBEAT_S,
-            )
-            async with aclosing(events):
-                async for event in events:
-                    yield event
-
-    async def _look(
-        self, broadcast: ResultsBroadcast, project: str, test_id: str, after: int
-    ) -> Look[pb.ResultsEvent]:
-        """From what all watchers share, or from the store for one who is behind."""
-        shared = broadcast.look(after)
-        if shared is not None:
-            return shared
-        async with self._store.read(project) as experiments:
-            experiment = await experiments.experiment(test_id)
-            oldest = await experiments.first_result_event(test_id)
-            events = await experiments.result_events(test_id, after=after, limit=PAGE_SIZE)
-        newest = experiment.last_sequence
-        last = events[-1].sequence if len(events) == PAGE_SIZE else max(after, newest)
-        return Look(events, last, newest, oldest or 1, experiment.state == CONCLUDED)
+        await self._store.experiment(project, test_id)
+        events = follow(
+            topics,
+            topics.topic(results_topic(project, test_id), look),
+            since=request.since_sequence,
+            heartbeat=heartbeat,
+            look=look,
+            view=lambda look: replace(look, events=conflated(look.events)),
+            replays_kept=True,
+        )
+        async with self._live.watched(project, test_id), aclosing(events):
+            async for event in events:
+                yield event

@@ -22,7 +22,8 @@ from neuroweaver.experiment.storage.reader import Reader
 from neuroweaver.experiment.storage.writer import Writer
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.upsert import insert_new
-from neuroweaver.mesh.handlers.watch import Signal, Signals
+from neuroweaver.mesh.handlers.signals import Signal
+from neuroweaver.mesh.handlers.topics import Topics
 from neuroweaver.mesh.wire.clock import Clock, utc_now
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -30,12 +31,24 @@ from neuroweaver.v1 import experiment_pb2 as pb
 T = TypeVar("T")
 
 
+def configs_topic(project: str) -> str:
+    return f"configs/{project}"
+
+
+def results_topic(project: str, test_id: str) -> str:
+    return f"results/{test_id}/{project}"
+
+
+def inputs_topic(project: str, test_id: str) -> str:
+    """Of what results are computed from: the experiment, and the events that were taken in."""
+    return f"inputs/{test_id}/{project}"
+
+
 class Store:
     def __init__(self, database: Database, *, clock: Clock = utc_now) -> None:
         self.database = database
         self.clock = clock
-        self._configs = Signals()
-        self._results = Signals()
+        self.topics = Topics(database)
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._listeners: list[Callable[[str], Awaitable[None]]] = []
 
@@ -49,29 +62,32 @@ class Store:
         Of concurrent calls for one project, each sees what the one before it did. `work` may run several
         times.
         """
-        touched: set[str] = set()
+        writer: Writer
+        project = origin.project
+
+        def changed() -> set[str]:
+            topics = {
+                topic(project, test) for test in writer.touched for topic in (results_topic, inputs_topic)
+            }
+            return topics | ({configs_topic(project)} if topics else set())
 
         async def run(connection: AsyncConnection) -> T:
-            sequence = await _claim(connection, origin.project)
+            nonlocal writer
+            sequence = await _claim(connection, project)
             writer = Writer(connection, origin, sequence, self.clock())
             result = await work(writer)
             if writer.sequence != sequence:
                 table = tables.projects
-                moved = update(table).where(table.c.project == origin.project)
+                moved = update(table).where(table.c.project == project)
                 await connection.execute(moved.values(config_sequence=writer.sequence))
-            touched.clear()
-            touched.update(writer.touched)
             return result
 
-        queue = self._queues.setdefault(origin.project, asyncio.Lock())
+        queue = self._queues.setdefault(project, asyncio.Lock())
         async with queue:
-            result = await self.database.transact(run)
-        if touched:
+            result = await self.topics.transact(run, changed)
+        if writer.touched:
             for listener in self._listeners:
-                await listener(origin.project)
-            self._configs.notify(origin.project)
-        for test_id in touched:
-            self._results.notify((origin.project, test_id))
+                await listener(project)
         return result
 
     @asynccontextmanager
@@ -94,17 +110,13 @@ class Store:
         async with self.database.read() as connection:
             return [(row.project, row.test_id) for row in await connection.execute(statement)]
 
-    def notify_results(self, project: str, test_id: str) -> None:
-        """Wakes those who follow an experiment, after something of it was committed elsewhere."""
-        self._results.notify((project, test_id))
-
     def configs_signal(self, project: str) -> Signal:
         """Says that a configuration may have changed. Hold on to it while following it."""
-        return self._configs.of(project)
+        return self.topics.signal(configs_topic(project))
 
-    def results_signal(self, project: str, test_id: str) -> Signal:
-        """Says that an event of results may have been written. Hold on to it while following it."""
-        return self._results.of((project, test_id))
+    def inputs_signal(self, project: str, test_id: str) -> Signal:
+        """Says that results may be others now. Hold on to it while following it."""
+        return self.topics.signal(inputs_topic(project, test_id))
 
 
 async def _claim(connection: AsyncConnection, project: str) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from neuroweaver.mesh.database.changes import Changes, FileChanges
 from neuroweaver.mesh.database.revision import FileRevisions, Revisions
 from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 from neuroweaver.mesh.wire.errors import Aborted, Error, ResourceExhausted, Unavailable
@@ -142,10 +143,21 @@ class Database:
             # Imported here: on SQLite nothing needs PostgreSQL's driver, which takes a fifth of a second.
             from neuroweaver.mesh.database.row_revisions import RowRevisions  # noqa: PLC0415
 
-            _, arguments = self._reader.dialect.create_connect_args(self._url)
-            opened = RowRevisions(arguments, self.schema, statement)
+            opened = RowRevisions(self._driver_arguments(), self.schema, statement)
         self._revisions.append(opened)
         return opened
+
+    def changes(self) -> Changes:
+        """Tells what other processes commit, and tells them what this one does."""
+        if self.is_sqlite:
+            return FileChanges(self._writer)
+        from neuroweaver.mesh.database.notifications import Notifications  # noqa: PLC0415  # as above
+
+        return Notifications(self._driver_arguments(), self.schema, self._reader)
+
+    def _driver_arguments(self) -> Mapping[str, Any]:
+        _, arguments = self._reader.dialect.create_connect_args(self._url)
+        return arguments
 
     async def close(self) -> None:
         for opened in self._revisions:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.mesh.database.database import Database
-from neuroweaver.mesh.handlers.watch import Signal
+from neuroweaver.mesh.handlers.signals import Signal
 from neuroweaver.mesh.wire.clock import Clock, utc_now
 from neuroweaver.mesh.wire.ids import new_id
 from neuroweaver.registry import messages

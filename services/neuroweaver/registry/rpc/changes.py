@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
-from neuroweaver.mesh.handlers.watch import HEARTBEAT_S, PAGE_SIZE, Look, follow
+from neuroweaver.mesh.handlers.topics import Look
+from neuroweaver.mesh.handlers.watch import PAGE_SIZE, follow
+from neuroweaver.registry import messages
 from neuroweaver.registry.domain.records import Event
 from neuroweaver.registry.storage.store import Store
+from neuroweaver.v1 import registry_pb2 as pb
 
 
-def changes(
-    store: Store, project: str, model_id: str, since: int, *, heartbeat_s: float = HEARTBEAT_S
-) -> AsyncGenerator[Event, None]:
-    """Events after `since`, history first, then those to come, without end; without a subject: a heartbeat.
+def changes(store: Store, project: str, model_id: str, since: int) -> AsyncGenerator[pb.ModelEvent, None]:
+    """Events after `since`, history first, then those to come, without end.
 
     model_id: only this model's; empty: all. Raises OutOfRange if `since` lies beyond the last event or before
     the oldest one kept.
     """
 
-    async def look(after: int) -> Look[Event]:
+    async def read(after: int, model_id: str = "") -> Look[pb.ModelEvent]:
         async with store.read(project) as registry:
             oldest, newest = await registry.event_bounds()
             events = await registry.events(after, PAGE_SIZE, model_id)
         last = events[-1].sequence if events else after
         # Of the events of other models only the sequence is there, which moves the heartbeat along.
-        return Look([event for event in events if event.subject], last, newest, oldest)
+        shown = [messages.from_event(event) for event in events if event.subject]
+        return Look(shown, last, newest, oldest)
 
-    return follow(look, since=since, heartbeat=Event, signal=store.signal(project), heartbeat_s=heartbeat_s)
+    def view(look: Look[pb.ModelEvent]) -> Look[pb.ModelEvent]:
+        if not model_id:
+            return look
+        return replace(look, events=[event for event in look.events if _model_of(event) == model_id])
+
+    return follow(
+        store.topics,
+        store.topics.topic(project, read),
+        since=since,
+        heartbeat=lambda last: messages.from_event(Event(last)),
+        look=lambda after: read(after, model_id),
+        view=view,
+    )
+
+
+def _model_of(event: pb.ModelEvent) -> str:
+    model_id: str = getattr(event, event.WhichOneof("subject") or "model").model_id
+    return model_id

@@ -68,8 +68,7 @@ class History:
         if request.model_id:
             check_model_id("model_id", request.model_id)
         project = caller_of(context).project
-        async with aclosing(
-            changes(self._store, project, request.model_id, request.since_sequence)
-        ) as events:
+        watch = changes(self._store, project, request.model_id, request.since_sequence)
+        async with aclosing(watch) as events:
             async for event in events:
-                yield messages.from_event(event)
+                yield event

@@ -20,7 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.revision import Revisions
 from neuroweaver.mesh.database.upsert import insert_new
-from neuroweaver.mesh.handlers.watch import Signal, Signals
+from neuroweaver.mesh.handlers.signals import Signal
+from neuroweaver.mesh.handlers.topics import Topics
 from neuroweaver.mesh.wire.clock import Clock, utc_now
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry.domain.history import Head
@@ -37,7 +38,8 @@ class Store:
     def __init__(self, database: Database, *, clock: Clock = utc_now) -> None:
         self.database = database
         self.clock = clock
-        self._signals = Signals()
+        self.topics = Topics(database)
+        """By project."""
         self.changed = Signal()
         """Says that something may have been written in any project."""
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -51,8 +53,9 @@ class Store:
         # Writers of other processes meet at the head of the chain; those of this one need not collide there.
         queue = self._queues.setdefault(origin.project, asyncio.Lock())
         async with queue:
-            result = await self.database.transact(lambda connection: self._work(connection, origin, work))
-        self._signals.notify(origin.project)
+            result = await self.topics.transact(
+                lambda connection: self._work(connection, origin, work), lambda: [origin.project]
+            )
         self.changed.notify()
         return result
 
@@ -73,10 +76,6 @@ class Store:
     def revisions(self) -> Revisions:
         """Says whether a project was written to: every change of it moves the head of its history."""
         return self.database.revisions(_HEADS)
-
-    def signal(self, project: str) -> Signal:
-        """Says that something may have been written in the project. Hold on to it while following it."""
-        return self._signals.of(project)
 
     async def hold_file(self, digest: str) -> None:
         """Keeps a stored file, or one that is about to be stored, from being collected for a while."""

@@ -7,15 +7,15 @@ from contextlib import aclosing
 from typing import Any
 
 from neuroweaver.mesh.auth.caller import caller_of
-from neuroweaver.mesh.handlers.watch import HEARTBEAT_S, PAGE_SIZE, Look, follow
+from neuroweaver.mesh.handlers.topics import Look
+from neuroweaver.mesh.handlers.watch import PAGE_SIZE, follow, replay
+from neuroweaver.trainer.storage.jobs import events_topic, logs_topic
 from neuroweaver.trainer.storage.store import Store
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import trainer_pb2 as pb
 
 
-def events(
-    store: Store, project: str, job_id: str, since: int, *, heartbeat_s: float = HEARTBEAT_S
-) -> AsyncGenerator[pb.TrainingEvent, None]:
+def events(store: Store, project: str, job_id: str, since: int) -> AsyncGenerator[pb.TrainingEvent, None]:
     """A job's events after `since`, those kept first, then those to come, until the job has ended.
 
     since: 0 begins with the oldest event kept. Raises NotFound, and OutOfRange if `since` lies beyond the
@@ -32,20 +32,12 @@ def events(
     def heartbeat(last: int) -> pb.TrainingEvent:
         return pb.TrainingEvent(sequence=last, job_id=job_id, heartbeat=common_pb2.Heartbeat(sequence=last))
 
-    signal = store.signal((project, job_id))
-    return follow(
-        look, since=since, heartbeat=heartbeat, signal=signal, replays_kept=True, heartbeat_s=heartbeat_s
-    )
+    topic = store.topics.topic(events_topic(project, job_id), look)
+    return follow(store.topics, topic, since=since, heartbeat=heartbeat, look=look, replays_kept=True)
 
 
 def logs(
-    store: Store,
-    project: str,
-    job_id: str,
-    since: int,
-    *,
-    is_followed: bool,
-    heartbeat_s: float = HEARTBEAT_S,
+    store: Store, project: str, job_id: str, since: int, *, is_followed: bool
 ) -> AsyncGenerator[pb.LogLine, None]:
     """As `events`, of the log's lines. is_followed: otherwise it ends with the last line there is."""
 
@@ -54,17 +46,15 @@ def logs(
             job = await jobs.job(job_id)
             kept, oldest = await jobs.logs(job, after, PAGE_SIZE)
         last = kept[-1].sequence if kept else job.last_log_sequence
-        is_over = job.is_terminal or not is_followed
-        return Look(kept, last, job.last_log_sequence, oldest, is_over=is_over)
+        return Look(kept, last, job.last_log_sequence, oldest, is_over=job.is_terminal)
 
-    return follow(
-        look,
-        since=since,
-        heartbeat=lambda last: pb.LogLine(sequence=last),
-        signal=store.signal((project, job_id)),
-        replays_kept=True,
-        heartbeat_s=heartbeat_s,
-    )
+    def heartbeat(last: int) -> pb.LogLine:
+        return pb.LogLine(sequence=last)
+
+    if not is_followed:
+        return replay(look, since=since, replays_kept=True)
+    topic = store.topics.topic(logs_topic(project, job_id), look)
+    return follow(store.topics, topic, since=since, heartbeat=heartbeat, look=look, replays_kept=True)
 
 
 class Watches:

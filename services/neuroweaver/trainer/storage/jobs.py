@@ -73,6 +73,14 @@ class Reader:
         return rows, (await self.connection.execute(select(func.min(sequence)).where(its))).scalar()
 
 
+def events_topic(project: str, job_id: str) -> str:
+    return f"events/{job_id}/{project}"
+
+
+def logs_topic(project: str, job_id: str) -> str:
+    return f"logs/{job_id}/{project}"
+
+
 class Writer(Reader):
     """A write transaction: what it writes is there with its commit or not at all.
 
@@ -84,6 +92,7 @@ class Writer(Reader):
         self.origin = origin
         self.now = now
         self.saved: list[Job] = []
+        self.topics: set[str] = set()
 
     async def add(self, job: Job) -> Job:
         """Stores a new job with its events. Raises AlreadyExists for a taken job id or output folder."""
@@ -122,6 +131,9 @@ class Writer(Reader):
             update(JOBS).where(_is(JOBS, job.project, job.job_id)).values(**_to_row(job))
         )
         self.saved.append(job)
+        self.topics.add(events_topic(job.project, job.job_id))
+        if job.is_terminal:  # which ends the log too
+            self.topics.add(logs_topic(job.project, job.job_id))
         return job
 
     async def append_log(self, job: Job, line: pb.LogLine) -> Job:
@@ -131,6 +143,7 @@ class Writer(Reader):
         numbered.CopyFrom(line)
         numbered.sequence = job.last_log_sequence
         await self._append(LOGS, job, numbered.sequence, line=numbered.SerializeToString())
+        self.topics.add(logs_topic(job.project, job.job_id))
         return job
 
     async def _record(self, action: str, job: Job) -> None:

@@ -9,11 +9,12 @@ from typing import Final, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.mesh.database.database import Database
-from neuroweaver.mesh.handlers.watch import Signal, Signals
+from neuroweaver.mesh.handlers.signals import Signal
+from neuroweaver.mesh.handlers.topics import Topics
 from neuroweaver.mesh.wire.clock import Clock, utc_now
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.trainer.domain.job import HELD, Job, State
-from neuroweaver.trainer.storage.jobs import Reader, Writer, select_jobs
+from neuroweaver.trainer.storage.jobs import Reader, Writer, events_topic, select_jobs
 from neuroweaver.trainer.storage.tables import JOBS
 
 T = TypeVar("T")
@@ -31,21 +32,23 @@ class Store:
         self.clock = clock
         self.queue_changed = Signal()
         """Says that a job was queued, or ended and left its worker's place to another."""
-        self._signals = Signals()
+        self.topics = Topics(database)
 
     async def transact(self, origin: ChangeOrigin, work: Callable[[Writer], Awaitable[T]]) -> T:
         """What `work` returns, once what it changed is on disk and whoever watches was woken.
 
         `work` may run several times.
         """
+        writer: Writer
 
-        async def run(connection: AsyncConnection) -> tuple[T, list[Job]]:
+        async def run(connection: AsyncConnection) -> T:
+            nonlocal writer
             writer = Writer(connection, origin, self.clock())
-            return await work(writer), writer.saved
+            return await work(writer)
 
-        result, saved = await self.database.transact(run)
-        for job in saved:
-            self._notify(job)
+        result = await self.topics.transact(run, lambda: writer.topics)
+        if any(job.is_terminal or job.state == State.JOB_STATE_QUEUED for job in writer.saved):
+            self.queue_changed.notify()
         return result
 
     @asynccontextmanager
@@ -56,7 +59,7 @@ class Store:
 
     def signal(self, key: Key) -> Signal:
         """Says that something of a job may have been written. Hold on to it while following it."""
-        return self._signals.of(key)
+        return self.topics.signal(events_topic(*key))
 
     async def held(self) -> list[Job]:
         """Jobs that a worker holds, oldest first."""
@@ -76,11 +79,6 @@ class Store:
             return await jobs.save(queued.start(jobs.now)) if queued else None
 
         return await self.transact(ChangeOrigin(waiting.project, SUPERVISOR), start)
-
-    def _notify(self, job: Job) -> None:
-        self._signals.notify((job.project, job.job_id))
-        if job.is_terminal or job.state == State.JOB_STATE_QUEUED:
-            self.queue_changed.notify()
 
 
 async def _held(connection: AsyncConnection) -> list[Job]:

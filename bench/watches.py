@@ -1,0 +1,308 @@
+"""What open watches cost: CPU, memory, how soon all hear of a change, and what unary calls notice of it.
+
+    python bench/watches.py [--count 10000] [--before REVISION --before-count 1000]
+
+A Registry runs as a process over a new SQLite file, or over `--database postgresql://…`. The watches are real
+gRPC streams, held in this process by a bare HTTP/2 client that costs next to nothing, so that the server is
+what is measured; the unary calls come from an ordinary gRPC client. With `--before`, the server of a revision
+of this repository is measured the same way, for ratios. Linux only: CPU time and memory are read from /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from neuroweaver.local.processes import free_ports
+from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.v1 import registry_pb2 as pb
+from neuroweaver.v1 import registry_pb2_grpc
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+CONNECTIONS: Final = 20
+OPENING: Final = 200
+"""Streams on their way at once: gRPC refuses what waits in longer queues."""
+MODEL: Final = "service-advisor"
+PATIENCE_S: Final = 120.0
+
+
+class Http2(asyncio.Protocol):
+    """One connection of server streams; as little of RFC 9113 as is needed."""
+
+    _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
+    _FLAG_END_STREAM = _FLAG_ACK = 1
+    _FLAG_END_HEADERS = 4
+    _MOST = 2**31 - 1
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._next_stream = 1
+        self.messages = self.ended = 0
+        self.last_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+        windows = (4).to_bytes(2, "big") + self._MOST.to_bytes(4, "big")
+        self._transport.write(
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + self._frame(self._SETTINGS, 0, 0, windows)
+        )
+        self._transport.write(
+            self._frame(self._WINDOW_UPDATE, 0, 0, (self._MOST - 65_535).to_bytes(4, "big"))
+        )
+
+    def call(self, path: str, message: bytes) -> None:
+        stream, self._next_stream = self._next_stream, self._next_stream + 2
+        headers = {
+            ":method": "POST",
+            ":scheme": "http",
+            ":path": path,
+            ":authority": "localhost",
+            "te": "trailers",
+            "content-type": "application/grpc",
+        }
+        block = b"".join(b"\0" + self._text(name) + self._text(value) for name, value in headers.items())
+        body = b"\0" + len(message).to_bytes(4, "big") + message
+        self._transport.write(
+            self._frame(self._HEADERS, self._FLAG_END_HEADERS, stream, block)
+            + self._frame(self._DATA, self._FLAG_END_STREAM, stream, body)
+        )
+
+    def data_received(self, data: bytes) -> None:
+        data = self._rest + data
+        at = 0
+        while len(data) >= at + 9:
+            end = at + 9 + int.from_bytes(data[at : at + 3], "big")
+            if len(data) < end:
+                break
+            self._take(data[at + 3], data[at + 4], data[at + 9 : end])
+            at = end
+        self._rest = data[at:]
+
+    def _take(self, kind: int, flags: int, payload: bytes) -> None:
+        if kind == self._DATA and payload and not pb.ModelEvent.FromString(payload[5:]).HasField("heartbeat"):
+            self.messages += 1
+            self.last_at = time.perf_counter()
+        elif kind in {self._SETTINGS, self._PING} and not flags & self._FLAG_ACK:
+            echoed = payload if kind == self._PING else b""
+            self._transport.write(self._frame(kind, self._FLAG_ACK, 0, echoed))
+        elif kind == self._RST_STREAM or (kind == self._HEADERS and flags & self._FLAG_END_STREAM):
+            self.ended += 1
+
+    @staticmethod
+    def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+    @staticmethod
+    def _text(value: str) -> bytes:
+        return bytes((len(value),)) + value.encode()
+
+
+class Watchers:
+    """Many watches of one project, each from the change with which it begins."""
+
+    def __init__(self, connections: list[Http2]) -> None:
+        self._connections = connections
+
+    @classmethod
+    async def connect(cls, port: int) -> Watchers:
+        loop = asyncio.get_running_loop()
+        pairs = [await loop.create_connection(Http2, "127.0.0.1", port) for _ in range(CONNECTIONS)]
+        return cls([protocol for _, protocol in pairs])
+
+    async def open(self, count: int, since: int) -> None:
+        """Returns when each has heard of the one change after `since`, and so has begun to wait."""
+        request = pb.WatchModelsRequest(since_sequence=since).SerializeToString()
+        lines = itertools.cycle(self._connections)
+        for opened in range(count):
+            next(lines).call("/neuroweaver.v1.RegistryService/WatchModels", request)
+            await self.heard(opened - OPENING)
+        await self.heard(count)
+
+    @property
+    def messages(self) -> int:
+        return sum(connection.messages for connection in self._connections)
+
+    async def heard(self, count: int) -> float:
+        """When the last of so many messages came."""
+        give_up = time.perf_counter() + PATIENCE_S
+        while self.messages < count:
+            if ended := sum(connection.ended for connection in self._connections):
+                raise RuntimeError(f"{ended} watches have ended")
+            if time.perf_counter() > give_up:
+                raise TimeoutError(f"{self.messages} of {count} messages came")
+            await asyncio.sleep(0.001)
+        return max(connection.last_at for connection in self._connections)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """idle_cpu: share of one core. *_ms: a unary call at the median, without watches, beside idle ones, and
+    while a change goes out. heard_s: from the call that makes a change until the last watch has it.
+    """
+
+    idle_cpu: float
+    kib_a_stream: float
+    quiet_ms: float
+    beside_ms: float
+    during_ms: float
+    heard_s: float
+
+
+async def latencies_ms(stub: registry_pb2_grpc.RegistryServiceAsyncStub, calls: int) -> list[float]:
+    request, waits = pb.GetModelRequest(model_id=MODEL), []
+    for _ in range(calls):
+        started = time.perf_counter()
+        await stub.GetModel(request)
+        waits.append((time.perf_counter() - started) * 1000)
+    return waits
+
+
+async def change(stub: registry_pb2_grpc.RegistryServiceAsyncStub, text: str) -> None:
+    model = pb.Model(model_id=MODEL, description=text)
+    await stub.UpdateModel(pb.UpdateModelRequest(model=model, update_mask={"paths": ["description"]}))
+
+
+async def measure(port: int, pid: int, count: int, *, idle_s: float, rounds: int) -> Cost:
+    async with channel(f"127.0.0.1:{port}") as opened:
+        await asyncio.wait_for(opened.channel_ready(), PATIENCE_S)
+        stub: registry_pb2_grpc.RegistryServiceAsyncStub = registry_pb2_grpc.RegistryServiceStub(opened)
+        await stub.RegisterModel(pb.RegisterModelRequest(model=pb.Model(model_id=MODEL)))
+        await latencies_ms(stub, 200)
+        quiet = await latencies_ms(stub, 500)
+        memory = rss_kib(pid)
+        watchers = await Watchers.connect(port)
+        await watchers.open(count, since=0)
+        await asyncio.sleep(3)
+        memory = rss_kib(pid) - memory
+        cpu, started = cpu_s(pid), time.perf_counter()
+        await asyncio.sleep(idle_s)
+        cpu = (cpu_s(pid) - cpu) / (time.perf_counter() - started)
+        beside = await latencies_ms(stub, 500)
+        heard, during = [], []
+        for number in range(rounds):
+            took_s, waits = await changed(stub, watchers, count, f"round {number}")
+            heard.append(took_s)
+            during += waits
+            await asyncio.sleep(1)
+    median = statistics.median
+    return Cost(cpu, memory / count, median(quiet), median(beside), median(during), median(heard))
+
+
+async def changed(
+    stub: registry_pb2_grpc.RegistryServiceAsyncStub, watchers: Watchers, count: int, text: str
+) -> tuple[float, list[float]]:
+    """Seconds until all have heard of one change, and how long unary calls took meanwhile."""
+    before, started, waits = watchers.messages, time.perf_counter(), []
+
+    async def call() -> None:
+        while True:
+            waits.extend(await latencies_ms(stub, 1))
+
+    calling = asyncio.create_task(call())
+    await change(stub, text)
+    last_at = await watchers.heard(before + count)
+    calling.cancel()
+    await asyncio.gather(calling, return_exceptions=True)
+    return last_at - started, waits
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of all threads of a process so far."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def rss_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+
+
+@contextmanager
+def registry(source: Path, database_url: str) -> Iterator[tuple[int, int]]:
+    """The port and the process id of a Registry that starts."""
+    port, metrics_port = free_ports(2)
+    with tempfile.TemporaryDirectory() as home:
+        paths = [str(source / part) for part in ("services", "gen/python", "clients/python")]
+        environ = os.environ | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "NEUROWEAVER_HOME": home,
+            "NEUROWEAVER_REGISTRY_PORT": str(port),
+            "NEUROWEAVER_REGISTRY_METRICS_PORT": str(metrics_port),
+        }
+        if database_url:
+            environ["NEUROWEAVER_DATABASE_URL"] = database_url
+        command = [sys.executable, "-m", "neuroweaver.registry"]
+        with (Path(home) / "log").open("wb") as log:
+            process = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
+        try:
+            yield port, process.pid
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def checkout(revision: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        packed = subprocess.run(
+            ["git", "archive", revision, "services", "gen", "clients"],
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.PIPE,
+        ).stdout
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(folder, filter="data")
+        yield Path(folder)
+
+
+async def cost(source: Path, count: int, options: argparse.Namespace) -> Cost:
+    with registry(source, options.database) as (port, pid):
+        found = await measure(port, pid, count, idle_s=options.idle_s, rounds=options.rounds)
+    print(
+        f"{count:6} watches: {found.idle_cpu:7.2%} of a core idle, {found.kib_a_stream:5.1f} KiB a stream; "
+        f"a unary call {found.quiet_ms:.2f} ms quiet, {found.beside_ms:.2f} ms beside them, "
+        f"{found.during_ms:.2f} ms during a change; all heard of it in {found.heard_s:.2f} s",
+        flush=True,
+    )
+    return found
+
+
+async def main(options: argparse.Namespace) -> None:
+    if not options.before:
+        await cost(ROOT, options.count, options)
+        return
+    with checkout(options.before) as source:
+        print(f"before ({options.before}):")
+        before = await cost(source, options.before_count, options)
+    print("now:")
+    after = await cost(ROOT, options.before_count, options)
+    ratios = {each.name: getattr(after, each.name) / getattr(before, each.name) for each in fields(Cost)}
+    print("now to before:", ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items()))
+    await cost(ROOT, options.count, options)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--before", help="a revision to compare with")
+    parser.add_argument("--before-count", type=int, default=1000)
+    parser.add_argument("--database", default="", help="a new PostgreSQL database instead of SQLite")
+    parser.add_argument("--idle-s", type=float, default=35.0, help="how long idle watches are looked at")
+    parser.add_argument("--rounds", type=int, default=5)
+    uvloop.run(main(parser.parse_args()))
