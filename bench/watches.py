@@ -153,7 +153,8 @@ class Watchers:
 @dataclass(frozen=True)
 class Cost:
     """idle_cpu: share of one core. *_ms: a unary call at the median, without watches, beside idle ones, and
-    while a change goes out. heard_s: from the call that makes a change until the last watch has it.
+    while a change goes out. heard_s: from the call that makes a change until the last watch has it. cpu_us:
+    the server's time for it, a watch, with the unary calls meanwhile.
     """
 
     idle_cpu: float
@@ -162,6 +163,7 @@ class Cost:
     beside_ms: float
     during_ms: float
     heard_s: float
+    cpu_us: float
 
 
 async def latencies_ms(stub: registry_pb2_grpc.RegistryServiceAsyncStub, calls: int) -> list[float]:
@@ -194,14 +196,18 @@ async def measure(port: int, pid: int, count: int, *, idle_s: float, rounds: int
         await asyncio.sleep(idle_s)
         cpu = (cpu_s(pid) - cpu) / (time.perf_counter() - started)
         beside = await latencies_ms(stub, 500)
-        heard, during = [], []
+        heard, during, spent = [], [], []
         for number in range(rounds):
+            before_s = cpu_s(pid)
             took_s, waits = await changed(stub, watchers, count, f"round {number}")
+            spent.append((cpu_s(pid) - before_s) / count * 1e6)
             heard.append(took_s)
             during += waits
             await asyncio.sleep(1)
     median = statistics.median
-    return Cost(cpu, memory / count, median(quiet), median(beside), median(during), median(heard))
+    return Cost(
+        cpu, memory / count, median(quiet), median(beside), median(during), median(heard), median(spent)
+    )
 
 
 async def changed(
@@ -277,7 +283,8 @@ async def cost(source: Path, count: int, options: argparse.Namespace) -> Cost:
     print(
         f"{count:6} watches: {found.idle_cpu:7.2%} of a core idle, {found.kib_a_stream:5.1f} KiB a stream; "
         f"a unary call {found.quiet_ms:.2f} ms quiet, {found.beside_ms:.2f} ms beside them, "
-        f"{found.during_ms:.2f} ms during a change; all heard of it in {found.heard_s:.2f} s",
+        f"{found.during_ms:.2f} ms during a change; all heard of it in {found.heard_s:.2f} s, "
+        f"{found.cpu_us:.0f} µs of CPU each",
         flush=True,
     )
     return found

@@ -28,10 +28,10 @@ from neuroweaver.experiment.intake.committer import Committer
 from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.experiment.results.cache import ResultsCache
 from neuroweaver.experiment.results.live import conflated
-from neuroweaver.experiment.rpc import results as results_rpc
 from neuroweaver.experiment.rpc import server
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.handlers.heartbeats import Heartbeats
 from neuroweaver.mesh.server.serve import Service, running
 from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.mesh.wire.settings import Settings
@@ -232,8 +232,8 @@ async def test_a_watch_ends_with_the_conclusion(mesh: World) -> None:
         assert await call.read() == grpc.aio.EOF
 
 
-async def test_an_idle_watch_hears_a_heartbeat(mesh: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results_rpc, "HEARTBEAT_S", 0.2)
+async def test_an_idle_watch_hears_a_heartbeat(mesh: World) -> None:
+    mesh.store.topics.heartbeats = Heartbeats(0.2)
     await create(mesh)
     await start(mesh)
     async with watching(mesh) as call:

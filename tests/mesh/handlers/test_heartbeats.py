@@ -46,5 +46,5 @@ async def test_nothing_ticks_when_nobody_waits():
     await asyncio.wait_for(watch.beats.get(), 60)
     heartbeats.forget(watch)
     async with asyncio.timeout(60):
-        while heartbeats._is_ticking:
+        while heartbeats._is_ticking:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -65,7 +65,7 @@ class LocalAssignment:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the service was last heard; it sends a heartbeat every 15."""
+        """Seconds since the service was last heard; it sends a heartbeat every 15, a busy one less often."""
         return time.monotonic() - self._heard_at
 
     def assign(self, test_id: str, unit_id: str, attributes: Attributes | None = None) -> Assignment:

@@ -48,7 +48,8 @@ export const IntervalSchema: GenMessage<Interval> = /*@__PURE__*/
   messageDesc(file_neuroweaver_v1_common, 0);
 
 /**
- * Sent on an idle watch to show that it is alive.
+ * Sent on an idle watch to show that it is alive: after 15 seconds, or later where a server holds more than 900 idle
+ * watches, to which it sends 60 heartbeats a second in turn.
  *
  * @generated from message neuroweaver.v1.Heartbeat
  */

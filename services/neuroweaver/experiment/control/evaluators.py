@@ -1,7 +1,7 @@
 """The evaluators of all experiments, at hand: an assignment reads nothing.
 
-What this process commits is in force before the commit is answered; what another process commits, a second
-later at most, as for a client that evaluates by itself.
+What this process commits is in force before the commit is answered; what another process commits, as soon as
+this one hears of it: with PostgreSQL at once, with SQLite a second later.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from google.protobuf import struct_pb2
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.experiment.storage.store import Store
+from neuroweaver.mesh.handlers.signals import Signal
 from neuroweaver.mesh.wire.assignment import Evaluator
 from neuroweaver.mesh.wire.errors import Error, NotFound
 from neuroweaver.v1 import experiment_pb2 as pb
 
 _LOG: Final = logging.getLogger("neuroweaver.experiment")
 
-POLL_S: Final = 1.0
+# Between two looks at signals in memory, or two tries to read.
+_PERIOD_S: Final = 0.2
 
 
 class Assigner:
@@ -61,6 +63,8 @@ class Evaluators:
         self._projects: dict[str, dict[str, Assigner]] = {}
         self._sequences: dict[str, int] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        # By project, with the count up to which changes are in force.
+        self._signals: dict[str, tuple[Signal, int]] = {}
         store.listen(self.refresh)
 
     async def of(self, project: str, test_id: str) -> Assigner:
@@ -78,18 +82,23 @@ class Evaluators:
         """Takes over what was committed so far."""
         async with self._locks.setdefault(project, asyncio.Lock()):
             seen = self._sequences.get(project, 0)
+            signal = self._store.configs_signal(project)
+            count = signal.count
             async with self._store.read(project) as experiments:
                 changes = await experiments.configs(seen)
+            self._signals[project] = signal, count
             assigners = self._projects.setdefault(project, {})
             for change in changes:
                 assigners[change.config.test_id] = Assigner(change.config, change.sequence)
                 self._sequences[project] = change.sequence
 
     async def keep_fresh(self) -> None:
-        """Until cancelled: finds what other processes changed."""
+        """Until cancelled: takes over what other processes changed."""
         while True:
-            await asyncio.sleep(POLL_S)
-            for project in list(self._projects):
+            await asyncio.sleep(_PERIOD_S)
+            for project, (signal, count) in list(self._signals.items()):
+                if signal.count == count:
+                    continue
                 try:
                     await self.refresh(project)
                 except (SQLAlchemyError, Error) as error:  # the database may be back in a second

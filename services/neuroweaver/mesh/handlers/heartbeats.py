@@ -8,8 +8,8 @@ from typing import Final, Protocol
 
 HEARTBEAT_S: Final = 15.0
 
-MOST_A_SECOND: Final = 200
-"""So that very many quiet watches cost little; with more than 3,000 of them, a heartbeat comes later."""
+MOST_A_SECOND: Final = 60
+"""So that very many quiet watches cost little: with more than 900 of them, a heartbeat comes later."""
 
 _TICK_S: Final = 0.1
 
