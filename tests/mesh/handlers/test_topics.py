@@ -15,7 +15,8 @@ from sqlalchemy import text
 
 import postgres
 from neuroweaver.mesh.database.database import Database
-from neuroweaver.mesh.handlers.topics import Look, Topics
+from neuroweaver.mesh.handlers.topic import Look
+from neuroweaver.mesh.handlers.topics import Topics
 from neuroweaver.mesh.handlers.watch import follow
 
 PATIENCE_S = 120
@@ -131,6 +132,38 @@ async def test_what_a_process_commits_is_no_news_to_itself(database_url):
             await asyncio.sleep(0.05)
             await other.append()
         assert other.reads - reads <= 2
+
+
+async def test_what_was_committed_for_a_caller_who_had_left_is_told(database_url):
+    async with processes(database_url) as (one, other):
+        await one.append()
+        async with watching(one, 1, until=3) as here, watching(other, 1, until=3) as there:
+            numbers = [1]
+            while len(numbers) < 2:  # PostgreSQL may have rolled it back
+                with pytest.raises(asyncio.CancelledError):
+                    await cancelled_in_commit(one)
+                numbers = [number.sequence for number in (await other.look(0)).events]
+            async with asyncio.timeout(PATIENCE_S):
+                while here[0] != numbers or there[0] != numbers:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await one.append()
+        assert here == there == [[1, 2, 3]]
+
+
+async def cancelled_in_commit(process: Process) -> None:
+    changes = process.topics._changes
+    announce = changes.announce
+
+    async def last(connection, topics) -> None:
+        await announce(connection, topics)
+        asyncio.get_running_loop().call_soon(task.cancel)
+
+    changes.announce = last
+    task = asyncio.create_task(process.append())
+    try:
+        await task
+    finally:
+        changes.announce = announce
 
 
 async def test_what_is_rolled_back_is_not_told(database_url):

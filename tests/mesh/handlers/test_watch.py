@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from neuroweaver.mesh.handlers.heartbeats import Heartbeats
-from neuroweaver.mesh.handlers.topics import Look, Topics
+from neuroweaver.mesh.handlers.topic import Look
+from neuroweaver.mesh.handlers.topics import Topics
 from neuroweaver.mesh.handlers.watch import follow, replay
 from neuroweaver.mesh.wire.errors import NotFound, OutOfRange
 

@@ -12,7 +12,7 @@ from neuroweaver.deployer.rpc.keys import existing_key
 from neuroweaver.deployer.storage.reader import Reader
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.deployer.storage.writer import events_topic, logs_topic
-from neuroweaver.mesh.handlers.topics import Look
+from neuroweaver.mesh.handlers.topic import Look
 from neuroweaver.mesh.handlers.watch import PAGE_SIZE, follow, replay
 from neuroweaver.mesh.wire.messages import message_of
 from neuroweaver.v1 import common_pb2

@@ -10,7 +10,7 @@ from typing import Any
 from neuroweaver.experiment.control.evaluators import Evaluators
 from neuroweaver.experiment.storage.store import Store, configs_topic
 from neuroweaver.mesh.auth.caller import caller_of
-from neuroweaver.mesh.handlers.topics import Look
+from neuroweaver.mesh.handlers.topic import Look
 from neuroweaver.mesh.handlers.watch import follow
 from neuroweaver.mesh.wire.errors import NotFound
 from neuroweaver.v1 import common_pb2

@@ -17,7 +17,7 @@ from neuroweaver.experiment.results.replay import replayed
 from neuroweaver.experiment.storage.store import Store, results_topic
 from neuroweaver.mesh.auth.caller import caller_of
 from neuroweaver.mesh.database.pagination import Page
-from neuroweaver.mesh.handlers.topics import Look
+from neuroweaver.mesh.handlers.topic import Look
 from neuroweaver.mesh.handlers.watch import PAGE_SIZE, follow
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import experiment_pb2 as pb

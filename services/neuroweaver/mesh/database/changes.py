@@ -28,6 +28,10 @@ class Changes(ABC):
         """To be called in a write transaction: with its commit, other processes hear that these changed."""
 
     @abstractmethod
+    def doubt(self) -> None:
+        """A transaction in which this process announced something ended, and may yet be committed."""
+
+    @abstractmethod
     def heard(self) -> AsyncGenerator[Changed, None]:
         """What others changed, without end and whatever becomes of the database; None first, and wherever
         something may have been missed.
@@ -43,6 +47,9 @@ class FileChanges(Changes):
 
     async def announce(self, connection: AsyncConnection, topics: Collection[str]) -> None:
         """The commit itself says it."""
+
+    def doubt(self) -> None:
+        """It is over: an operation on a file ends before whoever asked for it goes."""
 
     async def heard(self) -> AsyncGenerator[Changed, None]:
         seen: tuple[object, int] | None = None

@@ -32,13 +32,17 @@ class Notifications(Changes):
         self._reader = reader
         # The services of one database hear only their own.
         self._channel = f"neuroweaver.{schema}"
-        # Before each topic, so that a process knows what it said itself.
-        self._sender = f"{new_id()} "
+        # Before each topic: what a process said itself is no news to it.
+        self._sender = new_id()
         self._is_deaf = False
 
     async def announce(self, connection: AsyncConnection, topics: Collection[str]) -> None:
         if topics:
-            await connection.exec_driver_sql(_NOTIFY, (self._channel, self._sender, sorted(topics)))
+            await connection.exec_driver_sql(_NOTIFY, (self._channel, f"{self._sender} ", sorted(topics)))
+
+    def doubt(self) -> None:
+        """Under a new name, this process hears what it said under the old one."""
+        self._sender = new_id()
 
     async def heard(self) -> AsyncGenerator[Changed, None]:
         while True:
@@ -66,8 +70,9 @@ class Notifications(Changes):
             yield None
             async with aclosing(connection.notifies()) as notifications:
                 async for notification in notifications:
-                    if not notification.payload.startswith(self._sender):
-                        yield [notification.payload.partition(" ")[2]]
+                    sender, _, topic = notification.payload.partition(" ")
+                    if sender != self._sender:
+                        yield [topic]
 
     async def _is_readable(self) -> bool:
         try:

@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import closing
 from typing import Final
 
-from neuroweaver.mesh.handlers.topics import E, Follower, Look, Read, Topic, Topics
+from neuroweaver.mesh.handlers.topic import E, Follower, Look, Read, Topic
+from neuroweaver.mesh.handlers.topics import Topics
 from neuroweaver.mesh.wire.errors import OutOfRange
 
 PAGE_SIZE: Final = 256

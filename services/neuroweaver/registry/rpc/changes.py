@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from neuroweaver.mesh.handlers.topics import Look
+from neuroweaver.mesh.handlers.topic import Look
 from neuroweaver.mesh.handlers.watch import PAGE_SIZE, follow
 from neuroweaver.registry import messages
 from neuroweaver.registry.domain.records import Event

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from neuroweaver.mesh.auth.caller import caller_of
-from neuroweaver.mesh.handlers.topics import Look
+from neuroweaver.mesh.handlers.topic import Look
 from neuroweaver.mesh.handlers.watch import PAGE_SIZE, follow, replay
 from neuroweaver.trainer.storage.jobs import events_topic, logs_topic
 from neuroweaver.trainer.storage.store import Store
