@@ -25,7 +25,7 @@ async def logged(lone, *messages, replica_id="r"):
 
 
 async def rest_of(watch):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return [each async for each in watch]
 
 
@@ -52,6 +52,33 @@ async def test_a_followed_log_ends_with_its_deployment_though_that_was_made_anew
     await made_anew(lone)
     await logged(lone, "of another")
     assert [line.message for line in await rest_of(watch)] == ["last"]
+
+
+async def test_all_who_wait_hear_of_the_end_though_the_deployment_was_made_anew(lone):
+    seen = await served(lone)
+    await logged(lone, "first")
+    watches, topics = Watches(lone.store), lone.store.topics._topics
+    asked = pb.WatchDeploymentRequest(model_id="advisor", since_sequence=seen.last_sequence)
+    events = [asyncio.create_task(rest_of(watches.WatchDeployment(asked, None))) for _ in range(5)]
+    logs = [
+        asyncio.create_task(rest_of(watches.WatchDeploymentLogs(of_replica, None)))
+        for of_replica in (
+            pb.WatchDeploymentLogsRequest(model_id="advisor", replica_id=replica_id, follow=True)
+            for replica_id in ("", "r", "another")
+        )
+    ]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        while [len(topic._waiting) for topic in topics.values()] != [5, 3]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    ended = await made_anew(lone)
+    await logged(lone, "of another")
+
+    for watched in await asyncio.gather(*events):
+        assert watched[-1].sequence == ended.last_sequence
+        assert watched[-1].state_changed.to_state == pb.DEPLOYMENT_STATE_DELETED
+    lines = [[line.message for line in watched] for watched in await asyncio.gather(*logs)]
+    assert lines == [["first"], ["first"], []]
 
 
 async def test_a_heartbeat_tells_how_far_a_watch_has_come(lone):

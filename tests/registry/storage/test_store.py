@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -509,6 +510,46 @@ async def test_a_watch_of_one_model_hears_of_no_other(store: Store):
     watching = feed(store, "default", "advisor", 0)
     assert [(await anext(watching)).sequence for _ in range(2)] == [2, 4]
     await watching.aclose()
+
+
+async def test_however_many_watch_a_change_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch):
+    reads, read = 0, store.read
+
+    def counted(project: str):
+        nonlocal reads
+        reads += 1
+        return read(project)
+
+    async def sequences(model_id: str) -> list[int]:
+        async with aclosing(feed(store, "default", model_id, 3)) as watching:
+            return [(await anext(watching)).sequence]
+
+    async def wait(count: int) -> None:
+        """Until so many wait for what comes."""
+        async with asyncio.timeout(60):
+            while len(store.topics._topics["default"]._waiting) != count:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    for name in ("a", "advisor", "b"):
+        await register(store, name)
+    monkeypatch.setattr(store, "read", counted)
+    tasks = [asyncio.create_task(sequences(name)) for name in ["", "advisor", "b"] * 20]
+    await asyncio.sleep(0)
+    await wait(60)
+    joined = reads
+
+    await create(store, "1.0.0")
+    assert await asyncio.wait_for(asyncio.gather(*tasks[0::3], *tasks[1::3]), 60) == [[4]] * 40
+    await wait(20)
+    assert reads == joined + 1
+    await store.transact(ORIGIN, lambda registry: _described(registry, "b"))
+    assert await asyncio.wait_for(asyncio.gather(*tasks[2::3]), 60) == [[5]] * 20
+    assert reads == joined + 2
+
+
+async def _described(registry: Writer, model_id: str) -> Model:
+    before = await registry.model(model_id)
+    return await registry.save_model("model.updated", before, replace(before, description="another"))
 
 
 async def test_a_watch_of_a_quiet_model_is_told_how_far_the_others_are(store: Store):
