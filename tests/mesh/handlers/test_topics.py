@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
+import aiosqlite
 import psycopg
 import pytest
 from sqlalchemy import text
@@ -179,6 +181,24 @@ async def test_what_is_rolled_back_is_not_told(database_url):
                 await one.topics.transact(fail, lambda: ["numbers"])
             await one.append()
         assert seen == [[1, 2]]
+
+
+async def test_a_file_that_cannot_be_read_for_a_while_ends_nothing(tmp_path, monkeypatch):
+    failures = [sqlite3.OperationalError("disk I/O error"), sqlite3.DatabaseError("malformed")]
+    real = aiosqlite.Connection.execute_fetchall
+
+    async def failing(connection, *arguments):
+        if failures:
+            raise failures.pop()
+        return await real(connection, *arguments)
+
+    monkeypatch.setattr(aiosqlite.Connection, "execute_fetchall", failing)
+    async with processes(f"sqlite:///{tmp_path / 'test.db'}") as (one, other):
+        await one.append()
+        async with watching(other, 2, until=2) as seen:
+            await one.append()
+        assert seen == [[1, 2]] * 2
+    assert not failures
 
 
 async def test_what_is_committed_while_nobody_can_listen_is_not_lost(postgres_server, postgres_url, caplog):

@@ -9,6 +9,7 @@ https://www.sqlite.org/pragma.html#pragma_data_version
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Collection
 from typing import Final
@@ -67,6 +68,6 @@ class FileChanges(Changes):
                 driver = (await connection.get_raw_connection()).driver_connection
                 assert driver is not None
                 ((number,),) = await driver.execute_fetchall("PRAGMA data_version")
-        except SQLAlchemyError:
+        except (SQLAlchemyError, sqlite3.Error):
             return None
         return driver, number
