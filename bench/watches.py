@@ -152,11 +152,12 @@ class Watchers:
 
 @dataclass(frozen=True)
 class Cost:
-    """idle_cpu: share of one core. *_ms: a unary call at the median, without watches, beside idle ones, and
-    while a change goes out. heard_s: from the call that makes a change until the last watch has it. cpu_us:
-    the server's time for it, a watch, with the unary calls meanwhile.
+    """*_cpu: share of one core, without watches and with them, all idle. *_ms: a unary call at the median,
+    without watches, beside idle ones, and while a change goes out. heard_s: from the call that makes a change
+    until the last watch has it. cpu_us: the server's time for it, a watch, with the unary calls meanwhile.
     """
 
+    quiet_cpu: float
     idle_cpu: float
     kib_a_stream: float
     quiet_ms: float
@@ -187,14 +188,13 @@ async def measure(port: int, pid: int, count: int, *, idle_s: float, rounds: int
         await stub.RegisterModel(pb.RegisterModelRequest(model=pb.Model(model_id=MODEL)))
         await latencies_ms(stub, 200)
         quiet = await latencies_ms(stub, 500)
+        quiet_cpu = await idle_cpu(pid, idle_s)
         memory = rss_kib(pid)
         watchers = await Watchers.connect(port)
         await watchers.open(count, since=0)
         await asyncio.sleep(3)
         memory = rss_kib(pid) - memory
-        cpu, started = cpu_s(pid), time.perf_counter()
-        await asyncio.sleep(idle_s)
-        cpu = (cpu_s(pid) - cpu) / (time.perf_counter() - started)
+        cpu = await idle_cpu(pid, idle_s)
         beside = await latencies_ms(stub, 500)
         heard, during, spent = [], [], []
         for number in range(rounds):
@@ -204,9 +204,11 @@ async def measure(port: int, pid: int, count: int, *, idle_s: float, rounds: int
             heard.append(took_s)
             during += waits
             await asyncio.sleep(1)
-    median = statistics.median
     return Cost(
-        cpu, memory / count, median(quiet), median(beside), median(during), median(heard), median(spent)
+        quiet_cpu,
+        cpu,
+        memory / count,
+        *map(statistics.median, (quiet, beside, during, heard, spent)),
     )
 
 
@@ -226,6 +228,12 @@ async def changed(
     calling.cancel()
     await asyncio.gather(calling, return_exceptions=True)
     return last_at - started, waits
+
+
+async def idle_cpu(pid: int, for_s: float) -> float:
+    used_s, started = cpu_s(pid), time.perf_counter()
+    await asyncio.sleep(for_s)
+    return (cpu_s(pid) - used_s) / (time.perf_counter() - started)
 
 
 def cpu_s(pid: int) -> float:
@@ -281,7 +289,8 @@ async def cost(source: Path, count: int, options: argparse.Namespace) -> Cost:
     with registry(source, options.database) as (port, pid):
         found = await measure(port, pid, count, idle_s=options.idle_s, rounds=options.rounds)
     print(
-        f"{count:6} watches: {found.idle_cpu:7.2%} of a core idle, {found.kib_a_stream:5.1f} KiB a stream; "
+        f"{count:6} watches: {found.idle_cpu:7.2%} of a core idle ({found.quiet_cpu:.2%} without), "
+        f"{found.kib_a_stream:5.1f} KiB a stream; "
         f"a unary call {found.quiet_ms:.2f} ms quiet, {found.beside_ms:.2f} ms beside them, "
         f"{found.during_ms:.2f} ms during a change; all heard of it in {found.heard_s:.2f} s, "
         f"{found.cpu_us:.0f} µs of CPU each",

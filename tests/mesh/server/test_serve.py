@@ -68,6 +68,15 @@ async def test_open_watches_end_with_unavailable_so_that_their_clients_resume():
     await client.close()
 
 
+async def test_thousands_of_watches_may_come_at_once():
+    async with started() as server, channel(server.address) as client:
+        echo = pb_grpc.EchoServiceStub(client)
+        watches = [echo.WatchWords(pb.Ask()) for _ in range(2500)]
+        answers = await asyncio.wait_for(asyncio.gather(*(watch.read() for watch in watches)), 240)
+
+    assert {answer.text for answer in answers} == {"watching"}
+
+
 async def test_a_call_under_way_may_finish_while_the_server_stops():
     arrived, go_on = asyncio.Event(), asyncio.Event()
 
