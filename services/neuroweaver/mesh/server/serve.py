@@ -53,8 +53,8 @@ _OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # After a restart all watches come again at once. What exceeds gRPC's own limits, 1,000 and 3,000, would end
-    # as CANCELLED, which no client tries again.
+    # After a restart all watches come again at once. What exceeds gRPC's own limits, 1,000 and 3,000, would
+    # end as CANCELLED, which no client tries again.
     ("grpc.server.max_pending_requests", _MOST_PENDING),
     ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
 )
