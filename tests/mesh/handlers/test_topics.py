@@ -66,7 +66,7 @@ class Process:
 
     async def watch(self, seen: list[int], until: int) -> None:
         topic = self.topics.topic("numbers", self.look)
-        watch = follow(self.topics, topic, since=0, heartbeat=Number, look=self.look)
+        watch = follow(topic, since=0, heartbeat=Number, look=self.look)
         async with aclosing(watch) as events:
             async for event in events:
                 seen.append(event.sequence)

@@ -69,7 +69,6 @@ class Log:
             return await self.look(after, page_size)
 
         return follow(
-            self.topics,
             self.topics.topic("log", look),
             since=since,
             heartbeat=lambda last: Event(last, "heartbeat"),

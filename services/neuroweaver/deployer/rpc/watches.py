@@ -46,7 +46,6 @@ class Watches:
             return _of_life(await read(after, first), first)
 
         following = follow(
-            topics,
             topics.topic(events_topic(key), read),
             since=request.since_sequence,
             heartbeat=lambda last: pb.DeploymentEvent(
@@ -94,7 +93,6 @@ class Watches:
 
         following = (
             follow(
-                topics,
                 topics.topic(logs_topic(key), read),
                 since=start,
                 heartbeat=lambda last: pb.DeploymentLogLine(sequence=last),

@@ -66,7 +66,6 @@ class Assignments:
             since, complete = snapshot.last, pb.SnapshotComplete(configs=len(snapshot.events))
             yield pb.AssignmentEvent(sequence=since, snapshot_complete=complete)
         events = follow(
-            topics,
             topics.topic(configs_topic(project), read),
             since=since,
             heartbeat=_heartbeat,

@@ -72,7 +72,6 @@ class Results:
 
         await self._store.experiment(project, test_id)
         events = follow(
-            topics,
             topics.topic(results_topic(project, test_id), look),
             since=request.since_sequence,
             heartbeat=heartbeat,

@@ -1,4 +1,4 @@
 """What the RPCs of every service use: changes made once, filters, watches, cached answers, cleanup.
 
-Begin with `mutations` and `watch`. Imports `database`, `auth` and `wire`.
+Begin with `mutations`, `topics` and `watch`. Imports `database`, `auth` and `wire`.
 """

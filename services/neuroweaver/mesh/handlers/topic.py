@@ -90,11 +90,10 @@ class Reads:
 class Follower:
     """One watch's place at a topic."""
 
-    __slots__ = ("_heartbeats", "_is_due", "_topic", "_waiting", "seen")
+    __slots__ = ("_is_due", "_topic", "_waiting", "seen")
 
-    def __init__(self, topic: Topic[Any], heartbeats: Heartbeats) -> None:
+    def __init__(self, topic: Topic[Any]) -> None:
         self._topic = topic
-        self._heartbeats = heartbeats
         self._waiting: asyncio.Future[None] | None = None
         self._is_due = False
         self.seen = topic.version
@@ -103,7 +102,7 @@ class Follower:
     def sent(self) -> None:
         """To be called whenever something went out, and at the beginning."""
         self._is_due = False
-        self._heartbeats.sent(self)
+        self._topic.heartbeats.sent(self)
 
     def beat(self) -> None:
         self._is_due = True
@@ -126,7 +125,7 @@ class Follower:
         return self._is_due
 
     def close(self) -> None:
-        self._heartbeats.forget(self)
+        self._topic.heartbeats.forget(self)
 
 
 class Topic(Generic[E]):
@@ -136,7 +135,8 @@ class Topic(Generic[E]):
     is something to look at.
     """
 
-    def __init__(self, read: Read[E], reads: Reads) -> None:
+    def __init__(self, read: Read[E], reads: Reads, heartbeats: Heartbeats) -> None:
+        self.heartbeats = heartbeats
         self._read = read
         self._reads = reads
         # Events after `first`, up to `last`, are at hand; none before the first watch has come to the end.

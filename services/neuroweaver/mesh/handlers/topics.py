@@ -35,7 +35,7 @@ class Topics:
         """The one of a name, which reads as who asked first does. Hold on to it while following it."""
         topic = self._topics.get(name)
         if topic is None or topic.is_failed:
-            topic = self._topics[name] = Topic(read, self._reads)
+            topic = self._topics[name] = Topic(read, self._reads, self.heartbeats)
         return topic
 
     def signal(self, name: str) -> Signal:

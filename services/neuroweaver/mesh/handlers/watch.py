@@ -11,14 +11,12 @@ from contextlib import closing
 from typing import Final
 
 from neuroweaver.mesh.handlers.topic import E, Follower, Look, Read, Topic
-from neuroweaver.mesh.handlers.topics import Topics
 from neuroweaver.mesh.wire.errors import OutOfRange
 
 PAGE_SIZE: Final = 256
 
 
 async def follow(
-    topics: Topics,
     topic: Topic[E],
     *,
     since: int,
@@ -37,7 +35,7 @@ async def follow(
     Raises OutOfRange if events after `since` were compacted, or if `since` lies beyond the newest event.
     """
     last, is_new = since, True
-    with closing(Follower(topic, topics.heartbeats)) as follower:
+    with closing(Follower(topic)) as follower:
         follower.sent()
         while True:
             follower.seen = topic.version

@@ -35,7 +35,6 @@ def changes(store: Store, project: str, model_id: str, since: int) -> AsyncGener
         return replace(look, events=[event for event in look.events if _model_of(event) == model_id])
 
     return follow(
-        store.topics,
         store.topics.topic(project, read),
         since=since,
         heartbeat=lambda last: messages.from_event(Event(last)),

@@ -33,7 +33,7 @@ def events(store: Store, project: str, job_id: str, since: int) -> AsyncGenerato
         return pb.TrainingEvent(sequence=last, job_id=job_id, heartbeat=common_pb2.Heartbeat(sequence=last))
 
     topic = store.topics.topic(events_topic(project, job_id), look)
-    return follow(store.topics, topic, since=since, heartbeat=heartbeat, look=look, replays_kept=True)
+    return follow(topic, since=since, heartbeat=heartbeat, look=look, replays_kept=True)
 
 
 def logs(
@@ -54,7 +54,7 @@ def logs(
     if not is_followed:
         return replay(look, since=since, replays_kept=True)
     topic = store.topics.topic(logs_topic(project, job_id), look)
-    return follow(store.topics, topic, since=since, heartbeat=heartbeat, look=look, replays_kept=True)
+    return follow(topic, since=since, heartbeat=heartbeat, look=look, replays_kept=True)
 
 
 class Watches:
