@@ -179,6 +179,12 @@ async def test_idle_watches_read_nothing_and_a_change_is_read_once_for_all(count
         assert seen == [[4]] * count
 
 
+async def test_of_many_who_come_at_once_one_reads():
+    written = log(3)
+    async with watching(written, 100, since=3):
+        assert written.looks == 1
+
+
 async def test_who_comes_to_what_is_held_reads_nothing():
     written = log(3)
     async with watching(written, 1, since=3):

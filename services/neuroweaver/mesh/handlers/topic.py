@@ -151,6 +151,13 @@ class Topic(Generic[E]):
         # In the order in which they came.
         self._waiting: dict[Follower, None] = {}
         self.version = 0
+        self.joining = asyncio.Lock()
+        """Held by who looks while `is_new`; others wait for what that brings."""
+
+    @property
+    def is_new(self) -> bool:
+        """Nobody has come to the end yet, so that nothing is at hand."""
+        return self._last == _NOWHERE
 
     @property
     def is_failed(self) -> bool:
@@ -175,11 +182,15 @@ class Topic(Generic[E]):
         self._is_stale = True
         self._refresh_if_needed()
 
-    def enter(self, follower: Follower, look: Look[E]) -> None:
-        """Has `follower`, whose last look saw all there was, woken by what comes next."""
-        if self._last == _NOWHERE:
+    def begin(self, look: Look[E]) -> None:
+        """Takes up where a look came to the end, if nobody did so before."""
+        if self.is_new and look.last >= look.newest and not look.is_over:
             self._first = self._last = look.last
             self._life = look.life
+
+    def enter(self, follower: Follower, look: Look[E]) -> None:
+        """Has `follower`, whose last look saw all there was, woken by what comes next."""
+        self.begin(look)
         self._is_stale |= look.last > self._last
         self._waiting[follower] = None
         self._refresh_if_needed()

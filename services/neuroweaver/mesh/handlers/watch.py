@@ -39,9 +39,7 @@ async def follow(
         follower.sent()
         while True:
             follower.seen = topic.version
-            shared = topic.look(last)
-            # What has ended may have begun again, in another process even: who comes now looks for itself.
-            found = view(shared) if shared and not (shared.is_over and is_new) else await look(last)
+            found = await _look(topic, last, look, view, is_new=is_new)
             is_new = False
             _check_range(found, last, replays_kept=replays_kept)
             for event in found.events:
@@ -54,6 +52,23 @@ async def follow(
                 if await follower.wait(found):
                     yield heartbeat(last)
                     follower.sent()
+
+
+async def _look(
+    topic: Topic[E], last: int, look: Read[E], view: Callable[[Look[E]], Look[E]], *, is_new: bool
+) -> Look[E]:
+    if topic.is_new and not topic.joining.locked():
+        async with topic.joining:
+            found = await look(last)
+            topic.begin(found)
+            return found
+    async with topic.joining:
+        pass  # of many who come at once, one reads
+    shared = topic.look(last)
+    # What has ended may have begun again, in another process even: who comes now looks for itself.
+    if shared is None or (shared.is_over and is_new):
+        return await look(last)
+    return view(shared)
 
 
 async def replay(look: Read[E], *, since: int, replays_kept: bool = False) -> AsyncGenerator[E, None]:
