@@ -16,7 +16,7 @@ State = Hashable
 Step = Callable[[State, Hashable, Hashable], State]
 
 
-class Impossible(Exception):  # noqa: N818  (an outcome of the search, not an error)
+class Impossible(Exception):
     """Raised by a model: this call cannot have this answer in this state."""
 
 
