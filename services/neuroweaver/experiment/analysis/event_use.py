@@ -109,8 +109,8 @@ def _imbalance(study: Study, name: str, treatment: str, level: float) -> Imbalan
     inference = confidence_sequence.infer(effect, 1 - level, study.planned) if effect else None
     if inference is None:
         return None
-    shares = (early[variant] / study.units(variant) for variant in (treatment, control))
-    return Imbalance(name, treatment, *shares, p_value=inference.p_value, level=level)
+    treated_share, control_share = (early[each] / study.units(each) for each in (treatment, control))
+    return Imbalance(name, treatment, treated_share, control_share, inference.p_value, level)
 
 
 def _arms(study: Study, phase: Phase, variants: Sequence[str], name: str) -> Sequence[Arm | None]:

@@ -76,13 +76,10 @@ def _cutting(study: Study, metric: pb.ExperimentMetric) -> str:
     text += f": {units:.2%} of the units are cut, and {total:.1%} of the total."
     if units > _MUCH_OF_UNITS or total > _MUCH_OF_TOTAL:
         text += " That is much: what the treatment does to these units hardly shows in this metric."
-    missing = [
-        side
-        for side, cap in (("lower", lower), ("upper", upper))
-        if caps.HasField(f"{side}_quantile") and cap is None
-    ]
-    if missing:
-        text += f" No {missing[0]} cap is in force: too many units share the value at that quantile."
+    without_lower = caps.HasField("lower_quantile") and lower is None
+    if without_lower or (caps.HasField("upper_quantile") and upper is None):
+        side = "lower" if without_lower else "upper"
+        text += f" No {side} cap is in force: too many units share the value at that quantile."
     return text
 
 

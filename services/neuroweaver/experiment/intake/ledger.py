@@ -283,8 +283,9 @@ class Ledger:
         """What `dump` gave."""
         plain: dict[str, Any] = json.loads(counts)
         exams: dict[str, list[Exam]] = {}
-        for metric_id, *numbers, lower, upper in plain["exams"]:
-            exams.setdefault(metric_id, []).append(Exam(*numbers, Caps(lower, upper)))
+        for metric_id, batch, time_us, seen, units, lower, upper in plain["exams"]:
+            exam = Exam(batch, time_us, seen, units, Caps(lower, upper))
+            exams.setdefault(metric_id, []).append(exam)
         return cls(
             plan,
             groups=Counter({(kind, phase, variant): n for kind, phase, variant, n in plain["groups"]}),

@@ -199,9 +199,11 @@ class Population:
         chosen = np.flatnonzero(self.codes >= 0)
         kinds, group = np.unique(self.codes[chosen], return_inverse=True)
         for name in range(len(self.plan.names)):
-            since, before = self._number(name, self.plan.since), self._number(name, self.plan.before)
             read = [self._number(name, span) for span in self.plan.used(name)]
             read += [np.zeros(len(self), np.int64)] * (2 - len(read))
+            # Checkpoints of an earlier version know those alone that are read.
+            since = np.maximum(self._number(name, self.plan.since), read[0])
+            before = np.maximum(self._number(name, self.plan.before), read[1])
             columns = (since + before, before > 0, before - read[1], since - read[0])
             sums = [np.bincount(group, column[chosen], len(kinds)) for column in columns]
             for code, counts in zip(kinds.tolist(), np.stack(sums, 1).astype(np.int64).tolist(), strict=True):
