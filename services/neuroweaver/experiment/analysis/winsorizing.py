@@ -8,7 +8,7 @@ from typing import Final
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.v1 import experiment_pb2 as pb
 
-# A cap by quantiles cuts about the share of units that it names. Beyond these, look again.
+# Beyond these, look again; of units also beyond twice what quantiles ask for.
 _MUCH_OF_UNITS: Final = 0.05
 _MUCH_OF_TOTAL: Final = 0.2
 
@@ -74,7 +74,8 @@ def _cutting(study: Study, metric: pb.ExperimentMetric) -> str:
         return f"{text}; no unit has a value yet."
     units, total = cuts.mean(0), cuts.sum(1) / cuts.sum(2) if cuts.sum(2) else 0.0
     text += f": {units:.2%} of the units are cut, and {total:.1%} of the total."
-    if units > _MUCH_OF_UNITS or total > _MUCH_OF_TOTAL:
+    asked = (1 - caps.upper_quantile if caps.HasField("upper_quantile") else 0.0) + caps.lower_quantile
+    if units > max(_MUCH_OF_UNITS, 2 * asked) or total > _MUCH_OF_TOTAL:
         text += " That is much: what the treatment does to these units hardly shows in this metric."
     without_lower = caps.HasField("lower_quantile") and lower is None
     if without_lower or (caps.HasField("upper_quantile") and upper is None):
