@@ -1,4 +1,4 @@
-"""What the Experiment service drops every hour, and the checkpoints that it stores."""
+"""What the Experiment service drops and examines every hour, and the checkpoints that it stores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from datetime import datetime
 from typing import Final
 
-from neuroweaver.experiment.intake import retention, sketching
+from neuroweaver.experiment.intake import calibration, retention, sketching
 from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.experiment.storage.faults import tolerated
 from neuroweaver.experiment.storage.store import Store
@@ -27,7 +27,10 @@ async def keep_house(store: Store, projections: Projections) -> None:
 
 
 def chores(store: Store, projections: Projections, now: datetime) -> Chores:
-    return {"raw events": lambda: expire_all(store, projections, now)}
+    return {
+        "caps": lambda: reexamine_all(store, projections, now),
+        "raw events": lambda: expire_all(store, projections, now),
+    }
 
 
 async def keep_checkpoints(store: Store, projections: Projections) -> None:
@@ -38,6 +41,16 @@ async def keep_checkpoints(store: Store, projections: Projections) -> None:
                 experiment = await store.experiment(project, test_id)
                 await retention.keep_checkpoint(store, projections, experiment)
         await asyncio.sleep(CHECKPOINT_PERIOD_S)
+
+
+async def reexamine_all(store: Store, projections: Projections, now: datetime) -> int:
+    """Takes caps by quantiles again where that is due. Returns 0: nothing is dropped."""
+    for project, test_id in await store.keys():
+        with tolerated("caps not examined", test_id=test_id):
+            experiment = await store.experiment(project, test_id)
+            if await calibration.reexamine(store, projections, experiment, now):
+                store.notify_results(project, test_id)
+    return 0
 
 
 async def expire_all(store: Store, projections: Projections, now: datetime) -> int:

@@ -19,6 +19,7 @@ CONFIDENCE: Final = 0.95
 SAMPLE_RATIO_LEVEL: Final = 0.001
 CALIBRATION_UNITS: Final = 1000
 RETENTION: Final = timedelta(days=90)
+EXPOSURE_GRACE: Final = timedelta(seconds=10)
 RAMP_HOLD: Final = timedelta(days=1)
 THOMPSON_INTERVAL: Final = timedelta(hours=1)
 THOMPSON_MIN_WEIGHT: Final = 0.05
@@ -63,6 +64,7 @@ def _fill(spec: pb.ExperimentSpec) -> None:
     for step in spec.ramp:
         _default(step, "hold", RAMP_HOLD)
     _default(spec, "raw_event_retention", RETENTION)
+    _default(spec, "exposure_grace", EXPOSURE_GRACE)
     rule = spec.decision_rule
     if not rule.all_of and not rule.any_of:
         rule.all_of.add(metric_id=spec.target_metric_id, superiority=pb.EffectSize(absolute=0.0))
