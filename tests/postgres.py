@@ -9,10 +9,13 @@ import signal
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from ports import free_port
 
@@ -60,6 +63,13 @@ class Server:
                 **self._user,
             )
         _wait_ready(self._folder, self._port, self._process, log)
+
+    def database(self) -> str:
+        """The URL of a new one."""
+        name = f"test_{uuid.uuid4().hex}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy")
+        return self.url.removesuffix("postgres") + name
 
     def stop(self) -> None:
         if self._process:

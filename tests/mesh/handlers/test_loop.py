@@ -143,16 +143,16 @@ def test_one_of_several_things_that_fails_is_told_by_its_name_and_forgotten_when
     outages = Outages("testing")
     for _ in range(3):
         for name in ("broken", "well"):
-            with outages.survived(name=name):
+            with outages.survived(what=name):
                 if name == "broken":
                     raise NotFound("thing", name)
     assert [each.name for each in caplog.records] == [LOGGER]
     assert 0 < outages.backoff_s <= 4.0
 
-    with outages.survived(name="broken"):
+    with outages.survived(what="broken"):
         pass
 
     assert outages.backoff_s == 0.0
     assert [message for _, message, _ in told()][-1] == "recovered"
-    with pytest.raises(EndError), outages.survived(EndError, name="broken"):
+    with pytest.raises(EndError), outages.survived(EndError, what="broken"):
         raise EndError

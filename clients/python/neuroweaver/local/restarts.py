@@ -16,7 +16,7 @@ STEADY_S: Final = 60.0
 
 @dataclass
 class _Kept:
-    """One service. restart_at: when it is due, while it is down. is_awaited: started again, not yet healthy."""
+    """A service. restart_at: when it is due, while it is down. is_awaited: started again, not yet healthy."""
 
     started_at: float
     failures: int = 0
