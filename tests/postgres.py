@@ -9,10 +9,13 @@ import signal
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from ports import free_port
 
@@ -26,9 +29,65 @@ def binaries() -> Path | None:
     return Path(found).parent if found else None
 
 
+class Server:
+    """One server, which can be stopped and started at its port."""
+
+    def __init__(self, folder: Path, base: Path, user: dict[str, Any], *, is_durable: bool) -> None:
+        self._folder = folder
+        self._base = base
+        self._user = user
+        self._port = free_port()
+        self._options = [
+            "-c",
+            f"fsync={'on' if is_durable else 'off'}",
+            "-c",
+            f"unix_socket_directories={base}",
+            "-c",
+            "max_connections=200",
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"postgresql://neuroweaver@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        log = self._base / "log"
+        with log.open("a") as output:
+            self._process = subprocess.Popen(
+                [
+                    *(self._folder / "postgres", "-D", self._base / "data"),
+                    *("-h", "127.0.0.1", "-p", str(self._port)),
+                    *self._options,
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self._base,
+                **self._user,
+            )
+        _wait_ready(self._folder, self._port, self._process, log)
+
+    def database(self) -> str:
+        """The URL of a new one."""
+        name = f"test_{uuid.uuid4().hex}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy")
+        return self.url.removesuffix("postgres") + name
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.send_signal(signal.SIGINT)  # ends without waiting for connections
+            self._process.wait(timeout=30)
+            self._process = None
+
+
 @contextmanager
 def server(folder: Path, *, is_durable: bool = False) -> Iterator[str]:
     """The URL of an empty server's maintenance database. Without fsync by default: no data outlives a test."""
+    with controlled(folder, is_durable=is_durable) as started:
+        yield started.url
+
+
+@contextmanager
+def controlled(folder: Path, *, is_durable: bool = False) -> Iterator[Server]:
+    """As `server`, for who stops and starts it."""
     user = _unprivileged()
     with tempfile.TemporaryDirectory(prefix="nw-pg-") as base:
         data = Path(base) / "data"
@@ -50,30 +109,12 @@ def server(folder: Path, *, is_durable: bool = False) -> Iterator[str]:
             ],
             user,
         )
-        port = free_port()
-        log = Path(base) / "log"
-        with log.open("w") as output:
-            options = [
-                "-c",
-                f"fsync={'on' if is_durable else 'off'}",
-                "-c",
-                f"unix_socket_directories={base}",
-                "-c",
-                "max_connections=200",
-            ]
-            process = subprocess.Popen(
-                [folder / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), *options],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=base,
-                **user,
-            )
+        started = Server(folder, Path(base), user, is_durable=is_durable)
         try:
-            _wait_ready(folder, port, process, log)
-            yield f"postgresql://neuroweaver@127.0.0.1:{port}/postgres"
+            started.start()
+            yield started
         finally:
-            process.send_signal(signal.SIGINT)  # ends without waiting for connections
-            process.wait(timeout=30)
+            started.stop()
 
 
 def _unprivileged() -> dict[str, Any]:

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -43,11 +44,47 @@ def serving(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[byte
         process.wait()
 
 
+@pytest.mark.parametrize("what", ["corrupt", "newer", "folder"])
+def test_a_database_that_cannot_be_used_is_told_in_one_line(what: str, tmp_path: Path):
+    """folder: where a file is wanted there is one, which stands for all that a file system refuses."""
+    file = tmp_path / "registry.db"
+    if what == "folder":
+        file.mkdir()
+    elif what == "corrupt":
+        file.write_bytes(b"no database at all " * 300)
+    else:
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+            connection.execute("INSERT INTO alembic_version VALUES ('9999')")
+            connection.commit()
+    ended = subprocess.run(
+        [sys.executable, "-m", "neuroweaver.registry"],
+        env=inherited() | {"NEUROWEAVER_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    words = {
+        "corrupt": "neuroweaver registry: the database: file is not a database",
+        "newer": "neuroweaver registry: this database was written by another version",
+        "folder": "neuroweaver registry: the database: unable to open database file",
+    }
+    assert line.startswith(words[what])
+
+
+def inherited() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ} | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)
+    }
+
+
 @pytest.fixture
 def environment(database_url: str, tmp_path: Path) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-    return inherited | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    return inherited() | {
         "NEUROWEAVER_HOME": str(tmp_path),
         "NEUROWEAVER_REGISTRY_PORT": str(free_port()),
         "NEUROWEAVER_REGISTRY_METRICS_PORT": str(free_port()),

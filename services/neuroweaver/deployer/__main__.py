@@ -89,6 +89,7 @@ def service(
             servicer, grpc_server
         ),
         background=[lambda: holder.run(lead), lambda: keep_house(store.database)],
+        check=store.database.check,
         close=store.database.close,
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from datetime import datetime
 from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.experiment.intake import calibration, retention, sketching
 from neuroweaver.experiment.intake.projection import Projections
@@ -13,6 +14,7 @@ from neuroweaver.experiment.storage.faults import tolerated
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.handlers import housekeeping
 from neuroweaver.mesh.handlers.housekeeping import Chores
+from neuroweaver.mesh.handlers.loop import Outages, repeat
 
 _LOG: Final = logging.getLogger("neuroweaver.experiment")
 
@@ -35,12 +37,15 @@ def chores(store: Store, projections: Projections, now: datetime) -> Chores:
 
 async def keep_checkpoints(store: Store, projections: Projections) -> None:
     """Until cancelled, for the experiments that many events came for."""
-    while True:
+    outages = Outages("checkpoints")
+
+    async def turn() -> None:
         for project, test_id in projections.due():
-            with tolerated("no checkpoint", test_id=test_id):
+            with outages.survived(SQLAlchemyError, project=project, test_id=test_id):
                 experiment = await store.experiment(project, test_id)
                 await retention.keep_checkpoint(store, projections, experiment)
-        await asyncio.sleep(CHECKPOINT_PERIOD_S)
+
+    await repeat("checkpoints", turn, CHECKPOINT_PERIOD_S)
 
 
 async def reexamine_all(store: Store, projections: Projections, now: datetime) -> int:

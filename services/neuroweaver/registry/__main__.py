@@ -40,6 +40,7 @@ def service(database: Database, settings: RegistrySettings) -> Service:
             servicer, grpc_server
         ),
         background=[dispatcher.run, lambda: keep_house(store, artifacts)],
+        check=database.check,
         close=database.close,
     )
 

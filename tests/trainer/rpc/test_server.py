@@ -1,22 +1,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf import json_format
+from prometheus_client import REGISTRY
+from sqlalchemy.exc import OperationalError
 
+import postgres
+from neuroweaver.mesh.handlers import loop
 from neuroweaver.mesh.wire.status import reason, violations
 from neuroweaver.trainer.control.supervisor import Policy
+from neuroweaver.trainer.domain.job import Job
 from neuroweaver.trainer.rpc import jobs, watches
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import worker_pb2
 from trainer.serving import Trainer, trainer
 from trainer.tiny import tiny_llama
 
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 ROW = '{"question": "Why do brakes squeal?", "answer": "The pads are worn."}\n'
 
 
@@ -443,7 +451,6 @@ async def test_a_trainer_that_restarts_hears_its_worker_again(home: Path, config
         worker = await served.executor.worker()
         await served.report(worker, progress(1))
         served.supervisor._workers.clear()  # killed, not closed: its worker lives on
-        served.supervisor._is_closing = False
         for task in list(served.supervisor._tending):
             task.cancel()
 
@@ -609,3 +616,124 @@ async def test_the_same_store_rules_hold_on_postgresql(
         watch = served.stub.WatchTraining(pb.WatchTrainingRequest(job_id="job"))
         assert [event.sequence async for event in watch] == [1, 2, 3]
         assert len((await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest())).jobs) == 1
+
+
+async def test_a_database_that_is_away_for_long_costs_no_worker(
+    home: Path, config: pb.TrainingConfig
+) -> None:
+    folder = postgres.binaries()
+    if folder is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+    clock = Monotonic()
+    with postgres.controlled(folder) as database:
+        async with trainer(home, database.database(), monotonic=clock) as served, asyncio.timeout(120):
+            await served.stub.StartTraining(start(config))
+            worker = await served.executor.worker()
+            await served.report(worker, progress(1))
+
+            await asyncio.to_thread(database.stop)
+            assert (await refusal(served.report(worker, progress(2), first=2))).code() is UNAVAILABLE
+            clock.now_s = 10_000
+            await fail_to_look(2)
+            await asyncio.to_thread(database.start)
+
+            # The trainer looks after its workers again, and has not taken this one for lost.
+            looked = asyncio.Event()
+            served.store.held, held = looking(served.store.held, looked), served.store.held
+            await looked.wait()
+            served.store.held = held
+            await served.report(worker, progress(2), progress(3), first=2)
+            job = await served.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="job"))
+            assert (job.state, job.progress.step) == (pb.JOB_STATE_RUNNING, 3)
+            assert not worker.ended.done()
+
+
+async def test_the_end_of_a_worker_is_noted_once_the_database_is_back(
+    served: Trainer, config: pb.TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "FIRST_BACKOFF_S", 0.01)
+    await served.stub.StartTraining(start(config))
+    worker = await served.executor.worker()
+    transact, tries = served.store.transact, asyncio.Semaphore(0)
+
+    async def away(*_: object) -> None:
+        tries.release()
+        raise OperationalError("", {}, ConnectionError("refused"))
+
+    monkeypatch.setattr(served.store, "transact", away)
+    worker.end(-9)
+    for _ in range(3):
+        await asyncio.wait_for(tries.acquire(), 60)
+    monkeypatch.setattr(served.store, "transact", transact)
+
+    assert (await served.state("job", pb.JOB_STATE_FAILED)).failure.reason == "WORKER_KILLED"
+
+
+async def test_a_trainer_that_ends_without_its_database_does_not_wait_for_it(
+    home: Path, config: pb.TrainingConfig
+) -> None:
+    async def away(*_: object) -> None:
+        raise OperationalError("", {}, ConnectionError("refused"))
+
+    async with trainer(home) as served:
+        await served.stub.StartTraining(start(config))
+        worker = await served.executor.worker()
+        served.store.transact = away
+    assert worker.was_stopped
+
+
+@pytest.mark.parametrize(
+    ("error", "reason_told", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "DISK_FULL", "No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system", "/home"), "INTERNAL", "Read-only file system"),
+        (ValueError("embedded null byte"), "INTERNAL", "the trainer's log has the details"),
+    ],
+)
+async def test_a_worker_that_cannot_be_started_fails_its_job_and_not_the_trainer(
+    error: Exception,
+    reason_told: str,
+    message: str,
+    served: Trainer,
+    config: pb.TrainingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(served.executor, "start", fail)
+        await served.stub.StartTraining(start(config))
+        failure = (await served.state("job", pb.JOB_STATE_FAILED)).failure
+    assert (failure.reason, failure.is_resumable) == (reason_told, True)
+    assert failure.message.endswith(message)
+
+    await served.stub.ResumeTraining(pb.ResumeTrainingRequest(job_id="job"))
+    assert (await served.executor.worker()).job.attempt == 2
+
+
+async def fail_to_look(times: int) -> None:
+    """Returns when the supervisor has failed to look after its workers some times more."""
+
+    def failures() -> float:
+        return REGISTRY.get_sample_value("neuroweaver_loop_failures_total", {"loop": "supervisor"}) or 0.0
+
+    give_up, enough = asyncio.get_running_loop().time() + 60, failures() + times
+    while failures() < enough:
+        assert asyncio.get_running_loop().time() < give_up
+        await asyncio.sleep(0.05)
+
+
+def looking(held: Callable[[], Awaitable[list[Job]]], looked: asyncio.Event) -> Callable[[], Any]:
+    """As `held`; sets `looked` when it is called for the second time after one that succeeded."""
+    succeeded = 0
+
+    async def look() -> list[Job]:
+        nonlocal succeeded
+        if succeeded:
+            looked.set()
+        jobs = await held()
+        succeeded += 1
+        return jobs
+
+    return look

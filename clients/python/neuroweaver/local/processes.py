@@ -146,10 +146,19 @@ class Fleet:
     def check_alive(self) -> None:
         """Raises ProcessError naming a service that has stopped by itself, with its last words."""
         for place in self.places:
-            process = self._processes.get(place.service)
-            if process is not None and process.poll() is not None:
-                how, words = _ending(process.returncode), last_words(place.log)
-                raise ProcessError(f"the {place.service} has stopped ({how}): {words} (log: {place.log})")
+            if ending := self.ending(place):
+                raise ProcessError(f"the {place.service} has stopped {ending} (log: {place.log})")
+
+    def ending(self, place: Place) -> str:
+        """How a service ended, with its last words; empty while it runs."""
+        process = self._processes.get(place.service)
+        if process is None or process.poll() is None:
+            return ""
+        return f"({_ending(process.returncode)}): {last_words(place.log)}"
+
+    def start_again(self, place: Place) -> None:
+        """One that has ended. Its log is kept beside the new one. Raises OSError."""
+        self._processes[place.service] = _spawn(place, self._environ)
 
     def pid(self, service: str) -> int:
         return self._processes[service].pid

@@ -7,7 +7,6 @@ later at most, as for a client that evaluates by itself.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -15,11 +14,10 @@ from google.protobuf import struct_pb2
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.experiment.storage.store import Store
+from neuroweaver.mesh.handlers.loop import Outages, repeat
 from neuroweaver.mesh.wire.assignment import Evaluator
-from neuroweaver.mesh.wire.errors import Error, NotFound
+from neuroweaver.mesh.wire.errors import NotFound
 from neuroweaver.v1 import experiment_pb2 as pb
-
-_LOG: Final = logging.getLogger("neuroweaver.experiment")
 
 POLL_S: Final = 1.0
 
@@ -61,6 +59,7 @@ class Evaluators:
         self._projects: dict[str, dict[str, Assigner]] = {}
         self._sequences: dict[str, int] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._outages = Outages("evaluators")
         store.listen(self.refresh)
 
     async def of(self, project: str, test_id: str) -> Assigner:
@@ -87,13 +86,12 @@ class Evaluators:
 
     async def keep_fresh(self) -> None:
         """Until cancelled: finds what other processes changed."""
-        while True:
-            await asyncio.sleep(POLL_S)
-            for project in list(self._projects):
-                try:
-                    await self.refresh(project)
-                except (SQLAlchemyError, Error) as error:  # the database may be back in a second
-                    _LOG.warning("configurations not read", extra={"cause": type(error).__name__})
+        await repeat("evaluators", self._refresh_all, POLL_S)
+
+    async def _refresh_all(self) -> None:
+        for project in list(self._projects):
+            with self._outages.survived(SQLAlchemyError, project=project):
+                await self.refresh(project)
 
 
 def _plain(value: struct_pb2.Value) -> Any:

@@ -12,8 +12,8 @@ from typing import Final
 
 from neuroweaver.experiment.domain.model import CONCLUDED, Experiment
 from neuroweaver.experiment.results.cache import PERIOD_S, ResultsCache
-from neuroweaver.experiment.storage.faults import tolerated
 from neuroweaver.experiment.storage.store import Store
+from neuroweaver.mesh.handlers.loop import Outage, repeat
 from neuroweaver.mesh.handlers.watch import PAGE_SIZE, Look, Signal
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -43,27 +43,30 @@ class ResultsBroadcast:
 
     async def read(self) -> None:
         """Fetches events as they come, until cancelled."""
+        changed = self._store.results_signal(*self._key)
+        await repeat("results", self._read_page, PERIOD_S, wake=changed, outage=self._outage())
+
+    async def _read_page(self) -> float | None:
         project, test_id = self._key
-        changed = self._store.results_signal(project, test_id)
-        while True:
-            seen = changed.count
-            with tolerated("results not followed"):
-                async with self._store.read(project) as experiments:
-                    events = await experiments.result_events(test_id, after=self._last, limit=PAGE_SIZE)
-                self._hold(events)
-                if len(events) == PAGE_SIZE:
-                    continue
-            await changed.wait(seen, PERIOD_S)
+        async with self._store.read(project) as experiments:
+            events = await experiments.result_events(test_id, after=self._last, limit=PAGE_SIZE)
+        self._hold(events)
+        return 0.0 if len(events) == PAGE_SIZE else None
 
     async def compute(self) -> None:
         """Stores results as they move, until nothing more can come."""
+        outage = self._outage()
         while True:
-            with tolerated("results not followed"):
+            with outage.survived():
                 least_age = timedelta(seconds=0.9 * PERIOD_S)
                 report = await self._cache.keep(*self._key, least_age)
                 if report.results.state == CONCLUDED:
                     return
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(outage.backoff_s or PERIOD_S)
+
+    def _outage(self) -> Outage:
+        project, test_id = self._key
+        return Outage("results", project=project, test_id=test_id)
 
     def _hold(self, events: Sequence[pb.ResultsEvent]) -> None:
         if not events:

@@ -34,6 +34,11 @@ from pathlib import Path
 Revision = Hashable
 
 
+def uri_of(file: Path) -> str:
+    """Of an SQLite file that is there: where it was deleted, it is not made anew, empty."""
+    return f"{file.absolute().as_uri()}?mode=rw"
+
+
 class Revisions(ABC):
     """Used from the event loop that the database is used from."""
 
@@ -72,7 +77,7 @@ class FileRevisions(Revisions):
 
     def _open(self) -> sqlite3.Cursor:
         # Without a timeout: waiting for a lock would hold up the event loop.
-        connection = sqlite3.connect(self._file, timeout=0, isolation_level=None)
+        connection = sqlite3.connect(uri_of(self._file), uri=True, timeout=0, isolation_level=None)
         connection.execute("PRAGMA query_only = ON")
         self._cursor = connection.cursor()
         return self._cursor

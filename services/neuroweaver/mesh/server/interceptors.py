@@ -5,6 +5,7 @@ Each concern is a layer or a check on `stack.Stack`; `server_interceptor` puts t
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import Final
 
@@ -19,7 +20,14 @@ from neuroweaver.mesh.server.observing import Metrics, log_request, logged, trac
 from neuroweaver.mesh.server.stack import Method, Stack
 from neuroweaver.mesh.server.validation import validated
 from neuroweaver.mesh.wire import telemetry
-from neuroweaver.mesh.wire.errors import Error, Internal, Unavailable
+from neuroweaver.mesh.wire.errors import (
+    DataLoss,
+    Error,
+    FailedPrecondition,
+    Internal,
+    ResourceExhausted,
+    Unavailable,
+)
 from neuroweaver.mesh.wire.ids import new_id
 
 _ERRORS: Final = logging.getLogger("neuroweaver.errors")
@@ -44,6 +52,9 @@ def translate(method: Method, error: Exception) -> Error:
     if isinstance(error, SQLAlchemyError) and (refusal := database.as_error(error)):
         _ERRORS.warning("database refused", extra={"method": method.full_name, "cause": type(error).__name__})
         return refusal
+    if isinstance(error, OSError) and (refusal := _of_files(error)):
+        _ERRORS.warning("a file was refused", exc_info=error, extra={"method": method.full_name})
+        return refusal
     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE:
         _ERRORS.warning("a needed service is unavailable", exc_info=error, extra={"method": method.full_name})
         return Unavailable("a service that this one needs is unavailable")
@@ -52,3 +63,19 @@ def translate(method: Method, error: Exception) -> Error:
         "unexpected exception", exc_info=error, extra={"method": method.full_name, "trace_id": trace_id}
     )
     return Internal(trace_id)
+
+
+def _of_files(error: OSError) -> Error | None:
+    """What a caller is told of the server's own files, without their paths; None for a fault of ours."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return ResourceExhausted("the server's disk is full")
+        case errno.EMFILE | errno.ENFILE:
+            return Unavailable("the server has too many files open")
+        case errno.EIO | errno.ESTALE:
+            return Unavailable("the server's files cannot be read or written")
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            return FailedPrecondition("FILES_DENIED", "the server may not read or write files of its own")
+        case errno.ENOENT:
+            return DataLoss("a file of the server is missing", reason="FILE_MISSING")
+    return None

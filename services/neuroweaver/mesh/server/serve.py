@@ -20,9 +20,10 @@ from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY, CollectorRegistry
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from neuroweaver.mesh.database.migrations import MigrationError
+from neuroweaver.mesh.handlers.loop import Outage, repeat
 from neuroweaver.mesh.server import logs
 from neuroweaver.mesh.server.drain import Drain
 from neuroweaver.mesh.server.interceptors import server_interceptor
@@ -37,6 +38,14 @@ _LOG: Final = logging.getLogger("neuroweaver.serve")
 S = TypeVar("S", bound=Settings)
 
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
+
+ALIVE: Final = "alive"
+"""A name in the health service that says only that the process answers, for liveness probes: a restart of the
+process does not bring its database back."""
+
+_CHECK_S: Final = 1.0
+# Before a background task that ended by itself is started again.
+_RESTART_S: Final = 1.0
 
 # Between NOT_SERVING and the end of open watches: balancers that watch our health hear of it first.
 _NOTICE_S: Final = 0.1
@@ -67,21 +76,20 @@ class Service:
     """What `serve` runs.
 
     names: full names of the gRPC services (`neuroweaver.v1.RegistryService`), for health and reflection.
-    add: registers the servicers. background: run beside the server; if one raises, the service ends.
-    close: after the last call has ended.
+    add: registers the servicers. background: run beside the server, and started again if one ends. check:
+    raises while the service cannot serve, such as without its database. close: after the last call has ended.
     """
 
     names: Sequence[str]
     add: Callable[[grpc.aio.Server], object]
     background: Sequence[Callable[[], Awaitable[None]]] = ()
+    check: Callable[[], Awaitable[None]] = _nothing
     close: Callable[[], Awaitable[None]] = _nothing
 
 
 @dataclass(frozen=True)
 class Running:
     address: str
-    background: asyncio.Task[None]
-    """Done only if a background task has failed."""
 
 
 def run(service: str, kind: type[S], main: Callable[[S], Awaitable[None]]) -> None:
@@ -96,8 +104,10 @@ def run(service: str, kind: type[S], main: Callable[[S], Awaitable[None]]) -> No
         uvloop.run(_await(main(settings)))
     except (SettingsError, StartError, MigrationError) as error:
         _exit(service, error)
-    except OperationalError as error:
+    except DBAPIError as error:
         _exit(service, f"the database: {error.orig}")
+    except OSError as error:
+        _exit(service, error)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:  # noqa: BLE001  # the last one to see it logs it whole
@@ -110,19 +120,15 @@ def run(service: str, kind: type[S], main: Callable[[S], Awaitable[None]]) -> No
 async def serve(service: Service, settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once.
 
-    Raises StartError if a port is taken, and whatever a background task raised.
+    Raises StartError if a port is taken.
     """
     stop = asyncio.Event()
     with _signals(stop):
-        async with running(service, settings) as started:
+        async with running(service, settings):
             # Modules and descriptors stay; a full collection over them would hold up every call, 80 ms here.
             gc.collect()
             gc.freeze()
-            stopped = asyncio.create_task(stop.wait())
-            await asyncio.wait({stopped, started.background}, return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            if started.background.done():
-                started.background.result()
+            await stop.wait()
 
 
 @asynccontextmanager
@@ -142,12 +148,12 @@ async def running(
         async with _metrics(settings, registry) as metrics_port:
             port = _bind(server, settings)
             await server.start()
-            background = asyncio.create_task(_run_all(service.background))
-            for name in ("", *service.names):
-                await statuses.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await _set_health(statuses, service, is_serving=True)
+            await statuses.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
+            background = asyncio.create_task(_run_all(service, statuses))
             _LOG.info("serving", extra={"host": settings.host, "port": port, "metrics_port": metrics_port})
             try:
-                yield Running(f"{settings.host}:{port}", background)
+                yield Running(f"{settings.host}:{port}")
             finally:
                 await _stop(server, statuses, drain, settings.drain_s)
                 background.cancel()
@@ -167,12 +173,38 @@ async def _stop(
     _LOG.info("stopped")
 
 
-async def _run_all(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """Ends when one raises; with none left to run, waits to be cancelled."""
+async def _run_all(service: Service, statuses: health.aio.HealthServicer) -> None:
     async with asyncio.TaskGroup() as group:
-        for task in tasks:
-            group.create_task(_await(task()))
-        await asyncio.get_running_loop().create_future()
+        group.create_task(_follow_health(service, statuses))
+        for task in service.background:
+            group.create_task(repeat("background", task, _RESTART_S))
+
+
+async def _follow_health(service: Service, statuses: health.aio.HealthServicer) -> None:
+    """Tells balancers to go elsewhere while the service cannot serve."""
+    was_serving = True
+
+    async def tell(*, is_serving: bool) -> None:
+        nonlocal was_serving
+        if is_serving != was_serving:
+            await _set_health(statuses, service, is_serving=is_serving)
+            was_serving = is_serving
+
+    async def check() -> None:
+        try:
+            await service.check()
+        except Exception:
+            await tell(is_serving=False)
+            raise
+        await tell(is_serving=True)
+
+    await repeat("health", check, _CHECK_S, outage=Outage("health", max_backoff_s=_CHECK_S))
+
+
+async def _set_health(statuses: health.aio.HealthServicer, service: Service, *, is_serving: bool) -> None:
+    status = health_pb2.HealthCheckResponse
+    for name in ("", *service.names):
+        await statuses.set(name, status.SERVING if is_serving else status.NOT_SERVING)
 
 
 def _bind(server: grpc.aio.Server, settings: Settings) -> int:

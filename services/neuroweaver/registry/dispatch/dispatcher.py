@@ -12,12 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.handlers.loop import Outage, repeat
 from neuroweaver.mesh.handlers.watch import Signal
 from neuroweaver.mesh.wire.clock import Clock, utc_now
 from neuroweaver.mesh.wire.ids import new_id
@@ -73,18 +74,13 @@ class Dispatcher:
         self._clock = clock
         self._sending: dict[Lane, Delivery] = {}
         self._seen: dict[str, float] = {}
+        self._notes = Outage("webhook notes")
 
     async def run(self) -> None:
         """Until cancelled; then what is under way is noted as failed, and is sent again soon."""
         async with asyncio.TaskGroup() as group:
-            while True:
-                seen = self._changed.count
-                wait_s = self._policy.poll_s
-                try:
-                    wait_s = await self._round(group)
-                except SQLAlchemyError as error:  # the database may be back in a moment
-                    _LOG.warning("webhooks could not be read", extra={"cause": type(error).__name__})
-                await self._changed.wait(seen, wait_s)
+            turn = partial(self._round, group)
+            await repeat("webhooks", turn, self._policy.poll_s, wake=self._changed)
 
     async def _round(self, group: asyncio.TaskGroup) -> float:
         """Begins what is due; returns the seconds until something may be due again."""
@@ -159,12 +155,8 @@ class Dispatcher:
             return _FAULT
 
     async def _note(self, delivery: Delivery, outcome: Outcome) -> None:
-        try:
+        with self._notes.survived():
             await self._settle(delivery, outcome)
-        except SQLAlchemyError as error:
-            _LOG.warning(
-                "webhook delivery not recorded", extra={**_named(delivery), "cause": type(error).__name__}
-            )
 
     async def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
         async def work(connection: AsyncConnection) -> Delivery | None:

@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from neuroweaver.mesh.handlers.loop import Outage, repeat
+from neuroweaver.mesh.handlers.watch import Signal
 from neuroweaver.mesh.wire.errors import FailedPrecondition
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE, Job, State
@@ -24,6 +27,8 @@ from neuroweaver.v1 import worker_pb2
 _LOG: Final = logging.getLogger("neuroweaver.trainer")
 
 POLL_S: Final = 1.0
+
+Change = Callable[[Job, datetime], Job]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +70,15 @@ class Supervisor:
         self._cancelling_since: dict[Key, float] = {}
         self._workers: dict[Key, Worker] = {}
         self._tending: set[asyncio.Task[None]] = set()
-        self._is_closing = False
+        self._closing = Signal()
 
     async def run(self) -> None:
         """Until cancelled: start what is queued, end what is lost."""
-        while True:
-            seen = self.store.queue_changed.count
+        await repeat("supervisor", self._turn, POLL_S, wake=self.store.queue_changed)
+
+    async def _turn(self) -> None:
+        begun, was_listening = time.monotonic(), False
+        try:
             await self.end_lost()
             while job := await self.store.start_next(self._policy.slots):
                 # A task of its own, so that `close` knows of a worker that is just being started when this
@@ -78,7 +86,12 @@ class Supervisor:
                 task = asyncio.create_task(self._tend(job))
                 self._tending.add(task)
                 task.add_done_callback(self._tending.discard)
-            await self.store.queue_changed.wait(seen, POLL_S)
+            was_listening = time.monotonic() - begun < self._policy.lease_s / 4
+        finally:
+            if not was_listening:
+                # The database was away, so no report could be taken in: the silence was not the workers'.
+                self._last_heard.clear()
+                self._cancelling_since.clear()
 
     async def report(self, project: str, request: worker_pb2.ReportRequest) -> Job:
         """Stores a worker's report, and returns the job; a report that is stored already changes nothing.
@@ -102,7 +115,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """Ends the workers of this machine; their jobs are queued again and go on from their checkpoints."""
-        self._is_closing = True
+        self._closing.notify()
         for worker in self._workers.values():
             worker.stop()
         if self._tending:
@@ -121,20 +134,26 @@ class Supervisor:
         self._last_heard[key] = self._monotonic()
         try:
             worker = await self._executor.start(job, self._jobs_folder / job.output_dir)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the job must not stay RUNNING
             _LOG.exception("cannot start a worker", extra={"job_id": job.job_id})
-            reason = "DISK_FULL" if error.errno == errno.ENOSPC else "INTERNAL"
-            await self._fail(job, reason, f"the worker could not be started: {error.strerror}")
+            await self._settle(job, partial(_failed, *_reason_of_no_start(error)))
             return
         self._workers[key] = worker
-        if self._is_closing:
+        if self._closing.count:
             worker.stop()
         ended = await worker.wait()
         self._workers.pop(key, None)
-        if self._is_closing:
-            await self._change(job, Job.release)
-        else:
-            await self._fail(job, *_reason_of(ended))
+        await self._settle(job, Job.release if self._closing.count else partial(_failed, *_reason_of(ended)))
+
+    async def _settle(self, job: Job, change: Change) -> None:
+        """Makes a change, however long the database is away; only once if the trainer ends meanwhile."""
+        outage = Outage("worker", job_id=job.job_id)
+        while True:
+            with outage.survived():
+                await self._change(job, change)
+            if not outage.backoff_s or self._closing.count:
+                return
+            await self._closing.wait(0, outage.backoff_s)
 
     async def end_lost(self) -> None:
         """Fails the jobs whose worker has been silent, or has been asked to stop, for too long."""
@@ -155,17 +174,9 @@ class Supervisor:
         worker = self._workers.get(_key(job))
         if worker is not None:
             worker.kill()
-        await self._fail(job, "WORKER_LOST", message)
+        await self._change(job, partial(_failed, "WORKER_LOST", message))
 
-    async def _fail(self, job: Job, reason: str, message: str) -> None:
-        def fail(held: Job, now: datetime) -> Job:
-            failure = pb.Failure(reason=reason, message=message, stage=held.stage, is_resumable=True)
-            finished = pb.JobFinished(state=State.JOB_STATE_FAILED, failure=failure)
-            return held.observe(pb.TrainingEvent(finished=finished), now)
-
-        await self._change(job, fail)
-
-    async def _change(self, job: Job, change: Callable[[Job, datetime], Job]) -> None:
+    async def _change(self, job: Job, change: Change) -> None:
         """Changes a job if the worker with the same lease still holds it."""
 
         async def work(jobs: Writer) -> None:
@@ -201,8 +212,21 @@ def _is_stored(job: Job, request: worker_pb2.ReportRequest) -> bool:
     return is_repeated
 
 
+def _failed(reason: str, message: str, held: Job, now: datetime) -> Job:
+    failure = pb.Failure(reason=reason, message=message, stage=held.stage, is_resumable=True)
+    finished = pb.JobFinished(state=State.JOB_STATE_FAILED, failure=failure)
+    return held.observe(pb.TrainingEvent(finished=finished), now)
+
+
 def _key(job: Job) -> Key:
     return job.project, job.job_id
+
+
+def _reason_of_no_start(error: Exception) -> tuple[str, str]:
+    if isinstance(error, OSError):
+        reason = "DISK_FULL" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "INTERNAL"
+        return reason, f"the worker could not be started: {error.strerror}"
+    return "INTERNAL", "the worker could not be started; the trainer's log has the details"
 
 
 def _reason_of(ended: Exit) -> tuple[str, str]:

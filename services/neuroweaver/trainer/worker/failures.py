@@ -22,7 +22,7 @@ from neuroweaver.v1 import trainer_pb2 as pb
 # No attempt of the same job can succeed.
 _FINAL: Final = frozenset({"BASE_MODEL_CHANGED", "DATASET_CHANGED", "REGISTRY_REFUSED"})
 # Without an answer, a later try can help; an answer says what to change.
-_NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 
 class DatasetChanged(Exception):
@@ -70,7 +70,7 @@ def _reason(error: Exception) -> tuple[str, str]:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "OUT_OF_MEMORY", f"the worker ran out of memory; {OUT_OF_MEMORY_ADVICE}"
     if isinstance(error, grpc.RpcError):
-        reason = "REGISTRY_UNAVAILABLE" if error.code() in _NO_ANSWER else "REGISTRY_REFUSED"
+        reason = "REGISTRY_UNAVAILABLE" if error.code() in NO_ANSWER else "REGISTRY_REFUSED"
         return reason, f"the Registry: {describe(error)}"
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return "DISK_FULL", "the trainer's disk is full; free some space and resume the job"

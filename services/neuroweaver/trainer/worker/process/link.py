@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections import deque
@@ -12,7 +13,7 @@ from typing import Final
 import grpc
 
 from neuroweaver.mesh.wire.channel import sync_channel
-from neuroweaver.mesh.wire.status import describe
+from neuroweaver.mesh.wire.status import describe, reason
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import worker_pb2, worker_pb2_grpc
 
@@ -20,13 +21,14 @@ _LOG: Final = logging.getLogger(__name__)
 
 BEAT_S: Final = 2.0
 RECONNECT_S: Final = 1.0
+# Well within the trainer's patience with a silent worker.
+MAX_RECONNECT_S: Final = 10.0
 # Kept while the trainer is away; beyond this, progress and log lines are dropped, never another event.
 MAX_WAITING: Final = 10_000
 
-# These answers will not change later.
-_FINAL: Final = frozenset(
-    {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT}
-)
+# These answers will not change later; a trainer whose database is read-only may yet recover.
+_FINAL: Final = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT})
+_LEASE_LOST: Final = "LEASE_LOST"
 
 
 class Link:
@@ -90,23 +92,31 @@ class Link:
 
     def _run(self) -> None:
         stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
+        failures = 0
         while not self._is_closing:
             try:
                 for answer in stub.Report(self._requests()):
+                    if failures:
+                        _LOG.info("the trainer is heard again")
+                        failures = 0
                     self._take(answer)
             except grpc.RpcError as error:
-                if error.code() in _FINAL:
+                if error.code() in _FINAL or reason(error) == _LEASE_LOST:
                     _LOG.warning("the trainer has dismissed this worker: %s", describe(error))
                     with self._changed:
                         self._is_fenced = True
                         self._changed.notify_all()
                     self.must_stop.set()
                     return
-                _LOG.debug("the trainer is away: %s", describe(error))
+                if not failures:
+                    _LOG.warning("the trainer is away, and its reports are held: %s", describe(error))
             except ValueError:  # the channel was closed between two attempts
                 return
+            failures += 1
+            pause_s = min(RECONNECT_S * 2.0 ** min(failures - 1, 8), MAX_RECONNECT_S)
+            pause_s *= random.uniform(0.5, 1.0)
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closing, RECONNECT_S)
+                self._changed.wait_for(lambda: self._is_closing, pause_s)
 
     def _requests(self) -> Iterator[worker_pb2.ReportRequest]:
         """Everything not yet acknowledged, then what comes; a beat when nothing comes."""
