@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 
 import grpc
 import pytest
@@ -244,6 +245,38 @@ async def test_a_unary_call_without_a_deadline_gets_the_default():
 async def test_a_stream_without_a_deadline_stays_open():
     async with stub(Endless(), deadline_s=0.1) as echo:
         assert len(await call(echo, "Repeat")) == 2
+
+
+@pytest.mark.parametrize("kind", ["Count", "Chat"])
+async def test_a_client_stream_that_falls_silent_is_ended(kind):
+    released = threading.Event()
+
+    def silent():
+        yield encoded("first")
+        released.wait()
+
+    def told(address):
+        with sync_channel(address) as client:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(getattr(client, SHAPES[kind])(f"/{NAME}/{kind}")(silent()))
+            released.set()
+            return describe(caught.value)
+
+    async with started(silence_s=0.1) as server:
+        assert (
+            await asyncio.to_thread(told, server.address) == "deadline exceeded: nothing was sent for 0.1 s"
+        )
+
+
+async def test_a_server_that_takes_its_time_is_not_the_clients_silence():
+    class Thorough(Echo):
+        async def Count(self, request_iterator, context):
+            async for _ in request_iterator:
+                await asyncio.sleep(0.3)
+            return pb.Answer()
+
+    async with stub(Thorough(), silence_s=0.2) as echo:
+        assert await echo.Count(asks("a", "b")) == pb.Answer()
 
 
 async def test_a_callers_deadline_ends_the_work():

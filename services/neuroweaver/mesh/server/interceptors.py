@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.mesh.database import database
-from neuroweaver.mesh.server.deadlines import deadline
+from neuroweaver.mesh.server.deadlines import deadline, silence
 from neuroweaver.mesh.server.drain import Drain
 from neuroweaver.mesh.server.observing import Metrics, log_request, logged, traced
 from neuroweaver.mesh.server.stack import Method, Stack
@@ -34,13 +34,18 @@ _ERRORS: Final = logging.getLogger("neuroweaver.errors")
 
 
 def server_interceptor(
-    drain: Drain, *, deadline_s: float, debug: bool = False, registry: CollectorRegistry = REGISTRY
+    drain: Drain,
+    *,
+    deadline_s: float,
+    silence_s: float,
+    debug: bool = False,
+    registry: CollectorRegistry = REGISTRY,
 ) -> Stack:
     """The one interceptor of a server."""
     return Stack(
         translate=translate,
         observers=(traced, logged, Metrics.of(registry).counted),
-        guards=(drain.ending, deadline(deadline_s)),
+        guards=(drain.ending, deadline(deadline_s), silence(silence_s)),
         checks=(validated, log_request) if debug else (validated,),
     )
 

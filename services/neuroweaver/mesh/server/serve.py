@@ -138,7 +138,11 @@ async def running(
     """A server that takes calls inside the block and drains at its end."""
     drain = Drain()
     interceptor = server_interceptor(
-        drain, deadline_s=settings.deadline_s, debug=settings.debug, registry=registry
+        drain,
+        deadline_s=settings.deadline_s,
+        silence_s=settings.silence_s,
+        debug=settings.debug,
+        registry=registry,
     )
     server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
     service.add(server)
