@@ -38,7 +38,7 @@ from neuroweaver.deployer.local.replicas import processes
 from neuroweaver.deployer.local.replicas.fleet import Fleet
 from neuroweaver.deployer.local.replicas.replica import Replica, ReplicaContext
 from neuroweaver.deployer.routing import front
-from neuroweaver.deployer.routing.router import Router, by_path
+from neuroweaver.deployer.routing.router import UNKEPT, Router, by_path
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger(__name__)
@@ -231,16 +231,18 @@ async def local_backend(
         # An idle connection is given up before the model server does so, which a request could run into.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
         client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=limits))
+        fresh = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=UNKEPT))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{listener.getsockname()[1]}"
         cache = Cache(folder / _BLOBS, fetch)
         if machine is None:
             machine = await asyncio.to_thread(this_machine, settings.environ)
-        backend = LocalBackend(settings, folder, address, client, cache, base_folder, machine)
+        backend = LocalBackend(settings, folder, address, fresh, cache, base_folder, machine)
         await backend.adopt()
         stack.push_async_callback(backend.close)
         router = Router(
             client,
+            fresh,
             by_path,
             backend.fleet,
             host=settings.host,

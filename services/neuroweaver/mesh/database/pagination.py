@@ -23,6 +23,7 @@ from sqlalchemy import BigInteger, ColumnElement, Select, literal, tuple_
 from neuroweaver.mesh.database.database import UtcDateTime
 from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.mesh.wire.json_values import parsed
 
 DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 1000
@@ -108,8 +109,8 @@ def _decode(token: str, query: tuple[str, ...]) -> Key:
     if digest != _digest(body, query):
         raise InvalidArgument("page_token", _FOREIGN)
     try:
-        key = tuple(map(_part, json.loads(body)))
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        key = tuple(map(_part, parsed(body)))
+    except (ValueError, TypeError, OverflowError) as error:
         raise InvalidArgument("page_token", _FOREIGN) from error
     if not key:
         raise InvalidArgument("page_token", _FOREIGN)

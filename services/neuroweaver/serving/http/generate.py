@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -13,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from neuroweaver.mesh.wire.json_values import Broken, parsed
 from neuroweaver.serving.engine.engine import QueueFull
 from neuroweaver.serving.engine.generation import Answer, Delta, Generation
 from neuroweaver.serving.http import replies
@@ -40,14 +40,19 @@ class Generate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.monotonic()
-        with self._work.request():
-            try:
+        status = 500
+        try:
+            with self._work.request():
                 status = await self._respond(Request(scope, receive), send, start)
-            except ApiError as error:
-                status = error.status
-                await error_response(error)(scope, receive, send)
-            except ClientDisconnect:
-                status = CLIENT_GONE
+        except ApiError as error:
+            status = error.status
+            await error_response(error)(scope, receive, send)
+        except ClientDisconnect:
+            status = CLIENT_GONE
+        finally:
+            self._count(status, start)
+
+    def _count(self, status: int, start: float) -> None:
         self._metrics.requests.labels(str(status)).inc()
         if status >= 500:
             self._metrics.errors.inc()
@@ -203,9 +208,15 @@ async def read_json(request: Request) -> Any:
         if len(body) > MAX_BODY_BYTES:
             raise ApiError(f"The body is larger than {MAX_BODY_BYTES} bytes.", status=413, code="too_large")
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ApiError("The body is not JSON.", code="invalid_json") from error
+        return parsed(bytes(body))
+    except Broken as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Broken) -> ApiError:
+    if not error.path:
+        return ApiError(f"The body {error}.", code="invalid_json")
+    return ApiError(f"Invalid value for '{error.path}': {error}.", parameter=error.path, code="invalid_value")
 
 
 def error_response(error: ApiError) -> Response:

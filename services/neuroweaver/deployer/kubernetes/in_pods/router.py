@@ -36,7 +36,15 @@ from neuroweaver.deployer.routing import front
 from neuroweaver.deployer.routing.counts import Counts
 from neuroweaver.deployer.routing.metrics import Metrics
 from neuroweaver.deployer.routing.pages import Send
-from neuroweaver.deployer.routing.router import Receive, Refusal, Router, Scope, public_path, refuse
+from neuroweaver.deployer.routing.router import (
+    UNKEPT,
+    Receive,
+    Refusal,
+    Router,
+    Scope,
+    public_path,
+    refuse,
+)
 from neuroweaver.deployer.routing.shares import at_random, by_hash
 from neuroweaver.mesh.server import logs
 
@@ -172,7 +180,13 @@ class App:
         self._routes = routes
         self._metrics = Metrics(routes.by_revision, lambda: routes.waiting)
         self._router = Router(
-            client, self._locate, lambda _: routes, host=host, endpoint=lambda _: _NOT_HERE, wake_s=0.0
+            client,
+            client,
+            self._locate,
+            lambda _: routes,
+            host=host,
+            endpoint=lambda _: _NOT_HERE,
+            wake_s=0.0,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -223,9 +237,8 @@ async def serve(
     """Until `stop`; requests under way then get `drain_s`. Raises OSError if the port is taken."""
     routes = Routes()
     # A connection each: kept ones would bind this pod to the few pods that they lead to.
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=limits))
+        client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=UNKEPT))
         listener = stack.enter_context(front.listen(host, port))
         following = asyncio.create_task(follow(api, namespace, config_map, routes))
         stack.push_async_callback(_ended, following)
