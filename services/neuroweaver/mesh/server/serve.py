@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
@@ -67,12 +68,14 @@ class Service:
     """What `serve` runs.
 
     names: full names of the gRPC services (`neuroweaver.v1.RegistryService`), for health and reflection.
-    add: registers the servicers. background: run beside the server; if one raises, the service ends.
+    add: registers the servicers. socket: a Unix socket for processes of the same user, beside the port.
+    background: run beside the server; if one raises, the service ends.
     close: after the last call has ended.
     """
 
     names: Sequence[str]
     add: Callable[[grpc.aio.Server], object]
+    socket: Path | None = None
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     close: Callable[[], Awaitable[None]] = _nothing
 
@@ -141,6 +144,8 @@ async def running(
     try:
         async with _metrics(settings, registry) as metrics_port:
             port = _bind(server, settings)
+            if service.socket:
+                _bind_socket(server, service.socket)
             await server.start()
             background = asyncio.create_task(_run_all(service.background))
             for name in ("", *service.names):
@@ -188,6 +193,19 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> int:
         raise StartError(
             f"cannot listen on {host}:{settings.port}: {cause} "
             f"(NEUROWEAVER_HOST, NEUROWEAVER_{settings.service.upper()}_PORT)"
+        ) from error
+
+
+def _bind_socket(server: grpc.aio.Server, path: Path) -> None:
+    """The folder keeps other users out; a socket left by a process that was killed is replaced."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise StartError(
+            f"cannot listen on {path}: another file is there, or the path has more than 107 bytes "
+            "(NEUROWEAVER_HOME)"
         ) from error
 
 
