@@ -15,6 +15,8 @@ from neuroweaver.base_models import model_folder
 from neuroweaver.base_models.model_folder import Shape, Unusable
 
 TIMEOUT_S = 5.0
+KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""The variables in which huggingface_hub looks for a credential."""
 
 
 class NoAnswer(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from sqlalchemy.exc import OperationalError
 
 from neuroweaver.mesh.database.migrations import MigrationError
+from neuroweaver.mesh.machine import files
 from neuroweaver.mesh.server import logs
 from neuroweaver.mesh.server.drain import Drain
 from neuroweaver.mesh.server.interceptors import server_interceptor
@@ -41,6 +43,8 @@ _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 
 # Between NOT_SERVING and the end of open watches: balancers that watch our health hear of it first.
 _NOTICE_S: Final = 0.1
+
+_MAX_SHOWN: Final = 5
 
 _OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -94,6 +98,7 @@ def run(service: str, kind: type[S], main: Callable[[S], Awaitable[None]]) -> No
     except SettingsError as error:
         _exit(service, error)
     logs.configure(service, debug=settings.debug, log_format=settings.log_format)
+    _keep_private(settings.home)
     provider = telemetry.start(service, settings.otlp_endpoint)
     try:
         uvloop.run(_await(main(settings)))
@@ -108,6 +113,14 @@ def run(service: str, kind: type[S], main: Callable[[S], Awaitable[None]]) -> No
         sys.exit(1)
     finally:
         provider.shutdown()
+
+
+def _keep_private(home: Path) -> None:
+    """What this process and its children write is for their user alone, and what lies in the home already."""
+    os.umask(0o077)
+    if refused := files.keep_private(home):
+        shown = [str(path) for path in refused[:_MAX_SHOWN]]
+        _LOG.warning("open to other users", extra={"paths": shown, "count": len(refused)})
 
 
 async def serve(service: Service, settings: Settings) -> None:

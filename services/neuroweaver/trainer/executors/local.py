@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from neuroweaver.base_models import hub_models
 from neuroweaver.mesh.machine import processes
+from neuroweaver.mesh.wire.environment import without_secrets
 from neuroweaver.trainer.domain.job import Job
+from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE
 from neuroweaver.trainer.executors.executor import LOG_NAME, Exit, Worker
 
 _COMMAND: Final = (sys.executable, "-m", "neuroweaver.trainer.worker")
@@ -32,7 +35,7 @@ class LocalExecutor:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         environ = (
             _ENVIRONMENT
-            | self._environ
+            | without_secrets(self._environ, *_keys(job))
             | {
                 "NEUROWEAVER_JOB_ID": job.job_id,
                 "NEUROWEAVER_LEASE_TOKEN": str(job.lease_token),
@@ -47,6 +50,12 @@ class LocalExecutor:
         log = folder / LOG_NAME
         process = await asyncio.to_thread(processes.start, _COMMAND, environ, log, secret=secret)
         return _LocalWorker(process, kills_before)
+
+
+def _keys(job: Job) -> tuple[str, ...]:
+    """The secrets that the job's worker uses; its judge's only where that is behind an endpoint."""
+    of_judge = () if job.config.feedback_model == EMBEDDED_JUDGE else ("OPENAI_API_KEY",)
+    return (*hub_models.KEYS, "WANDB_API_KEY", *of_judge)
 
 
 class _LocalWorker:
