@@ -159,6 +159,7 @@ class Fleet:
         """Leaves the processes running; their ids stay in the home's `run` folder for `end_recorded`."""
         for place in self.places:
             place.pid_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place.pid_file.touch(mode=0o600)
             place.pid_file.write_text(f"{self.pid(place.service)}\n", encoding="ascii")
         self._processes.clear()
 

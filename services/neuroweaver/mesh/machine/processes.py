@@ -7,6 +7,7 @@ it is given no `preexec_fn`, user or group.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -36,6 +37,23 @@ def start(
         with contextlib.suppress(BrokenPipeError), process.stdin as line:
             line.write(f"{secret}\n".encode())
     return process
+
+
+async def run(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
+    """What a program answered until it ended; killed when the caller is cancelled. Raises OSError."""
+    process = await asyncio.to_thread(
+        subprocess.Popen,
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(environ),
+    )
+    try:
+        output, errors = await asyncio.to_thread(process.communicate)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def kill_session(process_id: int) -> None:
