@@ -14,6 +14,7 @@ from neuroweaver.artifacts.content import digest_of
 from neuroweaver.base_models import folders
 from neuroweaver.base_models.folders import (
     BaseModelUnavailable,
+    HubUnreachable,
     base_digest,
     digests,
     materialize,
@@ -143,7 +144,7 @@ def test_an_unreachable_hub_is_told_as_an_unavailable_model(monkeypatch, tmp_pat
         raise OSError("no route")
 
     monkeypatch.setattr(folders.huggingface_hub, "snapshot_download", download)
-    with pytest.raises(BaseModelUnavailable, match="hub"):
+    with pytest.raises(HubUnreachable, match="hub"):
         materialize(SimpleNamespace(kind="hub", location="a/b", name="a/b", revision=None), tmp_path)
 
 

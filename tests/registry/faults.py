@@ -35,12 +35,14 @@ LEVELS = (pb.BUMP_LEVEL_PATCH, pb.BUMP_LEVEL_PRERELEASE, pb.BUMP_LEVEL_MINOR, pb
 
 # Whether the work was done is not known, or it is known that it was not: the same request is to be sent again. A disk
 # is full for a while.
-_AGAIN = frozenset({
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-})
+_AGAIN = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
 OPTIONS = (
     # Every failure is seen and counted; the channel of the mesh would hide some.
     ("grpc.enable_retries", 0),

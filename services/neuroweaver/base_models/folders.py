@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx2
 import huggingface_hub
 
 from neuroweaver.artifacts.content import digest_of, sha256_of
+from neuroweaver.base_models import hub_models
 from neuroweaver.base_models.model_folder import PICKLES
 from neuroweaver.mesh.machine.files import whole_folder
 
@@ -37,6 +39,10 @@ Check = Callable[[], None]
 
 class BaseModelUnavailable(Exception):
     """The base model cannot be had here: package, folder or hub lacks it, or it has no safetensors."""
+
+
+class HubUnreachable(BaseModelUnavailable):
+    """The hub did not answer, or not with all of it: another try may succeed."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +124,9 @@ def _download(base: BaseModel, cache: Path) -> Path:
                 ignore_patterns=list(HUB_IGNORED),
             )
         )
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise BaseModelUnavailable(f"base model {base.name!r} could not be fetched from the hub") from error
+    except (OSError, ValueError, httpx2.HTTPError) as error:
+        kind = HubUnreachable if hub_models.may_pass(error) else BaseModelUnavailable
+        raise kind(f"base model {base.name!r} could not be fetched from the hub") from error
 
 
 def _checked(folder: Path, name: str) -> Path:

@@ -15,10 +15,17 @@ from neuroweaver.base_models import model_folder
 from neuroweaver.base_models.model_folder import Shape, Unusable
 
 TIMEOUT_S = 5.0
+_BUSY = frozenset({408, 429})
+_SERVER_FAULTS = 500
+KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""The variables in which huggingface_hub looks for a credential."""
 
 
 class NoAnswer(Exception):
     """The hub has no such model, does not show it, or cannot be reached; the text says which."""
+
+    may_pass = False
+    """Whether the same question may be answered later."""
 
 
 def default_cache() -> Path:
@@ -68,7 +75,16 @@ def ask(repository: str, revision: str | None, endpoint: str | None) -> tuple[st
         raise NoAnswer("the hub was not asked: HF_HUB_OFFLINE is set") from error
     except (OSError, ValueError, TypeError, KeyError, httpx2.HTTPError) as error:
         # The text of these errors may hold request headers or proxies' words; the kind is enough.
-        raise NoAnswer(f"the hub could not be asked ({type(error).__name__})") from error
+        refusal = NoAnswer(f"the hub could not be asked ({type(error).__name__})")
+        refusal.may_pass = may_pass(error)
+        raise refusal from error
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a hub that failed so may answer later: it was not reached, is busy or at fault itself."""
+    if isinstance(error, hub_errors.HfHubHTTPError):
+        return error.response.status_code in _BUSY or error.response.status_code >= _SERVER_FAULTS
+    return isinstance(error, OSError | httpx2.TransportError)
 
 
 def _ask(hub: huggingface_hub.HfApi, repository: str, revision: str | None) -> tuple[str, Shape]:

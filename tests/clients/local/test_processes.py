@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import grpc
+import psutil
 import pytest
 
 import foreground
@@ -125,13 +126,19 @@ def test_a_service_that_is_killed_is_started_again_and_the_others_go_on(environ,
 
 def test_detached_services_run_on_until_down_ends_exactly_them(environ, places):
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    pids = {}
+    home, pids = places[0].home, {}
+    (home / "jobs" / "old").mkdir(parents=True)
+    (home / "registry.db").touch(mode=0o644)
+    environ["OPENAI_API_KEY"] = "sk-1"
     try:
         up = command_line(environ, "up", "--detach", "--json")
         out, err = up.communicate(timeout=90)
         assert up.returncode == 0, err
         pids = {each["service"]: each["pid"] for each in json.loads(out)["services"]}
         assert recorded(places) == pids
+        assert [path for path in (home, *home.rglob("*")) if path.lstat().st_mode & 0o077] == []
+        environments = {service: psutil.Process(pid).environ() for service, pid in pids.items()}
+        assert [service for service in pids if "OPENAI_API_KEY" in environments[service]] == ["trainer"]
 
         again = command_line(environ, "up", "--json")
         _, err = again.communicate(timeout=60)

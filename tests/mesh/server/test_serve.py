@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from mesh.echo import NAME, Echo, pb, pb_grpc, service, settings, started, stub
 from neuroweaver.mesh.handlers import loop
@@ -37,6 +38,23 @@ async def test_a_running_server_is_healthy_as_a_whole_and_by_name(name):
         checked = await health_pb2_grpc.HealthStub(client).Check(health_pb2.HealthCheckRequest(service=name))
 
     assert checked.status == SERVING
+
+
+async def test_a_server_listens_on_a_socket_of_its_user_too(tmp_path):
+    path = tmp_path / "run" / "echo.sock"
+    opened = running(service(Echo(), socket=path), settings(), registry=CollectorRegistry())
+    async with opened, channel(f"unix:{path}") as client:
+        assert (await pb_grpc.EchoServiceStub(client).Say(pb.Ask(text="hello"))).text
+        assert path.parent.stat().st_mode & 0o077 == 0
+
+
+async def test_a_socket_that_cannot_be_is_told_in_one_line(tmp_path):
+    (tmp_path / "taken").touch()
+    for path in (tmp_path / "taken", tmp_path / ("long" * 30)):
+        opened = running(service(Echo(), socket=path), settings(), registry=CollectorRegistry())
+        with pytest.raises(StartError, match="NEUROWEAVER_HOME"):
+            async with opened:
+                pass
 
 
 async def test_the_health_of_a_stranger_is_not_found():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -22,38 +22,9 @@ from neuroweaver.trainer.rpc import jobs, watches
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import worker_pb2
 from trainer.serving import Trainer, trainer
-from trainer.tiny import tiny_llama
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 ROW = '{"question": "Why do brakes squeal?", "answer": "The pads are worn."}\n'
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "good.jsonl").write_text(ROW + ROW.replace("brakes", "tyres"))
-    return tmp_path
-
-
-@pytest.fixture
-async def served(home: Path) -> AsyncIterator[Trainer]:
-    async with trainer(home) as started:
-        yield started
-
-
-@pytest.fixture
-def config(model_folder: Path) -> pb.TrainingConfig:
-    return pb.TrainingConfig(
-        model_name="advisor",
-        base_model=str(model_folder),
-        specialization="service_advisor",
-        dataset_path="good.jsonl",
-    )
 
 
 class Monotonic:
@@ -314,7 +285,7 @@ async def test_a_repeated_report_is_stored_once(served: Trainer, config: pb.Trai
 async def test_cancelling_tells_the_worker_at_once(served: Trainer, config: pb.TrainingConfig) -> None:
     await served.stub.StartTraining(start(config))
     worker = await served.executor.worker()
-    call = served.worker_stub.Report()
+    call = served.worker_stub.Report(metadata=worker.metadata)
     await call.write(worker_pb2.ReportRequest(job_id="job", lease_token=worker.job.lease_token))
     assert (await call.read()).should_stop is False
 
@@ -335,9 +306,9 @@ async def test_a_worker_that_does_not_stop_is_killed(home: Path, config: pb.Trai
         worker = await served.executor.worker()
         await served.stub.CancelTraining(pb.CancelTrainingRequest(job_id="job"))
         await served.supervisor.end_lost()
-        for now_s in (100, 120):
+        for number, now_s in enumerate((100, 120), 1):
             clock.now_s = now_s
-            await served.report(worker, progress(now_s), first=now_s)  # at work, and not stopping
+            await served.report(worker, progress(now_s), first=number)  # at work, and not stopping
             await served.supervisor.end_lost()
             assert not worker.ended.done()
 
@@ -415,7 +386,7 @@ async def test_telling_a_silent_worker_to_stop_is_no_sign_of_its_life(
     async with trainer(home, policy=Policy(lease_s=60, shutdown_s=0.1), monotonic=clock) as served:
         await served.stub.StartTraining(start(config))
         worker = await served.executor.worker()
-        call = served.worker_stub.Report()
+        call = served.worker_stub.Report(metadata=worker.metadata)
         await call.write(worker_pb2.ReportRequest(job_id="job", lease_token=worker.job.lease_token))
         assert (await call.read()).should_stop is False
 
@@ -516,7 +487,7 @@ async def test_an_unknown_job_is_not_found(served: Trainer) -> None:
 async def test_log_lines_are_kept_and_replayed(served: Trainer, config: pb.TrainingConfig) -> None:
     await served.stub.StartTraining(start(config))
     worker = await served.executor.worker()
-    call = served.worker_stub.Report()
+    call = served.worker_stub.Report(metadata=worker.metadata)
     for number in (1, 2):
         await call.write(
             worker_pb2.ReportRequest(

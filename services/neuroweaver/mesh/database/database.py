@@ -375,6 +375,8 @@ def _prepare(engine: AsyncEngine, begin: str, *pragmas: str) -> None:
             f"PRAGMA journal_mode = {'WAL' if _WAL_IS_SAFE else 'DELETE'}",
             "PRAGMA synchronous = FULL",
             "PRAGMA foreign_keys = ON",
+            # What is deleted or replaced leaves no bytes behind in the page.
+            "PRAGMA secure_delete = FAST",
             *pragmas,
         ):
             cursor.execute(pragma)

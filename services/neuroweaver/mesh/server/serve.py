@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
@@ -24,6 +26,7 @@ from sqlalchemy.exc import DBAPIError
 
 from neuroweaver.mesh.database.migrations import MigrationError
 from neuroweaver.mesh.handlers.loop import Outage, repeat
+from neuroweaver.mesh.machine import files
 from neuroweaver.mesh.server import logs
 from neuroweaver.mesh.server.drain import Drain
 from neuroweaver.mesh.server.interceptors import server_interceptor
@@ -49,6 +52,8 @@ _RESTART_S: Final = 1.0
 
 # Between NOT_SERVING and the end of open watches: balancers that watch our health hear of it first.
 _NOTICE_S: Final = 0.1
+
+_MAX_SHOWN: Final = 5
 
 _OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -76,12 +81,14 @@ class Service:
     """What `serve` runs.
 
     names: full names of the gRPC services (`neuroweaver.v1.RegistryService`), for health and reflection.
-    add: registers the servicers. background: run beside the server, and started again if one ends. check:
-    raises while the service cannot serve, such as without its database. close: after the last call has ended.
+    add: registers the servicers. socket: a Unix socket for processes of the same user, beside the port.
+    background: run beside the server, and started again if one ends. check: raises while the service cannot
+    serve, such as without its database. close: after the last call has ended.
     """
 
     names: Sequence[str]
     add: Callable[[grpc.aio.Server], object]
+    socket: Path | None = None
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     check: Callable[[], Awaitable[None]] = _nothing
     close: Callable[[], Awaitable[None]] = _nothing
@@ -99,6 +106,7 @@ def run(service: str, kind: type[S], main: Callable[[S], Awaitable[None]]) -> No
     except SettingsError as error:
         _exit(service, error)
     logs.configure(service, debug=settings.debug, log_format=settings.log_format)
+    _keep_private(settings.home)
     provider = telemetry.start(service, settings.otlp_endpoint)
     try:
         uvloop.run(_await(main(settings)))
@@ -115,6 +123,14 @@ def run(service: str, kind: type[S], main: Callable[[S], Awaitable[None]]) -> No
         sys.exit(1)
     finally:
         provider.shutdown()
+
+
+def _keep_private(home: Path) -> None:
+    """What this process and its children write is for their user alone, and what lies in the home already."""
+    os.umask(0o077)
+    if refused := files.keep_private(home):
+        shown = [str(path) for path in refused[:_MAX_SHOWN]]
+        _LOG.warning("open to other users", extra={"paths": shown, "count": len(refused)})
 
 
 async def serve(service: Service, settings: Settings) -> None:
@@ -151,6 +167,8 @@ async def running(
     try:
         async with _metrics(settings, registry) as metrics_port:
             port = _bind(server, settings)
+            if service.socket:
+                _bind_socket(server, service.socket)
             await server.start()
             await _set_health(statuses, service, is_serving=True)
             await statuses.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
@@ -224,6 +242,19 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> int:
         raise StartError(
             f"cannot listen on {host}:{settings.port}: {cause} "
             f"(NEUROWEAVER_HOST, NEUROWEAVER_{settings.service.upper()}_PORT)"
+        ) from error
+
+
+def _bind_socket(server: grpc.aio.Server, path: Path) -> None:
+    """The folder keeps other users out; a socket left by a process that was killed is replaced."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise StartError(
+            f"cannot listen on {path}: another file is there, or the path has more than 107 bytes "
+            "(NEUROWEAVER_HOME)"
         ) from error
 
 

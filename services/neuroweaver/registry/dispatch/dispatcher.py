@@ -25,6 +25,7 @@ from neuroweaver.mesh.wire.ids import new_id
 from neuroweaver.registry import messages
 from neuroweaver.registry.dispatch.sender import Sender
 from neuroweaver.registry.domain import webhook
+from neuroweaver.registry.domain.sealing import Seal, SealBroken
 from neuroweaver.registry.domain.webhook import Backoff, Delivery, Outcome, State
 from neuroweaver.registry.storage import deliveries
 from neuroweaver.registry.storage.deliveries import Lane, lane_of
@@ -35,6 +36,7 @@ _LOG: Final = logging.getLogger("neuroweaver.registry")
 _STOPPED: Final = Outcome.failed("the server stopped while it waited for the answer")
 _LOST: Final = Outcome.failed("the sending server stopped before it recorded the answer")
 _FORGOTTEN: Final = Outcome.failed("the change no longer exists", is_final=True)
+_SEALED_OTHERWISE: Final = Outcome.failed("the secret was sealed with another key than this server has")
 _FAULT: Final = Outcome.failed("internal error; see the server's log")
 
 
@@ -62,6 +64,7 @@ class Dispatcher:
         self,
         database: Database,
         sender: Sender,
+        seal: Seal,
         *,
         changed: Signal | None = None,
         policy: Policy | None = None,
@@ -69,6 +72,7 @@ class Dispatcher:
     ) -> None:
         self._database = database
         self._sender = sender
+        self._seal = seal
         self._changed = changed or Signal()
         self._policy = policy or Policy()
         self._clock = clock
@@ -145,11 +149,14 @@ class Dispatcher:
                 events = await Reader(connection, delivery.project).events(delivery.sequence - 1, 1)
             if target is None or not events or events[0].sequence != delivery.sequence:
                 return _FORGOTTEN
-            url, secret = target
+            url, sealed = target
+            secret = self._seal.open(sealed, *lane_of(delivery))
             body = webhook.body_of(messages.from_event(events[0]))
             timestamp = int(self._clock().timestamp())
             headers = webhook.headers(secret, delivery.message_id, timestamp, body)
             return await self._sender.post(url, headers, body)
+        except SealBroken:
+            return _SEALED_OTHERWISE
         except Exception:  # noqa: BLE001  one delivery that cannot be sent must not end the others
             _LOG.exception("webhook delivery failed", extra=_named(delivery))
             return _FAULT

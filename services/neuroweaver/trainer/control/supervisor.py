@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,9 +16,10 @@ from typing import Final
 
 from neuroweaver.mesh.handlers.loop import Outage, repeat
 from neuroweaver.mesh.handlers.watch import Signal
-from neuroweaver.mesh.wire.errors import FailedPrecondition
+from neuroweaver.mesh.machine import processes
+from neuroweaver.mesh.wire.errors import FailedPrecondition, PermissionDenied
 from neuroweaver.mesh.wire.origin import ChangeOrigin
-from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE, Job, State
+from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE, Job, State, digest_of
 from neuroweaver.trainer.executors.executor import LOG_NAME, Executor, Exit, Worker
 from neuroweaver.trainer.storage.jobs import Writer
 from neuroweaver.trainer.storage.store import SUPERVISOR, Key, Store
@@ -80,12 +82,14 @@ class Supervisor:
         begun, was_listening = time.monotonic(), False
         try:
             await self.end_lost()
-            while job := await self.store.start_next(self._policy.slots):
+            secret = secrets.token_urlsafe()
+            while job := await self.store.start_next(self._policy.slots, digest_of(secret)):
                 # A task of its own, so that `close` knows of a worker that is just being started when this
                 # loop ends.
-                task = asyncio.create_task(self._tend(job))
+                task = asyncio.create_task(self._tend(job, secret))
                 self._tending.add(task)
                 task.add_done_callback(self._tending.discard)
+                secret = secrets.token_urlsafe()
             was_listening = time.monotonic() - begun < self._policy.lease_s / 4
         finally:
             if not was_listening:
@@ -93,24 +97,26 @@ class Supervisor:
                 self._last_heard.clear()
                 self._cancelling_since.clear()
 
-    async def report(self, project: str, request: worker_pb2.ReportRequest) -> Job:
+    async def report(self, project: str, request: worker_pb2.ReportRequest, secret: str) -> Job:
         """Stores a worker's report, and returns the job; a report that is stored already changes nothing.
 
-        Raises NotFound, and FailedPrecondition if the worker's lease is no longer the job's.
+        secret: what the worker showed; empty: nothing. Raises NotFound, PermissionDenied for another secret
+        than the attempt's, and FailedPrecondition if the worker's lease is no longer the job's or a report is
+        missing before this one.
         """
         if request.number == 0:
-            job = await self.held_job(project, request)
+            job = await self.held_job(project, request, secret)
         else:
             origin = ChangeOrigin(project, SUPERVISOR)
-            job = await self.store.transact(origin, lambda jobs: _store_report(jobs, request))
+            job = await self.store.transact(origin, lambda jobs: _store_report(jobs, request, secret))
         self._last_heard[_key(job)] = self._monotonic()
         return job
 
-    async def held_job(self, project: str, request: worker_pb2.ReportRequest) -> Job:
+    async def held_job(self, project: str, request: worker_pb2.ReportRequest, secret: str) -> Job:
         """The job of the worker that sent a report; no sign of that worker's life. Raises as `report`."""
         async with self.store.read(project) as jobs:
             job = await jobs.job(request.job_id)
-        _is_stored(job, request)
+        _is_stored(job, request, secret)
         return job
 
     async def close(self) -> None:
@@ -125,7 +131,7 @@ class Supervisor:
         if self._tending:
             await asyncio.wait(self._tending)
 
-    async def _tend(self, job: Job) -> None:
+    async def _tend(self, job: Job, secret: str) -> None:
         """Starts a job's worker and waits for its end.
 
         A worker that ends without having said how leaves a job that must not stay RUNNING.
@@ -133,7 +139,7 @@ class Supervisor:
         key = _key(job)
         self._last_heard[key] = self._monotonic()
         try:
-            worker = await self._executor.start(job, self._jobs_folder / job.output_dir)
+            worker = await self._executor.start(job, secret, self._jobs_folder / job.output_dir)
         except Exception as error:  # noqa: BLE001  # whatever it is, the job must not stay RUNNING
             _LOG.exception("cannot start a worker", extra={"job_id": job.job_id})
             await self._settle(job, partial(_failed, *_reason_of_no_start(error)))
@@ -187,10 +193,14 @@ class Supervisor:
         await self.store.transact(ChangeOrigin(job.project, SUPERVISOR), work)
 
 
-async def _store_report(jobs: Writer, request: worker_pb2.ReportRequest) -> Job:
+async def _store_report(jobs: Writer, request: worker_pb2.ReportRequest, secret: str) -> Job:
     job = await jobs.job(request.job_id)
-    if _is_stored(job, request):
+    if _is_stored(job, request, secret):
         return job
+    if request.number > job.reported + 1:
+        raise FailedPrecondition(
+            "REPORT_MISSING", f"report {job.reported + 1} must come before {request.number}"
+        )
     job = replace(job, reported=request.number)
     if request.WhichOneof("report") == "log":
         job = await jobs.append_log(job, request.log)
@@ -199,16 +209,18 @@ async def _store_report(jobs: Writer, request: worker_pb2.ReportRequest) -> Job:
     return await jobs.save(job)
 
 
-def _is_stored(job: Job, request: worker_pb2.ReportRequest) -> bool:
+def _is_stored(job: Job, request: worker_pb2.ReportRequest, secret: str) -> bool:
     """Whether the report was stored before; one without a number has nothing to store.
 
-    Raises FailedPrecondition if the worker's lease is no longer the job's.
+    Raises as `Supervisor.report`.
     """
     is_repeated = request.number <= job.reported
     # A worker's last word may be repeated after it was stored and the job has ended.
     was_its_last = job.is_terminal and request.lease_token == job.lease_token and is_repeated
     if not (was_its_last or job.holds_lease(request.lease_token)):
         raise FailedPrecondition("LEASE_LOST", f"job {job.job_id} is no longer held by this worker")
+    if not job.is_proved_by(secret):
+        raise PermissionDenied(f"only the worker of job {job.job_id} may report of it")
     return is_repeated
 
 
@@ -236,6 +248,5 @@ def _reason_of(ended: Exit) -> tuple[str, str]:
             "OUT_OF_MEMORY",
             f"the machine ran out of memory and the worker was killed; {OUT_OF_MEMORY_ADVICE}",
         )
-    if ended.status < 0:
-        return "WORKER_KILLED", f"the worker was killed by signal {-ended.status}"
-    return "WORKER_ENDED", f"the worker ended with status {ended.status}; its {LOG_NAME} says why"
+    reason = "WORKER_KILLED" if ended.status < 0 else "WORKER_ENDED"
+    return reason, f"the worker {processes.ending(ended.status)}; its {LOG_NAME} may say why"

@@ -33,5 +33,9 @@ class Worker(Protocol):
 
 
 class Executor(Protocol):
-    async def start(self, job: Job, folder: Path) -> Worker:
-        """Starts a worker for a job that has just been given a new lease. Raises OSError."""
+    async def start(self, job: Job, secret: str, folder: Path) -> Worker:
+        """Starts a worker for a job that has just been given a new lease. Raises OSError.
+
+        secret: proves the worker to the trainer. It goes through the worker's standard input, since arguments
+        are everybody's to read and what a worker starts inherits its environment.
+        """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -12,8 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from neuroweaver.base_models import hub_models
+from neuroweaver.mesh.machine import processes
+from neuroweaver.mesh.wire.environment import without_secrets
 from neuroweaver.trainer.domain.job import Job
+from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE
 from neuroweaver.trainer.executors.executor import LOG_NAME, Exit, Worker
+
+_COMMAND: Final = (sys.executable, "-m", "neuroweaver.trainer.worker")
 
 # Threads that spin while they wait for each other make work many times slower on a machine that is shared:
 # bench/RESULTS.md has the figures.
@@ -26,11 +31,11 @@ class LocalExecutor:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = dict(environ)
 
-    async def start(self, job: Job, folder: Path) -> Worker:
+    async def start(self, job: Job, secret: str, folder: Path) -> Worker:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         environ = (
             _ENVIRONMENT
-            | self._environ
+            | without_secrets(self._environ, *_keys(job))
             | {
                 "NEUROWEAVER_JOB_ID": job.job_id,
                 "NEUROWEAVER_LEASE_TOKEN": str(job.lease_token),
@@ -42,21 +47,15 @@ class LocalExecutor:
         if job.trace_parent:
             environ["TRACEPARENT"] = job.trace_parent
         kills_before = _out_of_memory_kills()
-        process = await asyncio.to_thread(_spawn, environ, folder / LOG_NAME)
+        log = folder / LOG_NAME
+        process = await asyncio.to_thread(processes.start, _COMMAND, environ, log, secret=secret)
         return _LocalWorker(process, kills_before)
 
 
-def _spawn(environ: Mapping[str, str], log_file: Path) -> subprocess.Popen[bytes]:
-    # Not asyncio's: uvloop forks, and gRPC's handlers for a fork crash the child before it becomes a worker.
-    with log_file.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "neuroweaver.trainer.worker"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environ,
-            start_new_session=True,
-        )
+def _keys(job: Job) -> tuple[str, ...]:
+    """The secrets that the job's worker uses; its judge's only where that is behind an endpoint."""
+    of_judge = () if job.config.feedback_model == EMBEDDED_JUDGE else ("OPENAI_API_KEY",)
+    return (*hub_models.KEYS, "WANDB_API_KEY", *of_judge)
 
 
 class _LocalWorker:
@@ -74,9 +73,8 @@ class _LocalWorker:
             self._process.terminate()
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            # The whole session: a data loader or a compiler that the worker started must not stay behind.
-            os.killpg(self._process.pid, signal.SIGKILL)
+        # The whole session: a data loader or a compiler that the worker started must not stay behind.
+        processes.kill_session(self._process.pid)
 
 
 def _out_of_memory_kills() -> int:

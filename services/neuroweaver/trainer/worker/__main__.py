@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,26 +36,28 @@ SHUTDOWN_DELIVERY_S: Final = 2.0
 
 @dataclass(frozen=True)
 class Assignment:
-    """The job that the trainer gives a worker, by environment."""
+    """The job that the trainer gives a worker, by environment and standard input."""
 
     job_id: str
     lease_token: int
+    secret: str = field(repr=False)
     folder: Path
     settings: TrainerSettings
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Assignment:
+    def received(cls, environ: Mapping[str, str], secret: str) -> Assignment:
         """Raises KeyError naming what is missing: workers are started by the trainer, not by hand."""
         return cls(
             job_id=environ["NEUROWEAVER_JOB_ID"],
             lease_token=int(environ["NEUROWEAVER_LEASE_TOKEN"]),
+            secret=secret,
             folder=Path(environ["NEUROWEAVER_JOB_FOLDER"]),
             settings=TrainerSettings.from_environment(environ),
         )
 
 
 def main() -> int:
-    assignment = Assignment.from_environment(os.environ)
+    assignment = Assignment.received(os.environ, sys.stdin.readline().strip())
     logs.configure("trainer-worker", debug=assignment.settings.debug, log_format="json")
     provider = telemetry.start("trainer-worker", assignment.settings.otlp_endpoint)
     with telemetry.continued(os.environ), telemetry.tracer.start_as_current_span("training job") as span:
@@ -67,7 +69,12 @@ def main() -> int:
 
 def work(assignment: Assignment) -> int:
     """Run the job and tell the trainer how it ended; returns the exit status."""
-    link = Link(assignment.settings.addresses["trainer"], assignment.job_id, assignment.lease_token)
+    link = Link(
+        f"unix:{assignment.settings.worker_socket}",
+        assignment.job_id,
+        assignment.lease_token,
+        assignment.secret,
+    )
     logging.getLogger("neuroweaver").addHandler(LinkHandler(link))
     is_shut_down = False
 

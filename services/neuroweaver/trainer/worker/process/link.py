@@ -27,7 +27,9 @@ MAX_RECONNECT_S: Final = 10.0
 MAX_WAITING: Final = 10_000
 
 # These answers will not change later; a trainer whose database is read-only may yet recover.
-_FINAL: Final = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT})
+_FINAL: Final = frozenset(
+    {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED}
+)
 _LEASE_LOST: Final = "LEASE_LOST"
 
 
@@ -37,15 +39,18 @@ class Link:
     The connection is re-established as long as the worker lives: training goes on while the trainer restarts.
     """
 
-    def __init__(self, address: str, job_id: str, lease_token: int) -> None:
+    def __init__(self, address: str, job_id: str, lease_token: int, secret: str) -> None:
         self.must_stop = threading.Event()
         """Set when the job was cancelled, or when this worker's lease is no longer the job's."""
         self._is_fenced = False
         self._job_id = job_id
         self._lease_token = lease_token
+        self._metadata = (("authorization", f"Bearer {secret}"),)
         self._channel = sync_channel(address)
         self._waiting: deque[worker_pb2.ReportRequest] = deque()
         self._last = 0
+        self._sent = 0
+        """The highest number that may have reached the trainer."""
         self._changed = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="trainer-link", daemon=True)
@@ -75,19 +80,26 @@ class Link:
 
     def _put(self, report: worker_pb2.ReportRequest) -> None:
         with self._changed:
-            self._last += 1
-            report.job_id, report.lease_token, report.number = self._job_id, self._lease_token, self._last
             if len(self._waiting) >= MAX_WAITING:
                 self._drop_progress()
+            self._last += 1
+            report.job_id, report.lease_token, report.number = self._job_id, self._lease_token, self._last
             self._waiting.append(report)
             self._changed.notify_all()
 
     def _drop_progress(self) -> None:
+        """Of what was never sent; the rest closes up, since the trainer takes no report after a gap."""
         kept = [
             report
             for report in self._waiting
-            if not report.event.HasField("progress") and not report.HasField("log")
+            if report.number <= self._sent
+            or not (report.event.HasField("progress") or report.HasField("log"))
         ]
+        self._last = self._sent
+        for report in kept:
+            if report.number > self._sent:
+                self._last += 1
+                report.number = self._last
         self._waiting = deque(kept)
 
     def _run(self) -> None:
@@ -95,7 +107,7 @@ class Link:
         failures = 0
         while not self._is_closing:
             try:
-                for answer in stub.Report(self._requests()):
+                for answer in stub.Report(self._requests(), metadata=self._metadata):
                     if failures:
                         _LOG.info("the trainer is heard again")
                         failures = 0
@@ -129,6 +141,8 @@ class Link:
                 fresh = self._fresh(sent)
                 if self._is_closing and not fresh:
                     return
+                if fresh:
+                    self._sent = max(self._sent, fresh[-1].number)
             for report in fresh:
                 yield report
                 sent = report.number
