@@ -33,6 +33,7 @@ from neuroweaver.v1.deployer_pb2_grpc import DeployerServiceStub
 from neuroweaver.v1.experiment_pb2_grpc import ExperimentServiceStub
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 from neuroweaver.v1.trainer_pb2_grpc import TrainerServiceStub
+from ports import free_port
 from registry import faults
 from serving import models
 
@@ -149,15 +150,14 @@ async def _world(plan: Plan, home: Path, stack: AsyncExitStack) -> tuple[World, 
         disk = stack.enter_context(mounted(folder, DISK_MIB))
     except CannotMount as error:
         skipped.append(f"no full disk: {error}")
-    environ: dict[str, str] = {}
+    # People keep the address of the router over its restarts.
+    environ = {"NEUROWEAVER_SERVING_PORT": str(free_port()), "NEUROWEAVER_DEPLOYMENT_BACKEND": "local"}
     crash = None
     if plan.is_postgresql:
         url, crash = stack.enter_context(faults.crashing_postgres())
         environ["NEUROWEAVER_DATABASE_URL"] = url
     models.tiny_base(folder / "models" / "tiny", context=2048)
-    running = await asyncio.to_thread(
-        stack.enter_context, mesh(folder, NEUROWEAVER_DEPLOYMENT_BACKEND="local", **environ)
-    )
+    running = await asyncio.to_thread(stack.enter_context, mesh(folder, **environ))
 
     async def stub(service: str, made_of: Any) -> Any:
         channel = grpc.aio.insecure_channel(running.addresses[service], options=faults.OPTIONS)
@@ -293,18 +293,27 @@ async def _train(world: World, jobs: list[str]) -> None:
             request_id=f"job-{len(jobs)}",
         )
         patient = faults.Told()
-        job = await patient.until_answered(
-            lambda request=request: world.trainer.StartTraining(request, timeout=30)
-        )
+        job = await patient.until_answered(partial(world.trainer.StartTraining, request, timeout=30))
         jobs.append(job.job_id)
         while await until(world.stop, 1.0):
-            seen = await patient.until_answered(
-                lambda job=job: world.trainer.GetTrainingJob(
-                    trainer_pb2.GetTrainingJobRequest(job_id=job.job_id), timeout=10
-                )
-            )
-            if seen.state in DONE:
+            seen = await patient.until_answered(partial(_job, world, job.job_id))
+            if seen.state == trainer_pb2.JOB_STATE_SUCCEEDED or not await _gone_on(world, seen):
                 break
+
+
+async def _job(world: World, job_id: str) -> trainer_pb2.TrainingJob:
+    return await world.trainer.GetTrainingJob(trainer_pb2.GetTrainingJobRequest(job_id=job_id), timeout=10)
+
+
+async def _gone_on(world: World, job: trainer_pb2.TrainingJob) -> bool:
+    """Whether a job still works; one that a full disk ended is told to go on."""
+    if job.state in DONE and job.failure.is_resumable:
+        request = trainer_pb2.ResumeTrainingRequest(
+            job_id=job.job_id, request_id=f"again-{time.monotonic_ns()}"
+        )
+        await faults.Told().until_answered(partial(world.trainer.ResumeTraining, request, timeout=30))
+        return True
+    return job.state not in DONE
 
 
 def _hostile(world: World) -> Hostile:
@@ -444,10 +453,10 @@ async def _check_events(world: World, history: contention.History) -> None:
 async def _check_jobs(world: World, jobs: list[str]) -> None:
     """Every job ends well, the last one after the storm."""
 
-    async def ended(job_id: str) -> Any:
-        seen = await world.trainer.GetTrainingJob(trainer_pb2.GetTrainingJobRequest(job_id=job_id))
-        return seen if seen.state in DONE else None
+    async def ended(job_id: str) -> trainer_pb2.TrainingJob | None:
+        job = await _job(world, job_id)
+        return None if await _gone_on(world, job) else job
 
     for job_id in jobs:
-        job = await wait_until(lambda job_id=job_id: ended(job_id), _PATIENCE_S)
+        job = await wait_until(partial(ended, job_id), _PATIENCE_S)
         assert job.state == trainer_pb2.JOB_STATE_SUCCEEDED, f"{job_id}: {job.failure}"

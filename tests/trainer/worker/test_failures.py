@@ -42,6 +42,7 @@ class Refusal(grpc.RpcError):
         (DatasetChanged("changed"), "DATASET_CHANGED", False),
         (BaseModelChanged("changed"), "BASE_MODEL_CHANGED", False),
         (Refusal(grpc.StatusCode.UNAVAILABLE), "REGISTRY_UNAVAILABLE", True),
+        (Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED), "REGISTRY_UNAVAILABLE", True),
         (Refusal(grpc.StatusCode.INVALID_ARGUMENT), "REGISTRY_REFUSED", False),
         (Refused("adapter/a.safetensors", "is refused: a pickle"), "REGISTRY_REFUSED", False),
     ],

@@ -23,6 +23,8 @@ from neuroweaver.v1 import trainer_pb2 as pb
 _FINAL: Final = frozenset({"BASE_MODEL_CHANGED", "DATASET_CHANGED", "REGISTRY_REFUSED"})
 # Without an answer, a later try can help; an answer says what to change.
 NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+# A full disk passes too.
+_PASSING: Final = NO_ANSWER | {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 class DatasetChanged(Exception):
@@ -70,7 +72,7 @@ def _reason(error: Exception) -> tuple[str, str]:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "OUT_OF_MEMORY", f"the worker ran out of memory; {OUT_OF_MEMORY_ADVICE}"
     if isinstance(error, grpc.RpcError):
-        reason = "REGISTRY_UNAVAILABLE" if error.code() in NO_ANSWER else "REGISTRY_REFUSED"
+        reason = "REGISTRY_UNAVAILABLE" if error.code() in _PASSING else "REGISTRY_REFUSED"
         return reason, f"the Registry: {describe(error)}"
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return "DISK_FULL", "the trainer's disk is full; free some space and resume the job"
