@@ -152,10 +152,10 @@ def adaptive(runs: int) -> None:
 
 
 def winsorized(runs: int) -> None:
-    """A/A tests of values that come with delay, caps taken again as data come: 6,000 units, 56 looks."""
+    """A/A tests of values that come with delay, caps taken again as data come: 4,000 units, 28 days."""
     row("values", "exposures", "runs", "uncapped", "p99 caps", "p99 caps, window of a week")
     row(*["---"] * 6)
-    some = runs // 8
+    some = runs // 10
     for name, draw in (
         ("all buy, lognormal, whales", buys(1.0, 1.5)),
         ("5 % buy, lognormal, whales", buys(0.05, 2.0)),
@@ -361,7 +361,7 @@ def delayed_ever(
     generator: np.random.Generator, draw, *, first_day: bool, is_capped: bool, window: float | None
 ) -> bool:
     """Whether any look at an A/A test of 28 days finds an effect; caps as the service takes them."""
-    units, calibration = 6000, 1000
+    units, calibration = 4000, 1000
     exposed = np.sort(generator.uniform(0, 1 if first_day else 21, units))
     arm = generator.integers(0, 2, units)
     unit, delay, value = draw(generator, units)
@@ -371,7 +371,7 @@ def delayed_ever(
     unit, when, value = unit[order], (exposed[unit] + delay)[order], value[order]
     lower = 0.01 if value.min() < 0 else None
     total, at, seen, complete, caps = np.zeros(units), 0, 0, 0, Caps()
-    for day in np.linspace(0.5, 28, 56):
+    for day in range(1, 29):
         n, until = np.searchsorted(exposed, day), np.searchsorted(when, day)
         np.add.at(total, unit[at:until], value[at:until])
         at = until
@@ -381,12 +381,18 @@ def delayed_ever(
             seen, complete = n + until, int(is_complete.sum())
             ready = total[:n][is_complete]
             caps = calibrated(ready, lower, 0.99) if complete >= calibration else Caps()
-        if n < 2000 or (is_capped and complete < calibration):
+        if n < 1000 or (is_capped and complete < calibration):
             continue
         held = caps.apply(total[:n])
-        if significant(compared(Kind.MEAN, held[arm[:n] == 0], held[arm[:n] == 1])):
+        if significant(effect(*arms(Kind.MEAN, [summed(held[arm[:n] == each]) for each in (0, 1)]))):
             return True
     return False
+
+
+def summed(values: np.ndarray) -> Sample:
+    """Without the care of `Moments.of`, in a tenth of its time."""
+    sums = float(values.sum()), float(np.square(values).sum())
+    return Sample(Moments(len(values), 1, sums, (0.0, 0.0)))
 
 
 def split_p_values(

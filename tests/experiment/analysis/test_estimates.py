@@ -335,6 +335,23 @@ def test_a_metric_that_most_of_its_events_are_left_out_of_has_no_verdict() -> No
     assert pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE not in {gap.blocker for gap in results.verdict.gaps}
 
 
+def test_units_without_a_covariate_are_noted() -> None:
+    made = experiment(metrics=[metric(cuped=pb.Cuped(exposure_covariate="age"))])
+
+    def reasons(missing: int) -> dict[str, str]:
+        rows = np.stack((normal(1000, 10, 1), normal(1000, 40, 2)), 1)
+        of_each = Cell(Sample(Moments.of(rows[missing:]), Moments.of(rows[:missing, :1])), 1000)
+        found = Snapshot(
+            {(1, each): Group(1000) for each in EQUAL}, {(1, each, "score"): of_each for each in EQUAL}
+        )
+        return {each.reason: each.message for each in reported(made, found).results.notices}
+
+    assert "COVARIATES_MISSING" not in reasons(5)
+    message = reasons(300)["COVARIATES_MISSING"]
+    assert "600 of the 2,000 units" in message
+    assert "Send `age` with the first exposure" in message
+
+
 def test_judgements_of_two_treatments_and_events_of_overrides_are_noted() -> None:
     weights = {"control": 0.4, "tuned": 0.3, "other": 0.3}
     made = experiment(

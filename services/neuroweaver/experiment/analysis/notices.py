@@ -43,6 +43,7 @@ def notices(
         *_silent(study),
         *_unused(study, results),
         *winsorizing.notices(study),
+        *_unexplained(study),
         *_fading(study),
     ]
 
@@ -62,7 +63,8 @@ def _weights(study: Study, *, is_ramp_held: bool) -> Iterable[pb.ExperimentNotic
             reason="RAMP_HELD",
             message=(
                 f"The ramp-up stays at step {step} ({study.experiment.coverage:.4g} of the units): a"
-                " guardrail is breached, or the split is not as the weights say."
+                " guardrail is breached, the split is not as the weights say, or events are stamped before"
+                " their exposures."
             ),
         )
 
@@ -157,6 +159,28 @@ def _unused(study: Study, results: pb.ExperimentResults) -> Iterable[pb.Experime
         if each.reason in _UNUSED:
             yield pb.ExperimentNotice(
                 reason="EVENTS_NOT_USED", message=f"{each.count:,} {_UNUSED[each.reason]}"
+            )
+
+
+def _unexplained(study: Study) -> Iterable[pb.ExperimentNotice]:
+    """Units that CUPED knows nothing of, such as all those whose covariate has another name."""
+    for metric in study.experiment.spec.metrics:
+        cells = [cell for variant in study.variants for cell in study.cells(variant, metric.metric_id)]
+        lacking = sum(cell.sample.missing.n for cell in cells if cell.sample.missing is not None)
+        units = sum(map(study.sampled, cells))
+        if metric.HasField("cuped") and lacking > _SILENT_SHARE * units:
+            name = metric.cuped.exposure_covariate
+            way_out = (
+                f" Send `{name}` with the first exposure; one that comes later is not used." if name else ""
+            )
+            yield pb.ExperimentNotice(
+                reason="COVARIATES_MISSING",
+                message=(
+                    f"{lacking:,} of the {units:,} units of {metric.metric_id} have no covariate and take the"
+                    " mean of the others: CUPED gains less, and where a treatment changes which units those"
+                    f" are, it shifts the effect.{way_out}"
+                ),
+                metric_id=metric.metric_id,
             )
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from neuroweaver.experiment.analysis import event_use, winsorizing
 from neuroweaver.experiment.analysis.criteria import Requirement, requirements
@@ -26,6 +27,9 @@ from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
 from neuroweaver.statistics.multiplicity import holm
 from neuroweaver.v1 import experiment_pb2 as pb
+
+FOR_GOOD: Final = {pb.VERDICT_BLOCKER_SAMPLE_RATIO, pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE}
+"""Blockers that more units do not remove: the data are flawed."""
 
 
 @dataclass(frozen=True)

@@ -51,15 +51,14 @@ async def reexamine(store: Store, projections: Projections, experiment: Experime
 
 
 def _candidates(ledger: Ledger) -> list[Reading]:
-    """What is due, and what has units whose conversion window was not over the last time."""
+    """What is due, and what may have enough units now whose conversion window was not over the last time."""
     due = ledger.due(_GROWTH)
-    exams = {metric_id: exams[-1] for metric_id, exams in ledger.exams.items()}
     waiting = [
         reading
         for reading in ledger.plan.readings
         if reading.span.window_us is not None
-        and reading.metric_id in exams
-        and exams[reading.metric_id].units < ledger.units(reading)
+        and (exams := ledger.exams.get(reading.metric_id))
+        and _has_more(reading, ledger.units(reading), exams[-1])
     ]
     return [reading for reading in ledger.plan.readings if reading in due or reading in waiting]
 
@@ -68,16 +67,17 @@ def _capped_anew(ledger: Ledger, units: Population, batch: int, time_us: int) ->
     count = 0
     for reading in _candidates(ledger):
         exam, exams = ledger.examine(reading, units, batch, time_us), ledger.exams.get(reading.metric_id)
-        if not exams or _is_worth(exam, exams[-1], reading):
+        # Each that is kept is kept for good, for replays.
+        if not exams or _has_grown(exam.seen, exams[-1].seen) or _has_more(reading, exam.units, exams[-1]):
             ledger.calibrate(reading, units, exam)
             count += 1
     ledger.catch_up(units, batch, time_us)
     return count
 
 
-def _is_worth(exam: Exam, last: Exam, reading: Reading) -> bool:
-    """Each that is kept is kept for good, for replays."""
-    if last.units < reading.calibration <= exam.units:
-        return True
-    has_grown = exam.units >= _GROWTH * last.units or exam.seen >= _GROWTH * last.seen
-    return has_grown and exam.caps != last.caps
+def _has_more(reading: Reading, units: int, last: Exam) -> bool:
+    return last.units < reading.calibration <= units or _has_grown(units, last.units)
+
+
+def _has_grown(count: int, last: int) -> bool:
+    return count > last and count >= _GROWTH * last

@@ -177,10 +177,10 @@ class Ledger:
         if reading.outcomes == 2:
             denominator = rows.outcomes[chosen, 1]
             own = own[denominator != 0] / denominator[denominator != 0]
-        caps = Caps()
-        if len(own) >= reading.calibration:
+        caps, complete = Caps(), int(np.count_nonzero(chosen))
+        if complete >= reading.calibration:
             caps = calibrated(own, reading.lower_quantile, reading.upper_quantile)
-        return Exam(batch, time_us, self._seen(reading), len(own), caps)
+        return Exam(batch, time_us, self._seen(reading), complete, caps)
 
     def calibrate(self, reading: Reading, units: Population, exam: Exam) -> None:
         """Counts all units again under these caps; under those by values, where the metric has such."""
