@@ -308,7 +308,12 @@ async def _connect_sqlite(file: str, **arguments: Any) -> aiosqlite.Connection:
     )
     # As SQLAlchemy does for its own: a connection that nobody closed must not keep the process alive.
     connection._thread.daemon = True
-    return await connection
+    try:
+        return await connection
+    except BaseException:
+        # Its thread ends by itself, and tells the event loop so: not after that has been closed.
+        await asyncio.to_thread(connection._thread.join)
+        raise
 
 
 @dataclass(frozen=True)
