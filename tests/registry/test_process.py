@@ -44,22 +44,27 @@ def serving(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[byte
         process.wait()
 
 
-@pytest.mark.parametrize("what", ["corrupt", "newer", "folder"])
+@pytest.mark.parametrize("what", ["corrupt", "newer", "folder", "home"])
 def test_a_database_that_cannot_be_used_is_told_in_one_line(what: str, tmp_path: Path):
-    """folder: where a file is wanted there is one, which stands for all that a file system refuses."""
-    file = tmp_path / "registry.db"
+    """folder: there is one where a file is wanted. home: there is a file where that is to be."""
+    home = tmp_path / "home"
+    file = home / "registry.db"
+    if what == "home":
+        home.touch()
+    else:
+        home.mkdir()
     if what == "folder":
         file.mkdir()
     elif what == "corrupt":
         file.write_bytes(b"no database at all " * 300)
-    else:
+    elif what == "newer":
         with closing(sqlite3.connect(file)) as connection:
             connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
             connection.execute("INSERT INTO alembic_version VALUES ('9999')")
             connection.commit()
     ended = subprocess.run(
         [sys.executable, "-m", "neuroweaver.registry"],
-        env=inherited() | {"NEUROWEAVER_HOME": str(tmp_path)},
+        env=inherited() | {"NEUROWEAVER_HOME": str(home)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -72,6 +77,7 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line(what: str, tmp_path:
         "corrupt": "neuroweaver registry: the database: file is not a database",
         "newer": "neuroweaver registry: this database was written by another version",
         "folder": "neuroweaver registry: the database: unable to open database file",
+        "home": "neuroweaver registry: [Errno",
     }
     assert line.startswith(words[what])
 

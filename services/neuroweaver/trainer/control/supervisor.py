@@ -7,6 +7,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Final
 
 from neuroweaver.mesh.handlers.loop import Outage, repeat
 from neuroweaver.mesh.handlers.watch import Signal
-from neuroweaver.mesh.wire.errors import FailedPrecondition
+from neuroweaver.mesh.wire.errors import FailedPrecondition, NotFound
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE, Job, State
 from neuroweaver.trainer.executors.executor import LOG_NAME, Executor, Exit, Worker
@@ -184,7 +185,8 @@ class Supervisor:
             if held.holds_lease(job.lease_token):
                 await jobs.save(change(held, jobs.now))
 
-        await self.store.transact(ChangeOrigin(job.project, SUPERVISOR), work)
+        with suppress(NotFound):  # a backup from before the job was restored
+            await self.store.transact(ChangeOrigin(job.project, SUPERVISOR), work)
 
 
 async def _store_report(jobs: Writer, request: worker_pb2.ReportRequest) -> Job:
