@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from neuroweaver.mesh.database.revision import FileRevisions, Revisions, uri_of
+from neuroweaver.mesh.database.revision import FileRevisions, Revisions, identity_of, uri_of
 from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 from neuroweaver.mesh.wire.errors import (
     Aborted,
@@ -335,12 +335,12 @@ class _File:
         path = Path(url.database)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch()
-        return cls(path, _identity(path))
+        return cls(path, identity_of(path))
 
     def require(self) -> None:
         """Raises FailedPrecondition if it is no longer there."""
         try:
-            if _identity(self.path) == self.identity:
+            if identity_of(self.path) == self.identity:
                 return
         except OSError as error:
             raise _moved() from error
@@ -351,11 +351,6 @@ class _File:
         self.require()
         if not (os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)):
             raise _read_only()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
 
 
 def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
