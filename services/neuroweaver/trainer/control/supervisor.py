@@ -157,7 +157,10 @@ class Supervisor:
             await self._closing.wait(0, outage.backoff_s)
 
     async def end_lost(self) -> None:
-        """Fails the jobs whose worker has been silent, or has been asked to stop, for too long."""
+        """Fails the jobs whose worker has been silent, or has been asked to stop, for too long.
+
+        One that nobody has ever worked on is queued again.
+        """
         held = await self.store.held()
         now = self._monotonic()
         self._last_heard = {_key(job): self._last_heard.get(_key(job), now) for job in held}
@@ -165,7 +168,12 @@ class Supervisor:
         self._cancelling_since = {_key(job): self._cancelling_since.get(_key(job), now) for job in cancelling}
         for job in held:
             silent_s = now - self._last_heard[_key(job)]
-            if silent_s > self._policy.lease_s:
+            if silent_s <= self._policy.lease_s:
+                continue
+            if not job.reported and _key(job) not in self._workers:
+                # Given away in a moment when the trainer or its database died: there may be no worker at all.
+                await self._change(job, Job.release)
+            else:
                 await self._lose(job, f"the worker has not reported for {silent_s:.0f} s")
         for job in cancelling:
             if now - self._cancelling_since[_key(job)] > self._policy.cancel_s:
