@@ -7,6 +7,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -53,6 +54,7 @@ class Server:
         with log.open("a") as output:
             self._process = subprocess.Popen(
                 [
+                    *_become(self._user),
                     *(self._folder / "postgres", "-D", self._base / "data"),
                     *("-h", "127.0.0.1", "-p", str(self._port)),
                     *self._options,
@@ -60,7 +62,6 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self._base,
-                **self._user,
             )
         _wait_ready(self._folder, self._port, self._process, log)
 
@@ -128,6 +129,18 @@ def _unprivileged() -> dict[str, Any]:
             continue
         return {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []}
     raise RuntimeError("PostgreSQL does not run as root, and there is no user postgres or nobody")
+
+
+def _become(user: dict[str, Any]) -> list[str]:
+    """What precedes a command that is to run as another user.
+
+    Popen's own `user` forks, and in a process that speaks gRPC its handlers can crash the child.
+    """
+    program = (
+        "import os, sys; user, group = map(int, sys.argv[1:3]); os.setgroups([]); os.setgid(group); "
+        "os.setuid(user); os.execv(sys.argv[3], sys.argv[3:])"
+    )
+    return [sys.executable, "-c", program, str(user["user"]), str(user["group"])] if user else []
 
 
 def _check(command: list[Any], user: dict[str, Any]) -> None:

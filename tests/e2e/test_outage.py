@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -152,7 +153,21 @@ def retry_delay_s(error: grpc.aio.AioRpcError) -> float:
     raise AssertionError("the error has no RetryInfo")
 
 
+def told_of(caplog: pytest.LogCaptureFixture, message: str = "") -> list[logging.LogRecord]:
+    """What loops have logged."""
+    told = [record for record in caplog.records if record.name == "neuroweaver.loop"]
+    return [record for record in told if message in record.message]
+
+
+async def until_told(caplog: pytest.LogCaptureFixture, message: str) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while late := set(LOOPS) - {record.loop for record in told_of(caplog, message)}:
+        assert time.monotonic() < give_up, f"not told of: {late}"
+        await asyncio.sleep(0.05)
+
+
 async def test_every_service_outlives_its_database(database_server, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "neuroweaver.loop")
     async with mesh(database_server.database(), tmp_path) as services, asyncio.timeout(2 * PATIENCE_S):
         for served in services.values():
             await served.comes_to(SERVING)
@@ -173,14 +188,9 @@ async def test_every_service_outlives_its_database(database_server, tmp_path, ca
         for served in services.values():
             await served.comes_to(SERVING)
             await served.read(served.request)
-        recovered = dict.fromkeys(LOOPS, 0)
-        while not all(recovered.values()):
-            await asyncio.sleep(0.05)
-            for record in caplog.records:
-                if record.name == "neuroweaver.loop" and record.message == "recovered":
-                    recovered[record.loop] = 1
+        await until_told(caplog, "recovered")
 
-    told = [record for record in caplog.records if record.name == "neuroweaver.loop"]
+    told = told_of(caplog)
     assert not [record for record in told if record.levelname == "ERROR"]
     # Each of the loops, of which several have a name, tells of an outage a few times at most: once a cause.
     for loop in LOOPS:

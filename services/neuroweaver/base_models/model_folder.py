@@ -122,7 +122,8 @@ def _json(path: Path) -> dict[str, Any]:
             raise Unusable(f"{path.name} is larger than {MAX_JSON_BYTES} bytes")
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise Unusable(f"{path.name} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error  # without the path
+        raise Unusable(f"{path.name} cannot be read: {reason}") from error
     if not isinstance(value, dict):
         raise Unusable(f"{path.name} is not a JSON object")
     return value

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import threading
 
 import grpc
@@ -150,6 +152,32 @@ async def test_a_needed_service_that_is_down_makes_this_one_unavailable():
             await pb_grpc.EchoServiceStub(client).Say(pb.Ask(), timeout=20)
 
     assert describe(caught.value) == "unavailable: a service that this one needs is unavailable"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errno.EDQUOT, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errno.EMFILE, grpc.StatusCode.UNAVAILABLE),
+        (errno.EIO, grpc.StatusCode.UNAVAILABLE),
+        (errno.EROFS, grpc.StatusCode.FAILED_PRECONDITION),
+        (errno.EACCES, grpc.StatusCode.FAILED_PRECONDITION),
+        (errno.ENOENT, grpc.StatusCode.DATA_LOSS),
+        (errno.EBADF, grpc.StatusCode.INTERNAL),
+    ],
+)
+async def test_what_the_file_system_refuses_is_told_as_what_it_is_without_a_path(number, code):
+    class Refused(Echo):
+        async def Say(self, request, context):
+            raise OSError(number, os.strerror(number), "/srv/secret/place")
+
+    async with stub(Refused()) as echo:
+        with pytest.raises(grpc.RpcError) as caught:
+            await echo.Say(pb.Ask())
+
+    assert caught.value.code() is code
+    assert "secret" not in describe(caught.value)
 
 
 async def test_a_handler_may_abort_by_itself():

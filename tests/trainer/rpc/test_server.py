@@ -433,6 +433,24 @@ async def test_a_trainer_that_restarts_hears_its_worker_again(home: Path, config
         assert again.executor.started == []
 
 
+async def test_a_job_that_was_given_away_and_never_begun_is_queued_again(
+    home: Path, config: pb.TrainingConfig
+) -> None:
+    async with trainer(home) as served:
+        await served.stub.StartTraining(start(config))
+        await served.executor.worker()
+        served.supervisor._workers.clear()  # killed before its worker was
+        for task in list(served.supervisor._tending):
+            task.cancel()
+
+    clock = Monotonic()
+    async with trainer(home, monotonic=clock) as again:
+        await again.supervisor.end_lost()
+        clock.now_s = 61
+        await again.supervisor.end_lost()
+        assert (await again.executor.worker()).job.attempt == 2
+
+
 async def test_a_trainer_that_shuts_down_queues_its_jobs_again(home: Path, config: pb.TrainingConfig) -> None:
     async with trainer(home) as served:
         await served.stub.StartTraining(start(config))

@@ -105,7 +105,7 @@ class Follower:
     ) -> None:
         """Raises LeaseLost."""
         async with places:
-            with self._outages.survived(LeaseLost, deployment=deployment.key):
+            with self._outages.survived(LeaseLost, deployment=str(deployment.key)):
                 await self._look_at(deployment, lease)
 
     async def _look_at(self, deployment: Deployment, lease: Lease | None) -> None:

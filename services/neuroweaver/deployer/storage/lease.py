@@ -66,6 +66,7 @@ class LeaseHolder:
         self._holder = new_id()
         self._beat_s = beat_s
         self._silence_s = silence_s
+        self._outage = Outage("lease")
 
     async def run(self, lead: Callable[[Lease], Awaitable[None]]) -> None:
         """Runs `lead` while this process holds the lease, again after it was lost. Until cancelled."""
@@ -87,9 +88,8 @@ class LeaseHolder:
     async def _acquired(self) -> Lease:
         """Waits until the lease is free, or its holder has been silent for long."""
         seen, since = None, time.monotonic()
-        outage = Outage("lease")
         while True:
-            with outage.survived():
+            with self._outage.survived():
                 state = await self._state()
                 if state != seen:
                     seen, since = state, time.monotonic()
@@ -98,7 +98,7 @@ class LeaseHolder:
                     taken = await self._database.transact(partial(self._take, seen=state))
                     if taken is not None:
                         return taken
-            await asyncio.sleep(outage.backoff_s or self._beat_s / 2)
+            await asyncio.sleep(self._outage.backoff_s or self._beat_s / 2)
 
     async def _state(self) -> tuple[str, int, int] | None:
         """Holder, token and beat."""
@@ -127,11 +127,11 @@ class LeaseHolder:
         """Ends when the lease is another's, or before it could be: what runs in a cluster is not fenced by a
         database, so the work must stop first.
         """
-        renewed, outage = time.monotonic(), Outage("lease")
+        renewed = time.monotonic()
         while (left_s := 0.8 * self._silence_s - (time.monotonic() - renewed)) > 0:
             await asyncio.sleep(min(self._beat_s, left_s))
             begun = time.monotonic()
-            with outage.survived():
+            with self._outage.survived():
                 async with asyncio.timeout(0.8 * self._silence_s - (begun - renewed)):
                     is_ours = await self._update(lease, beat=tables.leases.c.beat + 1)
                 if not is_ours:
@@ -140,7 +140,7 @@ class LeaseHolder:
 
     async def _release(self, lease: Lease) -> None:
         """So that another need not wait. What fails here is found by silence."""
-        with Outage("lease").survived():
+        with self._outage.survived():
             await self._update(lease, holder="")
 
     async def _update(self, lease: Lease, **values: object) -> bool:

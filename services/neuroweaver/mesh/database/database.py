@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from neuroweaver.mesh.database.revision import FileRevisions, Revisions, uri_of
+from neuroweaver.mesh.database.revision import FileRevisions, Revisions, identity_of, uri_of
 from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 from neuroweaver.mesh.wire.errors import (
     Aborted,
@@ -94,9 +94,9 @@ class Database:
         self._file: _File | None = None
         if self.is_sqlite:
             self._file = _File.of(self._url)
-            self._reader, self._writer = _sqlite_engines(self._url)
+            self._reader, self._writer, self._checker = _sqlite_engines(self._url)
         else:
-            self._reader, self._writer = _postgresql_engines(self._url, schema)
+            self._reader, self._writer, self._checker = _postgresql_engines(self._url, schema)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -155,7 +155,7 @@ class Database:
         """Raises what keeps it from being read and written, as far as can be told without writing."""
         if self._file:
             self._file.require_writable()
-        async with asyncio.timeout(_CHECK_S), self.read() as connection:
+        async with asyncio.timeout(_CHECK_S), self._checker.begin() as connection:
             if self.is_sqlite:
                 await connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema")
             elif (await connection.exec_driver_sql("SELECT pg_is_in_recovery()")).scalar():
@@ -180,8 +180,8 @@ class Database:
     async def close(self) -> None:
         for opened in self._revisions:
             await opened.close()
-        await self._reader.dispose()
-        await self._writer.dispose()
+        for engine in (self._reader, self._writer, self._checker):
+            await engine.dispose()
 
 
 def as_error(error: SQLAlchemyError) -> Error | None:
@@ -308,7 +308,12 @@ async def _connect_sqlite(file: str, **arguments: Any) -> aiosqlite.Connection:
     )
     # As SQLAlchemy does for its own: a connection that nobody closed must not keep the process alive.
     connection._thread.daemon = True
-    return await connection
+    try:
+        return await connection
+    except BaseException:
+        # Its thread ends by itself, and tells the event loop so: not after that has been closed.
+        await asyncio.to_thread(connection._thread.join)
+        raise
 
 
 @dataclass(frozen=True)
@@ -330,12 +335,12 @@ class _File:
         path = Path(url.database)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch()
-        return cls(path, _identity(path))
+        return cls(path, identity_of(path))
 
     def require(self) -> None:
         """Raises FailedPrecondition if it is no longer there."""
         try:
-            if _identity(self.path) == self.identity:
+            if identity_of(self.path) == self.identity:
                 return
         except OSError as error:
             raise _moved() from error
@@ -348,21 +353,19 @@ class _File:
             raise _read_only()
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
-
-def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
+def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
+    """For reads, for writes, and for checks, which wait for neither."""
     url = url.set(drivername="sqlite+aiosqlite")
     arguments = {"timeout": _BUSY_TIMEOUT_S, "async_creator_fn": _connect_sqlite}
     reader = create_async_engine(url, connect_args=arguments, pool_size=4, max_overflow=4)
     # One connection: the writers of this process queue for it in order, instead of polling for SQLite's lock.
     writer = create_async_engine(url, connect_args=arguments, pool_size=1, max_overflow=0, pool_timeout=60)
-    _prepare(reader, "BEGIN", "PRAGMA query_only = ON")
+    checker = create_async_engine(url, connect_args=arguments, pool_size=1, max_overflow=0)
+    for engine in (reader, checker):
+        _prepare(engine, "BEGIN", "PRAGMA query_only = ON")
     # A plain BEGIN takes the lock at the first write, when what was read before may be stale already.
     _prepare(writer, "BEGIN IMMEDIATE")
-    return reader, writer
+    return reader, writer, checker
 
 
 def _prepare(engine: AsyncEngine, begin: str, *pragmas: str) -> None:
@@ -387,7 +390,8 @@ def _prepare(engine: AsyncEngine, begin: str, *pragmas: str) -> None:
         connection.exec_driver_sql(begin)
 
 
-def _postgresql_engines(url: URL, schema: str) -> tuple[AsyncEngine, AsyncEngine]:
+def _postgresql_engines(url: URL, schema: str) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
+    """As `_sqlite_engines`."""
     # Statements here are short, and compiling one that looks long takes longer than running it.
     both = f"-csearch_path={schema} -ctimezone=UTC -cjit=off"
     # Connections of their own for readers: one that is switched for a read and back stays read-only for the
@@ -396,18 +400,19 @@ def _postgresql_engines(url: URL, schema: str) -> tuple[AsyncEngine, AsyncEngine
 
     patience = {name: value for name, value in _PATIENCE.items() if name not in url.query}
 
-    def engine(options: str, **arguments: Any) -> AsyncEngine:
+    # Four services with all of theirs stay below PostgreSQL's default of 100 connections.
+    def engine(options: str, size: int = 6, more: int = 4, **arguments: Any) -> AsyncEngine:
         return create_async_engine(
             url.set(drivername="postgresql+psycopg"),
             connect_args={"options": options} | patience,
             pool_pre_ping=True,
-            # Four services with both engines stay below PostgreSQL's default of 100 connections.
-            pool_size=6,
-            max_overflow=4,
+            pool_size=size,
+            max_overflow=more,
             **arguments,
         )
 
-    return engine(f"{both} {snapshot}"), engine(both, isolation_level="SERIALIZABLE")
+    reads = f"{both} {snapshot}"
+    return engine(reads), engine(both, isolation_level="SERIALIZABLE"), engine(reads, size=1, more=0)
 
 
 def _sqlstate(error: DBAPIError) -> str:

@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Final
 from neuroweaver.mesh.handlers.loop import Outage, repeat
 from neuroweaver.mesh.handlers.watch import Signal
 from neuroweaver.mesh.machine import processes
-from neuroweaver.mesh.wire.errors import FailedPrecondition, PermissionDenied
+from neuroweaver.mesh.wire.errors import FailedPrecondition, NotFound, PermissionDenied
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE, Job, State, digest_of
 from neuroweaver.trainer.executors.executor import LOG_NAME, Executor, Exit, Worker
@@ -162,7 +163,10 @@ class Supervisor:
             await self._closing.wait(0, outage.backoff_s)
 
     async def end_lost(self) -> None:
-        """Fails the jobs whose worker has been silent, or has been asked to stop, for too long."""
+        """Fails the jobs whose worker has been silent, or has been asked to stop, for too long.
+
+        One that nobody has ever worked on is queued again.
+        """
         held = await self.store.held()
         now = self._monotonic()
         self._last_heard = {_key(job): self._last_heard.get(_key(job), now) for job in held}
@@ -170,7 +174,12 @@ class Supervisor:
         self._cancelling_since = {_key(job): self._cancelling_since.get(_key(job), now) for job in cancelling}
         for job in held:
             silent_s = now - self._last_heard[_key(job)]
-            if silent_s > self._policy.lease_s:
+            if silent_s <= self._policy.lease_s:
+                continue
+            if not job.reported and _key(job) not in self._workers:
+                # Given away in a moment when the trainer or its database died: there may be no worker at all.
+                await self._change(job, Job.release)
+            else:
                 await self._lose(job, f"the worker has not reported for {silent_s:.0f} s")
         for job in cancelling:
             if now - self._cancelling_since[_key(job)] > self._policy.cancel_s:
@@ -190,7 +199,8 @@ class Supervisor:
             if held.holds_lease(job.lease_token):
                 await jobs.save(change(held, jobs.now))
 
-        await self.store.transact(ChangeOrigin(job.project, SUPERVISOR), work)
+        with suppress(NotFound):  # a backup from before the job was restored
+            await self.store.transact(ChangeOrigin(job.project, SUPERVISOR), work)
 
 
 async def _store_report(jobs: Writer, request: worker_pb2.ReportRequest, secret: str) -> Job:

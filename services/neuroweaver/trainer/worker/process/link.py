@@ -30,7 +30,8 @@ MAX_WAITING: Final = 10_000
 _FINAL: Final = frozenset(
     {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED}
 )
-_LEASE_LOST: Final = "LEASE_LOST"
+# Neither will these: another attempt has the job, or what the trainer acknowledged was restored away.
+_FINAL_REASONS: Final = frozenset({"LEASE_LOST", "REPORT_MISSING"})
 
 
 class Link:
@@ -113,7 +114,7 @@ class Link:
                         failures = 0
                     self._take(answer)
             except grpc.RpcError as error:
-                if error.code() in _FINAL or reason(error) == _LEASE_LOST:
+                if error.code() in _FINAL or reason(error) in _FINAL_REASONS:
                     _LOG.warning("the trainer has dismissed this worker: %s", describe(error))
                     with self._changed:
                         self._is_fenced = True
