@@ -119,6 +119,7 @@ def _part(plain: Any) -> str | int | datetime:
         case {"t": int(count)}:
             return from_microseconds(count)
         case str() if "\0" not in plain:
+            plain.encode()  # JSON has halves of characters, which are no text
             return plain
         case int() if not isinstance(plain, bool) and abs(plain) < 1 << 63:
             return plain
