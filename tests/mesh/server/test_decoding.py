@@ -191,6 +191,23 @@ def elements(message: Message) -> int:
     return count
 
 
+UNKNOWN = b"\xf8\x7f\x00"
+
+
+async def test_unknown_fields_reach_the_handler_and_not_the_validator():
+    seen = []
+    message = await Decoder(pb.Ask.FromString, [lambda each: seen.append(each.ByteSize())])(UNKNOWN * 100)
+
+    assert seen == [0]
+    assert message.SerializeToString() == UNKNOWN * 100
+
+
+async def test_a_flood_of_unknown_fields_is_refused():
+    refusal = await refused(pb.Ask.DESCRIPTOR, UNKNOWN * 30_000)
+
+    assert refusal.violations == [("", "holds 90000 bytes of fields that this server does not know")]
+
+
 def asked(count: int) -> bytes:
     return pb.Ask(more=[pb.Config(learning_rate=-1)] * count).SerializeToString()
 
