@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, col
 
 from neuroweaver.mesh.database import pagination
 from neuroweaver.mesh.database.database import Database, UtcDateTime
-from neuroweaver.mesh.database.pagination import Page
+from neuroweaver.mesh.database.pagination import Page, _digest
 from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.v1 import registry_pb2 as pb
 
@@ -132,6 +132,17 @@ async def test_an_altered_token_is_refused(database):
 
     with pytest.raises(InvalidArgument, match="page_token"):
         Page.of(0, base64.urlsafe_b64encode(data).decode().rstrip("="), ("default",))
+
+
+@pytest.mark.parametrize(
+    "part", ['"\\ud800"', '"\\u0000"', "9223372036854775808", "true", "null", "1.5", '{"t": 1e9}', "NaN"]
+)
+def test_a_made_up_token_of_what_no_key_holds_is_refused(part):
+    body = f"[{part}]".encode()
+    token = base64.urlsafe_b64encode(_digest(body, ("default",)) + body).decode().rstrip("=")
+
+    with pytest.raises(InvalidArgument, match="page_token"):
+        Page.of(0, token, ("default",))
 
 
 @given(st.text(max_size=200))

@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from google.protobuf import timestamp_pb2
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from mesh.hostile import REQUESTS, flooded, framed, is_text, paths, shown
 from neuroweaver.mesh.server import decoding
 from neuroweaver.mesh.server.decoding import Decoder
 from neuroweaver.mesh.server.message_size import count_elements
+from neuroweaver.mesh.server.message_times import check_times
 from neuroweaver.mesh.server.stack import Method
 from neuroweaver.mesh.server.validation import validated
 from neuroweaver.mesh.wire.errors import InvalidArgument
@@ -29,6 +31,17 @@ async def refused(kind, data: bytes) -> InvalidArgument:
     return caught.value
 
 
+# One second or nanosecond too many.
+OUT_OF_RANGE = {
+    "google.protobuf.Timestamp": [(253_402_300_800, 0), (-62_135_596_801, 0), (0, -1), (0, 10**9)],
+    "google.protobuf.Duration": [(315_576_000_001, 0), (-315_576_000_001, 0), (1, -1), (0, 10**9)],
+}
+
+
+def kind_of(field) -> str:
+    return field.message_type.full_name if field.message_type else ""
+
+
 def many(name: str, is_wanted) -> list:
     found = [path for path in paths(REQUESTS[name]) if is_wanted(path[-1])]
     return [
@@ -38,6 +51,7 @@ def many(name: str, is_wanted) -> list:
 
 REPEATED = [each for name in REQUESTS for each in many(name, lambda field: field.is_repeated)]
 TEXTS = [each for name in REQUESTS for each in many(name, is_text)]
+TIMES = [each for name in REQUESTS for each in many(name, lambda field: kind_of(field) in OUT_OF_RANGE)]
 
 
 @pytest.mark.parametrize(("kind", "path"), REPEATED)
@@ -117,6 +131,22 @@ async def test_a_text_that_is_none_is_refused_with_its_path(kind, path, content,
         assert field == shown(path)
 
 
+@pytest.mark.parametrize(("kind", "path"), TIMES)
+def test_a_time_that_cannot_be_is_refused_with_its_path(kind, path):
+    time = path[-1].message_type
+    for seconds, nanos in OUT_OF_RANGE[time.full_name]:
+        content = GetMessageClass(time)(seconds=seconds, nanos=nanos).SerializeToString()
+        with pytest.raises(InvalidArgument) as caught:
+            check_times(GetMessageClass(kind).FromString(framed(path, content)))
+        assert [field for field, _ in caught.value.violations] == [shown(path)]
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), [(-62_135_596_800, 0), (253_402_300_799, 999_999_999)])
+def test_the_first_and_the_last_time_are_times(seconds, nanos):
+    time = timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
+    check_times(registry_pb2.ResolveAliasRequest(at=time))
+
+
 @st.composite
 def messages(draw, kind=None, depth=3):
     """Encoded messages of any request: some fields of some, with any content, now and then with what is none."""
@@ -159,6 +189,23 @@ def elements(message: Message) -> int:
             inner = [value]
         count += sum(elements(each) for each in inner if isinstance(each, Message))
     return count
+
+
+UNKNOWN = b"\xf8\x7f\x00"
+
+
+async def test_unknown_fields_reach_the_handler_and_not_the_validator():
+    seen = []
+    message = await Decoder(pb.Ask.FromString, [lambda each: seen.append(each.ByteSize())])(UNKNOWN * 100)
+
+    assert seen == [0]
+    assert message.SerializeToString() == UNKNOWN * 100
+
+
+async def test_a_flood_of_unknown_fields_is_refused():
+    refusal = await refused(pb.Ask.DESCRIPTOR, UNKNOWN * 30_000)
+
+    assert refusal.violations == [("", "holds 90000 bytes of fields that this server does not know")]
 
 
 def asked(count: int) -> bytes:

@@ -103,7 +103,7 @@ def _check(spec: pb.ExperimentSpec, now: datetime) -> None:
     for index, (step, following) in enumerate(pairwise(spec.ramp), start=1):
         if following.coverage <= step.coverage:
             raise InvalidArgument(f"spec.ramp[{index}].coverage", "must be above that of the step before")
-    if spec.HasField("end_time") and moment("spec.end_time", spec.end_time) <= now:
+    if spec.HasField("end_time") and spec.end_time.ToDatetime(tzinfo=UTC) <= now:
         raise InvalidArgument("spec.end_time", "has passed")
     if spec.HasField("thompson") and spec.thompson.min_weight * len(spec.variants) > 1:
         raise InvalidArgument(
@@ -111,15 +111,6 @@ def _check(spec: pb.ExperimentSpec, now: datetime) -> None:
         )
     for unit_id in spec.overrides:
         check_text("spec.overrides", unit_id)
-
-
-def moment(field: str, timestamp: Any) -> datetime:
-    """Raises InvalidArgument naming the field for a moment that no calendar has."""
-    try:
-        time: datetime = timestamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError) as error:
-        raise InvalidArgument(field, "is not a time between the years 1 and 9999") from error
-    return time
 
 
 def length(duration: Duration) -> timedelta:

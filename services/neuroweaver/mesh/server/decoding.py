@@ -23,6 +23,7 @@ from neuroweaver.mesh.wire.errors import InvalidArgument
 # Up to here a request is counted, and then decoded and checked, within two milliseconds.
 _SMALL_BYTES: Final = 8 * 1024
 _FEW_ELEMENTS: Final = 64
+_MAX_UNKNOWN_BYTES: Final = 64 * 1024
 
 _THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="requests")
 
@@ -70,9 +71,24 @@ class Decoder:
             if self._kind is not None:
                 check_utf8(self._kind, data)
             raise
+        has_unknown = _without_unknown(message)
         for check in self._checks:
             check(message)
-        return message
+        # A handler may refuse unknown fields by their numbers.
+        return self._deserializer(data) if has_unknown else message
+
+
+def _without_unknown(message: Message) -> bool:
+    """Whether there were unknown fields, for each of which the validator takes a microsecond.
+
+    Raises InvalidArgument for more of them than a newer client has.
+    """
+    size = message.ByteSize()
+    message.DiscardUnknownFields()
+    unknown = size - message.ByteSize()
+    if unknown > _MAX_UNKNOWN_BYTES:
+        raise InvalidArgument("", f"holds {unknown} bytes of fields that this server does not know")
+    return unknown > 0
 
 
 async def _run(is_long: bool, step: Callable[[bytes], T], data: bytes) -> T:

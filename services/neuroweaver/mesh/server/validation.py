@@ -8,6 +8,7 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from neuroweaver.mesh.server.message_size import count_elements
+from neuroweaver.mesh.server.message_times import check_times
 from neuroweaver.mesh.server.stack import Method
 from neuroweaver.mesh.wire.errors import InvalidArgument
 
@@ -21,6 +22,7 @@ def validated(method: Method, message: Message) -> None:
     del method
     violations = _validator().collect_violations(message, fail_fast=True)
     if not violations:
+        check_times(message)
         return
     kind: Any = message.DESCRIPTOR
     if count_elements(kind, message.SerializeToString()) <= _FEW_ELEMENTS:

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from typing import Final
 
 import grpc
+from google.protobuf.message import Message
 
 from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.mesh.wire.status import describe, reason
+from neuroweaver.mesh.wire.text import keepable
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import worker_pb2, worker_pb2_grpc
 
@@ -59,10 +61,11 @@ class Link:
 
     def event(self, event: pb.TrainingEvent) -> None:
         event.time.GetCurrentTime()
+        _make_keepable(event)
         self._put(worker_pb2.ReportRequest(event=event))
 
     def log(self, level: str, message: str) -> None:
-        line = pb.LogLine(level=level, message=message)
+        line = pb.LogLine(level=level, message=keepable(message))
         line.time.GetCurrentTime()
         self._put(worker_pb2.ReportRequest(log=line))
 
@@ -160,6 +163,18 @@ class Link:
             self._changed.notify_all()
         if answer.should_stop:
             self.must_stop.set()
+
+
+def _make_keepable(message: Message) -> None:
+    """A model can write any character, and the trainer refuses those that no database keeps."""
+    for field, value in message.ListFields():
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            continue  # of numbers and files, by names of ours
+        if field.message_type is not None:
+            for inner in value if field.is_repeated else [value]:
+                _make_keepable(inner)
+        elif field.type == field.TYPE_STRING and not field.is_repeated:
+            setattr(message, field.name, keepable(value))
 
 
 class LinkHandler(logging.Handler):
