@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from neuroweaver.mesh.server.http_bodies import Bodies
 from neuroweaver.serving import prompts
 from neuroweaver.serving.engine.engine import Engine
 from neuroweaver.serving.engine.generation import Answer, Delta, Generation
@@ -22,8 +23,11 @@ Deltas = asyncio.Queue[Delta | None]
 class Work:
     """Belongs to the event loop; only `deliver` may be called from another thread."""
 
-    def __init__(self, status: Status, versions: Versions, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, status: Status, versions: Versions, loop: asyncio.AbstractEventLoop, bodies: Bodies
+    ) -> None:
         self.status = status
+        self.bodies = bodies
         self.versions = versions
         self.requests = 0
         self.max_context = 0

@@ -17,6 +17,10 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig
+from neuroweaver.mesh.server.http_bodies import Bodies
+from neuroweaver.mesh.server.http_connections import bound_buffers, http_server
+from neuroweaver.mesh.server.http_limits import HttpLimits
+from neuroweaver.mesh.wire import environment
 from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts
 from neuroweaver.serving.engine.engine import Engine
@@ -36,8 +40,6 @@ _DRAIN_POLL_S: Final = 0.05
 _BACKLOG: Final = 2048
 # For connections whose answer is complete but not sent yet.
 _LAST_BYTES_S: Final = 5
-# A router keeps connections; ours must not close one that it is about to use.
-_KEEP_ALIVE_S: Final = 75
 
 
 class Exit(IntEnum):
@@ -53,11 +55,13 @@ class ModelServer:
     """Runs in an event loop; the engine has a thread of its own."""
 
     def __init__(self, config: ServingConfig) -> None:
+        """Raises SettingsError."""
         loop = asyncio.get_running_loop()
+        limits = environment.read(HttpLimits).behind_router()
         self.status = Status(Pulse(config.stall_s, config.probe_interval_s))
         self._config = config
         self._loop = loop
-        self._work = Work(self.status, Versions(config.name, config.version), loop)
+        self._work = Work(self.status, Versions(config.name, config.version), loop, Bodies(limits))
         self._admin = Admin(self._work, config)
         metrics = Metrics()
         metrics.watch(
@@ -66,15 +70,10 @@ class ModelServer:
             lambda: self.status.pulse.last_token_time,
         )
         self._http = _Http(
-            uvicorn.Config(
+            http_server(
                 application(self._work, self._admin, metrics, config),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_S,
+                limits,
                 timeout_graceful_shutdown=_LAST_BYTES_S,
-                ws="none",
-                lifespan="off",
             )
         )
         self._exit = Exit.DRAINED
@@ -180,6 +179,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            bound_buffers(listener)
             listener.bind((host, port))
             listener.listen(_BACKLOG)
         except OSError as error:
