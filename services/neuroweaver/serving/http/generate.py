@@ -75,6 +75,8 @@ class Generate:
         """Raises ApiError."""
         version = self._work.versions.meant(asked.model)
         self._work.refuse_unless_ready()
+        if isinstance(asked.prompt, list) and isinstance(asked.prompt[0], int):
+            self._max_tokens(asked, len(asked.prompt))
         prompt = await self._work.tokenize(asked.prompt)
         generation = Generation(
             prompt=prompt,
@@ -123,7 +125,7 @@ class Generate:
         """Raises ClientDisconnect."""
         deltas = self._work.deltas(answer)
         watcher = asyncio.ensure_future(_gone(request))
-        watcher.add_done_callback(lambda _: deltas.put_nowait(None))
+        watcher.add_done_callback(lambda _: deltas.end())
         tokens = 0
         try:
             while True:

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -28,6 +28,7 @@ from neuroweaver.serving.http.admin import Admin
 from neuroweaver.serving.http.app import application
 from neuroweaver.serving.http.metrics import Metrics
 from neuroweaver.serving.status import Phase, Pulse, Status
+from neuroweaver.serving.tokenizing import Tokenizers
 from neuroweaver.serving.versions import Versions
 from neuroweaver.serving.work import Work
 
@@ -58,10 +59,16 @@ class ModelServer:
         """Raises SettingsError."""
         loop = asyncio.get_running_loop()
         limits = environment.read(HttpLimits).behind_router()
-        self.status = Status(Pulse(config.stall_s, config.probe_interval_s))
+        tokenizing = Pulse(
+            config.stall_s, config.probe_interval_s, missed="the tokenizers have made no prompt"
+        )
+        self.status = Status(Pulse(config.stall_s, config.probe_interval_s), tokenizing)
+        self._tokenizers = Tokenizers(tokenizing)
+        self._views = ExitStack()
         self._config = config
         self._loop = loop
-        self._work = Work(self.status, Versions(config.name, config.version), loop, Bodies(limits))
+        versions = Versions(config.name, config.version)
+        self._work = Work(self.status, versions, loop, Bodies(limits), self._tokenizers)
         self._admin = Admin(self._work, config)
         metrics = Metrics()
         metrics.watch(
@@ -81,14 +88,17 @@ class ModelServer:
 
     async def run(self) -> Exit:
         """Serves until SIGTERM or SIGINT has drained it, or it failed. Raises BadConfig: no such address."""
-        with bound(self._config.host, self._config.port) as listener:
+        with bound(self._config.host, self._config.port) as listener, self._views:
             host, port = listener.getsockname()[:2]
             logger.info("listening", extra={"host": host, "port": port, "model": self._config.name})
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self.drain)
             # A daemon: a wedged engine must not keep the process.
             threading.Thread(target=self._run_engine, name="engine", daemon=True).start()
-            await self._http.serve(sockets=[listener])
+            try:
+                await self._http.serve(sockets=[listener])
+            finally:
+                await self._tokenizers.close()
         return self._exit
 
     def drain(self) -> None:
@@ -120,16 +130,23 @@ class ModelServer:
             engine.run()
 
     def _loaded(self) -> Engine:
-        """A warm engine. Raises DamagedArtifacts, CannotServe."""
+        """A warm engine. Raises DamagedArtifacts, CannotTokenize, CannotServe."""
         config = self._config
         if config.base_folder:
             artifacts.verify_base(Path(config.base_folder), config.base_digest)
-        with artifacts.verified(Path(config.files_folder), config.files) as files:
-            self.status.enter(Phase.LOADING)
-            # torch and transformers take seconds to import, in which health is answered already.
-            from neuroweaver.serving.engine.loading import load  # noqa: PLC0415
+        # To the end: a tokenizer that is replaced reads them again.
+        files = self._views.enter_context(artifacts.verified(Path(config.files_folder), config.files))
+        self.status.enter(Phase.LOADING)
+        folder = (
+            Path(config.base_folder) if config.base_folder else files / artifacts.model_folder(config.files)
+        )
+        tokenizers = asyncio.run_coroutine_threadsafe(self._tokenizers.start(folder), self._loop)
+        # torch and transformers take seconds to import, in which health is answered already.
+        from neuroweaver.serving.engine.loading import load  # noqa: PLC0415
 
-            loaded = load(config, files)
+        # First: here nothing would end a template that loops.
+        tokenizers.result()
+        loaded = load(config, files)
         self._admin.adapters = loaded.network.adapters
         engine = Engine(
             loaded.network,
@@ -150,7 +167,7 @@ class ModelServer:
 
     def _attach(self, engine: Engine, loaded: Loaded) -> None:
         self._work.versions.ends[self._config.version] = loaded.version_ends
-        self._work.attach(engine, loaded.tokenizer, loaded.network.max_context, loaded.ends)
+        self._work.attach(engine, loaded.network.max_context, loaded.ends)
         logger.info("ready", extra={"phases": self.status.report()["phases"]})
 
     def _fail(self, code: Exit, reason: str) -> None:
