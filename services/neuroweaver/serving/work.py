@@ -17,7 +17,7 @@ from neuroweaver.serving.versions import Versions
 
 
 class Deltas:
-    """What was made of an answer and is not taken yet, as one: whoever reads slowly is kept its text alone."""
+    """What was made of an answer and is not taken yet, as one: for a slow reader only its text is kept."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
