@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig
+from neuroweaver.base_models.folders import Digests
 from neuroweaver.mesh.server.http_bodies import Bodies
 from neuroweaver.mesh.server.http_connections import bound_buffers, http_server
 from neuroweaver.mesh.server.http_limits import HttpLimits
@@ -133,7 +134,8 @@ class ModelServer:
         """A warm engine. Raises DamagedArtifacts, CannotTokenize, CannotServe."""
         config = self._config
         if config.base_folder:
-            artifacts.verify_base(Path(config.base_folder), config.base_digest)
+            expected = Digests(config.base_digest, config.tokenizer_digest, config.chat_template_digest)
+            artifacts.verify_base(Path(config.base_folder), expected)
         # To the end: a tokenizer that is replaced reads them again.
         files = self._views.enter_context(artifacts.verified(Path(config.files_folder), config.files))
         self.status.enter(Phase.LOADING)
