@@ -10,6 +10,7 @@ import httpx2
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.routing.counts import Counts
 from neuroweaver.deployer.routing.router import Router, public_path
+from neuroweaver.mesh.server.http_limits import HttpLimits
 
 KEY = Key("default", "advisor", "default")
 
@@ -59,6 +60,7 @@ async def status_of(replica: OneReplica, scope: dict[str, Any], transport: httpx
             client,
             lambda path: (KEY, public_path(path)),
             lambda _: replica,
+            HttpLimits(),
             host="0.0.0.0",
             endpoint=lambda _: "",
             wake_s=0.0,

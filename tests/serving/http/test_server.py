@@ -372,8 +372,9 @@ def test_a_corrupt_file_ends_with_3_before_it_is_loaded(base, first, tmp_path):
     assert "adapter/adapter_model.safetensors cannot be read" in log
 
 
-def test_another_base_model_ends_with_3(base, tmp_path):
-    code, log = exit_of(tmp_path, config_for(base, base_digest="0" * 64))
+@pytest.mark.parametrize("digest", ["base_digest", "tokenizer_digest", "chat_template_digest"])
+def test_another_base_model_ends_with_3(base, tmp_path, digest):
+    code, log = exit_of(tmp_path, config_for(base, **{digest: "0" * 64}))
     assert code == 3
     assert "digest" in log
 

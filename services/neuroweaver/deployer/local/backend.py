@@ -39,6 +39,7 @@ from neuroweaver.deployer.local.replicas.fleet import Fleet
 from neuroweaver.deployer.local.replicas.replica import Replica, ReplicaContext
 from neuroweaver.deployer.routing import front
 from neuroweaver.deployer.routing.router import UNKEPT, Router, by_path
+from neuroweaver.mesh.server.http_limits import HttpLimits
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ _LAST_DRAIN_S: Final = 2.0
 # The model server needs none of the deployer's secrets, such as the URL of its database.
 _PASSED_ON: Final = re.compile(
     r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|VIRTUAL_ENV|PYTHON\w+|LD_\w+|DYLD_\w+|SSL_CERT_\w+|CUDA_\w+|NVIDIA_\w+"
-    r"|OMP_\w+|MKL_\w+|KMP_\w+|TORCH\w*"
+    r"|OMP_\w+|MKL_\w+|KMP_\w+|TORCH\w*|NEUROWEAVER_HTTP_\w+"
 )
 # Threads that spin while they wait for each other make work many times slower on a machine that is shared.
 _ENVIRON: Final = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
@@ -66,6 +67,7 @@ class LocalSettings:
     when the deployer itself ends. wedge_grace_s: how long a replica that was ready may fail its health check.
     probe_s: between two health checks. wake_s: how long a request waits for a sleeping deployment.
     unused_s: how long files that no deployment names are kept, for a way back without fetching them again.
+    limits: of the HTTP front.
     """
 
     home: Path
@@ -78,6 +80,7 @@ class LocalSettings:
     probe_s: float = 1.0
     wake_s: float = 120.0
     unused_s: float = 3600.0
+    limits: HttpLimits = field(default_factory=HttpLimits)
 
 
 class LocalBackend:
@@ -245,11 +248,13 @@ async def local_backend(
             fresh,
             by_path,
             backend.fleet,
+            settings.limits,
             host=settings.host,
             endpoint=backend.endpoint,
             wake_s=settings.wake_s,
         )
-        await stack.enter_async_context(front.serving(listener, router, drain_s=settings.shutdown_s))
+        http = front.serving(listener, router, settings.limits, drain_s=settings.shutdown_s)
+        await stack.enter_async_context(http)
         yield backend
 
 

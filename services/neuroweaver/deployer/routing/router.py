@@ -24,13 +24,14 @@ from neuroweaver.deployer.routing import pages
 from neuroweaver.deployer.routing.counts import Counts
 from neuroweaver.deployer.routing.fleet import Fleet, Upstream
 from neuroweaver.deployer.routing.pages import Headers, Send
+from neuroweaver.mesh.server.http_bodies import Bodies, BodyRefused, CallerGone, Receive
+from neuroweaver.mesh.server.http_limits import HttpLimits
 from neuroweaver.mesh.wire.json_values import Broken, parsed
 from neuroweaver.mesh.wire.settings import is_loopback
 
 _LOG: Final = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 """Of ASGI."""
 
@@ -40,7 +41,6 @@ HOPS_HEADER: Final = b"x-neuroweaver-hops"
 """How many routers handed a request on: two that hand traffic to each other would do so for ever."""
 UNKEPT: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
 """Of a client that makes a connection for each request."""
-_MAX_BODY_BYTES: Final = 8 << 20
 _MAX_HOPS: Final = 4
 _RETRY_AFTER_S: Final = 2
 _METHODS: Final = ("GET", "HEAD", "POST")
@@ -61,7 +61,7 @@ _MAX_BROKEN: Final = 2
 _CALLERS_FAULT: Final = frozenset({400, 403, 404, 405, 408, 413, 421, 431})
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Refusal(Exception):
     """What a caller gets instead of an answer, in the words of the OpenAI API."""
 
@@ -81,10 +81,6 @@ class _Call:
     body: bytes
     conversation: str
     hops: int
-
-
-class _CallerGone(Exception):
-    pass
 
 
 class _Attempt(Enum):
@@ -111,6 +107,7 @@ class Router:
         fresh: httpx2.AsyncClient,
         locate: Callable[[str], tuple[Key, str]],
         fleet: Callable[[Key], Fleet | None],
+        limits: HttpLimits,
         *,
         host: str,
         endpoint: Callable[[Key], str],
@@ -119,6 +116,7 @@ class Router:
         self._clients = (client, fresh)
         self._locate = locate
         self._fleet = fleet
+        self._bodies = Bodies(limits)
         self._is_private = is_loopback(host)
         self._endpoint = endpoint
         self._wake_s = wake_s
@@ -133,31 +131,33 @@ class Router:
                 send = pages.readable(send, origin)
                 if pages.is_preflight(scope["method"], headers):
                     return await pages.allow(send, _ALLOWED, headers)
-            key, call = await self._read(scope, headers, receive)
-            gone = asyncio.create_task(_gone(receive))
-            answering = asyncio.create_task(self._answer(key, call, send))
-            try:
-                await asyncio.wait({gone, answering}, return_when=asyncio.FIRST_COMPLETED)
-                if answering.done():
-                    answering.result()
-            finally:
-                gone.cancel()
-                answering.cancel()
-                await asyncio.wait({gone, answering})
-        except _CallerGone:
+            key, path = self._located(scope)
+            async with self._bodies.read(headers, receive) as body:
+                await self._attend(key, _call(scope, path, headers, body), receive, send)
+        except CallerGone:
             return None
+        except BodyRefused as refused:
+            await refuse(send, Refusal(refused.status, refused.code, refused.message))
         except Refusal as refusal:
             await refuse(send, refusal)
 
-    async def _read(self, scope: Scope, headers: Headers, receive: Receive) -> tuple[Key, _Call]:
+    async def _attend(self, key: Key, call: _Call, receive: Receive, send: Send) -> None:
+        """Answers for as long as the caller is there."""
+        gone = asyncio.create_task(_gone(receive))
+        answering = asyncio.create_task(self._answer(key, call, send))
+        try:
+            await asyncio.wait({gone, answering}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                answering.result()
+        finally:
+            gone.cancel()
+            answering.cancel()
+            await asyncio.wait({gone, answering})
+
+    def _located(self, scope: Scope) -> tuple[Key, str]:
         if scope["method"] not in _METHODS:
             raise Refusal(405, "method_not_allowed", f"{scope['method']} is not allowed")
-        key, path = self._locate(scope["path"])
-        by_name = dict(headers)
-        conversation = by_name.get(CONVERSATION_HEADER, b"").decode("latin-1")
-        hops = int(text) if (text := by_name.get(HOPS_HEADER, b"")[:4]).isdigit() else 0
-        body = await _body(receive)
-        return key, _Call(scope["method"], path, scope["query_string"], headers, body, conversation, hops)
+        return self._locate(scope["path"])
 
     def _refuse_foreign(self, headers: Headers) -> None:
         """A page in a browser could otherwise make this machine work, or reach it under a name of its own."""
@@ -251,6 +251,13 @@ class Router:
         return key if self._endpoint(key) == redirect.url.rstrip("/") else None
 
 
+def _call(scope: Scope, path: str, headers: Headers, body: bytes) -> _Call:
+    by_name = dict(headers)
+    conversation = by_name.get(CONVERSATION_HEADER, b"").decode("latin-1")
+    hops = int(text) if (text := by_name.get(HOPS_HEADER, b"")[:4]).isdigit() else 0
+    return _Call(scope["method"], path, scope["query_string"], headers, body, conversation, hops)
+
+
 @asynccontextmanager
 async def _open(client: httpx2.AsyncClient, url: str, call: _Call) -> AsyncIterator[httpx2.Response]:
     """Raises Refusal for a call that cannot be sent."""
@@ -299,7 +306,7 @@ async def _pass_on(answer: httpx2.Response, extra: Headers, send: Send, counts: 
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except httpx2.HTTPError as error:
         counts.failed()
-        raise _CallerGone from error
+        raise CallerGone from error
     await send({"type": "http.response.body", "body": b"", "more_body": False})
     if answer.status_code >= 500 or answer.status_code == 429:
         counts.failed()
@@ -308,19 +315,6 @@ async def _pass_on(answer: httpx2.Response, extra: Headers, send: Send, counts: 
     else:
         is_stream = (b"content-type", b"text/event-stream") in ((each[0], each[1][:17]) for each in headers)
         counts.succeeded(first_ms if is_stream else None, _since(began))
-
-
-async def _body(receive: Receive) -> bytes:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _CallerGone
-        body += message.get("body", b"")
-        if len(body) > _MAX_BODY_BYTES:
-            raise Refusal(413, "request_too_large", f"the request body has more than {_MAX_BODY_BYTES} bytes")
-        if not message.get("more_body"):
-            return bytes(body)
 
 
 async def _gone(receive: Receive) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -148,7 +147,9 @@ def _cache_bytes(device: torch.device, memory_limit_bytes: int) -> int:
     free = int(_free_bytes(device) * _CACHE_SHARE)
     if not memory_limit_bytes or device.type == "cuda":
         return free
-    left = max(0, memory_limit_bytes - held_bytes(os.getpid()))
+    own = psutil.Process()
+    tokenizers = [child.pid for child in own.children()]
+    left = max(0, memory_limit_bytes - held_bytes(own.pid, *tokenizers))
     return min(free, int(left * _LIMITED_SHARE))
 
 
