@@ -31,6 +31,7 @@ from neuroweaver.deployer.storage.lease import Lease, LeaseLost
 from neuroweaver.deployer.storage.reader import Reader
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.deployer.storage.writer import Writer, by_itself
+from neuroweaver.mesh.wire.clock import brought_back
 from neuroweaver.mesh.wire.errors import Error
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -188,7 +189,7 @@ class Reconciler:
             return []
 
     def _is_past(self, last: datetime | None, period: timedelta) -> bool:
-        return last is None or self._store.clock() - last >= period
+        return last is None or abs(self._store.clock() - last) >= period
 
     async def _note(
         self, key: Key, seen: progress.Look, tended: _Tended, lease: Lease | None, *, is_removed: bool
@@ -204,7 +205,7 @@ class Reconciler:
             before, now = await deployments.find(key), deployments.now
             if before is None or before.deployment.is_gone:
                 return None
-            current = before.deployment
+            current = brought_back(before.deployment, now)
             if is_removed and current.is_being_removed:
                 await deployments.forget_logs(key)
                 return (await deployments.save(before, current.gone())).deployment

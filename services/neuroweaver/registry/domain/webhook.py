@@ -23,6 +23,7 @@ import httpx2
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from neuroweaver.mesh.wire.clock import SKEW
 from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.registry.domain.addresses import is_loopback
 from neuroweaver.registry.domain.model import check_model_id
@@ -156,8 +157,10 @@ class Delivery:
         return f"{project}/{self.webhook_id}/{self.sequence}"
 
     def is_due(self, now: datetime) -> bool:
-        """The first attempt is due at once, whatever a clock that was set back says."""
-        return self.attempts == 0 or self.next_attempt_time is None or self.next_attempt_time <= now
+        """The first attempt is due at once, as is the next one after a clock was set back."""
+        was_set_back = self.last_attempt_time is not None and self.last_attempt_time > now + SKEW
+        is_next = self.next_attempt_time is None or self.next_attempt_time <= now
+        return self.attempts == 0 or was_set_back or is_next
 
     def claimed(self, claim: str, now: datetime) -> Delivery:
         """Counted now: an attempt that ends its sender is one as well."""
