@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import random
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,6 +19,7 @@ from neuroweaver.registry.domain.webhook import (
     State,
     Webhook,
     body_of,
+    check_public,
     check_url,
     check_webhook_id,
     headers,
@@ -292,6 +294,23 @@ def test_a_webhook_wants_what_its_filters_name(fields, action, model_id, wanted)
 def test_an_id_that_is_no_label_is_refused(webhook_id):
     with pytest.raises(InvalidArgument, match="webhook id"):
         check_webhook_id("webhook_id", webhook_id)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_public"),
+    [
+        ("http://localhost:8080/hook", False),
+        ("http://127.0.0.1/", False),
+        ("https://[::1]/", False),
+        ("https://10.0.0.1/", False),
+        ("https://[::ffff:169.254.169.254]/", False),
+        ("https://8.8.8.8/", True),
+        ("https://receiver.example/", True),
+    ],
+)
+def test_a_literal_address_that_is_not_public_is_told_before_anything_is_sent(url, is_public):
+    with nullcontext() if is_public else pytest.raises(InvalidArgument, match="NEUROWEAVER_WEBHOOK_PRIVATE"):
+        check_public("webhook.url", url)
 
 
 def test_a_url_is_shown_without_its_query():
