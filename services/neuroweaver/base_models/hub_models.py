@@ -17,6 +17,8 @@ from neuroweaver.base_models.model_folder import MAX_JSON_BYTES, Shape, Unusable
 from neuroweaver.mesh.wire import bounded_http
 
 TIMEOUT_S = 5.0
+KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""The variables in which huggingface_hub looks for a credential."""
 _BUSY = frozenset({408, 429})
 _SERVER_FAULTS = 500
 # Of an answer that is no download, such as the list of a model's files.
@@ -33,8 +35,6 @@ def _client() -> httpx2.Client:
 
 # For the whole process: whatever asks a hub here does so through huggingface_hub.
 huggingface_hub.set_client_factory(_client)
-KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""The variables in which huggingface_hub looks for a credential."""
 
 
 class NoAnswer(Exception):
