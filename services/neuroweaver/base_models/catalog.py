@@ -100,7 +100,9 @@ def resolve(
     caches = _caches(home, hub_cache)
     if HUB_NAME.fullmatch(name.partition("@")[0]):
         return _hub(name, home, caches, allow_network=allow_network, endpoint=endpoint)
-    raise UnknownBaseModel(_unknown(name, f"there is no folder {home / 'models' / name}", home, caches))
+    raise UnknownBaseModel(
+        _unknown(name, "there is no such folder among the models of NEUROWEAVER_HOME", home, caches)
+    )
 
 
 def available(home: Path, *, hub_cache: Path | None = None) -> list[str]:
@@ -202,7 +204,7 @@ def _hub(
                     name, "local", snapshot, model_folder.examine(snapshot), revision=snapshot.name
                 )
             except Unusable as error:
-                looked.append(f"the copy {snapshot} {error}")
+                looked.append(f"the copy in this machine's hub cache {error}")
         looked = looked or ["not in a hub cache of this machine"]
         if allow_network:
             commit, shape = hub_models.ask(repository, revision or None, endpoint)

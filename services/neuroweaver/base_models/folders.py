@@ -131,9 +131,9 @@ def _download(base: BaseModel, cache: Path) -> Path:
 
 def _checked(folder: Path, name: str) -> Path:
     if not (folder / "config.json").is_file():
-        raise BaseModelUnavailable(f"base model {name!r}: {folder} holds no config.json")
+        raise BaseModelUnavailable(f"base model {name!r} holds no config.json")
     if not any(folder.glob("*.safetensors")):
-        raise BaseModelUnavailable(f"base model {name!r}: {folder} holds no safetensors weights")
+        raise BaseModelUnavailable(f"base model {name!r} holds no safetensors weights")
     return folder
 
 

@@ -26,9 +26,9 @@ class DamagedArtifacts(Exception):
 def verify_base(folder: Path, digest: str) -> None:
     """Raises DamagedArtifacts unless weights and architecture in `folder` have `digest`; empty fits all."""
     if not (folder / MODEL_CONFIG).is_file() or not any(folder.glob("*.safetensors")):
-        raise DamagedArtifacts(f"the base model's folder {folder} holds no config.json with safetensors")
+        raise DamagedArtifacts("the base model's folder holds no config.json with safetensors")
     if digest and (actual := digests(folder).base) != digest:
-        raise DamagedArtifacts(f"the base model in {folder} has digest {actual}, not {digest}")
+        raise DamagedArtifacts(f"the base model has digest {actual}, not {digest}")
 
 
 @contextmanager
