@@ -100,7 +100,9 @@ def resolve(
     caches = _caches(home, hub_cache)
     if HUB_NAME.fullmatch(name.partition("@")[0]):
         return _hub(name, home, caches, allow_network=allow_network, endpoint=endpoint)
-    raise UnknownBaseModel(_unknown(name, "no folder of that name is under the home's models", home, caches))
+    raise UnknownBaseModel(
+        _unknown(name, "there is no such folder among the models of NEUROWEAVER_HOME", home, caches)
+    )
 
 
 def available(home: Path, *, hub_cache: Path | None = None) -> list[str]:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.experiment.intake import calibration, retention, sketching
 from neuroweaver.experiment.intake.projection import Projections
+from neuroweaver.experiment.storage import tables
 from neuroweaver.experiment.storage.faults import tolerated
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.handlers import housekeeping
@@ -24,7 +25,11 @@ CHECKPOINT_PERIOD_S: Final = 5.0
 async def keep_house(store: Store, projections: Projections) -> None:
     """Until cancelled."""
     await housekeeping.keep_house(
-        _LOG, store.database, lambda now: chores(store, projections, now), clock=store.clock
+        _LOG,
+        store.database,
+        lambda now: chores(store, projections, now),
+        times=(tables.event_batches.c.last_event_time,),
+        clock=store.clock,
     )
 
 

@@ -65,5 +65,5 @@ class RegistrySettings(Settings):
         "NEUROWEAVER_WEBHOOK_PRIVATE",
         switch,
         default=False,
-        help="Webhooks may point into private networks.",
+        help="Webhooks may lead to this machine, also by http, and into private networks.",
     )

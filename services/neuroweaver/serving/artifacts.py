@@ -28,14 +28,14 @@ class DamagedArtifacts(Exception):
 def verify_base(folder: Path, expected: Digests) -> None:
     """Raises DamagedArtifacts unless all in `folder` has these digests; empty fits all."""
     if not (folder / MODEL_CONFIG).is_file() or not any(folder.glob("*.safetensors")):
-        raise DamagedArtifacts(f"the base model's folder {folder} holds no config.json with safetensors")
+        raise DamagedArtifacts("the base model's folder holds no config.json with safetensors")
     if not any(dataclasses.astuple(expected)):
         return
     actual = digests(folder)
     for name, part in _PARTS.items():
         digest, found = getattr(expected, name), getattr(actual, name)
         if digest and found != digest:
-            raise DamagedArtifacts(f"{part} in {folder} has digest {found}, not {digest}")
+            raise DamagedArtifacts(f"{part} has digest {found}, not {digest}")
 
 
 @contextmanager

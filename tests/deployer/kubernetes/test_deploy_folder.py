@@ -400,3 +400,18 @@ def test_the_trainers_image_has_its_default_judge_and_the_model_that_needs_no_hu
     (installs,) = re.findall(r"in \*,train,\*\)(.*);; esac", text, re.DOTALL)
     assert {each.replace("_", "-") for each in (PACKAGE, BUILTIN_PACKAGE)} == DATA
     assert set(installs.split()) >= DATA
+
+
+def test_registries_that_share_a_database_share_their_keys():
+    registry = next(
+        each
+        for each in built("production")
+        if (each["kind"], each["metadata"]["name"]) == ("Deployment", "registry")
+    )
+    pod = registry["spec"]["template"]["spec"]
+    keys = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}["keys"]
+    values = {entry["name"]: entry.get("value", "") for entry in pod["containers"][0]["env"]}
+    for name in ("NEUROWEAVER_AUDIT_KEY_FILE", "NEUROWEAVER_WEBHOOK_KEY_FILE"):
+        assert values[name].startswith(f"{keys}/")
+    assert next(each for each in pod["volumes"] if each["name"] == "keys")["secret"]
+    assert "NEUROWEAVER_DATABASE_URL" in values

@@ -96,3 +96,50 @@ async def test_every_chore_is_done_again_and_again_also_after_one_that_failed(ca
         (each.levelname, each.what) for each in caplog.records if each.name in {LOG.name, "neuroweaver.loop"}
     ]
     assert told[:4] == [("WARNING", "first"), ("INFO", "second"), ("ERROR", "first"), ("INFO", "second")]
+
+
+async def rounds(database, moments, seen) -> None:
+    """House is kept at each moment, of a clock and of one that nobody sets; then it ends."""
+    moments = iter(moments)
+    at = None
+
+    def clock():
+        nonlocal at
+        at = next(moments, None)
+        if at is None:
+            raise EndOfTest
+        return at[0]
+
+    def chores(now):
+        async def clean() -> int:
+            seen.append(now)
+            return 0
+
+        return {"any": clean}
+
+    with pytest.raises(EndOfTest):
+        await keep_house(LOG, database, chores, clock=clock, elapsed=lambda: at[1], period_s=0.0)
+
+
+class EndOfTest(BaseException):
+    pass
+
+
+async def test_after_a_leap_of_the_clock_nothing_is_dropped_for_a_day(database):
+    hour, years, seen = timedelta(hours=1), timedelta(days=3653), []
+    there = [(NOW + years + number * hour, 3600.0 * number) for number in range(1, 3)]
+    back = [(NOW + number * hour, 3600.0 * number) for number in range(3, 29)]
+    await rounds(database, [(NOW, 0.0), (NOW, 0.0), *there, *back], seen)
+    assert seen == [NOW, NOW + 27 * hour, NOW + 28 * hour]
+
+
+async def test_what_a_clock_that_ran_ahead_left_grows_old_again(database):
+    row = {"project": "p", "method": "m", "request_digest": b"", "response": b""}
+    ahead = row | {"request_id": "ahead", "created_at": NOW + timedelta(days=3653)}
+    recent = row | {"request_id": "recent", "created_at": NOW - timedelta(days=1)}
+    async with database.write() as connection:
+        await connection.execute(ANSWERS.insert(), [ahead, recent])
+    await rounds(database, [(NOW, 0.0), (NOW, 0.0)], [])
+    async with database.read() as connection:
+        left = {row.request_id: row.created_at for row in await connection.execute(ANSWERS.select())}
+    assert left == {"ahead": NOW, "recent": NOW - timedelta(days=1)}

@@ -100,6 +100,31 @@ async def test_the_text_of_an_uncaught_exception_stays_with_the_server(kind, cap
     assert logged[0].method == f"{NAME}/{kind}"
 
 
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errno.EDQUOT, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errno.EROFS, grpc.StatusCode.FAILED_PRECONDITION),
+        (errno.EACCES, grpc.StatusCode.FAILED_PRECONDITION),
+        (errno.ENOENT, grpc.StatusCode.DATA_LOSS),
+        (errno.EIO, grpc.StatusCode.UNAVAILABLE),
+        (errno.EINVAL, grpc.StatusCode.INTERNAL),
+    ],
+)
+async def test_what_the_servers_disk_refuses_is_told_as_such_and_without_the_path(number, code, caplog):
+    class Storing(Echo):
+        async def Say(self, request, context):
+            raise OSError(number, os.strerror(number), "/srv/secret/place")
+
+    async with started(Storing()) as server:
+        refused = await asyncio.to_thread(refusal, server.address, "Say", encoded("a"))
+
+    assert refused.code() is code
+    assert "/srv/secret/place" not in f"{refused.details()} {refused.trailing_metadata()}"
+    assert "/srv/secret/place" in caplog.text
+
+
 async def test_an_answer_of_the_wrong_type_is_our_fault_and_not_told():
     class Confused(Echo):
         async def Say(self, request, context):

@@ -89,7 +89,7 @@ async def dispatching(
 ) -> AsyncIterator[None]:
     dispatcher = Dispatcher(
         database,
-        sender or Sender(timeout_s=5),
+        sender or Sender(timeout_s=5, allow_private=True),
         SEAL,
         policy=Policy(**{"poll_s": 0.02, "backoff": backoff} | policy),
     )
@@ -276,7 +276,7 @@ async def _slow_and_dead_delay_nobody(store, database, receiver, dead_url: str) 
         await add(database, dead_url, "dead")
         await add(database, receiver.url)
         backoff = Backoff(attempts=100_000, first_s=0.01, factor=1.0)
-        async with dispatching(database, sender=Sender(timeout_s=60), backoff=backoff):
+        async with dispatching(database, sender=Sender(timeout_s=60, allow_private=True), backoff=backoff):
             await register(store, "a", "b", "c")
             await settled(database)
             assert receiver.sequences == [1, 2, 3]
@@ -390,7 +390,7 @@ from neuroweaver.mesh.handlers.watch import Signal
 from neuroweaver.registry.dispatch.dispatcher import Dispatcher
 from neuroweaver.registry.dispatch.sender import Sender
 from neuroweaver.registry.domain.sealing import Seal
-asyncio.run(Dispatcher(Database(sys.argv[1], schema="registry"), Sender(), Seal(b"k" * 64)).run())
+asyncio.run(Dispatcher(Database(sys.argv[1], schema="registry"), Sender(allow_private=True), Seal(b"k" * 64)).run())
 """
 
 

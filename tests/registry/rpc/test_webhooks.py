@@ -13,12 +13,15 @@ from sqlalchemy import text
 
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.migrations import migrate
+from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.server.serve import running
 from neuroweaver.mesh.wire import status
 from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry.__main__ import service
 from neuroweaver.registry.domain.sealing import Seal
+from neuroweaver.registry.rpc.server import SERVICE
 from neuroweaver.registry.rpc.webhooks import Webhooks
 from neuroweaver.registry.settings import RegistrySettings
 from neuroweaver.registry.storage import tables
@@ -193,6 +196,14 @@ async def test_a_webhook_is_not_told_of_webhooks(registry):
     await register(registry)
 
     assert [delivery.sequence for delivery in await listed_deliveries(registry)] == [3]
+
+
+async def test_a_webhook_to_this_machine_needs_the_setting(store: Store):
+    webhooks = Webhooks(store, Mutations(store, SERVICE), Seal(b"k" * 64))
+    request = pb.CreateWebhookRequest(webhook=pb.Webhook(webhook_id="hook", url="http://127.0.0.1:1/"))
+
+    with pytest.raises(InvalidArgument, match="NEUROWEAVER_WEBHOOK_PRIVATE"):
+        await webhooks.CreateWebhook(request, None)
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ async def test_a_delivery_that_is_to_be_tried_again_holds_up_the_later_ones(stor
     await add(database)
     await register(store, "a", "b")
     backoff = Backoff(attempts=2, first_s=60)
-    claimed = await claim(database)
+    claimed = await claim(database, now=START)
     retried = await settle(database, claimed, REFUSED, backoff)
 
     assert await waiting(database) == [("hook", 1)]

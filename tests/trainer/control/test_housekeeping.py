@@ -202,7 +202,7 @@ async def test_the_trainer_cleans_up_while_it_runs(
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage() == "dropped" and vars(record)["what"] == "job folders":
+            if record.getMessage() == "cleaned" and vars(record)["what"] == "job folders":
                 is_done.set()
 
     handler, log = Handler(), logging.getLogger("neuroweaver.trainer")

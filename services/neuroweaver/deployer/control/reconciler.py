@@ -32,6 +32,7 @@ from neuroweaver.deployer.storage.store import Store
 from neuroweaver.deployer.storage.writer import Writer, by_itself
 from neuroweaver.mesh.handlers.loop import Outage, repeat
 from neuroweaver.mesh.handlers.watch import Signal
+from neuroweaver.mesh.wire.clock import brought_back
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
@@ -186,7 +187,7 @@ class Reconciler:
             return []
 
     def _is_past(self, last: datetime | None, period: timedelta) -> bool:
-        return last is None or self._store.clock() - last >= period
+        return last is None or abs(self._store.clock() - last) >= period
 
     async def _note(
         self, key: Key, seen: progress.Look, tended: _Tended, lease: Lease | None, *, is_removed: bool
@@ -202,7 +203,7 @@ class Reconciler:
             before, now = await deployments.find(key), deployments.now
             if before is None or before.deployment.is_gone:
                 return None
-            current = before.deployment
+            current = brought_back(before.deployment, now)
             if is_removed and current.is_being_removed:
                 await deployments.forget_logs(key)
                 return (await deployments.save(before, current.gone())).deployment

@@ -272,7 +272,7 @@ def _alone(folder: Path) -> Iterator[None]:
                 if time.monotonic() > give_up:
                     raise BackendError(
                         Trouble.NOT_CONFIGURED,
-                        f"another deployer is running in {folder}: stop it, or set NEUROWEAVER_HOME",
+                        "another deployer is running in the same NEUROWEAVER_HOME: stop it, or set another",
                     ) from error
                 time.sleep(0.05)
         yield

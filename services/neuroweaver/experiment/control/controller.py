@@ -21,6 +21,7 @@ from neuroweaver.experiment.results.cache import ResultsCache
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.experiment.storage.writer import Writer
 from neuroweaver.mesh.handlers.loop import Outages, repeat
+from neuroweaver.mesh.wire.clock import brought_back
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -64,7 +65,7 @@ class ExperimentController:
 
     async def _tend(self, experiment: Experiment) -> None:
         """A running experiment."""
-        if await self._advance(experiment, _ended):
+        if await self._advance(experiment, brought_back) or await self._advance(experiment, _ended):
             return
         report = await self._supervised(experiment)
         if experiment.ramped(self._store.clock()) is experiment:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import grpc
@@ -31,6 +32,27 @@ from neuroweaver.mesh.wire.errors import (
 from neuroweaver.mesh.wire.ids import new_id
 
 _ERRORS: Final = logging.getLogger("neuroweaver.errors")
+
+
+def _full() -> Error:
+    return ResourceExhausted("the server's disk is full")
+
+
+def _closed() -> Error:
+    return FailedPrecondition("STORAGE_NOT_WRITABLE", "the server may not write where it keeps its files")
+
+
+# By the state of the server's disk, which is no fault of ours; the log has the path.
+_STORAGE: Final[Mapping[int, Callable[[], Error]]] = {
+    errno.ENOSPC: _full,
+    errno.EDQUOT: _full,
+    errno.EROFS: _closed,
+    errno.EACCES: _closed,
+    errno.EPERM: _closed,
+    errno.ENOENT: lambda: DataLoss("a file of the server is gone"),
+    errno.EIO: lambda: Unavailable("the server's disk gives errors"),
+    errno.EMFILE: lambda: Unavailable("the server has too many open files"),
+}
 
 
 def server_interceptor(
@@ -63,6 +85,9 @@ def translate(method: Method, error: Exception) -> Error:
     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE:
         _ERRORS.warning("a needed service is unavailable", exc_info=error, extra={"method": method.full_name})
         return Unavailable("a service that this one needs is unavailable")
+    if isinstance(error, OSError) and (refused := _STORAGE.get(error.errno or 0)):
+        _ERRORS.error("storage refused", exc_info=error, extra={"method": method.full_name})
+        return refused()
     trace_id = telemetry.current_trace_id() or new_id()
     _ERRORS.error(
         "unexpected exception", exc_info=error, extra={"method": method.full_name, "trace_id": trace_id}

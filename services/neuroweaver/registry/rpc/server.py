@@ -24,7 +24,14 @@ from neuroweaver.v1.registry_pb2_grpc import RegistryServiceServicer
 SERVICE: Final = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"]
 
 
-def servicer(store: Store, artifacts: ArtifactStore, key: SigningKey, seal: Seal) -> RegistryServiceServicer:
+def servicer(
+    store: Store,
+    artifacts: ArtifactStore,
+    key: SigningKey,
+    seal: Seal,
+    *,
+    allow_private_webhooks: bool = False,
+) -> RegistryServiceServicer:
     mutations: Mutations[Writer] = Mutations(store, SERVICE)
     answers = ReadCache(store.revisions())
     return composed(
@@ -34,5 +41,5 @@ def servicer(store: Store, artifacts: ArtifactStore, key: SigningKey, seal: Seal
         Releases(store, mutations, artifacts, answers),
         History(store, key),
         Files(store, artifacts),
-        Webhooks(store, mutations, seal),
+        Webhooks(store, mutations, seal, allow_private=allow_private_webhooks),
     )

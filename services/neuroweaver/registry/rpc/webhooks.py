@@ -11,7 +11,13 @@ from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.registry import messages
 from neuroweaver.registry.domain.records import FieldDifference
 from neuroweaver.registry.domain.sealing import Seal
-from neuroweaver.registry.domain.webhook import Webhook, WebhookStatus, check_webhook_id, new_secret
+from neuroweaver.registry.domain.webhook import (
+    Webhook,
+    WebhookStatus,
+    check_public,
+    check_webhook_id,
+    new_secret,
+)
 from neuroweaver.registry.storage import deliveries
 from neuroweaver.registry.storage.store import Store
 from neuroweaver.registry.storage.writer import Writer
@@ -42,9 +48,12 @@ async def redeliver(registry: Writer, request: pb.RedeliverWebhookRequest) -> pb
 
 
 class Webhooks:
-    def __init__(self, store: Store, mutations: Mutations[Writer], seal: Seal) -> None:
+    def __init__(
+        self, store: Store, mutations: Mutations[Writer], seal: Seal, *, allow_private: bool = False
+    ) -> None:
         self._store = store
         self._seal = seal
+        self._allow_private = allow_private
         self._mutations = mutations
 
     async def CreateWebhook(self, request: pb.CreateWebhookRequest, context: Any) -> pb.Webhook:
@@ -56,6 +65,8 @@ class Webhooks:
         async def operation(registry: Writer) -> pb.Webhook:
             nonlocal created
             created = await create(registry, request, secret, self._seal)
+            if not self._allow_private:
+                check_public("webhook.url", created.url)
             return created
 
         answer = await self._mutations.run(request, context, operation)

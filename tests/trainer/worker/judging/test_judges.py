@@ -530,6 +530,26 @@ def test_a_certificate_that_is_not_trusted_is_said(tmp_path):
             score(fake, items(9), max_retries=0)
 
 
+def test_an_answer_of_many_bytes_is_missing_and_not_asked_for_again():
+    with serving(in_turn(replace(graded(), raw=b"x" * (5 << 20)), graded())) as fake:
+        assert len(score(fake, items(1), max_retries=4)) == 1
+        assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_judge_that_redirects_to_another_host_gets_no_second_request_and_is_named(status):
+    with serving(in_turn(graded())) as other:
+        elsewhere = replace(graded(), status=status, headers=(("location", other.base_url),))
+        with (
+            serving(in_turn(elsewhere)) as fake,
+            pytest.raises(
+                JudgeUnavailable, match=r"redirects to another host, 127\.0\.0\.1: check OPENAI_BASE_URL"
+            ),
+        ):
+            score(fake, items(1), max_retries=4)
+        assert (len(fake.requests), other.requests) == (1, [])
+
+
 def test_a_body_that_drips_outlasts_no_limit():
     with serving(in_turn(replace(graded(), drip_s=30.0))) as fake:
         assert score(fake, items(2), timeout_s=0.5, max_retries=4) == [None, None]

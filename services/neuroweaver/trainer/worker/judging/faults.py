@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import openai
 
+from neuroweaver.mesh.wire import bounded_http
+
 MAX_WORDS: Final = 160
 # The client waits no longer than this before it asks again.
 LONGEST_WAIT_S: Final = 120
@@ -59,6 +61,9 @@ def fault_of(error: openai.APIError, asked: Asked) -> Fault:
     if isinstance(error, openai.APIStatusError):
         wait_s = _seconds(error.response.headers.get("retry-after"))
         return _refusal(error.status_code, str(error.code or ""), error.body, asked, wait_s=wait_s)
+    if isinstance(refused := error.__cause__, bounded_http.Refused):
+        is_final = isinstance(refused, bounded_http.RedirectRefused)
+        return Fault(f"{without_secrets(str(refused), asked.secrets)}: check OPENAI_BASE_URL", is_final)
     return Fault(_unreached(error, asked))
 
 
