@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from neuroweaver.base_models.chat_template import chat_template
+from neuroweaver.base_models.chat_template import TemplateRefuses, chat_template
 from neuroweaver.serving.requests import ApiError, Message
 
 
@@ -33,8 +33,7 @@ def _of_chat(tokenizer: Any, messages: Any) -> list[int]:
         )
     try:
         return chat_template(tokenizer).prompt_ids(messages)
-    except Exception as error:
-        # A template refuses, for example, two turns of a user in a row, by Jinja's errors or any other.
+    except TemplateRefuses as error:  # for example two turns of a user in a row
         raise ApiError(
             f"The model's chat template refuses these messages: {error}",
             parameter="messages",
