@@ -132,7 +132,13 @@ def validate(
     asked = pb.TrainingConfig(max_seq_length=max_seq_length or None)
     limit = with_defaults(asked, context_length=base.context_length).max_seq_length
     count = counting.count(
-        folder, inspection.path, specialization=specialization, max_seq_length=limit, deadline_s=deadline_s
+        counting.Request(
+            model_folder=folder,
+            dataset_path=inspection.path,
+            specialization=specialization,
+            max_seq_length=limit,
+            deadline_s=deadline_s,
+        )
     )
     findings = [
         Finding(line, "", Severity.ERROR, f"the chat template of {base.name} refuses it: {reason}")
@@ -216,12 +222,15 @@ def _try_template(
     folder = _tokenizer_folder(base, capabilities, _WITHIN)
     if folder is None:
         return 0
-    count = counting.count(
-        folder,
-        inspection.path,
-        specialization=config.specialization,
-        deadline_s=deadline_s,
-        within=_WITHIN,
+    count = counting.tried(
+        counting.Request(
+            model_folder=folder,
+            dataset_path=inspection.path,
+            specialization=config.specialization,
+            within=_WITHIN,
+            version=(inspection.digest, counting.small_files(folder)),
+            deadline_s=deadline_s,
+        )
     )
     if count.refusals:
         line, reason = count.refusals[0]

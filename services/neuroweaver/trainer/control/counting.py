@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -27,46 +29,60 @@ _ENVIRONMENT: Final = {
 _INHERITED: Final = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR")
 
 
-def count(
-    model_folder: Path,
-    dataset_path: Path,
-    *,
-    specialization: str,
-    max_seq_length: int = 0,
-    deadline_s: float,
-    within: str = "",
-    environ: Mapping[str, str] = os.environ,
-) -> TokenCount:
-    """Counts all rows, or without a `max_seq_length` tries one row of each sequence of roles. Blocks.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """max_seq_length: where rows are cut; 0 to try one row of each order of roles instead of counting all.
 
-    within: what precedes a field's name. Raises InvalidArgument, DeadlineExceeded.
+    within: what precedes the name of a field at fault. version: of the folder and the data set, for `tried`.
     """
-    request = {
-        "model_folder": str(model_folder),
-        "dataset_path": str(dataset_path),
-        "specialization": specialization,
-        "max_seq_length": max_seq_length,
+
+    model_folder: Path
+    dataset_path: Path
+    specialization: str
+    max_seq_length: int = 0
+    within: str = ""
+    version: Hashable = None
+    deadline_s: float = field(compare=False)
+
+
+def count(request: Request) -> TokenCount:
+    """Blocks until the process has counted. Raises InvalidArgument, DeadlineExceeded."""
+    asked = {
+        "model_folder": str(request.model_folder),
+        "dataset_path": str(request.dataset_path),
+        "specialization": request.specialization,
+        "max_seq_length": request.max_seq_length,
     }
     try:
         process = subprocess.run(
             [sys.executable, "-m", "neuroweaver.trainer.data"],
-            input=json.dumps(request),
+            input=json.dumps(asked),
             capture_output=True,
-            timeout=deadline_s,
+            timeout=request.deadline_s,
             text=True,
             check=False,
-            env={name: environ[name] for name in _INHERITED if name in environ} | _ENVIRONMENT,
+            env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ENVIRONMENT,
         )
     except subprocess.TimeoutExpired as error:
         raise DeadlineExceeded(
-            f"the chat template of the base model had not written the rows after {deadline_s:.3g} s"
+            f"the chat template of the base model had not written the rows after {request.deadline_s:.3g} s"
         ) from error
     if process.returncode < 0:
         by = signal.Signals(-process.returncode).name
-        raise InvalidArgument(f"{within}base_model", f"its chat template or tokenizer crashes ({by})")
+        raise InvalidArgument(f"{request.within}base_model", f"its chat template or tokenizer crashes ({by})")
     if process.returncode:
         raise RuntimeError(f"the process that counts tokens failed:\n{process.stderr}")
     answer = json.loads(process.stdout)
     if "fault" in answer:
-        raise InvalidArgument(within + answer["field"], answer["fault"])
+        raise InvalidArgument(request.within + answer["field"], answer["fault"])
     return TokenCount(**answer)
+
+
+# Jobs often differ in their numbers alone.
+tried = lru_cache(maxsize=64)(count)
+
+
+def small_files(folder: Path) -> Hashable:
+    """Names, sizes and times of change of all but the weights: tokenizer, template and their settings."""
+    files = sorted(path for path in folder.iterdir() if path.suffix != ".safetensors")
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
