@@ -88,7 +88,7 @@ def test_a_template_that_never_ends_is_killed_at_the_deadline(rows, tmp_path):
 
 def test_a_template_that_fills_the_memory_is_a_fault_of_the_base_model(rows, tmp_path):
     byte_level("{{ 'x' * 99999999999 }}").save_pretrained(tmp_path / "model")
-    with pytest.raises(InvalidArgument, match=r"base_model: .* needs more than 4 GiB of memory"):
+    with pytest.raises(InvalidArgument, match=r"base_model: .* needs more than 2 GiB of memory"):
         count(request(tmp_path / "model", rows))
 
 

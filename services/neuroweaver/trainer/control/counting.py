@@ -33,11 +33,11 @@ _INHERITED: Final = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHO
 class Request:
     """max_seq_length: where rows are cut; 0 to try one row of each order of roles instead of counting all.
 
-    within: what precedes the name of a field at fault. version: of the folder and the data set, for `tried`.
+    within: what precedes the name of a field at fault. version: of both, by which `tried` knows them again.
     """
 
     model_folder: Path
-    dataset_path: Path
+    dataset_path: Path = field(compare=False)
     specialization: str
     max_seq_length: int = 0
     within: str = ""

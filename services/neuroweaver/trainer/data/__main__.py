@@ -18,8 +18,8 @@ from neuroweaver.trainer.data.files import DatasetError
 from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.data.tokens import count_tokens, try_shapes
 
-# Of addresses, of which a process maps more than it uses.
-MEMORY_BYTES: Final = 4 << 30
+# Of addresses. A tokenizer of 262,000 tokens takes a quarter of it.
+MEMORY_BYTES: Final = 2 << 30
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
