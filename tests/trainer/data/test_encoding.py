@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from base_models.families import CHAT, CHATML, FAMILIES, NAMED, byte_level, segments
 from neuroweaver.base_models.chat_template import TemplateRefuses, chat_template
@@ -92,6 +96,29 @@ def test_the_thought_of_a_prompt_is_closed_before_the_answer(opening, kept, trai
     )
     assert chat.segments[-1] == (trained, True)
     assert chat.segments[0][0].endswith(f"assistant\n{opening}")
+
+
+@given(
+    st.sampled_from(["ChatML", "Qwen 3", "Zephyr", "Phi-3", "Llama 3", "DeepSeek-R1 distilled", "no end"]),
+    st.lists(st.text("aR \n<é", min_size=1, max_size=6).filter(str.strip), min_size=4, max_size=4),
+)
+@settings(deadline=None, max_examples=80, derandomize=True)
+def test_whatever_is_said_an_answer_is_trained_behind_its_own_prompt(name, contents):
+    tokenizer = tokenizer_of(name)
+    prompts_of_answers = [chat_template(tokenizer).prompt_ids(asked(*contents)[:place]) for place in (1, 3)]
+    chats = encode(tokenizer, asked(*contents))
+    begun = [
+        chat.input_ids[:place]
+        for chat in chats
+        for place in range(1, len(chat.labels))
+        if chat.labels[place] != IGNORED == chat.labels[place - 1]
+    ]
+    assert begun == prompts_of_answers
+
+
+@cache
+def tokenizer_of(name):
+    return byte_level(NO_END) if name == "no end" else NAMED[name].tokenizer()
 
 
 def test_labels_are_the_assistants_turns_with_their_ends_and_nothing_else():

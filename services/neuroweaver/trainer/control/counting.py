@@ -52,6 +52,7 @@ def count(request: Request) -> TokenCount:
         "dataset_path": str(request.dataset_path),
         "specialization": request.specialization,
         "max_seq_length": request.max_seq_length,
+        "deadline_s": request.deadline_s,
     }
     try:
         process = subprocess.run(

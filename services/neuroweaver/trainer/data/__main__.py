@@ -7,6 +7,7 @@ memory. `control/counting.py` starts this process, bounds its time, and gives it
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 from dataclasses import asdict
@@ -24,11 +25,14 @@ MEMORY_BYTES: Final = 2 << 30
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """A TokenCount's fields; or the request's field at fault, and why."""
-    from neuroweaver.base_models.tokenizer import (  # noqa: PLC0415 (once torch is hidden)
-        TokenizerUnusable,
-        load_tokenizer,
-    )
-
+    try:
+        from neuroweaver.base_models.tokenizer import (  # noqa: PLC0415 (once torch is hidden)
+            TokenizerUnusable,
+            load_tokenizer,
+        )
+    except ImportError as error:
+        lacking = f"cannot be read here: {error.name} is missing (pip install 'neuroweaver[train]')"
+        return {"field": "base_model", "fault": lacking}
     examples = Reading(
         Path(request["dataset_path"]),
         system_prompts=system_prompts(),
@@ -51,7 +55,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    request = json.load(sys.stdin)
+    # The parent ends this process earlier, unless it has ended itself.
+    cpu_s = math.ceil(request["deadline_s"]) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
     # An import of torch fails from here on, which transformers takes as its absence: tokenizers do without,
     # and the process starts in half the time and a third of the memory.
     sys.modules["torch"] = None  # type: ignore[assignment]
-    json.dump(answer(json.load(sys.stdin)), sys.stdout)
+    json.dump(answer(request), sys.stdout)

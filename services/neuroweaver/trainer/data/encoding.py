@@ -18,6 +18,9 @@ _THOUGHT: Final = re.compile(
     re.IGNORECASE,
 )
 
+Turn = tuple[str, str]
+"""The rendered context of an answer, and the answer."""
+
 Segment = tuple[str, bool]
 """A stretch of rendered text, and whether the loss is computed on it."""
 
@@ -50,6 +53,12 @@ class EncodedChat:
             is_truncated=True,
         )
 
+    def _add_turn(
+        self, template: ChatTemplate, turn: Turn, context_ids: list[int], answer_ids: list[int]
+    ) -> None:
+        self._add(template.unquoted(turn[0]), context_ids, is_trained=False)
+        self._add(template.unquoted(turn[1]), answer_ids, is_trained=True)
+
     def _add(self, text: str, ids: list[int], *, is_trained: bool) -> None:
         self.input_ids += ids
         self.labels += ids if is_trained else [IGNORED] * len(ids)
@@ -66,28 +75,68 @@ def encode(tokenizer: Any, messages: Messages) -> list[EncodedChat]:
     """
     template = chat_template(tokenizer)
     quoted = template.quoted(messages)
-    chats: list[EncodedChat] = []
-    before = ""
-    for place, message in enumerate(quoted):
-        if message["role"] != "assistant" or not message.get("is_trained", True):
-            continue
-        context, answer = rendered_answer(template, quoted[: place + 1])
-        ids = template.token_ids(context)
-        if not chats or ids[: len(chats[-1].input_ids)] != chats[-1].input_ids:
-            chats.append(EncodedChat())
-            before = ""
-        chat = chats[-1]
-        new = context.removeprefix(before)
-        chat._add(template.unquoted(new), ids[len(chat.input_ids) :], is_trained=False)
-        chat._add(template.unquoted(answer), template.answer_ids(answer, context, ids), is_trained=True)
-        before = context + answer
+    chats = [
+        chat
+        for run in _runs(template, quoted)
+        for chat in _encoded_in_one(template, run) or _encoded_by_turn(template, run)
+    ]
     for chat in chats:
         if template.end is not None and chat.labels[-1:] != [template.end]:
             chat._add(str(tokenizer.convert_ids_to_tokens(template.end)), [template.end], is_trained=True)
     return chats
 
 
-def rendered_answer(template: ChatTemplate, quoted: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def _runs(template: ChatTemplate, quoted: Sequence[Mapping[str, Any]]) -> list[list[Turn]]:
+    """The turns to be trained, in runs of which each turn's context continues the text of the one before."""
+    runs: list[list[Turn]] = []
+    text = ""
+    for place, message in enumerate(quoted):
+        if message["role"] == "assistant" and message.get("is_trained", True):
+            context, answer = rendered_answer(template, quoted[: place + 1])
+            if not runs or not context.startswith(text):
+                runs.append([])
+            runs[-1].append((context, answer))
+            text = context + answer
+    return runs
+
+
+def _encoded_in_one(template: ChatTemplate, run: Sequence[Turn]) -> list[EncodedChat]:
+    """The run piece by piece, in time that grows with its length alone.
+
+    Empty where that gives other ids than the whole text: then some token reaches from one piece into another.
+    """
+    chat, before = EncodedChat(), ""
+    for context, answer in run:
+        chat._add_turn(
+            template,
+            (context.removeprefix(before), answer),
+            template.token_ids(context.removeprefix(before), after=before),
+            template.token_ids(answer, after=context),
+        )
+        before = context + answer
+    return [chat] if chat.input_ids == template.token_ids(before) else []
+
+
+def _encoded_by_turn(template: ChatTemplate, run: Sequence[Turn]) -> list[EncodedChat]:
+    """The run with the ids of each prompt, in a new sequence where they differ from the ids so far."""
+    chats: list[EncodedChat] = []
+    before = ""
+    for context, answer in run:
+        ids = template.token_ids(context)
+        if not chats or ids[: len(chats[-1].input_ids)] != chats[-1].input_ids:
+            chats.append(EncodedChat())
+            before = ""
+        chats[-1]._add_turn(
+            template,
+            (context.removeprefix(before), answer),
+            ids[len(chats[-1].input_ids) :],
+            template.answer_ids(answer, context, ids),
+        )
+        before = context + answer
+    return chats
+
+
+def rendered_answer(template: ChatTemplate, quoted: Sequence[Mapping[str, Any]]) -> Turn:
     """What precedes the last turn, the assistant's, when it is generated; and that turn up to its end.
 
     Raises TemplateRefuses.
