@@ -77,6 +77,13 @@ def test_a_thought_of_the_data_is_trained_where_it_is_generated(family, trained)
     assert chat.segments[-1] == (trained, True)
 
 
+def test_an_empty_thought_is_the_same_said_or_not():
+    tokenizer = NAMED["DeepSeek-R1 distilled"].tokenizer()
+    (plain,) = encode(tokenizer, asked("check the oil", "Replace it"))
+    for empty in ("</think>\n\nReplace it", "<think>\n\n</think>\n\nReplace it"):
+        assert encode(tokenizer, asked("check the oil", empty)) == [plain]
+
+
 @pytest.mark.parametrize(
     ("opening", "kept", "trained"),
     [

@@ -178,6 +178,7 @@ def _behind_thought(said: str, content: str, prompted: re.Match[str]) -> str:
     if closes in said:
         return said.lstrip().removeprefix(opens).removeprefix(space)
     own, has_own, _ = content.rpartition(closes)
-    if has_own:
-        return own.lstrip().removeprefix(opens).removeprefix(space) + closes + said
-    return "\n\n".removeprefix(space) + closes + "\n\n" + said
+    own = own.lstrip().removeprefix(opens).removeprefix(space)
+    if own.strip():
+        return own + closes + said
+    return "\n\n".removeprefix(space) + closes + "\n\n" + (said.lstrip("\n") if has_own else said)
