@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from base_models.families import CHATML, NAMED, byte_level
+from neuroweaver.base_models import tokenizer
 from neuroweaver.base_models.tokenizer import load_tokenizer
-from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument
+from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from neuroweaver.trainer.control.counting import Request, count, small_files, tried
+from neuroweaver.trainer.data import __main__ as child
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.tokens import count_tokens
 
@@ -38,17 +41,16 @@ def of_a_family(folder: Path) -> None:
 
 
 def of_several_templates(folder: Path) -> None:
-    tokenizer = byte_level(None)
-    tokenizer.save_pretrained(folder)
+    byte_level(None).save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": CHATML}]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
 
 
 def of_a_vocabulary_and_merges(folder: Path) -> None:
-    tokenizer = byte_level(CHATML)
-    tokenizer.save_pretrained(folder)
-    tokenizer.backend_tokenizer.model.save(str(folder))
+    whole = byte_level(CHATML)
+    whole.save_pretrained(folder)
+    whole.backend_tokenizer.model.save(str(folder))
     (folder / "tokenizer.json").unlink()
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
@@ -90,6 +92,45 @@ def test_a_template_that_fills_the_memory_is_a_fault_of_the_base_model(rows, tmp
     byte_level("{{ 'x' * 99999999999 }}").save_pretrained(tmp_path / "model")
     with pytest.raises(InvalidArgument, match=r"base_model: .* needs more than 2 GiB of memory"):
         count(request(tmp_path / "model", rows))
+
+
+@pytest.mark.parametrize(
+    ("ending", "error", "reason"),
+    [
+        (signal.SIGKILL, Unavailable, "killed"),
+        (signal.SIGABRT, InvalidArgument, r"base_model: .* crashes \(SIGABRT\)"),
+        (None, RuntimeError, "No module named"),
+    ],
+)
+def test_a_process_that_ends_otherwise_is_told_by_how_it_ended(
+    ending, error, reason, rows, tmp_path, monkeypatch
+):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nkill -{ending or 0} $$\necho No module named x >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(error, match=reason):
+        count(request(tmp_path, rows))
+
+
+def test_a_tokenizer_that_panics_is_a_fault_of_the_base_model(rows, tmp_path, monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def panicking(folder):
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(tokenizer, "load_tokenizer", panicking)
+    asked = {
+        "model_folder": str(tmp_path),
+        "dataset_path": str(rows),
+        "specialization": "",
+        "max_seq_length": 0,
+    }
+    assert child.answer(asked) == {
+        "field": "base_model",
+        "fault": "its tokenizer crashes: index out of bounds",
+    }
 
 
 def test_a_data_set_that_is_gone_is_a_fault_of_its_own(tmp_path):

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument
+from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from neuroweaver.trainer.data.tokens import TokenCount
 
 # Threads of their own would take addresses for each core of the machine, and help none.
@@ -46,7 +46,7 @@ class Request:
 
 
 def count(request: Request) -> TokenCount:
-    """Blocks until the process has counted. Raises InvalidArgument, DeadlineExceeded."""
+    """Blocks until the process has counted. Raises InvalidArgument, DeadlineExceeded, Unavailable."""
     asked = {
         "model_folder": str(request.model_folder),
         "dataset_path": str(request.dataset_path),
@@ -68,6 +68,8 @@ def count(request: Request) -> TokenCount:
         raise DeadlineExceeded(
             f"the chat template of the base model had not written the rows after {request.deadline_s:.3g} s"
         ) from error
+    if -process.returncode in {signal.SIGKILL, signal.SIGTERM}:
+        raise Unavailable("the process that counts tokens was killed, perhaps for want of memory")
     if process.returncode < 0:
         by = signal.Signals(-process.returncode).name
         raise InvalidArgument(f"{request.within}base_model", f"its chat template or tokenizer crashes ({by})")

@@ -49,6 +49,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"field": "base_model", "fault": too_much}
     except DatasetError as error:
         return {"field": error.field, "fault": error.reason}
+    except BaseException as error:
+        # A panic of the tokenizer's Rust, which is no Exception and has a class that cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        return {"field": "base_model", "fault": f"its tokenizer crashes: {error}"}
     return asdict(count)
 
 
