@@ -72,6 +72,19 @@ def materialize(base: BaseModel, home: Path, check: Check = never_stop) -> Path:
     raise BaseModelUnavailable(f"base model {base.name!r} is of unknown kind {base.kind!r}")
 
 
+def tokenizer_folder(base: BaseModel, home: Path) -> Path | None:
+    """The folder with the tokenizer of `base`, fetched from the hub without its weights if need be.
+
+    None while the shipped model has not been converted yet. Raises BaseModelUnavailable.
+    """
+    if base.kind == "builtin":
+        folder = home / "models" / BUILTIN_FOLDER
+        return folder if folder.is_dir() else None
+    if base.kind == "local":
+        return Path(base.location)
+    return _download(base, home / "models" / "hub", ignored=("*.safetensors",))
+
+
 def digests(folder: Path) -> Digests:
     """Digests of the weights and architecture, of the tokenizer, and of the chat template in `folder`."""
     weights = sorted(folder.glob("*.safetensors"))
@@ -113,7 +126,7 @@ def _convert_gguf(source: Path, folder: Path, check: Check) -> None:
     gguf.convert(source, folder, check)
 
 
-def _download(base: BaseModel, cache: Path) -> Path:
+def _download(base: BaseModel, cache: Path, ignored: tuple[str, ...] = ()) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -121,7 +134,7 @@ def _download(base: BaseModel, cache: Path) -> Path:
                 revision=base.revision,
                 cache_dir=cache,
                 allow_patterns=list(HUB_FILES),
-                ignore_patterns=list(HUB_IGNORED),
+                ignore_patterns=[*HUB_IGNORED, *ignored],
             )
         )
     except (OSError, ValueError, httpx2.HTTPError) as error:
@@ -145,6 +158,8 @@ def _chat_template(folder: Path) -> str | None:
     if not config.is_file():
         return None
     template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
     return template if isinstance(template, str) else None
 
 

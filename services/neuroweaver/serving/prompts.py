@@ -6,7 +6,7 @@ import contextlib
 import sys
 from typing import Any, Final
 
-from neuroweaver.base_models.chat_template import chat_template
+from neuroweaver.base_models.chat_template import TemplateRefuses, chat_template
 from neuroweaver.serving.requests import ApiError, Message
 
 # Of a text. A cut between two adds a few tokens at most.
@@ -64,10 +64,7 @@ def _of_chat(tokenizer: Any, messages: Any, max_tokens: int) -> list[int]:
     template = chat_template(tokenizer)
     try:
         rendered = template.render(template.quoted(messages), opens_turn=True)
-    except MemoryError:
-        raise
-    except Exception as error:
-        # A template refuses, for example, two turns of a user in a row, by Jinja's errors or any other.
+    except TemplateRefuses as error:  # for example two turns of a user in a row
         raise ApiError(
             f"The model's chat template refuses these messages: {error}",
             parameter="messages",

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from neuroweaver.artifacts.transfer import Refused
+from neuroweaver.base_models.chat_template import TemplateRefuses
+from neuroweaver.base_models.tokenizer import TokenizerUnusable
 from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged, explain
 from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
 from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
@@ -39,6 +41,8 @@ class Refusal(grpc.RpcError):
         (JudgeUnavailable("wrong key"), "JUDGE_UNAVAILABLE", True),
         (NotEnoughFeedback("too few pairs"), "NOT_ENOUGH_FEEDBACK", True),
         (NothingToLearn("no answer"), "NO_USABLE_ROWS", True),
+        (TemplateRefuses("roles must alternate"), "CHAT_TEMPLATE_REFUSED", False),
+        (TokenizerUnusable("cannot be loaded"), "BASE_MODEL_UNAVAILABLE", True),
         (DatasetChanged("changed"), "DATASET_CHANGED", False),
         (BaseModelChanged("changed"), "BASE_MODEL_CHANGED", False),
         (Refusal(grpc.StatusCode.UNAVAILABLE), "REGISTRY_UNAVAILABLE", True),

@@ -11,17 +11,21 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from neuroweaver.base_models.catalog import BaseModel, UnknownBaseModel, resolve
-from neuroweaver.mesh.wire.errors import InvalidArgument, Unimplemented
+from neuroweaver.base_models.folders import BaseModelUnavailable, tokenizer_folder
+from neuroweaver.mesh.wire.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from neuroweaver.trainer.control import counting
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.files import DatasetError, locate
 from neuroweaver.trainer.data.rows import Finding, Severity
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
-from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
+from neuroweaver.trainer.data.tokens import TokenCount
 from neuroweaver.trainer.domain.config import most_steps, unfit, with_defaults
 from neuroweaver.trainer.domain.offers import ALGORITHMS, EMBEDDED_JUDGE, JUDGES
 from neuroweaver.v1 import trainer_pb2 as pb
 
 CUDA_DEVICE: Final = Path("/dev/nvidiactl")
+# For a base model's chat template, where the call has no deadline.
+DEADLINE_S: Final = 60.0
 # Where a job's fields stand in the request.
 _WITHIN: Final = "config."
 
@@ -48,10 +52,12 @@ class Admitted:
     dataset_digest: str
 
 
-def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitted:
+def admit(
+    config: pb.TrainingConfig, capabilities: ServerCapabilities, *, deadline_s: float = DEADLINE_S
+) -> Admitted:
     """Checks a configuration; blocks for the disk, and for the model hub if it must be asked.
 
-    Raises InvalidArgument naming the field, or Unimplemented.
+    Raises InvalidArgument naming the field, Unimplemented, or DeadlineExceeded.
     """
     refuse_unknown_fields("config", config)
     check_specialization(config.specialization, _WITHIN)
@@ -77,7 +83,8 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
             f"RLAIF needs 2 questions with answers, and {complete.dataset_path} has {inspection.questions}: "
             "add rows that ask, or set enable_rlaif to false",
         )
-    steps = most_steps(complete, inspection.usable)
+    sequences = max(inspection.usable, _try_template(base, inspection, complete, capabilities, deadline_s))
+    steps = most_steps(complete, sequences)
     if complete.warmup_steps >= steps:
         reason = (
             f"{complete.warmup_steps} reaches beyond the whole fine-tuning, at most {steps} steps over "
@@ -102,10 +109,12 @@ def validate(
     specialization: str = "",
     base_model: str = "",
     max_seq_length: int = 0,
+    deadline_s: float = DEADLINE_S,
 ) -> Validation:
     """What a job would read; blocks for the disk. max_seq_length: 0 for a job's default.
 
-    Raises InvalidArgument, or FailedPrecondition while the base model's tokenizer is not on this server.
+    Raises InvalidArgument, DeadlineExceeded, or FailedPrecondition while the base model's tokenizer is not
+    on this server.
     """
     if specialization:
         check_specialization(specialization)
@@ -113,16 +122,37 @@ def validate(
     if not (base_model and inspection.usable):
         return Validation(inspection, TokenCount())
     base = find_base_model(base_model, capabilities)
-    examples = dataset.Reading(
-        inspection.path, system_prompts=system_prompts(), specialization=specialization
-    )
+    folder = _tokenizer_folder(base, capabilities)
+    if folder is None:
+        raise FailedPrecondition(
+            "BASE_MODEL_NOT_PREPARED",
+            f"the tokenizer of {base.name} is not on this server yet; leave base_model empty for a check "
+            "without token counts, or start a job with it first",
+        )
     asked = pb.TrainingConfig(max_seq_length=max_seq_length or None)
     limit = with_defaults(asked, context_length=base.context_length).max_seq_length
-    count = count_tokens(base, examples, limit, capabilities.home)
+    count = counting.count(
+        counting.Request(
+            model_folder=folder,
+            dataset_path=inspection.path,
+            specialization=specialization,
+            max_seq_length=limit,
+            deadline_s=deadline_s,
+        )
+    )
+    findings = [
+        Finding(line, "", Severity.ERROR, f"the chat template of {base.name} refuses it: {reason}")
+        for line, reason in count.refusals
+    ]
     if count.unanswered:
         reason = f"{count.unanswered} rows have no answer within {limit} tokens; a job leaves them out"
-        unanswered = Finding(0, "", Severity.WARNING, reason)
-        inspection = replace(inspection, findings=(unanswered, *inspection.findings))
+        findings.append(Finding(0, "", Severity.WARNING, reason))
+    inspection = replace(
+        inspection,
+        usable=inspection.usable - count.refused,
+        errors=inspection.errors + count.refused,
+        findings=(*findings, *inspection.findings),
+    )
     return Validation(inspection, count)
 
 
@@ -169,6 +199,44 @@ def inspect_dataset(
         return dataset.inspect(located, system_prompts=system_prompts(), specialization=specialization)
     except DatasetError as error:
         raise InvalidArgument(f"{within}{error.field}", error.reason) from error
+
+
+def _tokenizer_folder(base: BaseModel, capabilities: ServerCapabilities, within: str = "") -> Path | None:
+    try:
+        return tokenizer_folder(base, capabilities.home)
+    except BaseModelUnavailable as error:
+        raise InvalidArgument(f"{within}base_model", str(error)) from error
+
+
+def _try_template(
+    base: BaseModel,
+    inspection: dataset.Inspection,
+    config: pb.TrainingConfig,
+    capabilities: ServerCapabilities,
+    deadline_s: float,
+) -> int:
+    """The sequences that the base model's chat template makes of the rows; 0 if its folder is still to come.
+
+    Raises InvalidArgument if it refuses a row.
+    """
+    folder = _tokenizer_folder(base, capabilities, _WITHIN)
+    if folder is None:
+        return 0
+    count = counting.tried(
+        counting.Request(
+            model_folder=folder,
+            dataset_path=inspection.path,
+            specialization=config.specialization,
+            within=_WITHIN,
+            version=(inspection.digest, counting.small_files(folder)),
+            deadline_s=deadline_s,
+        )
+    )
+    if count.refusals:
+        line, reason = count.refusals[0]
+        told = f"the chat template of {base.name} refuses line {line} of {config.dataset_path}: {reason}"
+        raise InvalidArgument(f"{_WITHIN}base_model", told)
+    return count.sequences
 
 
 def _unfit_here(

@@ -10,7 +10,9 @@ import grpc
 import torch
 
 from neuroweaver.artifacts.transfer import Refused
+from neuroweaver.base_models.chat_template import TemplateRefuses
 from neuroweaver.base_models.folders import BaseModelUnavailable
+from neuroweaver.base_models.tokenizer import TokenizerUnusable
 from neuroweaver.mesh.wire.status import describe
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE
 from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
@@ -20,7 +22,9 @@ from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.v1 import trainer_pb2 as pb
 
 # No attempt of the same job can succeed.
-_FINAL: Final = frozenset({"BASE_MODEL_CHANGED", "DATASET_CHANGED", "REGISTRY_REFUSED"})
+_FINAL: Final = frozenset(
+    {"BASE_MODEL_CHANGED", "CHAT_TEMPLATE_REFUSED", "DATASET_CHANGED", "REGISTRY_REFUSED"}
+)
 # Without an answer, a later try can help; an answer says what to change.
 NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 # A full disk passes too.
@@ -48,6 +52,7 @@ _REASONS: Final[Mapping[type[Exception], str]] = {
     NotEnoughFeedback: "NOT_ENOUGH_FEEDBACK",
     NothingToLearn: "NO_USABLE_ROWS",
     Refused: "REGISTRY_REFUSED",
+    TokenizerUnusable: "BASE_MODEL_UNAVAILABLE",
     TrainingDiverged: "DIVERGED",
 }
 
@@ -69,6 +74,8 @@ def _reason(error: Exception) -> tuple[str, str]:
     for kind, reason in _REASONS.items():
         if isinstance(error, kind):
             return reason, str(error)
+    if isinstance(error, TemplateRefuses):
+        return "CHAT_TEMPLATE_REFUSED", f"the base model's chat template refuses a conversation: {error}"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "OUT_OF_MEMORY", f"the worker ran out of memory; {OUT_OF_MEMORY_ADVICE}"
     if isinstance(error, grpc.RpcError):

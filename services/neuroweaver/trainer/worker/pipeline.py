@@ -11,12 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from neuroweaver.base_models.catalog import resolve
+from neuroweaver.base_models.chat_template import TemplateRefuses
 from neuroweaver.base_models.folders import Digests, digests, materialize
+from neuroweaver.base_models.tokenizer import load_tokenizer
 from neuroweaver.mesh.machine.files import read_json, read_jsonl, write_json, write_jsonl
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.files import locate
 from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.data.split import plain_words, split
+from neuroweaver.trainer.data.tokens import try_shapes
 from neuroweaver.trainer.data.turns import messages_of
 from neuroweaver.trainer.worker import concerns
 from neuroweaver.trainer.worker.context import JobContext, Prepared
@@ -81,11 +84,18 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
     folder = materialize(base, context.home, monitor.check)
     context.prepared = Prepared(folder, digests(folder), train, validation)
     require_same_base(context, context.prepared.digests)
+    refuse_unwritable(folder, read)
     notice_remarks(context, read.inspection)
     notice_seen_prompts(context)
     if config.enable_rlaif and not config.fall_back_to_sft:
         questions_of(context)  # raises before anything is trained
     return {"rows": read.rows, "train_rows": len(train), "validation_rows": len(validation)}
+
+
+def refuse_unwritable(folder: Path, read: dataset.Dataset) -> None:
+    """Raise TemplateRefuses before anything is trained, also where the tokenizer came with this job."""
+    for line, reason in try_shapes(load_tokenizer(folder), read.examples).refusals:
+        raise TemplateRefuses(f"{read.inspection.path.name}:{line}: {reason}")
 
 
 def notice_remarks(context: JobContext, inspection: dataset.Inspection) -> None:

@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 
 from neuroweaver.base_models.catalog import BUILTIN, resolve
 from neuroweaver.base_models.folders import materialize
-from neuroweaver.trainer.worker.data.chat import collate, encode_chat, target_losses
+from neuroweaver.trainer.data.encoding import encode
+from neuroweaver.trainer.worker.data.chat import collate, target_losses
 from neuroweaver.trainer.worker.models.base import load
 from neuroweaver.trainer.worker.models.generation import generate
 from neuroweaver.trainer.worker.models.nf4_cpu import packed_for_generation
@@ -57,7 +58,7 @@ def gradients(folder, *, evaluates_first):
         generate(model, tokenizer, [CHATS[0][:1]], max_new_tokens=4, temperature=0, seed=0, monitor=Silent())
         with torch.no_grad():
             model(torch.tensor([[1, 2, 3]]))
-    batch = collate([encode_chat(tokenizer, CHATS[0])], tokenizer.pad_token_id)
+    batch = collate(encode(tokenizer, CHATS[0]), tokenizer.pad_token_id)
     target_losses(model, batch).mean().backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
 

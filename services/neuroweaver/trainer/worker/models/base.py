@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from neuroweaver.base_models.tokenizer import load_tokenizer
 from neuroweaver.trainer.worker.models.nf4_cpu import keep_trainable
 
 Quantization = Literal["none", "nf4", "int8"]
@@ -23,12 +24,9 @@ def load(
 ) -> tuple[Any, Any]:
     """The causal language model of `folder` in evaluation mode, and its tokenizer.
 
-    `dtype` is that of the unquantised weights and of the computation. A tokenizer without a padding token
-    pads with its end-of-sequence token, so mask by length, not by id.
+    `dtype` is that of the unquantised weights and of the computation.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,

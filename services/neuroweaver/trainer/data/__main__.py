@@ -1,0 +1,70 @@
+"""Counts the tokens of a data set in a process of its own: `python -m neuroweaver.trainer.data`.
+
+The chat template and the tokenizer of a base model are code and data of others: they can loop, or fill the
+memory. `control/counting.py` starts this process, bounds its time, and gives it a request on stdin.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from neuroweaver.trainer.data.dataset import Reading
+from neuroweaver.trainer.data.files import DatasetError
+from neuroweaver.trainer.data.specialization import system_prompts
+from neuroweaver.trainer.data.tokens import count_tokens, try_shapes
+
+# Of addresses. A tokenizer of 262,000 tokens takes a quarter of it.
+MEMORY_BYTES: Final = 2 << 30
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """A TokenCount's fields; or the request's field at fault, and why."""
+    try:
+        from neuroweaver.base_models.tokenizer import (  # noqa: PLC0415 (once torch is hidden)
+            TokenizerUnusable,
+            load_tokenizer,
+        )
+    except ImportError as error:
+        lacking = f"cannot be read here: {error.name} is missing (pip install 'neuroweaver[train]')"
+        return {"field": "base_model", "fault": lacking}
+    examples = Reading(
+        Path(request["dataset_path"]),
+        system_prompts=system_prompts(),
+        specialization=request["specialization"],
+    )
+    try:
+        tokenizer = load_tokenizer(Path(request["model_folder"]))
+        limit = request["max_seq_length"]
+        count = count_tokens(tokenizer, examples, limit) if limit else try_shapes(tokenizer, examples)
+    except TokenizerUnusable as error:
+        return {"field": "base_model", "fault": str(error)}
+    except MemoryError:
+        too_much = f"its chat template or tokenizer needs more than {MEMORY_BYTES >> 30} GiB of memory"
+        return {"field": "base_model", "fault": too_much}
+    except DatasetError as error:
+        return {"field": error.field, "fault": error.reason}
+    except BaseException as error:
+        # A panic of the tokenizer's Rust, which is no Exception and has a class that cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        return {"field": "base_model", "fault": f"its tokenizer crashes: {error}"}
+    return asdict(count)
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    request = json.load(sys.stdin)
+    # The parent ends this process earlier, unless it has ended itself.
+    cpu_s = math.ceil(request["deadline_s"]) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+    # An import of torch fails from here on, which transformers takes as its absence: tokenizers do without,
+    # and the process starts in half the time and a third of the memory.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    json.dump(answer(request), sys.stdout)
