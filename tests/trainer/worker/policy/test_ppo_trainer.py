@@ -276,7 +276,7 @@ def test_policy_and_reference_speak_of_the_models_own_logits(make_trainer, promp
 @BOTH_REFERENCES
 def test_the_first_ratios_are_exactly_1_and_the_first_kl_exactly_0(make_trainer, prompts, dtype, reference):
     step = make_trainer(dtype=dtype, reference=reference).step(prompts)
-    assert (step.ratio_first, step.kl, step.kl_k3) == (1.0, 0.0, 0.0)
+    assert (step.ratio_first, step.kl_k1, step.kl_k3) == (1.0, 0.0, 0.0)
 
 
 @BOTH_DTYPES
@@ -418,7 +418,7 @@ def test_first_ratios_and_kl_are_exact_over_a_quantised_base(
 ):
     model = make_model(torch.bfloat16, wide_folder, reference=reference, quantization_config=quantization)
     first, second = list(make_trainer(model=model).train(prompts, steps=2))
-    assert (first.ratio_first, first.kl, first.kl_k3, second.ratio_first) == (1.0, 0.0, 0.0, 1.0)
+    assert (first.ratio_first, first.kl_k1, first.kl_k3, second.ratio_first) == (1.0, 0.0, 0.0, 1.0)
     assert second.kl_k3 > 0
 
 
@@ -572,10 +572,10 @@ def test_a_policy_too_far_from_its_reference_ends_the_run_at_the_last_one_that_w
     first = {name: weight.clone() for name, weight in trainer.policy.weights().items()}
     steps = list(trainer.train(prompts, steps=50))
     last = steps[-1]
-    assert last.kl > 1.0
-    assert all(step.kl <= 1.0 for step in steps[:-1])
+    assert last.kl_k1 > 1.0
+    assert all(step.kl_k1 <= 1.0 for step in steps[:-1])
     assert "above max_kl 1" in trainer.stop_reason
-    assert f"{last.kl:.1f} nats" in trainer.stop_reason
+    assert f"{last.kl_k1:.1f} nats" in trainer.stop_reason
     assert last.stop_reason == trainer.stop_reason
     assert math.isnan(last.policy_loss)
     assert "loss" not in last.metrics()
@@ -584,7 +584,7 @@ def test_a_policy_too_far_from_its_reference_ends_the_run_at_the_last_one_that_w
     rollout, minibatch, _ = scored_targets(trainer, prompts)
     scored = trainer.score(rollout, [minibatch])
     kl = (scored.logprobs - scored.ref_logprobs).sum(dim=1).mean()
-    assert kl < last.kl
+    assert kl < last.kl_k1
 
 
 def test_a_run_that_ended_does_not_go_on_after_a_resume(make_trainer, prompts):
@@ -655,6 +655,7 @@ def test_every_step_is_reported_under_the_names_a_job_knows(make_trainer, prompt
     assert metrics["reward"] == steps[0].reward_mean
     assert metrics["loss"] == steps[0].policy_loss
     assert metrics["kl"] == 0.0
+    assert monitor.reports[1]["kl"] == steps[1].kl_k3 != steps[1].kl_k1
     assert all(type(metrics[name]) is float for name in metrics.keys() - {"step", "total", "tokens"})
 
 
