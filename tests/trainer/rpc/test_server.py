@@ -121,6 +121,16 @@ BAD = {
     "hostile output folder": ({"output_dir": "../out"}, "config.output_dir", ""),
     "beyond the context": ({"max_seq_length": 4096}, "config.max_seq_length", "512"),
     "warm-up to the end": ({"warmup_steps": 3}, "config.warmup_steps", "at most 3 steps over 2 rows"),
+    "unknown layers": (
+        {"target_modules": ["query_key_value"]},
+        "config.target_modules",
+        "named query_key_value; it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
+    ),
+    "half-known layers": (
+        {"target_modules": ["q_proj", "value_proj"]},
+        "config.target_modules",
+        "named value_proj;",
+    ),
     "judge without endpoint": ({"feedback_model": "gpt-x"}, "config.feedback_model", "OPENAI_API_KEY"),
 }
 
@@ -138,8 +148,7 @@ async def test_bad_input_is_refused_with_its_field_before_any_worker(
     (data / "bad.jsonl").write_text(ROW.replace("}", ', "label": false}'))
     (data / "text.jsonl").write_text(ROW + '{"text": "Pads wear."}\n{"text": "Tyres wear."}\n')
     changes, field, text = BAD[name]
-    for key, value in changes.items():
-        setattr(config, key, value)
+    config.MergeFrom(pb.TrainingConfig(**changes))
 
     error = await refusal(served.stub.StartTraining(start(config)))
 

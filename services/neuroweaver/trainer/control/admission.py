@@ -10,6 +10,7 @@ from typing import Final
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from neuroweaver.base_models import layers
 from neuroweaver.base_models.catalog import BaseModel, UnknownBaseModel, resolve
 from neuroweaver.mesh.wire.errors import InvalidArgument, Unimplemented
 from neuroweaver.trainer.data import dataset
@@ -179,6 +180,10 @@ def _unfit_here(
         violations.append(
             ("config.base_model", f"{base.name} has no chat template; use an instruction-tuned model")
         )
+    known = layers.layers_of(base) if config.target_modules else ()
+    if known and (unknown := layers.unknown(config.target_modules, known)):
+        reason = f"no layer of {base.name} is named {', '.join(unknown)}; it has"
+        violations.append(("config.target_modules", f"{reason} {', '.join(layers.repeated(known))}"))
     if config.mixed_precision == pb.MIXED_PRECISION_FP16 and not CUDA_DEVICE.exists():
         violations.append(("config.mixed_precision", "fp16 needs a GPU, and this machine has none; use bf16"))
     if config.feedback_model not in JUDGES and not capabilities.has_judge_endpoint:

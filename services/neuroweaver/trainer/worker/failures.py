@@ -14,13 +14,24 @@ from neuroweaver.base_models.folders import BaseModelUnavailable
 from neuroweaver.mesh.wire.status import describe
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE
 from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
+from neuroweaver.trainer.worker.models.lora import UnknownLayers
 from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
 from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.v1 import trainer_pb2 as pb
 
 # No attempt of the same job can succeed.
-_FINAL: Final = frozenset({"BASE_MODEL_CHANGED", "DATASET_CHANGED", "REGISTRY_REFUSED"})
+_FINAL: Final = frozenset(
+    {
+        "BASE_MODEL_CHANGED",
+        "DATASET_CHANGED",
+        # The same feedback and the same rows would be read again.
+        "NOT_ENOUGH_FEEDBACK",
+        "NO_USABLE_ROWS",
+        "REGISTRY_REFUSED",
+        "UNKNOWN_LAYERS",
+    }
+)
 # Without an answer, a later try can help; an answer says what to change.
 _NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
@@ -47,6 +58,7 @@ _REASONS: Final[Mapping[type[Exception], str]] = {
     NothingToLearn: "NO_USABLE_ROWS",
     Refused: "REGISTRY_REFUSED",
     TrainingDiverged: "DIVERGED",
+    UnknownLayers: "UNKNOWN_LAYERS",
 }
 
 

@@ -21,6 +21,7 @@ from neuroweaver.trainer.data.turns import messages_of
 from neuroweaver.trainer.worker import concerns
 from neuroweaver.trainer.worker.context import JobContext, Prepared
 from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged
+from neuroweaver.trainer.worker.models.lora import require_layers
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.stages import Result, as_message, as_result
 from neuroweaver.trainer.worker.registration import Registration, register
@@ -81,6 +82,8 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
     folder = materialize(base, context.home, monitor.check)
     context.prepared = Prepared(folder, digests(folder), train, validation)
     require_same_base(context, context.prepared.digests)
+    if config.target_modules:
+        require_layers(folder, config.target_modules)
     notice_remarks(context, read.inspection)
     notice_seen_prompts(context)
     if config.enable_rlaif and not config.fall_back_to_sft:
