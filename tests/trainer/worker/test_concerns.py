@@ -163,6 +163,16 @@ def test_policy_optimisation_that_did_not_raise_the_reward_says_so(steps, first,
     assert reasons(found) == ["REWARD_NOT_RAISED"] * told
 
 
+@pytest.mark.parametrize(
+    ("missing", "cut", "told"),
+    [(0, 0, []), (2, 0, ["JUDGEMENTS_MISSING"]), (2, 3, ["JUDGEMENTS_MISSING", "JUDGE_READ_IN_PART"])],
+)
+def test_judgements_that_are_missing_or_of_a_part_alone_are_told(missing, cut, told):
+    found = list(concerns.of_judging(missing, 2, cut))
+    assert reasons(found) == told
+    assert all(str(number) in concern.message for number, concern in zip((missing, cut), found, strict=False))
+
+
 def validated(**changes):
     return {
         "loss_before": 4.0,

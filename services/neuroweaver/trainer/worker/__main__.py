@@ -65,7 +65,7 @@ def main() -> int:
 def work(assignment: Assignment) -> int:
     """Run the job and tell the trainer how it ended; returns the exit status."""
     link = Link(assignment.settings.addresses["trainer"], assignment.job_id, assignment.lease_token)
-    logging.getLogger("neuroweaver").addHandler(LinkHandler(link))
+    logging.getLogger("neuroweaver").addHandler(LinkHandler(link, os.environ))
     is_shut_down = False
 
     def shut_down(_number: int, _frame: Any) -> None:
