@@ -23,12 +23,10 @@ def load(
 ) -> tuple[Any, Any]:
     """The causal language model of `folder` in evaluation mode, and its tokenizer.
 
-    `dtype` is that of the unquantised weights and of the computation. A tokenizer without a padding token
-    pads with its end-of-sequence token, so mask by length, not by id.
+    `dtype` is that of the unquantised weights and of the computation. A tokenizer whose padding token is none
+    of the model's pads with its end-of-sequence token, so mask by length, not by id.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = tokenizer_of(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -38,9 +36,19 @@ def load(
         use_safetensors=True,
         local_files_only=True,
     )
+    # Fine-tuners add `[PAD]` to a tokenizer and leave the embedding as it was.
+    if (
+        tokenizer.pad_token_id is None
+        or tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings
+    ):
+        tokenizer.pad_token = tokenizer.eos_token
     if quantization == "nf4":
         keep_trainable(model)
     return model.eval(), tokenizer
+
+
+def tokenizer_of(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _quantization_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig | None:
