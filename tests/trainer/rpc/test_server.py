@@ -11,6 +11,9 @@ from google.protobuf import json_format
 
 from neuroweaver.mesh.wire.status import reason, violations
 from neuroweaver.trainer.control.supervisor import Policy
+from neuroweaver.trainer.data.rows import Example, Message
+from neuroweaver.trainer.data.split import split
+from neuroweaver.trainer.domain.config import DEFAULTS
 from neuroweaver.trainer.rpc import jobs, watches
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import worker_pb2
@@ -28,7 +31,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "good.jsonl").write_text(ROW + ROW.replace("brakes", "tyres"))
+    (tmp_path / "data" / "good.jsonl").write_text(
+        "".join(ROW.replace("brakes", part) for part in ("brakes", "tyres", "belts"))
+    )
     return tmp_path
 
 
@@ -46,6 +51,18 @@ def config(model_folder: Path) -> pb.TrainingConfig:
         specialization="service_advisor",
         dataset_path="good.jsonl",
     )
+
+
+def held_out_beyond(tokens: int) -> str:
+    """Rows of which a job holds out the one that asks at such length that no answer begins within `tokens`."""
+    for number in range(100):
+        asked = [f"Why does part {number}{letter} squeal?" for letter in "abcd"]
+        asked[-1] += " Why?" * tokens
+        rows = [Example((Message("user", text),), line) for line, text in enumerate(asked)]
+        _, held_out = split(rows, DEFAULTS.validation_fraction, DEFAULTS.seed)
+        if [row.line for row in held_out] == [3]:
+            return "".join(ROW.replace("Why do brakes squeal?", text) for text in asked)
+    raise AssertionError("no such rows")
 
 
 class Monotonic:
@@ -112,6 +129,22 @@ BAD = {
         "config.enable_rlaif",
         "text.jsonl has 1: add rows that ask, or set enable_rlaif to false",
     ),
+    "one conversation": ({"dataset_path": "one.jsonl"}, "config.dataset_path", "holds one conversation"),
+    "one question to learn": (
+        {"dataset_path": "two.jsonl"},
+        "config.enable_rlaif",
+        "among the 1 rows to learn from, which have 1 (1 are held out)",
+    ),
+    "no answer to learn": (
+        {"max_seq_length": 16},
+        "config.max_seq_length",
+        "none of the 2 rows to learn from has an answer within 16 tokens",
+    ),
+    "no answer to measure": (
+        {"dataset_path": "held-out.jsonl", "max_seq_length": 400},
+        "config.max_seq_length",
+        "none of the 1 rows held out for validation has an answer within 400 tokens",
+    ),
     "NaN": ({"learning_rate": float("nan")}, "config.learning_rate", ""),
     "infinite": ({"learning_rate": float("inf")}, "config.learning_rate", ""),
     "negative": ({"lora_r": -1}, "config.lora_r", ""),
@@ -120,7 +153,7 @@ BAD = {
     "bad model name": ({"model_name": "Service Advisor"}, "config.model_name", ""),
     "hostile output folder": ({"output_dir": "../out"}, "config.output_dir", ""),
     "beyond the context": ({"max_seq_length": 4096}, "config.max_seq_length", "512"),
-    "warm-up to the end": ({"warmup_steps": 3}, "config.warmup_steps", "at most 3 steps over 2 rows"),
+    "warm-up to the end": ({"warmup_steps": 3}, "config.warmup_steps", "at most 3 steps over 3 rows"),
     "unknown layers": (
         {"target_modules": ["query_key_value"]},
         "config.target_modules",
@@ -146,6 +179,9 @@ async def test_bad_input_is_refused_with_its_field_before_any_worker(
     (data / "long.jsonl").write_text(ROW + ROW.replace("worn", "w" * 2_000_000))
     (data / "useless.jsonl").write_text('{"colour": "red"}\n')
     (data / "bad.jsonl").write_text(ROW.replace("}", ', "label": false}'))
+    (data / "one.jsonl").write_text(ROW + ROW.replace("pads", "discs"))
+    (data / "two.jsonl").write_text(ROW + ROW.replace("brakes", "tyres"))
+    (data / "held-out.jsonl").write_text(held_out_beyond(400))
     (data / "text.jsonl").write_text(ROW + '{"text": "Pads wear."}\n{"text": "Tyres wear."}\n')
     changes, field, text = BAD[name]
     config.MergeFrom(pb.TrainingConfig(**changes))

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
+from jinja2 import TemplateError
 
 from neuroweaver.base_models import layers
 from neuroweaver.base_models.catalog import BaseModel, UnknownBaseModel, resolve
-from neuroweaver.mesh.wire.errors import InvalidArgument, Unimplemented
+from neuroweaver.mesh.wire.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.files import DatasetError, locate
-from neuroweaver.trainer.data.rows import Finding, Severity
+from neuroweaver.trainer.data.rows import Example, Finding, Severity
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
+from neuroweaver.trainer.data.split import split
 from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
+from neuroweaver.trainer.data.turns import last_exchange
 from neuroweaver.trainer.domain.config import most_steps, unfit, with_defaults
 from neuroweaver.trainer.domain.offers import ALGORITHMS, EMBEDDED_JUDGE, JUDGES
 from neuroweaver.v1 import trainer_pb2 as pb
 
 CUDA_DEVICE: Final = Path("/dev/nvidiactl")
+# The rows of a larger file are not held in this server's memory.
+MAX_SPLIT_BYTES: Final = 64 << 20
+# One of the shortest rows mostly has an answer; then no other is counted.
+FIRST_COUNTED: Final = 16
 # Where a job's fields stand in the request.
 _WITHIN: Final = "config."
 
@@ -78,6 +86,7 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
             f"RLAIF needs 2 questions with answers, and {complete.dataset_path} has {inspection.questions}: "
             "add rows that ask, or set enable_rlaif to false",
         )
+    _require_split(complete, inspection, base, capabilities)
     steps = most_steps(complete, inspection.usable)
     if complete.warmup_steps >= steps:
         reason = (
@@ -170,6 +179,53 @@ def inspect_dataset(
         return dataset.inspect(located, system_prompts=system_prompts(), specialization=specialization)
     except DatasetError as error:
         raise InvalidArgument(f"{within}{error.field}", error.reason) from error
+
+
+def _require_split(
+    config: pb.TrainingConfig,
+    inspection: dataset.Inspection,
+    base: BaseModel,
+    capabilities: ServerCapabilities,
+) -> None:
+    """Raises InvalidArgument if what is learnt, or what is held out, holds nothing to learn or to measure.
+
+    Of a large data set, the job's first stage says so.
+    """
+    if inspection.path.stat().st_size > MAX_SPLIT_BYTES:
+        return
+    rows = dataset.Reading(
+        inspection.path, system_prompts=system_prompts(), specialization=config.specialization
+    )
+    train, held_out = split(tuple(rows), config.validation_fraction, config.seed)
+    if not held_out:
+        reason = f"{config.dataset_path} holds one conversation, with none left to measure on"
+        raise InvalidArgument(f"{_WITHIN}dataset_path", reason)
+    asked = sum(last_exchange(example) is not None for example in train)
+    if config.enable_rlaif and asked < 2 and not config.fall_back_to_sft:
+        reason = (
+            f"RLAIF needs 2 questions with answers among the {len(train)} rows to learn from, which have "
+            f"{asked} ({len(held_out)} are held out): add rows that ask, or set enable_rlaif to false"
+        )
+        raise InvalidArgument(f"{_WITHIN}enable_rlaif", reason)
+    for name, part in (("to learn from", train), ("held out for validation", held_out)):
+        if not _any_answered(base, part, config.max_seq_length, capabilities.home):
+            reason = (
+                f"none of the {len(part)} rows {name} has an answer within {config.max_seq_length} tokens: "
+                "raise it, or shorten the rows"
+            )
+            raise InvalidArgument(f"{_WITHIN}max_seq_length", reason)
+
+
+def _any_answered(base: BaseModel, examples: Sequence[Example], limit: int, home: Path) -> bool:
+    """Whether the loss sees anything of them; True where the tokens cannot be counted before the job does."""
+    by_length = sorted(examples, key=lambda example: sum(len(turn.content) for turn in example.messages))
+    try:
+        return any(
+            count_tokens(base, rows, limit, home).unanswered < len(rows)
+            for rows in (by_length[:FIRST_COUNTED], by_length[FIRST_COUNTED:])
+        )
+    except (FailedPrecondition, InvalidArgument, TemplateError, ValueError, KeyError):
+        return True
 
 
 def _unfit_here(

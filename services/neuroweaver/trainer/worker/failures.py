@@ -24,6 +24,7 @@ from neuroweaver.v1 import trainer_pb2 as pb
 _FINAL: Final = frozenset(
     {
         "BASE_MODEL_CHANGED",
+        "CONTEXT_TOO_SHORT",
         "DATASET_CHANGED",
         # The same feedback and the same rows would be read again.
         "NOT_ENOUGH_FEEDBACK",
@@ -44,6 +45,10 @@ class BaseModelChanged(Exception):
     """The base model is not the one that the job began with."""
 
 
+class ContextTooShort(Exception):
+    """The base model's context holds no evaluation prompt with its answer."""
+
+
 # What may help where a training loop diverged.
 _LEARNING_RATES: Final[Mapping[int, str]] = {
     pb.STAGE_SFT: "; lower learning_rate",
@@ -52,6 +57,7 @@ _LEARNING_RATES: Final[Mapping[int, str]] = {
 _REASONS: Final[Mapping[type[Exception], str]] = {
     BaseModelChanged: "BASE_MODEL_CHANGED",
     BaseModelUnavailable: "BASE_MODEL_UNAVAILABLE",
+    ContextTooShort: "CONTEXT_TOO_SHORT",
     DatasetChanged: "DATASET_CHANGED",
     JudgeUnavailable: "JUDGE_UNAVAILABLE",
     NotEnoughFeedback: "NOT_ENOUGH_FEEDBACK",
@@ -86,5 +92,5 @@ def _reason(error: Exception) -> tuple[str, str]:
         return reason, f"the Registry: {describe(error)}"
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return "DISK_FULL", "the trainer's disk is full; free some space and resume the job"
-    # The text of an unforeseen exception may hold secrets; the worker's log on the server has it all.
-    return "INTERNAL", f"an unexpected {type(error).__name__}; the worker's log on the server has the details"
+    # The text of an unforeseen exception is no sentence for people; the job's log has it, without secrets.
+    return "INTERNAL", f"an unexpected {type(error).__name__}; the job's log names the cause"

@@ -1,0 +1,55 @@
+"""Which prompts leave room for an answer in the base model's context: known before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from neuroweaver.base_models.catalog import BaseModel
+from neuroweaver.trainer.data.turns import Messages
+from neuroweaver.trainer.worker.context import JobContext
+from neuroweaver.trainer.worker.data.chat import encode_prompt
+from neuroweaver.trainer.worker.data.questions import Question, ask, choose
+from neuroweaver.trainer.worker.failures import ContextTooShort
+from neuroweaver.trainer.worker.models.base import tokenizer_of
+
+
+def room_for_answers(folder: Path, base: BaseModel, max_new_tokens: int) -> Callable[[Messages], bool]:
+    """Whether a prompt leaves room for an answer, and for the end that a reward model reads behind it."""
+    tokenizer = tokenizer_of(folder)
+    room = (base.context_length or math.inf) - max_new_tokens
+    return lambda messages: len(encode_prompt(tokenizer, messages)) < room
+
+
+def require_room(context: JobContext, has_room: Callable[[Messages], bool]) -> None:
+    """Raise ContextTooShort if the context holds an evaluation prompt with its answer only in part."""
+    system_prompt, cases = context.specialization.system_prompt, context.specialization.evaluation_prompts
+    too_long = [case.id for case in cases if not has_room(ask(system_prompt, case.prompt))]
+    if too_long:
+        raise ContextTooShort(
+            f"{len(too_long)} of the {len(cases)} evaluation prompts ({too_long[0]} first) leave no room for "
+            f"max_new_tokens, {context.config.max_new_tokens}, in the base model's context: lower it"
+        )
+
+
+def choose_questions(context: JobContext, has_room: Callable[[Messages], bool]) -> tuple[Question, ...]:
+    """The prompts of RLAIF: questions of the training split that leave room for an answer."""
+    config, too_long = context.config, 0
+
+    def is_wanted(question: Question) -> bool:
+        nonlocal too_long
+        fits = has_room(question.messages)
+        too_long += not fits
+        return fits
+
+    chosen = choose(
+        context.prepared.train, config.specialization, config.rlaif_samples, config.seed, is_wanted
+    )
+    if too_long:
+        context.stages.notice(
+            "PROMPTS_TOO_LONG",
+            f"{too_long} questions are not asked in RLAIF: they leave no room for max_new_tokens, "
+            f"{config.max_new_tokens}, in the base model's context",
+        )
+    return tuple(chosen)
