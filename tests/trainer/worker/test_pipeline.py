@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from neuroweaver.base_models.folders import BaseModelUnavailable
 from neuroweaver.trainer.data.specialization import load_specializations
 from neuroweaver.trainer.domain.config import with_defaults
 from neuroweaver.trainer.worker.context import JobContext
@@ -111,3 +114,15 @@ def test_layers_that_the_base_model_lacks_end_the_job_before_it_trains(folder, t
     context, _ = preparing(folder, tmp_path, rows, target_modules=["query_key_value"])
     with pytest.raises(UnknownLayers):
         prepare(context, Silent())
+
+
+def test_a_template_beyond_the_embedding_ends_the_job_before_it_trains(folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"eos_token": "<|end|>", "pad_token": "[PAD]"})
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|end|>")
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    tokenizer.save_pretrained(base)
+    rows = [{"question": f"q{n}", "answer": "a"} for n in range(5)]
+    with pytest.raises(BaseModelUnavailable, match=r"written with <\|end\|> \(320\), .* has 320 rows"):
+        prepare(preparing(base, tmp_path, rows)[0], Silent())

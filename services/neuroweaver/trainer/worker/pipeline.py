@@ -25,7 +25,12 @@ from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged
 from neuroweaver.trainer.worker.models.lora import require_layers
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.stages import Result, as_message, as_result
-from neuroweaver.trainer.worker.prompts import choose_questions, require_room, room_for_answers
+from neuroweaver.trainer.worker.prompts import (
+    choose_questions,
+    require_room,
+    require_vocabulary,
+    room_for_answers,
+)
 from neuroweaver.trainer.worker.registration import Registration, register
 from neuroweaver.trainer.worker.rlaif import improve, questions_of
 from neuroweaver.trainer.worker.sft.finetune import NothingToLearn, finetune
@@ -96,6 +101,7 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
         require_layers(folder, config.target_modules)
     notice_remarks(context, read.inspection)
     notice_seen_prompts(context)
+    require_vocabulary(folder, base)
     has_room = room_for_answers(folder, base, config.max_new_tokens)
     require_room(context, has_room)
     if config.enable_rlaif:

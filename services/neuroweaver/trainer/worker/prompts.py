@@ -1,4 +1,4 @@
-"""Which prompts leave room for an answer in the base model's context: known before anything is trained."""
+"""Whether the base model can read the prompts and hold their answers: known before anything is trained."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from neuroweaver.base_models.catalog import BaseModel
+from neuroweaver.base_models.chat_template import chat_template
+from neuroweaver.base_models.folders import BaseModelUnavailable
 from neuroweaver.trainer.data.turns import Messages
 from neuroweaver.trainer.worker.context import JobContext
 from neuroweaver.trainer.worker.data.chat import encode_prompt
 from neuroweaver.trainer.worker.data.questions import Question, ask, choose
 from neuroweaver.trainer.worker.failures import ContextTooShort
 from neuroweaver.trainer.worker.models.base import tokenizer_of
+
+
+def require_vocabulary(folder: Path, base: BaseModel) -> None:
+    """Raise BaseModelUnavailable if the template writes a token for which the embedding has no row."""
+    tokenizer = tokenizer_of(folder)
+    turns = [{"role": role, "content": "a word"} for role in ("user", "assistant", "user")]
+    written = {*encode_prompt(tokenizer, turns), *chat_template(tokenizer).ends(None)}
+    if base.vocab_size and (foreign := [token for token in written if token >= base.vocab_size]):
+        names = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in sorted(foreign))
+        raise BaseModelUnavailable(
+            f"chats of base model {base.name} are written with {names}, and its embedding has "
+            f"{base.vocab_size} rows: save it with an embedding of its tokenizer's size"
+        )
 
 
 def room_for_answers(folder: Path, base: BaseModel, max_new_tokens: int) -> Callable[[Messages], bool]:
