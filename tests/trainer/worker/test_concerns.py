@@ -8,6 +8,7 @@ import pytest
 
 from neuroweaver.statistics.wilson import wilson_interval
 from neuroweaver.trainer.worker import concerns, rlaif
+from neuroweaver.trainer.worker.judging.judge import Judgement, Usage
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
 from neuroweaver.trainer.worker.reward.training import RewardModelResult
 from neuroweaver.trainer.worker.sft.finetune import SFTResult
@@ -171,6 +172,33 @@ def test_judgements_that_are_missing_or_of_a_part_alone_are_told(missing, cut, t
     found = list(concerns.of_judging(missing, 2, cut))
     assert reasons(found) == told
     assert all(str(number) in concern.message for number, concern in zip((missing, cut), found, strict=False))
+
+
+def test_the_feedback_says_what_is_missing_and_passes_over_questions_that_are_no_longer_asked(tmp_path):
+    question = SimpleNamespace(id="q0", text="0?", reference="a", messages=[])
+    rows = [
+        {"prompt_id": prompt, "source": "model", "text": text} for prompt in ("q0", "gone") for text in "ab"
+    ]
+    (tmp_path / rlaif.RESPONSES).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged, notices = [], []
+
+    def score(items, rubric, monitor):
+        judged.extend(items)
+        return [None, Judgement(8.0, "good")]
+
+    context = SimpleNamespace(
+        config=pb.TrainingConfig(rlaif_threshold=7.0),
+        folder=tmp_path,
+        prepared=SimpleNamespace(questions=(question, question)),
+        specialization=SimpleNamespace(rubric=()),
+        judge=SimpleNamespace(score=score, usage=Usage(cut=1)),
+        stages=SimpleNamespace(notices=notices.extend),
+    )
+    result = rlaif.judge_responses(context, None)
+    assert [item.response for item in judged] == ["a", "b"]
+    assert (result["judged"], result["missing"]) == (1, 1)
+    assert reasons(notices) == ["JUDGEMENTS_MISSING", "JUDGE_READ_IN_PART"]
+    assert notices[0].message.startswith("1 of 2 judgements are missing")
 
 
 def validated(**changes):
