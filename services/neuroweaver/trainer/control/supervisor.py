@@ -213,5 +213,7 @@ def _reason_of(ended: Exit) -> tuple[str, str]:
             f"the machine ran out of memory and the worker was killed; {OUT_OF_MEMORY_ADVICE}",
         )
     if ended.status < 0:
-        return "WORKER_KILLED", f"the worker was killed by signal {-ended.status}"
-    return "WORKER_ENDED", f"the worker ended with status {ended.status}; its {LOG_NAME} says why"
+        cause = f": {ended.cause}" if ended.cause else ""
+        return "WORKER_KILLED", f"the worker was killed by signal {-ended.status}{cause}"
+    cause = ended.cause or f"its {LOG_NAME} says why"
+    return "WORKER_ENDED", f"the worker ended with status {ended.status}: {cause}"
