@@ -170,6 +170,7 @@ DAMAGES = {
     lambda folder: (folder / "tokenizer.json").unlink(): "holds no tokenizer",
     lambda folder: edit(folder / "config.json", auto_map={"AutoModel": "x.Y"}): "config.json has auto_map",
     lambda folder: edit(folder / "tokenizer_config.json", auto_map={"A": "x.Y"}): "tokenizer_config.json has",
+    lambda folder: edit(folder / "config.json", pad_token_id=320): "pads with token 320, outside",
     lambda folder: edit(folder / "config.json", architectures=["BertModel"]): "names BertModel",
     lambda folder: edit(folder / "config.json", architectures=None): "names nothing",
 }

@@ -47,11 +47,16 @@ class HubUnreachable(BaseModelUnavailable):
 
 @dataclass(frozen=True)
 class Digests:
-    """SHA-256, as hex, of what an adapter depends on; `chat_template` is None where the model has none."""
+    """SHA-256, as hex, of what an adapter depends on.
+
+    generation: of generation_config.json, which says among other things what ends an answer. It and
+    chat_template are None where the model has none.
+    """
 
     base: str
     tokenizer: str
     chat_template: str | None
+    generation: str | None = None
 
 
 def never_stop() -> None:
@@ -90,10 +95,12 @@ def digests(folder: Path) -> Digests:
     weights = sorted(folder.glob("*.safetensors"))
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     template = _chat_template(folder)
+    generation = folder / "generation_config.json"
     return Digests(
         base=base_digest(digest_of(folder / "config.json"), {file.name: digest_of(file) for file in weights}),
         tokenizer=_digest_of_files(tokenizer),
         chat_template=None if template is None else sha256_of([template.encode()]),
+        generation=digest_of(generation) if generation.is_file() else None,
     )
 
 

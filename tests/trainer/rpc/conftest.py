@@ -20,7 +20,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "good.jsonl").write_text(ROW + ROW.replace("brakes", "tyres"))
+    (tmp_path / "data" / "good.jsonl").write_text(
+        "".join(ROW.replace("brakes", part) for part in ("brakes", "tyres", "belts"))
+    )
     return tmp_path
 
 

@@ -17,6 +17,9 @@ import postgres
 from neuroweaver.mesh.handlers import loop
 from neuroweaver.mesh.wire.status import reason, violations
 from neuroweaver.trainer.control.supervisor import Policy
+from neuroweaver.trainer.data.rows import Example, Message
+from neuroweaver.trainer.data.split import split
+from neuroweaver.trainer.domain.config import DEFAULTS
 from neuroweaver.trainer.domain.job import Job
 from neuroweaver.trainer.rpc import jobs, watches
 from neuroweaver.v1 import trainer_pb2 as pb
@@ -25,6 +28,18 @@ from trainer.serving import Trainer, trainer
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 ROW = '{"question": "Why do brakes squeal?", "answer": "The pads are worn."}\n'
+
+
+def held_out_beyond(tokens: int) -> str:
+    """Rows of which a job holds out the one that asks at such length that no answer begins within `tokens`."""
+    for number in range(100):
+        asked = [f"Why does part {number}{letter} squeal?" for letter in "abcd"]
+        asked[-1] += " Why?" * tokens
+        rows = [Example((Message("user", text),), line) for line, text in enumerate(asked)]
+        _, held_out = split(rows, DEFAULTS.validation_fraction, DEFAULTS.seed)
+        if [row.line for row in held_out] == [3]:
+            return "".join(ROW.replace("Why do brakes squeal?", text) for text in asked)
+    raise AssertionError("no such rows")
 
 
 class Monotonic:
@@ -91,6 +106,22 @@ BAD = {
         "config.enable_rlaif",
         "text.jsonl has 1: add rows that ask, or set enable_rlaif to false",
     ),
+    "one conversation": ({"dataset_path": "one.jsonl"}, "config.dataset_path", "holds one conversation"),
+    "one question to learn": (
+        {"dataset_path": "two.jsonl"},
+        "config.enable_rlaif",
+        "among the 1 rows to learn from, which have 1 (1 are held out)",
+    ),
+    "no answer to learn": (
+        {"max_seq_length": 16},
+        "config.max_seq_length",
+        "none of the 2 rows to learn from has an answer within 16 tokens",
+    ),
+    "no answer to measure": (
+        {"dataset_path": "held-out.jsonl", "max_seq_length": 400},
+        "config.max_seq_length",
+        "none of the 1 rows held out for validation has an answer within 400 tokens",
+    ),
     "NaN": ({"learning_rate": float("nan")}, "config.learning_rate", ""),
     "infinite": ({"learning_rate": float("inf")}, "config.learning_rate", ""),
     "negative": ({"lora_r": -1}, "config.lora_r", ""),
@@ -99,7 +130,17 @@ BAD = {
     "bad model name": ({"model_name": "Service Advisor"}, "config.model_name", ""),
     "hostile output folder": ({"output_dir": "../out"}, "config.output_dir", ""),
     "beyond the context": ({"max_seq_length": 4096}, "config.max_seq_length", "512"),
-    "warm-up to the end": ({"warmup_steps": 3}, "config.warmup_steps", "at most 3 steps over 2 rows"),
+    "warm-up to the end": ({"warmup_steps": 3}, "config.warmup_steps", "at most 3 steps over 3 rows"),
+    "unknown layers": (
+        {"target_modules": ["query_key_value"]},
+        "config.target_modules",
+        "named query_key_value; it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
+    ),
+    "half-known layers": (
+        {"target_modules": ["q_proj", "value_proj"]},
+        "config.target_modules",
+        "named value_proj;",
+    ),
     "judge without endpoint": ({"feedback_model": "gpt-x"}, "config.feedback_model", "OPENAI_API_KEY"),
 }
 
@@ -115,10 +156,12 @@ async def test_bad_input_is_refused_with_its_field_before_any_worker(
     (data / "long.jsonl").write_text(ROW + ROW.replace("worn", "w" * 2_000_000))
     (data / "useless.jsonl").write_text('{"colour": "red"}\n')
     (data / "bad.jsonl").write_text(ROW.replace("}", ', "label": false}'))
+    (data / "one.jsonl").write_text(ROW + ROW.replace("pads", "discs"))
+    (data / "two.jsonl").write_text(ROW + ROW.replace("brakes", "tyres"))
+    (data / "held-out.jsonl").write_text(held_out_beyond(400))
     (data / "text.jsonl").write_text(ROW + '{"text": "Pads wear."}\n{"text": "Tyres wear."}\n')
     changes, field, text = BAD[name]
-    for key, value in changes.items():
-        setattr(config, key, value)
+    config.MergeFrom(pb.TrainingConfig(**changes))
 
     error = await refusal(served.stub.StartTraining(start(config)))
 

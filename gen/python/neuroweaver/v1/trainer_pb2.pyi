@@ -388,7 +388,9 @@ class TrainingConfig(_message.Message):
     """If RLAIF fails, registers the fine-tuned model instead of failing the job; the result then says so. Default false."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the linear layers that get an adapter. Default: all linear layers but the LM head."""
+        """Names of the linear layers that get an adapter: whole ones, or their ends after a dot. A name that no layer of the
+        base model has is refused. Default: all linear layers but the LM head.
+        """
 
     def __init__(
         self,
@@ -669,8 +671,9 @@ class Failure(_message.Message):
     IS_RESUMABLE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """A stable word for programs: OUT_OF_MEMORY, WORKER_KILLED, WORKER_ENDED, WORKER_LOST, DIVERGED,
-    JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, CHAT_TEMPLATE_REFUSED, BASE_MODEL_UNAVAILABLE,
-    BASE_MODEL_CHANGED, DATASET_CHANGED, REGISTRY_UNAVAILABLE, REGISTRY_REFUSED, DISK_FULL, INTERNAL.
+    JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, CHAT_TEMPLATE_REFUSED, CONTEXT_TOO_SHORT,
+    UNKNOWN_LAYERS, BASE_MODEL_UNAVAILABLE, BASE_MODEL_CHANGED, DATASET_CHANGED, REGISTRY_UNAVAILABLE,
+    REGISTRY_REFUSED, DISK_FULL, INTERNAL.
     """
     message: _builtins.str
     """One sentence for people. Never a traceback."""
@@ -1046,7 +1049,7 @@ class Progress(_message.Message):
     reward: _builtins.float
     """Mean reward of the step's responses."""
     kl: _builtins.float
-    """Estimate of the mean KL to the fine-tuned model, in nats per response; unbiased, so it may lie below 0."""
+    """Estimate of the mean KL to the fine-tuned model, in nats per response; never below 0."""
     tokens_per_second: _builtins.float
     """Tokens processed per second in this stage so far."""
     @_builtins.property

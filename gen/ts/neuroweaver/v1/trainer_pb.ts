@@ -86,7 +86,8 @@ export type TrainingConfig = Message<"neuroweaver.v1.TrainingConfig"> & {
   loraDropout?: number;
 
   /**
-   * Names of the linear layers that get an adapter. Default: all linear layers but the LM head.
+   * Names of the linear layers that get an adapter: whole ones, or their ends after a dot. A name that no layer of the
+   * base model has is refused. Default: all linear layers but the LM head.
    *
    * @generated from field: repeated string target_modules = 13;
    */
@@ -441,8 +442,9 @@ export const TrainingJobSchema: GenMessage<TrainingJob> = /*@__PURE__*/
 export type Failure = Message<"neuroweaver.v1.Failure"> & {
   /**
    * A stable word for programs: OUT_OF_MEMORY, WORKER_KILLED, WORKER_ENDED, WORKER_LOST, DIVERGED,
-   * JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, CHAT_TEMPLATE_REFUSED, BASE_MODEL_UNAVAILABLE,
-   * BASE_MODEL_CHANGED, DATASET_CHANGED, REGISTRY_UNAVAILABLE, REGISTRY_REFUSED, DISK_FULL, INTERNAL.
+   * JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, CHAT_TEMPLATE_REFUSED, CONTEXT_TOO_SHORT,
+   * UNKNOWN_LAYERS, BASE_MODEL_UNAVAILABLE, BASE_MODEL_CHANGED, DATASET_CHANGED, REGISTRY_UNAVAILABLE,
+   * REGISTRY_REFUSED, DISK_FULL, INTERNAL.
    *
    * @generated from field: string reason = 1;
    */
@@ -871,7 +873,7 @@ export type Progress = Message<"neuroweaver.v1.Progress"> & {
   reward?: number;
 
   /**
-   * Estimate of the mean KL to the fine-tuned model, in nats per response; unbiased, so it may lie below 0.
+   * Estimate of the mean KL to the fine-tuned model, in nats per response; never below 0.
    *
    * @generated from field: optional double kl = 6;
    */

@@ -10,6 +10,7 @@ from typing import Final
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from neuroweaver.base_models import layers
 from neuroweaver.base_models.catalog import BaseModel, UnknownBaseModel, resolve
 from neuroweaver.base_models.folders import BaseModelUnavailable, tokenizer_folder
 from neuroweaver.mesh.wire.errors import FailedPrecondition, InvalidArgument, Unimplemented
@@ -19,6 +20,7 @@ from neuroweaver.trainer.data.files import DatasetError, locate
 from neuroweaver.trainer.data.rows import Finding, Severity
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
 from neuroweaver.trainer.data.tokens import TokenCount
+from neuroweaver.trainer.data.trial import Part, Trial
 from neuroweaver.trainer.domain.config import most_steps, unfit, with_defaults
 from neuroweaver.trainer.domain.offers import ALGORITHMS, EMBEDDED_JUDGE, JUDGES
 from neuroweaver.v1 import trainer_pb2 as pb
@@ -83,8 +85,9 @@ def admit(
             f"RLAIF needs 2 questions with answers, and {complete.dataset_path} has {inspection.questions}: "
             "add rows that ask, or set enable_rlaif to false",
         )
-    sequences = max(inspection.usable, _try_template(base, inspection, complete, capabilities, deadline_s))
-    steps = most_steps(complete, sequences)
+    trial = _tried(base, inspection, complete, capabilities, deadline_s)
+    _require(trial, base, complete)
+    steps = most_steps(complete, max(inspection.usable, trial.count.sequences))
     if complete.warmup_steps >= steps:
         reason = (
             f"{complete.warmup_steps} reaches beyond the whole fine-tuning, at most {steps} steps over "
@@ -208,35 +211,56 @@ def _tokenizer_folder(base: BaseModel, capabilities: ServerCapabilities, within:
         raise InvalidArgument(f"{within}base_model", str(error)) from error
 
 
-def _try_template(
+def _tried(
     base: BaseModel,
     inspection: dataset.Inspection,
     config: pb.TrainingConfig,
     capabilities: ServerCapabilities,
     deadline_s: float,
-) -> int:
-    """The sequences that the base model's chat template makes of the rows; 0 if its folder is still to come.
-
-    Raises InvalidArgument if it refuses a row.
-    """
+) -> Trial:
     folder = _tokenizer_folder(base, capabilities, _WITHIN)
-    if folder is None:
-        return 0
-    count = counting.tried(
+    return counting.tried(
         counting.Request(
             model_folder=folder,
             dataset_path=inspection.path,
             specialization=config.specialization,
+            max_seq_length=config.max_seq_length,
+            split=counting.Split(fraction=config.validation_fraction, seed=config.seed),
             within=_WITHIN,
-            version=(inspection.digest, counting.small_files(folder)),
+            version=(inspection.digest, folder and counting.small_files(folder)),
             deadline_s=deadline_s,
         )
     )
-    if count.refusals:
-        line, reason = count.refusals[0]
+
+
+def _require(trial: Trial, base: BaseModel, config: pb.TrainingConfig) -> None:
+    """Raises InvalidArgument if the chat template refuses a row, or a part of the rows is of no use."""
+    if trial.count.refusals:
+        line, reason = trial.count.refusals[0]
         told = f"the chat template of {base.name} refuses line {line} of {config.dataset_path}: {reason}"
         raise InvalidArgument(f"{_WITHIN}base_model", told)
-    return count.sequences
+    if trial.train and trial.held_out:
+        _require_parts(trial.train, trial.held_out, config)
+
+
+def _require_parts(train: Part, held_out: Part, config: pb.TrainingConfig) -> None:
+    if not held_out.rows:
+        reason = f"{config.dataset_path} holds one conversation, with none left to measure on"
+        raise InvalidArgument(f"{_WITHIN}dataset_path", reason)
+    if config.enable_rlaif and train.questions < 2 and not config.fall_back_to_sft:
+        reason = (
+            f"RLAIF needs 2 questions with answers among the {train.rows} rows to learn from, which have "
+            f"{train.questions} ({held_out.rows} are held out): add rows that ask, or set enable_rlaif to "
+            "false"
+        )
+        raise InvalidArgument(f"{_WITHIN}enable_rlaif", reason)
+    for name, part in (("to learn from", train), ("held out for validation", held_out)):
+        if not part.has_answer:
+            reason = (
+                f"none of the {part.rows} rows {name} has an answer within {config.max_seq_length} tokens: "
+                "raise it, or shorten the rows"
+            )
+            raise InvalidArgument(f"{_WITHIN}max_seq_length", reason)
 
 
 def _unfit_here(
@@ -247,6 +271,10 @@ def _unfit_here(
         violations.append(
             ("config.base_model", f"{base.name} has no chat template; use an instruction-tuned model")
         )
+    known = layers.layers_of(base) if config.target_modules else ()
+    if known and (unknown := layers.unknown(config.target_modules, known)):
+        reason = f"no layer of {base.name} is named {', '.join(unknown)}; it has"
+        violations.append(("config.target_modules", f"{reason} {', '.join(layers.repeated(known))}"))
     if config.mixed_precision == pb.MIXED_PRECISION_FP16 and not CUDA_DEVICE.exists():
         violations.append(("config.mixed_precision", "fp16 needs a GPU, and this machine has none; use bf16"))
     if config.feedback_model not in JUDGES and not capabilities.has_judge_endpoint:

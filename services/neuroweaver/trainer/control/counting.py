@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from neuroweaver.trainer.data.tokens import TokenCount
+from neuroweaver.trainer.data.trial import Part, Trial
 
 # Threads of their own would take addresses for each core of the machine, and help none.
 _ENVIRONMENT: Final = {
@@ -30,16 +31,26 @@ _INHERITED: Final = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHO
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """max_seq_length: where rows are cut; 0 to try one row of each order of roles instead of counting all.
+class Split:
+    """What a job holds out: the share of the conversations, and the seed that draws them."""
 
-    within: what precedes the name of a field at fault. version: of both, by which `tried` knows them again.
+    fraction: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """model_folder: None while the base model is still to come. max_seq_length: where rows are cut.
+
+    split: of the job that is tried; None where all rows are counted. within: what precedes the name of a
+    field at fault. version: of model and data, by which `tried` knows them again.
     """
 
-    model_folder: Path
+    model_folder: Path | None
     dataset_path: Path = field(compare=False)
     specialization: str
-    max_seq_length: int = 0
+    max_seq_length: int
+    split: Split | None = None
     within: str = ""
     version: Hashable = None
     deadline_s: float = field(compare=False)
@@ -47,11 +58,24 @@ class Request:
 
 def count(request: Request) -> TokenCount:
     """Blocks until the process has counted. Raises InvalidArgument, DeadlineExceeded, Unavailable."""
+    return TokenCount(**_answer(request))
+
+
+@lru_cache(maxsize=64)  # jobs often differ in their numbers alone
+def tried(request: Request) -> Trial:
+    """As `count`, of the job that the request has a split for."""
+    answer = _answer(request)
+    train, held_out = (answer[name] and Part(**answer[name]) for name in ("train", "held_out"))
+    return Trial(TokenCount(**answer["count"]), train, held_out)
+
+
+def _answer(request: Request) -> dict[str, Any]:
     asked = {
-        "model_folder": str(request.model_folder),
+        "model_folder": str(request.model_folder or ""),
         "dataset_path": str(request.dataset_path),
         "specialization": request.specialization,
         "max_seq_length": request.max_seq_length,
+        "split": request.split and asdict(request.split),
         "deadline_s": request.deadline_s,
     }
     try:
@@ -66,7 +90,7 @@ def count(request: Request) -> TokenCount:
         )
     except subprocess.TimeoutExpired as error:
         raise DeadlineExceeded(
-            f"the chat template of the base model had not written the rows after {request.deadline_s:.3g} s"
+            f"the rows were not read and written by the chat template after {request.deadline_s:.3g} s"
         ) from error
     if -process.returncode in {signal.SIGKILL, signal.SIGTERM}:
         raise Unavailable("the process that counts tokens was killed, perhaps for want of memory")
@@ -75,14 +99,10 @@ def count(request: Request) -> TokenCount:
         raise InvalidArgument(f"{request.within}base_model", f"its chat template or tokenizer crashes ({by})")
     if process.returncode:
         raise RuntimeError(f"the process that counts tokens failed:\n{process.stderr}")
-    answer = json.loads(process.stdout)
+    answer: dict[str, Any] = json.loads(process.stdout)
     if "fault" in answer:
         raise InvalidArgument(request.within + answer["field"], answer["fault"])
-    return TokenCount(**answer)
-
-
-# Jobs often differ in their numbers alone.
-tried = lru_cache(maxsize=64)(count)
+    return answer
 
 
 def small_files(folder: Path) -> Hashable:

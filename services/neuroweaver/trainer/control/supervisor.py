@@ -259,4 +259,5 @@ def _reason_of(ended: Exit) -> tuple[str, str]:
             f"the machine ran out of memory and the worker was killed; {OUT_OF_MEMORY_ADVICE}",
         )
     reason = "WORKER_KILLED" if ended.status < 0 else "WORKER_ENDED"
-    return reason, f"the worker {processes.ending(ended.status)}; its {LOG_NAME} may say why"
+    cause = ended.cause or f"its {LOG_NAME} may say why"
+    return reason, f"the worker {processes.ending(ended.status)}: {cause}"

@@ -17,14 +17,22 @@ from typing import Any, Final
 from neuroweaver.trainer.data.dataset import Reading
 from neuroweaver.trainer.data.files import DatasetError
 from neuroweaver.trainer.data.specialization import system_prompts
-from neuroweaver.trainer.data.tokens import count_tokens, try_shapes
+from neuroweaver.trainer.data.tokens import count_tokens
+from neuroweaver.trainer.data.trial import MAX_SPLIT_BYTES, try_job
 
 # Of addresses. A tokenizer of 262,000 tokens takes a quarter of it.
 MEMORY_BYTES: Final = 2 << 30
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """A TokenCount's fields; or the request's field at fault, and why."""
+    """The fields of a TokenCount, or of a Trial; or the request's field at fault, and why."""
+    try:
+        return with_tokenizer(request) if request["model_folder"] else tried(None, request)
+    except DatasetError as error:
+        return {"field": error.field, "fault": error.reason}
+
+
+def with_tokenizer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         from neuroweaver.base_models.tokenizer import (  # noqa: PLC0415 (once torch is hidden)
             TokenizerUnusable,
@@ -33,28 +41,37 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except ImportError as error:
         lacking = f"cannot be read here: {error.name} is missing (pip install 'neuroweaver[train]')"
         return {"field": "base_model", "fault": lacking}
-    examples = Reading(
-        Path(request["dataset_path"]),
-        system_prompts=system_prompts(),
-        specialization=request["specialization"],
-    )
     try:
         tokenizer = load_tokenizer(Path(request["model_folder"]))
-        limit = request["max_seq_length"]
-        count = count_tokens(tokenizer, examples, limit) if limit else try_shapes(tokenizer, examples)
+        return tried(tokenizer, request) if request["split"] else counted(tokenizer, request)
     except TokenizerUnusable as error:
         return {"field": "base_model", "fault": str(error)}
     except MemoryError:
         too_much = f"its chat template or tokenizer needs more than {MEMORY_BYTES >> 30} GiB of memory"
         return {"field": "base_model", "fault": too_much}
-    except DatasetError as error:
-        return {"field": error.field, "fault": error.reason}
     except BaseException as error:
         # A panic of the tokenizer's Rust, which is no Exception and has a class that cannot be imported.
         if type(error).__name__ != "PanicException":
             raise
         return {"field": "base_model", "fault": f"its tokenizer crashes: {error}"}
-    return asdict(count)
+
+
+def counted(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
+    return asdict(count_tokens(tokenizer, rows(request), request["max_seq_length"]))
+
+
+def tried(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
+    limit, asked = request["max_seq_length"], request["split"]
+    is_large = Path(request["dataset_path"]).stat().st_size > MAX_SPLIT_BYTES
+    return asdict(try_job(tokenizer, rows(request), max_seq_length=limit, is_large=is_large, **asked))
+
+
+def rows(request: dict[str, Any]) -> Reading:
+    return Reading(
+        Path(request["dataset_path"]),
+        system_prompts=system_prompts(),
+        specialization=request["specialization"],
+    )
 
 
 if __name__ == "__main__":

@@ -13,10 +13,14 @@ LOG_NAME: Final = "worker.log"
 
 @dataclass(frozen=True)
 class Exit:
-    """How a worker ended. status: its exit status, or minus the number of the signal that killed it."""
+    """How a worker ended. status: its exit status, or minus the number of the signal that killed it.
+
+    cause: the error that it wrote last, without secrets; empty if it wrote none.
+    """
 
     status: int
     ran_out_of_memory: bool = False
+    cause: str = ""
 
 
 class Worker(Protocol):

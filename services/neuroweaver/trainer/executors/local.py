@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from neuroweaver.base_models import hub_models
 from neuroweaver.mesh.machine import processes
+from neuroweaver.mesh.server.redaction import redacted_text, secrets_of
 from neuroweaver.mesh.wire.environment import without_secrets
 from neuroweaver.trainer.domain.job import Job
 from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE
@@ -23,6 +25,11 @@ _COMMAND: Final = (sys.executable, "-m", "neuroweaver.trainer.worker")
 # Threads that spin while they wait for each other make work many times slower on a machine that is shared:
 # bench/RESULTS.md has the figures.
 _ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+# How the last line of a traceback begins, and what faulthandler writes before a stack.
+_ERROR: Final = re.compile(r"(?:[\w.]+\.)?\w+(?:Error|Exception|Exit)\b(?::|$)|Fatal Python error: ")
+_TAIL_BYTES: Final = 1 << 16
+_MAX_CAUSE: Final = 500
 
 
 class LocalExecutor:
@@ -46,10 +53,14 @@ class LocalExecutor:
         )
         if job.trace_parent:
             environ["TRACEPARENT"] = job.trace_parent
-        kills_before = _out_of_memory_kills()
-        log = folder / LOG_NAME
+        log, kills_before = folder / LOG_NAME, _out_of_memory_kills()
+        written_before = log.stat().st_size if log.exists() else 0
         process = await asyncio.to_thread(processes.start, _COMMAND, environ, log, secret=secret)
-        return _LocalWorker(process, kills_before)
+
+        def cause() -> str:
+            return redacted_text(last_error(log, written_before), secrets_of(self._environ))[:_MAX_CAUSE]
+
+        return _LocalWorker(process, kills_before, cause)
 
 
 def _keys(job: Job) -> tuple[str, ...]:
@@ -59,14 +70,16 @@ def _keys(job: Job) -> tuple[str, ...]:
 
 
 class _LocalWorker:
-    def __init__(self, process: subprocess.Popen[bytes], kills_before: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], kills_before: int, cause: Callable[[], str]) -> None:
         self._process = process
         self._kills_before = kills_before
+        self._cause = cause
 
     async def wait(self) -> Exit:
         status = await asyncio.to_thread(self._process.wait)
         was_killed = status == -signal.SIGKILL
-        return Exit(status, was_killed and _out_of_memory_kills() > self._kills_before)
+        ran_out_of_memory = was_killed and _out_of_memory_kills() > self._kills_before
+        return Exit(status, ran_out_of_memory, await asyncio.to_thread(self._cause))
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -75,6 +88,17 @@ class _LocalWorker:
     def kill(self) -> None:
         # The whole session: a data loader or a compiler that the worker started must not stay behind.
         processes.kill_session(self._process.pid)
+
+
+def last_error(log_file: Path, start: int) -> str:
+    """The last line from byte `start` on that ends a traceback, or tells of a crash in native code."""
+    try:
+        with log_file.open("rb") as log:
+            log.seek(max(start, log_file.stat().st_size - _TAIL_BYTES))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if _ERROR.match(line)), "")
 
 
 def _out_of_memory_kills() -> int:

@@ -75,7 +75,7 @@ def work(assignment: Assignment) -> int:
         assignment.lease_token,
         assignment.secret,
     )
-    logging.getLogger("neuroweaver").addHandler(LinkHandler(link))
+    logging.getLogger("neuroweaver").addHandler(LinkHandler(link, os.environ))
     is_shut_down = False
 
     def shut_down(_number: int, _frame: Any) -> None:

@@ -442,6 +442,10 @@ PAGE = (("Content-Type", "text/html"),)
         ),
         (Reply(raw=b"", headers=PAGE), "an empty body"),
         (
+            Reply(raw=b'data: {"choices": []}\n\n', headers=(("Content-Type", "text/event-stream"),)),
+            "a stream of events, .* where JSON was asked for",
+        ),
+        (
             Reply(status=403, raw=b"<h1>Blocked by the gateway</h1>", headers=PAGE),
             "403: Blocked by the gateway",
         ),
@@ -972,6 +976,15 @@ def test_the_better_answer_wins_in_either_place_and_near_ones_tie(embedded):
     assert verdict(case.vague, case.paraphrase) is Verdict.B
     assert verdict(case.paraphrase, case.paraphrase) is Verdict.TIE
     assert verdict("", "") is Verdict.TIE
+
+
+def test_texts_of_which_the_embedded_judge_reads_the_beginning_alone_are_counted(embedded):
+    before = embedded.usage.cut
+    short, long = (JudgeItem("Which oil?", "Use 0W-20 oil. " * times, "0W-20.") for times in (20, 90))
+    embedded.score([short], RUBRIC, Silent())
+    assert embedded.usage.cut == before
+    embedded.score([long], RUBRIC, Silent())
+    assert embedded.usage.cut == before + 1
 
 
 def test_the_monitor_is_told_and_can_stop_the_embedded_judge(embedded):

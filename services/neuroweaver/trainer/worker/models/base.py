@@ -24,7 +24,8 @@ def load(
 ) -> tuple[Any, Any]:
     """The causal language model of `folder` in evaluation mode, and its tokenizer.
 
-    `dtype` is that of the unquantised weights and of the computation.
+    `dtype` is that of the unquantised weights and of the computation. A tokenizer whose padding token is none
+    of the model's pads with its end-of-sequence token, so mask by length, not by id.
     """
     tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(
@@ -36,6 +37,12 @@ def load(
         use_safetensors=True,
         local_files_only=True,
     )
+    # Fine-tuners add `[PAD]` to a tokenizer and leave the embedding as it was.
+    if (
+        tokenizer.pad_token_id is None
+        or tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings
+    ):
+        tokenizer.pad_token = tokenizer.eos_token
     if quantization == "nf4":
         keep_trainable(model)
     return model.eval(), tokenizer

@@ -6,13 +6,16 @@ import logging
 import random
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 import grpc
 from google.protobuf.message import Message
 
+from neuroweaver.mesh.server.redaction import redacted_text, secrets_of
 from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.mesh.wire.status import describe, reason
 from neuroweaver.mesh.wire.text import keepable
@@ -27,6 +30,8 @@ RECONNECT_S: Final = 1.0
 MAX_RECONNECT_S: Final = 10.0
 # Kept while the trainer is away; beyond this, progress and log lines are dropped, never another event.
 MAX_WAITING: Final = 10_000
+# Of what an exception says, in characters.
+MAX_WORDS: Final = 500
 
 # These answers will not change later; a trainer whose database is read-only may yet recover.
 _FINAL: Final = frozenset(
@@ -178,12 +183,37 @@ def _make_keepable(message: Message) -> None:
 
 
 class LinkHandler(logging.Handler):
-    """Sends log records to the trainer; tracebacks stay in the worker's own log file."""
+    """Sends log records to the trainer without secrets; tracebacks stay in the worker's own log file.
 
-    def __init__(self, link: Link) -> None:
+    environ: whose secret values must not show.
+    """
+
+    def __init__(self, link: Link, environ: Mapping[str, str]) -> None:
         super().__init__(logging.INFO)
         self._link = link
+        self._secrets = secrets_of(environ)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not record.name.startswith(__name__):  # a log line of the link itself would cause the next
-            self._link.log(record.levelname, record.getMessage())
+        if record.name.startswith(__name__):  # a log line of the link itself would cause the next
+            return
+        error = record.exc_info[1] if record.exc_info else None
+        message = redacted_text(record.getMessage(), self._secrets)
+        causes = "; because of ".join(_told(cause, self._secrets) for cause in _chain(error))
+        self._link.log(record.levelname, f"{message}: {causes}" if causes else message)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it, what caused that, as a traceback shows them."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _told(error: BaseException, secrets: frozenset[str]) -> str:
+    """What it is, what it says in one line, and where it was raised."""
+    words = redacted_text(" ".join(str(error).split()), secrets)
+    if len(words) > MAX_WORDS:
+        words = f"{words[:MAX_WORDS]}\u2026"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{f': {words}' if words else ''}{where}"
