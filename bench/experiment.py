@@ -166,7 +166,7 @@ class Echo(rpc.ExperimentServiceServicer):
 async def serve(kind: str) -> None:
     logs.configure("bench", log_format="json")
     telemetry.start("bench")
-    interceptors = [] if kind == "bare" else [server_interceptor(Drain(), deadline_s=60)]
+    interceptors = [] if kind == "bare" else [server_interceptor(Drain(), deadline_s=60, silence_s=60)]
     server = grpc.aio.server(interceptors=interceptors)
     with tempfile.TemporaryDirectory() as folder:
         servicer: rpc.ExperimentServiceServicer = Echo()

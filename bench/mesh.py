@@ -43,7 +43,7 @@ class Echo(registry_pb2_grpc.RegistryServiceServicer):
 async def serve(kind: str) -> None:
     logs.configure("bench", log_format="json")
     telemetry.start("bench")
-    interceptors = [server_interceptor(Drain(), deadline_s=60)] if kind == "meshed" else []
+    interceptors = [server_interceptor(Drain(), deadline_s=60, silence_s=60)] if kind == "meshed" else []
     server = grpc.aio.server(interceptors=interceptors)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(Echo(), server)
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)

@@ -10,6 +10,7 @@ from typing import Any, Final
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.deployer.settings import DeployerSettings
 from neuroweaver.experiment.settings import ExperimentSettings
+from neuroweaver.mesh.server.http_limits import HttpLimits
 from neuroweaver.mesh.wire.environment import Variable, variables
 from neuroweaver.mesh.wire.settings import ADDRESS, Settings
 from neuroweaver.registry.settings import RegistrySettings
@@ -30,6 +31,11 @@ SECTIONS: Final = (
     ("Deployer", DeployerSettings, ""),
     ("Deployer in Kubernetes", ClusterSettings, ""),
     ("Experiment", ExperimentSettings, ""),
+    (
+        "HTTP of model servers and routers",
+        HttpLimits,
+        "Read by the Deployer, which hands them to its model servers, and by whatever runs in a pod.",
+    ),
 )
 # Read by other programs than the services' own settings.
 OTHERS: Final = (

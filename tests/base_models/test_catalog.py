@@ -10,9 +10,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
-from neuroweaver.base_models import catalog
+from neuroweaver.base_models import catalog, hub_models
 from neuroweaver.base_models.catalog import BUILTIN, UnknownBaseModel, available, resolve
 from trainer.tiny import tiny_llama
 
@@ -169,6 +170,7 @@ DAMAGES = {
     lambda folder: (folder / "tokenizer.json").unlink(): "holds no tokenizer",
     lambda folder: edit(folder / "config.json", auto_map={"AutoModel": "x.Y"}): "config.json has auto_map",
     lambda folder: edit(folder / "tokenizer_config.json", auto_map={"A": "x.Y"}): "tokenizer_config.json has",
+    lambda folder: edit(folder / "config.json", pad_token_id=320): "pads with token 320, outside",
     lambda folder: edit(folder / "config.json", architectures=["BertModel"]): "names BertModel",
     lambda folder: edit(folder / "config.json", architectures=None): "names nothing",
 }
@@ -246,6 +248,7 @@ class Hub:
         self.folder = folder
         self.status = 200
         self.code = ""
+        self.location = ""
         self.paths: list[str] = []
         hub = self
 
@@ -256,6 +259,8 @@ class Hub:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.send_header("Content-Type", "application/json")
+                if hub.location:
+                    self.send_header("Location", hub.location)
                 if hub.code:
                     self.send_header("X-Error-Code", hub.code)
                 self.end_headers()
@@ -334,12 +339,37 @@ def test_what_the_hub_refuses_is_said(hub, home, status, code, reason):
     with pytest.raises(UnknownBaseModel) as raised:
         ask(hub, home)
     assert reason in raised.value.reason
+    assert raised.value.may_pass is (status >= 500)
     assert f"on this machine: {BUILTIN}, tiny" in raised.value.reason
 
 
 def test_a_hub_that_cannot_be_reached_is_said(home):
-    with pytest.raises(UnknownBaseModel, match=r"could not be asked \(ConnectError\)"):
+    with pytest.raises(UnknownBaseModel, match=r"could not be asked \(ConnectError\)") as raised:
         resolve("acme/remote", home=home, hub_cache=home / "no-cache", endpoint="http://127.0.0.1:1")
+    assert raised.value.may_pass
+
+
+def test_a_hub_that_leads_to_another_host_is_not_followed_there(hub, home):
+    other = Hub(hub.folder)
+    hub.status, hub.location = 302, f"{other.endpoint}/api/models/acme/remote"
+    try:
+        with pytest.raises(UnknownBaseModel, match="the hub redirects to another host"):
+            ask(hub, home)
+    finally:
+        other.server.shutdown()
+        other.server.server_close()
+    assert other.paths == []
+
+
+def test_a_hub_that_answers_without_end_is_given_up(hub, home, monkeypatch):
+    monkeypatch.setattr(hub_models, "MAX_JSON_BYTES", 1 << 20)
+    huggingface_hub.close_session()  # the next one has the bound
+    monkeypatch.setattr(hub, "answer", lambda _path: (200, b" " * (1 << 20) + b"{}"))
+    try:
+        with pytest.raises(UnknownBaseModel, match="the hub answers with more than 1 MiB"):
+            ask(hub, home)
+    finally:
+        huggingface_hub.close_session()
 
 
 def test_the_token_stands_in_no_error(hub, home, monkeypatch):

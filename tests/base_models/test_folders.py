@@ -14,10 +14,12 @@ from neuroweaver.artifacts.content import digest_of
 from neuroweaver.base_models import folders
 from neuroweaver.base_models.folders import (
     BaseModelUnavailable,
+    HubUnreachable,
     base_digest,
     digests,
     materialize,
     never_stop,
+    tokenizer_folder,
 )
 from trainer.tiny import tiny_llama
 
@@ -138,12 +140,31 @@ def test_from_the_hub_come_safetensors_and_no_code_or_pickles(folder, monkeypatc
     assert {"*.py", "*.bin", "*.pkl", "*.pt"} <= set(asked["ignore_patterns"])
 
 
+def test_a_tokenizer_comes_from_the_hub_without_weights_and_of_the_shipped_model_once_it_is_converted(
+    folder, monkeypatch, tmp_path
+):
+    asked = {}
+
+    def download(name, **options):
+        asked.update(options)
+        return str(folder)
+
+    monkeypatch.setattr(folders.huggingface_hub, "snapshot_download", download)
+    spec = SimpleNamespace(kind="hub", location="some/model", name="some/model", revision="abc")
+    assert tokenizer_folder(spec, tmp_path) == folder
+    assert {"*.safetensors", "*.py", "*.bin"} <= set(asked["ignore_patterns"])
+    assert tokenizer_folder(SimpleNamespace(kind="local", location=folder), tmp_path) == folder
+    assert tokenizer_folder(base("builtin"), tmp_path) is None
+    (tmp_path / "models" / folders.BUILTIN_FOLDER).mkdir(parents=True)
+    assert tokenizer_folder(base("builtin"), tmp_path) == tmp_path / "models" / folders.BUILTIN_FOLDER
+
+
 def test_an_unreachable_hub_is_told_as_an_unavailable_model(monkeypatch, tmp_path):
     def download(name, **options):
         raise OSError("no route")
 
     monkeypatch.setattr(folders.huggingface_hub, "snapshot_download", download)
-    with pytest.raises(BaseModelUnavailable, match="hub"):
+    with pytest.raises(HubUnreachable, match="hub"):
         materialize(SimpleNamespace(kind="hub", location="a/b", name="a/b", revision=None), tmp_path)
 
 
@@ -166,6 +187,16 @@ def test_digests_tell_weights_tokenizer_and_template_apart(folder):
         weights.write(b"\0")
     assert digests(folder).base != first.base
     assert digests(folder).tokenizer == first.tokenizer
+
+
+def test_of_several_templates_the_default_is_the_one_of_the_digest(folder):
+    one = digests(folder).chat_template
+    text = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": text}]
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
+    assert digests(folder).chat_template == one
 
 
 def test_the_command_tells_folder_and_digest_without_torch_for_a_model_that_is_there(tmp_path):

@@ -27,7 +27,9 @@ def registry_at(home: Path) -> Iterator[str]:
     @asynccontextmanager
     async def serve() -> AsyncIterator[str]:
         url = f"sqlite:///{home / 'registry.db'}"
-        settings = RegistrySettings(home=home, port=0, metrics_port=0, database_url=url, drain_s=0.0)
+        settings = RegistrySettings(
+            home=home, port=0, metrics_port=0, database_url=url, drain_s=0.0, webhook_private=True
+        )
         await prepare(settings.database_url, "neuroweaver.registry")
         database = Database(settings.database_url, schema="registry")
         async with running(service(database, settings), settings, registry=CollectorRegistry()) as server:

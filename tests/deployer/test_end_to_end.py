@@ -97,9 +97,9 @@ async def running_deployer(home: Path) -> AsyncIterator[tuple[Deployer, Any, Any
                 os.kill(pid, signal.SIGKILL)
 
 
-async def publish_adapters(registry: Any, base: Path, *folders: Path) -> None:
+async def publish_adapters(registry: Any, base: Path, *folders: Path, model_id: str = "advisor") -> None:
     await registry.RegisterModel(
-        registry_pb2.RegisterModelRequest(model=registry_pb2.Model(model_id="advisor"))
+        registry_pb2.RegisterModelRequest(model=registry_pb2.Model(model_id=model_id))
     )
     digest = models.digests(base).base
     for number, folder in enumerate(folders, 1):
@@ -109,14 +109,14 @@ async def publish_adapters(registry: Any, base: Path, *folders: Path) -> None:
         ]
         await registry.CreateModelVersion(
             registry_pb2.CreateModelVersionRequest(
-                model_id="advisor",
+                model_id=model_id,
                 version=f"{number}.0.0",
                 artifacts=artifacts,
                 base=registry_pb2.BasePin(name="tiny", model_digest=digest),
                 state=registry_pb2.VERSION_STATE_VALIDATED,
             )
         )
-    await move(registry, "1.0.0")
+    await move(registry, "1.0.0", model_id=model_id)
 
 
 async def ask(client: httpx2.AsyncClient, endpoint: str) -> tuple[str, str]:

@@ -99,7 +99,11 @@ def mesh(home: Path, *services: str, **environ: str) -> Iterator[Mesh]:
             running.start(service)
         yield running
     finally:
-        for service in list(running.processes):
-            running.processes[service].terminate()
         for process in running.processes.values():
-            process.wait(timeout=60)
+            process.terminate()
+        try:
+            for process in running.processes.values():
+                process.wait(timeout=60)
+        finally:
+            for process in running.processes.values():
+                process.kill()

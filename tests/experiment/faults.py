@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -147,19 +147,19 @@ def check(service: Service, feed: Feed, now_us: int) -> None:
         assert answer.accepted == len(feed.sent) * SIZE - kept
         feed.acknowledged |= feed.sent
         results = stub.AnalyzeExperiment(pb.AnalyzeExperimentRequest(test_id="t"))
-        assert _sums(results) == _expected(feed)
+        assert sums(results) == expected(feed.sent)
         assert stub.RecomputeResults(pb.RecomputeResultsRequest(test_id="t")).is_equal
 
 
-def _sums(results: pb.ExperimentResults) -> dict[str, float]:
+def sums(results: pb.ExperimentResults) -> dict[str, float]:
     """Of all units, by variant."""
     score = next(each for each in results.metrics if each.metric_id == "score")
     return {each.variant_id: round(each.value * each.units, 6) for each in score.variants}
 
 
-def _expected(feed: Feed) -> dict[str, float]:
+def expected(sent: Iterable[int]) -> dict[str, float]:
     sums = {"control": 0.0, "tuned": 0.0}
-    for number in feed.sent:
+    for number in sent:
         columns = batch(number, 0).columns
         for unit, value in zip(columns.unit_ids, columns.metrics.values, strict=True):
             sums[("control", "tuned")[int(unit[1:]) % 2]] += value

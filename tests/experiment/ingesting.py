@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from sqlalchemy import select, update
+
 from databases import prepare
 from experiment.serving import spec
 from neuroweaver.experiment.domain import specification
 from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.domain.snapshot import Snapshot
-from neuroweaver.experiment.intake import recompute, sketching, snapshots
+from neuroweaver.experiment.intake import calibration, recompute, sketching, snapshots
 from neuroweaver.experiment.intake.events import batches_of
 from neuroweaver.experiment.intake.ingestion import Outcome, take_in
 from neuroweaver.experiment.intake.projection import Projections
+from neuroweaver.experiment.storage import tables
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.experiment.storage.writer import Writer
 from neuroweaver.mesh.database.database import Database
@@ -97,11 +101,28 @@ class Intake:
     async def recomputed(self, **options: Any) -> recompute.Recomputed:
         async with self.projections.hold(PROJECT, ["t"]):
             found = await self.database.transact(
-                lambda connection: recompute.recompute(connection, PROJECT, "t", **options)
+                lambda connection: recompute.recompute(connection, PROJECT, "t", self.now, **options)
             )
             if options.get("replace_stored"):
                 self.projections.forget(PROJECT, "t")
         return found
+
+    async def as_of(self, moment: datetime) -> Snapshot:
+        async with self.store.read(PROJECT) as experiments:
+            return await recompute.as_of(experiments.connection, PROJECT, "t", moment)
+
+    async def reexamined(self) -> int:
+        """Of how many metrics the caps are taken again."""
+        experiment = await self.experiment()
+        return await calibration.reexamine(self.store, self.projections, experiment, self.now)
+
+    async def make_carried(self) -> None:
+        """As the migration leaves what an earlier version counted."""
+        async with self.database.write() as connection:
+            counts = json.loads((await connection.scalar(select(tables.totals.c.counts))) or "")
+            counts |= {"uses": [], "exams": [], "carried": True}
+            await connection.execute(update(tables.totals).values(counts=json.dumps(counts)))
+            await connection.execute(update(tables.cells).values(cuts=None))
 
     async def change(self, change: Any) -> None:
         """change: of an experiment into what is saved."""

@@ -33,7 +33,9 @@ def store(database: Database) -> Store:
 @pytest.fixture
 async def registry(database_url: str, tmp_path: Path) -> AsyncIterator[Any]:
     """A stub of a real server."""
-    settings = RegistrySettings(home=tmp_path, port=0, metrics_port=0, database_url=database_url, drain_s=0.0)
+    settings = RegistrySettings(
+        home=tmp_path, port=0, metrics_port=0, database_url=database_url, drain_s=0.0, webhook_private=True
+    )
     await prepare(database_url, "neuroweaver.registry")
     database = Database(settings.database_url, schema="registry")
     async with (

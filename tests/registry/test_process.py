@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -43,11 +45,49 @@ def serving(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[byte
         process.wait()
 
 
+@pytest.mark.parametrize("what", ["corrupt", "newer", "folder", "home"])
+def test_a_database_that_cannot_be_used_is_told_in_one_line(what: str, tmp_path: Path):
+    """folder: there is one where a file is wanted. home: the file system takes no folder there."""
+    home = Path("/proc/neuroweaver") if what == "home" else tmp_path
+    file = home / "registry.db"
+    if what == "folder":
+        file.mkdir()
+    elif what == "corrupt":
+        file.write_bytes(b"no database at all " * 300)
+    elif what == "newer":
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+            connection.execute("INSERT INTO alembic_version VALUES ('9999')")
+            connection.commit()
+    ended = subprocess.run(
+        [sys.executable, "-m", "neuroweaver.registry"],
+        env=inherited() | {"NEUROWEAVER_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    words = {
+        "corrupt": "neuroweaver registry: the database: file is not a database",
+        "newer": "neuroweaver registry: this database was written by another version",
+        "folder": "neuroweaver registry: the database: unable to open database file",
+        "home": "neuroweaver registry: [Errno",
+    }
+    assert line.startswith(words[what])
+
+
+def inherited() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ} | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)
+    }
+
+
 @pytest.fixture
 def environment(database_url: str, tmp_path: Path) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-    return inherited | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    return inherited() | {
         "NEUROWEAVER_HOME": str(tmp_path),
         "NEUROWEAVER_REGISTRY_PORT": str(free_port()),
         "NEUROWEAVER_REGISTRY_METRICS_PORT": str(free_port()),
@@ -113,3 +153,26 @@ def test_no_acknowledged_version_is_lost_when_the_server_is_killed(environment: 
         listed = registry.ListModelVersions(pb.ListModelVersionsRequest(model_id="advisor"))
         assert [version.version for version in listed.versions] == acknowledged[::-1]
         assert registry.VerifyAudit(pb.VerifyAuditRequest()).is_intact
+
+
+def test_a_disk_that_takes_no_writes_for_a_while_costs_neither_the_process_nor_what_was_stored(
+    environment: dict[str, str], database_url: str
+):
+    if not database_url.startswith("sqlite"):
+        pytest.skip("the disk is another machine's")
+
+    def register(model_id: str) -> pb.Model:
+        return registry.RegisterModel(pb.RegisterModelRequest(model=pb.Model(model_id=model_id)), timeout=60)
+
+    with serving(environment) as (process, registry):
+        register("before")
+        before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        with pytest.raises(grpc.RpcError) as refused:
+            register("during")
+        assert refused.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert environment["NEUROWEAVER_HOME"] not in refused.value.details()
+        assert registry.GetModel(pb.GetModelRequest(model_id="before")).model_id == "before"
+
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
+        assert register("during").model_id == "during"
+        assert process.poll() is None

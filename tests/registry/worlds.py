@@ -52,7 +52,9 @@ class World:
     async def serve(self, stack: AsyncExitStack) -> Any:
         """A stub of a server that ends with the stack."""
         url = stack.enter_context(self.databases.fresh())
-        settings = RegistrySettings(home=self.home, port=0, metrics_port=0, database_url=url, drain_s=0.0)
+        settings = RegistrySettings(
+            home=self.home, port=0, metrics_port=0, database_url=url, drain_s=0.0, webhook_private=True
+        )
         database = Database(url, schema="registry")
         server = await stack.enter_async_context(
             running(service(database, settings), settings, registry=CollectorRegistry())

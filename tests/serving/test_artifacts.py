@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
 from neuroweaver.artifacts.file import File
+from neuroweaver.base_models.folders import Digests, digests
 from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts, verified
 
@@ -65,12 +67,15 @@ def test_a_whole_model_is_found_by_its_weights():
         artifacts.model_folder([file("config.json"), file("pytorch_model.bin")])
 
 
-def test_a_base_is_checked_by_its_digest(base):
-    from neuroweaver.base_models.folders import digests
-
-    artifacts.verify_base(base, digests(base).base)
-    artifacts.verify_base(base, "")
-    with pytest.raises(DamagedArtifacts, match="digest"):
-        artifacts.verify_base(base, "0" * 64)
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [("base", "the base model"), ("tokenizer", "the tokenizer"), ("chat_template", "the chat template")],
+)
+def test_a_base_is_checked_by_its_digests(base, part, named):
+    actual = digests(base)
+    artifacts.verify_base(base, actual)
+    artifacts.verify_base(base, Digests("", "", ""))
+    with pytest.raises(DamagedArtifacts, match=f"{named} in .* has digest {getattr(actual, part)}, not 0"):
+        artifacts.verify_base(base, replace(actual, **{part: "0" * 64}))
     with pytest.raises(DamagedArtifacts, match="holds no"):
-        artifacts.verify_base(base / "none", "")
+        artifacts.verify_base(base / "none", Digests("", "", ""))

@@ -57,7 +57,7 @@ def test_only_a_token_moves_the_time_of_the_last_one(pulse):
 
 
 def test_phases_take_as_long_as_the_clock_says(pulse, clock):
-    status = Status(pulse, clock)
+    status = Status(pulse, pulse, clock)
     clock.now += 2
     status.enter(Phase.LOADING)
     clock.now += 3
@@ -67,7 +67,7 @@ def test_phases_take_as_long_as_the_clock_says(pulse, clock):
 
 
 def test_trouble_makes_a_ready_server_neither_live_nor_ready(pulse, clock):
-    status = Status(pulse, clock)
+    status = Status(pulse, pulse, clock)
     status.enter(Phase.READY)
     assert status.is_live
     assert status.is_ready
@@ -78,7 +78,7 @@ def test_trouble_makes_a_ready_server_neither_live_nor_ready(pulse, clock):
 
 
 def test_loading_may_take_longer_than_any_token(pulse, clock):
-    status = Status(pulse, clock)
+    status = Status(pulse, pulse, clock)
     status.enter(Phase.LOADING)
     clock.now += 600
     assert status.is_live
@@ -86,10 +86,24 @@ def test_loading_may_take_longer_than_any_token(pulse, clock):
 
 
 def test_a_draining_server_never_becomes_ready_again(pulse):
-    status = Status(pulse)
+    status = Status(pulse, pulse)
     status.enter(Phase.DRAINING, "asked to end")
     status.enter(Phase.READY)
     assert status.phase is Phase.DRAINING
     assert status.is_live
     status.enter(Phase.FAILED, "lost")
     assert not status.is_live
+
+
+def test_tokenizers_that_do_nothing_are_trouble_while_the_engine_goes_on(pulse, clock):
+    tokenizing = Pulse(
+        pulse.stall_s, pulse.probe_interval_s, clock, missed="the tokenizers have made no prompt"
+    )
+    status = Status(pulse, tokenizing, clock)
+    status.enter(Phase.READY)
+    clock.now += 60
+    pulse.beat(made_tokens=True)
+    assert not status.is_live
+    assert "the tokenizers have made no prompt for" in status.report()["reason"]
+    tokenizing.beat(made_tokens=False)
+    assert status.is_live

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from neuroweaver.statistics import sequential
 from neuroweaver.statistics.winsorization import Caps, calibrated
 
 
@@ -12,10 +13,8 @@ def test_values_beyond_the_caps_count_as_the_caps():
     assert Caps().apply([-5.0, 12.0]).tolist() == [-5.0, 12.0]
 
 
-def test_caps_are_quantiles_of_the_units():
-    caps = calibrated(np.arange(1000.0), 0.01, 0.99)
-
-    assert caps == Caps(pytest.approx(9.99), pytest.approx(989.01))
+def test_caps_are_values_at_the_quantiles_of_the_units():
+    assert calibrated(np.arange(1000.0), 0.01, 0.99) == Caps(9.0, 990.0)
 
 
 def test_without_units_there_are_no_caps():
@@ -29,3 +28,61 @@ def test_a_cap_that_would_leave_nothing_to_measure_is_left_out():
     assert calibrated(rare, None, 0.99) == Caps()
     assert calibrated(-rare, 0.01, None) == Caps()
     assert calibrated(np.full(1000, 3.0), 0.01, 0.99) == Caps()
+
+
+def test_a_cap_that_would_cut_most_buyers_is_left_out():
+    values = np.zeros(1000)
+    values[:15] = np.arange(1.0, 16.0)
+    assert calibrated(values, None, 0.99) == Caps()
+    values[15:25] = np.arange(16.0, 26.0)
+    assert calibrated(values, None, 0.99).upper == 16.0
+
+
+def test_a_mass_point_is_no_cap():
+    # Of units that have bought one thing so far, or nothing.
+    assert calibrated(np.repeat([0.0, 1.0], [700, 300]), None, 0.99) == Caps()
+    # The next value beyond it is.
+    few = np.repeat([0.0, 1.0, 2.0, 3.0, 400.0], [741, 222, 33, 3, 1])
+    assert calibrated(few, None, 0.99) == Caps(upper=3.0)
+    assert calibrated(-few, 0.01, None) == Caps(lower=-3.0)
+
+
+def test_a_value_that_few_units_share_can_be_a_cap():
+    counts = np.random.default_rng(1).poisson(14.0, 10_000)
+    assert calibrated(counts, None, 0.99).upper == pytest.approx(np.quantile(counts, 0.99), abs=1)
+
+
+def test_values_below_zero_are_capped_on_both_sides():
+    caps = calibrated(np.random.default_rng(2).standard_t(2, 100_000), 0.01, 0.99)
+    assert (caps.lower, caps.upper) == (pytest.approx(-6.96, abs=0.35), pytest.approx(6.96, abs=0.35))
+
+
+def is_ever_found(generator, lift):
+    """3,000 units over 3 weeks, a third of which buy in the weeks after, heavy-tailed; caps follow the data.
+
+    A look each day from 500 units of each arm on, at 95 %.
+    """
+    units, total = 3000, np.zeros(3000)
+    exposed = np.sort(generator.uniform(0, 21, units))
+    arm = generator.integers(0, 2, units)
+    unit = np.repeat(np.arange(units), (generator.random(units) < 1 / 3) * (1 + generator.poisson(2, units)))
+    when = exposed[unit] + generator.exponential(5, len(unit))
+    value = generator.lognormal(0, 1.5, len(unit)) * np.where(arm[unit] == 1, 1 + lift, 1.0)
+    seen, caps = 0, Caps()
+    for day in range(8, 29):
+        n, is_in = np.searchsorted(exposed, day), when <= day
+        total = np.bincount(unit[is_in], value[is_in], units)[:n]
+        if n + is_in.sum() >= 1.25 * seen:
+            seen, caps = n + is_in.sum(), calibrated(total, None, 0.99)
+        control, treated = (caps.apply(total)[arm[:n] == each] for each in (0, 1))
+        error = control.var(ddof=1) / len(control) + treated.var(ddof=1) / len(treated)
+        x = sequential.mixing(2 / (1 / len(control) + 1 / len(treated)), 1000, 0.05)
+        if sequential.p_value((treated.mean() - control.mean()) / np.sqrt(error), x) < 0.05:
+            return True
+    return False
+
+
+def test_caps_that_follow_delayed_values_find_nothing_where_there_is_nothing():
+    generator = np.random.default_rng(7)
+    assert sum(is_ever_found(generator, 0.0) for _ in range(100)) <= 12  # 0.1 % of tests at 5 %
+    assert sum(is_ever_found(generator, 1.0) for _ in range(20)) >= 18

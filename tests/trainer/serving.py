@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc
 from prometheus_client import CollectorRegistry
@@ -34,8 +35,14 @@ class PlayedWorker:
     """A worker that does what the test says."""
 
     job: Job
+    secret: str
     ended: asyncio.Future[Exit]
     was_stopped: bool = False
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What proves it to the trainer."""
+        return (("authorization", f"Bearer {self.secret}"),)
 
     async def wait(self) -> Exit:
         return await asyncio.shield(self.ended)
@@ -56,8 +63,8 @@ class PlayedExecutor:
     started: list[PlayedWorker] = field(default_factory=list)
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
-    async def start(self, job: Job, folder: Path) -> PlayedWorker:
-        worker = PlayedWorker(job, asyncio.get_running_loop().create_future())
+    async def start(self, job: Job, secret: str, folder: Path) -> PlayedWorker:
+        worker = PlayedWorker(job, secret, asyncio.get_running_loop().create_future())
         async with self.arrived:
             self.started.append(worker)
             self.arrived.notify_all()
@@ -95,7 +102,7 @@ class Trainer:
         self, worker: PlayedWorker, *events: pb.TrainingEvent, first: int = 1
     ) -> worker_pb2.ReportResponse:
         """Sends events as the worker; gives the answer to the last one."""
-        call = self.worker_stub.Report()
+        call = self.worker_stub.Report(metadata=worker.metadata)
         answer = worker_pb2.ReportResponse()
         for number, event in enumerate(events, first):
             await call.write(
@@ -147,17 +154,20 @@ async def trainer(
         service="trainer", home=home, port=0, metrics_port=0, database_url=database_url, drain_s=0.2
     )
     names = ["neuroweaver.v1.TrainerService", "neuroweaver.v1.WorkerService"]
-    service = Service(names=names, add=add, background=[supervisor.run], close=close)
-    async with (
-        running(service, settings, registry=CollectorRegistry()) as started,
-        channel(started.address) as connection,
-    ):
-        yield Trainer(
-            started.address,
-            trainer_pb2_grpc.TrainerServiceStub(connection),
-            worker_pb2_grpc.WorkerServiceStub(connection),
-            executor,
-            supervisor,
-            store,
-            data,
-        )
+    with TemporaryDirectory() as folder:  # the test's own may have too long a path for a socket
+        socket = Path(folder) / "run" / "trainer.sock"
+        service = Service(names=names, add=add, socket=socket, background=[supervisor.run], close=close)
+        async with (
+            running(service, settings, registry=CollectorRegistry()) as started,
+            channel(started.address) as connection,
+            channel(f"unix:{socket}") as workers,
+        ):
+            yield Trainer(
+                started.address,
+                trainer_pb2_grpc.TrainerServiceStub(connection),
+                worker_pb2_grpc.WorkerServiceStub(workers),
+                executor,
+                supervisor,
+                store,
+                data,
+            )

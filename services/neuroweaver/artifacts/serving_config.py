@@ -94,7 +94,8 @@ class ServingConfig:
     """model, version: what requests call the model: `name` or `name@version`. `model` may be either.
 
     base_folder: of the model that an adapter among `files` fits on; empty where the files are a whole model.
-    base_digest: that of `BasePin.model_digest`; empty: not checked. weight_type: empty is as stored.
+    base_digest, tokenizer_digest, chat_template_digest: those of `BasePin`; empty: not checked.
+    weight_type: empty is as stored.
     revision: of the deployment. drain_s: how long requests may still run after SIGTERM.
     max_context_tokens: of prompt and answer together; 0 is the model's own.
     stall_s: how long the engine may make no progress on its work before it counts as dead.
@@ -111,6 +112,8 @@ class ServingConfig:
     files: Annotated[tuple[File, ...], files_of] = ()
     base_folder: Annotated[str, text] = ""
     base_digest: Annotated[str, _digest_or_none] = ""
+    tokenizer_digest: Annotated[str, _digest_or_none] = ""
+    chat_template_digest: Annotated[str, _digest_or_none] = ""
     weight_type: Annotated[WeightType, _choice("weight_type_", "", "bf16", "fp16", "fp32")] = ""
     adapter_mode: Annotated[AdapterMode, _choice("adapter_mode_", "merged", "switched")] = "merged"
     max_queue_size: Annotated[int, whole(0, 100_000)] = 256
@@ -141,6 +144,7 @@ _CHECKS: Final[dict[str, Check]] = {
 # So that the text of a configuration, by which pods are compared, does not change with every field.
 _OMITTED_AT_DEFAULT: Final = frozenset({
     "max_context_tokens", "max_batch_size", "stall_s", "probe_interval_s", "memory_limit_bytes",
+    "tokenizer_digest", "chat_template_digest",
 })  # fmt: skip
 
 

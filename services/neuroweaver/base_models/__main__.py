@@ -2,18 +2,19 @@
 
 Writes one JSON object with `folder` and `digest` (that of `BasePin.model_digest`) to standard output. For a
 caller who shall not import torch, which converting the shipped model needs. Exits 1 with the reason on
-standard error.
+standard error, or 75 (EX_TEMPFAIL) where another try may succeed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 from neuroweaver.base_models.catalog import UnknownBaseModel, resolve
-from neuroweaver.base_models.folders import BaseModelUnavailable, digests, materialize
+from neuroweaver.base_models.folders import BaseModelUnavailable, HubUnreachable, digests, materialize
 
 
 def main() -> int:
@@ -27,10 +28,10 @@ def main() -> int:
         folder = materialize(base, arguments.home)
     except UnknownBaseModel as error:
         sys.stderr.write(f"{error.reason}\n")
-        return 1
+        return os.EX_TEMPFAIL if error.may_pass else 1
     except BaseModelUnavailable as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return os.EX_TEMPFAIL if isinstance(error, HubUnreachable) else 1
     sys.stdout.write(json.dumps({"folder": str(folder), "digest": digests(folder).base}) + "\n")
     return 0
 

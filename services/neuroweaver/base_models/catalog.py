@@ -35,10 +35,14 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class UnknownBaseModel(Exception):
-    """The name means no usable base model: `field` is the request's field, `reason` what was looked at."""
+    """The name means no usable base model: `field` is the request's field, `reason` what was looked at.
 
-    def __init__(self, reason: str, *, field: str = "config.base_model") -> None:
+    may_pass: the hub may know it, and did not answer.
+    """
+
+    def __init__(self, reason: str, *, field: str = "config.base_model", may_pass: bool = False) -> None:
         super().__init__(reason)
+        self.may_pass = may_pass
         self.field = field
         self.reason = reason
 
@@ -96,7 +100,9 @@ def resolve(
     caches = _caches(home, hub_cache)
     if HUB_NAME.fullmatch(name.partition("@")[0]):
         return _hub(name, home, caches, allow_network=allow_network, endpoint=endpoint)
-    raise UnknownBaseModel(_unknown(name, f"there is no folder {home / 'models' / name}", home, caches))
+    raise UnknownBaseModel(
+        _unknown(name, "there is no such folder among the models of NEUROWEAVER_HOME", home, caches)
+    )
 
 
 def available(home: Path, *, hub_cache: Path | None = None) -> list[str]:
@@ -190,7 +196,7 @@ def _hub(
     name: str, home: Path, caches: list[Path], *, allow_network: bool, endpoint: str | None
 ) -> BaseModel:
     repository, _, revision = name.partition("@")
-    looked = []
+    looked, may_pass = [], False
     try:
         for snapshot in hub_models.snapshots(repository, revision or None, caches):
             try:
@@ -198,7 +204,7 @@ def _hub(
                     name, "local", snapshot, model_folder.examine(snapshot), revision=snapshot.name
                 )
             except Unusable as error:
-                looked.append(f"the copy {snapshot} {error}")
+                looked.append(f"the copy {snapshot.name} in a hub cache of this machine {error}")
         looked = looked or ["not in a hub cache of this machine"]
         if allow_network:
             commit, shape = hub_models.ask(repository, revision or None, endpoint)
@@ -208,7 +214,8 @@ def _hub(
         raise UnknownBaseModel(f"{name}: {error}") from error
     except hub_models.NoAnswer as error:
         looked.append(str(error))
-    raise UnknownBaseModel(_unknown(name, "; ".join(looked), home, caches))
+        may_pass = error.may_pass
+    raise UnknownBaseModel(_unknown(name, "; ".join(looked), home, caches), may_pass=may_pass)
 
 
 def _unknown(name: str, looked: str, home: Path, caches: list[Path]) -> str:

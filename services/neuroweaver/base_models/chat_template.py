@@ -10,13 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, Final
 
 # Stands inside a control token that a content only quotes. Unicode keeps it out of all text.
 _QUOTE: Final = "\ufdd0"
 # Marks of a thought, which an answer may hold and which close no turn.
 _THOUGHT: Final = re.compile(r"[<\[]/?think(ing)?[>\]]", re.IGNORECASE)
-_QUESTION, _ANSWER, _NEXT = "First question", "First answer", "Second question"
+_SYSTEM, _QUESTION, _ANSWER, _NEXT = "One instruction", "First question", "First answer", "Second question"
+
+
+class TemplateRefuses(Exception):
+    """The template does not take a chat; the text says why, by the template itself where it does."""
 
 
 class ChatTemplate:
@@ -26,6 +31,9 @@ class ChatTemplate:
     the template parts turns), only those that the template itself writes are encoded as such. So nobody
     closes their turn by what they say. A template whose marks are no tokens (`[INST]` in Llama 2,
     `### Instruction`) cannot be protected in this way.
+
+    A template without a system role, which refuses such a turn or leaves it out, gets the system's text
+    before that of the first user's turn.
 
     end: the token that the template writes behind an answer, else the end of sequence; None without either.
     end_text: that token as the template writes it; None where it writes none.
@@ -38,34 +46,61 @@ class ChatTemplate:
         special.update(tokenizer.all_special_tokens)
         self._added = _any_of(added)
         turns, behind_answer = self._probed()
+        instructed = self._written(
+            [{"role": "system", "content": _SYSTEM}, *_asked(_QUESTION)], opens_turn=True
+        )
+        self._has_system_role = _SYSTEM in instructed
         self.end_text = next(
             (match[0] for text in behind_answer if self._added and (match := self._added.search(text))), None
         )
         self.end: int | None = added.get(self.end_text or "", tokenizer.eos_token_id)
-        marks = set(self._added.findall(turns)) if self._added else set()
+        marks = set(self._added.findall(turns + instructed)) if self._added else set()
         control = {token for token in special | marks if len(token) > 1 and not _THOUGHT.fullmatch(token)}
         self._control = _any_of(control)
         self._quotations = _any_of({_quote(token) for token in control})
         self._control_ids = set(tokenizer.convert_tokens_to_ids(sorted(control))) - {tokenizer.unk_token_id}
 
     def quoted(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The messages with a mark in each control token of a content, by which `token_ids` knows it."""
-        return [{**message, "content": self._quoted(message["content"])} for message in messages]
+        """The messages as `render` takes them, in roles that the template has.
+
+        Each control token of a content has a mark in it, by which `token_ids` knows it.
+        """
+        turns = messages if self._has_system_role else _without_system_role(messages)
+        return [{**message, "content": self._quoted(message["content"])} for message in turns]
 
     def render(self, quoted: Sequence[Mapping[str, Any]], opens_turn: bool) -> str:
         """The text of a quoted chat; with `opens_turn`, the opening of an assistant's turn behind it.
 
-        Raises what the template raises.
+        Raises TemplateRefuses.
         """
         chat = [{"role": message["role"], "content": message["content"]} for message in quoted]
-        return str(
-            self._tokenizer.apply_chat_template(chat, add_generation_prompt=opens_turn, tokenize=False)
-        )
+        try:
+            text = self._tokenizer.apply_chat_template(chat, add_generation_prompt=opens_turn, tokenize=False)
+        except MemoryError:
+            raise
+        except Exception as error:
+            # A template refuses by Jinja's errors or any other.
+            raise TemplateRefuses(str(error) or type(error).__name__) from error
+        return str(text)
+
+    def unquoted(self, rendered: str) -> str:
+        """The rendered text without marks of quotations."""
+        return rendered.replace(_QUOTE, "")
 
     def until_end(self, turn: str) -> str:
         """A rendered answer up to its end: what a template writes behind that is never generated."""
         end = turn.find(self.end_text) if self.end_text else -1
         return turn if end < 0 or not self.end_text else turn[: end + len(self.end_text)]
+
+    def answer_ids(self, answer: str, context: str, context_ids: Sequence[int]) -> list[int]:
+        """Token ids of a rendered answer behind its context, which keeps the ids that it has as a prompt.
+
+        They are those of the whole text, unless a token of it reaches over the answer's beginning.
+        """
+        whole = self.token_ids(context + answer)
+        if whole[: len(context_ids)] == context_ids:
+            return whole[len(context_ids) :]
+        return self.token_ids(answer, after=context)
 
     def token_ids(self, rendered: str, *, after: str = "") -> list[int]:
         """Token ids of rendered text, or of a part of it that stands behind the text `after`."""
@@ -83,7 +118,7 @@ class ChatTemplate:
         return ids + self._encoded(rendered[position:], after)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of the chat and of the opening of the answer. Raises what the template raises."""
+        """Token ids of the chat and of the opening of the answer. Raises TemplateRefuses."""
         return self.token_ids(self.render(self.quoted(messages), opens_turn=True))
 
     def ends(self, shipped: int | Sequence[int] | None) -> frozenset[int]:
@@ -93,21 +128,17 @@ class ChatTemplate:
 
     def _probed(self) -> tuple[str, list[str]]:
         """What the template writes around turns, and behind an answer: the last, and one before others."""
-        chat = [
-            {"role": "user", "content": _QUESTION},
-            {"role": "assistant", "content": _ANSWER},
-            {"role": "user", "content": _NEXT},
-        ]
+        chat = [*_asked(_QUESTION), {"role": "assistant", "content": _ANSWER}, *_asked(_NEXT)]
         turns, last = (self._written(chat[:count]) for count in (3, 2))
         return turns, [last.rpartition(_ANSWER)[2], turns.rpartition(_ANSWER)[2].partition(_NEXT)[0]]
 
-    def _written(self, chat: Sequence[Mapping[str, str]]) -> str:
+    def _written(self, chat: Sequence[Mapping[str, str]], *, opens_turn: bool = False) -> str:
         """Empty if there is no template or it takes no such chat."""
         if not self._tokenizer.chat_template:
             return ""
         try:
-            return str(self._tokenizer.apply_chat_template(chat, tokenize=False))
-        except Exception:  # noqa: BLE001 (a template refuses by Jinja's errors or any other)
+            return self.render(chat, opens_turn)
+        except TemplateRefuses:
             return ""
 
     def _quoted(self, content: str) -> str:
@@ -146,6 +177,23 @@ def chat_template(tokenizer: Any) -> ChatTemplate:
 def _chat_template(tokenizer: Any, template: str) -> ChatTemplate:
     del template  # tells apart what a tokenizer had before
     return ChatTemplate(tokenizer)
+
+
+def _asked(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
+
+
+def _without_system_role(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The chat with the text of the system turns that begin it before that of the first user's turn."""
+    instructions = list(takewhile(lambda turn: turn["role"] == "system", messages))
+    turns = list(messages[len(instructions) :])
+    first = next((place for place, turn in enumerate(turns) if turn["role"] == "user"), None)
+    if not instructions:
+        return turns
+    if first is None:
+        return [*({**turn, "role": "user"} for turn in instructions), *turns]
+    content = "\n\n".join(turn["content"] for turn in (*instructions, turns[first]))
+    return [*turns[:first], {**turns[first], "content": content}, *turns[first + 1 :]]
 
 
 def _quote(token: str) -> str:

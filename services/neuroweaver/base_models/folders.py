@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx2
 import huggingface_hub
 
 from neuroweaver.artifacts.content import digest_of, sha256_of
+from neuroweaver.base_models import hub_models
 from neuroweaver.base_models.model_folder import PICKLES
 from neuroweaver.mesh.machine.files import whole_folder
 
@@ -39,13 +41,22 @@ class BaseModelUnavailable(Exception):
     """The base model cannot be had here: package, folder or hub lacks it, or it has no safetensors."""
 
 
+class HubUnreachable(BaseModelUnavailable):
+    """The hub did not answer, or not with all of it: another try may succeed."""
+
+
 @dataclass(frozen=True)
 class Digests:
-    """SHA-256, as hex, of what an adapter depends on; `chat_template` is None where the model has none."""
+    """SHA-256, as hex, of what an adapter depends on.
+
+    generation: of generation_config.json, which says among other things what ends an answer. It and
+    chat_template are None where the model has none.
+    """
 
     base: str
     tokenizer: str
     chat_template: str | None
+    generation: str | None = None
 
 
 def never_stop() -> None:
@@ -66,15 +77,30 @@ def materialize(base: BaseModel, home: Path, check: Check = never_stop) -> Path:
     raise BaseModelUnavailable(f"base model {base.name!r} is of unknown kind {base.kind!r}")
 
 
+def tokenizer_folder(base: BaseModel, home: Path) -> Path | None:
+    """The folder with the tokenizer of `base`, fetched from the hub without its weights if need be.
+
+    None while the shipped model has not been converted yet. Raises BaseModelUnavailable.
+    """
+    if base.kind == "builtin":
+        folder = home / "models" / BUILTIN_FOLDER
+        return folder if folder.is_dir() else None
+    if base.kind == "local":
+        return Path(base.location)
+    return _download(base, home / "models" / "hub", ignored=("*.safetensors",))
+
+
 def digests(folder: Path) -> Digests:
     """Digests of the weights and architecture, of the tokenizer, and of the chat template in `folder`."""
     weights = sorted(folder.glob("*.safetensors"))
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     template = _chat_template(folder)
+    generation = folder / "generation_config.json"
     return Digests(
         base=base_digest(digest_of(folder / "config.json"), {file.name: digest_of(file) for file in weights}),
         tokenizer=_digest_of_files(tokenizer),
         chat_template=None if template is None else sha256_of([template.encode()]),
+        generation=digest_of(generation) if generation.is_file() else None,
     )
 
 
@@ -107,7 +133,7 @@ def _convert_gguf(source: Path, folder: Path, check: Check) -> None:
     gguf.convert(source, folder, check)
 
 
-def _download(base: BaseModel, cache: Path) -> Path:
+def _download(base: BaseModel, cache: Path, ignored: tuple[str, ...] = ()) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -115,18 +141,19 @@ def _download(base: BaseModel, cache: Path) -> Path:
                 revision=base.revision,
                 cache_dir=cache,
                 allow_patterns=list(HUB_FILES),
-                ignore_patterns=list(HUB_IGNORED),
+                ignore_patterns=[*HUB_IGNORED, *ignored],
             )
         )
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise BaseModelUnavailable(f"base model {base.name!r} could not be fetched from the hub") from error
+    except (OSError, ValueError, httpx2.HTTPError) as error:
+        kind = HubUnreachable if hub_models.may_pass(error) else BaseModelUnavailable
+        raise kind(f"base model {base.name!r} could not be fetched from the hub") from error
 
 
 def _checked(folder: Path, name: str) -> Path:
     if not (folder / "config.json").is_file():
-        raise BaseModelUnavailable(f"base model {name!r}: {folder} holds no config.json")
+        raise BaseModelUnavailable(f"base model {name!r} holds no config.json")
     if not any(folder.glob("*.safetensors")):
-        raise BaseModelUnavailable(f"base model {name!r}: {folder} holds no safetensors weights")
+        raise BaseModelUnavailable(f"base model {name!r} holds no safetensors weights")
     return folder
 
 
@@ -138,6 +165,8 @@ def _chat_template(folder: Path) -> str | None:
     if not config.is_file():
         return None
     template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
     return template if isinstance(template, str) else None
 
 

@@ -10,15 +10,38 @@ import httpx2
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils._http import default_client_factory
 
 from neuroweaver.base_models import model_folder
-from neuroweaver.base_models.model_folder import Shape, Unusable
+from neuroweaver.base_models.model_folder import MAX_JSON_BYTES, Shape, Unusable
+from neuroweaver.mesh.wire import bounded_http
 
 TIMEOUT_S = 5.0
+KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""The variables in which huggingface_hub looks for a credential."""
+_BUSY = frozenset({408, 429})
+_SERVER_FAULTS = 500
+# Of an answer that is no download, such as the list of a model's files.
+_LIMIT_S = 30.0
+
+
+def _client() -> httpx2.Client:
+    # Its hook heeds HF_HUB_OFFLINE, and huggingface_hub shows it nowhere else.
+    with default_client_factory() as usual:
+        return bounded_http.Client(
+            limit_s=_LIMIT_S, max_bytes=MAX_JSON_BYTES, event_hooks=usual.event_hooks, timeout=TIMEOUT_S
+        )
+
+
+# For the whole process: whatever asks a hub here does so through huggingface_hub.
+huggingface_hub.set_client_factory(_client)
 
 
 class NoAnswer(Exception):
     """The hub has no such model, does not show it, or cannot be reached; the text says which."""
+
+    may_pass = False
+    """Whether the same question may be answered later."""
 
 
 def default_cache() -> Path:
@@ -66,9 +89,20 @@ def ask(repository: str, revision: str | None, endpoint: str | None) -> tuple[st
         raise NoAnswer(f"the hub has no revision {revision!r} of it") from error
     except hub_errors.OfflineModeIsEnabled as error:
         raise NoAnswer("the hub was not asked: HF_HUB_OFFLINE is set") from error
+    except bounded_http.Refused as error:
+        raise NoAnswer(f"the hub {error}") from error
     except (OSError, ValueError, TypeError, KeyError, httpx2.HTTPError) as error:
         # The text of these errors may hold request headers or proxies' words; the kind is enough.
-        raise NoAnswer(f"the hub could not be asked ({type(error).__name__})") from error
+        refusal = NoAnswer(f"the hub could not be asked ({type(error).__name__})")
+        refusal.may_pass = may_pass(error)
+        raise refusal from error
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a hub that failed so may answer later: it was not reached, is busy or at fault itself."""
+    if isinstance(error, hub_errors.HfHubHTTPError):
+        return error.response.status_code in _BUSY or error.response.status_code >= _SERVER_FAULTS
+    return isinstance(error, OSError | httpx2.TransportError)
 
 
 def _ask(hub: huggingface_hub.HfApi, repository: str, revision: str | None) -> tuple[str, Shape]:
@@ -94,7 +128,7 @@ def _json(hub: huggingface_hub.HfApi, repository: str, commit: str, file: str) -
     token = huggingface_hub.get_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     session = huggingface_hub.get_session()
-    answer = session.get(url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True)
+    answer = session.get(url, headers=headers, timeout=TIMEOUT_S)
     answer.raise_for_status()
     content = answer.json()
     if not isinstance(content, dict):

@@ -65,15 +65,28 @@ def shape(
     for file, content in (("config.json", config), ("tokenizer_config.json", tokenizer)):
         if content.get("auto_map"):
             raise Unusable(f"brings code of its own ({file} has auto_map), which is never run")
+    vocab_size, padding = _whole(config, "vocab_size"), _whole(config, "pad_token_id")
+    if 0 < vocab_size <= padding:
+        raise Unusable(f"pads with token {padding}, outside its vocabulary of {vocab_size} (config.json)")
     return Shape(
         architecture=_causal_architecture(config),
         context_length=_whole(config, *CONTEXT_NAMES),
         parameters=parameters,
         hidden_size=_whole(config, "hidden_size", "n_embd", "d_model"),
         layers=_whole(config, "num_hidden_layers", "n_layer", "num_layers"),
-        vocab_size=_whole(config, "vocab_size"),
+        vocab_size=vocab_size,
         has_chat_template=has_template_file or bool(tokenizer.get("chat_template")),
         licence=licence,
+    )
+
+
+def layers(folder: Path) -> tuple[str, ...]:
+    """Names of the modules that hold a weight matrix, by the headers of the safetensors. Raises Unusable."""
+    shapes = [item for path in sorted(folder.glob("*.safetensors")) for item in _shapes(path).items()]
+    return tuple(
+        name.rpartition(".")[0]
+        for name, sizes in shapes
+        if name.endswith((".weight", ".qweight")) and len(sizes) > 1
     )
 
 
@@ -122,7 +135,8 @@ def _json(path: Path) -> dict[str, Any]:
             raise Unusable(f"{path.name} is larger than {MAX_JSON_BYTES} bytes")
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise Unusable(f"{path.name} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error  # without the path
+        raise Unusable(f"{path.name} cannot be read: {reason}") from error
     if not isinstance(value, dict):
         raise Unusable(f"{path.name} is not a JSON object")
     return value
@@ -157,7 +171,12 @@ def _refuse_missing_shards(folder: Path, present: set[str]) -> None:
 
 
 def _weights(path: Path) -> int:
-    """The number of weights by the header of `path`: 8 bytes of length, JSON, then the tensors' bytes."""
+    """The number of weights in `path`."""
+    return sum(map(math.prod, _shapes(path).values()))
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """The tensors' shapes by the header of `path`: 8 bytes of length, JSON, then the tensors' bytes."""
     try:
         with path.open("rb") as source:
             size = int.from_bytes(source.read(8), "little")
@@ -167,13 +186,13 @@ def _weights(path: Path) -> int:
                 name: at for name, at in json.loads(source.read(size)).items() if name != "__metadata__"
             }
         end = 8 + size + max((at["data_offsets"][1] for at in tensors.values()), default=0)
-        count = sum(math.prod(at["shape"]) for at in tensors.values())
+        shapes = {name: [int(length) for length in at["shape"]] for name, at in tensors.items()}
         length = path.stat().st_size
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise Unusable(f"{path.name} is not a safetensors file") from error
     if length != end:
         raise Unusable(f"{path.name} is cut short or damaged: {length} bytes where its header says {end}")
-    return int(count)
+    return shapes
 
 
 def _licence(folder: Path) -> str:

@@ -130,7 +130,8 @@ async def _configuration(access: Access) -> Any:
         KeyError,
         yaml.YAMLError,
     ) as error:
-        raise BackendError(Trouble.NOT_CONFIGURED, f"the kubeconfig {file}: {error}") from error
+        why = (isinstance(error, OSError) and error.strerror) or str(error).replace(str(file), "the file")
+        raise BackendError(Trouble.NOT_CONFIGURED, f"the kubeconfig: {why}") from error
     return configuration
 
 

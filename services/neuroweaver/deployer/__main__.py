@@ -26,8 +26,10 @@ from neuroweaver.deployer.storage.lease import Lease, LeaseHolder
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.migrations import migrate
+from neuroweaver.mesh.server.http_limits import HttpLimits
 from neuroweaver.mesh.server.serve import Service, StartError, run, serve
 from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.environment import read
 from neuroweaver.v1 import deployer_pb2 as pb
 from neuroweaver.v1 import deployer_pb2_grpc, registry_pb2_grpc
 
@@ -89,6 +91,7 @@ def service(
             servicer, grpc_server
         ),
         background=[lambda: holder.run(lead), store.topics.run, lambda: keep_house(store.database)],
+        check=store.database.check,
         close=store.database.close,
     )
 
@@ -97,7 +100,9 @@ async def _local(
     stack: AsyncExitStack, settings: DeployerSettings, store: Store, versions: Versions
 ) -> Backend:
     """Raises StartError if it cannot be had: this machine is what this deployer is for."""
-    chosen = LocalSettings(home=settings.home, host=settings.host, port=settings.serving_port)
+    chosen = LocalSettings(
+        home=settings.home, host=settings.host, port=settings.serving_port, limits=read(HttpLimits)
+    )
     files, base_models = Files(store, versions), BaseModels(settings.home)
     try:
         return await stack.enter_async_context(local_backend(chosen, files.fetch, base_models.folder))

@@ -48,6 +48,7 @@ def service(database: Database, releases: Releases, projections: Projections | N
             lambda: keep_house(store, projections),
             lambda: keep_checkpoints(store, projections),
         ],
+        check=database.check,
         close=database.close,
     )
 

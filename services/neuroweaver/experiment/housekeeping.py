@@ -1,18 +1,21 @@
-"""What the Experiment service drops every hour, and the checkpoints that it stores."""
+"""What the Experiment service drops and examines every hour, and the checkpoints that it stores."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from datetime import datetime
 from typing import Final
 
-from neuroweaver.experiment.intake import retention, sketching
+from sqlalchemy.exc import SQLAlchemyError
+
+from neuroweaver.experiment.intake import calibration, retention, sketching
 from neuroweaver.experiment.intake.projection import Projections
+from neuroweaver.experiment.storage import tables
 from neuroweaver.experiment.storage.faults import tolerated
-from neuroweaver.experiment.storage.store import Store
+from neuroweaver.experiment.storage.store import Store, inputs_topic
 from neuroweaver.mesh.handlers import housekeeping
 from neuroweaver.mesh.handlers.housekeeping import Chores
+from neuroweaver.mesh.handlers.loop import Outages, repeat
 
 _LOG: Final = logging.getLogger("neuroweaver.experiment")
 
@@ -22,22 +25,42 @@ CHECKPOINT_PERIOD_S: Final = 5.0
 async def keep_house(store: Store, projections: Projections) -> None:
     """Until cancelled."""
     await housekeeping.keep_house(
-        _LOG, store.database, lambda now: chores(store, projections, now), clock=store.clock
+        _LOG,
+        store.database,
+        lambda now: chores(store, projections, now),
+        times=(tables.event_batches.c.last_event_time,),
+        clock=store.clock,
     )
 
 
 def chores(store: Store, projections: Projections, now: datetime) -> Chores:
-    return {"raw events": lambda: expire_all(store, projections, now)}
+    return {
+        "caps": lambda: reexamine_all(store, projections, now),
+        "raw events": lambda: expire_all(store, projections, now),
+    }
 
 
 async def keep_checkpoints(store: Store, projections: Projections) -> None:
     """Until cancelled, for the experiments that many events came for."""
-    while True:
+    outages = Outages("checkpoints")
+
+    async def turn() -> None:
         for project, test_id in projections.due():
-            with tolerated("no checkpoint", test_id=test_id):
+            with outages.survived(SQLAlchemyError, project=project, test_id=test_id):
                 experiment = await store.experiment(project, test_id)
                 await retention.keep_checkpoint(store, projections, experiment)
-        await asyncio.sleep(CHECKPOINT_PERIOD_S)
+
+    await repeat("checkpoints", turn, CHECKPOINT_PERIOD_S)
+
+
+async def reexamine_all(store: Store, projections: Projections, now: datetime) -> int:
+    """Takes caps by quantiles again where that is due. Returns 0: nothing is dropped."""
+    for project, test_id in await store.keys():
+        with tolerated("caps not examined", test_id=test_id):
+            experiment = await store.experiment(project, test_id)
+            if await calibration.reexamine(store, projections, experiment, now):
+                store.topics.notify([inputs_topic(project, test_id)])
+    return 0
 
 
 async def expire_all(store: Store, projections: Projections, now: datetime) -> int:

@@ -9,6 +9,7 @@ from typing import Final
 from neuroweaver.mesh.handlers import housekeeping
 from neuroweaver.mesh.handlers.housekeeping import Chores
 from neuroweaver.registry.artifacts.store import ArtifactStore
+from neuroweaver.registry.storage import tables
 from neuroweaver.registry.storage.store import Store
 
 _LOG: Final = logging.getLogger("neuroweaver.registry")
@@ -23,11 +24,21 @@ HIDDEN_FILES_KEPT: Final = timedelta(days=30)
 DELIVERIES_KEPT: Final = timedelta(days=7)
 # From how far back a watch can resume. The history itself is kept for ever.
 EVENTS_KEPT: Final = timedelta(days=90)
+_TIMES: Final = (
+    tables.model_events.c.time,
+    tables.blobs.c.last_used,
+    tables.models.c.delete_time,
+    tables.versions.c.delete_time,
+    tables.webhook_deliveries.c.last_attempt_time,
+    tables.webhook_deliveries.c.next_attempt_time,
+)
 
 
 async def keep_house(store: Store, artifacts: ArtifactStore) -> None:
     """Until cancelled."""
-    await housekeeping.keep_house(_LOG, store.database, lambda now: chores(store, artifacts, now))
+    await housekeeping.keep_house(
+        _LOG, store.database, lambda now: chores(store, artifacts, now), times=_TIMES, clock=store.clock
+    )
 
 
 def chores(store: Store, artifacts: ArtifactStore, now: datetime) -> Chores:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import Enum
 from functools import cache, partial
 from typing import Any, Final, TypeVar
@@ -183,14 +183,6 @@ def from_webhook(status: WebhookStatus) -> pb.Webhook:
 
 def from_delivery(delivery: Delivery) -> pb.WebhookDelivery:
     return filled(pb.WebhookDelivery, delivery)
-
-
-def to_moment(field: str, message: timestamp_pb2.Timestamp) -> datetime:
-    """Raises InvalidArgument naming `field` for a moment that no calendar has."""
-    try:
-        return message.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError) as error:
-        raise InvalidArgument(field, "is not a moment between the years 1 and 9999") from error
 
 
 def to_model(message: pb.Model, now: datetime) -> Model:

@@ -54,9 +54,16 @@ class RegistrySettings(Settings):
         shown_default="registry-audit-key.pem under NEUROWEAVER_HOME",
         help="The private key that signs heads of the audit chain; replicas share one.",
     )
+    webhook_key_file: Path | None = variable(
+        "NEUROWEAVER_WEBHOOK_KEY_FILE",
+        absolute_path,
+        None,
+        shown_default="registry-webhook-key under NEUROWEAVER_HOME",
+        help="The key that seals webhooks' secrets in the database; replicas share one.",
+    )
     webhook_private: bool = variable(
         "NEUROWEAVER_WEBHOOK_PRIVATE",
         switch,
         default=False,
-        help="Webhooks may point into private networks.",
+        help="Webhooks may lead to this machine, also by http, and into private networks.",
     )

@@ -13,6 +13,7 @@ import uvloop
 
 from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig, read
 from neuroweaver.mesh.server import logs
+from neuroweaver.mesh.wire.environment import SettingsError
 from neuroweaver.serving.http.server import Exit, ModelServer
 from neuroweaver.serving.log_filters import quieten
 
@@ -30,11 +31,9 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logs.configure("serving")
     quieten()
-    # Tells of its own start and end; requests are counted, not logged.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         code = uvloop.run(_serve(read(arguments.config)))
-    except BadConfig as error:
+    except (BadConfig, SettingsError) as error:
         logging.getLogger(__name__).error("bad configuration: %s", error)  # noqa: TRY400 (the owner's, no bug)
         code = Exit.BAD_CONFIG
     logging.shutdown()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import sys
+from typing import Any, Final
 
-from neuroweaver.base_models.chat_template import chat_template
+from neuroweaver.base_models.chat_template import TemplateRefuses, chat_template
 from neuroweaver.serving.requests import ApiError, Message
 
+# Of a text. A cut between two adds a few tokens at most.
+_PIECE: Final = 16 << 10
+_CUT_TOKENS: Final = 16
 
-def token_ids(tokenizer: Any, prompt: list[Message] | str | list[int]) -> list[int]:
-    """Raises ApiError."""
+
+def token_ids(tokenizer: Any, prompt: list[Message] | str | list[int], max_tokens: int) -> list[int]:
+    """A prompt that is known to have more than `max_tokens` is refused. Raises ApiError."""
     if isinstance(prompt, str):
+        _refuse_long(tokenizer, prompt, max_tokens, "prompt")
         return list(tokenizer(prompt)["input_ids"])
     if prompt and isinstance(prompt[0], dict):
-        return _of_chat(tokenizer, prompt)
+        return _of_chat(tokenizer, prompt, max_tokens)
     ids = [token for token in prompt if isinstance(token, int)]
     if max(ids) >= len(tokenizer):
         raise ApiError(
@@ -24,19 +31,44 @@ def token_ids(tokenizer: Any, prompt: list[Message] | str | list[int]) -> list[i
     return ids
 
 
-def _of_chat(tokenizer: Any, messages: Any) -> list[int]:
+def try_template(tokenizer: Any) -> None:
+    """Renders a chat, as far as the template takes it: one that never ends does not end here."""
+    if tokenizer.chat_template:
+        with contextlib.suppress(ApiError):
+            _of_chat(tokenizer, [{"role": "user", "content": "Hello"}], sys.maxsize)
+
+
+def _refuse_long(tokenizer: Any, text: str, max_tokens: int, parameter: str) -> None:
+    """Counts by pieces, and only as far as it may be: a long text at once takes much memory and time."""
+    if len(text) <= max_tokens:
+        return
+    least = 0
+    for begin in range(0, len(text), _PIECE):
+        piece = tokenizer(text[begin : begin + _PIECE], add_special_tokens=False)["input_ids"]
+        least += max(0, len(piece) - _CUT_TOKENS)
+        if least > max_tokens:
+            raise ApiError(
+                f"This model's maximum context length is {max_tokens} tokens, but the prompt has more.",
+                parameter=parameter,
+                code="context_length_exceeded",
+            )
+
+
+def _of_chat(tokenizer: Any, messages: Any, max_tokens: int) -> list[int]:
     if not tokenizer.chat_template:
         raise ApiError(
             "This model has no chat template; use /v1/completions.",
             parameter="messages",
             code="no_chat_template",
         )
+    template = chat_template(tokenizer)
     try:
-        return chat_template(tokenizer).prompt_ids(messages)
-    except Exception as error:
-        # A template refuses, for example, two turns of a user in a row, by Jinja's errors or any other.
+        rendered = template.render(template.quoted(messages), opens_turn=True)
+    except TemplateRefuses as error:  # for example two turns of a user in a row
         raise ApiError(
             f"The model's chat template refuses these messages: {error}",
             parameter="messages",
             code="invalid_value",
         ) from error
+    _refuse_long(tokenizer, rendered, max_tokens, "messages")
+    return template.token_ids(rendered)

@@ -23,16 +23,23 @@ class Pulse:
     """Progress of an engine, written by its thread and read by any other.
 
     An engine lives while its work gets on: it forwards tokens of its requests at least every `stall_s`, and
-    of a probe of its own every `probe_interval_s` when it has none.
+    of a probe of its own every `probe_interval_s` when it has none. So do the tokenizers.
+
+    missed: what there was none of.
     """
 
     def __init__(
-        self, stall_s: float, probe_interval_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        stall_s: float,
+        probe_interval_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        missed: str = "the engine has made no token",
     ) -> None:
         self.stall_s = stall_s
         self.probe_interval_s = probe_interval_s
         self.last_token_time: float | None = None
         self._clock = clock
+        self._missed = missed
         self._lock = threading.Lock()
         self._progress = clock()
         self._busy_since: float | None = None
@@ -66,14 +73,15 @@ class Pulse:
         if silent <= limit_s:
             return ""
         task = "its probe" if busy_since is None else "the requests at work"
-        return f"the engine has made no token for {task} in {silent:.0f} s"
+        return f"{self._missed} for {task} in {silent:.0f} s"
 
 
 class Status:
-    """The phases of a server. Safe to use from several threads."""
+    """The phases of a server. Safe to use from several threads. tokenizing: the pulse of its tokenizers."""
 
-    def __init__(self, pulse: Pulse, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pulse: Pulse, tokenizing: Pulse, clock: Callable[[], float] = time.monotonic) -> None:
         self.pulse = pulse
+        self._tokenizing = tokenizing
         self._clock = clock
         self._lock = threading.Lock()
         self._entered: list[tuple[Phase, float]] = [(Phase.PULLING, clock())]
@@ -95,13 +103,16 @@ class Status:
 
     @property
     def is_ready(self) -> bool:
-        return self.phase is Phase.READY and not self.pulse.trouble()
+        return self.phase is Phase.READY and not self._trouble()
 
     @property
     def is_live(self) -> bool:
         if self.phase is Phase.FAILED:
             return False
-        return self.phase not in {Phase.READY, Phase.DRAINING} or not self.pulse.trouble()
+        return self.phase not in {Phase.READY, Phase.DRAINING} or not self._trouble()
+
+    def _trouble(self) -> str:
+        return self.pulse.trouble() or self._tokenizing.trouble()
 
     def report(self) -> dict[str, Any]:
         """The JSON of the health answers. phases: seconds, of the current one until now."""
@@ -114,5 +125,5 @@ class Status:
             "phases": {phase: round(end - at, 3) for (phase, at), end in zip(entered, ends, strict=True)},
             "last_token_time": self.pulse.last_token_time,
             "loaded_versions": list(self.loaded_versions),
-            "reason": reason or (self.pulse.trouble() if serves else ""),
+            "reason": reason or (self._trouble() if serves else ""),
         }

@@ -4,40 +4,72 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
-from neuroweaver.serving import prompts
+from neuroweaver.mesh.server.http_bodies import Bodies
 from neuroweaver.serving.engine.engine import Engine
 from neuroweaver.serving.engine.generation import Answer, Delta, Generation
-from neuroweaver.serving.requests import ApiError, Message
+from neuroweaver.serving.requests import ApiError
 from neuroweaver.serving.status import Phase, Status
+from neuroweaver.serving.tokenizing import Prompt, Tokenizers
 from neuroweaver.serving.versions import Versions
 
-Deltas = asyncio.Queue[Delta | None]
-"""None: there will be no more, since nobody listens."""
+
+class Deltas:
+    """What was made of an answer and is not taken yet, as one: for a slow reader only its text is kept."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._last: Delta | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, delta: Delta) -> None:
+        self._texts.append(delta.text)
+        self._last = delta
+        self._changed.set()
+
+    def end(self) -> None:
+        """Nobody listens any more."""
+        self._last = None
+        self._changed.set()
+
+    async def get(self) -> Delta | None:
+        """None: there will be no more."""
+        await self._changed.wait()
+        if self._last is None:
+            return None
+        delta = replace(self._last, text="".join(self._texts))
+        self._texts.clear()
+        self._changed.clear()
+        return delta
 
 
 class Work:
     """Belongs to the event loop; only `deliver` may be called from another thread."""
 
-    def __init__(self, status: Status, versions: Versions, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        status: Status,
+        versions: Versions,
+        loop: asyncio.AbstractEventLoop,
+        bodies: Bodies,
+        tokenizers: Tokenizers,
+    ) -> None:
         self.status = status
+        self.bodies = bodies
         self.versions = versions
         self.requests = 0
         self.max_context = 0
         self._loop = loop
         self._engine: Engine | None = None
-        self._tokenizer: Any = None
+        self._tokenizers = tokenizers
         self._ends: frozenset[int] = frozenset()
         self._streams: dict[Answer, Deltas] = {}
-        # Templates and tokenizers may take long; one thread keeps them off the event loop and in turn.
-        self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
 
-    def attach(self, engine: Engine, tokenizer: Any, max_context: int, ends: frozenset[int]) -> None:
+    def attach(self, engine: Engine, max_context: int, ends: frozenset[int]) -> None:
         """The engine is warm: requests are taken. ends: token ids that end an answer of any version."""
-        self._engine, self._tokenizer, self.max_context = engine, tokenizer, max_context
+        self._engine, self.max_context = engine, max_context
         self._ends = ends
         self.status.loaded_versions = tuple(self.versions.loaded)
         self.status.enter(Phase.READY)
@@ -76,9 +108,9 @@ class Work:
             retry_after_s=1,
         )
 
-    async def tokenize(self, prompt: list[Message] | str | list[int]) -> list[int]:
+    async def tokenize(self, prompt: Prompt) -> list[int]:
         """Raises ApiError."""
-        ids = await self._loop.run_in_executor(self._tokenizing, prompts.token_ids, self._tokenizer, prompt)
+        ids = await self._tokenizers.ids(prompt, self.max_context)
         if not ids:
             raise ApiError("The prompt has no token.", parameter="prompt", code="invalid_value")
         return ids
@@ -93,7 +125,7 @@ class Work:
         self.versions.meant(self.versions.full_name(generation.version))
         assert self._engine is not None
         answer = self._engine.submit(generation)
-        self._streams[answer] = asyncio.Queue()
+        self._streams[answer] = Deltas()
         return answer
 
     def deltas(self, answer: Answer) -> Deltas:
@@ -112,4 +144,4 @@ class Work:
     def _distribute(self, made: Sequence[tuple[Answer, Delta]]) -> None:
         for answer, delta in made:
             if stream := self._streams.get(answer):
-                stream.put_nowait(delta)
+                stream.put(delta)

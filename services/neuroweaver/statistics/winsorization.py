@@ -24,24 +24,43 @@ class Caps:
 
 
 def calibrated(values: npt.ArrayLike, lower_quantile: float | None, upper_quantile: float | None) -> Caps:
-    """The caps at quantiles of the first units of all variants together; none without units.
+    """The caps at quantiles of the units of all variants together; none without units.
 
-    values: (units,). Taken once and then kept: caps that move with the data would make the units depend on
-    each other, and the metric would mean another thing at every look. All variants together, so that the
-    caps are the same for all and know nothing of which variant is better.
+    values: (units,). A cap is a value that some unit has, and never one that more units share than it may
+    cut: quantiles of such mass points are no stable property of the metric (Stigler 1973, Annals of
+    Statistics 1:472), and what counts now and grows later would be cut to a constant. The next value beyond
+    is taken, or there is no cap. Nor is there one where it would cut most of the units that stand out from
+    the most common value, such as most buyers among units that mostly buy nothing: that is what is measured.
 
-    A cap that would make all of these units equal is left out: where fewer units than the quantile spares
-    have any value at all, it would cut off the very thing that is measured.
+    Caps may be taken again whenever data come in, if all units are then capped anew. As long as the arms do
+    not differ, caps of all variants together are no function of who got what, and the difference of the arms
+    has no first-order term in them: with P(Y > c) the same in both, d/dc of E min(Y, c) cancels. The caps
+    themselves converge almost surely (Bahadur 1966, Annals of Mathematical Statistics 37:577), so what is
+    left is of smaller order than the boundary of `sequential`, which holds for asymptotically linear
+    estimates (arXiv 2103.06476, section 3). Caps of one arm alone, or units that keep the caps of their day,
+    would have no such property. Where the arms do differ, the effect is one on the capped metric.
     """
-    first = np.asarray(values, dtype=np.float64)
-    if not len(first):
+    units = np.asarray(values, dtype=np.float64)
+    if not len(units):
         return Caps()
-    lower = None if lower_quantile is None else float(np.quantile(first, lower_quantile))
-    upper = None if upper_quantile is None else float(np.quantile(first, upper_quantile))
-    if lower is not None and lower >= first.max():
-        lower = None
-    if upper is not None and upper <= first.min():
-        upper = None
-    if lower is not None and upper is not None and lower >= upper:
+    lower = None if lower_quantile is None else _upper(-units, 1 - lower_quantile)
+    upper = None if upper_quantile is None else _upper(units, upper_quantile)
+    if lower is not None and upper is not None and -lower >= upper:
         return Caps()
-    return Caps(lower, upper)
+    return Caps(None if lower is None else -lower, upper)
+
+
+def _upper(values: npt.NDArray[np.float64], quantile: float) -> float | None:
+    distinct, counts = np.unique(values, return_counts=True)
+    until = np.cumsum(counts)
+    at = int(np.searchsorted(until, math.ceil(quantile * (len(values) - 1)), side="right"))
+    if not at:
+        return None  # most units have the smallest value: all that is above it is what is measured
+    may_share = max(1.0, (1 - quantile) * len(values))
+    while at < len(distinct) and counts[at] > may_share:
+        at += 1
+    if at == len(distinct):
+        return None
+    standing_out = len(values) - counts.max()
+    is_most_cut = 2 * (len(values) - until[at]) > standing_out
+    return None if is_most_cut else float(distinct[at])

@@ -62,7 +62,9 @@ def service(database: Database, settings: TrainerSettings) -> Service:
     return Service(
         names=[server.SERVICE.full_name, _WORKER_SERVICE.full_name],
         add=add,
+        socket=settings.worker_socket,
         background=[supervisor.run, store.topics.run, lambda: keep_house(store, jobs_folder, days_kept)],
+        check=database.check,
         close=close,
     )
 

@@ -32,6 +32,12 @@ class TrainerSettings(Settings):
     feedback_model: str = variable(
         "NEUROWEAVER_FEEDBACK_MODEL", text, EMBEDDED_JUDGE, help="The judge of a job that names none."
     )
+
+    @property
+    def worker_socket(self) -> Path:
+        """Where workers report: in the home, so that one finds the trainer again that was started anew."""
+        return self.home / "run" / "trainer.sock"
+
     # What they hold is the worker's business, and its alone.
     has_judge_key: bool = variable(
         "OPENAI_API_KEY", bool, default=False, shown_default="none", help="Shown to the endpoint that judges."

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import grpc
+import psutil
 import pytest
 
 import foreground
@@ -98,30 +99,46 @@ def test_a_program_started_by_nohup_outlives_its_terminal():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_service_that_ends_takes_the_others_with_it(environ, places):
+def test_a_service_that_is_killed_is_started_again_and_the_others_go_on(environ, places):
     process = command_line(environ, "up", "--json")
     try:
-        started = read_document(process.stdout)
-        pids = {each["service"]: each["pid"] for each in started["services"]}
+        pids = {each["service"]: each["pid"] for each in read_document(process.stdout)["services"]}
         os.kill(pids["experiment"], signal.SIGKILL)
+        stopped, again = process.stderr.readline(), process.stderr.readline()
+        assert stopped.startswith("the experiment has stopped (SIGKILL): ")
+        assert stopped.endswith("; it is started again in 1 s\n")
+        assert again.startswith("the experiment is serving again (process ")
+        restarted = int(again.rstrip(")\n").rpartition(" ")[2])
+        assert restarted != pids["experiment"]
+        assert is_service(restarted, "experiment")
+        assert all(is_alive(pid) for service, pid in pids.items() if service != "experiment")
+        assert (places[0].home / "logs" / "experiment.log.1").exists()
+
+        process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
 
-    assert process.returncode == 1
-    assert "the experiment has stopped (SIGKILL)" in json.loads(err)["error"]["message"]
-    assert not any(map(is_alive, pids.values()))
+    assert process.returncode == 143
+    assert err == ""
+    assert not any(map(is_alive, [*pids.values(), restarted]))
 
 
 def test_detached_services_run_on_until_down_ends_exactly_them(environ, places):
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    pids = {}
+    home, pids = places[0].home, {}
+    (home / "jobs" / "old").mkdir(parents=True)
+    (home / "registry.db").touch(mode=0o644)
+    environ["OPENAI_API_KEY"] = "sk-1"
     try:
         up = command_line(environ, "up", "--detach", "--json")
         out, err = up.communicate(timeout=90)
         assert up.returncode == 0, err
         pids = {each["service"]: each["pid"] for each in json.loads(out)["services"]}
         assert recorded(places) == pids
+        assert [path for path in (home, *home.rglob("*")) if path.lstat().st_mode & 0o077] == []
+        environments = {service: psutil.Process(pid).environ() for service, pid in pids.items()}
+        assert [service for service in pids if "OPENAI_API_KEY" in environments[service]] == ["trainer"]
 
         again = command_line(environ, "up", "--json")
         _, err = again.communicate(timeout=60)

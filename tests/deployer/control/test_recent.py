@@ -175,6 +175,21 @@ async def test_a_report_from_a_clock_that_is_ahead_counts_at_once_and_displaces_
     assert of(answer, pb.THRESHOLD_KIND_ACCURACY).requests == 30
 
 
+async def test_what_a_clock_measured_that_ran_ahead_does_not_hide_what_comes_after(lone):
+    await served(lone)
+    clock, memory = Clock(lone), Memory()
+    years = timedelta(days=3653).total_seconds()
+    clock.advance(years)
+    await fill(lone, 5, every_s=1)
+    assert (await kept(lone, memory)).counts(clock._now)[1].requests
+    clock.advance(-years)
+    await chores(lone.store.database, clock._now)["measurements"]()
+    await fill(lone, 3, every_s=1)
+    recent = await kept(lone, memory)
+    assert recent.counts(clock._now)[1].accuracy.weight == 3
+    assert recent.tallied <= clock._now
+
+
 async def test_only_the_deployments_looked_at_last_are_kept(lone, rows):
     await served(lone)
     memory = Memory(most=1)

@@ -309,6 +309,18 @@ async def test_missing_data_hold_a_canary(lone):
     assert weights(lone) == {1: 90, 2: 10}
 
 
+async def test_a_canary_that_bakes_while_the_clock_runs_ahead_for_ten_years_ends_all_the_same(lone):
+    await started(lone)
+    clock, years = Clock(lone), timedelta(days=3653).total_seconds()
+    clock.advance(years)
+    await deploy(lone, baking("2.0.0"))
+    assert (await lone.settle()).rollout.state == pb.ROLLOUT_STATE_BAKING
+    clock.advance(-years)
+    assert (await lone.settle()).rollout.state == pb.ROLLOUT_STATE_BAKING
+    clock.advance(timedelta(hours=25).total_seconds())
+    assert (await lone.settle()).stable_revision == 2
+
+
 class Clock:
     """The store's time, moved by hand."""
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from deployer.kubernetes import promql, schemas
 from neuroweaver.base_models.catalog import BUILTIN_PACKAGE
@@ -25,6 +25,7 @@ from neuroweaver.deployer.kubernetes.planning import access
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 from neuroweaver.experiment.settings import ExperimentSettings
 from neuroweaver.mesh.server.observing import Metrics
+from neuroweaver.mesh.server.serve import ALIVE
 from neuroweaver.mesh.wire.settings import PORTS, Settings
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
@@ -172,6 +173,9 @@ def test_a_service_listens_where_it_is_probed_and_called(service: str):
     assert {
         container[probe]["grpc"]["port"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")
     } == {settings.port}
+    # A restart of the pod does not bring its database back.
+    assert container["livenessProbe"]["grpc"]["service"] == ALIVE
+    assert not container["readinessProbe"]["grpc"].get("service")
     assert {each["port"] for each in found["Service"]["spec"]["ports"]} == set(ports.values())
     assert (
         found["Service"]["spec"]["selector"].items()
@@ -306,6 +310,7 @@ def metrics_that_exist() -> set[str]:
         f"{name}{suffix}" for name in registry._names_to_collectors for suffix in ("", "_bucket", "_total")
     }
     assert made
+    names |= {name for name in REGISTRY._names_to_collectors if name.startswith("neuroweaver_loop_")}
     return names | SERVING | {"process_resident_memory_bytes", "process_cpu_seconds_total"}
 
 
@@ -395,3 +400,18 @@ def test_the_trainers_image_has_its_default_judge_and_the_model_that_needs_no_hu
     (installs,) = re.findall(r"in \*,train,\*\)(.*);; esac", text, re.DOTALL)
     assert {each.replace("_", "-") for each in (PACKAGE, BUILTIN_PACKAGE)} == DATA
     assert set(installs.split()) >= DATA
+
+
+def test_registries_that_share_a_database_share_their_keys():
+    registry = next(
+        each
+        for each in built("production")
+        if (each["kind"], each["metadata"]["name"]) == ("Deployment", "registry")
+    )
+    pod = registry["spec"]["template"]["spec"]
+    keys = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}["keys"]
+    values = {entry["name"]: entry.get("value", "") for entry in pod["containers"][0]["env"]}
+    for name in ("NEUROWEAVER_AUDIT_KEY_FILE", "NEUROWEAVER_WEBHOOK_KEY_FILE"):
+        assert values[name].startswith(f"{keys}/")
+    assert next(each for each in pod["volumes"] if each["name"] == "keys")["secret"]
+    assert "NEUROWEAVER_DATABASE_URL" in values

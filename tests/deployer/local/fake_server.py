@@ -8,7 +8,8 @@ How it behaves is said by the file `behaviour.json` of the version that it serve
   stubborn                   ignores SIGTERM
   holds_mib                  memory that it takes while loading
 `POST /fake/wedge` makes its engine stand still behind an open port. `POST /fake/hold` takes so many `mib` of
-memory more; `mapped`: as pages of a file.
+memory more; `mapped`: as pages of a file. A request with `breaks` gets no answer but a closed connection: itself
+(`this`), or the one that comes behind it on its connection (`next`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Engine:
         self.versions = [config["version"]]
         self.is_wedged = False
         self.last_token: float | None = None
-        self.running = self.requests = self.tokens = 0
+        self.running = self.requests = self.tokens = self.broken = 0
         self.held: list[bytes | mmap.mmap] = []
         self.behaviour = self.read(config["files_folder"], config["files"])
 
@@ -88,6 +89,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16
     disable_nagle_algorithm = True
+    breaks_next = False
 
     def do_GET(self) -> None:
         engine = self.engine
@@ -106,14 +108,25 @@ class Handler(BaseHTTPRequestHandler):
                 {
                     "data": [{"id": f"{engine.config['model']}@{engine.config['version']}"}],
                     "pid": os.getpid(),
+                    "broken": engine.broken,
                 },
             )
         else:
             self.answer(404, {"error": {"message": self.path}})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
+        content = self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}"
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError):
+            self.answer(400, {"error": {"message": "no JSON"}})
+            return
         engine = self.engine
+        if self.breaks_next or body.get("breaks") == "this":
+            self.close_connection = True
+            engine.broken += 1
+            return
+        self.breaks_next = body.get("breaks") == "next"
         if self.path == "/fake/wedge":
             engine.is_wedged = True
             self.answer(200, {})

@@ -118,6 +118,37 @@ async def test_a_replica_that_somebody_else_ends_costs_no_request(tmp_path: Path
         assert [answer.json()["pid"] for answer in answers].count(ended) == 1
 
 
+async def test_a_kept_connection_that_ended_costs_neither_the_request_nor_the_replica(tmp_path: Path):
+    async with world(tmp_path, probe_s=30.0) as here:
+        await here.serve(wanted(revision(here.registry.bundle())))
+        for _ in range(5):
+            assert (await here.ask(breaks="next")).status_code == 200
+            assert (await here.ask()).status_code == 200
+        observed = await here.observe()
+        assert [each.phase for each in observed.replicas] == [READY]
+        (measured,) = await here.backend.measure(KEY, NAME, spec())
+        assert (measured.requests, measured.errors) == (10, 0)
+        assert (await broken(here)) == 5
+
+
+async def test_a_request_that_breaks_its_connections_does_not_go_through_all_replicas(tmp_path: Path):
+    async with world(tmp_path, probe_s=30.0) as here:
+        await here.serve(wanted(revision(here.registry.bundle(), replicas=4)))
+        answer = await here.ask(breaks="this")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "replicas_failed")
+        seen = [await broken(here, each.base_url) for each in here.backend.fleet(KEY).replicas]
+        assert sorted(seen) == [0, 0, 2, 2]
+        observed = await here.observe()
+        assert [each.phase for each in observed.replicas] == [READY] * 4
+        assert (await here.ask()).status_code == 200
+
+
+async def broken(here: World, base_url: str = "") -> int:
+    """How many requests the fake server, by default that behind the router, has left without an answer."""
+    url = f"{base_url}/v1" if base_url else here.backend.endpoint(KEY)
+    return int((await here.client.get(f"{url}/models")).json()["broken"])
+
+
 async def test_a_stream_passes_unbuffered(tmp_path: Path):
     async with world(tmp_path) as here:
         await here.serve(wanted(revision(here.registry.bundle(tokens=3, token_s=0.4))))
@@ -278,6 +309,14 @@ async def test_after_a_switch_another_deployment_answers(tmp_path: Path):
         answer = await here.ask()
         assert (answer.json()["version"], answer.json()["model"]) == ("7.0.0", "backup")
         assert answer.headers["x-neuroweaver-revision"] == "3"
+        chat = f"{here.backend.endpoint(KEY)}/chat/completions"
+        for body in (
+            b'{"model": "advisor", "user": "\\ud83d"}',
+            b'{"model": "advisor", "user": ' + b"[" * 500_000,
+        ):
+            # What is wrong with it is for the model server to say.
+            answer = await here.client.post(chat, content=body)
+            assert answer.status_code in (200, 400)
         await here.backend.apply(replace(other, redirect=Redirect(here.backend.endpoint(KEY), KEY.model_id)))
         assert (await here.ask()).status_code == 508
         await here.backend.apply(desired)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,15 @@ from experiment.figures import (
     superior,
 )
 from neuroweaver.experiment.domain.model import CREATED
-from neuroweaver.experiment.domain.snapshot import Cell, Group, Quality, Rejection, Snapshot
+from neuroweaver.experiment.domain.snapshot import (
+    Calibration,
+    Cell,
+    Group,
+    Quality,
+    Rejection,
+    Snapshot,
+    Uses,
+)
 from neuroweaver.mesh.wire.errors import OutOfRange
 from neuroweaver.statistics.arm import Sample
 from neuroweaver.statistics.moments import Moments
@@ -226,20 +235,147 @@ def test_event_ids_that_units_share_are_noted_with_one_of_them() -> None:
     assert "order-1" in notice.message
 
 
-def test_units_that_are_left_out_and_caps_that_are_not_there_yet_are_noted() -> None:
-    capped = metric(winsorization=pb.Winsorization(upper_quantile=0.99))
+def capped_results(calibration: Calibration | None, cuts: tuple[int, float, float] | None = (0, 0, 0)):
+    """cuts: of a thousand units of each variant, how many are cut, by how much, and the total."""
+    made = experiment(metrics=[metric(winsorization=pb.Winsorization(upper_quantile=0.99))])
+    found = snapshot({v: {"score": normal(1000, 10, 1)} for v in EQUAL})
+    sums = None if cuts is None else (*map(float, cuts), *[0.0] * 6)
+    known = None if sums is None else Moments(1000, 3, sums, (0.0,) * 9)
+    cells = {key: replace(each, cuts=known) for key, each in found.cells.items()}
+    calibrations = {"score": calibration} if calibration else {}
+    return reported(made, Snapshot(found.groups, cells, calibrations=calibrations)).results
+
+
+@pytest.mark.parametrize(
+    ("calibration", "cuts", "reason", "words"),
+    [
+        (None, (0, 0, 1e4), "WINSORIZATION_CALIBRATING", "once 1,000 units have a value"),
+        (Calibration(None, None, 990), (0, 0, 1e4), "WINSORIZATION_CALIBRATING", "990 at the last look"),
+        (Calibration(None, None, 2000), (0, 0, 1e4), "WINSORIZATION_NOT_IN_FORCE", "No cap of score is in"),
+        (None, None, "WINSORIZATION_OF_EARLIER_VERSION", "capped anew"),
+        (
+            Calibration(None, 30.0, 2000),
+            (10, 100, 1e4),
+            "WINSORIZED",
+            "capped above 30: 1.00% of the units are cut, and 1.0% of the total.",
+        ),
+        (
+            Calibration(None, 1.0, 2000),
+            (990, 9e3, 1e4),
+            "WINSORIZED",
+            "99.00% of the units are cut, and 90.0%",
+        ),
+    ],
+)
+def test_a_notice_says_what_caps_cut_or_that_there_are_none(calibration, cuts, reason, words) -> None:
+    results = capped_results(calibration, cuts)
+    (notice,) = (each for each in results.notices if each.reason.startswith("WINSORI"))
+    assert (notice.reason, notice.metric_id) == (reason, "score")
+    assert words in notice.message
+    assert ("That is much" in notice.message) == (cuts is not None and cuts[0] > 100)
+    has_cap = calibration is not None and calibration.upper is not None
+    assert results.metrics[0].HasField("winsorization_upper") == has_cap
+    assert results.metrics[0].HasField("winsorized_unit_share") == (cuts is not None)
+
+
+def test_a_metric_of_the_rule_has_no_verdict_before_its_caps() -> None:
+    verdict = capped_results(Calibration(None, None, 990)).verdict
+    assert verdict.gaps[0].blocker == pb.VERDICT_BLOCKER_WINSORIZATION
+    assert verdict.reason == verdict.gaps[0].message
+    assert verdict.gaps[0].metric_id == "score"
+    settled = capped_results(Calibration(None, None, 2000)).verdict
+    assert pb.VERDICT_BLOCKER_WINSORIZATION not in {gap.blocker for gap in settled.gaps}
+
+
+def lagging(control: Uses, tuned: Uses, **fields):
+    values = {"control": {"score": normal(2000, 10, 1)}, "tuned": {"score": normal(2000, 8, 2)}}
+    uses = {(1, "control", "score"): control, (1, "tuned", "score"): tuned}
+    return reported(experiment(**fields), replace(snapshot(values), uses=uses)).results
+
+
+def test_a_lagging_variant_blocks_the_verdict() -> None:
+    assert lagging(Uses(4000), Uses(4000)).verdict.decision == pb.DECISION_KEEP
+    results = lagging(Uses(4000, 10, 12), Uses(4000, 800, 1000))
+    (gap,) = (each for each in results.verdict.gaps if each.variant_id == "tuned")
+    assert results.verdict.decision == pb.DECISION_INCONCLUSIVE
+    assert gap.blocker == pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE
+    assert (
+        "40.00% of the units of tuned have score events from before their exposure, and 0.50%" in gap.message
+    )
+    assert "1,000 of the 4,000 of tuned" in gap.message
+    assert "exposure_grace" in gap.message
+    assert gap.message in {each.message for each in results.notices}
+    assert [(each.reason, each.variant_id, each.count, each.share) for each in results.events.unused] == [
+        (pb.UNUSED_REASON_BEFORE_EXPOSURE, "control", 12, 0.003),
+        (pb.UNUSED_REASON_BEFORE_EXPOSURE, "tuned", 1000, 0.25),
+    ]
+
+
+def test_a_lagging_variant_whose_events_a_covariate_reads_blocks_the_verdict_too() -> None:
+    results = lagging(Uses(4000, 900), Uses(4000, 1400))
+    assert results.verdict.gaps[0].blocker == pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE
+
+
+def test_events_from_before_the_exposure_that_all_variants_have_alike_are_noted() -> None:
+    results = lagging(Uses(4000, 600, 800), Uses(4000, 610, 810))
+    assert results.verdict.decision == pb.DECISION_KEEP
+    (notice,) = (each for each in results.notices if each.reason == "EVENTS_BEFORE_EXPOSURE")
+    assert "20.1% of the score events" in notice.message
+    few = lagging(Uses(4000, 10, 12), Uses(4000, 12, 14))
+    assert not [each for each in few.notices if each.reason == "EVENTS_BEFORE_EXPOSURE"]
+
+
+def test_a_metric_that_most_of_its_events_are_left_out_of_has_no_verdict() -> None:
+    results = lagging(Uses(4000, 1900, 2100), Uses(4000, 1900, 2100))
+    (gap,) = results.verdict.gaps
+    assert gap.blocker == pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE
+    assert "52.5% of the score events" in gap.message
+    other = metric("other", mean=pb.MeanMetric(source=pb.EventSource(event_name="else")))
+    results = lagging(Uses(4000, 1900, 2100), Uses(4000, 1900, 2100), metrics=[other, metric()])
+    assert pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE not in {gap.blocker for gap in results.verdict.gaps}
+
+
+def test_units_without_a_covariate_are_noted() -> None:
+    made = experiment(metrics=[metric(cuped=pb.Cuped(exposure_covariate="age"))])
+
+    def reasons(missing: int) -> dict[str, str]:
+        rows = np.stack((normal(1000, 10, 1), normal(1000, 40, 2)), 1)
+        of_each = Cell(Sample(Moments.of(rows[missing:]), Moments.of(rows[:missing, :1])), 1000)
+        found = Snapshot(
+            {(1, each): Group(1000) for each in EQUAL}, {(1, each, "score"): of_each for each in EQUAL}
+        )
+        return {each.reason: each.message for each in reported(made, found).results.notices}
+
+    assert "COVARIATES_MISSING" not in reasons(5)
+    message = reasons(300)["COVARIATES_MISSING"]
+    assert "600 of the 2,000 units" in message
+    assert "Send `age` with the first exposure" in message
+
+
+def test_judgements_of_two_treatments_and_events_of_overrides_are_noted() -> None:
+    weights = {"control": 0.4, "tuned": 0.3, "other": 0.3}
+    made = experiment(
+        weights, metrics=[metric(), metric("better", pairwise=pb.PairwiseMetric(event_name="x"))]
+    )
+    tallies = {(1, "tuned", "other", "better"): Judgements(3, 1, 2, 0, 1)}
+    quality = Quality(accepted=100, overridden=5)
+    results = reported(made, Snapshot(tallies=tallies, quality=quality)).results
+    assert [(each.reason, each.count) for each in results.events.unused] == [
+        (pb.UNUSED_REASON_OVERRIDE, 5),
+        (pb.UNUSED_REASON_WITHOUT_CONTROL, 7),
+    ]
+    texts = [each.message for each in results.notices if each.reason == "EVENTS_NOT_USED"]
+    assert len(texts) == 2
+    assert "judge each treatment against the control" in texts[1]
+
+
+def test_units_that_are_left_out_are_noted() -> None:
     values = normal(100, 0, 1)
     found = snapshot({v: {"score": values} for v in EQUAL}, units={"control": 100, "tuned": 150})
-    results = reported(experiment(metrics=[capped]), found).results
+    results = reported(experiment(), found).results
     reasons = {(each.reason, each.metric_id, each.variant_id) for each in results.notices}
     assert ("UNITS_WITHOUT_EVENTS", "score", "tuned") in reasons
     assert ("UNITS_WITHOUT_EVENTS", "score", "control") not in reasons
-    assert ("WINSORIZATION_CALIBRATING", "score", "") in reasons
-    calibrated = Snapshot(found.groups, found.cells, caps={(1, "score"): (None, 3.5)})
-    results = reported(experiment(metrics=[capped]), calibrated).results
-    assert results.metrics[0].winsorization_upper == 3.5
-    assert not results.metrics[0].HasField("winsorization_lower")
-    assert "WINSORIZATION_CALIBRATING" not in {each.reason for each in results.notices}
 
 
 def test_an_effect_that_fades_from_phase_to_phase_is_suspected_of_novelty() -> None:

@@ -76,6 +76,8 @@ def test_a_share_and_a_relative_effect() -> None:
         ({"effect": pb.EffectSize(absolute=1e-300)}, "effect"),
         ({"proportion": pb.ProportionBaseline(rate=0.5), "effect": pb.EffectSize(absolute=0.6)}, "effect"),
         ({"ratio": pb.RatioBaseline(numerator_mean=1, denominator_mean=1)}, "ratio"),
+        ({"ratio": pb.RatioBaseline(numerator_std_dev=1, denominator_mean=5e-324)}, "ratio"),
+        ({"ratio": pb.RatioBaseline(numerator_std_dev=1e308, denominator_mean=1)}, "ratio"),
     ],
 )
 def test_a_plan_that_is_impossible_names_the_field(fields: dict[str, Any], field: str) -> None:

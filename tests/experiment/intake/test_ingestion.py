@@ -10,7 +10,7 @@ from experiment.figures import experiment
 from experiment.ingesting import NOW, at, exposure, intake, judgement, sample
 from experiment.serving import metric, spec
 from neuroweaver.experiment.domain import specification
-from neuroweaver.experiment.domain.snapshot import Group
+from neuroweaver.experiment.domain.snapshot import Calibration, Group, Uses
 from neuroweaver.experiment.intake.ingestion import phases_then
 from neuroweaver.experiment.storage import tables
 from neuroweaver.mesh.wire.clock import microseconds
@@ -280,25 +280,163 @@ async def test_caps_by_values_hold_for_units_and_not_for_events(database_url):
         assert (await events.snapshot()).cells[CONTROL].sample.observed.sum() == 2.0
 
 
-async def test_caps_by_quantiles_are_taken_once_and_then_stay(database_url):
-    winsorization = pb.Winsorization(upper_quantile=0.9, calibration_units=100)
-    async with intake(database_url, spec(metrics=[metric(winsorization=winsorization)])) as events:
-        variants = ["control", "tuned"]
-        first = [exposure(f"e{i}", f"u{i}", variants[i % 2], 1) for i in range(99)]
-        await events.take(*first, *(sample(f"s{i}", f"u{i}", float(i)) for i in range(99)))
+def capped(calibration_units=100, **fields):
+    caps = pb.Winsorization(upper_quantile=0.9, calibration_units=calibration_units)
+    return spec(metrics=[metric(winsorization=caps, **fields)])
+
+
+def exposures(count, hour=1.0):
+    return [exposure(f"e{i}", f"u{i}", ["control", "tuned"][i % 2], hour) for i in range(count)]
+
+
+def total(found):
+    return sum(found.cells[key].sample.observed.sum() for key in (CONTROL, TUNED))
+
+
+async def test_caps_by_quantiles_wait_for_enough_units_and_follow_the_data(database_url):
+    async with intake(database_url, capped()) as events:
+        await events.take(*exposures(99), *(sample(f"s{i}", f"u{i}", float(i)) for i in range(99)))
         early = await events.snapshot()
-        assert early.caps == {}
-        assert early.cells[CONTROL].sample.observed.sum() == sum(range(0, 99, 2))
+        assert early.calibrations == {}
+        assert total(early) == sum(range(99))
         await events.take(exposure("e99", "u99", "tuned"), sample("s99", "u99", 1e6))
         found = await events.snapshot()
-        # The 0.9 quantile of 0..98 and 1e6, between the values 89 and 90: 89.1.
-        lower, upper = found.caps[1, "score"]
-        assert (lower, upper) == (None, pytest.approx(89.1))
-        assert found.cells[TUNED].sample.observed.sum() == pytest.approx(sum(range(1, 90, 2)) + 5 * 89.1)
-        await events.take(exposure("e100", "u100", "tuned"), sample("s100", "u100", 1e6))
+        # The 0.9 quantile of 0..98 and 1e6.
+        assert found.calibrations["score"] == Calibration(None, 90.0, 100)
+        assert total(found) == sum(range(91)) + 9 * 90
+        assert found.cells[TUNED].cuts.sum(0) == 5  # 91, 93, 95, 97 and the largest
+        assert found.cells[TUNED].cuts.sum(1) == 1 + 3 + 5 + 7 + 1e6 - 90
+        few = [sample(f"t{i}", f"u{i}", 1000.0) for i in range(49)]
+        await events.take(*few)
+        assert (await events.snapshot()).calibrations == found.calibrations
+        assert not (await events.recomputed()).differences
+        await events.take(sample("t49", "u49", 1000.0))
         last = await events.snapshot()
-        assert last.caps == found.caps
-        assert last.cells[TUNED].sample.observed.sum() == pytest.approx(sum(range(1, 90, 2)) + 6 * 89.1)
+        # Of 50..98, 1000..1049 and 1e6.
+        assert last.calibrations["score"] == Calibration(None, 1041.0, 100)
+        assert total(last) == sum(range(50, 99)) + sum(range(1000, 1042)) + 9 * 1041
+        assert not (await events.recomputed()).differences
+
+
+async def test_no_cap_is_a_value_that_most_have_so_far(database_url):
+    """Units buy one thing at once or nothing, and more in the weeks after."""
+    async with intake(database_url, capped()) as events:
+        await events.take(*exposures(1000), *(sample(f"s{i}", f"u{i}", 1.0) for i in range(300)))
+        first = await events.snapshot()
+        assert (first.calibrations["score"], total(first)) == (Calibration(None, None, 1000), 300.0)
+        await events.take(*(sample(f"t{i}", f"u{i}", float(i % 100)) for i in range(1000)))
+        found = await events.snapshot()
+        assert found.calibrations["score"].upper == 90.0
+        assert not (await events.recomputed()).differences
+
+
+async def test_caps_come_once_values_do(database_url):
+    async with intake(database_url, capped()) as events:
+        await events.take(*exposures(1000))
+        assert (await events.snapshot()).calibrations["score"] == Calibration(None, None, 1000)
+        buys = [sample(f"s{i}", f"u{i}", 20.0 + i / 1000) for i in range(400)]
+        await events.take(*buys, sample("whale", "u1", 1e6, 3))
+        assert (await events.snapshot()).calibrations["score"].upper == 20.301
+
+
+async def test_caps_are_of_units_whose_conversion_window_is_over(database_url):
+    async with intake(database_url, capped(conversion_window=hours(24))) as events:
+        events.now = at(20)
+        await events.take(*exposures(150), *(sample(f"s{i}", f"u{i}", float(i)) for i in range(150)))
+        assert (await events.snapshot()).calibrations["score"] == Calibration(None, None, 0)
+        assert await events.reexamined() == 0
+        events.now = at(26)
+        assert await events.reexamined() == 1
+        found = await events.snapshot()
+        assert found.calibrations["score"] == Calibration(None, 135.0, 150)
+        assert total(found) == sum(range(136)) + 14 * 135
+        assert not (await events.recomputed()).differences
+        assert await events.reexamined() == 0
+
+
+async def test_caps_are_the_same_in_every_phase(database_url):
+    async with intake(database_url, capped()) as events:
+        await events.take(*exposures(100), *(sample(f"s{i}", f"u{i}", float(i)) for i in range(100)))
+        await events.change(lambda found: found.reweighted({"control": 0.2, "tuned": 0.8}, at(10), "faster"))
+        await events.take(exposure("late", "whale", "tuned", 11), sample("much", "whale", 1e6, 12))
+        found = await events.snapshot()
+        assert found.cells[2, "tuned", "score"].sample.observed.sum() == 90.0
+        assert not (await events.recomputed()).differences
+
+
+async def test_a_replay_has_the_caps_of_its_time(database_url):
+    async with intake(database_url, capped()) as events:
+        shown = {}
+        for day, low in ((10, 0), (11, 1000), (12, 100_000)):
+            events.now = NOW + timedelta(days=day)
+            new = exposures(100) if day == 10 else []
+            await events.take(*new, *(sample(f"{day}-{i}", f"u{i}", float(low + i)) for i in range(100)))
+            shown[events.now] = await events.snapshot()
+        for moment, found in shown.items():
+            again = await events.as_of(moment)
+            assert again.calibrations == found.calibrations
+            assert total(again) == pytest.approx(total(found))
+
+
+async def test_what_an_earlier_version_capped_is_capped_anew(database_url):
+    async with intake(database_url, capped()) as events:
+        await events.take(*exposures(200), *(sample(f"s{i}", f"u{i}", float(i)) for i in range(200)))
+        expected = await events.snapshot()
+        await events.make_carried()
+        assert (await events.snapshot()).cells[TUNED].cuts is None
+        # Without further events, and with the next ones.
+        assert await events.reexamined() == 1
+        assert await events.snapshot() == expected
+        await events.make_carried()
+        await events.take(exposure("e200", "u200", "control"))
+        found = await events.snapshot()
+        assert found.calibrations["score"] == Calibration(None, 179.0, 201)
+        assert not (await events.recomputed()).differences
+
+
+async def test_what_is_stamped_shortly_before_the_exposure_counts(database_url):
+    grace = specification.Duration(seconds=10)
+    made = spec(metrics=[cuped(lookback=hours(1))], exposure_grace=grace)
+    async with intake(database_url, made) as events:
+        second = 1 / 3600
+        await events.take(
+            sample("1", "ann", 1.0, 1 - 10 * second),
+            sample("2", "ann", 2.0, 1 - 10.001 * second),
+            exposure("3", "ann", "control", 1),
+        )
+        # The same by an exposure that arrives after a later one.
+        await events.take(exposure("4", "bob", "control", 2), sample("5", "bob", 1.0, 1 - 2 * second))
+        await events.take(sample("6", "bob", 2.0, 1 - 11 * second), exposure("7", "bob", "control", 1))
+        found = await events.snapshot()
+        observed = found.cells[CONTROL].sample.observed
+        assert (observed.n, observed.sum(0), observed.sum(1)) == (2, 2.0, 4.0)
+        assert found.uses == {(1, "control", "score"): Uses(4, early_units=2)}
+        assert not (await events.recomputed()).differences
+
+
+async def test_every_accepted_event_that_no_metric_counts_is_counted(database_url):
+    windowed = metric(conversion_window=hours(2), cuped=pb.Cuped(lookback=hours(1)))
+    longer = metric("other", mean=pb.MeanMetric(source=pb.EventSource(event_name="score")))
+    longer.conversion_window.CopyFrom(hours(3))
+    made = spec(metrics=[windowed, longer], overrides={"tester": "tuned"})
+    async with intake(database_url, made) as events:
+        await events.take(
+            sample("1", "ann", 1.0, 2.5),  # read as a covariate
+            sample("2", "ann", 1.0, 0.5),  # before
+            exposure("3", "ann", "control", 3),
+            sample("4", "ann", 1.0, 5.5),  # in one of the windows
+            sample("5", "ann", 1.0, 7.0),  # after both
+            sample("6", "tester", 1.0),
+            sample("7", "eve", 1.0),
+        )
+        found = await events.snapshot()
+        assert found.uses == {(1, "control", "score"): Uses(4, 1, before_exposure=1, after_window=1)}
+        assert (found.quality.overridden, found.quality.unexposed) == (1, 1)
+        await events.take(exposure("8", "eve", "tuned", 3), exposure("9", "ann", "tuned", 2))
+        found = await events.snapshot()
+        assert found.uses == {
+            (1, "tuned", "score"): Uses(5, early_units=2, before_exposure=1, after_window=2),
+        }
         assert not (await events.recomputed()).differences
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import astuple
 from datetime import timedelta
 
 import numpy as np
@@ -13,11 +14,12 @@ from experiment.ingesting import NOW, PROJECT, exposure, intake, sample
 from experiment.intake.test_recompute import assert_equal, many_metrics
 from experiment.serving import metric, spec
 from neuroweaver.experiment import housekeeping
+from neuroweaver.experiment.domain import specification
 from neuroweaver.experiment.domain.snapshot import Cell, Snapshot
 from neuroweaver.experiment.intake import checkpoints, raw_events, recompute, retention, sketching
 from neuroweaver.experiment.intake.key_index import KeyIndex
 from neuroweaver.experiment.intake.projection import Projections
-from neuroweaver.experiment.intake.readings import Plan
+from neuroweaver.experiment.intake.readings import Plan, TotalKind
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.statistics.arm import Sample
 from neuroweaver.statistics.moments import Moments
@@ -186,6 +188,34 @@ async def test_the_projections_used_longest_ago_leave_when_there_are_too_many(tm
         await events.take(lost)
         assert list(events.projections._slots) == [(PROJECT, "other")]
         assert (await events.take(exposure("1", "ann", "control"))).duplicates == 1
+
+
+async def test_a_checkpoint_of_an_earlier_version_serves_where_raw_events_are_gone(database_url):
+    window = specification.Duration(seconds=7200)
+    async with intake(database_url, spec(metrics=[metric(conversion_window=window)])) as events:
+        await events.take(exposure("1", "ann", "control", 1), sample("2", "ann", 3.0, 2))
+        experiment = await events.experiment()
+        plan = Plan(experiment.spec)
+        async with events.projections.hold(PROJECT, ["t"]) as held, events.database.read() as connection:
+            projection = await held.current(connection, PROJECT, experiment, plan)
+            arrays = dict(projection.table.arrays())
+        columns = {total.place for total in plan.totals[: plan.used_totals] if total.kind is TotalKind.NUMBER}
+        arrays["numbers"] = arrays["numbers"][:, : len(columns)]
+        assert await checkpoints.save(events.database, PROJECT, "t", plan, 1, arrays, NOW)
+        first = checkpoints.first_form_of(plan)
+        async with events.database.write() as connection:
+            await connection.exec_driver_sql(f"UPDATE totals SET checkpoint_form = '{first}'")
+        events.reopen(lambda: NOW)
+        # While raw events are whole, they are read again.
+        await events.take(sample("3", "ann", 4.0, 2.5))
+        async with events.database.write() as connection:
+            await connection.exec_driver_sql("UPDATE totals SET expired_batches = 1")
+            await connection.exec_driver_sql("DELETE FROM event_batches WHERE number = 1")
+        events.reopen(lambda: NOW)
+        await events.take(sample("4", "ann", 5.0, 2.7))
+        found = await events.snapshot()
+    assert found.cells[1, "control", "score"].sample.observed.sum() == 12.0
+    assert all(count >= 0 for use in found.uses.values() for count in astuple(use))
 
 
 async def test_raw_events_stay_while_no_checkpoint_that_can_be_read_covers_them(database_url):

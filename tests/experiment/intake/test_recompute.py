@@ -97,6 +97,43 @@ async def test_order_and_batching_make_no_difference(tmp_path_factory, drawn, se
     assert made.differences == []
 
 
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(KINDS, min_size=1, max_size=30), st.integers(1, 9), st.randoms(use_true_random=False))
+async def test_caps_that_were_taken_again_and_again_can_be_recomputed(tmp_path_factory, drawn, size, random):
+    caps = pb.Winsorization(lower_quantile=0.2, upper_quantile=0.7, calibration_units=2)
+    made = spec(
+        metrics=[
+            metric("score", winsorization=caps),
+            metric("count", count=pb.CountMetric(event_name="click"), winsorization=caps),
+            metric(
+                "aged",
+                mean=pb.MeanMetric(source=pb.EventSource(event_name="score")),
+                winsorization=caps,
+                conversion_window={"seconds": 7200},
+                cuped=pb.Cuped(exposure_covariate="age"),
+            ),
+        ],
+        exposure_grace={"seconds": 900},
+    )
+    events = [event(number, *each) for number, each in enumerate(drawn)]
+    events = [each for each in events if each.WhichOneof("body") != "judgement"]
+    async with intake(f"sqlite:///{tmp_path_factory.mktemp('caps') / 'one.db'}", made) as opened:
+        await opened.change(lambda found: found.reweighted({"control": 0.2, "tuned": 0.8}, at(3), "more"))
+        shown = {}
+        for start in range(0, len(events), size):
+            opened.now = at(4 + start / 8)
+            await opened.take(*events[start : start + size])
+            if random.random() < 0.5:
+                opened.now += timedelta(minutes=1)
+                await opened.reexamined()
+            if random.random() < 0.5:
+                opened.reopen(lambda: opened.now)
+            shown[opened.now] = await opened.snapshot()
+            assert not (await opened.recomputed()).differences
+        for moment, found in shown.items():
+            assert_equal(await opened.as_of(moment), found)
+
+
 async def _filled(events) -> None:
     await events.take(exposure("1", "ann", "control", 1), sample("2", "ann", 2.0, 2))
     events.now = NOW + timedelta(hours=1)

@@ -52,7 +52,7 @@ def population(plan, exposures, samples):
 
 def rows_of(made, exposures, samples):
     plan = Plan(spec(metrics=[made]))
-    return population(plan, exposures, samples).rows(plan.readings[0], {})
+    return population(plan, exposures, samples).rows(plan.readings[0])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_sums_do_not_depend_on_the_order_even_where_terms_cancel():
     found = set()
     for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 5, 1, 0, 3, 4]):
         rows = population(plan, [(0, 1, 1, 0)], [(0, 2, 0, values[place]) for place in order])
-        found.add(float(rows.rows(plan.readings[0], {}).outcomes[0, 0]))
+        found.add(float(rows.rows(plan.readings[0]).outcomes[0, 0]))
     assert found == {3.1}
 
 
@@ -169,7 +169,7 @@ def test_order_and_parts_make_no_difference(shown, measured, random, cuts, cuts_
     assert found.exposures.tobytes() == whole.exposures.tobytes()
     assert found.unexposed_samples == whole.unexposed_samples
     for reading in plan.readings:
-        ours, theirs = found.rows(reading, {}), whole.rows(reading, {})
+        ours, theirs = found.rows(reading), whole.rows(reading)
         assert ours.outcomes == pytest.approx(theirs.outcomes, rel=1e-12, abs=1e-15)
         assert ours.covariates == pytest.approx(theirs.covariates, rel=1e-12, abs=1e-15)
         assert ours.events.tolist() == theirs.events.tolist()

@@ -321,6 +321,20 @@ async def test_a_ramp_rises_step_by_step_and_waits_while_it_is_paused(mesh):
     assert (await get(mesh)).coverage == 1.0
 
 
+async def test_a_ramp_that_began_while_the_clock_ran_ahead_rises_once_it_is_set_back(mesh):
+    ramp = [pb.RampStep(coverage=share, hold=Duration(seconds=3600)) for share in (0.1, 1.0)]
+    await create(mesh, made=spec(ramp=ramp))
+    years = timedelta(days=3653)
+    later(mesh, years)
+    await start(mesh)
+    later(mesh, -years)
+    await mesh.controller.look()
+    assert (await get(mesh)).start_time.ToDatetime(UTC) <= mesh.store.clock()
+    later(mesh, timedelta(minutes=61))
+    await mesh.controller.look()
+    assert (await get(mesh)).coverage == 1.0
+
+
 async def test_an_experiment_ends_when_its_end_has_come(mesh):
     made = spec()
     made.end_time.FromDatetime(datetime.now(UTC) + timedelta(hours=1))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sqlite3
 from datetime import UTC, datetime, timedelta, timezone
@@ -27,7 +28,13 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from neuroweaver.mesh.database import database as database_module
 from neuroweaver.mesh.database.database import Database, UtcDateTime, as_error, ascii_text
-from neuroweaver.mesh.wire.errors import Aborted, ResourceExhausted, Unavailable
+from neuroweaver.mesh.wire.errors import (
+    Aborted,
+    DataLoss,
+    FailedPrecondition,
+    ResourceExhausted,
+    Unavailable,
+)
 from neuroweaver.mesh.wire.status import code_of
 
 METADATA = MetaData()
@@ -272,7 +279,101 @@ async def test_a_file_that_cannot_be_opened_is_told_as_unavailable(tmp_path):
     assert isinstance(as_error(caught.value), Unavailable)
 
 
+@pytest.mark.parametrize("attempt", ["read", "write", "check"])
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+async def test_a_file_that_was_taken_away_is_told_of_and_not_made_anew(embedded, tmp_path, attempt, how):
+    file, aside = tmp_path / "deep" / "down" / "test.db", tmp_path / "aside"
+    await embedded.transact(increment)
+    file.rename(aside)
+    if how == "replaced":
+        file.touch()
+
+    attempts = {
+        "read": lambda: value_of(embedded),
+        "write": lambda: embedded.transact(increment),
+        "check": embedded.check,
+    }
+    with pytest.raises(FailedPrecondition) as caught:
+        await attempts[attempt]()
+    assert caught.value.reason == "DATABASE_MOVED"
+    assert str(tmp_path) not in caught.value.description
+    assert file.exists() == (how == "replaced")
+
+    aside.replace(file)
+    await embedded.check()
+    assert await embedded.transact(increment) == 2
+
+
+async def test_a_database_that_cannot_be_written_is_told_as_read_only(embedded, monkeypatch):
+    with pytest.raises(DBAPIError) as caught:
+        async with embedded.read() as connection:
+            await connection.execute(insert(COUNTERS).values(name="more", value=1))
+    told = as_error(caught.value)
+    assert isinstance(told, FailedPrecondition)
+    assert told.reason == "DATABASE_READ_ONLY"
+
+    monkeypatch.setattr(database_module.os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(FailedPrecondition, match="read-only"):
+        await embedded.check()
+
+
+@pytest.mark.parametrize("garbage", [b"no database at all " * 300, b"SQLite format 3\0" + b"\xff" * 4096])
+async def test_a_corrupt_file_is_told_as_data_loss(tmp_path, garbage):
+    (tmp_path / "test.db").write_bytes(garbage)
+    database = Database(f"sqlite:///{tmp_path}/test.db", schema="testing")
+    with pytest.raises(DBAPIError) as caught:
+        await database.check()
+    await database.close()
+
+    told = as_error(caught.value)
+    assert isinstance(told, DataLoss)
+    assert str(tmp_path) not in told.description
+
+
+async def value_of(database: Database) -> int:
+    async with database.read() as connection:
+        return (await connection.execute(select(COUNTERS.c.value))).scalar_one()
+
+
 # PostgreSQL
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        ("08006", Unavailable),
+        ("25006", FailedPrecondition),
+        ("40001", Aborted),
+        ("42501", FailedPrecondition),
+        ("53100", ResourceExhausted),
+        ("53300", Unavailable),
+        ("57P03", Unavailable),
+        ("58030", Unavailable),
+        ("XX001", DataLoss),
+    ],
+)
+def test_every_refusal_of_a_server_has_its_kind(state, kind):
+    refusal = psycopg.errors.lookup(state)("words of the server")
+
+    told = as_error(DBAPIError("SELECT", {}, refusal))
+    assert isinstance(told, kind)
+    assert "words of the server" not in told.description
+
+
+async def test_a_server_that_is_well_passes_the_check_and_a_standby_does_not(postgres_url):
+    database = Database(postgres_url, schema="public")
+    await database.check()
+
+    async with database.write() as connection:
+        # Found before the server's own, as on a standby.
+        await connection.exec_driver_sql(
+            "CREATE FUNCTION public.pg_is_in_recovery() RETURNS bool LANGUAGE sql AS 'SELECT true'"
+        )
+    await database.close()
+    standby = Database(postgres_url, schema="public,pg_catalog")
+    with pytest.raises(FailedPrecondition, match="read-only"):
+        await standby.check()
+    await standby.close()
 
 
 async def test_a_lost_race_is_told_as_aborted(postgres_url):

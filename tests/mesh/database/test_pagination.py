@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import base64
+import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Column, MetaData, String, Table, insert, select, text
+from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, column, insert, select, text
 
+from neuroweaver.mesh.database import pagination
 from neuroweaver.mesh.database.database import Database, UtcDateTime
-from neuroweaver.mesh.database.pagination import Page
+from neuroweaver.mesh.database.pagination import Page, _digest
 from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.v1 import registry_pb2 as pb
 
@@ -89,6 +92,39 @@ async def test_a_token_of_another_query_is_refused(database):
         await listed(database, token, query=("default", "stage=staging"))
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        ["w01", 1],
+        [{"t": 1}, "half of a pair: \ud800"],
+        [{"t": 1}, "nul: \0"],
+        [{"t": 1 << 62}, "w01"],
+        [{"t": 1}, 1],
+        [{"t": 1}],
+        [1 << 63, "w01"],
+        [[], {}],
+        {"t": 1},
+        [],
+    ],
+)
+async def test_a_token_that_somebody_made_up_is_refused(database, key):
+    with pytest.raises(InvalidArgument, match="page_token"):
+        await listed(database, made_up(key))
+
+
+async def test_a_made_up_number_that_fits_no_column_is_refused(database):
+    page = Page.of(5, made_up([1 << 31]), ("default",))
+    with pytest.raises(InvalidArgument, match="page_token"):
+        page.apply(select(WORDS), column("number", Integer))
+    page.apply(select(WORDS), column("number", BigInteger))
+
+
+def made_up(key: Any) -> str:
+    """A token with the right digest, which anybody who reads the source can compute."""
+    body = json.dumps(key).encode()
+    return base64.urlsafe_b64encode(pagination._digest(body, ("default",)) + body).decode()
+
+
 async def test_an_altered_token_is_refused(database):
     _, token = await listed(database)
     data = bytearray(base64.urlsafe_b64decode(token + "=="))
@@ -96,6 +132,17 @@ async def test_an_altered_token_is_refused(database):
 
     with pytest.raises(InvalidArgument, match="page_token"):
         Page.of(0, base64.urlsafe_b64encode(data).decode().rstrip("="), ("default",))
+
+
+@pytest.mark.parametrize(
+    "part", ['"\\ud800"', '"\\u0000"', "9223372036854775808", "true", "null", "1.5", '{"t": 1e9}', "NaN"]
+)
+def test_a_made_up_token_of_what_no_key_holds_is_refused(part):
+    body = f"[{part}]".encode()
+    token = base64.urlsafe_b64encode(_digest(body, ("default",)) + body).decode().rstrip("=")
+
+    with pytest.raises(InvalidArgument, match="page_token"):
+        Page.of(0, token, ("default",))
 
 
 @given(st.text(max_size=200))

@@ -125,6 +125,22 @@ async def test_while_a_writer_replaces_pages_nothing_is_told(tmp_path):
     writer.close()
 
 
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+async def test_of_a_file_that_was_taken_away_nothing_is_told(tmp_path, how):
+    file = tmp_path / "a.db"
+    file.touch()
+    revisions = FileRevisions(file)
+    assert await revisions.of("p") is not None
+
+    file.rename(tmp_path / "aside.db")
+    if how == "replaced":
+        file.touch()
+    assert await revisions.of("p") is None
+    (tmp_path / "aside.db").replace(file)
+    assert await revisions.of("p") is not None
+    await revisions.close()
+
+
 async def test_asking_leaves_no_lock_behind(tmp_path):
     writer = sqlite3.connect(tmp_path / "a.db", isolation_level=None, timeout=0)
     writer.execute("CREATE TABLE rows (number)")

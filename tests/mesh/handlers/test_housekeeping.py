@@ -9,6 +9,7 @@ from sqlalchemy import MetaData
 
 from neuroweaver.mesh.database import idempotency
 from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.handlers import loop
 from neuroweaver.mesh.handlers.housekeeping import ANSWERS_KEPT, keep_house
 from neuroweaver.mesh.wire.errors import Unavailable
 
@@ -61,7 +62,8 @@ async def test_answers_kept_for_retries_are_dropped_after_a_week(database):
     assert asked.is_set()
 
 
-async def test_every_chore_is_done_again_and_again_also_after_one_that_failed(caplog, database):
+async def test_every_chore_is_done_again_and_again_also_after_one_that_failed(caplog, database, monkeypatch):
+    monkeypatch.setattr(loop, "FIRST_BACKOFF_S", 0.001)
     rounds = 0
     done: list[str] = []
     enough = asyncio.Event()
@@ -72,7 +74,7 @@ async def test_every_chore_is_done_again_and_again_also_after_one_that_failed(ca
 
         async def fail() -> int:
             done.append("fail")
-            raise Unavailable("DATABASE_UNREACHABLE", "it is restarted")
+            raise (Unavailable("it is restarted") if rounds == 1 else TypeError("a mistake"))
 
         async def clear() -> int:
             done.append("clear")
@@ -82,20 +84,62 @@ async def test_every_chore_is_done_again_and_again_also_after_one_that_failed(ca
 
         return {"first": fail, "second": clear}
 
-    caplog.set_level(logging.INFO, LOG.name)
-    keeping = asyncio.create_task(keep_house(LOG, database, chores, period_s=0.0))
+    caplog.set_level(logging.INFO)
+    # Hours until the next time, but for what failed.
+    keeping = asyncio.create_task(keep_house(LOG, database, chores, period_s=3600.0))
     await asyncio.wait({keeping, asyncio.create_task(enough.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    assert not keeping.done()
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     assert done[:6] == ["fail", "clear"] * 3
-    assert rounds >= 3
-    told = [(each.levelname, each.what) for each in caplog.records if each.name == LOG.name]
-    assert told[:2] == [("WARNING", "first"), ("INFO", "second")]
+    told = [
+        (each.levelname, each.what) for each in caplog.records if each.name in {LOG.name, "neuroweaver.loop"}
+    ]
+    assert told[:4] == [("WARNING", "first"), ("INFO", "second"), ("ERROR", "first"), ("INFO", "second")]
 
 
-async def test_a_mistake_in_a_chore_is_not_hidden(database):
-    async def mistaken() -> int:
-        raise TypeError
+async def rounds(database, moments, seen) -> None:
+    """House is kept at each moment, of a clock and of one that nobody sets; then it ends."""
+    moments = iter(moments)
+    at = None
 
-    with pytest.raises(TypeError):
-        await keep_house(LOG, database, lambda _now: {"any": mistaken})
+    def clock():
+        nonlocal at
+        at = next(moments, None)
+        if at is None:
+            raise EndOfTest
+        return at[0]
+
+    def chores(now):
+        async def clean() -> int:
+            seen.append(now)
+            return 0
+
+        return {"any": clean}
+
+    with pytest.raises(EndOfTest):
+        await keep_house(LOG, database, chores, clock=clock, elapsed=lambda: at[1], period_s=0.0)
+
+
+class EndOfTest(BaseException):
+    pass
+
+
+async def test_after_a_leap_of_the_clock_nothing_is_dropped_for_a_day(database):
+    hour, years, seen = timedelta(hours=1), timedelta(days=3653), []
+    there = [(NOW + years + number * hour, 3600.0 * number) for number in range(1, 3)]
+    back = [(NOW + number * hour, 3600.0 * number) for number in range(3, 29)]
+    await rounds(database, [(NOW, 0.0), (NOW, 0.0), *there, *back], seen)
+    assert seen == [NOW, NOW + 27 * hour, NOW + 28 * hour]
+
+
+async def test_what_a_clock_that_ran_ahead_left_grows_old_again(database):
+    row = {"project": "p", "method": "m", "request_digest": b"", "response": b""}
+    ahead = row | {"request_id": "ahead", "created_at": NOW + timedelta(days=3653)}
+    recent = row | {"request_id": "recent", "created_at": NOW - timedelta(days=1)}
+    async with database.write() as connection:
+        await connection.execute(ANSWERS.insert(), [ahead, recent])
+    await rounds(database, [(NOW, 0.0), (NOW, 0.0)], [])
+    async with database.read() as connection:
+        left = {row.request_id: row.created_at for row in await connection.execute(ANSWERS.select())}
+    assert left == {"ahead": NOW, "recent": NOW - timedelta(days=1)}

@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+import threading
 
 import grpc
 import pytest
@@ -97,6 +100,31 @@ async def test_the_text_of_an_uncaught_exception_stays_with_the_server(kind, cap
     assert logged[0].method == f"{NAME}/{kind}"
 
 
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errno.EDQUOT, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errno.EROFS, grpc.StatusCode.FAILED_PRECONDITION),
+        (errno.EACCES, grpc.StatusCode.FAILED_PRECONDITION),
+        (errno.ENOENT, grpc.StatusCode.DATA_LOSS),
+        (errno.EIO, grpc.StatusCode.UNAVAILABLE),
+        (errno.EINVAL, grpc.StatusCode.INTERNAL),
+    ],
+)
+async def test_what_the_servers_disk_refuses_is_told_as_such_and_without_the_path(number, code, caplog):
+    class Storing(Echo):
+        async def Say(self, request, context):
+            raise OSError(number, os.strerror(number), "/srv/secret/place")
+
+    async with started(Storing()) as server:
+        refused = await asyncio.to_thread(refusal, server.address, "Say", encoded("a"))
+
+    assert refused.code() is code
+    assert "/srv/secret/place" not in f"{refused.details()} {refused.trailing_metadata()}"
+    assert "/srv/secret/place" in caplog.text
+
+
 async def test_an_answer_of_the_wrong_type_is_our_fault_and_not_told():
     class Confused(Echo):
         async def Say(self, request, context):
@@ -149,6 +177,32 @@ async def test_a_needed_service_that_is_down_makes_this_one_unavailable():
             await pb_grpc.EchoServiceStub(client).Say(pb.Ask(), timeout=20)
 
     assert describe(caught.value) == "unavailable: a service that this one needs is unavailable"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errno.EDQUOT, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errno.EMFILE, grpc.StatusCode.UNAVAILABLE),
+        (errno.EIO, grpc.StatusCode.UNAVAILABLE),
+        (errno.EROFS, grpc.StatusCode.FAILED_PRECONDITION),
+        (errno.EACCES, grpc.StatusCode.FAILED_PRECONDITION),
+        (errno.ENOENT, grpc.StatusCode.DATA_LOSS),
+        (errno.EBADF, grpc.StatusCode.INTERNAL),
+    ],
+)
+async def test_what_the_file_system_refuses_is_told_as_what_it_is_without_a_path(number, code):
+    class Refused(Echo):
+        async def Say(self, request, context):
+            raise OSError(number, os.strerror(number), "/srv/secret/place")
+
+    async with stub(Refused()) as echo:
+        with pytest.raises(grpc.RpcError) as caught:
+            await echo.Say(pb.Ask())
+
+    assert caught.value.code() is code
+    assert "secret" not in describe(caught.value)
 
 
 async def test_a_handler_may_abort_by_itself():
@@ -244,6 +298,38 @@ async def test_a_unary_call_without_a_deadline_gets_the_default():
 async def test_a_stream_without_a_deadline_stays_open():
     async with stub(Endless(), deadline_s=0.1) as echo:
         assert len(await call(echo, "Repeat")) == 2
+
+
+@pytest.mark.parametrize("kind", ["Count", "Chat"])
+async def test_a_client_stream_that_falls_silent_is_ended(kind):
+    released = threading.Event()
+
+    def silent():
+        yield encoded("first")
+        released.wait()
+
+    def told(address):
+        with sync_channel(address) as client:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(getattr(client, SHAPES[kind])(f"/{NAME}/{kind}")(silent()))
+            released.set()
+            return describe(caught.value)
+
+    async with started(silence_s=0.1) as server:
+        assert (
+            await asyncio.to_thread(told, server.address) == "deadline exceeded: nothing was sent for 0.1 s"
+        )
+
+
+async def test_a_server_that_takes_its_time_is_not_the_clients_silence():
+    class Thorough(Echo):
+        async def Count(self, request_iterator, context):
+            async for _ in request_iterator:
+                await asyncio.sleep(0.3)
+            return pb.Answer()
+
+    async with stub(Thorough(), silence_s=0.2) as echo:
+        assert await echo.Count(asks("a", "b")) == pb.Answer()
 
 
 async def test_a_callers_deadline_ends_the_work():

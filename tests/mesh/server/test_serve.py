@@ -17,10 +17,14 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from mesh.echo import NAME, Echo, pb, pb_grpc, service, settings, started, stub
-from neuroweaver.mesh.server.serve import StartError, serve
+from neuroweaver.mesh.handlers import loop
+from neuroweaver.mesh.server import serve as serve_module
+from neuroweaver.mesh.server.serve import ALIVE, StartError, running, serve
 from neuroweaver.mesh.wire.channel import MAX_MESSAGE_BYTES, channel, sync_channel
+from neuroweaver.mesh.wire.errors import Unavailable
 from ports import free_port
 
 ROOT = Path(__file__).parents[3]
@@ -34,6 +38,23 @@ async def test_a_running_server_is_healthy_as_a_whole_and_by_name(name):
         checked = await health_pb2_grpc.HealthStub(client).Check(health_pb2.HealthCheckRequest(service=name))
 
     assert checked.status == SERVING
+
+
+async def test_a_server_listens_on_a_socket_of_its_user_too(tmp_path):
+    path = tmp_path / "run" / "echo.sock"
+    opened = running(service(Echo(), socket=path), settings(), registry=CollectorRegistry())
+    async with opened, channel(f"unix:{path}") as client:
+        assert (await pb_grpc.EchoServiceStub(client).Say(pb.Ask(text="hello"))).text
+        assert path.parent.stat().st_mode & 0o077 == 0
+
+
+async def test_a_socket_that_cannot_be_is_told_in_one_line(tmp_path):
+    (tmp_path / "taken").touch()
+    for path in (tmp_path / "taken", tmp_path / ("long" * 30)):
+        opened = running(service(Echo(), socket=path), settings(), registry=CollectorRegistry())
+        with pytest.raises(StartError, match="NEUROWEAVER_HOME"):
+            async with opened:
+                pass
 
 
 async def test_the_health_of_a_stranger_is_not_found():
@@ -252,20 +273,49 @@ async def test_metrics_are_served_to_prometheus():
     assert lost == 404
 
 
-async def test_a_background_task_that_fails_ends_the_service():
+async def test_a_background_task_that_fails_is_started_again_and_the_service_goes_on(monkeypatch):
+    monkeypatch.setattr(loop, "FIRST_BACKOFF_S", 0.001)
+    starts, started_again = 0, asyncio.Event()
+
     async def fail():
+        nonlocal starts
+        starts += 1
+        if starts == 3:
+            started_again.set()
+            await asyncio.Event().wait()
         raise LookupError("the lease table is gone")
 
-    closed = asyncio.Event()
+    async with running(service(Echo(), background=[fail]), settings()) as server:
+        await asyncio.wait_for(started_again.wait(), 60)
+        async with channel(server.address) as client:
+            assert (await pb_grpc.EchoServiceStub(client).Say(pb.Ask(text="0"))).text == "0"
 
-    async def close():
-        closed.set()
 
-    with pytest.raises(ExceptionGroup) as caught:
-        await serve(service(Echo(), background=[fail], close=close), settings())
+async def test_health_follows_what_the_service_needs_and_liveness_does_not(monkeypatch):
+    monkeypatch.setattr(serve_module, "_CHECK_S", 0.001)
+    monkeypatch.setattr(loop, "FIRST_BACKOFF_S", 0.001)
+    is_away = False
 
-    assert caught.group_contains(LookupError)
-    assert closed.is_set()
+    async def check():
+        if is_away:
+            raise Unavailable("the database cannot be reached")
+
+    async with (
+        running(service(Echo(), check=check), settings()) as server,
+        channel(server.address) as client,
+        asyncio.timeout(60),
+    ):
+        stub = health_pb2_grpc.HealthStub(client)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=NAME))
+        assert (await watch.read()).status == SERVING
+
+        is_away = True
+        assert (await watch.read()).status == NOT_SERVING
+        assert (await stub.Check(health_pb2.HealthCheckRequest(service=ALIVE))).status == SERVING
+
+        is_away = False
+        assert (await watch.read()).status == SERVING
+        assert (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING
 
 
 async def test_background_tasks_run_beside_the_server_and_end_with_it():
@@ -277,8 +327,6 @@ async def test_background_tasks_run_beside_the_server_and_end_with_it():
             await asyncio.Event().wait()
         finally:
             stopped.set()
-
-    from neuroweaver.mesh.server.serve import running
 
     async with running(service(Echo(), background=[work]), settings()):
         await asyncio.wait_for(started_.wait(), 20)

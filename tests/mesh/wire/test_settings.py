@@ -6,7 +6,7 @@ import pytest
 
 from neuroweaver.deployer.settings import DeployerSettings
 from neuroweaver.experiment.settings import ExperimentSettings
-from neuroweaver.mesh.wire.environment import SettingsError
+from neuroweaver.mesh.wire.environment import SettingsError, without_secrets
 from neuroweaver.mesh.wire.settings import address
 from neuroweaver.registry.settings import RegistrySettings
 from neuroweaver.trainer.settings import TrainerSettings
@@ -163,3 +163,22 @@ def test_deployments_go_to_the_cluster_that_the_deployer_is_in(environ, backend)
 def test_a_backend_that_there_is_not_is_refused():
     with pytest.raises(SettingsError, match="NEUROWEAVER_DEPLOYMENT_BACKEND=cloud"):
         DeployerSettings.from_environment({"NEUROWEAVER_DEPLOYMENT_BACKEND": "cloud"})
+
+
+def test_another_tasks_process_gets_no_secret_but_those_it_needs() -> None:
+    environ = {
+        "PATH": "/bin",
+        "HF_TOKEN": "t",
+        "OPENAI_API_KEY": "k",
+        "NEUROWEAVER_DATABASE_URL": "postgresql://u:p@h/d",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "PGPASSWORD": "p",
+        "TOKENIZERS_PARALLELISM": "false",
+        "NEUROWEAVER_AUDIT_KEY_FILE": "/k",
+    }
+    assert without_secrets(environ, "HF_TOKEN").keys() == {
+        "PATH",
+        "HF_TOKEN",
+        "TOKENIZERS_PARALLELISM",
+        "NEUROWEAVER_AUDIT_KEY_FILE",
+    }

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from neuroweaver.mesh.wire import signing
+from neuroweaver.mesh.wire import key_file
 from neuroweaver.mesh.wire.environment import SettingsError
 from neuroweaver.mesh.wire.signing import SigningKey, statement, verify
 
@@ -114,14 +114,14 @@ def test_the_key_is_on_disk_before_it_appears(path: Path, monkeypatch: pytest.Mo
 
 def test_whoever_is_second_takes_the_key_of_the_first(path: Path, monkeypatch: pytest.MonkeyPatch):
     winners = []
-    token = signing.secrets.token_hex
+    token = key_file.secrets.token_hex
 
     def overtaken(size: int) -> str:
         monkeypatch.undo()
         winners.append(SigningKey.load_or_create(path))
         return token(size)
 
-    monkeypatch.setattr(signing.secrets, "token_hex", overtaken)
+    monkeypatch.setattr(key_file.secrets, "token_hex", overtaken)
 
     second = SigningKey.load_or_create(path)
 
@@ -192,10 +192,10 @@ def test_of_other_owners_only_root_may_give_a_key_to_a_group(
     status = os.stat_result((stat.S_IFREG | mode, 0, 0, 1, uid, 0, 0, 0, 0, 0))
 
     if refusal is None:
-        signing._check_secret(Path("key"), status)
+        key_file._check_secret(Path("key"), "signing key", status)
     else:
         with pytest.raises(SettingsError, match=refusal):
-            signing._check_secret(Path("key"), status)
+            key_file._check_secret(Path("key"), "signing key", status)
 
 
 @pytest.mark.parametrize(

@@ -2,85 +2,36 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import pytest
 
+from disks import MIB, CannotMount, Disk, mounted
 from neuroweaver.v1 import registry_pb2 as pb
 from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 from ports import free_port
 from registry.test_process import serving
 
-MIB = 1024 * 1024
 DISK_MIB = 64
 DISK_INODES = 128
 MANY = 5000
 """Far more calls than the disk has room for."""
 
 
-class Disk:
-    """A file system of 64 MiB, and a file that takes up what is left of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._ballast = folder / "ballast"
-        self._crowd = folder / "crowd"
-
-    def fill(self, *, leave: int = 0) -> None:
-        """Until `leave` bytes are free."""
-        with self._ballast.open("ab", buffering=0) as ballast:
-            for size in (MIB, 4096):
-                while self.free() - leave >= size:
-                    try:
-                        ballast.write(bytes(size))
-                    except OSError as error:
-                        if error.errno != errno.ENOSPC:
-                            raise
-                        break
-
-    def empty(self) -> None:
-        self._ballast.unlink()
-
-    def use_up_inodes(self) -> None:
-        self._crowd.mkdir()
-        with suppress(OSError):
-            for number in range(DISK_INODES):
-                (self._crowd / str(number)).touch()
-        assert os.statvfs(self.folder).f_favail == 0
-
-    def free_inodes(self) -> None:
-        shutil.rmtree(self._crowd)
-
-    def free(self) -> int:
-        found = os.statvfs(self.folder)
-        return found.f_bavail * found.f_frsize
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    options = f"size={DISK_MIB}m,nr_inodes={DISK_INODES},mode=0700"
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        told = getattr(error, "stderr", None) or str(error)
-        pytest.skip(f"a small disk cannot be mounted here, so a full one is not tested: {told.strip()}")
-    try:
-        yield Disk(folder)
-    finally:
-        # Detached even if something still holds a file on it: no test leaves a mount behind.
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with ExitStack() as stack:
+        try:
+            small = stack.enter_context(mounted(tmp_path / "disk", DISK_MIB, inodes=DISK_INODES))
+        except CannotMount as error:
+            pytest.skip(f"a small disk cannot be mounted here, so a full one is not tested: {error}")
+        yield small
 
 
 @pytest.fixture

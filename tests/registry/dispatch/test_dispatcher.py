@@ -21,6 +21,7 @@ from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry.dispatch.dispatcher import Dispatcher, Policy
 from neuroweaver.registry.dispatch.sender import Sender
 from neuroweaver.registry.domain.model import Draft, Model
+from neuroweaver.registry.domain.sealing import Seal
 from neuroweaver.registry.domain.versions import parse
 from neuroweaver.registry.domain.webhook import Backoff, Delivery, State, Webhook, new_secret
 from neuroweaver.registry.storage import deliveries, tables
@@ -28,6 +29,7 @@ from neuroweaver.registry.storage.store import Store
 from neuroweaver.registry.storage.writer import Writer
 from registry.receiver import OK, Receiver, answer, reaches, receiving
 
+SEAL = Seal(b"k" * 64)
 QUICK = Backoff(attempts=4, first_s=0.01, factor=1.0)
 
 
@@ -65,7 +67,8 @@ async def add(database: Database, url: str, webhook_id: str = "hook", **fields) 
     """Gives the secret."""
     secret = new_secret()
     webhook = Webhook(webhook_id=webhook_id, url=url, create_time=datetime.now(UTC), **fields)
-    await database.transact(lambda connection: deliveries.add(connection, "default", webhook, secret))
+    sealed = SEAL.seal(secret, "default", webhook.webhook_id)
+    await database.transact(lambda connection: deliveries.add(connection, "default", webhook, sealed))
     return secret
 
 
@@ -86,7 +89,8 @@ async def dispatching(
 ) -> AsyncIterator[None]:
     dispatcher = Dispatcher(
         database,
-        sender or Sender(timeout_s=5),
+        sender or Sender(timeout_s=5, allow_private=True),
+        SEAL,
         policy=Policy(**{"poll_s": 0.02, "backoff": backoff} | policy),
     )
     task = asyncio.create_task(dispatcher.run())
@@ -272,7 +276,7 @@ async def _slow_and_dead_delay_nobody(store, database, receiver, dead_url: str) 
         await add(database, dead_url, "dead")
         await add(database, receiver.url)
         backoff = Backoff(attempts=100_000, first_s=0.01, factor=1.0)
-        async with dispatching(database, sender=Sender(timeout_s=60), backoff=backoff):
+        async with dispatching(database, sender=Sender(timeout_s=60, allow_private=True), backoff=backoff):
             await register(store, "a", "b", "c")
             await settled(database)
             assert receiver.sequences == [1, 2, 3]
@@ -385,7 +389,8 @@ from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.handlers.signals import Signal
 from neuroweaver.registry.dispatch.dispatcher import Dispatcher
 from neuroweaver.registry.dispatch.sender import Sender
-asyncio.run(Dispatcher(Database(sys.argv[1], schema="registry"), Sender()).run())
+from neuroweaver.registry.domain.sealing import Seal
+asyncio.run(Dispatcher(Database(sys.argv[1], schema="registry"), Sender(allow_private=True), Seal(b"k" * 64)).run())
 """
 
 
@@ -412,6 +417,19 @@ async def test_what_a_killed_process_was_sending_is_sent_again(store, database, 
     assert receiver.received[0].headers["webhook-id"] == receiver.received[1].headers["webhook-id"]
     assert [each.state for each in found.values()] == [State.DELIVERED] * 2
     assert found[1].attempts == 2
+
+
+async def test_a_secret_that_another_key_sealed_signs_nothing_and_says_so(store, database, receiver):
+    webhook = Webhook(webhook_id="hook", url=receiver.url, create_time=datetime.now(UTC))
+    foreign = Seal(b"f" * 64).seal(new_secret(), "default", "hook")
+    await database.transact(lambda connection: deliveries.add(connection, "default", webhook, foreign))
+    await register(store, "a")
+
+    async with dispatching(database, backoff=Backoff(attempts=1)):
+        found = await settled(database)
+
+    assert (found[1].state, receiver.received) == (State.DEAD, [])
+    assert "another key" in found[1].last_error
 
 
 async def test_what_is_under_way_when_the_server_stops_is_sent_again_soon(store, database, receiver):

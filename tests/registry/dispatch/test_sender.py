@@ -34,7 +34,7 @@ async def post(sender: Sender, url: str, body: bytes = b"{}") -> Outcome:
 
 async def test_a_body_arrives_as_it_is():
     async with receiving() as receiver:
-        outcome = await post(Sender(), receiver.url + "?a=%20b", b'{"a":"\xc3\xa4"}')
+        outcome = await post(Sender(allow_private=True), receiver.url + "?a=%20b", b'{"a":"\xc3\xa4"}')
 
         assert outcome == Outcome(status=200)
         (received,) = receiver.received
@@ -49,7 +49,7 @@ async def test_a_body_arrives_as_it_is():
 
 async def test_localhost_is_this_machine():
     async with receiving() as receiver:
-        assert not (await post(Sender(), f"http://localhost:{receiver.port}/")).error
+        assert not (await post(Sender(allow_private=True), f"http://localhost:{receiver.port}/")).error
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -57,7 +57,7 @@ async def test_a_redirect_is_not_followed(status):
     async with receiving() as target, receiving() as receiver:
         receiver.answers = lambda _number: answer(status, f"location: {target.url}")
 
-        outcome = await post(Sender(), receiver.url)
+        outcome = await post(Sender(allow_private=True), receiver.url)
 
         assert (outcome.status, outcome.error) == (status, f"the receiver answered {status}")
         assert not target.received
@@ -68,7 +68,7 @@ async def test_a_receiver_that_answers_nothing_is_given_up():
     async with receiving() as receiver:
         receiver.may_answer.clear()
 
-        outcome = await post(Sender(timeout_s=0.2), receiver.url)
+        outcome = await post(Sender(timeout_s=0.2, allow_private=True), receiver.url)
 
     assert outcome == Outcome(error="no answer within 0.2 s")
 
@@ -79,7 +79,7 @@ async def test_a_receiver_that_answers_byte_by_byte_is_given_up():
         receiver.answers = lambda _number: b"HTTP/1.1 200 OK\r\n"
         receiver.drips = b"a: b\r\n"
 
-        outcome = await post(Sender(timeout_s=0.2), receiver.url)
+        outcome = await post(Sender(timeout_s=0.2, allow_private=True), receiver.url)
 
     # Either the clock ends it or the limit on an answer's head.
     assert outcome.error
@@ -90,7 +90,7 @@ async def test_a_receiver_that_is_not_there_is_no_fault_of_ours():
     async with receiving() as receiver:
         pass
 
-    outcome = await post(Sender(), receiver.url)
+    outcome = await post(Sender(allow_private=True), receiver.url)
 
     assert outcome.status == 0
     assert outcome.error.startswith("cannot connect: ")
@@ -101,7 +101,7 @@ async def test_what_is_not_http_is_told_without_what_was_said(junk):
     async with receiving() as receiver:
         receiver.answers = lambda _number: junk
 
-        outcome = await post(Sender(), receiver.url)
+        outcome = await post(Sender(allow_private=True), receiver.url)
 
     assert outcome == Outcome(error="the connection broke (RemoteProtocolError)")
 
@@ -111,7 +111,7 @@ async def test_an_endless_answer_is_not_read():
         receiver.answers = lambda _number: b"HTTP/1.1 500 No\r\n\r\n"
         receiver.drips = b"secret of the receiver " * 1000
 
-        outcome = await post(Sender(), receiver.url)
+        outcome = await post(Sender(allow_private=True), receiver.url)
 
         assert outcome == Outcome(status=500, error="the receiver answered 500")
         async with asyncio.timeout(60):
@@ -126,14 +126,14 @@ async def test_an_answer_that_never_ends_counts_by_its_status():
         receiver.may_end.clear()
 
         async with asyncio.timeout(60):
-            assert await post(Sender(timeout_s=0.5), receiver.url) == Outcome(status=200)
+            assert await post(Sender(timeout_s=0.5, allow_private=True), receiver.url) == Outcome(status=200)
 
 
 async def test_an_answer_that_breaks_off_counts_by_its_status():
     async with receiving() as receiver:
         receiver.answers = lambda _number: b"HTTP/1.1 500 No\r\ncontent-length: 10\r\n\r\n"
 
-        assert (await post(Sender(), receiver.url)).status == 500
+        assert (await post(Sender(allow_private=True), receiver.url)).status == 500
 
 
 @pytest.mark.parametrize(
@@ -143,13 +143,13 @@ async def test_a_receiver_says_how_long_to_wait(header, wait_s):
     async with receiving() as receiver:
         receiver.answers = lambda _number: answer(503, f"retry-after: {header}")
 
-        assert (await post(Sender(), receiver.url)).retry_after_s == wait_s
+        assert (await post(Sender(allow_private=True), receiver.url)).retry_after_s == wait_s
 
 
 async def test_cookies_are_not_kept():
     async with receiving() as receiver:
         receiver.answers = lambda _number: answer(200, "set-cookie: a=b")
-        sender = Sender()
+        sender = Sender(allow_private=True)
 
         await post(sender, receiver.url)
         await post(sender, receiver.url)
@@ -162,7 +162,7 @@ async def test_the_environment_names_no_proxy(monkeypatch):
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
 
-        await post(Sender(), receiver.url)
+        await post(Sender(allow_private=True), receiver.url)
 
         assert (len(proxy.received), len(receiver.received)) == (0, 1)
 
@@ -170,8 +170,8 @@ async def test_the_environment_names_no_proxy(monkeypatch):
 async def test_no_log_holds_the_url(caplog):
     async with receiving() as receiver:
         with caplog.at_level(logging.INFO):
-            await post(Sender(), receiver.url + "?token=hunter2")
-            await post(Sender(), "http://localhost:1/?token=hunter2")
+            await post(Sender(allow_private=True), receiver.url + "?token=hunter2")
+            await post(Sender(allow_private=True), "http://localhost:1/?token=hunter2")
 
     assert "hunter2" not in caplog.text
     assert "/hook" not in caplog.text
@@ -267,6 +267,14 @@ async def test_http_leaves_this_machine_for_no_address(addresses, allow_private)
     assert outcome.error == "the host has an address that is not this machine's; use https"
 
 
+async def test_http_reaches_this_machine_only_where_a_setting_says_so():
+    async with receiving() as receiver:
+        outcome = await post(Sender(), receiver.url)
+
+    assert outcome.error.endswith("NEUROWEAVER_WEBHOOK_PRIVATE=true allows those")
+    assert not receiver.received
+
+
 async def test_a_name_that_nobody_knows_is_told():
     outcome = await post(Sender(resolve=names()), "https://receiver.example/")
 
@@ -286,7 +294,7 @@ async def test_a_name_server_that_is_silent_is_given_up():
 async def test_the_next_address_is_tried_where_one_does_not_answer():
     async with receiving() as receiver:
         # Nothing listens on the other addresses of loopback.
-        sender = Sender(resolve=names(localhost=["127.0.0.9 127.0.0.8 127.0.0.1"]))
+        sender = Sender(allow_private=True, resolve=names(localhost=["127.0.0.9 127.0.0.8 127.0.0.1"]))
 
         assert not (await post(sender, f"http://localhost:{receiver.port}/")).error
         assert len(receiver.received) == 1
@@ -295,7 +303,7 @@ async def test_the_next_address_is_tried_where_one_does_not_answer():
 async def test_a_refusal_of_one_address_is_not_taken_to_the_next():
     async with receiving() as receiver:
         receiver.answers = lambda _number: answer(500)
-        sender = Sender(resolve=names(localhost=["127.0.0.1 127.0.0.1"]))
+        sender = Sender(allow_private=True, resolve=names(localhost=["127.0.0.1 127.0.0.1"]))
 
         assert (await post(sender, f"http://localhost:{receiver.port}/")).status == 500
         assert len(receiver.received) == 1

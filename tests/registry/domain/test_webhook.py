@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import random
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,6 +19,7 @@ from neuroweaver.registry.domain.webhook import (
     State,
     Webhook,
     body_of,
+    check_public,
     check_url,
     check_webhook_id,
     headers,
@@ -294,6 +296,23 @@ def test_an_id_that_is_no_label_is_refused(webhook_id):
         check_webhook_id("webhook_id", webhook_id)
 
 
+@pytest.mark.parametrize(
+    ("url", "is_public"),
+    [
+        ("http://localhost:8080/hook", False),
+        ("http://127.0.0.1/", False),
+        ("https://[::1]/", False),
+        ("https://10.0.0.1/", False),
+        ("https://[::ffff:169.254.169.254]/", False),
+        ("https://8.8.8.8/", True),
+        ("https://receiver.example/", True),
+    ],
+)
+def test_a_literal_address_that_is_not_public_is_told_before_anything_is_sent(url, is_public):
+    with nullcontext() if is_public else pytest.raises(InvalidArgument, match="NEUROWEAVER_WEBHOOK_PRIVATE"):
+        check_public("webhook.url", url)
+
+
 def test_a_url_is_shown_without_its_query():
     assert webhook(url="https://a.example/hook?token=1#").shown_url == "https://a.example/hook"
 
@@ -302,6 +321,13 @@ def test_the_first_attempt_is_due_at_once_even_if_the_clock_was_set_back():
     assert delivery(next_attempt_time=NOW).is_due(NOW - timedelta(days=1))
     assert not delivery(attempts=1, next_attempt_time=NOW).is_due(NOW - timedelta(seconds=1))
     assert delivery(attempts=1, next_attempt_time=NOW).is_due(NOW)
+
+
+def test_a_further_attempt_is_due_at_once_after_a_clock_was_set_back():
+    years = timedelta(days=3653)
+    waiting = delivery(attempts=1, last_attempt_time=NOW + years, next_attempt_time=NOW + years)
+    assert waiting.is_due(NOW)
+    assert not waiting.is_due(NOW + years - timedelta(seconds=1))
 
 
 def test_waits_grow_threefold_to_an_hour_and_are_spread():

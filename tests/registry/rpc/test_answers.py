@@ -49,7 +49,9 @@ class Uncached(Database):
 async def serving(
     url: str, home: Path, kind: type[Database] = Database
 ) -> AsyncIterator[tuple[Any, Database]]:
-    settings = RegistrySettings(home=home, port=0, metrics_port=0, database_url=url, drain_s=0.0)
+    settings = RegistrySettings(
+        home=home, port=0, metrics_port=0, database_url=url, drain_s=0.0, webhook_private=True
+    )
     database = kind(url, schema="registry")
     await migrate(database, "neuroweaver.registry")
     async with (

@@ -13,11 +13,15 @@ from sqlalchemy import text
 
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.migrations import migrate
+from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.server.serve import running
 from neuroweaver.mesh.wire import status
 from neuroweaver.mesh.wire.channel import channel
+from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry.__main__ import service
+from neuroweaver.registry.domain.sealing import Seal
+from neuroweaver.registry.rpc.server import SERVICE
 from neuroweaver.registry.rpc.webhooks import Webhooks
 from neuroweaver.registry.settings import RegistrySettings
 from neuroweaver.registry.storage import tables
@@ -100,7 +104,7 @@ async def test_a_call_that_another_one_overtook_shows_no_secret(store: Store):
 
     request = pb.CreateWebhookRequest(webhook=pb.Webhook(webhook_id="hook", url=URL))
 
-    assert not (await Webhooks(store, Overtaken()).CreateWebhook(request, None)).secret
+    assert not (await Webhooks(store, Overtaken(), Seal(b"k" * 64)).CreateWebhook(request, None)).secret
 
 
 async def test_a_retry_gets_the_first_answer_without_the_secret(registry):
@@ -116,20 +120,16 @@ async def test_a_retry_gets_the_first_answer_without_the_secret(registry):
     assert status.reason(await refusal(make(registry, "other", request_id="r1"))) == "INVALID_ARGUMENT"
 
 
-async def test_the_secret_lies_in_the_webhooks_row_alone(registry, database_url):
+async def test_the_database_holds_no_secret(registry, database_url):
     made = await make(registry, request_id="r1")
     await make(registry, request_id="r1")
     await register(registry)
     await listed_deliveries(registry)
 
-    assert await tables_with(database_url, made.secret) == {"webhooks"}
     bare = made.secret.removeprefix("whsec_")
-    assert await tables_with(database_url, bare) == {"webhooks"}
+    assert await tables_with(database_url, bare) == set()
     assert await tables_with(database_url, base64.b64decode(bare).hex()) == set()
     assert "audit_events" in await tables_with(database_url, "hook")
-
-    await registry.DeleteWebhook(pb.DeleteWebhookRequest(webhook_id="hook", request_id="r2"))
-    assert await tables_with(database_url, bare) == set()
 
 
 async def test_no_log_holds_a_secret(database_url, tmp_path: Path, caplog):
@@ -196,6 +196,14 @@ async def test_a_webhook_is_not_told_of_webhooks(registry):
     await register(registry)
 
     assert [delivery.sequence for delivery in await listed_deliveries(registry)] == [3]
+
+
+async def test_a_webhook_to_this_machine_needs_the_setting(store: Store):
+    webhooks = Webhooks(store, Mutations(store, SERVICE), Seal(b"k" * 64))
+    request = pb.CreateWebhookRequest(webhook=pb.Webhook(webhook_id="hook", url="http://127.0.0.1:1/"))
+
+    with pytest.raises(InvalidArgument, match="NEUROWEAVER_WEBHOOK_PRIVATE"):
+        await webhooks.CreateWebhook(request, None)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.wire.errors import AlreadyExists, NotFound, ResourceExhausted
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry.domain.model import Model
+from neuroweaver.registry.domain.sealing import Seal
 from neuroweaver.registry.domain.webhook import (
     MAX_WEBHOOKS,
     Backoff,
@@ -19,6 +20,7 @@ from neuroweaver.registry.domain.webhook import (
     State,
     Webhook,
     WebhookStatus,
+    new_secret,
 )
 from neuroweaver.registry.storage import deliveries, tables
 from neuroweaver.registry.storage.store import Store
@@ -210,7 +212,7 @@ async def test_a_delivery_that_is_to_be_tried_again_holds_up_the_later_ones(stor
     await add(database)
     await register(store, "a", "b")
     backoff = Backoff(attempts=2, first_s=60)
-    claimed = await claim(database)
+    claimed = await claim(database, now=START)
     retried = await settle(database, claimed, REFUSED, backoff)
 
     assert await waiting(database) == [("hook", 1)]
@@ -429,6 +431,29 @@ async def test_changes_and_claims_of_many_writers_lose_nothing(store, database):
     *sent, _ = await asyncio.gather(*map(deliver, names), change())
 
     assert sent == [list(range(1, 11))] * 4
+
+
+async def test_secrets_of_an_earlier_version_are_sealed_once_and_foreign_ones_named(database):
+    seal, secret = Seal(b"k" * 64), new_secret()
+    webhook = await add(database)
+    await add(database, "foreign")
+
+    async def as_before(connection):
+        table = tables.webhooks
+        for webhook_id, stored in (
+            ("hook", secret),
+            ("foreign", Seal(b"f" * 64).seal(secret, "default", "foreign")),
+        ):
+            of_it = table.c.webhook_id == webhook_id
+            await connection.execute(table.update().where(of_it).values(secret=stored))
+
+    await database.transact(as_before)
+    for _ in range(2):
+        strangers = await database.transact(lambda connection: deliveries.seal_secrets(connection, seal))
+        assert strangers == ["foreign"]
+    async with database.read() as connection:
+        url, sealed = await deliveries.secret_of(connection, LANE)
+    assert (url, seal.open(sealed, *LANE)) == (webhook.url, secret)
 
 
 async def test_a_status_holds_no_secret(database):

@@ -10,11 +10,13 @@ import grpc
 import pytest
 from semver import Version
 
+from neuroweaver.mesh.auth.caller import Caller
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.wire.errors import OutOfRange
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry import housekeeping
 from neuroweaver.registry.artifacts.store import ArtifactStore
+from neuroweaver.registry.domain.aliases import moved
 from neuroweaver.registry.domain.model import Artifact, Draft, Model
 from neuroweaver.registry.rpc.changes import changes
 from neuroweaver.registry.storage.store import Store
@@ -23,6 +25,7 @@ from registry.calls import create, download, refusal, register, safetensors, upl
 
 ORIGIN = ChangeOrigin("default", "ada")
 START = datetime(2026, 1, 1, tzinfo=UTC)
+CALLER = Caller("default", "ada")
 DAY = timedelta(days=1)
 
 
@@ -193,13 +196,54 @@ async def test_old_events_are_dropped_and_the_history_stays(store: Store, clock:
         assert (await registry.verified()).events == 3
 
 
-async def test_time_in_the_history_never_runs_backwards(store: Store, clock: Clock):
+@pytest.mark.parametrize(
+    ("back", "expected"),
+    [(timedelta(seconds=50), START), (DAY, START - DAY), (3653 * DAY, START - 3653 * DAY)],
+)
+async def test_time_stands_still_for_a_clock_that_is_a_little_behind_and_follows_one_set_back(
+    store: Store, clock: Clock, back, expected
+):
     await version_with(store, "1.0.0")
-    clock.now = START - DAY
+    clock.now = START - back
     await version_with(store, "1.1.0")
     async with store.read("default") as registry:
         found = await registry.version("advisor", Version(1, 1, 0))
-    assert found.create_time == START
+    assert found.create_time == expected
+
+
+async def test_the_past_of_an_alias_keeps_its_order_when_a_clock_that_ran_ahead_is_set_back(
+    store: Store, clock: Clock
+):
+    numbers = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
+    for number in numbers:
+        await version_with(store, number)
+
+    async def point(number: str) -> None:
+        async def work(registry: Writer) -> None:
+            current = await registry.alias("advisor", "staging")
+            version = await registry.version("advisor", Version.parse(number))
+            after = moved(current, "staging", version, caller=CALLER, now=registry.now)
+            await registry.point(current, after)
+
+        await store.transact(ORIGIN, work)
+
+    async def at(moment) -> str:
+        async with store.read("default") as registry:
+            return str((await registry.pointed_at("advisor", "staging", moment)).version)
+
+    await point("1.0.0")
+    clock.now = START + 3653 * DAY
+    await point("1.1.0")
+    clock.now += DAY
+    await point("1.2.0")
+    clock.now = START + DAY
+    await point("1.3.0")
+
+    assert await at(None) == await at(START + 2 * DAY) == await at(START + 4000 * DAY) == "1.3.0"
+    assert await at(START + DAY / 2) == "1.0.0"
+    just_before = [await at(START + DAY - timedelta(microseconds=count)) for count in (3, 2, 1)]
+    assert sorted(just_before) == just_before
+    assert just_before[-1] == "1.2.0"
 
 
 async def test_house_is_kept_in_a_running_server(registry, database: Database, tmp_path: Path):

@@ -160,6 +160,39 @@ def test_a_body_that_is_no_json_is_refused(server, body):
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "parameter"),
+    [
+        (
+            "chat/completions",
+            r'{"messages": [{"role": "user", "content": "emoji \ud83d"}]}',
+            "messages[0].content",
+        ),
+        (
+            "chat/completions",
+            r'{"messages": [{"role": "user", "content": [{"type": "text", "text": "x \uDE00 y"}]}]}',
+            "messages[0].content[0].text",
+        ),
+        ("chat/completions", r'{"stream": true, "messages": [{"role": "\ud83d"}]}', "messages[0].role"),
+        ("chat/completions", r'{"model": "ti\ud83dny"}', "model"),
+        ("chat/completions", r'{"user": {"\ud83d": 1}}', "user"),
+        ("completions", r'{"prompt": "\udcf0"}', "prompt"),
+        ("completions", r'{"stop": ["fine", "\ud83d"]}', "stop[1]"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_by_its_path_and_harms_nobody(server, path, body, parameter):
+    errors = server.metric("errors_total")
+    with httpx2.Client(base_url=f"{server.url}/v1", timeout=120) as client:
+        answer = client.post(f"/{path}", content=body.encode())
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+        assert answer.json()["error"]["param"] == parameter
+        assert "connection" not in answer.headers
+        fine = {"model": "tiny", "messages": MESSAGES, "max_tokens": 1}
+        assert client.post("/chat/completions", json=fine).status_code == 200
+    assert server.metric("errors_total") == errors
+
+
 def test_a_huge_body_is_refused(server):
     answer = httpx2.post(f"{server.url}/v1/chat/completions", content=b" " * (9 << 20))
     assert answer.status_code == 413
@@ -339,8 +372,9 @@ def test_a_corrupt_file_ends_with_3_before_it_is_loaded(base, first, tmp_path):
     assert "adapter/adapter_model.safetensors cannot be read" in log
 
 
-def test_another_base_model_ends_with_3(base, tmp_path):
-    code, log = exit_of(tmp_path, config_for(base, base_digest="0" * 64))
+@pytest.mark.parametrize("digest", ["base_digest", "tokenizer_digest", "chat_template_digest"])
+def test_another_base_model_ends_with_3(base, tmp_path, digest):
+    code, log = exit_of(tmp_path, config_for(base, **{digest: "0" * 64}))
     assert code == 3
     assert "digest" in log
 

@@ -66,7 +66,7 @@ async def ran(
     async def work(jobs: Writer) -> None:
         config = pb.TrainingConfig(model_name="advisor", output_dir=output_dir)
         job = Job(job_id=job_id, project=jobs.project, config=config, dataset_digest="", create_time=jobs.now)
-        job = (await jobs.add(job)).start(jobs.now)
+        job = (await jobs.add(job)).start(jobs.now, "digest")
         job = await jobs.append_log(job, pb.LogLine(message="loading"))
         job = job.observe(pb.TrainingEvent(progress=pb.Progress(step=1)), jobs.now)
         if state is not None:
@@ -202,7 +202,7 @@ async def test_the_trainer_cleans_up_while_it_runs(
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage() == "dropped" and vars(record)["what"] == "job folders":
+            if record.getMessage() == "cleaned" and vars(record)["what"] == "job folders":
                 is_done.set()
 
     handler, log = Handler(), logging.getLogger("neuroweaver.trainer")

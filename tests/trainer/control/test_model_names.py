@@ -58,7 +58,8 @@ async def test_a_job_under_a_deleted_name_is_neither_started_nor_resumed(registr
     home = tmp_path / "trainer"
     home.mkdir()
     async with trainer(home, check_name=ModelNames(registry).check) as served:
-        (served.data / "good.jsonl").write_text(ROW + ROW.replace("brakes", "tyres"), encoding="utf-8")
+        rows = [ROW.replace("brakes", part) for part in ("brakes", "tyres", "belts")]
+        (served.data / "good.jsonl").write_text("".join(rows), encoding="utf-8")
         with pytest.raises(grpc.RpcError) as refused:
             await served.stub.StartTraining(pb.StartTrainingRequest(config=config))
         assert [field for field, _ in status.violations(refused.value)] == ["config.model_name"]

@@ -28,7 +28,7 @@ def finished(state: State.ValueType, **fields: object) -> pb.TrainingEvent:
 
 
 def test_starting_a_job_gives_it_a_new_lease_and_counts_the_attempt() -> None:
-    started = job().start(NOW)
+    started = job().start(NOW, "digest")
 
     assert (started.state, started.attempt, started.lease_token) == (State.JOB_STATE_RUNNING, 1, 1)
     assert started.holds_lease(1)
@@ -37,10 +37,12 @@ def test_starting_a_job_gives_it_a_new_lease_and_counts_the_attempt() -> None:
 
 def test_a_resumed_job_fences_off_the_worker_before() -> None:
     failed = (
-        job().start(NOW).observe(finished(State.JOB_STATE_FAILED, failure=pb.Failure(is_resumable=True)), NOW)
+        job()
+        .start(NOW, "digest")
+        .observe(finished(State.JOB_STATE_FAILED, failure=pb.Failure(is_resumable=True)), NOW)
     )
     queued = failed.resume(NOW)
-    again = queued.start(NOW)
+    again = queued.start(NOW, "digest")
 
     assert queued.failure is None
     assert not again.holds_lease(1)
@@ -51,7 +53,7 @@ def test_a_resumed_job_fences_off_the_worker_before() -> None:
 
 def test_cancelling_a_queued_job_ends_it_at_once_and_a_running_one_asks_its_worker() -> None:
     assert job().cancel(NOW).state == State.JOB_STATE_CANCELLED
-    assert job().start(NOW).cancel(NOW).state == State.JOB_STATE_CANCELLING
+    assert job().start(NOW, "digest").cancel(NOW).state == State.JOB_STATE_CANCELLING
 
 
 def test_cancelling_an_ended_job_changes_nothing() -> None:
@@ -61,29 +63,29 @@ def test_cancelling_an_ended_job_changes_nothing() -> None:
 
 @pytest.mark.parametrize("state", [State.JOB_STATE_FAILED, State.JOB_STATE_CANCELLED, State.JOB_STATE_QUEUED])
 def test_a_worker_that_stops_after_a_cancel_leaves_the_job_cancelled(state: State.ValueType) -> None:
-    stopped = job().start(NOW).cancel(NOW).observe(finished(state), NOW)
+    stopped = job().start(NOW, "digest").cancel(NOW).observe(finished(state), NOW)
     assert stopped.state == State.JOB_STATE_CANCELLED
 
 
 def test_a_worker_that_finished_before_it_heard_of_the_cancel_has_succeeded() -> None:
-    done = job().start(NOW).cancel(NOW).observe(finished(State.JOB_STATE_SUCCEEDED), NOW)
+    done = job().start(NOW, "digest").cancel(NOW).observe(finished(State.JOB_STATE_SUCCEEDED), NOW)
     assert done.state == State.JOB_STATE_SUCCEEDED
 
 
 def test_a_worker_that_was_shut_down_gives_the_job_back_to_the_queue() -> None:
-    released = job().start(NOW).observe(finished(State.JOB_STATE_QUEUED), NOW)
+    released = job().start(NOW, "digest").observe(finished(State.JOB_STATE_QUEUED), NOW)
     assert released.state == State.JOB_STATE_QUEUED
 
 
-@pytest.mark.parametrize("verb", ["resume", "start"])
-def test_a_running_job_can_neither_be_started_nor_resumed(verb: str) -> None:
+@pytest.mark.parametrize(("verb", "arguments"), [("resume", (NOW,)), ("start", (NOW, "digest"))])
+def test_a_running_job_can_neither_be_started_nor_resumed(verb: str, arguments: tuple[object, ...]) -> None:
     with pytest.raises(FailedPrecondition, match="RUNNING"):
-        getattr(job().start(NOW), verb)(NOW)
+        getattr(job().start(NOW, "digest"), verb)(*arguments)
 
 
 def test_a_failure_that_a_resume_cannot_mend_refuses_it() -> None:
     failure = pb.Failure(reason="DATASET_CHANGED", message="the data set changed", is_resumable=False)
-    failed = job().start(NOW).observe(finished(State.JOB_STATE_FAILED, failure=failure), NOW)
+    failed = job().start(NOW, "digest").observe(finished(State.JOB_STATE_FAILED, failure=failure), NOW)
 
     with pytest.raises(FailedPrecondition, match="the data set changed"):
         failed.resume(NOW)
@@ -91,7 +93,7 @@ def test_a_failure_that_a_resume_cannot_mend_refuses_it() -> None:
 
 def test_progress_moves_the_stage_and_is_kept_as_an_event() -> None:
     event = pb.TrainingEvent(progress=pb.Progress(stage=pb.STAGE_PPO, step=3, reward=0.5))
-    seen = job().start(NOW).observe(event, NOW)
+    seen = job().start(NOW, "digest").observe(event, NOW)
 
     assert seen.stage == pb.STAGE_PPO
     assert seen.progress is not None
@@ -101,7 +103,7 @@ def test_progress_moves_the_stage_and_is_kept_as_an_event() -> None:
 
 def test_the_end_of_a_job_is_one_event_with_its_result() -> None:
     result = pb.TrainingResult(model_id="m", version="1.0.0")
-    done = job().start(NOW).observe(finished(State.JOB_STATE_SUCCEEDED, result=result), NOW)
+    done = job().start(NOW, "digest").observe(finished(State.JOB_STATE_SUCCEEDED, result=result), NOW)
 
     assert [each.WhichOneof("event") for each in done.events] == ["state_changed", "finished"]
     assert done.events[-1].finished.result.version == "1.0.0"

@@ -1,52 +1,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import errno
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf import json_format
+from prometheus_client import REGISTRY
+from sqlalchemy.exc import OperationalError
 
+import postgres
+from neuroweaver.mesh.handlers import loop
 from neuroweaver.mesh.handlers.heartbeats import Heartbeats
 from neuroweaver.mesh.wire.status import reason, violations
 from neuroweaver.trainer.control.supervisor import Policy
+from neuroweaver.trainer.data.rows import Example, Message
+from neuroweaver.trainer.data.split import split
+from neuroweaver.trainer.domain.config import DEFAULTS
+from neuroweaver.trainer.domain.job import Job
 from neuroweaver.trainer.rpc import jobs, watches
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import worker_pb2
 from trainer.serving import Trainer, trainer
-from trainer.tiny import tiny_llama
 
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 ROW = '{"question": "Why do brakes squeal?", "answer": "The pads are worn."}\n'
 
 
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "good.jsonl").write_text(ROW + ROW.replace("brakes", "tyres"))
-    return tmp_path
-
-
-@pytest.fixture
-async def served(home: Path) -> AsyncIterator[Trainer]:
-    async with trainer(home) as started:
-        yield started
-
-
-@pytest.fixture
-def config(model_folder: Path) -> pb.TrainingConfig:
-    return pb.TrainingConfig(
-        model_name="advisor",
-        base_model=str(model_folder),
-        specialization="service_advisor",
-        dataset_path="good.jsonl",
-    )
+def held_out_beyond(tokens: int) -> str:
+    """Rows of which a job holds out the one that asks at such length that no answer begins within `tokens`."""
+    for number in range(100):
+        asked = [f"Why does part {number}{letter} squeal?" for letter in "abcd"]
+        asked[-1] += " Why?" * tokens
+        rows = [Example((Message("user", text),), line) for line, text in enumerate(asked)]
+        _, held_out = split(rows, DEFAULTS.validation_fraction, DEFAULTS.seed)
+        if [row.line for row in held_out] == [3]:
+            return "".join(ROW.replace("Why do brakes squeal?", text) for text in asked)
+    raise AssertionError("no such rows")
 
 
 class Monotonic:
@@ -113,6 +107,22 @@ BAD = {
         "config.enable_rlaif",
         "text.jsonl has 1: add rows that ask, or set enable_rlaif to false",
     ),
+    "one conversation": ({"dataset_path": "one.jsonl"}, "config.dataset_path", "holds one conversation"),
+    "one question to learn": (
+        {"dataset_path": "two.jsonl"},
+        "config.enable_rlaif",
+        "among the 1 rows to learn from, which have 1 (1 are held out)",
+    ),
+    "no answer to learn": (
+        {"max_seq_length": 16},
+        "config.max_seq_length",
+        "none of the 2 rows to learn from has an answer within 16 tokens",
+    ),
+    "no answer to measure": (
+        {"dataset_path": "held-out.jsonl", "max_seq_length": 400},
+        "config.max_seq_length",
+        "none of the 1 rows held out for validation has an answer within 400 tokens",
+    ),
     "NaN": ({"learning_rate": float("nan")}, "config.learning_rate", ""),
     "infinite": ({"learning_rate": float("inf")}, "config.learning_rate", ""),
     "negative": ({"lora_r": -1}, "config.lora_r", ""),
@@ -121,7 +131,17 @@ BAD = {
     "bad model name": ({"model_name": "Service Advisor"}, "config.model_name", ""),
     "hostile output folder": ({"output_dir": "../out"}, "config.output_dir", ""),
     "beyond the context": ({"max_seq_length": 4096}, "config.max_seq_length", "512"),
-    "warm-up to the end": ({"warmup_steps": 3}, "config.warmup_steps", "at most 3 steps over 2 rows"),
+    "warm-up to the end": ({"warmup_steps": 3}, "config.warmup_steps", "at most 3 steps over 3 rows"),
+    "unknown layers": (
+        {"target_modules": ["query_key_value"]},
+        "config.target_modules",
+        "named query_key_value; it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
+    ),
+    "half-known layers": (
+        {"target_modules": ["q_proj", "value_proj"]},
+        "config.target_modules",
+        "named value_proj;",
+    ),
     "judge without endpoint": ({"feedback_model": "gpt-x"}, "config.feedback_model", "OPENAI_API_KEY"),
 }
 
@@ -137,10 +157,12 @@ async def test_bad_input_is_refused_with_its_field_before_any_worker(
     (data / "long.jsonl").write_text(ROW + ROW.replace("worn", "w" * 2_000_000))
     (data / "useless.jsonl").write_text('{"colour": "red"}\n')
     (data / "bad.jsonl").write_text(ROW.replace("}", ', "label": false}'))
+    (data / "one.jsonl").write_text(ROW + ROW.replace("pads", "discs"))
+    (data / "two.jsonl").write_text(ROW + ROW.replace("brakes", "tyres"))
+    (data / "held-out.jsonl").write_text(held_out_beyond(400))
     (data / "text.jsonl").write_text(ROW + '{"text": "Pads wear."}\n{"text": "Tyres wear."}\n')
     changes, field, text = BAD[name]
-    for key, value in changes.items():
-        setattr(config, key, value)
+    config.MergeFrom(pb.TrainingConfig(**changes))
 
     error = await refusal(served.stub.StartTraining(start(config)))
 
@@ -306,7 +328,7 @@ async def test_a_repeated_report_is_stored_once(served: Trainer, config: pb.Trai
 async def test_cancelling_tells_the_worker_at_once(served: Trainer, config: pb.TrainingConfig) -> None:
     await served.stub.StartTraining(start(config))
     worker = await served.executor.worker()
-    call = served.worker_stub.Report()
+    call = served.worker_stub.Report(metadata=worker.metadata)
     await call.write(worker_pb2.ReportRequest(job_id="job", lease_token=worker.job.lease_token))
     assert (await call.read()).should_stop is False
 
@@ -327,9 +349,9 @@ async def test_a_worker_that_does_not_stop_is_killed(home: Path, config: pb.Trai
         worker = await served.executor.worker()
         await served.stub.CancelTraining(pb.CancelTrainingRequest(job_id="job"))
         await served.supervisor.end_lost()
-        for now_s in (100, 120):
+        for number, now_s in enumerate((100, 120), 1):
             clock.now_s = now_s
-            await served.report(worker, progress(now_s), first=now_s)  # at work, and not stopping
+            await served.report(worker, progress(now_s), first=number)  # at work, and not stopping
             await served.supervisor.end_lost()
             assert not worker.ended.done()
 
@@ -407,7 +429,7 @@ async def test_telling_a_silent_worker_to_stop_is_no_sign_of_its_life(
     async with trainer(home, policy=Policy(lease_s=60, shutdown_s=0.1), monotonic=clock) as served:
         await served.stub.StartTraining(start(config))
         worker = await served.executor.worker()
-        call = served.worker_stub.Report()
+        call = served.worker_stub.Report(metadata=worker.metadata)
         await call.write(worker_pb2.ReportRequest(job_id="job", lease_token=worker.job.lease_token))
         assert (await call.read()).should_stop is False
 
@@ -443,7 +465,6 @@ async def test_a_trainer_that_restarts_hears_its_worker_again(home: Path, config
         worker = await served.executor.worker()
         await served.report(worker, progress(1))
         served.supervisor._workers.clear()  # killed, not closed: its worker lives on
-        served.supervisor._is_closing = False
         for task in list(served.supervisor._tending):
             task.cancel()
 
@@ -453,6 +474,24 @@ async def test_a_trainer_that_restarts_hears_its_worker_again(home: Path, config
         await again.report(worker, progress(2), finished(pb.JOB_STATE_SUCCEEDED), first=2)
         await again.state("job", pb.JOB_STATE_SUCCEEDED)
         assert again.executor.started == []
+
+
+async def test_a_job_that_was_given_away_and_never_begun_is_queued_again(
+    home: Path, config: pb.TrainingConfig
+) -> None:
+    async with trainer(home) as served:
+        await served.stub.StartTraining(start(config))
+        await served.executor.worker()
+        served.supervisor._workers.clear()  # killed before its worker was
+        for task in list(served.supervisor._tending):
+            task.cancel()
+
+    clock = Monotonic()
+    async with trainer(home, monotonic=clock) as again:
+        await again.supervisor.end_lost()
+        clock.now_s = 61
+        await again.supervisor.end_lost()
+        assert (await again.executor.worker()).job.attempt == 2
 
 
 async def test_a_trainer_that_shuts_down_queues_its_jobs_again(home: Path, config: pb.TrainingConfig) -> None:
@@ -509,7 +548,7 @@ async def test_an_unknown_job_is_not_found(served: Trainer) -> None:
 async def test_log_lines_are_kept_and_replayed(served: Trainer, config: pb.TrainingConfig) -> None:
     await served.stub.StartTraining(start(config))
     worker = await served.executor.worker()
-    call = served.worker_stub.Report()
+    call = served.worker_stub.Report(metadata=worker.metadata)
     for number in (1, 2):
         await call.write(
             worker_pb2.ReportRequest(
@@ -609,3 +648,124 @@ async def test_the_same_store_rules_hold_on_postgresql(
         watch = served.stub.WatchTraining(pb.WatchTrainingRequest(job_id="job"))
         assert [event.sequence async for event in watch] == [1, 2, 3]
         assert len((await served.stub.ListTrainingJobs(pb.ListTrainingJobsRequest())).jobs) == 1
+
+
+async def test_a_database_that_is_away_for_long_costs_no_worker(
+    home: Path, config: pb.TrainingConfig
+) -> None:
+    folder = postgres.binaries()
+    if folder is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+    clock = Monotonic()
+    with postgres.controlled(folder) as database:
+        async with trainer(home, database.database(), monotonic=clock) as served, asyncio.timeout(120):
+            await served.stub.StartTraining(start(config))
+            worker = await served.executor.worker()
+            await served.report(worker, progress(1))
+
+            await asyncio.to_thread(database.stop)
+            assert (await refusal(served.report(worker, progress(2), first=2))).code() is UNAVAILABLE
+            clock.now_s = 10_000
+            await fail_to_look(2)
+            await asyncio.to_thread(database.start)
+
+            # The trainer looks after its workers again, and has not taken this one for lost.
+            looked = asyncio.Event()
+            served.store.held, held = looking(served.store.held, looked), served.store.held
+            await looked.wait()
+            served.store.held = held
+            await served.report(worker, progress(2), progress(3), first=2)
+            job = await served.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id="job"))
+            assert (job.state, job.progress.step) == (pb.JOB_STATE_RUNNING, 3)
+            assert not worker.ended.done()
+
+
+async def test_the_end_of_a_worker_is_noted_once_the_database_is_back(
+    served: Trainer, config: pb.TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "FIRST_BACKOFF_S", 0.01)
+    await served.stub.StartTraining(start(config))
+    worker = await served.executor.worker()
+    transact, tries = served.store.transact, asyncio.Semaphore(0)
+
+    async def away(*_: object) -> None:
+        tries.release()
+        raise OperationalError("", {}, ConnectionError("refused"))
+
+    monkeypatch.setattr(served.store, "transact", away)
+    worker.end(-9)
+    for _ in range(3):
+        await asyncio.wait_for(tries.acquire(), 60)
+    monkeypatch.setattr(served.store, "transact", transact)
+
+    assert (await served.state("job", pb.JOB_STATE_FAILED)).failure.reason == "WORKER_KILLED"
+
+
+async def test_a_trainer_that_ends_without_its_database_does_not_wait_for_it(
+    home: Path, config: pb.TrainingConfig
+) -> None:
+    async def away(*_: object) -> None:
+        raise OperationalError("", {}, ConnectionError("refused"))
+
+    async with trainer(home) as served:
+        await served.stub.StartTraining(start(config))
+        worker = await served.executor.worker()
+        served.store.transact = away
+    assert worker.was_stopped
+
+
+@pytest.mark.parametrize(
+    ("error", "reason_told", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "DISK_FULL", "No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system", "/home"), "INTERNAL", "Read-only file system"),
+        (ValueError("embedded null byte"), "INTERNAL", "the trainer's log has the details"),
+    ],
+)
+async def test_a_worker_that_cannot_be_started_fails_its_job_and_not_the_trainer(
+    error: Exception,
+    reason_told: str,
+    message: str,
+    served: Trainer,
+    config: pb.TrainingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(served.executor, "start", fail)
+        await served.stub.StartTraining(start(config))
+        failure = (await served.state("job", pb.JOB_STATE_FAILED)).failure
+    assert (failure.reason, failure.is_resumable) == (reason_told, True)
+    assert failure.message.endswith(message)
+
+    await served.stub.ResumeTraining(pb.ResumeTrainingRequest(job_id="job"))
+    assert (await served.executor.worker()).job.attempt == 2
+
+
+async def fail_to_look(times: int) -> None:
+    """Returns when the supervisor has failed to look after its workers some times more."""
+
+    def failures() -> float:
+        return REGISTRY.get_sample_value("neuroweaver_loop_failures_total", {"loop": "supervisor"}) or 0.0
+
+    give_up, enough = asyncio.get_running_loop().time() + 60, failures() + times
+    while failures() < enough:
+        assert asyncio.get_running_loop().time() < give_up
+        await asyncio.sleep(0.05)
+
+
+def looking(held: Callable[[], Awaitable[list[Job]]], looked: asyncio.Event) -> Callable[[], Any]:
+    """As `held`; sets `looked` when it is called for the second time after one that succeeded."""
+    succeeded = 0
+
+    async def look() -> list[Job]:
+        nonlocal succeeded
+        if succeeded:
+            looked.set()
+        jobs = await held()
+        succeeded += 1
+        return jobs
+
+    return look

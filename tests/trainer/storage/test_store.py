@@ -78,8 +78,8 @@ async def test_the_job_that_waited_longest_is_started_in_whichever_project_it_is
     await add(store, "late", after=timedelta(seconds=1))
     await add(store, "early", origin=ChangeOrigin("other", "ada"))
 
-    first = await store.start_next(slots=2)
-    second = await store.start_next(slots=2)
+    first = await store.start_next(slots=2, secret_digest="")
+    second = await store.start_next(slots=2, secret_digest="")
 
     assert first is not None
     assert second is not None
@@ -93,8 +93,8 @@ async def test_no_job_is_started_while_every_slot_is_taken(store: Store) -> None
     await add(store, "first")
     await add(store, "second")
 
-    assert await store.start_next(slots=1) is not None
-    assert await store.start_next(slots=1) is None
+    assert await store.start_next(slots=1, secret_digest="") is not None
+    assert await store.start_next(slots=1, secret_digest="") is None
 
 
 async def test_a_job_of_another_project_cannot_take_the_same_folder(store: Store) -> None:

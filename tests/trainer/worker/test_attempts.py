@@ -80,9 +80,19 @@ def other_template(base):
     (base / "chat_template.jinja").write_text("{{ messages }}")
 
 
+def other_generation(base):
+    path = base / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": 0}))
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
-    [(other_weights, "weights"), (other_tokenizer, "tokenizer"), (other_template, "chat template")],
+    [
+        (other_weights, "weights"),
+        (other_tokenizer, "tokenizer"),
+        (other_template, "chat template"),
+        (other_generation, "generation settings"),
+    ],
 )
 def test_a_job_resumed_over_another_base_model_ends(attempt, home, change, part):
     pipeline.prepare(attempt(1), SILENT)
@@ -110,4 +120,16 @@ def test_a_job_that_began_before_its_base_was_pinned_goes_on(attempt, home):
         "base",
         "tokenizer",
         "chat_template",
+        "generation",
     }
+
+
+def test_a_job_that_began_before_generation_settings_were_pinned_goes_on_over_its_base_alone(attempt, home):
+    pipeline.prepare(attempt(1), SILENT)
+    pinned = json.loads((home / "job" / "base.json").read_text())
+    del pinned["generation"]
+    (home / "job" / "base.json").write_text(json.dumps(pinned))
+    pipeline.prepare(attempt(2), SILENT)
+    other_weights(home / "models" / "base")
+    with pytest.raises(BaseModelChanged, match="the weights of"):
+        pipeline.prepare(attempt(3), SILENT)

@@ -8,6 +8,7 @@ import pytest
 
 from neuroweaver.statistics.wilson import wilson_interval
 from neuroweaver.trainer.worker import concerns, rlaif
+from neuroweaver.trainer.worker.judging.judge import Judgement, Usage
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
 from neuroweaver.trainer.worker.reward.training import RewardModelResult
 from neuroweaver.trainer.worker.sft.finetune import SFTResult
@@ -161,6 +162,43 @@ def test_a_reward_model_at_chance_goes_on_with_a_notice(rewards, tmp_path):
 def test_policy_optimisation_that_did_not_raise_the_reward_says_so(steps, first, last, told):
     found = concerns.of_policy({"steps": steps, "reward_first": first, "reward_last": last})
     assert reasons(found) == ["REWARD_NOT_RAISED"] * told
+
+
+@pytest.mark.parametrize(
+    ("missing", "cut", "told"),
+    [(0, 0, []), (2, 0, ["JUDGEMENTS_MISSING"]), (2, 3, ["JUDGEMENTS_MISSING", "JUDGE_READ_IN_PART"])],
+)
+def test_judgements_that_are_missing_or_of_a_part_alone_are_told(missing, cut, told):
+    found = list(concerns.of_judging(missing, 2, cut))
+    assert reasons(found) == told
+    assert all(str(number) in concern.message for number, concern in zip((missing, cut), found, strict=False))
+
+
+def test_the_feedback_says_what_is_missing_and_passes_over_questions_that_are_no_longer_asked(tmp_path):
+    question = SimpleNamespace(id="q0", text="0?", reference="a", messages=[])
+    rows = [
+        {"prompt_id": prompt, "source": "model", "text": text} for prompt in ("q0", "gone") for text in "ab"
+    ]
+    (tmp_path / rlaif.RESPONSES).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged, notices = [], []
+
+    def score(items, rubric, monitor):
+        judged.extend(items)
+        return [None, Judgement(8.0, "good")]
+
+    context = SimpleNamespace(
+        config=pb.TrainingConfig(rlaif_threshold=7.0),
+        folder=tmp_path,
+        prepared=SimpleNamespace(questions=(question, question)),
+        specialization=SimpleNamespace(rubric=()),
+        judge=SimpleNamespace(score=score, usage=Usage(cut=1)),
+        stages=SimpleNamespace(notices=notices.extend),
+    )
+    result = rlaif.judge_responses(context, None)
+    assert [item.response for item in judged] == ["a", "b"]
+    assert (result["judged"], result["missing"]) == (1, 1)
+    assert reasons(notices) == ["JUDGEMENTS_MISSING", "JUDGE_READ_IN_PART"]
+    assert notices[0].message.startswith("1 of 2 judgements are missing")
 
 
 def validated(**changes):

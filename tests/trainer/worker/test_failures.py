@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from neuroweaver.artifacts.transfer import Refused
+from neuroweaver.base_models.chat_template import TemplateRefuses
+from neuroweaver.base_models.tokenizer import TokenizerUnusable
 from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged, explain
 from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
+from neuroweaver.trainer.worker.models.lora import UnknownLayers
 from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
 from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
@@ -37,11 +40,15 @@ class Refusal(grpc.RpcError):
         (OSError(errno.ENOSPC, "No space left on device"), "DISK_FULL", True),
         (TrainingDiverged("the loss is nan at step 3"), "DIVERGED", True),
         (JudgeUnavailable("wrong key"), "JUDGE_UNAVAILABLE", True),
-        (NotEnoughFeedback("too few pairs"), "NOT_ENOUGH_FEEDBACK", True),
-        (NothingToLearn("no answer"), "NO_USABLE_ROWS", True),
+        (NotEnoughFeedback("too few pairs"), "NOT_ENOUGH_FEEDBACK", False),
+        (NothingToLearn("no answer"), "NO_USABLE_ROWS", False),
+        (TemplateRefuses("roles must alternate"), "CHAT_TEMPLATE_REFUSED", False),
+        (TokenizerUnusable("cannot be loaded"), "BASE_MODEL_UNAVAILABLE", True),
+        (UnknownLayers("no such layer"), "UNKNOWN_LAYERS", False),
         (DatasetChanged("changed"), "DATASET_CHANGED", False),
         (BaseModelChanged("changed"), "BASE_MODEL_CHANGED", False),
         (Refusal(grpc.StatusCode.UNAVAILABLE), "REGISTRY_UNAVAILABLE", True),
+        (Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED), "REGISTRY_UNAVAILABLE", True),
         (Refusal(grpc.StatusCode.INVALID_ARGUMENT), "REGISTRY_REFUSED", False),
         (Refused("adapter/a.safetensors", "is refused: a pickle"), "REGISTRY_REFUSED", False),
     ],

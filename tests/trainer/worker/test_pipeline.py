@@ -2,18 +2,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from neuroweaver.base_models.folders import BaseModelUnavailable
 from neuroweaver.trainer.data.specialization import load_specializations
 from neuroweaver.trainer.domain.config import with_defaults
 from neuroweaver.trainer.worker.context import JobContext
+from neuroweaver.trainer.worker.failures import ContextTooShort
+from neuroweaver.trainer.worker.models.lora import UnknownLayers
 from neuroweaver.trainer.worker.pipeline import prepare
 from neuroweaver.trainer.worker.process.monitor import Silent
 from neuroweaver.trainer.worker.process.stages import Stages
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
+from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.v1 import trainer_pb2 as pb
 from trainer.recorder import Events
 
@@ -70,7 +76,53 @@ def test_data_that_is_used_whole_needs_no_notice(folder, tmp_path):
 
 def test_too_few_questions_for_rlaif_end_the_job_before_it_trains_unless_it_may_fall_back(folder, tmp_path):
     rows = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "a"}]
-    with pytest.raises(NotEnoughFeedback, match="which has 1"):
+    with pytest.raises(NotEnoughFeedback, match="there are 1"):
         prepare(preparing(folder, tmp_path, rows)[0], Silent())
     for config in ({"enable_rlaif": False}, {"fall_back_to_sft": True}):
         assert prepare(preparing(folder, tmp_path, rows, **config)[0], Silent())["train_rows"] == 1
+
+
+def test_questions_that_leave_no_room_for_an_answer_are_not_asked(folder, tmp_path):
+    rows = [{"question": f"q{n}" + " P0301" * 300 * (n % 2), "answer": "a"} for n in range(12)]
+    context, events = preparing(folder, tmp_path, rows, seed=1)
+    prepare(context, Silent())
+    trained = [row.messages[-2].content for row in context.prepared.train]
+    short = [text for text in trained if "P0301" not in text]
+    assert sorted(question.text for question in context.prepared.questions) == sorted(short)
+    assert events.notices == {
+        "PROMPTS_TOO_LONG": f"{len(trained) - len(short)} questions are not asked in RLAIF: they leave no room "
+        "for max_new_tokens, 128, in the base model's context"
+    }
+
+
+def test_evaluation_prompts_that_leave_no_room_end_the_job_before_it_trains(folder, tmp_path):
+    rows = [{"question": f"q{n}", "answer": "a"} for n in range(5)]
+    context, _ = preparing(folder, tmp_path, rows, max_new_tokens=400)
+    with pytest.raises(ContextTooShort, match=r"20 of the 20 evaluation prompts \(\S+ first\) .* 400, in"):
+        prepare(context, Silent())
+
+
+def test_one_conversation_is_no_data_set_and_says_so(folder, tmp_path):
+    rows = [{"question": "q", "answer": answer} for answer in "ab"]
+    context, _ = preparing(folder, tmp_path, rows)
+    with pytest.raises(NothingToLearn, match="holds one conversation"):
+        prepare(context, Silent())
+
+
+def test_layers_that_the_base_model_lacks_end_the_job_before_it_trains(folder, tmp_path):
+    rows = [{"question": f"q{n}", "answer": "a"} for n in range(5)]
+    context, _ = preparing(folder, tmp_path, rows, target_modules=["query_key_value"])
+    with pytest.raises(UnknownLayers):
+        prepare(context, Silent())
+
+
+def test_a_template_beyond_the_embedding_ends_the_job_before_it_trains(folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"eos_token": "<|end|>", "pad_token": "[PAD]"})
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|end|>")
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    tokenizer.save_pretrained(base)
+    rows = [{"question": f"q{n}", "answer": "a"} for n in range(5)]
+    with pytest.raises(BaseModelUnavailable, match=r"written with <\|end\|> \(320\), .* has 320 rows"):
+        prepare(preparing(base, tmp_path, rows)[0], Silent())

@@ -25,6 +25,7 @@ from neuroweaver.local.processes import (
     recorded,
     unwinding_on_signals,
 )
+from neuroweaver.local.restarts import Restarts
 from neuroweaver.mesh.wire.environment import SettingsError
 
 _WATCH_S = 0.5
@@ -39,7 +40,7 @@ def up(
 ) -> None:
     """Start the four services on this machine and keep them running until Ctrl-C.
 
-    Their logs go to NEUROWEAVER_HOME/logs.
+    One that stops by itself is started again. Their logs go to NEUROWEAVER_HOME/logs.
 
     Example: neuroweaver up --detach
     """
@@ -52,9 +53,10 @@ def up(
         if detach:
             fleet.let_go()
             return
+        restarts = Restarts(fleet, lambda line: typer.echo(line, err=True))
         while True:
             time.sleep(_WATCH_S)
-            fleet.check_alive()
+            restarts.look()
 
 
 def down(*, as_json: AsJson = False) -> None:

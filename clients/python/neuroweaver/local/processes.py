@@ -24,6 +24,7 @@ _GRACE_S: Final = 30.0
 _START_S: Final = 60.0
 _POLL_S: Final = 0.1
 _TAIL_LINES: Final = 5
+_WORKERS_KEYS: Final = frozenset({"OPENAI_API_KEY", "WANDB_API_KEY"})
 
 
 class ProcessError(Exception):
@@ -146,10 +147,19 @@ class Fleet:
     def check_alive(self) -> None:
         """Raises ProcessError naming a service that has stopped by itself, with its last words."""
         for place in self.places:
-            process = self._processes.get(place.service)
-            if process is not None and process.poll() is not None:
-                how, words = _ending(process.returncode), last_words(place.log)
-                raise ProcessError(f"the {place.service} has stopped ({how}): {words} (log: {place.log})")
+            if ending := self.ending(place):
+                raise ProcessError(f"the {place.service} has stopped {ending} (log: {place.log})")
+
+    def ending(self, place: Place) -> str:
+        """How a service ended, with its last words; empty while it runs."""
+        process = self._processes.get(place.service)
+        if process is None or process.poll() is None:
+            return ""
+        return f"({_ending(process.returncode)}): {last_words(place.log)}"
+
+    def start_again(self, place: Place) -> None:
+        """One that has ended. Its log is kept beside the new one. Raises OSError."""
+        self._processes[place.service] = _spawn(place, self._environ)
 
     def pid(self, service: str) -> int:
         return self._processes[service].pid
@@ -158,6 +168,7 @@ class Fleet:
         """Leaves the processes running; their ids stay in the home's `run` folder for `end_recorded`."""
         for place in self.places:
             place.pid_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place.pid_file.touch(mode=0o600)
             place.pid_file.write_text(f"{self.pid(place.service)}\n", encoding="ascii")
         self._processes.clear()
 
@@ -277,9 +288,10 @@ def unwinding_on_signals() -> Iterator[None]:
 
 def _spawn(place: Place, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     place.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    place.log.parent.mkdir(exist_ok=True)
+    place.log.parent.mkdir(mode=0o700, exist_ok=True)
     with suppress(FileNotFoundError):
         place.log.replace(place.log.with_suffix(".log.1"))
+    place.log.touch(mode=0o600)
     with place.log.open("wb") as log:
         return subprocess.Popen(  # noqa: S603
             # -P: a folder called neuroweaver in the working directory is not imported.
@@ -287,10 +299,17 @@ def _spawn(place: Place, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**environ, "NEUROWEAVER_HOME": str(place.home)},
+            env={**_needed(place.service, environ), "NEUROWEAVER_HOME": str(place.home)},
             # Ctrl-C reaches this process alone, which then ends the services in good order.
             start_new_session=True,
         )
+
+
+def _needed(service: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the keys that only the trainer's workers use."""
+    return {
+        name: value for name, value in environ.items() if service == "trainer" or name not in _WORKERS_KEYS
+    }
 
 
 def _variable(service: str, what: str) -> str:

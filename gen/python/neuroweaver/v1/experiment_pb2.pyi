@@ -401,6 +401,38 @@ EVENT_REJECTION_ID_OF_ANOTHER_UNIT: EventRejection.ValueType  # 8
 """Its `event_id` is that of an event of another unit: not a retry, but an id that is not unique."""
 Global___EventRejection: _TypeAlias = EventRejection  # noqa: Y015
 
+class _UnusedReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UnusedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnusedReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNUSED_REASON_UNSPECIFIED: _UnusedReason.ValueType  # 0
+    """Never sent."""
+    UNUSED_REASON_BEFORE_EXPOSURE: _UnusedReason.ValueType  # 1
+    """It happened more than `exposure_grace` before the unit's first exposure, and no covariate looks back that far."""
+    UNUSED_REASON_AFTER_WINDOW: _UnusedReason.ValueType  # 2
+    """It happened after the conversion window of every metric that reads it."""
+    UNUSED_REASON_OVERRIDE: _UnusedReason.ValueType  # 3
+    """Its unit is one of `overrides`, which are never analysed."""
+    UNUSED_REASON_WITHOUT_CONTROL: _UnusedReason.ValueType  # 4
+    """A judgement of two treatments: metrics compare with the control."""
+
+class UnusedReason(_UnusedReason, metaclass=_UnusedReasonEnumTypeWrapper):
+    """Why an event that was taken in counts in no metric."""
+
+UNUSED_REASON_UNSPECIFIED: UnusedReason.ValueType  # 0
+"""Never sent."""
+UNUSED_REASON_BEFORE_EXPOSURE: UnusedReason.ValueType  # 1
+"""It happened more than `exposure_grace` before the unit's first exposure, and no covariate looks back that far."""
+UNUSED_REASON_AFTER_WINDOW: UnusedReason.ValueType  # 2
+"""It happened after the conversion window of every metric that reads it."""
+UNUSED_REASON_OVERRIDE: UnusedReason.ValueType  # 3
+"""Its unit is one of `overrides`, which are never analysed."""
+UNUSED_REASON_WITHOUT_CONTROL: UnusedReason.ValueType  # 4
+"""A judgement of two treatments: metrics compare with the control."""
+Global___UnusedReason: _TypeAlias = UnusedReason  # noqa: Y015
+
 class _ReplayClock:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -503,6 +535,12 @@ class _VerdictBlockerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdic
     """The planned sample of a fixed-horizon test is not reached."""
     VERDICT_BLOCKER_UNCERTAIN: _VerdictBlocker.ValueType  # 5
     """The effects are too small for the data so far."""
+    VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE: _VerdictBlocker.ValueType  # 6
+    """Events stamped before their unit's exposure are left out, more in one variant than in another, or most of them:
+    the clocks, or the times at which exposures are recorded, do not fit.
+    """
+    VERDICT_BLOCKER_WINSORIZATION: _VerdictBlocker.ValueType  # 7
+    """The caps of a metric of the decision rule are not set yet."""
 
 class VerdictBlocker(_VerdictBlocker, metaclass=_VerdictBlockerEnumTypeWrapper):
     """What keeps a verdict from being given."""
@@ -519,6 +557,12 @@ VERDICT_BLOCKER_HORIZON: VerdictBlocker.ValueType  # 4
 """The planned sample of a fixed-horizon test is not reached."""
 VERDICT_BLOCKER_UNCERTAIN: VerdictBlocker.ValueType  # 5
 """The effects are too small for the data so far."""
+VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE: VerdictBlocker.ValueType  # 6
+"""Events stamped before their unit's exposure are left out, more in one variant than in another, or most of them:
+the clocks, or the times at which exposures are recorded, do not fit.
+"""
+VERDICT_BLOCKER_WINSORIZATION: VerdictBlocker.ValueType  # 7
+"""The caps of a metric of the decision rule are not set yet."""
 Global___VerdictBlocker: _TypeAlias = VerdictBlocker  # noqa: Y015
 
 class _PlanHypothesis:
@@ -643,6 +687,7 @@ class ExperimentSpec(_message.Message):
     MULTIPLICITY_CORRECTION_FIELD_NUMBER: _builtins.int
     SAMPLE_RATIO_LEVEL_FIELD_NUMBER: _builtins.int
     BAYESIAN_FIELD_NUMBER: _builtins.int
+    EXPOSURE_GRACE_FIELD_NUMBER: _builtins.int
     LAYER_FIELD_NUMBER: _builtins.int
     TARGETING_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
@@ -709,6 +754,12 @@ class ExperimentSpec(_message.Message):
         """Set: chance to beat the control and expected loss are computed too. They never make the verdict."""
 
     @_builtins.property
+    def exposure_grace(self) -> _duration_pb2.Duration:
+        """Clocks differ: an event up to this long before its unit's first exposure counts as one after it, and never as a
+        covariate. Up to 1 hour. Default 10 seconds; 0 in experiments from before this field.
+        """
+
+    @_builtins.property
     def layer(self) -> Global___LayerShare:
         """Makes the experiment share a layer with others, such that no unit is in two of them. Default: no layer."""
 
@@ -763,6 +814,7 @@ class ExperimentSpec(_message.Message):
         multiplicity_correction: Global___MultiplicityCorrection.ValueType = ...,
         sample_ratio_level: _builtins.float | None = ...,
         bayesian: Global___BayesianOptions | None = ...,
+        exposure_grace: _duration_pb2.Duration | None = ...,
         layer: Global___LayerShare | None = ...,
         targeting: _abc.Iterable[Global___TargetingRule] | None = ...,
         coverage: _builtins.float | None = ...,
@@ -775,9 +827,9 @@ class ExperimentSpec(_message.Message):
         raw_event_retention: _duration_pb2.Duration | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence_level", b"_confidence_level", "_coverage", b"_coverage", "_min_units_per_variant", b"_min_units_per_variant", "_planned_units_per_variant", b"_planned_units_per_variant", "_sample_ratio_level", b"_sample_ratio_level", "_stop_on_guardrail_breach", b"_stop_on_guardrail_breach", "bayesian", b"bayesian", "confidence_level", b"confidence_level", "coverage", b"coverage", "decision_rule", b"decision_rule", "end_time", b"end_time", "layer", b"layer", "min_units_per_variant", b"min_units_per_variant", "planned_units_per_variant", b"planned_units_per_variant", "raw_event_retention", b"raw_event_retention", "sample_ratio_level", b"sample_ratio_level", "stop_on_guardrail_breach", b"stop_on_guardrail_breach", "thompson", b"thompson"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence_level", b"_confidence_level", "_coverage", b"_coverage", "_min_units_per_variant", b"_min_units_per_variant", "_planned_units_per_variant", b"_planned_units_per_variant", "_sample_ratio_level", b"_sample_ratio_level", "_stop_on_guardrail_breach", b"_stop_on_guardrail_breach", "bayesian", b"bayesian", "confidence_level", b"confidence_level", "coverage", b"coverage", "decision_rule", b"decision_rule", "end_time", b"end_time", "exposure_grace", b"exposure_grace", "layer", b"layer", "min_units_per_variant", b"min_units_per_variant", "planned_units_per_variant", b"planned_units_per_variant", "raw_event_retention", b"raw_event_retention", "sample_ratio_level", b"sample_ratio_level", "stop_on_guardrail_breach", b"stop_on_guardrail_breach", "thompson", b"thompson"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence_level", b"_confidence_level", "_coverage", b"_coverage", "_min_units_per_variant", b"_min_units_per_variant", "_planned_units_per_variant", b"_planned_units_per_variant", "_sample_ratio_level", b"_sample_ratio_level", "_stop_on_guardrail_breach", b"_stop_on_guardrail_breach", "alias", b"alias", "bayesian", b"bayesian", "confidence_level", b"confidence_level", "control_variant_id", b"control_variant_id", "coverage", b"coverage", "decision_rule", b"decision_rule", "end_time", b"end_time", "guardrails", b"guardrails", "hypothesis", b"hypothesis", "labels", b"labels", "layer", b"layer", "metrics", b"metrics", "min_units_per_variant", b"min_units_per_variant", "multiplicity_correction", b"multiplicity_correction", "overrides", b"overrides", "planned_units_per_variant", b"planned_units_per_variant", "ramp", b"ramp", "raw_event_retention", b"raw_event_retention", "sample_ratio_level", b"sample_ratio_level", "stop_on_guardrail_breach", b"stop_on_guardrail_breach", "target_metric_id", b"target_metric_id", "targeting", b"targeting", "thompson", b"thompson", "title", b"title", "unit", b"unit", "variants", b"variants", "verdict_method", b"verdict_method"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence_level", b"_confidence_level", "_coverage", b"_coverage", "_min_units_per_variant", b"_min_units_per_variant", "_planned_units_per_variant", b"_planned_units_per_variant", "_sample_ratio_level", b"_sample_ratio_level", "_stop_on_guardrail_breach", b"_stop_on_guardrail_breach", "alias", b"alias", "bayesian", b"bayesian", "confidence_level", b"confidence_level", "control_variant_id", b"control_variant_id", "coverage", b"coverage", "decision_rule", b"decision_rule", "end_time", b"end_time", "exposure_grace", b"exposure_grace", "guardrails", b"guardrails", "hypothesis", b"hypothesis", "labels", b"labels", "layer", b"layer", "metrics", b"metrics", "min_units_per_variant", b"min_units_per_variant", "multiplicity_correction", b"multiplicity_correction", "overrides", b"overrides", "planned_units_per_variant", b"planned_units_per_variant", "ramp", b"ramp", "raw_event_retention", b"raw_event_retention", "sample_ratio_level", b"sample_ratio_level", "stop_on_guardrail_breach", b"stop_on_guardrail_breach", "target_metric_id", b"target_metric_id", "targeting", b"targeting", "thompson", b"thompson", "title", b"title", "unit", b"unit", "variants", b"variants", "verdict_method", b"verdict_method"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence_level: _TypeAlias = _typing.Literal["confidence_level"]  # noqa: Y015
     _WhichOneofArgType__confidence_level: _TypeAlias = _typing.Literal["_confidence_level", b"_confidence_level"]  # noqa: Y015
@@ -1197,8 +1249,10 @@ Global___Cuped: _TypeAlias = Cuped  # noqa: Y015
 @_typing.final
 class Winsorization(_message.Message):
     """Caps the values of units: a smaller value counts as the lower cap, a larger one as the upper. Either by values or by
-    quantiles. Quantile caps are estimated once in a phase, over all variants together, from the first
-    `calibration_units` units, and then stay; the results name them.
+    quantiles. Quantile caps are taken over all variants and phases together, from the units whose conversion window is
+    over (without a window, from all units as they are), and are examined again as data come in: whenever they move,
+    every unit is capped anew from its own values. A value that more units share than the cap may cut is never a cap:
+    the next one beyond it is, or none. The results name the caps, and what share of the units and of the total they cut.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1217,7 +1271,9 @@ class Winsorization(_message.Message):
     upper_quantile: _builtins.float
     """In (0, 1), such as 0.99. Default: no upper cap."""
     calibration_units: _builtins.int
-    """For quantiles only. Default 1000."""
+    """For quantiles only: how many units must have a complete value before there are caps, and a verdict on the metric.
+    Default 1000.
+    """
     def __init__(
         self,
         *,
@@ -1899,7 +1955,9 @@ class ExperimentNotice(_message.Message):
     VARIANT_ID_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """A stable word for programs: NOVELTY_SUSPECTED, ADAPTIVE_ALLOCATION, SERVED_MISMATCH, MULTIPLE_EXPOSURE,
-    UNITS_WITHOUT_EVENTS, WINSORIZATION_CALIBRATING, RAMP_HELD, LATE_EVENTS, WEIGHTS_CHANGED.
+    UNITS_WITHOUT_EVENTS, WINSORIZED, WINSORIZATION_CALIBRATING, WINSORIZATION_NOT_IN_FORCE,
+    WINSORIZATION_OF_EARLIER_VERSION, RAMP_HELD, LATE_EVENTS, EVENTS_BEFORE_EXPOSURE, EVENTS_NOT_USED, EVENT_ID_REUSED,
+    COVARIATES_MISSING, WEIGHTS_CHANGED.
     """
     message: _builtins.str
     """One or two sentences."""
@@ -3131,7 +3189,7 @@ Global___Exposure: _TypeAlias = Exposure  # noqa: Y015
 @_typing.final
 class MetricSample(_message.Message):
     """Something was measured on the unit. It counts for the variant of the unit's exposure, also if that arrives later;
-    what happened before the exposure counts as a covariate at most.
+    what happened more than `exposure_grace` before the exposure counts as a covariate at most.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -3341,7 +3399,9 @@ class RecordEventsResponse(_message.Message):
     received: _builtins.int
     """Events in them."""
     accepted: _builtins.int
-    """Events that are durable and counted."""
+    """Events that are durable. Which of these count in no metric, such as those before their unit's exposure, the results
+    say (`EventQuality.unused`): an exposure that arrives later can change it.
+    """
     duplicates: _builtins.int
     """Events whose id was known already, from this stream or from any before."""
     late: _builtins.int
@@ -3653,14 +3713,22 @@ class MetricResult(_message.Message):
     WINSORIZATION_LOWER_FIELD_NUMBER: _builtins.int
     WINSORIZATION_UPPER_FIELD_NUMBER: _builtins.int
     RANK_ERROR_FIELD_NUMBER: _builtins.int
+    WINSORIZED_UNIT_SHARE_FIELD_NUMBER: _builtins.int
+    WINSORIZED_TOTAL_SHARE_FIELD_NUMBER: _builtins.int
     metric_id: _builtins.str
     """The metric."""
     winsorization_lower: _builtins.float
-    """The caps in force under quantile winsorisation, in the metric's unit; unset otherwise or while calibrating."""
+    """The caps in force under quantile winsorisation, in the metric's unit; unset otherwise, while calibrating, or where
+    none is in force; a notice says which.
+    """
     winsorization_upper: _builtins.float
     """See `winsorization_lower`."""
     rank_error: _builtins.float
     """Normalised rank error of the sketch of a quantile metric, at 99 % confidence; unset for other kinds."""
+    winsorized_unit_share: _builtins.float
+    """Share of the units, of all variants together, whose value a cap changed; unset without winsorisation."""
+    winsorized_total_share: _builtins.float
+    """Share that caps took off the sum of all absolute values; unset without winsorisation, or if that sum is 0."""
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___VariantEstimate]:
         """Per variant."""
@@ -3678,10 +3746,12 @@ class MetricResult(_message.Message):
         winsorization_lower: _builtins.float | None = ...,
         winsorization_upper: _builtins.float | None = ...,
         rank_error: _builtins.float | None = ...,
+        winsorized_unit_share: _builtins.float | None = ...,
+        winsorized_total_share: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank_error", b"_rank_error", "_winsorization_lower", b"_winsorization_lower", "_winsorization_upper", b"_winsorization_upper", "rank_error", b"rank_error", "winsorization_lower", b"winsorization_lower", "winsorization_upper", b"winsorization_upper"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank_error", b"_rank_error", "_winsorization_lower", b"_winsorization_lower", "_winsorization_upper", b"_winsorization_upper", "_winsorized_total_share", b"_winsorized_total_share", "_winsorized_unit_share", b"_winsorized_unit_share", "rank_error", b"rank_error", "winsorization_lower", b"winsorization_lower", "winsorization_upper", b"winsorization_upper", "winsorized_total_share", b"winsorized_total_share", "winsorized_unit_share", b"winsorized_unit_share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank_error", b"_rank_error", "_winsorization_lower", b"_winsorization_lower", "_winsorization_upper", b"_winsorization_upper", "effects", b"effects", "metric_id", b"metric_id", "rank_error", b"rank_error", "variants", b"variants", "winsorization_lower", b"winsorization_lower", "winsorization_upper", b"winsorization_upper"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank_error", b"_rank_error", "_winsorization_lower", b"_winsorization_lower", "_winsorization_upper", b"_winsorization_upper", "_winsorized_total_share", b"_winsorized_total_share", "_winsorized_unit_share", b"_winsorized_unit_share", "effects", b"effects", "metric_id", b"metric_id", "rank_error", b"rank_error", "variants", b"variants", "winsorization_lower", b"winsorization_lower", "winsorization_upper", b"winsorization_upper", "winsorized_total_share", b"winsorized_total_share", "winsorized_unit_share", b"winsorized_unit_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rank_error: _TypeAlias = _typing.Literal["rank_error"]  # noqa: Y015
     _WhichOneofArgType__rank_error: _TypeAlias = _typing.Literal["_rank_error", b"_rank_error"]  # noqa: Y015
@@ -3689,12 +3759,20 @@ class MetricResult(_message.Message):
     _WhichOneofArgType__winsorization_lower: _TypeAlias = _typing.Literal["_winsorization_lower", b"_winsorization_lower"]  # noqa: Y015
     _WhichOneofReturnType__winsorization_upper: _TypeAlias = _typing.Literal["winsorization_upper"]  # noqa: Y015
     _WhichOneofArgType__winsorization_upper: _TypeAlias = _typing.Literal["_winsorization_upper", b"_winsorization_upper"]  # noqa: Y015
+    _WhichOneofReturnType__winsorized_total_share: _TypeAlias = _typing.Literal["winsorized_total_share"]  # noqa: Y015
+    _WhichOneofArgType__winsorized_total_share: _TypeAlias = _typing.Literal["_winsorized_total_share", b"_winsorized_total_share"]  # noqa: Y015
+    _WhichOneofReturnType__winsorized_unit_share: _TypeAlias = _typing.Literal["winsorized_unit_share"]  # noqa: Y015
+    _WhichOneofArgType__winsorized_unit_share: _TypeAlias = _typing.Literal["_winsorized_unit_share", b"_winsorized_unit_share"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank_error) -> _WhichOneofReturnType__rank_error | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__winsorization_lower) -> _WhichOneofReturnType__winsorization_lower | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__winsorization_upper) -> _WhichOneofReturnType__winsorization_upper | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__winsorized_total_share) -> _WhichOneofReturnType__winsorized_total_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__winsorized_unit_share) -> _WhichOneofReturnType__winsorized_unit_share | None: ...
 
 Global___MetricResult: _TypeAlias = MetricResult  # noqa: Y015
 
@@ -4032,8 +4110,9 @@ class EventQuality(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     LAST_EVENT_TIME_FIELD_NUMBER: _builtins.int
     MISMATCH_SHARE_FIELD_NUMBER: _builtins.int
+    UNUSED_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
-    """Events in the statistics."""
+    """Events taken in. Those of `unexposed` and `unused` count in no metric."""
     duplicates: _builtins.int
     """Duplicates since the start."""
     late: _builtins.int
@@ -4050,6 +4129,10 @@ class EventQuality(_message.Message):
     def last_event_time(self) -> _timestamp_pb2.Timestamp:
         """Time of the latest event."""
 
+    @_builtins.property
+    def unused(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnusedEvents]:
+        """Accepted events that count in no metric, by reason, name and variant."""
+
     def __init__(
         self,
         *,
@@ -4060,16 +4143,57 @@ class EventQuality(_message.Message):
         rejected: _abc.Iterable[Global___RejectedEvents] | None = ...,
         last_event_time: _timestamp_pb2.Timestamp | None = ...,
         mismatch_share: _builtins.float | None = ...,
+        unused: _abc.Iterable[Global___UnusedEvents] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mismatch_share", b"_mismatch_share", "last_event_time", b"last_event_time", "mismatch_share", b"mismatch_share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mismatch_share", b"_mismatch_share", "accepted", b"accepted", "duplicates", b"duplicates", "last_event_time", b"last_event_time", "late", b"late", "mismatch_share", b"mismatch_share", "rejected", b"rejected", "unexposed", b"unexposed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mismatch_share", b"_mismatch_share", "accepted", b"accepted", "duplicates", b"duplicates", "last_event_time", b"last_event_time", "late", b"late", "mismatch_share", b"mismatch_share", "rejected", b"rejected", "unexposed", b"unexposed", "unused", b"unused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mismatch_share: _TypeAlias = _typing.Literal["mismatch_share"]  # noqa: Y015
     _WhichOneofArgType__mismatch_share: _TypeAlias = _typing.Literal["_mismatch_share", b"_mismatch_share"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mismatch_share) -> _WhichOneofReturnType__mismatch_share | None: ...
 
 Global___EventQuality: _TypeAlias = EventQuality  # noqa: Y015
+
+@_typing.final
+class UnusedEvents(_message.Message):
+    """Accepted events that count in no metric."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    reason: Global___UnusedReason.ValueType
+    """Why."""
+    name: _builtins.str
+    """The events' name; empty: of any."""
+    variant_id: _builtins.str
+    """The variant of their units; empty: of any."""
+    count: _builtins.int
+    """How many."""
+    share: _builtins.float
+    """Their share of the events of this name and variant; unset if these are not told apart."""
+    def __init__(
+        self,
+        *,
+        reason: Global___UnusedReason.ValueType = ...,
+        name: _builtins.str = ...,
+        variant_id: _builtins.str = ...,
+        count: _builtins.int = ...,
+        share: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_share", b"_share", "share", b"share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_share", b"_share", "count", b"count", "name", b"name", "reason", b"reason", "share", b"share", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__share: _TypeAlias = _typing.Literal["share"]  # noqa: Y015
+    _WhichOneofArgType__share: _TypeAlias = _typing.Literal["_share", b"_share"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__share) -> _WhichOneofReturnType__share | None: ...
+
+Global___UnusedEvents: _TypeAlias = UnusedEvents  # noqa: Y015
 
 @_typing.final
 class ExperimentVerdict(_message.Message):

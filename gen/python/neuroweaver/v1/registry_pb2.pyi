@@ -810,7 +810,9 @@ class CreateModelVersionRequest(_message.Message):
     """A retry with the same id gives the first answer. At most 64 characters."""
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
-        """How it was made. Laid over the parent's config, key by key."""
+        """How it was made. Laid over the parent's config, key by key. At most 256 KiB as JSON, and 10,000 values in one list or
+        object.
+        """
 
     @_builtins.property
     def metrics(self) -> _containers.MessageMap[_builtins.str, Global___Metric]:

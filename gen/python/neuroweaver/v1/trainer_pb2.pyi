@@ -388,7 +388,9 @@ class TrainingConfig(_message.Message):
     """If RLAIF fails, registers the fine-tuned model instead of failing the job; the result then says so. Default false."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the linear layers that get an adapter. Default: all linear layers but the LM head."""
+        """Names of the linear layers that get an adapter: whole ones, or their ends after a dot. A name that no layer of the
+        base model has is refused. Default: all linear layers but the LM head.
+        """
 
     def __init__(
         self,
@@ -669,8 +671,9 @@ class Failure(_message.Message):
     IS_RESUMABLE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """A stable word for programs: OUT_OF_MEMORY, WORKER_KILLED, WORKER_ENDED, WORKER_LOST, DIVERGED,
-    JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, BASE_MODEL_UNAVAILABLE, BASE_MODEL_CHANGED, DATASET_CHANGED,
-    REGISTRY_UNAVAILABLE, REGISTRY_REFUSED, DISK_FULL, INTERNAL.
+    JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, CHAT_TEMPLATE_REFUSED, CONTEXT_TOO_SHORT,
+    UNKNOWN_LAYERS, BASE_MODEL_UNAVAILABLE, BASE_MODEL_CHANGED, DATASET_CHANGED, REGISTRY_UNAVAILABLE,
+    REGISTRY_REFUSED, DISK_FULL, INTERNAL.
     """
     message: _builtins.str
     """One sentence for people. Never a traceback."""
@@ -1046,7 +1049,7 @@ class Progress(_message.Message):
     reward: _builtins.float
     """Mean reward of the step's responses."""
     kl: _builtins.float
-    """Estimate of the mean KL to the fine-tuned model, in nats per response; unbiased, so it may lie below 0."""
+    """Estimate of the mean KL to the fine-tuned model, in nats per response; never below 0."""
     tokens_per_second: _builtins.float
     """Tokens processed per second in this stage so far."""
     @_builtins.property
@@ -1685,7 +1688,7 @@ class ValidateDatasetRequest(_message.Message):
     dataset_path: _builtins.str
     """As in TrainingConfig. Required."""
     base_model: _builtins.str
-    """Counts tokens with this model's tokenizer; empty: no token counts."""
+    """Renders and counts rows with this model's chat template and tokenizer, as a job does; empty: no token counts."""
     specialization: _builtins.str
     """The specialisation whose system prompt is put before rows that have none; empty: none."""
     max_seq_length: _builtins.int
@@ -1798,7 +1801,9 @@ class ValidateDatasetResponse(_message.Message):
     digest: _builtins.str
     """SHA-256 of the file's bytes, in hexadecimal."""
     total_tokens: _builtins.int
-    """Tokens in all usable rows; 0 without `base_model`."""
+    """Tokens in all usable rows; 0 without `base_model`. Where the chat template rewrites earlier turns, each answer
+    stands in a sequence of its own, and what precedes it counts again.
+    """
     trained_tokens: _builtins.int
     """Tokens that the loss is computed on, of rows cut at `max_seq_length`; 0 without `base_model`."""
     longest_row_tokens: _builtins.int
@@ -1811,7 +1816,7 @@ class ValidateDatasetResponse(_message.Message):
 
     @_builtins.property
     def preview(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetSegment]:
-        """The first usable row as the model sees it."""
+        """The first usable row as the model sees it, one sequence after the other."""
 
     def __init__(
         self,

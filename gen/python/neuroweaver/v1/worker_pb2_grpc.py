@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class WorkerServiceStub:
     """WorkerService is how a training worker speaks to the trainer that started it. Internal: it has no http path and is
-    not part of the public contract.
+    not part of the public contract. A worker calls through the trainer's Unix socket and shows the secret of its attempt
+    in the metadata (`authorization: Bearer …`); anybody else is refused with PERMISSION_DENIED.
     """
 
     def __init__(self, channel):
@@ -45,13 +46,15 @@ class WorkerServiceStub:
 
 class WorkerServiceServicer:
     """WorkerService is how a training worker speaks to the trainer that started it. Internal: it has no http path and is
-    not part of the public contract.
+    not part of the public contract. A worker calls through the trainer's Unix socket and shows the secret of its attempt
+    in the metadata (`authorization: Bearer …`); anybody else is refused with PERMISSION_DENIED.
     """
 
     def Report(self, request_iterator, context):
         """Carries the job's events and log lines up, and acknowledgements and the request to stop down. A worker whose
-        lease token is no longer the job's is refused with FAILED_PRECONDITION and must end. After a broken connection the
-        worker sends again what was not acknowledged; what the trainer has already stored is ignored.
+        lease token is no longer the job's is refused with FAILED_PRECONDITION and must end, as is a report before which
+        one is missing. After a broken connection the worker sends again what was not acknowledged; what the trainer has
+        already stored is ignored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,7 +78,8 @@ def add_WorkerServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class WorkerService:
     """WorkerService is how a training worker speaks to the trainer that started it. Internal: it has no http path and is
-    not part of the public contract.
+    not part of the public contract. A worker calls through the trainer's Unix socket and shows the secret of its attempt
+    in the metadata (`authorization: Bearer …`); anybody else is refused with PERMISSION_DENIED.
     """
 
     @staticmethod

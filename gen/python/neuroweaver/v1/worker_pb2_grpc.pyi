@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class WorkerServiceStub:
     """WorkerService is how a training worker speaks to the trainer that started it. Internal: it has no http path and is
-    not part of the public contract.
+    not part of the public contract. A worker calls through the trainer's Unix socket and shows the secret of its attempt
+    in the metadata (`authorization: Bearer …`); anybody else is refused with PERMISSION_DENIED.
     """
 
     @_typing.overload
@@ -37,26 +38,30 @@ class WorkerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     Report: _grpc.StreamStreamMultiCallable[_worker_pb2.ReportRequest, _worker_pb2.ReportResponse]
     """Carries the job's events and log lines up, and acknowledgements and the request to stop down. A worker whose
-    lease token is no longer the job's is refused with FAILED_PRECONDITION and must end. After a broken connection the
-    worker sends again what was not acknowledged; what the trainer has already stored is ignored.
+    lease token is no longer the job's is refused with FAILED_PRECONDITION and must end, as is a report before which
+    one is missing. After a broken connection the worker sends again what was not acknowledged; what the trainer has
+    already stored is ignored.
     """
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
     """WorkerService is how a training worker speaks to the trainer that started it. Internal: it has no http path and is
-    not part of the public contract.
+    not part of the public contract. A worker calls through the trainer's Unix socket and shows the secret of its attempt
+    in the metadata (`authorization: Bearer …`); anybody else is refused with PERMISSION_DENIED.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Report: _aio.StreamStreamMultiCallable[_worker_pb2.ReportRequest, _worker_pb2.ReportResponse]  # type: ignore[assignment]
     """Carries the job's events and log lines up, and acknowledgements and the request to stop down. A worker whose
-    lease token is no longer the job's is refused with FAILED_PRECONDITION and must end. After a broken connection the
-    worker sends again what was not acknowledged; what the trainer has already stored is ignored.
+    lease token is no longer the job's is refused with FAILED_PRECONDITION and must end, as is a report before which
+    one is missing. After a broken connection the worker sends again what was not acknowledged; what the trainer has
+    already stored is ignored.
     """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """WorkerService is how a training worker speaks to the trainer that started it. Internal: it has no http path and is
-    not part of the public contract.
+    not part of the public contract. A worker calls through the trainer's Unix socket and shows the secret of its attempt
+    in the metadata (`authorization: Bearer …`); anybody else is refused with PERMISSION_DENIED.
     """
 
     @_abc_1.abstractmethod
@@ -66,8 +71,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.ReportResponse], _abc.AsyncIterator[_worker_pb2.ReportResponse]]:
         """Carries the job's events and log lines up, and acknowledgements and the request to stop down. A worker whose
-        lease token is no longer the job's is refused with FAILED_PRECONDITION and must end. After a broken connection the
-        worker sends again what was not acknowledged; what the trainer has already stored is ignored.
+        lease token is no longer the job's is refused with FAILED_PRECONDITION and must end, as is a report before which
+        one is missing. After a broken connection the worker sends again what was not acknowledged; what the trainer has
+        already stored is ignored.
         """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

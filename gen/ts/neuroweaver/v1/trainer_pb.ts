@@ -86,7 +86,8 @@ export type TrainingConfig = Message<"neuroweaver.v1.TrainingConfig"> & {
   loraDropout?: number;
 
   /**
-   * Names of the linear layers that get an adapter. Default: all linear layers but the LM head.
+   * Names of the linear layers that get an adapter: whole ones, or their ends after a dot. A name that no layer of the
+   * base model has is refused. Default: all linear layers but the LM head.
    *
    * @generated from field: repeated string target_modules = 13;
    */
@@ -441,8 +442,9 @@ export const TrainingJobSchema: GenMessage<TrainingJob> = /*@__PURE__*/
 export type Failure = Message<"neuroweaver.v1.Failure"> & {
   /**
    * A stable word for programs: OUT_OF_MEMORY, WORKER_KILLED, WORKER_ENDED, WORKER_LOST, DIVERGED,
-   * JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, BASE_MODEL_UNAVAILABLE, BASE_MODEL_CHANGED, DATASET_CHANGED,
-   * REGISTRY_UNAVAILABLE, REGISTRY_REFUSED, DISK_FULL, INTERNAL.
+   * JUDGE_UNAVAILABLE, NOT_ENOUGH_FEEDBACK, NO_USABLE_ROWS, CHAT_TEMPLATE_REFUSED, CONTEXT_TOO_SHORT,
+   * UNKNOWN_LAYERS, BASE_MODEL_UNAVAILABLE, BASE_MODEL_CHANGED, DATASET_CHANGED, REGISTRY_UNAVAILABLE,
+   * REGISTRY_REFUSED, DISK_FULL, INTERNAL.
    *
    * @generated from field: string reason = 1;
    */
@@ -871,7 +873,7 @@ export type Progress = Message<"neuroweaver.v1.Progress"> & {
   reward?: number;
 
   /**
-   * Estimate of the mean KL to the fine-tuned model, in nats per response; unbiased, so it may lie below 0.
+   * Estimate of the mean KL to the fine-tuned model, in nats per response; never below 0.
    *
    * @generated from field: optional double kl = 6;
    */
@@ -1522,7 +1524,7 @@ export type ValidateDatasetRequest = Message<"neuroweaver.v1.ValidateDatasetRequ
   datasetPath: string;
 
   /**
-   * Counts tokens with this model's tokenizer; empty: no token counts.
+   * Renders and counts rows with this model's chat template and tokenizer, as a job does; empty: no token counts.
    *
    * @generated from field: string base_model = 2;
    */
@@ -1670,7 +1672,8 @@ export type ValidateDatasetResponse = Message<"neuroweaver.v1.ValidateDatasetRes
   digest: string;
 
   /**
-   * Tokens in all usable rows; 0 without `base_model`.
+   * Tokens in all usable rows; 0 without `base_model`. Where the chat template rewrites earlier turns, each answer
+   * stands in a sequence of its own, and what precedes it counts again.
    *
    * @generated from field: int64 total_tokens = 7;
    */
@@ -1698,7 +1701,7 @@ export type ValidateDatasetResponse = Message<"neuroweaver.v1.ValidateDatasetRes
   truncatedRows: bigint;
 
   /**
-   * The first usable row as the model sees it.
+   * The first usable row as the model sees it, one sequence after the other.
    *
    * @generated from field: repeated neuroweaver.v1.DatasetSegment preview = 11;
    */

@@ -104,15 +104,17 @@ export const ReportResponseSchema: GenMessage<ReportResponse> = /*@__PURE__*/
 
 /**
  * WorkerService is how a training worker speaks to the trainer that started it. Internal: it has no http path and is
- * not part of the public contract.
+ * not part of the public contract. A worker calls through the trainer's Unix socket and shows the secret of its attempt
+ * in the metadata (`authorization: Bearer …`); anybody else is refused with PERMISSION_DENIED.
  *
  * @generated from service neuroweaver.v1.WorkerService
  */
 export const WorkerService: GenService<{
   /**
    * Carries the job's events and log lines up, and acknowledgements and the request to stop down. A worker whose
-   * lease token is no longer the job's is refused with FAILED_PRECONDITION and must end. After a broken connection the
-   * worker sends again what was not acknowledged; what the trainer has already stored is ignored.
+   * lease token is no longer the job's is refused with FAILED_PRECONDITION and must end, as is a report before which
+   * one is missing. After a broken connection the worker sends again what was not acknowledged; what the trainer has
+   * already stored is ignored.
    *
    * @generated from rpc neuroweaver.v1.WorkerService.Report
    */

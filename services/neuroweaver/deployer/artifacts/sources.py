@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from neuroweaver.artifacts.file import File
+from neuroweaver.base_models import hub_models
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.artifacts.versions import Versions
 from neuroweaver.deployer.storage.store import Store
+from neuroweaver.mesh.machine import processes
+from neuroweaver.mesh.wire.environment import without_secrets
 from neuroweaver.mesh.wire.errors import Error, FailedPrecondition
 
 _MAX_REASON: Final = 500
@@ -74,21 +78,21 @@ class BaseModels:
         return folder
 
     async def _materialized(self, name: str) -> tuple[Path, str]:
-        # Not asyncio's: uvloop forks, and gRPC's handlers for a fork can crash the child.
-        process = await asyncio.to_thread(
-            subprocess.Popen,
-            (sys.executable, "-m", "neuroweaver.base_models", name, "--home", str(self._home)),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            output, errors = await asyncio.to_thread(process.communicate)
-        finally:
-            process.kill()
-        if process.returncode:
-            lines = errors.decode(errors="replace").strip().splitlines()
-            reason = lines[-1][:_MAX_REASON] if lines else f"its process ended with {process.returncode}"
-            raise BackendError(Trouble.ARTIFACTS, f"The base model {name} cannot be made ready: {reason}")
-        told = json.loads(output)
+        command = (sys.executable, "-m", "neuroweaver.base_models", name, "--home", str(self._home))
+        done = await processes.run(command, without_secrets(os.environ, *hub_models.KEYS))
+        if done.returncode:
+            # One that a signal ended has said nothing of the model.
+            may_pass = done.returncode < 0 or done.returncode == os.EX_TEMPFAIL
+            raise BackendError(
+                Trouble.UNREACHABLE if may_pass else Trouble.ARTIFACTS,
+                f"The base model {name} cannot be made ready: {_why(done)}",
+            )
+        told = json.loads(done.stdout)
         return Path(told["folder"]), told["digest"]
+
+
+def _why(done: subprocess.CompletedProcess[bytes]) -> str:
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    if done.returncode < 0 or not lines:
+        return f"its process {processes.ending(done.returncode)}"
+    return lines[-1][:_MAX_REASON]

@@ -114,6 +114,8 @@ def bundle_of(version: registry_pb2.ModelVersion) -> Bundle:
         digest=sha256_of([whole.encode()]),
         base_name=version.base.name,
         base_model_digest=version.base.model_digest,
+        base_tokenizer_digest=version.base.tokenizer_digest,
+        base_chat_template_digest=version.base.chat_template_digest,
     )
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Final, cast
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.cluster.errors import BackendError
 from neuroweaver.deployer.domain.backend import Key, Line
@@ -18,11 +15,8 @@ from neuroweaver.deployer.planning import Backends
 from neuroweaver.deployer.storage.lease import Lease, LeaseLost
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.deployer.storage.writer import Writer, by_itself
-from neuroweaver.mesh.wire.errors import Error
+from neuroweaver.mesh.handlers.loop import Outage, repeat
 
-_LOG: Final = logging.getLogger("neuroweaver.deployer")
-
-_FORESEEN: Final = (BackendError, TimeoutError, SQLAlchemyError, Error)
 _MAX_LINES: Final = 1000
 
 
@@ -36,31 +30,14 @@ class LogCollector:
         self._call_s = call_s
 
     async def run(self, key: Key, lease: Lease | None) -> None:
-        """Until cancelled, or the lease is lost. A failure is logged once, until it is over or is another."""
-        logged = ""
-        while True:
-            has_more, failure = False, None
-            try:
-                has_more = await self.collect(key, lease)
-            except LeaseLost:
-                return
-            except Exception as error:  # noqa: BLE001  # one deployment's fault must not hold up all others
-                failure = error
-            cause = _cause(failure)
-            if failure is not None and cause != logged:
-                _LOG.warning(
-                    "logs not read",
-                    extra={
-                        "model_id": key.model_id,
-                        "deployment": key.name,
-                        "cause": cause,
-                        "error": str(failure),
-                    },
-                    exc_info=None if isinstance(failure, _FORESEEN) else failure,
-                )
-            logged = cause
-            if not has_more:
-                await asyncio.sleep(self._period_s)
+        """Until cancelled, or the lease is lost."""
+
+        async def turn() -> float | None:
+            return 0.0 if await self.collect(key, lease) else None
+
+        outage = Outage("logs", foreseen=(BackendError,), model_id=key.model_id, deployment=key.name)
+        with suppress(LeaseLost):
+            await repeat("logs", turn, self._period_s, passing=(LeaseLost,), outage=outage)
 
     async def collect(self, key: Key, lease: Lease | None = None) -> bool:
         """Takes in the lines that were written since the last time; whether there are more at once.
@@ -100,10 +77,3 @@ class LogCollector:
                 await deployments.add_lines(key, lines, {line.replica_id: line.cursor for line in lines})
 
         await self._store.transact(by_itself(key), add, lease=lease)
-
-
-def _cause(failure: Exception | None) -> str:
-    """In a word; empty for none."""
-    if isinstance(failure, BackendError):
-        return failure.trouble.value
-    return "" if failure is None else type(failure).__name__

@@ -7,7 +7,6 @@ found at the next look. A watch of the Registry only says when to ask at once.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from datetime import datetime
 from typing import Final
 
 import grpc
-from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.deployer.domain import specification
 from neuroweaver.deployer.domain.backend import Bundle, Key
@@ -24,11 +22,11 @@ from neuroweaver.deployer.planning import Planner
 from neuroweaver.deployer.storage.lease import Lease, LeaseLost
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.deployer.storage.writer import Writer, by_itself
+from neuroweaver.mesh.handlers.loop import Outages, repeat
+from neuroweaver.mesh.handlers.signals import Signal
 from neuroweaver.mesh.wire import status as statuses
 from neuroweaver.mesh.wire.errors import Error, FailedPrecondition, NotFound, Unavailable
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
-
-_LOG: Final = logging.getLogger("neuroweaver.deployer")
 
 PERIOD_S: Final = 5.0
 RECONNECT_S: Final = 2.0
@@ -73,32 +71,27 @@ class Follower:
         self._plan_s = plan_s
         self._clock = clock
         self._refusals: dict[Key, Refusal] = {}
-        self._moved = asyncio.Event()
+        self._outages = Outages("aliases")
+        self._moved = Signal()
         self._sequence = 0
 
     async def run(self, lease: Lease | None = None) -> None:
         """Until cancelled. Raises LeaseLost once the lease is another's."""
-        watching = asyncio.create_task(self._watch())
+
+        async def turn() -> None:
+            await asyncio.sleep(_BATCH_S)
+            await self.look(lease)
+
+        watching = asyncio.create_task(repeat("registry watch", self._watch, RECONNECT_S))
         try:
-            while True:
-                self._moved.clear()
-                await self.look(lease)
-                try:
-                    await asyncio.wait_for(self._moved.wait(), self._period_s)
-                except TimeoutError:
-                    continue
-                await asyncio.sleep(_BATCH_S)
+            await repeat("aliases", turn, self._period_s, wake=self._moved, passing=(LeaseLost,))
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
     async def look(self, lease: Lease | None = None) -> None:
         """At every deployment that follows an alias."""
-        try:
-            following = [deployment for deployment in await self._store.everything() if _follows(deployment)]
-        except (SQLAlchemyError, Error) as error:  # the database may be back in a second
-            _LOG.warning("aliases not looked at", extra={"cause": type(error).__name__})
-            return
+        following = [deployment for deployment in await self._store.everything() if _follows(deployment)]
         keys = {deployment.key for deployment in following}
         self._refusals = {key: refusal for key, refusal in self._refusals.items() if key in keys}
         places = asyncio.Semaphore(_MOST_AT_ONCE)
@@ -111,18 +104,9 @@ class Follower:
         self, deployment: Deployment, lease: Lease | None, places: asyncio.Semaphore
     ) -> None:
         """Raises LeaseLost."""
-        model_id = deployment.key.model_id
         async with places:
-            try:
+            with self._outages.survived(LeaseLost, deployment=str(deployment.key)):
                 await self._look_at(deployment, lease)
-            except (SQLAlchemyError, Unavailable, TimeoutError) as error:
-                _LOG.warning(
-                    "alias not looked at", extra={"model_id": model_id, "cause": type(error).__name__}
-                )
-            except LeaseLost:
-                raise
-            except Exception:  # noqa: BLE001  # one deployment's fault must not hold up all others
-                _LOG.exception("alias not looked at", extra={"model_id": model_id})
 
     async def _look_at(self, deployment: Deployment, lease: Lease | None) -> None:
         key, alias = deployment.key, deployment.alias
@@ -211,18 +195,16 @@ class Follower:
 
     async def _watch(self) -> None:
         """Has the Registry say when an alias moves. Where it cannot, the timer still asks."""
-        while True:
-            request = registry_pb2.WatchModelsRequest(since_sequence=self._sequence)
-            try:
-                async for event in self._registry.WatchModels(request):
-                    self._sequence = event.sequence
-                    if event.WhichOneof("subject") == "alias":
-                        self._moved.set()
-            except grpc.RpcError as error:
-                if error.code() == grpc.StatusCode.OUT_OF_RANGE:
-                    self._sequence = _before_oldest(error)
-                _LOG.debug("registry not watched", extra={"cause": error.code().name})
-            await asyncio.sleep(RECONNECT_S)
+        request = registry_pb2.WatchModelsRequest(since_sequence=self._sequence)
+        try:
+            async for event in self._registry.WatchModels(request):
+                self._sequence = event.sequence
+                if event.WhichOneof("subject") == "alias":
+                    self._moved.notify()
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.OUT_OF_RANGE:
+                raise
+            self._sequence = _before_oldest(error)
 
 
 def _follows(deployment: Deployment) -> bool:

@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.deployer.storage import cleanup
+from neuroweaver.deployer.storage import cleanup, tables
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.handlers import housekeeping
 from neuroweaver.mesh.handlers.housekeeping import Chores
@@ -19,6 +19,8 @@ _LOG: Final = logging.getLogger("neuroweaver.deployer")
 
 # The longest window that may be asked for is a day.
 MEASUREMENTS_KEPT: Final = timedelta(hours=25)
+# Further ahead than any report may be: a clock that was set back left them.
+AHEAD: Final = timedelta(hours=1)
 # From how far back a watch can resume, and how far back the audit goes.
 EVENTS_KEPT: Final = timedelta(days=90)
 # After its removal. One of the same name that is made later counts its events and lines from 1 again.
@@ -27,7 +29,12 @@ GONE_KEPT: Final = EVENTS_KEPT
 
 async def keep_house(database: Database) -> None:
     """Until cancelled."""
-    await housekeeping.keep_house(_LOG, database, lambda now: chores(database, now))
+    await housekeeping.keep_house(
+        _LOG,
+        database,
+        lambda now: chores(database, now),
+        times=(tables.events.c.time, tables.log_cursors.c.time),
+    )
 
 
 def chores(database: Database, now: datetime) -> Chores:
@@ -37,7 +44,10 @@ def chores(database: Database, now: datetime) -> Chores:
         return partial(database.transact, lambda connection: cleaned(connection, now - kept))
 
     return {
-        "measurements": drop(cleanup.forget_measured, MEASUREMENTS_KEPT),
+        "measurements": partial(
+            database.transact,
+            lambda connection: cleanup.forget_measured(connection, now - MEASUREMENTS_KEPT, now + AHEAD),
+        ),
         "events": drop(cleanup.compact, EVENTS_KEPT),
         "deployments": drop(cleanup.forget_gone, GONE_KEPT),
     }

@@ -20,6 +20,7 @@ from neuroweaver.deployer.domain.metrics.proof import Proof, first
 from neuroweaver.deployer.domain.metrics.window import Window
 from neuroweaver.deployer.domain.model import Deployment
 from neuroweaver.deployer.storage.reader import Reader
+from neuroweaver.mesh.wire.clock import SKEW
 
 MOST_DEPLOYMENTS: Final = 1000
 
@@ -115,12 +116,14 @@ class Memory:
         cursor = await deployments.last_sample(key)
         before = self._kept.get(key)
         # The numbers of samples begin anew once all of them were cleared away.
-        if before is None or before.basis != basis or cursor < before.cursor:
+        latest = now + SKEW
+        if before is None or before.basis != basis or cursor < before.cursor or before.tallied > latest:
             before = Recent(basis, now - basis.length)
             samples = await deployments.samples(key, before.tallied)
         else:
             samples = await deployments.samples_after(key, before.cursor) if cursor > before.cursor else []
         tallies = await deployments.tallies_after(key, before.tallied)
+        tallies = [tally for tally in tallies if tally.time <= latest]
         return before.followed_by(deployment, tallies, samples, cursor, now)
 
     def keep(self, key: Key, recent: Recent) -> None:

@@ -14,9 +14,8 @@ from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final, TypeVar
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.control import gauges, progress
@@ -31,7 +30,9 @@ from neuroweaver.deployer.storage.lease import Lease, LeaseLost
 from neuroweaver.deployer.storage.reader import Reader
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.deployer.storage.writer import Writer, by_itself
-from neuroweaver.mesh.wire.errors import Error
+from neuroweaver.mesh.handlers.loop import Outage, repeat
+from neuroweaver.mesh.handlers.signals import Signal
+from neuroweaver.mesh.wire.clock import brought_back
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
@@ -98,7 +99,7 @@ class Reconciler:
         self._tended: dict[Key, _Tended] = {}
         self._measured_every = timedelta(seconds=pace.measured_s)
         self._memory = Memory()
-        self._is_new = asyncio.Event()
+        self._is_new = Signal()
         store.listen(self.wake)
 
     def wake(self, key: Key) -> None:
@@ -107,7 +108,7 @@ class Reconciler:
         if tended is not None and tended.worker is not None:
             tended.wake.set()
         else:
-            self._is_new.set()
+            self._is_new.notify()
 
     async def lead(self, lease: Lease | None = None) -> None:
         """Tends every deployment until cancelled. Raises a group of LeaseLost once the lease is another's."""
@@ -115,10 +116,8 @@ class Reconciler:
             async with asyncio.TaskGroup() as tasks:
                 for backend in dict.fromkeys(self._backends.values()):
                     tasks.create_task(self._watch(backend))
-                while True:
-                    self._is_new.clear()
-                    await self._employ(tasks, lease)
-                    await _wait(self._is_new, self._pace.listed_s)
+                turn = partial(self._employ, tasks, lease)
+                await repeat("deployments", turn, self._pace.listed_s, wake=self._is_new)
         finally:
             self._tended.clear()
             gauges.hide_all()
@@ -188,7 +187,7 @@ class Reconciler:
             return []
 
     def _is_past(self, last: datetime | None, period: timedelta) -> bool:
-        return last is None or self._store.clock() - last >= period
+        return last is None or abs(self._store.clock() - last) >= period
 
     async def _note(
         self, key: Key, seen: progress.Look, tended: _Tended, lease: Lease | None, *, is_removed: bool
@@ -204,7 +203,7 @@ class Reconciler:
             before, now = await deployments.find(key), deployments.now
             if before is None or before.deployment.is_gone:
                 return None
-            current = before.deployment
+            current = brought_back(before.deployment, now)
             if is_removed and current.is_being_removed:
                 await deployments.forget_logs(key)
                 return (await deployments.save(before, current.gone())).deployment
@@ -262,11 +261,7 @@ class Reconciler:
 
     async def _employ(self, tasks: asyncio.TaskGroup, lease: Lease | None) -> None:
         """One worker for each deployment that has none."""
-        try:
-            deployments = await self._store.everything()
-        except (SQLAlchemyError, Error) as error:  # the database may be back in a second
-            _LOG.warning("deployments not listed", extra={"cause": type(error).__name__})
-            return
+        deployments = await self._store.everything()
         for key in [key for key, tended in self._tended.items() if tended.worker and tended.worker.done()]:
             del self._tended[key]
         for deployment in deployments:
@@ -275,48 +270,28 @@ class Reconciler:
                 tended.worker = tasks.create_task(self._tend(deployment.key, tended, lease))
 
     async def _tend(self, key: Key, tended: _Tended, lease: Lease | None) -> None:
-        """One deployment, until it is gone."""
+        """One deployment, until it is gone. Raises LeaseLost."""
+        outage = Outage("deployment", model_id=key.model_id, deployment=key.name)
         collecting = asyncio.create_task(self.logs.run(key, lease))
         try:
             while True:
                 tended.wake.clear()
-                delay_s = await self._looked(key, lease)
-                if delay_s is None:
+                look = None
+                with outage.survived(LeaseLost):
+                    look = await self.look(key, lease)
+                if look is not None and look.is_gone:
                     return
+                delay_s = outage.backoff_s if look is None else look.delay_s
                 await asyncio.sleep(self._pace.least_s)
                 await _wait(tended.wake, delay_s - self._pace.least_s)
         finally:
             collecting.cancel()
             await asyncio.gather(collecting, return_exceptions=True)
 
-    async def _looked(self, key: Key, lease: Lease | None) -> float | None:
-        """Seconds until the next look; None if it is gone. Raises LeaseLost."""
-        try:
-            look = await self.look(key, lease)
-        except (SQLAlchemyError, Error) as error:  # the database may be back in a second
-            _LOG.warning("not looked at", extra={"model_id": key.model_id, "cause": type(error).__name__})
-            return self._pace.moving_s
-        except LeaseLost:
-            raise
-        except Exception:  # noqa: BLE001  # one deployment's fault must not hold up all others
-            _LOG.exception("not looked at", extra={"model_id": key.model_id, "deployment": key.name})
-            return self._pace.max_backoff_s
-        return None if look.is_gone else look.delay_s
-
     async def _watch(self, backend: Backend) -> None:
         """Has the backend say what moved. Where it cannot, timers still look."""
-        delay_s = self._pace.moving_s
-        while True:
-            try:
-                await backend.run(self.wake)
-            except BackendError as error:
-                # A backend that is not set up here is missed by nobody until a deployment names it.
-                level = logging.DEBUG if error.trouble == Trouble.NOT_CONFIGURED else logging.WARNING
-                _LOG.log(level, "backend not watched", extra={"cause": error.trouble.value})
-            except Exception:  # noqa: BLE001  # without it, timers still look
-                _LOG.exception("backend not watched")
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, self._pace.max_backoff_s)
+        outage = Outage("backend", foreseen=(BackendError,), max_backoff_s=self._pace.max_backoff_s)
+        await repeat("backend", lambda: backend.run(self.wake), self._pace.moving_s, outage=outage)
 
 
 def _place(deployment: Deployment) -> tuple[Key, str, pb.DeploymentSpec]:

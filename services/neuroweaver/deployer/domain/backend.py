@@ -40,6 +40,8 @@ class Bundle:
     digest: str
     base_name: str = ""
     base_model_digest: str = ""
+    base_tokenizer_digest: str = ""
+    base_chat_template_digest: str = ""
 
     @property
     def size_bytes(self) -> int:

@@ -28,6 +28,8 @@ def serving_config(wanted: DesiredState, revision: DesiredRevision) -> ServingCo
         revision=revision.number,
         files=bundle.files,
         base_digest=bundle.base_model_digest,
+        tokenizer_digest=bundle.base_tokenizer_digest,
+        chat_template_digest=bundle.base_chat_template_digest,
         weight_type=_WEIGHT_TYPES.get(engine.weight_type, ""),
         adapter_mode="switched" if engine.adapter_mode == pb.ADAPTER_MODE_SWITCHED else "merged",
         **limits,

@@ -38,7 +38,8 @@ from neuroweaver.deployer.local.replicas import processes
 from neuroweaver.deployer.local.replicas.fleet import Fleet
 from neuroweaver.deployer.local.replicas.replica import Replica, ReplicaContext
 from neuroweaver.deployer.routing import front
-from neuroweaver.deployer.routing.router import Router, by_path
+from neuroweaver.deployer.routing.router import UNKEPT, Router, by_path
+from neuroweaver.mesh.server.http_limits import HttpLimits
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ _LAST_DRAIN_S: Final = 2.0
 # The model server needs none of the deployer's secrets, such as the URL of its database.
 _PASSED_ON: Final = re.compile(
     r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|VIRTUAL_ENV|PYTHON\w+|LD_\w+|DYLD_\w+|SSL_CERT_\w+|CUDA_\w+|NVIDIA_\w+"
-    r"|OMP_\w+|MKL_\w+|KMP_\w+|TORCH\w*"
+    r"|OMP_\w+|MKL_\w+|KMP_\w+|TORCH\w*|NEUROWEAVER_HTTP_\w+"
 )
 # Threads that spin while they wait for each other make work many times slower on a machine that is shared.
 _ENVIRON: Final = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
@@ -66,6 +67,7 @@ class LocalSettings:
     when the deployer itself ends. wedge_grace_s: how long a replica that was ready may fail its health check.
     probe_s: between two health checks. wake_s: how long a request waits for a sleeping deployment.
     unused_s: how long files that no deployment names are kept, for a way back without fetching them again.
+    limits: of the HTTP front.
     """
 
     home: Path
@@ -78,6 +80,7 @@ class LocalSettings:
     probe_s: float = 1.0
     wake_s: float = 120.0
     unused_s: float = 3600.0
+    limits: HttpLimits = field(default_factory=HttpLimits)
 
 
 class LocalBackend:
@@ -231,23 +234,27 @@ async def local_backend(
         # An idle connection is given up before the model server does so, which a request could run into.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
         client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=limits))
+        fresh = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=UNKEPT))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{listener.getsockname()[1]}"
         cache = Cache(folder / _BLOBS, fetch)
         if machine is None:
             machine = await asyncio.to_thread(this_machine, settings.environ)
-        backend = LocalBackend(settings, folder, address, client, cache, base_folder, machine)
+        backend = LocalBackend(settings, folder, address, fresh, cache, base_folder, machine)
         await backend.adopt()
         stack.push_async_callback(backend.close)
         router = Router(
             client,
+            fresh,
             by_path,
             backend.fleet,
+            settings.limits,
             host=settings.host,
             endpoint=backend.endpoint,
             wake_s=settings.wake_s,
         )
-        await stack.enter_async_context(front.serving(listener, router, drain_s=settings.shutdown_s))
+        http = front.serving(listener, router, settings.limits, drain_s=settings.shutdown_s)
+        await stack.enter_async_context(http)
         yield backend
 
 
@@ -265,7 +272,7 @@ def _alone(folder: Path) -> Iterator[None]:
                 if time.monotonic() > give_up:
                     raise BackendError(
                         Trouble.NOT_CONFIGURED,
-                        f"another deployer is running in {folder}: stop it, or set NEUROWEAVER_HOME",
+                        "another deployer is running in the same NEUROWEAVER_HOME: stop it, or set another",
                     ) from error
                 time.sleep(0.05)
         yield

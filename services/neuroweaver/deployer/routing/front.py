@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 
 from neuroweaver.deployer.routing.router import App
+from neuroweaver.mesh.server.http_connections import bound_buffers, http_server
+from neuroweaver.mesh.server.http_limits import HttpLimits
 
 
 class _Server(uvicorn.Server):
@@ -27,22 +29,16 @@ def listen(host: str, port: int) -> socket.socket:
     # Inherited by its connections: asyncio leaves it off for a socket that was made elsewhere, and each token
     # of a stream would wait 40 ms for the caller's acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    bound_buffers(listener)
     return listener
 
 
 @asynccontextmanager
-async def serving(listener: socket.socket, app: App, *, drain_s: float) -> AsyncIterator[None]:
+async def serving(
+    listener: socket.socket, app: App, limits: HttpLimits, *, drain_s: float
+) -> AsyncIterator[None]:
     """At the end of the block it takes no new connections, and calls under way get `drain_s`."""
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_graceful_shutdown=round(drain_s),
-    )
-    server = _Server(config)
+    server = _Server(http_server(app, limits, timeout_graceful_shutdown=round(drain_s)))
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -23,12 +24,14 @@ from neuroweaver.deployer.routing import pages
 from neuroweaver.deployer.routing.counts import Counts
 from neuroweaver.deployer.routing.fleet import Fleet, Upstream
 from neuroweaver.deployer.routing.pages import Headers, Send
+from neuroweaver.mesh.server.http_bodies import Bodies, BodyRefused, CallerGone, Receive
+from neuroweaver.mesh.server.http_limits import HttpLimits
+from neuroweaver.mesh.wire.json_values import Broken, parsed
 from neuroweaver.mesh.wire.settings import is_loopback
 
 _LOG: Final = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 """Of ASGI."""
 
@@ -36,7 +39,8 @@ CONVERSATION_HEADER: Final = b"x-conversation-id"
 REVISION_HEADER: Final = b"x-neuroweaver-revision"
 HOPS_HEADER: Final = b"x-neuroweaver-hops"
 """How many routers handed a request on: two that hand traffic to each other would do so for ever."""
-_MAX_BODY_BYTES: Final = 8 << 20
+UNKEPT: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+"""Of a client that makes a connection for each request."""
 _MAX_HOPS: Final = 4
 _RETRY_AFTER_S: Final = 2
 _METHODS: Final = ("GET", "HEAD", "POST")
@@ -49,12 +53,15 @@ _OWN_HEADERS: Final = frozenset(
     | {b"transfer-encoding", b"upgrade", b"host", b"content-length", b"authorization", b"cookie", b"expect"}
     | {b"date"}
 )
+_NOT_CONNECTED: Final = (httpx2.ConnectError, httpx2.ConnectTimeout)
 # Nothing was answered yet, so that another replica may: the call changes nothing but its answer.
 _BROKEN: Final = (httpx2.NetworkError, httpx2.RemoteProtocolError)
-_CALLERS_FAULT: Final = frozenset({400, 403, 404, 405, 413, 421})
+# A request that breaks whatever it is given to shall not go through all replicas.
+_MAX_BROKEN: Final = 2
+_CALLERS_FAULT: Final = frozenset({400, 403, 404, 405, 408, 413, 421, 431})
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Refusal(Exception):
     """What a caller gets instead of an answer, in the words of the OpenAI API."""
 
@@ -76,14 +83,20 @@ class _Call:
     hops: int
 
 
-class _CallerGone(Exception):
-    pass
+class _Attempt(Enum):
+    ANSWERED = auto()
+    TURNED_AWAY = auto()
+    """It takes no request now, and has not seen this one."""
+    BROKE_OFF = auto()
+    """Before the first byte of an answer, also on a connection of the request's own."""
 
 
 class Router:
     """An ASGI application. locate: whose path it is, and the rest of it, such as `v1/models`; raises Refusal.
     fleet: that of a key, None if there is none.
 
+    client: asked first. fresh: makes a connection for each request; asked where that of `client` broke, since
+    a kept one may have ended by another's request or the replica's clock, which says nothing against it.
     host: where it listens. endpoint: the base URL of a deployment that it serves. wake_s: how long a request
     waits for a sleeping one.
     """
@@ -91,16 +104,19 @@ class Router:
     def __init__(
         self,
         client: httpx2.AsyncClient,
+        fresh: httpx2.AsyncClient,
         locate: Callable[[str], tuple[Key, str]],
         fleet: Callable[[Key], Fleet | None],
+        limits: HttpLimits,
         *,
         host: str,
         endpoint: Callable[[Key], str],
         wake_s: float,
     ) -> None:
-        self._client = client
+        self._clients = (client, fresh)
         self._locate = locate
         self._fleet = fleet
+        self._bodies = Bodies(limits)
         self._is_private = is_loopback(host)
         self._endpoint = endpoint
         self._wake_s = wake_s
@@ -115,31 +131,33 @@ class Router:
                 send = pages.readable(send, origin)
                 if pages.is_preflight(scope["method"], headers):
                     return await pages.allow(send, _ALLOWED, headers)
-            key, call = await self._read(scope, headers, receive)
-            gone = asyncio.create_task(_gone(receive))
-            answering = asyncio.create_task(self._answer(key, call, send))
-            try:
-                await asyncio.wait({gone, answering}, return_when=asyncio.FIRST_COMPLETED)
-                if answering.done():
-                    answering.result()
-            finally:
-                gone.cancel()
-                answering.cancel()
-                await asyncio.wait({gone, answering})
-        except _CallerGone:
+            key, path = self._located(scope)
+            async with self._bodies.read(headers, receive) as body:
+                await self._attend(key, _call(scope, path, headers, body), receive, send)
+        except CallerGone:
             return None
+        except BodyRefused as refused:
+            await refuse(send, Refusal(refused.status, refused.code, refused.message))
         except Refusal as refusal:
             await refuse(send, refusal)
 
-    async def _read(self, scope: Scope, headers: Headers, receive: Receive) -> tuple[Key, _Call]:
+    async def _attend(self, key: Key, call: _Call, receive: Receive, send: Send) -> None:
+        """Answers for as long as the caller is there."""
+        gone = asyncio.create_task(_gone(receive))
+        answering = asyncio.create_task(self._answer(key, call, send))
+        try:
+            await asyncio.wait({gone, answering}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                answering.result()
+        finally:
+            gone.cancel()
+            answering.cancel()
+            await asyncio.wait({gone, answering})
+
+    def _located(self, scope: Scope) -> tuple[Key, str]:
         if scope["method"] not in _METHODS:
             raise Refusal(405, "method_not_allowed", f"{scope['method']} is not allowed")
-        key, path = self._locate(scope["path"])
-        by_name = dict(headers)
-        conversation = by_name.get(CONVERSATION_HEADER, b"").decode("latin-1")
-        hops = int(text) if (text := by_name.get(HOPS_HEADER, b"")[:4]).isdigit() else 0
-        body = await _body(receive)
-        return key, _Call(scope["method"], path, scope["query_string"], headers, body, conversation, hops)
+        return self._locate(scope["path"])
 
     def _refuse_foreign(self, headers: Headers) -> None:
         """A page in a browser could otherwise make this machine work, or reach it under a name of its own."""
@@ -169,59 +187,60 @@ class Router:
 
     async def _from_fleet(self, key: Key, fleet: Fleet, call: _Call, send: Send) -> None:
         tried: set[str] = set()
-        while True:
+        broken = 0
+        while broken < _MAX_BROKEN:
             upstream = fleet.pick(call.conversation, tried)
             if upstream is None and not tried:
                 upstream = await fleet.awake(call.conversation, self._wake_s)
             if upstream is None:
-                raise _unavailable(key, fleet, bool(tried))
+                break
             tried.add(upstream.replica_id)
             with upstream.busy():
-                if await self._from_upstream(upstream, fleet, call, send):
-                    return
+                attempt = await self._from_upstream(upstream, fleet, call, send)
+            if attempt is _Attempt.ANSWERED:
+                return
+            broken += attempt is _Attempt.BROKE_OFF
+        raise _unavailable(key, fleet, bool(tried))
 
-    async def _from_upstream(self, upstream: Upstream, fleet: Fleet, call: _Call, send: Send) -> bool:
-        """False if another one may answer: this one has not begun to."""
+    async def _from_upstream(self, upstream: Upstream, fleet: Fleet, call: _Call, send: Send) -> _Attempt:
         counts = fleet.counts(upstream.revision)
         extra = [(REVISION_HEADER, str(upstream.revision).encode())]
         began = time.monotonic()
-        try:
-            async with self._open(f"{upstream.base_url}/{call.path}", call) as answer:
-                if answer.status_code == 503 and fleet.pick(call.conversation, {upstream.replica_id}):
-                    return False
-                await _pass_on(answer, extra, send, counts, began)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout):
+        failures: list[Exception] = []
+        for client in self._clients:
+            try:
+                async with _open(client, f"{upstream.base_url}/{call.path}", call) as answer:
+                    if answer.status_code == 503 and fleet.pick(call.conversation, {upstream.replica_id}):
+                        return _Attempt.TURNED_AWAY
+                    await _pass_on(answer, extra, send, counts, began)
+                    return _Attempt.ANSWERED
+            except (*_NOT_CONNECTED, *_BROKEN) as error:
+                failures.append(error)
+            except httpx2.TimeoutException as error:
+                counts.failed()
+                raise Refusal(504, "timeout", "the model server did not answer in time") from error
+        if isinstance(failures[-1], _NOT_CONNECTED):
             upstream.suspect()
-            return False
-        except _BROKEN:
-            counts.failed()
-            return False
-        except httpx2.TimeoutException as error:
-            counts.failed()
-            raise Refusal(504, "timeout", "the model server did not answer in time") from error
-        return True
+        if all(isinstance(error, _NOT_CONNECTED) for error in failures):
+            return _Attempt.TURNED_AWAY
+        counts.failed()
+        return _Attempt.BROKE_OFF
 
     async def _from_elsewhere(self, redirect: Redirect, call: _Call, send: Send) -> None:
         url = redirect.url.rstrip("/") + call.path.removeprefix("v1")
         hops = (HOPS_HEADER, str(call.hops + 1).encode())
         headers = [*(header for header in call.headers if header[0] != HOPS_HEADER), hops]
-        try:
-            async with self._open(url, replace(call, headers=headers)) as answer:
-                await _pass_on(answer, [], send, Counts(), time.monotonic())
-        except httpx2.HTTPError as error:
-            raise Refusal(502, "bad_gateway", "the backup deployment does not answer") from error
-
-    @asynccontextmanager
-    async def _open(self, url: str, call: _Call) -> AsyncIterator[httpx2.Response]:
-        request = self._client.build_request(
-            call.method,
-            httpx2.URL(url).copy_with(query=call.query or None),
-            headers=[(name, value) for name, value in call.headers if name not in _OWN_HEADERS],
-            content=call.body,
-            timeout=_TIMEOUT,
-        )
-        async with aclosing(await self._client.send(request, stream=True)) as answer:
-            yield answer
+        failure: Exception | None = None
+        for client in self._clients:
+            try:
+                async with _open(client, url, replace(call, headers=headers)) as answer:
+                    return await _pass_on(answer, [], send, Counts(), time.monotonic())
+            except httpx2.TimeoutException as error:
+                failure = error
+                break
+            except httpx2.HTTPError as error:
+                failure = error
+        raise Refusal(502, "bad_gateway", "the backup deployment does not answer") from failure
 
     def _own(self, redirect: Redirect) -> Key | None:
         """The deployment that the URL names, if this router serves it."""
@@ -230,6 +249,31 @@ class Router:
             return None
         key = Key(*parts[:3])
         return key if self._endpoint(key) == redirect.url.rstrip("/") else None
+
+
+def _call(scope: Scope, path: str, headers: Headers, body: bytes) -> _Call:
+    by_name = dict(headers)
+    conversation = by_name.get(CONVERSATION_HEADER, b"").decode("latin-1")
+    hops = int(text) if (text := by_name.get(HOPS_HEADER, b"")[:4]).isdigit() else 0
+    return _Call(scope["method"], path, scope["query_string"], headers, body, conversation, hops)
+
+
+@asynccontextmanager
+async def _open(client: httpx2.AsyncClient, url: str, call: _Call) -> AsyncIterator[httpx2.Response]:
+    """Raises Refusal for a call that cannot be sent."""
+    try:
+        request = client.build_request(
+            call.method,
+            httpx2.URL(url).copy_with(query=call.query or None),
+            headers=[(name, value) for name, value in call.headers if name not in _OWN_HEADERS],
+            content=call.body,
+            timeout=_TIMEOUT,
+        )
+        opened = await client.send(request, stream=True)
+    except (httpx2.InvalidURL, httpx2.LocalProtocolError) as error:
+        raise Refusal(400, "invalid_request", f"the request cannot be passed on: {error}") from error
+    async with aclosing(opened) as answer:
+        yield answer
 
 
 def by_path(path: str) -> tuple[Key, str]:
@@ -262,7 +306,7 @@ async def _pass_on(answer: httpx2.Response, extra: Headers, send: Send, counts: 
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except httpx2.HTTPError as error:
         counts.failed()
-        raise _CallerGone from error
+        raise CallerGone from error
     await send({"type": "http.response.body", "body": b"", "more_body": False})
     if answer.status_code >= 500 or answer.status_code == 429:
         counts.failed()
@@ -271,19 +315,6 @@ async def _pass_on(answer: httpx2.Response, extra: Headers, send: Send, counts: 
     else:
         is_stream = (b"content-type", b"text/event-stream") in ((each[0], each[1][:17]) for each in headers)
         counts.succeeded(first_ms if is_stream else None, _since(began))
-
-
-async def _body(receive: Receive) -> bytes:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _CallerGone
-        body += message.get("body", b"")
-        if len(body) > _MAX_BODY_BYTES:
-            raise Refusal(413, "request_too_large", f"the request body has more than {_MAX_BODY_BYTES} bytes")
-        if not message.get("more_body"):
-            return bytes(body)
 
 
 async def _gone(receive: Receive) -> None:
@@ -300,12 +331,12 @@ def _is_plain(parts: Sequence[str]) -> bool:
 def _for_model(call: _Call, model_id: str) -> _Call:
     """The same call to another model: its server knows only its own name."""
     try:
-        asked = json.loads(call.body) if call.body else None
-    except ValueError:
+        asked = parsed(call.body)
+    except Broken:  # its server says what is wrong with it
         return call
     if not isinstance(asked, dict) or "model" not in asked:
         return call
-    return replace(call, body=json.dumps(asked | {"model": model_id}).encode())
+    return replace(call, body=json.dumps(asked | {"model": model_id}, ensure_ascii=False).encode())
 
 
 def _unavailable(key: Key, fleet: Fleet, was_tried: bool) -> Refusal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.deployer.domain.backend import Key
@@ -13,11 +13,14 @@ from neuroweaver.deployer.storage.reader import of, same
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
-async def forget_measured(connection: AsyncConnection, before: datetime) -> int:
-    """Drops measurements and reports from before a moment. Returns the number dropped."""
+async def forget_measured(connection: AsyncConnection, before: datetime, after: datetime) -> int:
+    """Drops measurements and reports from before one moment, and those a clock that ran ahead left from after
+    another. Returns the number dropped.
+    """
     dropped = 0
     for table in (tables.measurements, tables.samples):
-        dropped += (await connection.execute(delete(table).where(table.c.time < before))).rowcount
+        is_over = or_(table.c.time < before, table.c.time > after)
+        dropped += (await connection.execute(delete(table).where(is_over))).rowcount
     return dropped
 
 

@@ -15,12 +15,12 @@ from functools import partial
 from typing import Final
 
 from sqlalchemy import select, tuple_, update
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.deployer.storage import tables
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.upsert import insert_new
+from neuroweaver.mesh.handlers.loop import Outage
 from neuroweaver.mesh.wire.ids import new_id
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
@@ -66,6 +66,7 @@ class LeaseHolder:
         self._holder = new_id()
         self._beat_s = beat_s
         self._silence_s = silence_s
+        self._outage = Outage("lease")
 
     async def run(self, lead: Callable[[Lease], Awaitable[None]]) -> None:
         """Runs `lead` while this process holds the lease, again after it was lost. Until cancelled."""
@@ -88,7 +89,7 @@ class LeaseHolder:
         """Waits until the lease is free, or its holder has been silent for long."""
         seen, since = None, time.monotonic()
         while True:
-            try:
+            with self._outage.survived():
                 state = await self._state()
                 if state != seen:
                     seen, since = state, time.monotonic()
@@ -97,9 +98,7 @@ class LeaseHolder:
                     taken = await self._database.transact(partial(self._take, seen=state))
                     if taken is not None:
                         return taken
-            except SQLAlchemyError as error:  # the database may be back in a second
-                _LOG.warning("lease not looked at", extra={"cause": type(error).__name__})
-            await asyncio.sleep(self._beat_s / 2)
+            await asyncio.sleep(self._outage.backoff_s or self._beat_s / 2)
 
     async def _state(self) -> tuple[str, int, int] | None:
         """Holder, token and beat."""
@@ -132,22 +131,17 @@ class LeaseHolder:
         while (left_s := 0.8 * self._silence_s - (time.monotonic() - renewed)) > 0:
             await asyncio.sleep(min(self._beat_s, left_s))
             begun = time.monotonic()
-            try:
+            with self._outage.survived():
                 async with asyncio.timeout(0.8 * self._silence_s - (begun - renewed)):
                     is_ours = await self._update(lease, beat=tables.leases.c.beat + 1)
-            except (SQLAlchemyError, TimeoutError) as error:
-                _LOG.warning("lease not renewed", extra={"cause": type(error).__name__})
-                continue
-            if not is_ours:
-                return
-            renewed = begun
+                if not is_ours:
+                    return
+                renewed = begun
 
     async def _release(self, lease: Lease) -> None:
         """So that another need not wait. What fails here is found by silence."""
-        try:
+        with self._outage.survived():
             await self._update(lease, holder="")
-        except SQLAlchemyError as error:
-            _LOG.warning("lease not released", extra={"cause": type(error).__name__})
 
     async def _update(self, lease: Lease, **values: object) -> bool:
         """False if it is another's by now."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
+from neuroweaver.experiment.analysis import event_use
 from neuroweaver.experiment.analysis.comparison import Comparison
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
@@ -277,7 +278,7 @@ def _sample_ratio(study: Study, now: datetime, previous: pb.SampleRatioResult | 
 def _quality(study: Study, variants: Sequence[pb.VariantSummary]) -> pb.EventQuality:
     quality, test_id = study.snapshot.quality, study.experiment.test_id
     rejected = [message_of(pb.RejectedEvents, each, test_id=test_id) for each in quality.rejected]
-    result = message_of(pb.EventQuality, quality, rejected=rejected)
+    result = message_of(pb.EventQuality, quality, rejected=rejected, unused=event_use.unused(study))
     units = sum(each.units for each in variants)
     if units:
         result.mismatch_share = sum(each.mismatched_units for each in variants) / units
@@ -285,10 +286,13 @@ def _quality(study: Study, variants: Sequence[pb.VariantSummary]) -> pb.EventQua
 
 
 def _show_caps(study: Study, metric: pb.ExperimentMetric, result: pb.MetricResult) -> None:
-    """Those of the latest phase."""
-    if study.phases and (caps := study.snapshot.caps.get((study.phases[-1].number, metric.metric_id))):
-        _set(result, "winsorization_lower", caps[0])
-        _set(result, "winsorization_upper", caps[1])
+    if (calibration := study.snapshot.calibrations.get(metric.metric_id)) is not None:
+        _set(result, "winsorization_lower", calibration.lower)
+        _set(result, "winsorization_upper", calibration.upper)
+    cuts = study.cuts(metric.metric_id)
+    if cuts is not None and cuts.n:
+        _set(result, "winsorized_unit_share", cuts.mean(0))
+        _set(result, "winsorized_total_share", cuts.sum(1) / cuts.sum(2) if cuts.sum(2) else None)
 
 
 def _interval(interval: Interval | None) -> common_pb2.Interval | None:

@@ -9,7 +9,7 @@ from datetime import date, datetime, timedelta
 from typing import Final
 
 from neuroweaver.experiment.analysis.study import Study
-from neuroweaver.experiment.analysis.verdict import Finding, Judged
+from neuroweaver.experiment.analysis.verdict import FOR_GOOD, Finding, Judged
 from neuroweaver.experiment.domain.model import RUNNING, Experiment
 from neuroweaver.statistics.crossing import growth
 from neuroweaver.statistics.distributions import normal_quantile
@@ -55,7 +55,7 @@ def forecast(
 ) -> pb.VerdictForecast | None:
     """None if nothing can be said, or nothing more comes."""
     is_open = verdict.decision == pb.DECISION_INCONCLUSIVE and study.experiment.state == RUNNING
-    is_broken = any(gap.blocker == pb.VERDICT_BLOCKER_SAMPLE_RATIO for gap in verdict.gaps)
+    is_broken = any(gap.blocker in FOR_GOOD for gap in verdict.gaps)
     coming = pace(study.experiment, study.snapshot.units_by_day, now)
     if not is_open or is_broken or coming is None:
         return None

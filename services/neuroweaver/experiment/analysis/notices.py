@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from neuroweaver.experiment.analysis import event_use, winsorizing
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain import messages
 from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
@@ -18,6 +19,13 @@ _MISMATCH_SHARE: Final = 0.01
 _MULTIPLE_SHARE: Final = 0.01
 _LATE_SHARE: Final = 0.01
 _SILENT_SHARE: Final = 0.01
+_EARLY_SHARE: Final = 0.01
+_UNUSED: Final = {
+    pb.UNUSED_REASON_OVERRIDE: "events are of units that `overrides` assigns, and count in no metric.",
+    pb.UNUSED_REASON_WITHOUT_CONTROL: (
+        "judgements compare two treatments and count in no metric: judge each treatment against the control."
+    ),
+}
 # Standard errors, far enough out that a look a second for weeks seldom raises a false alarm.
 _CLEAR: Final = 5.0
 
@@ -33,7 +41,9 @@ def notices(
         *_late(results),
         *_reused_ids(results),
         *_silent(study),
-        *_calibrating(study),
+        *_unused(study, results),
+        *winsorizing.notices(study),
+        *_unexplained(study),
         *_fading(study),
     ]
 
@@ -53,7 +63,8 @@ def _weights(study: Study, *, is_ramp_held: bool) -> Iterable[pb.ExperimentNotic
             reason="RAMP_HELD",
             message=(
                 f"The ramp-up stays at step {step} ({study.experiment.coverage:.4g} of the units): a"
-                " guardrail is breached, or the split is not as the weights say."
+                " guardrail is breached, the split is not as the weights say, or events are stamped before"
+                " their exposures."
             ),
         )
 
@@ -126,18 +137,48 @@ def _silent(study: Study) -> Iterable[pb.ExperimentNotice]:
                 )
 
 
-def _calibrating(study: Study) -> Iterable[pb.ExperimentNotice]:
-    for metric in study.experiment.spec.metrics:
-        caps = metric.winsorization
-        if not (caps.HasField("lower_quantile") or caps.HasField("upper_quantile")):
+def _unused(study: Study, results: pb.ExperimentResults) -> Iterable[pb.ExperimentNotice]:
+    """Events of no metric, but for those after the window, which is there to leave them out."""
+    differing = {each.name: each for each in event_use.imbalances(study)}
+    for name in event_use.names(study):
+        share = event_use.left_out(study, name)
+        if name in differing:
+            message = event_use.differing(study, differing[name])
+        elif share > event_use.MOST_SHARE:
+            message = event_use.mostly_left_out(study, name)
+        elif share > _EARLY_SHARE:
+            message = (
+                f"{share:.1%} of the {name} events of exposed units happened before the exposure, as often in"
+                " every variant, and count in no metric. If they belong to it, correct the times, or raise"
+                " `exposure_grace` in a new experiment."
+            )
+        else:
             continue
-        phase = study.phases[-1].number if study.phases else 0
-        if (phase, metric.metric_id) not in study.snapshot.caps:
+        yield pb.ExperimentNotice(reason="EVENTS_BEFORE_EXPOSURE", message=message)
+    for each in results.events.unused:
+        if each.reason in _UNUSED:
             yield pb.ExperimentNotice(
-                reason="WINSORIZATION_CALIBRATING",
+                reason="EVENTS_NOT_USED", message=f"{each.count:,} {_UNUSED[each.reason]}"
+            )
+
+
+def _unexplained(study: Study) -> Iterable[pb.ExperimentNotice]:
+    """Units that CUPED knows nothing of, such as all those whose covariate has another name."""
+    for metric in study.experiment.spec.metrics:
+        cells = [cell for variant in study.variants for cell in study.cells(variant, metric.metric_id)]
+        lacking = sum(cell.sample.missing.n for cell in cells if cell.sample.missing is not None)
+        units = sum(map(study.sampled, cells))
+        if metric.HasField("cuped") and lacking > _SILENT_SHARE * units:
+            name = metric.cuped.exposure_covariate
+            way_out = (
+                f" Send `{name}` with the first exposure; one that comes later is not used." if name else ""
+            )
+            yield pb.ExperimentNotice(
+                reason="COVARIATES_MISSING",
                 message=(
-                    f"The caps of {metric.metric_id} are set once {caps.calibration_units} units of this"
-                    " phase have a value; until then its values are not capped."
+                    f"{lacking:,} of the {units:,} units of {metric.metric_id} have no covariate and take the"
+                    " mean of the others: CUPED gains less, and where a treatment changes which units those"
+                    f" are, it shifts the effect.{way_out}"
                 ),
                 metric_id=metric.metric_id,
             )

@@ -41,9 +41,7 @@ def planned(request: pb.PlanExperimentRequest) -> pb.PlanExperimentResponse:
             units_per_day=request.units_per_day * coverage if request.HasField("units_per_day") else None,
         )
     except (ValueError, ArithmeticError) as error:
-        field = "units_per_arm" if effect is None else "effect"
-        text = str(error) if isinstance(error, ValueError) else "is beyond what can be computed"
-        raise InvalidArgument(field, text) from error
+        raise _refused("units_per_arm" if effect is None else "effect", error) from error
     relative = computed.relative_effect
     return message_of(
         pb.PlanExperimentResponse,
@@ -72,9 +70,14 @@ def _baseline(request: pb.PlanExperimentRequest) -> Baseline:
     )
     try:
         baseline.variance()
-    except ValueError as error:
-        raise InvalidArgument("ratio", str(error)) from error
+    except (ValueError, ArithmeticError) as error:
+        raise _refused("ratio", error) from error
     return baseline
+
+
+def _refused(field: str, error: Exception) -> InvalidArgument:
+    is_said = isinstance(error, ValueError)
+    return InvalidArgument(field, str(error) if is_said else "is beyond what can be computed")
 
 
 def _effect(request: pb.PlanExperimentRequest, baseline: Baseline) -> float | None:

@@ -11,7 +11,7 @@ from neuroweaver.experiment.analysis.forecast import forecast
 from neuroweaver.experiment.analysis.guardrails import breached
 from neuroweaver.experiment.analysis.notices import notices
 from neuroweaver.experiment.analysis.study import Study, study
-from neuroweaver.experiment.analysis.verdict import judge, verdict
+from neuroweaver.experiment.analysis.verdict import FOR_GOOD, judge, verdict
 from neuroweaver.experiment.domain.model import PAUSED, RUNNING, Experiment
 from neuroweaver.experiment.domain.snapshot import Snapshot
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -27,7 +27,8 @@ class Report:
 
     @property
     def is_held(self) -> bool:
-        return bool(self.breaches) or self.results.sample_ratio.is_mismatch
+        is_flawed = any(gap.blocker in FOR_GOOD for gap in self.results.verdict.gaps)
+        return bool(self.breaches) or is_flawed
 
 
 def report(

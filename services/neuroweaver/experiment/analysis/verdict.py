@@ -19,12 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from neuroweaver.experiment.analysis import event_use, winsorizing
 from neuroweaver.experiment.analysis.criteria import Requirement, requirements
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
 from neuroweaver.statistics.multiplicity import holm
 from neuroweaver.v1 import experiment_pb2 as pb
+
+FOR_GOOD: Final = {pb.VERDICT_BLOCKER_SAMPLE_RATIO, pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE}
+"""Blockers that more units do not remove: the data are flawed."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def verdict(study: Study, results: pb.ExperimentResults, judged: Sequence[Judged
         method=study.experiment.spec.verdict_method,
         criteria=[_criterion(each) for treatment in judged for each in treatment.findings],
     )
-    barriers = [*_split(results), *_short(study)]
+    barriers = [*_split(results), *_mistimed(study), *_uncapped(study), *_short(study)]
     candidates = [each for each in judged if each.treatment in study.candidates]
     shippable = [each for each in candidates if each.is_shown_to_fulfil]
     if barriers:
@@ -191,6 +196,44 @@ def _split(results: pb.ExperimentResults) -> list[pb.VerdictGap]:
         " trusted. Find the cause and begin a new experiment."
     )
     return [pb.VerdictGap(blocker=pb.VERDICT_BLOCKER_SAMPLE_RATIO, message=message)]
+
+
+def _mistimed(study: Study) -> list[pb.VerdictGap]:
+    """Events of metrics of the rule whose times do not fit their exposures."""
+    reading = {
+        name: each.metric_id
+        for each in reversed(requirements(study))
+        for name in event_use.names(study, [each.metric_id])
+    }
+    gaps = [
+        pb.VerdictGap(
+            blocker=pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE,
+            message=event_use.differing(study, each),
+            variant_id=each.treatment,
+            metric_id=reading[each.name],
+        )
+        for each in event_use.imbalances(study)
+        if each.name in reading
+    ]
+    return gaps + [
+        pb.VerdictGap(
+            blocker=pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE,
+            message=event_use.mostly_left_out(study, name),
+            metric_id=metric_id,
+        )
+        for name, metric_id in reading.items()
+        if event_use.left_out(study, name) > event_use.MOST_SHARE
+    ]
+
+
+def _uncapped(study: Study) -> list[pb.VerdictGap]:
+    """Metrics of the rule whose caps by quantiles are not set yet: they would mean another thing later."""
+    metric_ids = dict.fromkeys(each.metric_id for each in requirements(study))
+    return [
+        pb.VerdictGap(blocker=pb.VERDICT_BLOCKER_WINSORIZATION, message=message, metric_id=metric_id)
+        for metric_id in metric_ids
+        if (message := winsorizing.calibrating(study, metric_id))
+    ]
 
 
 def _short(study: Study) -> list[pb.VerdictGap]:

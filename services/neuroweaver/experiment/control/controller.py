@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -22,11 +20,10 @@ from neuroweaver.experiment.results import history
 from neuroweaver.experiment.results.cache import ResultsCache
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.experiment.storage.writer import Writer
-from neuroweaver.mesh.wire.errors import Error
+from neuroweaver.mesh.handlers.loop import Outages, repeat
+from neuroweaver.mesh.wire.clock import brought_back
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.v1 import experiment_pb2 as pb
-
-_LOG: Final = logging.getLogger("neuroweaver.experiment")
 
 PERIOD_S: Final = 1.0
 MAX_BACKOFF_S: Final = 300.0
@@ -45,27 +42,19 @@ class ExperimentController:
         self._cache = cache
         self._next_attempt: dict[tuple[str, str], float] = {}
         self._next_supervision: dict[tuple[str, str], float] = {}
+        self._outages = Outages("experiments")
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            try:
-                await self.look()
-            except (SQLAlchemyError, Error) as error:  # the database may be back in a second
-                _LOG.warning("experiments not looked at", extra={"cause": type(error).__name__})
-            await asyncio.sleep(PERIOD_S)
+        await repeat("experiments", self.look, PERIOD_S)
 
     async def look(self) -> None:
         """At every experiment that is running or being concluded."""
         keys = await self._store.keys([RUNNING, CONCLUDING])
         await self._keep_last(set(keys))
         for project, test_id in keys:
-            try:
+            with self._outages.survived(SQLAlchemyError, project=project, test_id=test_id):
                 await self._look_at(project, test_id)
-            except (SQLAlchemyError, Error):
-                raise
-            except Exception:  # noqa: BLE001  # one experiment's fault must not hold up all others
-                _LOG.exception("experiment not looked at", extra={"test_id": test_id})
 
     async def _look_at(self, project: str, test_id: str) -> None:
         experiment = await self._store.experiment(project, test_id)
@@ -76,7 +65,7 @@ class ExperimentController:
 
     async def _tend(self, experiment: Experiment) -> None:
         """A running experiment."""
-        if await self._advance(experiment, _ended):
+        if await self._advance(experiment, brought_back) or await self._advance(experiment, _ended):
             return
         report = await self._supervised(experiment)
         if experiment.ramped(self._store.clock()) is experiment:

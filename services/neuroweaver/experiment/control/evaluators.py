@@ -7,7 +7,6 @@ this one hears of it: with PostgreSQL at once, with SQLite a second later.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -15,14 +14,13 @@ from google.protobuf import struct_pb2
 from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.experiment.storage.store import Store
+from neuroweaver.mesh.handlers.loop import Outages, repeat
 from neuroweaver.mesh.handlers.signals import Signal
 from neuroweaver.mesh.wire.assignment import Evaluator
-from neuroweaver.mesh.wire.errors import Error, NotFound
+from neuroweaver.mesh.wire.errors import NotFound
 from neuroweaver.v1 import experiment_pb2 as pb
 
-_LOG: Final = logging.getLogger("neuroweaver.experiment")
-
-# Between two looks at signals in memory, or two tries to read.
+# Between two looks at signals in memory.
 _PERIOD_S: Final = 0.2
 
 
@@ -65,6 +63,7 @@ class Evaluators:
         self._locks: dict[str, asyncio.Lock] = {}
         # By project, with the count up to which changes are in force.
         self._signals: dict[str, tuple[Signal, int]] = {}
+        self._outages = Outages("evaluators")
         store.listen(self.refresh)
 
     async def of(self, project: str, test_id: str) -> Assigner:
@@ -94,15 +93,13 @@ class Evaluators:
 
     async def keep_fresh(self) -> None:
         """Until cancelled: takes over what other processes changed."""
-        while True:
-            await asyncio.sleep(_PERIOD_S)
-            for project, (signal, count) in list(self._signals.items()):
-                if signal.count == count:
-                    continue
-                try:
+        await repeat("evaluators", self._refresh_changed, _PERIOD_S)
+
+    async def _refresh_changed(self) -> None:
+        for project, (signal, count) in list(self._signals.items()):
+            if signal.count != count:
+                with self._outages.survived(SQLAlchemyError, project=project):
                     await self.refresh(project)
-                except (SQLAlchemyError, Error) as error:  # the database may be back in a second
-                    _LOG.warning("configurations not read", extra={"cause": type(error).__name__})
 
 
 def _plain(value: struct_pb2.Value) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from neuroweaver.experiment.domain import specification
@@ -224,7 +224,7 @@ class Experiment:
     def end_time(self) -> datetime | None:
         if not self.spec.HasField("end_time"):
             return None
-        return specification.moment("end_time", self.spec.end_time)
+        return self.spec.end_time.ToDatetime(tzinfo=UTC)
 
     def _opened(self, weights: Mapping[str, float], now: datetime, reason: str) -> Phase:
         ranges = allocate(weights, [phase.ranges for phase in self.phases])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from neuroweaver.statistics.arm import Sample
+from neuroweaver.statistics.moments import Moments
 from neuroweaver.statistics.pairwise import Judgements
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -23,18 +24,42 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Uses:
+    """The events of one name of the units analysed under a variant in a phase: all, and those that no metric
+    counts, since they came before the exposure or after the window. early_units: units with any event before
+    the exposure, whether a covariate reads it or not.
+    """
+
+    events: int = 0
+    early_units: int = 0
+    before_exposure: int = 0
+    after_window: int = 0
+
+
+@dataclass(frozen=True)
 class Cell:
     """A metric in one variant and phase.
 
     events: those in the statistics. units_without_events: left out of the sample, or without a value.
     sketch: a `GroupedSketch` of the events of a quantile metric, or of the units' means; None for other
-    kinds.
+    kinds. cuts: of a capped metric, over the sample's units: whether a cap changed the value, by how much,
+    and the size of the value before; None where an earlier version capped them.
     """
 
     sample: Sample
     events: int = 0
     units_without_events: int = 0
     sketch: bytes | None = None
+    cuts: Moments | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Caps by quantiles, None for no cap on a side. units: the complete ones from which they were taken."""
+
+    lower: float | None
+    upper: float | None
+    units: int
 
 
 @dataclass(frozen=True)
@@ -49,12 +74,15 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Quality:
-    """What came in, and what could not be used. unexposed: events of units that have no exposure yet."""
+    """What came in, and what could not be used. unexposed: events of units that have no exposure yet.
+    overridden: events of units that an override assigns.
+    """
 
     accepted: int = 0
     duplicates: int = 0
     late: int = 0
     unexposed: int = 0
+    overridden: int = 0
     rejected: tuple[Rejection, ...] = ()
     last_event_time: datetime | None = None
 
@@ -63,13 +91,15 @@ class Quality:
 class Snapshot:
     """groups: by (phase, variant). cells: by (phase, variant, metric). tallies: by (phase, baseline,
     candidate, metric), where the control is the baseline, and between treatments the one specified first.
-    caps: in force under quantile winsorisation, by (phase, metric); lower and upper, None for no cap.
+    calibrations: of quantile winsorisation, by metric, once it was tried. uses: by (phase, variant, name of
+    the events).
     units_by_day: units by the UTC day of their first exposure in any phase.
     """
 
     groups: Mapping[tuple[int, str], Group] = field(default_factory=dict)
     cells: Mapping[tuple[int, str, str], Cell] = field(default_factory=dict)
     tallies: Mapping[tuple[int, str, str, str], Judgements] = field(default_factory=dict)
-    caps: Mapping[tuple[int, str], tuple[float | None, float | None]] = field(default_factory=dict)
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    uses: Mapping[tuple[int, str, str], Uses] = field(default_factory=dict)
     quality: Quality = field(default_factory=Quality)
     units_by_day: Mapping[date, int] = field(default_factory=dict)

@@ -19,6 +19,7 @@ CONFIDENCE: Final = 0.95
 SAMPLE_RATIO_LEVEL: Final = 0.001
 CALIBRATION_UNITS: Final = 1000
 RETENTION: Final = timedelta(days=90)
+EXPOSURE_GRACE: Final = timedelta(seconds=10)
 RAMP_HOLD: Final = timedelta(days=1)
 THOMPSON_INTERVAL: Final = timedelta(hours=1)
 THOMPSON_MIN_WEIGHT: Final = 0.05
@@ -63,6 +64,7 @@ def _fill(spec: pb.ExperimentSpec) -> None:
     for step in spec.ramp:
         _default(step, "hold", RAMP_HOLD)
     _default(spec, "raw_event_retention", RETENTION)
+    _default(spec, "exposure_grace", EXPOSURE_GRACE)
     rule = spec.decision_rule
     if not rule.all_of and not rule.any_of:
         rule.all_of.add(metric_id=spec.target_metric_id, superiority=pb.EffectSize(absolute=0.0))
@@ -101,7 +103,7 @@ def _check(spec: pb.ExperimentSpec, now: datetime) -> None:
     for index, (step, following) in enumerate(pairwise(spec.ramp), start=1):
         if following.coverage <= step.coverage:
             raise InvalidArgument(f"spec.ramp[{index}].coverage", "must be above that of the step before")
-    if spec.HasField("end_time") and moment("spec.end_time", spec.end_time) <= now:
+    if spec.HasField("end_time") and spec.end_time.ToDatetime(tzinfo=UTC) <= now:
         raise InvalidArgument("spec.end_time", "has passed")
     if spec.HasField("thompson") and spec.thompson.min_weight * len(spec.variants) > 1:
         raise InvalidArgument(
@@ -109,15 +111,6 @@ def _check(spec: pb.ExperimentSpec, now: datetime) -> None:
         )
     for unit_id in spec.overrides:
         check_text("spec.overrides", unit_id)
-
-
-def moment(field: str, timestamp: Any) -> datetime:
-    """Raises InvalidArgument naming the field for a moment that no calendar has."""
-    try:
-        time: datetime = timestamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError) as error:
-        raise InvalidArgument(field, "is not a time between the years 1 and 9999") from error
-    return time
 
 
 def length(duration: Duration) -> timedelta:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from neuroweaver.experiment.intake.readings import Plan
+from neuroweaver.experiment.intake.readings import Plan, Total
 from neuroweaver.experiment.intake.unit_table import UnitTable, packed, unpacked
 from neuroweaver.experiment.storage import tables
 from neuroweaver.mesh.database.database import Database
@@ -34,7 +34,9 @@ async def load(
     table, parts = tables.totals, tables.checkpoints
     statement = select(table).where(tables.of_experiment(table, project, test_id))
     row = (await connection.execute(statement)).one_or_none()
-    if row is None or row.checkpoint_id is None or row.checkpoint_form != form_of(plan):
+    # While all raw events are there, units are rather made of them again: no form knows less than those.
+    forms = [form_of(plan), *([first_form_of(plan)] if row is not None and row.expired_batches else [])]
+    if row is None or row.checkpoint_id is None or row.checkpoint_form not in forms:
         if row is not None and row.expired_batches:
             raise RuntimeError(
                 f"the units of {test_id} are kept in the form {row.checkpoint_form or 'none'}, which this "
@@ -117,12 +119,29 @@ async def forget(connection: AsyncConnection, project: str, test_id: str) -> Non
 
 def form_of(plan: Plan) -> str:
     """Another one for every plan that keeps other columns."""
-    totals = [
-        [t.name, t.span.window_us, t.span.lookback_us, t.kind.value, t.place, repr(t.threshold)]
-        for t in plan.totals
+    return f"2.{_digest(plan, [[*_column(total), total.span.grace_us] for total in plan.totals])}"
+
+
+def first_form_of(plan: Plan) -> str:
+    """That of versions which did not count the events that no metric uses, nor knew a grace."""
+    return f"1.{_digest(plan, [_column(total) for total in plan.totals[: plan.used_totals]])}"
+
+
+def _column(total: Total) -> list[object]:
+    span = total.span
+    return [
+        total.name,
+        span.window_us,
+        span.lookback_us,
+        total.kind.value,
+        total.place,
+        repr(total.threshold),
     ]
-    plain = [plan.variants, plan.names, plan.covariates, plan.judgements, totals]
-    return f"1.{zlib.crc32(json.dumps(plain).encode()):08x}"
+
+
+def _digest(plan: Plan, columns: Sequence[Sequence[object]]) -> str:
+    plain = [plan.variants, plan.names, plan.covariates, plan.judgements, columns]
+    return f"{zlib.crc32(json.dumps(plain).encode()):08x}"
 
 
 def _unpacked(plan: Plan, data: bytes) -> UnitTable:

@@ -18,6 +18,7 @@ from neuroweaver.experiment.domain.snapshot import Rejection
 from neuroweaver.experiment.intake import raw_events, snapshots
 from neuroweaver.experiment.intake.event_ids import Marks, marks_of
 from neuroweaver.experiment.intake.events import JUDGEMENT, SAMPLE, Batch
+from neuroweaver.experiment.intake.joining import overridden
 from neuroweaver.experiment.intake.keys import Keys, keys_of, sketch_groups
 from neuroweaver.experiment.intake.ledger import and_more
 from neuroweaver.experiment.intake.projection import Held, Projection, Projections
@@ -161,7 +162,7 @@ async def _ingest(
             now,
             settled.payload,
         )
-        await _count(connection, project, totals, projection, settled)
+        await _count(connection, project, totals, projection, settled, now)
     await snapshots.save(connection, project, totals)
     return outcomes
 
@@ -204,18 +205,21 @@ async def _count(
     totals: snapshots.Totals,
     projection: Projection,
     settled: _Settled,
+    now: datetime,
 ) -> None:
     ledger = totals.ledger
     ledger.last_us = max(ledger.last_us, int(settled.batch.rows["time"].max()))
+    ledger.overridden += overridden(settled.batch, projection.overrides)
     if settled.units is None:
         return
     keys, change = settled.units
     phases = set(change.old.exposures["phase"].tolist()) | set(change.new.exposures["phase"].tolist())
-    await snapshots.load_cells(connection, project, totals, phases)
+    # Caps are of all phases together.
+    await snapshots.load_cells(connection, project, totals, None if ledger.plan.is_capped else phases)
     await asyncio.to_thread(ledger.move, change, sketch_groups(keys))
-    for phase, reading in ledger.uncalibrated():
+    if ledger.is_carried or ledger.due():
         everyone = await asyncio.to_thread(projection.table.everyone_after, keys, change)
-        ledger.calibrate(phase, reading, everyone, totals.last_batch)
+        await asyncio.to_thread(ledger.catch_up, everyone, totals.last_batch, microseconds(now))
 
 
 def _placed(experiment: Experiment, batch: Batch) -> tuple[Batch, npt.NDArray[np.bool_]]:

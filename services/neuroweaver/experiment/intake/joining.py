@@ -25,6 +25,11 @@ def units_of(batch: Batch, overrides: Mapping[str, str]) -> tuple[list[str], Int
     return list(places), np.array(of_events, np.int64)
 
 
+def overridden(batch: Batch, overrides: Mapping[str, str]) -> int:
+    """How many events are of units that an override assigns, which are not analysed."""
+    return sum(unit_id in overrides for unit_id in batch.unit_ids) if overrides else 0
+
+
 def records(plan: Plan, batch: Batch, unit: Ints) -> tuple[Records, Records, Records]:
     """The events of a batch by kind, as units keep them. Names and variants are known, phases settled."""
     rows = batch.rows

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from datetime import date
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment.domain.snapshot import Cell, Group, Quality, Rejection, Snapshot
+from neuroweaver.experiment.domain.snapshot import (
+    Calibration,
+    Cell,
+    Group,
+    Quality,
+    Rejection,
+    Snapshot,
+    Uses,
+)
 from neuroweaver.experiment.intake.readings import Plan, Reading
-from neuroweaver.experiment.intake.units import NEVER, VARIANTS, Change, Ints, Population, Rows
+from neuroweaver.experiment.intake.units import VARIANTS, Change, Ints, Population, Rows
 from neuroweaver.mesh.wire.clock import from_microseconds
 from neuroweaver.statistics.arm import Sample
 from neuroweaver.statistics.moments import Moments
@@ -25,17 +33,24 @@ from neuroweaver.v1 import experiment_pb2 as pb
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _DAY_US: Final = 86_400_000_000
 _NAMED: Final = 10
-_NUMBERS: Final = ("unexposed", "accepted", "duplicates", "late", "last_us")
+_NUMBERS: Final = ("unexposed", "accepted", "duplicates", "late", "last_us", "overridden")
+# Caps are taken again whenever their metric's units and events have grown by this. Each time all units are
+# read: five passes over them in all, however many there will be.
+_GROWTH: Final = 1.25
 
 CellKey = tuple[int, str, str]
 
 
 @dataclass
 class Sums:
-    """A cell. is_stale: events left it, which no sketch can forget; it is recomputed where it is read."""
+    """A cell. is_stale: events left it, which no sketch can forget; it is recomputed where it is read.
+
+    cuts: see `snapshot.Cell`; None of a metric without caps, too.
+    """
 
     observed: Moments
     missing: Moments | None
+    cuts: Moments | None = None
     events: int = 0
     without: int = 0
     sketch: GroupedSketch | None = None
@@ -45,7 +60,8 @@ class Sums:
     def none(cls, reading: Reading) -> Sums:
         """Of a metric without any unit."""
         columns = reading.outcomes + reading.covariates
-        return cls(Moments.zero(columns), Moments.zero(reading.outcomes) if reading.covariates else None)
+        missing = Moments.zero(reading.outcomes) if reading.covariates else None
+        return cls(Moments.zero(columns), missing, Moments.zero(3) if reading.is_capped else None)
 
     @property
     def units(self) -> int:
@@ -65,15 +81,32 @@ class Sums:
         if self.missing is not None:
             rest = Moments.of(rows.outcomes[valued & ~rows.is_explained])
             self.missing = self.missing + rest if sign > 0 else self.missing - rest
+        if self.cuts is not None:
+            before, after = rows.uncapped[valued], rows.outcomes[valued, 0]
+            cuts = Moments.of(np.stack((before != after, np.abs(before - after), np.abs(before)), 1))
+            self.cuts = self.cuts + cuts if sign > 0 else self.cuts - cuts
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Caps as they were taken. batch: the number of the last one by then. time_us: when, by the server's
+    clock. seen: units and events of the metric. units: the complete ones, from which the caps are.
+    """
+
+    batch: int
+    time_us: int
+    seen: int
+    units: int
+    caps: Caps
 
 
 @dataclass
 class Ledger:
     """Everything counted of one experiment. cells: at least those of the phases in which units move.
 
-    caps: with the number of the batch after which they were taken. touched: the cells that moved. is_whole:
-    whether all raw events are still there; else a sketch that should forget some cannot be recomputed,
-    and stays as it is.
+    exams: of the caps of each metric, the newest last. touched: the cells that moved. is_whole: whether all
+    raw events are still there; else a sketch that should forget some cannot be recomputed, and stays as it
+    is. is_carried: an earlier version counted all this, which did not know `uses` and `Sums.cuts`.
     """
 
     plan: Plan
@@ -81,15 +114,18 @@ class Ledger:
     cells: dict[CellKey, Sums] = field(default_factory=dict)
     tallies: Counter[tuple[int, str, str, str, int]] = field(default_factory=Counter)
     days: Counter[int] = field(default_factory=Counter)
-    caps: dict[tuple[int, str], tuple[Caps, int]] = field(default_factory=dict)
+    uses: Counter[tuple[int, int, str, str]] = field(default_factory=Counter)
+    exams: dict[str, list[Exam]] = field(default_factory=dict)
     unexposed: int = 0
     accepted: int = 0
     duplicates: int = 0
     late: int = 0
     last_us: int = 0
+    overridden: int = 0
     rejections: dict[pb.EventRejection.ValueType, Rejection] = field(default_factory=dict)
     touched: set[CellKey] = field(default_factory=set)
     is_whole: bool = True
+    is_carried: bool = False
 
     def move(self, change: Change, sketch_groups: Ints) -> None:
         """Units, before and after. sketch_groups: of each unit."""
@@ -98,7 +134,7 @@ class Ledger:
         self._count(new, 1)
         is_elsewhere = old.codes != new.codes
         for reading in self.plan.readings:
-            caps = self._caps_of(reading)
+            caps = self.caps(reading)
             before, after = old.rows(reading, caps), new.rows(reading, caps)
             is_other = is_elsewhere | before.differs(after)
             self.take(reading, old.codes, before, -1, is_other)
@@ -118,26 +154,52 @@ class Ledger:
         self.touched.add(key)
         return self.cells.setdefault(key, Sums.none(reading))
 
-    def uncalibrated(self) -> list[tuple[int, Reading]]:
-        """Phases and metrics whose caps can be taken now."""
-        ready = []
-        phases = {phase for phase, _, _ in self.cells}
-        for reading in self.plan.readings:
-            for phase in sorted(phases) if reading.calibration else ():
-                units = sum(self.cells[key].units for key in self._keys(phase, reading) if key in self.cells)
-                if units >= reading.calibration and (phase, reading.metric_id) not in self.caps:
-                    ready.append((phase, reading))
-        return ready
+    def caps(self, reading: Reading) -> Caps:
+        """Those by quantiles that are in force."""
+        exams = self.exams.get(reading.metric_id)
+        return exams[-1].caps if exams else Caps()
 
-    def calibrate(self, phase: int, reading: Reading, units: Population, batch: int) -> None:
-        """Takes the caps from all units there are, and counts them again under these."""
-        self.caps[phase, reading.metric_id] = taken(phase, reading, units), batch
-        for key in self._keys(phase, reading):
-            if key in self.cells:
-                self.cells[key] = Sums.none(reading)
-                self.touched.add(key)
-        rows = units.rows(reading, self._caps_of(reading))
-        self.take(reading, units.codes, rows, 1, units.codes // VARIANTS == phase)
+    def due(self, growth: float = _GROWTH) -> list[Reading]:
+        """The metrics to be capped anew, since their data have grown so much; asks for all cells."""
+        return [
+            reading for reading in self.plan.readings if reading.is_capped and self._is_due(reading, growth)
+        ]
+
+    def units(self, reading: Reading) -> int:
+        """Those that have a value."""
+        return sum(cell.units for cell in self._cells_of(reading))
+
+    def examine(self, reading: Reading, units: Population, batch: int, time_us: int) -> Exam:
+        """The caps that these units, all there are, call for."""
+        rows = units.rows(reading)
+        chosen = rows.is_there & units.complete(reading, time_us)
+        own = rows.outcomes[chosen, 0]
+        if reading.outcomes == 2:
+            denominator = rows.outcomes[chosen, 1]
+            own = own[denominator != 0] / denominator[denominator != 0]
+        caps, complete = Caps(), int(np.count_nonzero(chosen))
+        if complete >= reading.calibration:
+            caps = calibrated(own, reading.lower_quantile, reading.upper_quantile)
+        return Exam(batch, time_us, self._seen(reading), complete, caps)
+
+    def calibrate(self, reading: Reading, units: Population, exam: Exam) -> None:
+        """Counts all units again under these caps; under those by values, where the metric has such."""
+        if reading.calibration:
+            self.exams.setdefault(reading.metric_id, []).append(exam)
+        for key in [key for key in self.cells if key[2] == reading.metric_id]:
+            self.cells[key] = Sums.none(reading)
+            self.touched.add(key)
+        rows = units.rows(reading, self.caps(reading))
+        self.take(reading, units.codes, rows, 1, units.codes >= 0)
+
+    def catch_up(self, units: Population, batch: int, time_us: int) -> None:
+        """Does what is due, with all units there are; asks for all cells."""
+        for reading in self.due():
+            self.calibrate(reading, units, self.examine(reading, units, batch, time_us))
+        if self.is_carried:
+            self.uses.clear()
+            self._use(units, 1)
+            self.is_carried = False
 
     def reject(self, rejection: Rejection) -> None:
         before = self.rejections.get(rejection.reason, Rejection(rejection.reason, 0))
@@ -152,6 +214,10 @@ class Ledger:
         for (phase, baseline, candidate, metric_id, kind), count in self.tallies.items():
             key = (phase, baseline, candidate, metric_id)
             tallies[key] = replace(tallies.get(key, Judgements()), **{_TALLY_FIELDS[kind]: count})
+        uses: dict[tuple[int, str, str], Uses] = {}
+        for (kind, phase, variant, name), count in self.uses.items():
+            place = phase, variant, name
+            uses[place] = replace(uses.get(place, Uses()), **{_USES_FIELDS[kind]: count})
         return Snapshot(
             groups={key: group for key, group in groups.items() if group.units},
             cells={
@@ -160,17 +226,23 @@ class Ledger:
                     each.events,
                     each.without,
                     None if each.sketch is None else each.sketch.to_bytes(),
+                    each.cuts,
                 )
                 for key, each in self.cells.items()
                 if each.units or each.without
             },
             tallies={key: tally for key, tally in tallies.items() if tally != Judgements()},
-            caps={key: (caps.lower, caps.upper) for key, (caps, _) in self.caps.items()},
+            calibrations={
+                metric_id: Calibration(exams[-1].caps.lower, exams[-1].caps.upper, exams[-1].units)
+                for metric_id, exams in self.exams.items()
+            },
+            uses={key: each for key, each in uses.items() if each.events},
             quality=Quality(
                 accepted=self.accepted,
                 duplicates=self.duplicates,
                 late=self.late,
                 unexposed=self.unexposed,
+                overridden=self.overridden,
                 rejected=tuple(self.rejections[reason] for reason in sorted(self.rejections)),
                 last_event_time=from_microseconds(self.last_us) if self.last_us else None,
             ),
@@ -186,7 +258,21 @@ class Ledger:
                 "groups": [[*key, count] for key, count in self.groups.items() if count],
                 "tallies": [[*key, count] for key, count in self.tallies.items() if count],
                 "days": [[day, count] for day, count in self.days.items() if count],
-                "caps": [[*key, caps.lower, caps.upper, batch] for key, (caps, batch) in self.caps.items()],
+                "uses": [[*key, count] for key, count in self.uses.items() if count],
+                "exams": [
+                    [
+                        metric_id,
+                        each.batch,
+                        each.time_us,
+                        each.seen,
+                        each.units,
+                        each.caps.lower,
+                        each.caps.upper,
+                    ]
+                    for metric_id, exams in self.exams.items()
+                    for each in exams
+                ],
+                "carried": self.is_carried,
                 "numbers": [getattr(self, name) for name in _NUMBERS],
                 "rejected": [[r.reason, r.count, r.names, r.event_ids] for r in self.rejections.values()],
             }
@@ -196,15 +282,18 @@ class Ledger:
     def load(cls, plan: Plan, counts: str) -> Ledger:
         """What `dump` gave."""
         plain: dict[str, Any] = json.loads(counts)
+        exams: dict[str, list[Exam]] = {}
+        for metric_id, batch, time_us, seen, units, lower, upper in plain["exams"]:
+            exam = Exam(batch, time_us, seen, units, Caps(lower, upper))
+            exams.setdefault(metric_id, []).append(exam)
         return cls(
             plan,
             groups=Counter({(kind, phase, variant): n for kind, phase, variant, n in plain["groups"]}),
             tallies=Counter({tuple(key): n for *key, n in plain["tallies"]}),
             days=Counter(dict(plain["days"])),
-            caps={
-                (phase, metric): (Caps(lower, upper), batch)
-                for phase, metric, lower, upper, batch in plain["caps"]
-            },
+            uses=Counter({tuple(key): n for *key, n in plain["uses"]}),
+            exams=exams,
+            is_carried=plain["carried"],
             **dict(zip(_NUMBERS, plain["numbers"], strict=True)),
             rejections={
                 reason: Rejection(reason, count, tuple(names), tuple(ids))
@@ -212,15 +301,20 @@ class Ledger:
             },
         )
 
-    def _keys(self, phase: int, reading: Reading) -> list[CellKey]:
-        return [(phase, variant, reading.metric_id) for variant in self.plan.variants]
+    def _is_due(self, reading: Reading, growth: float) -> bool:
+        cells = self._cells_of(reading)
+        if any(cell.cuts is None for cell in cells):
+            return True
+        if not reading.calibration or self.units(reading) < reading.calibration:
+            return False
+        exams = self.exams.get(reading.metric_id)
+        return not exams or self._seen(reading) >= growth * exams[-1].seen
 
-    def _caps_of(self, reading: Reading) -> dict[int, Caps]:
-        return {
-            phase: caps
-            for (phase, metric_id), (caps, _) in self.caps.items()
-            if metric_id == reading.metric_id
-        }
+    def _seen(self, reading: Reading) -> int:
+        return sum(cell.units + cell.events for cell in self._cells_of(reading))
+
+    def _cells_of(self, reading: Reading) -> list[Sums]:
+        return [cell for (_, _, metric_id), cell in self.cells.items() if metric_id == reading.metric_id]
 
     def _count(self, units: Population, sign: int) -> None:
         self.unexposed += sign * units.unexposed_samples
@@ -235,6 +329,13 @@ class Ledger:
         for day, count in zip(*np.unique(first // _DAY_US, return_counts=True), strict=True):
             self.days[int(day)] += sign * int(count)
         self._tally(units, sign)
+        self._use(units, sign)
+
+    def _use(self, units: Population, sign: int) -> None:
+        for (code, name), uses in units.uses().items():
+            place = code // VARIANTS, self.plan.variants[code % VARIANTS], self.plan.names[name]
+            for kind, count in enumerate(astuple(uses)):
+                self.uses[kind, *place] += sign * count
 
     def _tally(self, units: Population, sign: int) -> None:
         for (phase, name, baseline, candidate), counts in zip(
@@ -269,6 +370,7 @@ class Ledger:
 _NOTHING: Final = np.zeros(0, np.int64), np.zeros(0)
 _GROUP_FIELDS: Final = [each.name for each in fields(Group)]
 _TALLY_FIELDS: Final = [each.name for each in fields(Judgements)]
+_USES_FIELDS: Final = [each.name for each in fields(Uses)]
 
 
 def and_more(one: Rejection, more: Rejection) -> Rejection:
@@ -278,24 +380,9 @@ def and_more(one: Rejection, more: Rejection) -> Rejection:
     return Rejection(one.reason, one.count + more.count, names, ids)
 
 
-def taken(phase: int, reading: Reading, units: Population) -> Caps:
-    """The caps at quantiles of the phase's first units that have a value."""
-    rows = units.rows(reading, {})
-    chosen = rows.is_there & (units.first < NEVER) & (units.exposures["phase"] == phase)
-    time, value = units.first[chosen], rows.outcomes[chosen]
-    # Units of one instant in the order of their values: no other order of theirs is everywhere the same.
-    first = value[np.lexsort((*value.T[::-1], time))[: reading.calibration]]
-    if reading.outcomes == 2:
-        first = first[first[:, 1] != 0]
-        own = first[:, 0] / first[:, 1]
-    else:
-        own = first[:, 0]
-    return calibrated(own, reading.lower_quantile, reading.upper_quantile)
-
-
 def sketches_of_means(reading: Reading, units: Population, groups: Ints) -> dict[CellKey, GroupedSketch]:
     """Of the units' means, by phase and variant. groups: of each unit."""
-    rows = units.rows(reading, {})
+    rows = units.rows(reading)
     return sketched(
         reading, units.plan, np.where(rows.is_there, units.codes, -1), groups, rows.outcomes[:, 0], {}
     )

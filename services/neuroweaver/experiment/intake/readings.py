@@ -29,11 +29,13 @@ from neuroweaver.v1 import experiment_pb2 as pb
 class Span:
     """The events of a unit that count. window_us: how long after its first exposure; None: for ever.
 
-    lookback_us: those before it instead, within so long.
+    lookback_us: those before it instead, within so long. grace_us: clocks differ, so what is stamped up to so
+    long before the exposure counts as after it.
     """
 
     window_us: int | None = None
     lookback_us: int | None = None
+    grace_us: int = 0
 
     @property
     def only_grows(self) -> bool:
@@ -44,10 +46,11 @@ class Span:
         """time: of events. first: of their units' first exposures. Both in microseconds, (n,)."""
         if self.lookback_us is not None:
             before = first - time
-            return (before > 0) & (before <= self.lookback_us)
+            return (before > self.grace_us) & (before <= self.lookback_us)
+        since = time >= first - self.grace_us
         if self.window_us is not None:
-            return (time >= first) & (time - first <= self.window_us)
-        return time >= first
+            return since & (time - first <= self.window_us)
+        return since
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Reading:
     """One metric. sources: of the outcome columns. span: of the outcomes; span_before: of the covariates,
     None without any that look back.
 
-    covariate: index among those of exposures, None without. caps: by values. calibration: units that make
-    caps by quantiles, 0 without.
+    covariate: index among those of exposures, None without. caps: by values. calibration: units without
+    which there are no caps by quantiles, 0 for a metric without such caps.
     """
 
     metric_id: str
@@ -93,6 +96,11 @@ class Reading:
     def is_sketched(self) -> bool:
         """Whether its events are, as they come; units' means are sketched where they are read."""
         return self.is_quantile and not self.is_of_unit_means
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether by values or by quantiles."""
+        return bool(self.calibration) or self.caps != Caps()
 
     @property
     def outcomes(self) -> int:
@@ -137,6 +145,7 @@ class Plan:
     def __init__(self, spec: pb.ExperimentSpec) -> None:
         others = [each.variant_id for each in spec.variants if each.variant_id != spec.control_variant_id]
         self.variants = [spec.control_variant_id, *others]
+        self.grace_us = _microseconds(spec, "exposure_grace") or 0
         self.names: list[str] = []
         self.covariates: list[str] = []
         self.pairwise: list[tuple[str, str]] = [
@@ -162,6 +171,11 @@ class Plan:
                 for span in (reading.span, reading.span_before):
                     if span is not None:
                         self._add_totals(source, span)
+        # Those of a version that did not tell which events no metric uses come first.
+        self.used_totals = len(self._totals)
+        for name in range(len(self.names)):
+            for span in (self.since, self.before):
+                self._add(name, span, TotalKind.NUMBER)
         self.totals: Sequence[Total] = tuple(self._totals.values())
         # Name and span of the events that are sketched, each once however many metrics read them.
         self.sketched = {
@@ -173,12 +187,37 @@ class Plan:
             self.is_kept[total.name] |= total.span.window_us is not None
         # The longest lookback of the metrics that read each name, microseconds.
         self.lookback_us = np.zeros(len(self.names), np.int64)
-        for total in self.totals:
-            self.lookback_us[total.name] = max(self.lookback_us[total.name], total.span.lookback_us or 0)
+        for reading in self.readings:
+            for source in reading.sources if reading.span_before else ():
+                lookback_us = reading.span_before.lookback_us if reading.span_before else None
+                self.lookback_us[source.name] = max(self.lookback_us[source.name], lookback_us or 0)
 
-    def number_of(self, source: Source, span: Span) -> int:
+    @property
+    def is_capped(self) -> bool:
+        """Whether any metric is."""
+        return any(reading.is_capped for reading in self.readings)
+
+    @property
+    def since(self) -> Span:
+        """All that happened from the exposure on."""
+        return Span(grace_us=self.grace_us)
+
+    @property
+    def before(self) -> Span:
+        """All that happened before it."""
+        return Span(lookback_us=_EVER_US, grace_us=self.grace_us)
+
+    def number_of(self, name: int, span: Span) -> int:
         """The column of the number of events."""
-        return self._totals[source.name, span, TotalKind.NUMBER, -np.inf].place
+        return self._totals[name, span, TotalKind.NUMBER, -np.inf].place
+
+    def used(self, name: int) -> Sequence[Span]:
+        """The longest spans in which any metric reads events of a name: from the exposure on, and before."""
+        spans = {total.span for total in self.totals[: self.used_totals] if total.name == name}
+        before = [span for span in spans if span.lookback_us is not None]
+        since = [span for span in spans if span.lookback_us is None]
+        longest = max(since, key=lambda span: _EVER_US if span.window_us is None else span.window_us)
+        return [longest, *sorted(before, key=lambda span: span.lookback_us or 0)[-1:]]
 
     def value_of(self, source: Source, span: Span) -> Total:
         """What the source's value is made of."""
@@ -189,12 +228,15 @@ class Plan:
         return sum(total.kind in kinds for total in self.totals)
 
     def _add_totals(self, source: Source, span: Span) -> None:
-        for key in ((source.name, span, TotalKind.NUMBER, -np.inf), _key(source, span)):
-            if key not in self._totals:
-                name, _, kind, threshold = key
-                shared = (kind,) if kind in {TotalKind.NUMBER, TotalKind.SUM} else EXTREMES
-                place = sum(total.kind in shared for total in self._totals.values())
-                self._totals[key] = Total(name, span, kind, place, threshold)
+        for name, _, kind, threshold in ((source.name, span, TotalKind.NUMBER, -np.inf), _key(source, span)):
+            self._add(name, span, kind, threshold)
+
+    def _add(self, name: int, span: Span, kind: TotalKind, threshold: float = -np.inf) -> None:
+        key = name, span, kind, threshold
+        if key not in self._totals:
+            shared = (kind,) if kind in {TotalKind.NUMBER, TotalKind.SUM} else EXTREMES
+            place = sum(total.kind in shared for total in self._totals.values())
+            self._totals[key] = Total(name, span, kind, place, threshold)
 
     def _reading(self, metric: pb.ExperimentMetric) -> Reading:
         caps, cuped = metric.winsorization, metric.cuped
@@ -203,8 +245,8 @@ class Plan:
         return Reading(
             metric_id=metric.metric_id,
             sources=tuple(map(self._source, outcomes_of(metric))),
-            span=Span(window_us=_microseconds(metric, "conversion_window")),
-            span_before=Span(lookback_us=lookback_us) if lookback_us is not None else None,
+            span=Span(window_us=_microseconds(metric, "conversion_window"), grace_us=self.grace_us),
+            span_before=None if lookback_us is None else Span(None, lookback_us, self.grace_us),
             covariate=_place(self.covariates, cuped.exposure_covariate) if cuped.exposure_covariate else None,
             caps=Caps(_given(caps, "lower_value"), _given(caps, "upper_value")),
             lower_quantile=_given(caps, "lower_quantile"),
@@ -217,6 +259,9 @@ class Plan:
     def _source(self, outcome: Outcome) -> Source:
         return Source(_place(self.names, outcome.event_name), outcome.aggregation, outcome.threshold)
 
+
+# Longer than any experiment, and short enough to be told from the exposure that a unit does not have.
+_EVER_US: Final = 1 << 60
 
 EXTREMES: Final = (TotalKind.MAX, TotalKind.MIN)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -17,8 +17,9 @@ from neuroweaver.experiment.domain.snapshot import Cell, Snapshot
 from neuroweaver.experiment.intake import checkpoints, raw_events, sketching, snapshots
 from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.ingestion import phases_then
+from neuroweaver.experiment.intake.joining import overridden
 from neuroweaver.experiment.intake.keys import sketch_groups
-from neuroweaver.experiment.intake.ledger import Ledger
+from neuroweaver.experiment.intake.ledger import Exam, Ledger
 from neuroweaver.experiment.intake.projection import Projection
 from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.storage.reader import Reader
@@ -64,12 +65,21 @@ async def as_of(
         until = microseconds(moment)
         cut = ((number, each.chosen(np.flatnonzero(each.rows["time"] <= until))) for number, each in raw)
         raw = [(number, batch) for number, batch in cut if len(batch)]
-    recomputation = _Recomputation(project, experiment, stored.ledger if happened else None)
-    return await asyncio.to_thread(recomputation.of, raw, stored.ledger)
+    exams = {
+        metric_id: [each for each in exams if happened or each.time_us <= microseconds(moment)][-1:]
+        for metric_id, exams in stored.ledger.exams.items()
+    }
+    recomputation = _Recomputation(project, experiment, exams, is_known=happened)
+    return await asyncio.to_thread(recomputation.of, raw, microseconds(moment))
 
 
 async def recompute(
-    connection: AsyncConnection, project: str, test_id: str, *, replace_stored: bool = False
+    connection: AsyncConnection,
+    project: str,
+    test_id: str,
+    now: datetime,
+    *,
+    replace_stored: bool = False,
 ) -> Recomputed:
     """Compares with what is stored; if asked, replaces what differs. Raises NotFound, FailedPrecondition.
 
@@ -79,9 +89,12 @@ async def recompute(
     stored = await _whole(connection, project, experiment)
     before = await snapshots.load(connection, project, test_id)
     raw = await raw_events.until(connection, project, test_id)
-    recomputation = _Recomputation(project, experiment)
-    recomputed = await asyncio.to_thread(recomputation.of, raw, stored.ledger)
+    exams = {metric_id: exams[-1:] for metric_id, exams in stored.ledger.exams.items()}
+    recomputation = _Recomputation(project, experiment, exams)
+    recomputed = await asyncio.to_thread(recomputation.of, raw, microseconds(now))
     ledger = recomputation.ledger
+    for metric_id, history in stored.ledger.exams.items():
+        ledger.exams[metric_id] = history[:-1] + ledger.exams.get(metric_id, [])
     ledger.duplicates, ledger.rejections = stored.ledger.duplicates, stored.ledger.rejections
     ledger.late = stored.ledger.late
     largest, differences = compared(before, recomputed)
@@ -107,32 +120,51 @@ async def _whole(connection: AsyncConnection, project: str, experiment: Experime
 
 
 class _Recomputation:
-    """A ledger in the making. caps_of: where caps are known already, those."""
+    """A ledger in the making. exams: of each metric's caps the one in force, if any. is_known: its caps are
+    taken as they are, and not again from the units of that time.
+    """
 
-    def __init__(self, project: str, experiment: Experiment, caps_of: Ledger | None = None) -> None:
+    def __init__(
+        self,
+        project: str,
+        experiment: Experiment,
+        exams: Mapping[str, Sequence[Exam]],
+        *,
+        is_known: bool = False,
+    ) -> None:
         self._experiment = experiment
         self._projection = Projection(project, experiment, Plan(experiment.spec))
-        self._has_caps = caps_of is not None
         self.ledger = Ledger(self._projection.plan)
-        if caps_of is not None:
-            self.ledger.caps = dict(caps_of.caps)
+        if is_known:
+            self.ledger.exams = {metric_id: list(exams[metric_id]) for metric_id in exams}
+        self._exams = {} if is_known else {metric_id: each[-1] for metric_id, each in exams.items() if each}
 
-    def of(self, raw: Sequence[tuple[int, Batch]], stored: Ledger) -> Snapshot:
-        """Of all events, stopping where caps were taken. stored: knows where that was."""
-        stops = set() if self._has_caps else {batch for _, batch in stored.caps.values()}
-        for part in _parts(raw, stops):
+    def of(self, raw: Sequence[tuple[int, Batch]], time_us: int) -> Snapshot:
+        """Of all events, stopping where caps were taken. time_us: when caps are, that never were before."""
+        for part in _parts(raw, {exam.batch for exam in self._exams.values()}):
             self._add(Batch.joined([batch for _, batch in part]))
-            for phase, reading in self.ledger.uncalibrated():
-                stop = stored.caps.get((phase, reading.metric_id))
-                if stop is not None and stop[1] == part[-1][0]:
-                    self.ledger.calibrate(phase, reading, self._projection.table.everyone(), stop[1])
+            self._calibrate(part[-1][0])
+        for reading in self.ledger.due():
+            if reading.metric_id not in self.ledger.exams:
+                everyone = self._projection.table.everyone()
+                first = self.ledger.examine(reading, everyone, raw[-1][0], time_us)
+                self.ledger.calibrate(reading, everyone, first)
         self._sketch([batch for _, batch in raw])
         return self.ledger.snapshot()
+
+    def _calibrate(self, batch: int) -> None:
+        for reading in self.ledger.plan.readings:
+            exam = self._exams.get(reading.metric_id)
+            if exam is not None and exam.batch == batch:
+                everyone = self._projection.table.everyone()
+                again = self.ledger.examine(reading, everyone, batch, exam.time_us)
+                self.ledger.calibrate(reading, everyone, again)
 
     def _add(self, batch: Batch) -> None:
         ledger = self.ledger
         ledger.accepted += len(batch)
         ledger.last_us = max(ledger.last_us, int(batch.rows["time"].max()))
+        ledger.overridden += overridden(batch, self._projection.overrides)
         ledger.late += int(np.count_nonzero(phases_then(self._experiment, batch.rows["time"])[1]))
         joined = self._projection.joined(batch)
         if joined is not None:
@@ -195,16 +227,19 @@ def _statistics(snapshot: Snapshot) -> Iterator[tuple[tuple[int, str, str, str],
         *(((phase, variant, ""), group) for (phase, variant), group in snapshot.groups.items()),
         *(((phase, f"{one}/{other}", metric), tally) for (phase, one, other, metric), tally in tallies),
     ]
+    counted += [
+        ((phase, variant, f"events {name}"), uses) for (phase, variant, name), uses in snapshot.uses.items()
+    ]
     for place, counts in counted:
         for name, count in asdict(counts).items():
             yield (*place, name), count, 0.0
     for key, cell in snapshot.cells.items():
         for name, value, noise in _of_cell(cell):
             yield (*key, name), value, noise
-    for (phase, metric_id), caps in snapshot.caps.items():
-        for name, cap in zip(("lower_cap", "upper_cap"), caps, strict=True):
+    for metric_id, caps in snapshot.calibrations.items():
+        for name, cap in (("lower_cap", caps.lower), ("upper_cap", caps.upper)):
             if cap is not None:
-                yield (phase, "", metric_id, name), cap, 0.0
+                yield (0, "", metric_id, name), cap, 0.0
     for day, units in snapshot.units_by_day.items():
         yield (0, "", "", f"units on {day}"), units, 0.0
     yield (0, "", "", "accepted"), snapshot.quality.accepted, 0.0
@@ -217,6 +252,8 @@ def _of_cell(cell: Cell) -> Iterator[tuple[str, float, float]]:
     yield from _of_moments("", cell.sample.observed)
     if cell.sample.missing is not None:
         yield from _of_moments("missing_", cell.sample.missing)
+    if cell.cuts is not None:
+        yield from _of_moments("cut_", cell.cuts)
     if cell.sketch is not None:
         yield _SKETCHED, GroupedSketch.from_bytes(cell.sketch).events, 0.0
 

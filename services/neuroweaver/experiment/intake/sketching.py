@@ -48,7 +48,7 @@ async def completed(
     if not readings:
         return snapshot
     async with projections.hold(experiment.project, [experiment.test_id]) as held:
-        units = await _all_units(store, experiment, held)
+        units = await all_units(store, experiment, held)
     sketches = await _recomputed(store, experiment, units, readings)
     cells = {
         key: replace(cell, sketch=sketches[key].to_bytes()) if key in missing and key in sketches else cell
@@ -71,7 +71,7 @@ async def mend(store: Store, projections: Projections, experiment: Experiment) -
     if not readings or not totals.ledger.is_whole:
         return 0
     async with projections.hold(project, [test_id]) as held:
-        units = await _all_units(store, experiment, held)
+        units = await all_units(store, experiment, held)
         sketches = await _recomputed(store, experiment, units, readings)
 
         async def put(connection: AsyncConnection) -> int:
@@ -96,7 +96,8 @@ def _quantiles_of(experiment: Experiment, cells: Iterable[CellKey]) -> list[Read
     return [each for each in readings if each.is_quantile and each.metric_id in wanted]
 
 
-async def _all_units(store: Store, experiment: Experiment, held: Held) -> AllUnits:
+async def all_units(store: Store, experiment: Experiment, held: Held) -> AllUnits:
+    """As they are now."""
     async with store.read(experiment.project) as experiments:
         plan = Plan(experiment.spec)
         projection = await held.current(experiments.connection, experiment.project, experiment, plan)

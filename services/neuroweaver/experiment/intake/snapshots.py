@@ -75,6 +75,7 @@ async def load_cells(
         ledger.cells[row.phase, row.variant_id, row.metric_id] = Sums(
             observed=Moments.from_floats(columns, _floats(row.observed)),
             missing=Moments.from_floats(reading.outcomes, _floats(row.missing)) if row.missing else None,
+            cuts=Moments.from_floats(3, _floats(row.cuts)) if row.cuts else None,
             events=events,
             without=without,
             sketch=GroupedSketch.from_bytes(row.sketch) if row.sketch else None,
@@ -121,6 +122,7 @@ def _cell(project: str, totals: Totals, key: CellKey) -> dict[str, Any]:
         "counts": json.dumps([cell.events, cell.without, cell.is_stale]),
         "observed": _bytes(cell.observed),
         "missing": b"" if cell.missing is None else _bytes(cell.missing),
+        "cuts": None if cell.cuts is None else _bytes(cell.cuts),
         "sketch": cell.sketch.to_bytes() if cell.sketch and not cell.is_stale else None,
     }
 

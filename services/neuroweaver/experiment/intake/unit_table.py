@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from neuroweaver.experiment.intake.key_index import KeyIndex
 from neuroweaver.experiment.intake.keys import Keys
-from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan
+from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan, TotalKind
 from neuroweaver.experiment.intake.units import Change, Ints, Population, Records, Totals, unexposed
 
 _LEAST: Final = 1024
@@ -120,6 +120,9 @@ class UnitTable:
         """What `arrays` gave."""
         table = cls(plan)
         table.index.add(arrays["keys"])
+        # Columns that an earlier version did not count: nothing is known of them.
+        lacking = plan.count(TotalKind.NUMBER) - arrays["numbers"].shape[1]
+        arrays = arrays | {"numbers": np.pad(arrays["numbers"], ((0, 0), (0, lacking)))}
         places = np.arange(len(table))
         table._exposures.put(places, arrays["exposures"])
         for name, column in table._totals.items():

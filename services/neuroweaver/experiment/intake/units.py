@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuroweaver.experiment.domain.metrics import COUNT, MEAN
+from neuroweaver.experiment.domain.snapshot import Uses
 from neuroweaver.experiment.intake.readings import (
     EXTREMES,
     SAMPLE_TYPE,
@@ -124,6 +125,7 @@ class Totals:
             reach.at(self.extremes[:, total.place], unit, value)
 
 
+_UNCAPPED: Final = Caps()
 _EMPTY: Final = {TotalKind.MAX: -np.inf, TotalKind.MIN: np.inf}
 
 
@@ -131,11 +133,13 @@ _EMPTY: Final = {TotalKind.MAX: -np.inf, TotalKind.MIN: np.inf}
 class Rows:
     """A metric in each unit of a population; without meaning for units without an exposure.
 
-    outcomes: (units, outcomes). is_there: whether the unit has a value. covariates: (units, covariates).
-    is_explained: whether it has those. events: (units,), how many count.
+    outcomes: (units, outcomes), capped; uncapped: (units,), the first of them before that. is_there: whether
+    the unit has a value. covariates: (units, covariates). is_explained: whether it has those. events:
+    (units,), how many count.
     """
 
     outcomes: Floats
+    uncapped: Floats
     is_there: Flags
     covariates: Floats
     is_explained: Flags
@@ -145,6 +149,7 @@ class Rows:
         """In which units; of the same population."""
         differs: Flags = (
             (self.outcomes != other.outcomes).any(1)
+            | (self.uncapped != other.uncapped)
             | (self.is_there != other.is_there)
             # NaN: not known, before and after.
             | ((self.covariates != other.covariates) & ~np.isnan(self.covariates + other.covariates)).any(1)
@@ -188,6 +193,28 @@ class Population:
         """Samples of units without an exposure."""
         return int(self.totals.samples[self.first == NEVER].sum())
 
+    def uses(self) -> Mapping[tuple[int, int], Uses]:
+        """What became of the samples of exposed units, by their code and the place of the samples' name."""
+        found: dict[tuple[int, int], Uses] = {}
+        chosen = np.flatnonzero(self.codes >= 0)
+        kinds, group = np.unique(self.codes[chosen], return_inverse=True)
+        for name in range(len(self.plan.names)):
+            read = [self._number(name, span) for span in self.plan.used(name)]
+            read += [np.zeros(len(self), np.int64)] * (2 - len(read))
+            # Checkpoints of an earlier version know those alone that are read.
+            since = np.maximum(self._number(name, self.plan.since), read[0])
+            before = np.maximum(self._number(name, self.plan.before), read[1])
+            columns = (since + before, before > 0, before - read[1], since - read[0])
+            sums = [np.bincount(group, column[chosen], len(kinds)) for column in columns]
+            for code, counts in zip(kinds.tolist(), np.stack(sums, 1).astype(np.int64).tolist(), strict=True):
+                if any(counts):
+                    found[code, name] = Uses(*counts)
+        return found
+
+    def complete(self, reading: Reading, now_us: int) -> Flags:
+        """The exposed units whose conversion window is over; without a window all of them."""
+        return (self.first < NEVER) & (self.first <= now_us - (reading.span.window_us or 0))
+
     def joined(self, exposures: Records, samples: Records, judgements: Records) -> Change:
         """With further events."""
         shown = self._exposed(exposures)
@@ -206,8 +233,8 @@ class Population:
         )
         return Change(self, new, moved, judgements, counted, self._stale(moved, new))
 
-    def rows(self, reading: Reading, caps: Mapping[int, Caps]) -> Rows:
-        """caps: by quantiles, of each phase that has them."""
+    def rows(self, reading: Reading, caps: Caps = _UNCAPPED) -> Rows:
+        """caps: by quantiles; none: those by values alone."""
         outcomes = np.zeros((len(self), reading.outcomes))
         is_there = np.ones(len(self), np.bool_)
         events = np.zeros(len(self), np.int64)
@@ -216,9 +243,13 @@ class Population:
             events += number
             if not source.is_always_there:
                 is_there &= number > 0
-        self._cap(outcomes, reading, caps)
+        np.clip(outcomes, -LARGEST, LARGEST, out=outcomes)
+        uncapped = outcomes[:, 0].copy()
+        for each in (reading.caps, caps):
+            if each != _UNCAPPED:
+                _cap(outcomes, each)
         covariates, is_explained = self._covariates(reading)
-        return Rows(outcomes, is_there, covariates, is_explained, events)
+        return Rows(outcomes, uncapped, is_there, covariates, is_explained, events)
 
     def verdicts(self) -> tuple[npt.NDArray[Any], Ints]:
         """What was judged of each prompt: keys (n, 4) of phase, name, baseline and candidate, and (n, 5)
@@ -265,11 +296,11 @@ class Population:
             if not total.span.only_grows:
                 totals.clear(total, moved)
         time, then = loose.rows["time"], self.first[loose.unit]
-        self._take(loose, first, totals, counted, is_counted_already=time >= then)
+        self._take(loose, first, totals, counted, is_counted_already=time >= then - self.plan.grace_us)
         return loose.chosen(self._is_loose(loose, first))
 
     def _is_loose(self, samples: Records, first: Ints) -> Flags:
-        is_loose: Flags = samples.rows["time"] < first[samples.unit]
+        is_loose: Flags = samples.rows["time"] < first[samples.unit] - self.plan.grace_us
         is_loose |= self.plan.is_kept[samples.rows["name"]]
         return is_loose
 
@@ -311,19 +342,14 @@ class Population:
         stale_units: dict[str, Ints] = {}
         for reading in self.plan.readings if len(moved) else ():
             if reading.is_sketched:
-                had = self.totals.numbers[moved, self.plan.number_of(reading.sources[0], reading.span)] > 0
+                had = (
+                    self.totals.numbers[moved, self.plan.number_of(reading.sources[0].name, reading.span)] > 0
+                )
                 is_other = self.codes[moved] != new.codes[moved]
                 stale = moved[had & (is_other | (not reading.span.only_grows))]
                 if len(stale):
                     stale_units[reading.metric_id] = stale
         return stale_units
-
-    def _cap(self, outcomes: Floats, reading: Reading, caps: Mapping[int, Caps]) -> None:
-        np.clip(outcomes, -LARGEST, LARGEST, out=outcomes)
-        if reading.caps != Caps():
-            _capped(outcomes, np.ones(len(outcomes), np.bool_), reading.caps)
-        for phase, of_phase in caps.items():
-            _capped(outcomes, self.exposures["phase"] == phase, of_phase)
 
     def _covariates(self, reading: Reading) -> tuple[Floats, Flags]:
         if reading.covariate is not None:
@@ -342,7 +368,7 @@ class Population:
 
     def _valued(self, source: Source, span: Span) -> tuple[Floats, Ints]:
         """One value for each unit, 0 for those without samples, and the number of samples."""
-        number = self.totals.numbers[:, self.plan.number_of(source, span)]
+        number = self._number(source.name, span)
         total = self.plan.value_of(source, span)
         if source.is_share:
             return (self.totals.numbers[:, total.place] > 0).astype(np.float64), number
@@ -352,6 +378,9 @@ class Population:
             summed = self.totals.sums[:, total.place, 0]
             return (summed / np.maximum(number, 1) if source.aggregation == MEAN else summed), number
         return np.where(number > 0, self.totals.extremes[:, total.place], 0.0), number
+
+    def _number(self, name: int, span: Span) -> Ints:
+        return self.totals.numbers[:, self.plan.number_of(name, span)]
 
 
 @dataclass(frozen=True)
@@ -401,12 +430,12 @@ def _merged(events: Records) -> Records:
     return Records(unit[starts], first)
 
 
-def _capped(outcomes: Floats, chosen: Flags, caps: Caps) -> None:
+def _cap(outcomes: Floats, caps: Caps) -> None:
     """In place. A ratio is capped as each unit's own ratio, by way of its numerator."""
     if outcomes.shape[1] == 1:
-        outcomes[chosen, 0] = np.clip(caps.apply(outcomes[chosen, 0]), -LARGEST, LARGEST)
+        outcomes[:, 0] = np.clip(caps.apply(outcomes[:, 0]), -LARGEST, LARGEST)
         return
-    chosen = chosen & (outcomes[:, 1] != 0)
+    chosen = outcomes[:, 1] != 0
     numerator, denominator = outcomes[chosen, 0], outcomes[chosen, 1]
     own = numerator / denominator
     held = caps.apply(own)

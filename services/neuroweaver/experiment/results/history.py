@@ -39,7 +39,8 @@ async def keep(experiments: Writer, results: pb.ExperimentResults, least_age: ti
     stored = await latest(experiments, results.test_id, 2)
     if experiment.state == CONCLUDED or (stored and is_same(stored[0].results, results)):
         return 0
-    if stored and experiments.now - stored[0].time.ToDatetime(experiments.now.tzinfo) < least_age:
+    # Of a clock that was set back since, they count as old.
+    if stored and abs(experiments.now - stored[0].time.ToDatetime(experiments.now.tzinfo)) < least_age:
         return 0
     if len(stored) == 2 and stored[0].time.ToDatetime() - stored[1].time.ToDatetime() < KEPT_EVERY:
         table = tables.result_events

@@ -34,7 +34,11 @@ async def recompute_results(
     """After a replacement the experiment's projection is to be forgotten."""
     experiment = await experiments.experiment(request.test_id)
     recomputed = await recompute.recompute(
-        experiments.connection, experiments.project, request.test_id, replace_stored=request.replace
+        experiments.connection,
+        experiments.project,
+        request.test_id,
+        experiments.now,
+        replace_stored=request.replace,
     )
     return message_of(
         pb.RecomputeResultsResponse,

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import UTC
 from typing import Any
 
 from neuroweaver.experiment.analysis.planning import planned
 from neuroweaver.experiment.domain.model import CONCLUDED
-from neuroweaver.experiment.domain.specification import moment
 from neuroweaver.experiment.results.cache import ResultsCache
 from neuroweaver.experiment.results.live import LiveResults, conflated
 from neuroweaver.experiment.results.replay import replayed
@@ -34,7 +34,7 @@ class Results:
     ) -> pb.ExperimentResults:
         project = caller_of(context).project
         if request.HasField("as_of"):
-            return await replayed(self._store, project, request, moment("as_of", request.as_of))
+            return await replayed(self._store, project, request, request.as_of.ToDatetime(tzinfo=UTC))
         if request.phase:
             return await self._cache.phase(project, request.test_id, request.phase)
         return await self._cache.current(project, request.test_id)

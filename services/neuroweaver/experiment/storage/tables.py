@@ -142,6 +142,8 @@ cells: Final = Table(
     Column("counts", Text, nullable=False),
     Column("observed", LargeBinary, nullable=False),
     Column("missing", LargeBinary, nullable=False),
+    # What caps cut; null of a metric without caps, or from before this was counted.
+    Column("cuts", LargeBinary, nullable=True),
     Column("sketch", LargeBinary, nullable=True),
 )
 

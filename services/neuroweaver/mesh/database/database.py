@@ -7,11 +7,13 @@ commits. A read transaction sees one state and refuses to write. A commit that r
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -24,9 +26,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from neuroweaver.mesh.database.changes import Changes, FileChanges
-from neuroweaver.mesh.database.revision import FileRevisions, Revisions
+from neuroweaver.mesh.database.revision import FileRevisions, Revisions, identity_of, uri_of
 from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
-from neuroweaver.mesh.wire.errors import Aborted, Error, ResourceExhausted, Unavailable
+from neuroweaver.mesh.wire.errors import (
+    Aborted,
+    DataLoss,
+    Error,
+    FailedPrecondition,
+    ResourceExhausted,
+    Unavailable,
+)
 
 T = TypeVar("T")
 
@@ -36,10 +45,15 @@ _BUSY_TIMEOUT_S: Final = 10.0
 # Older libraries can corrupt a database in WAL mode (fixed in 3.51.3, https://sqlite.org/wal.html#walresetbug).
 _WAL_IS_SAFE: Final = sqlite3.sqlite_version_info >= (3, 51, 3)
 
-# SQLSTATEs, https://www.postgresql.org/docs/current/errcodes-appendix.html
-_CONFLICTS: Final = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
-_DISK_FULL: Final = "53100"
-_UNREACHABLE: Final = ("08", "53300", "57P01", "57P02", "57P03")  # no connection, none left, going down
+# A server that is gone or stuck is told of soon. All in seconds but for the _ms.
+_PATIENCE: Final[Mapping[str, Any]] = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
+_CHECK_S: Final = 5.0
 
 _MIGRATION_LOCK: Final = (
     "SELECT pg_advisory_xact_lock(hashtext('neuroweaver.migrations'), hashtext(%s))"  # held until the commit
@@ -78,14 +92,18 @@ class Database:
         self._url = make_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         self._revisions: list[Revisions] = []
+        self._file: _File | None = None
         if self.is_sqlite:
-            self._reader, self._writer = _sqlite_engines(self._url)
+            self._file = _File.of(self._url)
+            self._reader, self._writer, self._checker = _sqlite_engines(self._url)
         else:
-            self._reader, self._writer = _postgresql_engines(self._url, schema)
+            self._reader, self._writer, self._checker = _postgresql_engines(self._url, schema)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that sees one state. A statement that would write raises."""
+        if self._file:
+            self._file.require()
         async with self._reader.begin() as connection:
             yield connection
 
@@ -95,6 +113,8 @@ class Database:
 
         On PostgreSQL another writer can make it fail (a caller then reads ABORTED): `transact` tries again.
         """
+        if self._file:
+            self._file.require()
         async with self._writer.begin() as connection:
             yield connection
 
@@ -132,6 +152,16 @@ class Database:
                 await connection.exec_driver_sql(_MIGRATION_LOCK, (self.schema,))
                 yield connection
 
+    async def check(self) -> None:
+        """Raises what keeps it from being read and written, as far as can be told without writing."""
+        if self._file:
+            self._file.require_writable()
+        async with asyncio.timeout(_CHECK_S), self._checker.begin() as connection:
+            if self.is_sqlite:
+                await connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema")
+            elif (await connection.exec_driver_sql("SELECT pg_is_in_recovery()")).scalar():
+                raise _read_only()
+
     def revisions(self, statement: str) -> Revisions:
         """Tells whether anything was written since a moment ago; until this database is closed.
 
@@ -157,30 +187,105 @@ class Database:
 
     def _driver_arguments(self) -> Mapping[str, Any]:
         _, arguments = self._reader.dialect.create_connect_args(self._url)
-        return arguments
+        return {**_PATIENCE, **arguments}
 
     async def close(self) -> None:
         for opened in self._revisions:
             await opened.close()
-        await self._reader.dispose()
-        await self._writer.dispose()
+        for engine in (self._reader, self._writer, self._checker):
+            await engine.dispose()
 
 
 def as_error(error: SQLAlchemyError) -> Error | None:
     """What a caller is told of a database's refusal; None where it is a fault of ours."""
-    if not isinstance(error, DBAPIError):
-        return Unavailable("the database is busy") if isinstance(error, PoolTimeout) else None
+    if isinstance(error, PoolTimeout):
+        return _busy()
+    kind = _kind_of(error) if isinstance(error, DBAPIError) else None
+    return kind() if kind else None
+
+
+def _busy() -> Error:
+    return Unavailable("the database is busy")
+
+
+def _away() -> Error:
+    return Unavailable("the database cannot be reached")
+
+
+def _disk_full() -> Error:
+    return ResourceExhausted("the server's disk is full")
+
+
+def _read_only() -> Error:
+    return FailedPrecondition("DATABASE_READ_ONLY", "the database is read-only")
+
+
+def _moved() -> Error:
+    return FailedPrecondition("DATABASE_MOVED", "the database's file was moved, replaced or deleted")
+
+
+def _forbidden() -> Error:
+    return FailedPrecondition("DATABASE_FORBIDS", "the database denies the service what it needs")
+
+
+def _corrupt() -> Error:
+    return DataLoss("the database is corrupt", reason="DATABASE_CORRUPT")
+
+
+def _unopened() -> Error:
+    return Unavailable("the database's files cannot be opened")
+
+
+def _unreadable() -> Error:
+    return Unavailable("the database's files cannot be read or written")
+
+
+def _conflict() -> Error:
+    return Aborted("CONCURRENT_UPDATE", "another call changed the same records; call again")
+
+
+# https://www.sqlite.org/rescode.html. The primary codes; an extended one holds its own in its low byte.
+_OF_SQLITE: Final[Mapping[int, Callable[[], Error]]] = {
+    sqlite3.SQLITE_READONLY_DBMOVED: _moved,
+    sqlite3.SQLITE_FULL: _disk_full,
+    sqlite3.SQLITE_BUSY: _busy,
+    sqlite3.SQLITE_LOCKED: _busy,
+    sqlite3.SQLITE_PROTOCOL: _busy,
+    sqlite3.SQLITE_CANTOPEN: _unopened,  # its journal too is a file: a disk can lack inodes
+    sqlite3.SQLITE_IOERR: _unreadable,
+    sqlite3.SQLITE_READONLY: _read_only,
+    sqlite3.SQLITE_PERM: _read_only,
+    sqlite3.SQLITE_CORRUPT: _corrupt,
+    sqlite3.SQLITE_NOTADB: _corrupt,
+}
+# SQLSTATEs by their beginnings, https://www.postgresql.org/docs/current/errcodes-appendix.html
+_OF_POSTGRESQL: Final[Mapping[str, Callable[[], Error]]] = {
+    "08": _away,  # connection_exception
+    "25006": _read_only,  # a standby, or a server that was set so
+    "25P": _away,  # cut for being idle
+    "40001": _conflict,
+    "40P01": _conflict,
+    "42501": _forbidden,
+    "53100": _disk_full,
+    "53": _busy,  # insufficient_resources
+    "55P03": _busy,  # lock_not_available
+    "57014": _busy,  # statement_timeout
+    "57P0": _away,  # going down, or starting up
+    "58": _unreadable,  # system_error
+    "XX001": _corrupt,
+    "XX002": _corrupt,
+}
+
+
+def _kind_of(error: DBAPIError) -> Callable[[], Error] | None:
+    if isinstance(error.orig, sqlite3.Error):
+        code = getattr(error.orig, "sqlite_errorcode", None) or 0
+        return _OF_SQLITE.get(code) or _OF_SQLITE.get(code & 0xFF)
     state = _sqlstate(error)
-    if state == _DISK_FULL or _sqlite_code(error) == sqlite3.SQLITE_FULL:
-        return ResourceExhausted("the server's disk is full")
-    if _is_sqlite_busy(error):
-        return Unavailable("the database is busy")
-    if _sqlite_code(error) == sqlite3.SQLITE_CANTOPEN:  # its journal too is a file: a disk can lack inodes
-        return Unavailable("the database's files cannot be opened")
-    if state in _CONFLICTS:
-        return Aborted("CONCURRENT_UPDATE", "another call changed the same records; call again")
-    unreachable = error.connection_invalidated or state.startswith(_UNREACHABLE) or _is_connect_failure(error)
-    return Unavailable("the database cannot be reached") if unreachable else None
+    kinds = [kind for beginning, kind in _OF_POSTGRESQL.items() if state.startswith(beginning)]
+    if not kinds and (error.connection_invalidated or _is_connect_failure(error)):
+        return _away
+    return kinds[0] if kinds else None
 
 
 class _Uninterrupted(aiosqlite.Connection):
@@ -210,27 +315,69 @@ class _Uninterrupted(aiosqlite.Connection):
 
 
 async def _connect_sqlite(file: str, **arguments: Any) -> aiosqlite.Connection:
-    connection = _Uninterrupted(lambda: sqlite3.connect(file, **arguments), iter_chunk_size=64)
+    connection = _Uninterrupted(
+        lambda: sqlite3.connect(uri_of(Path(file)), uri=True, **arguments), iter_chunk_size=64
+    )
     # As SQLAlchemy does for its own: a connection that nobody closed must not keep the process alive.
     connection._thread.daemon = True
-    return await connection
+    try:
+        return await connection
+    except BaseException:
+        # Its thread ends by itself, and tells the event loop so: not after that has been closed.
+        await asyncio.to_thread(connection._thread.join)
+        raise
 
 
-def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
-    if not url.database or url.database == ":memory:":
-        raise ValueError(
-            "an SQLite database needs a file: its readers and its writer are separate connections"
-        )
-    Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class _File:
+    """An SQLite file as it was opened. Connections go on with it after it was deleted or replaced: what they
+    write then is lost, and what they read is the past.
+    """
+
+    path: Path
+    identity: tuple[int, int]
+
+    @classmethod
+    def of(cls, url: URL) -> _File:
+        """Made if it is not there. Raises OSError."""
+        if not url.database or url.database == ":memory:":
+            raise ValueError(
+                "an SQLite database needs a file: its readers and its writer are separate connections"
+            )
+        path = Path(url.database)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch()
+        return cls(path, identity_of(path))
+
+    def require(self) -> None:
+        """Raises FailedPrecondition if it is no longer there."""
+        try:
+            if identity_of(self.path) == self.identity:
+                return
+        except OSError as error:
+            raise _moved() from error
+        raise _moved()
+
+    def require_writable(self) -> None:
+        """Raises FailedPrecondition: a file system can become read-only under open connections."""
+        self.require()
+        if not (os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)):
+            raise _read_only()
+
+
+def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
+    """For reads, for writes, and for checks, which wait for neither."""
     url = url.set(drivername="sqlite+aiosqlite")
     arguments = {"timeout": _BUSY_TIMEOUT_S, "async_creator_fn": _connect_sqlite}
     reader = create_async_engine(url, connect_args=arguments, pool_size=4, max_overflow=4)
     # One connection: the writers of this process queue for it in order, instead of polling for SQLite's lock.
     writer = create_async_engine(url, connect_args=arguments, pool_size=1, max_overflow=0, pool_timeout=60)
-    _prepare(reader, "BEGIN", "PRAGMA query_only = ON")
+    checker = create_async_engine(url, connect_args=arguments, pool_size=1, max_overflow=0)
+    for engine in (reader, checker):
+        _prepare(engine, "BEGIN", "PRAGMA query_only = ON")
     # A plain BEGIN takes the lock at the first write, when what was read before may be stale already.
     _prepare(writer, "BEGIN IMMEDIATE")
-    return reader, writer
+    return reader, writer, checker
 
 
 def _prepare(engine: AsyncEngine, begin: str, *pragmas: str) -> None:
@@ -243,6 +390,8 @@ def _prepare(engine: AsyncEngine, begin: str, *pragmas: str) -> None:
             f"PRAGMA journal_mode = {'WAL' if _WAL_IS_SAFE else 'DELETE'}",
             "PRAGMA synchronous = FULL",
             "PRAGMA foreign_keys = ON",
+            # What is deleted or replaced leaves no bytes behind in the page.
+            "PRAGMA secure_delete = FAST",
             *pragmas,
         ):
             cursor.execute(pragma)
@@ -253,42 +402,38 @@ def _prepare(engine: AsyncEngine, begin: str, *pragmas: str) -> None:
         connection.exec_driver_sql(begin)
 
 
-def _postgresql_engines(url: URL, schema: str) -> tuple[AsyncEngine, AsyncEngine]:
+def _postgresql_engines(url: URL, schema: str) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
+    """As `_sqlite_engines`."""
     # Statements here are short, and compiling one that looks long takes longer than running it.
     both = f"-csearch_path={schema} -ctimezone=UTC -cjit=off"
     # Connections of their own for readers: one that is switched for a read and back stays read-only for the
     # next writer if its task is cancelled in between.
     snapshot = "-cdefault_transaction_read_only=on -cdefault_transaction_isolation=repeatable\\ read"
 
-    def engine(options: str, **arguments: Any) -> AsyncEngine:
+    patience = {name: value for name, value in _PATIENCE.items() if name not in url.query}
+
+    # Four services with all of theirs stay below PostgreSQL's default of 100 connections.
+    def engine(options: str, size: int = 6, more: int = 4, **arguments: Any) -> AsyncEngine:
         return create_async_engine(
             url.set(drivername="postgresql+psycopg"),
-            connect_args={"options": options},
+            connect_args={"options": options} | patience,
             pool_pre_ping=True,
-            # Four services with both engines stay below PostgreSQL's default of 100 connections.
-            pool_size=6,
-            max_overflow=4,
+            pool_size=size,
+            max_overflow=more,
             **arguments,
         )
 
-    return engine(f"{both} {snapshot}"), engine(both, isolation_level="SERIALIZABLE")
+    reads = f"{both} {snapshot}"
+    return engine(reads), engine(both, isolation_level="SERIALIZABLE"), engine(reads, size=1, more=0)
 
 
 def _sqlstate(error: DBAPIError) -> str:
     return getattr(error.orig, "sqlstate", None) or ""
 
 
-def _sqlite_code(error: DBAPIError) -> int:
-    """The primary result code: an extended one holds it in its low byte."""
-    return (getattr(error.orig, "sqlite_errorcode", None) or 0) & 0xFF
-
-
-def _is_sqlite_busy(error: DBAPIError) -> bool:
-    return _sqlite_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-
-
 def _is_conflict(error: DBAPIError) -> bool:
-    return _sqlstate(error) in _CONFLICTS or _is_sqlite_busy(error)
+    kind = _kind_of(error)
+    return kind is _conflict or (kind is _busy and isinstance(error.orig, sqlite3.Error))
 
 
 def _is_connect_failure(error: DBAPIError) -> bool:

@@ -49,6 +49,7 @@ def table(metadata: MetaData) -> Table:
 
 
 _ANSWERS: Final = table(MetaData())
+CREATED_AT: Final[Column[Any]] = _ANSWERS.c.created_at
 
 
 class Transaction(Protocol):

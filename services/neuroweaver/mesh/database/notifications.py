@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from neuroweaver.mesh.database.changes import POLL_S, Changed, Changes
-from neuroweaver.mesh.database.row_revisions import PATIENCE
+from neuroweaver.mesh.database.row_revisions import IMPATIENT
 from neuroweaver.mesh.wire.ids import new_id
 
 _LOG: Final = logging.getLogger("neuroweaver.changes")
@@ -28,7 +28,7 @@ class Notifications(Changes):
     """arguments: of psycopg's connect. reader: of the same database, for while nothing is heard."""
 
     def __init__(self, arguments: Mapping[str, Any], schema: str, reader: AsyncEngine) -> None:
-        self._arguments = {**arguments, **PATIENCE, "autocommit": True}
+        self._arguments = {**arguments, **IMPATIENT, "autocommit": True}
         self._reader = reader
         # The services of one database hear only their own.
         self._channel = f"neuroweaver.{schema}"

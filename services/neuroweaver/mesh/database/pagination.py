@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Select, literal, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Select, literal, tuple_
 
 from neuroweaver.mesh.database.database import UtcDateTime
 from neuroweaver.mesh.wire.clock import from_microseconds, microseconds
 from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.mesh.wire.json_values import parsed
 
 DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 1000
@@ -108,9 +109,12 @@ def _decode(token: str, query: tuple[str, ...]) -> Key:
     if digest != _digest(body, query):
         raise InvalidArgument("page_token", _FOREIGN)
     try:
-        return tuple(map(_part, json.loads(body)))
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        key = tuple(map(_part, parsed(body)))
+    except (ValueError, TypeError, OverflowError) as error:
         raise InvalidArgument("page_token", _FOREIGN) from error
+    if not key:
+        raise InvalidArgument("page_token", _FOREIGN)
+    return key
 
 
 def _part(plain: Any) -> str | int | datetime:
@@ -119,6 +123,7 @@ def _part(plain: Any) -> str | int | datetime:
         case {"t": int(count)}:
             return from_microseconds(count)
         case str() if "\0" not in plain:
+            plain.encode()  # raises ValueError for half of a surrogate pair, which no database takes
             return plain
         case int() if not isinstance(plain, bool) and abs(plain) < 1 << 63:
             return plain
@@ -127,7 +132,10 @@ def _part(plain: Any) -> str | int | datetime:
 
 def _fits(part: str | int | datetime, column: ColumnElement[Any]) -> bool:
     kind = datetime if isinstance(column.type, UtcDateTime) else column.type.python_type
-    return isinstance(part, kind)
+    if not isinstance(part, kind):
+        return False
+    is_long = isinstance(column.type, BigInteger)
+    return is_long or not isinstance(part, int) or -(1 << 31) <= part < 1 << 31
 
 
 def _digest(body: bytes, query: tuple[str, ...]) -> bytes:

@@ -34,6 +34,17 @@ from pathlib import Path
 Revision = Hashable
 
 
+def uri_of(file: Path) -> str:
+    """Of an SQLite file that is there: where it was deleted, it is not made anew, empty."""
+    return f"{file.absolute().as_uri()}?mode=rw"
+
+
+def identity_of(file: Path) -> tuple[int, int]:
+    """Of a file, whatever its name. Raises OSError."""
+    found = file.stat()
+    return found.st_dev, found.st_ino
+
+
 class Revisions(ABC):
     """Used from the event loop that the database is used from."""
 
@@ -55,6 +66,7 @@ class FileRevisions(Revisions):
     def __init__(self, file: Path) -> None:
         self._file = file
         self._cursor: sqlite3.Cursor | None = None
+        self._identity: tuple[int, int] | None = None
         self._is_closed = False
 
     async def of(self, key: str) -> Revision | None:
@@ -63,17 +75,21 @@ class FileRevisions(Revisions):
             return None
         try:
             cursor = self._cursor or self._open()
+            if identity_of(self._file) != self._identity:
+                return None
             # With the only row the statement is at its end, and lets go of the lock that writers wait for.
             (count,) = cursor.execute("PRAGMA data_version").fetchone()
-        except sqlite3.DatabaseError:  # locked, most likely; an ordinary read waits, or says what is wrong
+        # Locked, most likely; an ordinary read waits, or says what is wrong.
+        except (sqlite3.DatabaseError, OSError):
             return None
         revision: int = count
         return revision
 
     def _open(self) -> sqlite3.Cursor:
         # Without a timeout: waiting for a lock would hold up the event loop.
-        connection = sqlite3.connect(self._file, timeout=0, isolation_level=None)
+        connection = sqlite3.connect(uri_of(self._file), uri=True, timeout=0, isolation_level=None)
         connection.execute("PRAGMA query_only = ON")
+        self._identity = identity_of(self._file)
         self._cursor = connection.cursor()
         return self._cursor
 

@@ -12,14 +12,8 @@ from psycopg import pq
 
 from neuroweaver.mesh.database.revision import Revision, Revisions
 
-# A server that is gone or stuck is for an ordinary read to tell. All in seconds but for the _ms.
-PATIENCE: Final[Mapping[str, Any]] = {
-    "connect_timeout": 5,
-    "tcp_user_timeout": 2_000,
-    "keepalives_idle": 5,
-    "keepalives_interval": 1,
-    "keepalives_count": 3,
-}
+# A server that is gone or stuck is for an ordinary read to tell. The first in ms, the other in seconds.
+IMPATIENT: Final[Mapping[str, Any]] = {"tcp_user_timeout": 2_000, "keepalives_interval": 1}
 _STATEMENT_TIMEOUT_MS: Final = 2_000
 _RETRY_S: Final = 1.0
 
@@ -39,7 +33,7 @@ class RowRevisions(Revisions):
 
     def __init__(self, arguments: Mapping[str, Any], schema: str, statement: str) -> None:
         options = f"-csearch_path={schema} -cstatement_timeout={_STATEMENT_TIMEOUT_MS}"
-        self._arguments = {**arguments, **PATIENCE, "options": options, "autocommit": True}
+        self._arguments = {**arguments, **IMPATIENT, "options": options, "autocommit": True}
         self._statement = statement
         self._connection: pq.abc.PGconn | None = None
         self._opening: asyncio.Task[None] | None = None

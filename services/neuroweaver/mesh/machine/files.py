@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 @contextmanager
@@ -68,6 +71,32 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
+
+
+def keep_private(folder: Path) -> list[Path]:
+    """Takes a folder and two levels of what lies in it from all but their owner, who alone gets deeper then.
+
+    Links are not followed. Returns what could not be changed: it is another user's, or on a disk that cannot.
+    """
+    entries = _entries(folder)
+    refused = []
+    for path in (folder, *entries, *(deeper for entry in entries for deeper in _entries(entry))):
+        try:
+            mode = path.lstat().st_mode
+            if mode & _OTHERS and not stat.S_ISLNK(mode):
+                path.chmod(stat.S_IMODE(mode) & ~_OTHERS)
+        except FileNotFoundError:  # another service's, and gone meanwhile
+            continue
+        except OSError:
+            refused.append(path)
+    return refused
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [] if folder.is_symlink() else list(folder.iterdir())
+    except OSError:  # a file, gone, or closed to us
+        return []
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,9 +1,9 @@
-"""Deadlines: the caller's, or one by default."""
+"""Deadlines: the caller's, or one by default; and how long a client's stream may be silent."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,30 @@ def deadline(default_s: float) -> Layer:
             raise DeadlineExceeded(f"the call was not done in {left:.3g} s") from error
 
     return bounded
+
+
+def silence(limit_s: float) -> Layer:
+    """Ends a client's stream that sends nothing for so long: what it holds is wanted by others."""
+
+    async def bounded(rpc: Rpc, proceed: Proceed) -> Any:
+        if rpc.method.is_request_stream:
+            rpc.request = _in_time(rpc.request, limit_s)
+        return await proceed(rpc)
+
+    return bounded
+
+
+async def _in_time(requests: AsyncIterator[bytes], limit_s: float) -> AsyncIterator[bytes]:
+    iterator = aiter(requests)
+    while True:
+        try:
+            async with asyncio.timeout(limit_s):
+                request = await anext(iterator)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"nothing was sent for {limit_s:.3g} s") from error
+        yield request
 
 
 class _Overdue:

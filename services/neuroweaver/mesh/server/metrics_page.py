@@ -6,7 +6,6 @@ The client library's own server needs a thread, which takes half a second to end
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,22 +14,37 @@ from typing import Final
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 _PATIENCE_S: Final = 5.0
+# Who reads metrics comes alone, now and then.
+_MOST_CONNECTIONS: Final = 32
+_HEAD_BYTES: Final = 16 << 10
 _GONE: Final = (ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError)
 
 
 @asynccontextmanager
-async def metrics_page(host: str, port: int, registry: CollectorRegistry) -> AsyncIterator[int]:
+async def metrics_page(
+    host: str, port: int, registry: CollectorRegistry, *, patience_s: float = _PATIENCE_S
+) -> AsyncIterator[int]:
     """Gives the port. Raises OSError if it is taken."""
+    open_connections = 0
 
     async def answer(reader: StreamReader, writer: StreamWriter) -> None:
-        with contextlib.suppress(*_GONE):
-            async with asyncio.timeout(_PATIENCE_S):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_respond(head, registry))
-                await writer.drain()
-        writer.close()
+        nonlocal open_connections
+        open_connections += 1
+        try:
+            if open_connections <= _MOST_CONNECTIONS:
+                async with asyncio.timeout(patience_s):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(_respond(head, registry))
+                    writer.close()
+                    await writer.wait_closed()
+        except _GONE:
+            pass
+        finally:
+            open_connections -= 1
+            # Closed it is, unless somebody sent too much or too little, or does not read.
+            writer.transport.abort()
 
-    server = await asyncio.start_server(answer, host, port)
+    server = await asyncio.start_server(answer, host, port, limit=_HEAD_BYTES)
     async with server:
         yield server.sockets[0].getsockname()[1]
 

@@ -1,8 +1,9 @@
-"""Requests fit for a log: no secrets, no megabytes."""
+"""Requests and texts fit for a log: no secrets, no megabytes."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -18,6 +19,25 @@ _SECRET: Final = re.compile(
     r"|(?<!page)(?<!page_)token$",
     re.IGNORECASE,
 )
+_KEY_LIKE: Final = re.compile(r"\b(?:sk|pk|key)-[\w*.-]{4,}|\bhf_\w{8,}|(?i:\bbearer\s+)\S+")
+# What stands before the host of an address, and its query.
+_IN_ADDRESS: Final = re.compile(r"(?<=://)[^\s/@]+(?=@)|(?<=\?)[\w.-]+=[^\s\"'<>]*")
+# Shorter values stand in other words.
+_SHORTEST_SECRET: Final = 8
+
+
+def secrets_of(environ: Mapping[str, str]) -> frozenset[str]:
+    """The values of variables that are secret by their name."""
+    return frozenset(
+        value for name, value in environ.items() if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET
+    )
+
+
+def redacted_text(text: str, secrets: Iterable[str]) -> str:
+    """The text without `secrets`, credentials and queries of addresses, and what looks like a key."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return _KEY_LIKE.sub(HIDDEN, _IN_ADDRESS.sub(HIDDEN, text))
 
 
 def redacted(message: Message) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
@@ -20,9 +22,11 @@ from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY, CollectorRegistry
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from neuroweaver.mesh.database.migrations import MigrationError
+from neuroweaver.mesh.handlers.loop import Outage, repeat
+from neuroweaver.mesh.machine import files
 from neuroweaver.mesh.server import logs
 from neuroweaver.mesh.server.drain import Drain
 from neuroweaver.mesh.server.interceptors import server_interceptor
@@ -38,10 +42,19 @@ S = TypeVar("S", bound=Settings)
 
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 
+ALIVE: Final = "alive"
+"""A name in the health service that says only that the process answers, for liveness probes: a restart of the
+process does not bring its database back."""
+
+_CHECK_S: Final = 1.0
+# Before a background task that ended by itself is started again.
+_RESTART_S: Final = 1.0
+
 # Between NOT_SERVING and the end of open watches: balancers that watch our health hear of it first.
 _NOTICE_S: Final = 0.1
 
 _MOST_PENDING: Final = 16_384
+_MAX_SHOWN: Final = 5
 
 _OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -73,21 +86,22 @@ class Service:
     """What `serve` runs.
 
     names: full names of the gRPC services (`neuroweaver.v1.RegistryService`), for health and reflection.
-    add: registers the servicers. background: run beside the server; if one raises, the service ends.
-    close: after the last call has ended.
+    add: registers the servicers. socket: a Unix socket for processes of the same user, beside the port.
+    background: run beside the server, and started again if one ends. check: raises while the service cannot
+    serve, such as without its database. close: after the last call has ended.
     """
 
     names: Sequence[str]
     add: Callable[[grpc.aio.Server], object]
+    socket: Path | None = None
     background: Sequence[Callable[[], Awaitable[None]]] = ()
+    check: Callable[[], Awaitable[None]] = _nothing
     close: Callable[[], Awaitable[None]] = _nothing
 
 
 @dataclass(frozen=True)
 class Running:
     address: str
-    background: asyncio.Task[None]
-    """Done only if a background task has failed."""
 
 
 def run(service: str, kind: type[S], main: Callable[[S], Awaitable[None]]) -> None:
@@ -97,13 +111,16 @@ def run(service: str, kind: type[S], main: Callable[[S], Awaitable[None]]) -> No
     except SettingsError as error:
         _exit(service, error)
     logs.configure(service, debug=settings.debug, log_format=settings.log_format)
+    _keep_private(settings.home)
     provider = telemetry.start(service, settings.otlp_endpoint)
     try:
         uvloop.run(_await(main(settings)))
     except (SettingsError, StartError, MigrationError) as error:
         _exit(service, error)
-    except OperationalError as error:
+    except DBAPIError as error:
         _exit(service, f"the database: {error.orig}")
+    except OSError as error:
+        _exit(service, error)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:  # noqa: BLE001  # the last one to see it logs it whole
@@ -113,22 +130,26 @@ def run(service: str, kind: type[S], main: Callable[[S], Awaitable[None]]) -> No
         provider.shutdown()
 
 
+def _keep_private(home: Path) -> None:
+    """What this process and its children write is for their user alone, and what lies in the home already."""
+    os.umask(0o077)
+    if refused := files.keep_private(home):
+        shown = [str(path) for path in refused[:_MAX_SHOWN]]
+        _LOG.warning("open to other users", extra={"paths": shown, "count": len(refused)})
+
+
 async def serve(service: Service, settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once.
 
-    Raises StartError if a port is taken, and whatever a background task raised.
+    Raises StartError if a port is taken.
     """
     stop = asyncio.Event()
     with _signals(stop):
-        async with running(service, settings) as started:
+        async with running(service, settings):
             # Modules and descriptors stay; a full collection over them would hold up every call, 80 ms here.
             gc.collect()
             gc.freeze()
-            stopped = asyncio.create_task(stop.wait())
-            await asyncio.wait({stopped, started.background}, return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            if started.background.done():
-                started.background.result()
+            await stop.wait()
 
 
 @asynccontextmanager
@@ -138,7 +159,11 @@ async def running(
     """A server that takes calls inside the block and drains at its end."""
     drain = Drain()
     interceptor = server_interceptor(
-        drain, deadline_s=settings.deadline_s, debug=settings.debug, registry=registry
+        drain,
+        deadline_s=settings.deadline_s,
+        silence_s=settings.silence_s,
+        debug=settings.debug,
+        registry=registry,
     )
     server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
     service.add(server)
@@ -147,13 +172,15 @@ async def running(
     try:
         async with _metrics(settings, registry) as metrics_port:
             port = _bind(server, settings)
+            if service.socket:
+                _bind_socket(server, service.socket)
             await server.start()
-            background = asyncio.create_task(_run_all(service.background))
-            for name in ("", *service.names):
-                await statuses.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await _set_health(statuses, service, is_serving=True)
+            await statuses.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
+            background = asyncio.create_task(_run_all(service, statuses))
             _LOG.info("serving", extra={"host": settings.host, "port": port, "metrics_port": metrics_port})
             try:
-                yield Running(f"{settings.host}:{port}", background)
+                yield Running(f"{settings.host}:{port}")
             finally:
                 await _stop(server, statuses, drain, settings.drain_s)
                 background.cancel()
@@ -173,12 +200,38 @@ async def _stop(
     _LOG.info("stopped")
 
 
-async def _run_all(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """Ends when one raises; with none left to run, waits to be cancelled."""
+async def _run_all(service: Service, statuses: health.aio.HealthServicer) -> None:
     async with asyncio.TaskGroup() as group:
-        for task in tasks:
-            group.create_task(_await(task()))
-        await asyncio.get_running_loop().create_future()
+        group.create_task(_follow_health(service, statuses))
+        for task in service.background:
+            group.create_task(repeat("background", task, _RESTART_S))
+
+
+async def _follow_health(service: Service, statuses: health.aio.HealthServicer) -> None:
+    """Tells balancers to go elsewhere while the service cannot serve."""
+    was_serving = True
+
+    async def tell(*, is_serving: bool) -> None:
+        nonlocal was_serving
+        if is_serving != was_serving:
+            await _set_health(statuses, service, is_serving=is_serving)
+            was_serving = is_serving
+
+    async def check() -> None:
+        try:
+            await service.check()
+        except Exception:
+            await tell(is_serving=False)
+            raise
+        await tell(is_serving=True)
+
+    await repeat("health", check, _CHECK_S, outage=Outage("health", max_backoff_s=_CHECK_S))
+
+
+async def _set_health(statuses: health.aio.HealthServicer, service: Service, *, is_serving: bool) -> None:
+    status = health_pb2.HealthCheckResponse
+    for name in ("", *service.names):
+        await statuses.set(name, status.SERVING if is_serving else status.NOT_SERVING)
 
 
 def _bind(server: grpc.aio.Server, settings: Settings) -> int:
@@ -194,6 +247,19 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> int:
         raise StartError(
             f"cannot listen on {host}:{settings.port}: {cause} "
             f"(NEUROWEAVER_HOST, NEUROWEAVER_{settings.service.upper()}_PORT)"
+        ) from error
+
+
+def _bind_socket(server: grpc.aio.Server, path: Path) -> None:
+    """The folder keeps other users out; a socket left by a process that was killed is replaced."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise StartError(
+            f"cannot listen on {path}: another file is there, or the path has more than 107 bytes "
+            "(NEUROWEAVER_HOME)"
         ) from error
 
 

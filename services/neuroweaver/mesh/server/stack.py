@@ -24,9 +24,10 @@ from functools import partial
 from typing import Any, Final
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-from neuroweaver.mesh.wire.errors import Error, InvalidArgument, Unimplemented
+from neuroweaver.mesh.server.decoding import Decoder
+from neuroweaver.mesh.wire.errors import Error, Unimplemented
 from neuroweaver.mesh.wire.status import code_of, to_status
 
 _PROBES: Final = ("grpc.health.", "grpc.reflection.")
@@ -59,7 +60,7 @@ class Rpc:
 
     method: Method
     request: Any
-    """The encoded message, or an iterator of messages."""
+    """The encoded message, or an iterator of such."""
     context: grpc.aio.ServicerContext[Any, Any]
     code: grpc.StatusCode = grpc.StatusCode.OK
     refusal: Error | None = None
@@ -108,8 +109,9 @@ class Stack(grpc.aio.ServerInterceptor):
 
     def _wrap(self, name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         method = Method(name, handler.request_streaming, handler.response_streaming)
-        decode = partial(self._decode, method, handler.request_deserializer)
-        call: Proceed = partial(_call, _behavior(handler), decode, handler.response_serializer)
+        checks = () if method.is_probe else tuple(partial(check, method) for check in self._checks)
+        decoder = Decoder(handler.request_deserializer, checks)
+        call: Proceed = partial(_call, _behavior(handler), decoder, handler.response_serializer)
         for layer in reversed(self._layers):
             call = partial(_around, layer, call)
 
@@ -122,8 +124,8 @@ class Stack(grpc.aio.ServerInterceptor):
 
         return _HANDLERS[method.is_request_stream, method.is_response_stream](
             answer,
-            # A single request arrives as bytes and is decoded inside `_call`, a stream's as they are read.
-            request_deserializer=decode if method.is_request_stream else None,
+            # Requests arrive as bytes and are decoded inside `_call`, a stream's as they are read.
+            request_deserializer=None,
             response_serializer=handler.response_serializer if method.is_response_stream else None,
         )
 
@@ -135,17 +137,6 @@ class Stack(grpc.aio.ServerInterceptor):
                 raise  # the status is on its way, or there is nobody left to tell
             refusal = rpc.refusal or self._translate(rpc.method, error)
         return await rpc.context.abort_with_status(to_status(refusal))
-
-    def _decode(self, method: Method, deserializer: Callable[[bytes], Any] | None, data: bytes) -> Any:
-        if deserializer is None:
-            return data
-        try:
-            message = deserializer(data)
-        except DecodeError as error:
-            raise InvalidArgument("", "the request is not a message of this method") from error
-        for check in self._checks:
-            check(method, message)
-        return message
 
 
 _HANDLERS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] = {
@@ -169,11 +160,11 @@ def _around(layer: Layer, proceed: Proceed, rpc: Rpc) -> Awaitable[Any]:
 
 async def _call(
     behavior: Callable[[Any, Any], Any],
-    decode: Callable[[bytes], Any],
+    decoder: Decoder,
     serializer: Callable[[Any], bytes] | None,
     rpc: Rpc,
 ) -> Any:
-    request = rpc.request if rpc.method.is_request_stream else decode(rpc.request)
+    request = decoder.each(rpc.request) if rpc.method.is_request_stream else await decoder(rpc.request)
     try:
         answer = behavior(request, rpc.context)
     except NotImplementedError as error:

@@ -18,6 +18,9 @@ _KEY: Final = "variable"
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO: Final = frozenset({"0", "false", "no", "off"})
 
+# A database's URL holds its password.
+_SECRET: Final = re.compile(r"(_KEY|TOKEN|_SECRET|PASSWORD|PASSWD|_CREDENTIALS)$|^NEUROWEAVER_DATABASE_URL$")
+
 S = TypeVar("S")
 
 
@@ -199,6 +202,11 @@ def address(value: str) -> str:
     if not (host and colon and tail.isdecimal() and 0 < int(tail) < 65536):
         raise ValueError("host:port")
     return value
+
+
+def without_secrets(environ: Mapping[str, str], *kept: str) -> dict[str, str]:
+    """An environment for a process with a task of its own: no secrets but those that it needs."""
+    return {name: value for name, value in environ.items() if name in kept or not _SECRET.search(name)}
 
 
 def scheme_of(value: str) -> str:

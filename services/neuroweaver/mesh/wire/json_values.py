@@ -1,11 +1,17 @@
-"""Checks of values from JSON: each returns the value, or raises Broken."""
+"""JSON that others wrote: read strictly, and checks of its values, which return them or raise Broken."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, NoReturn
 
 Check = Callable[[Any], Any]
+Pairs = list[tuple[str, Any]]
+
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+_ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Broken(ValueError):
@@ -14,6 +20,42 @@ class Broken(ValueError):
     def __init__(self, rule: str, path: str = "") -> None:
         super().__init__(rule)
         self.path = path
+
+
+def parsed(content: bytes, *, pairs: Callable[[Pairs], dict[str, Any]] = dict) -> Any:
+    """The value of a JSON text (RFC 8259). pairs: makes an object of its fields; may raise ValueError.
+
+    Raises Broken, with the path of a text that holds half of a surrogate pair: JSON can escape one, but UTF-8
+    cannot hold it.
+    """
+    try:
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=pairs, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise Broken(f"is not UTF-8 (byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise Broken("is not JSON") from error
+    if _ESCAPED_SURROGATE.search(content):
+        _refuse_half_pairs(value)
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
+
+
+def _refuse_half_pairs(whole: Any) -> None:
+    """Without recursion, whose limit the value may come close to."""
+    parts: list[tuple[str, Any]] = [("", whole)]
+    while parts:
+        path, value = parts.pop()
+        if isinstance(value, str) and _SURROGATE.search(value):
+            raise Broken("holds half of a surrogate pair, which is no character", path)
+        if isinstance(value, dict):
+            if any(map(_SURROGATE.search, value)):
+                raise Broken("has a key with half of a surrogate pair, which is no character", path)
+            parts += [(f"{path}.{name}".removeprefix("."), part) for name, part in value.items()]
+        elif isinstance(value, list):
+            parts += [(f"{path}[{at}]", part) for at, part in enumerate(value)]
 
 
 def text(value: Any) -> str:

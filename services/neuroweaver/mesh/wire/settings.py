@@ -116,6 +116,12 @@ class Settings:
     deadline_s: float = variable(
         "NEUROWEAVER_DEADLINE_S", seconds_above_0, 60.0, help="For a unary call that came without a deadline."
     )
+    silence_s: float = variable(
+        "NEUROWEAVER_SILENCE_S",
+        seconds_above_0,
+        60.0,
+        help="How long a client's stream, such as an upload, may send nothing before it is ended.",
+    )
     drain_s: float = variable(
         "NEUROWEAVER_DRAIN_S",
         seconds,

@@ -13,12 +13,8 @@ Ed25519 (RFC 8032). The signed bytes of a head, integers big-endian:
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import secrets
-import stat
 import struct
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -32,15 +28,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from neuroweaver.mesh.wire import key_file
 from neuroweaver.mesh.wire.clock import microseconds
 from neuroweaver.mesh.wire.environment import SettingsError
 
 _DOMAIN: Final = b"neuroweaver-audit-head-v1\0"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_MAX_KEY_BYTES: Final = 16 * 1024
-
-_OTHERS: Final = stat.S_IRWXO
-_GROUP: Final = stat.S_IRWXG
 
 
 class SigningKey:
@@ -54,24 +47,11 @@ class SigningKey:
 
     @classmethod
     def load_or_create(cls, path: Path) -> SigningKey:
-        """The key in a file of PEM, made with one if there is none; of several processes all get the same.
+        """The key in a file of PEM; see `key_file.load_or_create`.
 
         Raises SettingsError if the file is no such key or not a secret, OSError if it cannot be read or made.
         """
-        try:
-            return cls._load(path)
-        except FileNotFoundError:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _create(path)
-            return cls._load(path)
-
-    @classmethod
-    def _load(cls, path: Path) -> SigningKey:
-        # Not waiting for a writer, if it is a pipe.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            # Of the open file: the path could lead to another one by now.
-            _check_secret(path, os.fstat(file.fileno()))
-            pem = file.read(_MAX_KEY_BYTES)
+        pem = key_file.load_or_create(path, "signing key", _new_pem)
         try:
             private = load_pem_private_key(pem, password=None)
         except (TypeError, ValueError):  # their texts could repeat a part of the key
@@ -116,42 +96,5 @@ def statement(project: str, sequence: int, head_hash: str, time: datetime) -> by
     ])  # fmt: skip
 
 
-def _check_secret(path: Path, status: os.stat_result) -> None:
-    """Raises SettingsError that says how to mend it.
-
-    A group may read a file of another owner: so Kubernetes gives a secret to a process that is not root.
-    """
-    is_own = status.st_uid == os.geteuid()
-    if not stat.S_ISREG(status.st_mode):
-        raise SettingsError(f"the signing key {path} is not a file")
-    if not is_own and status.st_uid != 0:
-        raise SettingsError(f"the signing key {path} belongs to another user: run chown {os.geteuid()} on it")
-    if status.st_mode & (_OTHERS | (_GROUP if is_own else stat.S_IWGRP)):
-        mode = "600" if is_own else "440"
-        raise SettingsError(f"the signing key {path} is open to other users: run chmod {mode} on it")
-
-
-def _create(path: Path) -> None:
-    """A new key under `path`, whole and on disk, unless another process was faster."""
-    pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        # Unlike a rename, a link never takes the place of a file that is there.
-        with suppress(FileExistsError):
-            path.hardlink_to(partial)
-    finally:
-        partial.unlink()
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _new_pem() -> bytes:
+    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -7,12 +7,12 @@ nobody loads as code. A name proves nothing, so the bytes are looked at.
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Callable
 from math import prod
 from typing import Any, BinaryIO, Final
 
 from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.mesh.wire.json_values import Broken, parsed
 from neuroweaver.registry.domain.paths import Kind
 
 # Room for some 100,000 tensors in one file; the format's own readers stop at 100 MB.
@@ -101,8 +101,8 @@ def _parsed_header(field: str, text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise _not_safetensors(field, "its header does not begin with {")
     try:
-        header: dict[str, Any] = json.loads(text.decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        header: dict[str, Any] = parsed(text, pairs=_unique)
+    except Broken as error:
         raise _not_safetensors(field, "its header is not JSON with unique names") from error
     return header
 

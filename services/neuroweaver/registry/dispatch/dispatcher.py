@@ -12,18 +12,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Final
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.mesh.database.database import Database
+from neuroweaver.mesh.handlers.loop import Outage, repeat
 from neuroweaver.mesh.handlers.signals import Signal
 from neuroweaver.mesh.wire.clock import Clock, utc_now
 from neuroweaver.mesh.wire.ids import new_id
 from neuroweaver.registry import messages
 from neuroweaver.registry.dispatch.sender import Sender
 from neuroweaver.registry.domain import webhook
+from neuroweaver.registry.domain.sealing import Seal, SealBroken
 from neuroweaver.registry.domain.webhook import Backoff, Delivery, Outcome, State
 from neuroweaver.registry.storage import deliveries
 from neuroweaver.registry.storage.deliveries import Lane, lane_of
@@ -34,6 +36,7 @@ _LOG: Final = logging.getLogger("neuroweaver.registry")
 _STOPPED: Final = Outcome.failed("the server stopped while it waited for the answer")
 _LOST: Final = Outcome.failed("the sending server stopped before it recorded the answer")
 _FORGOTTEN: Final = Outcome.failed("the change no longer exists", is_final=True)
+_SEALED_OTHERWISE: Final = Outcome.failed("the secret was sealed with another key than this server has")
 _FAULT: Final = Outcome.failed("internal error; see the server's log")
 
 
@@ -61,6 +64,7 @@ class Dispatcher:
         self,
         database: Database,
         sender: Sender,
+        seal: Seal,
         *,
         changed: Signal | None = None,
         policy: Policy | None = None,
@@ -68,23 +72,19 @@ class Dispatcher:
     ) -> None:
         self._database = database
         self._sender = sender
+        self._seal = seal
         self._changed = changed or Signal()
         self._policy = policy or Policy()
         self._clock = clock
         self._sending: dict[Lane, Delivery] = {}
         self._seen: dict[str, float] = {}
+        self._notes = Outage("webhook notes")
 
     async def run(self) -> None:
         """Until cancelled; then what is under way is noted as failed, and is sent again soon."""
         async with asyncio.TaskGroup() as group:
-            while True:
-                seen = self._changed.count
-                wait_s = self._policy.poll_s
-                try:
-                    wait_s = await self._round(group)
-                except SQLAlchemyError as error:  # the database may be back in a moment
-                    _LOG.warning("webhooks could not be read", extra={"cause": type(error).__name__})
-                await self._changed.wait(seen, wait_s)
+            turn = partial(self._round, group)
+            await repeat("webhooks", turn, self._policy.poll_s, wake=self._changed)
 
     async def _round(self, group: asyncio.TaskGroup) -> float:
         """Begins what is due; returns the seconds until something may be due again."""
@@ -149,22 +149,21 @@ class Dispatcher:
                 events = await Reader(connection, delivery.project).events(delivery.sequence - 1, 1)
             if target is None or not events or events[0].sequence != delivery.sequence:
                 return _FORGOTTEN
-            url, secret = target
+            url, sealed = target
+            secret = self._seal.open(sealed, *lane_of(delivery))
             body = webhook.body_of(messages.from_event(events[0]))
             timestamp = int(self._clock().timestamp())
             headers = webhook.headers(secret, delivery.message_id, timestamp, body)
             return await self._sender.post(url, headers, body)
+        except SealBroken:
+            return _SEALED_OTHERWISE
         except Exception:  # noqa: BLE001  one delivery that cannot be sent must not end the others
             _LOG.exception("webhook delivery failed", extra=_named(delivery))
             return _FAULT
 
     async def _note(self, delivery: Delivery, outcome: Outcome) -> None:
-        try:
+        with self._notes.survived():
             await self._settle(delivery, outcome)
-        except SQLAlchemyError as error:
-            _LOG.warning(
-                "webhook delivery not recorded", extra={**_named(delivery), "cause": type(error).__name__}
-            )
 
     async def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
         async def work(connection: AsyncConnection) -> Delivery | None:

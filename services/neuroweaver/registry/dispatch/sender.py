@@ -34,8 +34,8 @@ Resolve = Callable[[str], Awaitable[Sequence[str]]]
 class Sender:
     """timeout_s: for a whole attempt, from the lookup of the name to the status of the answer.
 
-    allow_private: sends over https to addresses of this machine's own networks as well. tls: how receivers
-    are verified; by default as the system, or SSL_CERT_FILE, says.
+    allow_private: sends to this machine, and over https to addresses of its own networks, as well. tls: how
+    receivers are verified; by default as the system, or SSL_CERT_FILE, says.
     """
 
     def __init__(
@@ -72,9 +72,8 @@ class Sender:
             raise
         except (OSError, UnicodeError):
             return Outcome.failed("the host's name cannot be resolved")
-        if not addresses or not all(self._may_reach(url.scheme, address) for address in addresses):
-            # Without the address itself: it would tell of a network that the reader may not see.
-            return Outcome.failed(_NOT_PUBLIC if url.scheme == "https" else _NOT_LOOPBACK)
+        if refusal := self._refusal(url.scheme, addresses):
+            return Outcome.failed(refusal)
         *others, last = addresses[:_MAX_ADDRESSES]
         connect_s = self._timeout_s / (len(others) + 1)
         for address in others:
@@ -82,10 +81,12 @@ class Sender:
                 return await self._exchange(_request(url, address, connect_s, headers, body), give_up)
         return await self._exchange(_request(url, last, connect_s, headers, body), give_up)
 
-    def _may_reach(self, scheme: str, address: str) -> bool:
-        if scheme != "https":
-            return is_loopback(address)
-        return self._allow_private or is_public(address)
+    def _refusal(self, scheme: str, addresses: Sequence[str]) -> str:
+        """Why nothing is sent; without the address, which would tell of a network closed to the reader."""
+        if scheme != "https" and not (addresses and all(map(is_loopback, addresses))):
+            return _NOT_LOOPBACK
+        is_allowed = self._allow_private or (scheme == "https" and all(map(is_public, addresses)))
+        return "" if addresses and is_allowed else _NOT_PUBLIC
 
     async def _exchange(self, request: httpx2.Request, give_up: float) -> Outcome:
         """Without httpx2's client: it would log the whole URL, keep cookies, and look for proxies.

@@ -40,6 +40,11 @@ _SPECIAL_V6: Final = tuple(
 _TRANSLATED: Final = ip_network("64:ff9b::/96")
 
 
+def is_address(host: str) -> bool:
+    """Whether it is a literal, and no name."""
+    return _parsed(host) is not None
+
+
 def is_loopback(address: str) -> bool:
     """Whether it is this machine. address: a literal; anything else is not."""
     parsed = _parsed(address)

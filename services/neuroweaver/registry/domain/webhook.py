@@ -23,8 +23,9 @@ import httpx2
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from neuroweaver.mesh.wire.clock import SKEW
 from neuroweaver.mesh.wire.errors import InvalidArgument
-from neuroweaver.registry.domain.addresses import is_loopback
+from neuroweaver.registry.domain.addresses import is_address, is_loopback, is_public
 from neuroweaver.registry.domain.model import check_model_id
 
 MAX_WEBHOOKS: Final = 100
@@ -156,8 +157,10 @@ class Delivery:
         return f"{project}/{self.webhook_id}/{self.sequence}"
 
     def is_due(self, now: datetime) -> bool:
-        """The first attempt is due at once, whatever a clock that was set back says."""
-        return self.attempts == 0 or self.next_attempt_time is None or self.next_attempt_time <= now
+        """The first attempt is due at once, as is the next one after a clock was set back."""
+        was_set_back = self.last_attempt_time is not None and self.last_attempt_time > now + SKEW
+        is_next = self.next_attempt_time is None or self.next_attempt_time <= now
+        return self.attempts == 0 or was_set_back or is_next
 
     def claimed(self, claim: str, now: datetime) -> Delivery:
         """Counted now: an attempt that ends its sender is one as well."""
@@ -214,6 +217,18 @@ def check_url(field: str, url: str) -> None:
         raise InvalidArgument(field, "has no valid port")
     if parsed.scheme == "http" and host != "localhost" and not is_loopback(host):
         raise InvalidArgument(field, "is http, which is allowed for this machine only; use https")
+
+
+def check_public(field: str, url: str) -> None:
+    """Raises InvalidArgument naming `field` if the host is plainly this machine, or in a private network.
+
+    What a name leads to is seen when something is sent.
+    """
+    host = httpx2.URL(url).raw_host.decode("ascii")
+    if host == "localhost" or (is_address(host) and not is_public(host)):
+        raise InvalidArgument(
+            field, "leads to this machine or a private network, which NEUROWEAVER_WEBHOOK_PRIVATE=true allows"
+        )
 
 
 def new_secret() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from neuroweaver.mesh.auth.caller import Caller, caller_of
@@ -123,7 +123,7 @@ class Releases:
 
     async def ResolveAlias(self, request: pb.ResolveAliasRequest, context: Any) -> pb.ModelVersion:
         check_model_id("model_id", request.model_id)
-        at = messages.to_moment("at", request.at) if request.HasField("at") else None
+        at = request.at.ToDatetime(tzinfo=UTC) if request.HasField("at") else None
         now = utc_now()
         if at and at > now + _CLOCK_SKEW:
             raise InvalidArgument("at", "is in the future")

@@ -9,6 +9,7 @@ from neuroweaver.mesh.handlers.read_cache import ReadCache
 from neuroweaver.mesh.handlers.servicer import composed
 from neuroweaver.mesh.wire.signing import SigningKey
 from neuroweaver.registry.artifacts.store import ArtifactStore
+from neuroweaver.registry.domain.sealing import Seal
 from neuroweaver.registry.rpc.files import Files
 from neuroweaver.registry.rpc.history import History
 from neuroweaver.registry.rpc.models import Models
@@ -23,7 +24,14 @@ from neuroweaver.v1.registry_pb2_grpc import RegistryServiceServicer
 SERVICE: Final = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"]
 
 
-def servicer(store: Store, artifacts: ArtifactStore, key: SigningKey) -> RegistryServiceServicer:
+def servicer(
+    store: Store,
+    artifacts: ArtifactStore,
+    key: SigningKey,
+    seal: Seal,
+    *,
+    allow_private_webhooks: bool = False,
+) -> RegistryServiceServicer:
     mutations: Mutations[Writer] = Mutations(store, SERVICE)
     answers = ReadCache(store.revisions())
     return composed(
@@ -33,5 +41,5 @@ def servicer(store: Store, artifacts: ArtifactStore, key: SigningKey) -> Registr
         Releases(store, mutations, artifacts, answers),
         History(store, key),
         Files(store, artifacts),
-        Webhooks(store, mutations),
+        Webhooks(store, mutations, seal, allow_private=allow_private_webhooks),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.handlers.read_cache import ReadCache
 from neuroweaver.mesh.wire.errors import FailedPrecondition, InvalidArgument
+from neuroweaver.mesh.wire.json_values import Broken, parsed
 from neuroweaver.registry import messages
 from neuroweaver.registry.artifacts.store import ArtifactStore
 from neuroweaver.registry.domain.model import (
@@ -194,12 +194,13 @@ class Versions:
     async def _adapter_config(self, field: str, artifact: Artifact) -> dict[str, Any]:
         text = await self._artifacts.read_small(artifact.digest, MAX_ADAPTER_CONFIG_BYTES)
         try:
-            parsed = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InvalidArgument(field, f"({artifact.path}) is not JSON") from error
-        if not isinstance(parsed, dict):
+            config = parsed(text)
+        except Broken as error:
+            where = f"({artifact.path}) {error.path}".rstrip()
+            raise InvalidArgument(field, f"{where} {error}") from error
+        if not isinstance(config, dict):
             raise InvalidArgument(field, f"({artifact.path}) is not an adapter's configuration")
-        return parsed
+        return config
 
 
 def _check(request: Any, *, required: Sequence[str] = (), optional: Sequence[str] = ()) -> None:

@@ -10,16 +10,24 @@ from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.registry import messages
 from neuroweaver.registry.domain.records import FieldDifference
-from neuroweaver.registry.domain.webhook import Webhook, WebhookStatus, check_webhook_id, new_secret
+from neuroweaver.registry.domain.sealing import Seal
+from neuroweaver.registry.domain.webhook import (
+    Webhook,
+    WebhookStatus,
+    check_public,
+    check_webhook_id,
+    new_secret,
+)
 from neuroweaver.registry.storage import deliveries
 from neuroweaver.registry.storage.store import Store
 from neuroweaver.registry.storage.writer import Writer
 from neuroweaver.v1 import registry_pb2 as pb
 
 
-async def create(registry: Writer, request: pb.CreateWebhookRequest, secret: str) -> pb.Webhook:
+async def create(registry: Writer, request: pb.CreateWebhookRequest, secret: str, seal: Seal) -> pb.Webhook:
     webhook = messages.to_webhook(request.webhook, registry.now)
-    await deliveries.add(registry.connection, registry.project, webhook, secret)
+    sealed = seal.seal(secret, registry.project, webhook.webhook_id)
+    await deliveries.add(registry.connection, registry.project, webhook, sealed)
     await registry.record("webhook.created", model_id=webhook.model_id, changes=_changes(webhook))
     return messages.from_webhook(WebhookStatus(webhook))
 
@@ -40,8 +48,12 @@ async def redeliver(registry: Writer, request: pb.RedeliverWebhookRequest) -> pb
 
 
 class Webhooks:
-    def __init__(self, store: Store, mutations: Mutations[Writer]) -> None:
+    def __init__(
+        self, store: Store, mutations: Mutations[Writer], seal: Seal, *, allow_private: bool = False
+    ) -> None:
         self._store = store
+        self._seal = seal
+        self._allow_private = allow_private
         self._mutations = mutations
 
     async def CreateWebhook(self, request: pb.CreateWebhookRequest, context: Any) -> pb.Webhook:
@@ -52,7 +64,9 @@ class Webhooks:
 
         async def operation(registry: Writer) -> pb.Webhook:
             nonlocal created
-            created = await create(registry, request, secret)
+            created = await create(registry, request, secret, self._seal)
+            if not self._allow_private:
+                check_public("webhook.url", created.url)
             return created
 
         answer = await self._mutations.run(request, context, operation)

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.mesh.database.pagination import Page
 from neuroweaver.mesh.wire.errors import AlreadyExists, NotFound, ResourceExhausted
 from neuroweaver.registry.domain.history import AuditEvent
+from neuroweaver.registry.domain.sealing import Seal, is_sealed
 from neuroweaver.registry.domain.webhook import (
     MAX_WEBHOOKS,
     Backoff,
@@ -42,8 +43,8 @@ Lane = tuple[str, str]
 """A webhook: its project and its id. What is sent to it is sent one after the other."""
 
 
-async def add(connection: AsyncConnection, project: str, webhook: Webhook, secret: str) -> None:
-    """Raises AlreadyExists, and ResourceExhausted where there are too many."""
+async def add(connection: AsyncConnection, project: str, webhook: Webhook, sealed: str) -> None:
+    """sealed: the webhook's secret. Raises AlreadyExists, and ResourceExhausted where there are too many."""
     taken = (
         await connection.execute(select(_WEBHOOKS.c.webhook_id).where(_WEBHOOKS.c.project == project))
     ).scalars()
@@ -53,7 +54,7 @@ async def add(connection: AsyncConnection, project: str, webhook: Webhook, secre
     if len(ids) >= MAX_WEBHOOKS:
         raise ResourceExhausted(f"a project has at most {MAX_WEBHOOKS} webhooks; delete one")
     values = vars(webhook) | {"actions": json.dumps(webhook.actions)}
-    await connection.execute(insert(_WEBHOOKS).values(project=project, secret=secret, **values))
+    await connection.execute(insert(_WEBHOOKS).values(project=project, secret=sealed, **values))
 
 
 async def remove(connection: AsyncConnection, project: str, webhook_id: str) -> WebhookStatus:
@@ -79,10 +80,24 @@ async def webhooks(connection: AsyncConnection, project: str) -> list[WebhookSta
 
 
 async def secret_of(connection: AsyncConnection, lane: Lane) -> tuple[str, str] | None:
-    """The URL of a webhook, and the secret that signs what is sent there. None if it is gone."""
+    """The URL of a webhook, and the sealed secret that signs what is sent there. None if it is gone."""
     statement = select(_WEBHOOKS.c.url, _WEBHOOKS.c.secret).where(_of(_WEBHOOKS, lane))
     row = (await connection.execute(statement)).first()
     return (row.url, row.secret) if row else None
+
+
+async def seal_secrets(connection: AsyncConnection, seal: Seal) -> list[str]:
+    """Seals what an earlier version stored; returns the webhooks whose secret this seal cannot open."""
+    strangers = []
+    secrets = select(_WEBHOOKS.c.project, _WEBHOOKS.c.webhook_id, _WEBHOOKS.c.secret)
+    for row in (await connection.execute(secrets)).all():
+        lane = (row.project, row.webhook_id)
+        if not is_sealed(row.secret):
+            sealed = seal.seal(row.secret, *lane)
+            await connection.execute(update(_WEBHOOKS).where(_of(_WEBHOOKS, lane)).values(secret=sealed))
+        elif not seal.opens(row.secret, *lane):
+            strangers.append(row.webhook_id)
+    return strangers
 
 
 async def enqueue(connection: AsyncConnection, event: AuditEvent) -> None:

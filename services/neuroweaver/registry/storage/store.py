@@ -22,10 +22,10 @@ from neuroweaver.mesh.database.revision import Revisions
 from neuroweaver.mesh.database.upsert import insert_new
 from neuroweaver.mesh.handlers.signals import Signal
 from neuroweaver.mesh.handlers.topics import Topics
-from neuroweaver.mesh.wire.clock import Clock, utc_now
+from neuroweaver.mesh.wire.clock import SKEW, Clock, utc_now
 from neuroweaver.mesh.wire.origin import ChangeOrigin
 from neuroweaver.registry.domain.history import Head
-from neuroweaver.registry.storage import deliveries, garbage, tables
+from neuroweaver.registry.storage import deliveries, garbage, spans, tables
 from neuroweaver.registry.storage.reader import Reader
 from neuroweaver.registry.storage.writer import Writer, hold
 
@@ -63,8 +63,11 @@ class Store:
         self, connection: AsyncConnection, origin: ChangeOrigin, work: Callable[[Writer], Awaitable[T]]
     ) -> T:
         head, last = await _claim_head(connection, origin.project)
-        # A clock that was set back would let an alias' past begin after its end.
-        now = max(self.clock(), last) if last else self.clock()
+        now = self.clock()
+        if last and now < last <= now + SKEW:
+            now = last  # another replica's clock is a little ahead; the history keeps its order
+        elif last and last > now:
+            await spans.bring_back(connection, origin.project, now)
         return await work(Writer(connection, origin, head, now))
 
     @asynccontextmanager

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from neuroweaver.artifacts.serving_config import ServingConfig
 from neuroweaver.base_models.chat_template import chat_template
+from neuroweaver.base_models.tokenizer import load_tokenizer
 from neuroweaver.mesh.machine.memory import held_bytes
 from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts
@@ -58,7 +58,7 @@ def _load(config: ServingConfig, files: Path) -> Loaded:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.weight_type == "fp16" and device.type == "cpu":
         raise CannotServe("weight_type fp16 needs a GPU, and there is none")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=_DTYPES[config.weight_type],
@@ -148,7 +148,9 @@ def _cache_bytes(device: torch.device, memory_limit_bytes: int) -> int:
     free = int(_free_bytes(device) * _CACHE_SHARE)
     if not memory_limit_bytes or device.type == "cuda":
         return free
-    left = max(0, memory_limit_bytes - held_bytes(os.getpid()))
+    own = psutil.Process()
+    tokenizers = [child.pid for child in own.children()]
+    left = max(0, memory_limit_bytes - held_bytes(own.pid, *tokenizers))
     return min(free, int(left * _LIMITED_SHARE))
 
 

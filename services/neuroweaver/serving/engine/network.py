@@ -39,7 +39,8 @@ class NoAdapters:
         return {}
 
     def add(self, version: str, folder: Path) -> None:
-        raise CannotServe(f"{version} in {folder} is an adapter, and the server was started without any")
+        del folder
+        raise CannotServe(f"{version} is an adapter, and the server was started without any")
 
     def remove(self, version: str) -> None:
         raise CannotServe(f"{version} is part of the model")

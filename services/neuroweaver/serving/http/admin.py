@@ -48,7 +48,7 @@ class Admin:
         Raises ApiError.
         """
         engine = self._engine(request)
-        given = checked(await read_json(request), _ADDED)
+        given = checked(await read_json(request, self._work.bodies), _ADDED)
         version, folder, files = (required(given, name) for name in ("version", "files_folder", "files"))
         async with self._turn:
             if self._files.get(version, files) != files:

@@ -75,4 +75,7 @@ async def _no_such_page(request: Request, error: Exception) -> Response:
 
 async def _unforeseen(_: Request, error: Exception) -> Response:
     del error  # Starlette raises it again, for the log; the caller reads nothing of it
-    return error_response(ApiError("internal error", status=500, kind="server_error"))
+    response = error_response(ApiError("internal error", status=500, kind="server_error"))
+    # uvicorn closes it after that, which whoever keeps it should not learn by another request.
+    response.headers["Connection"] = "close"
+    return response

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -13,6 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from neuroweaver.mesh.server.http_bodies import Bodies, BodyRefused, CallerGone
+from neuroweaver.mesh.wire.json_values import Broken, parsed
 from neuroweaver.serving.engine.engine import QueueFull
 from neuroweaver.serving.engine.generation import Answer, Delta, Generation
 from neuroweaver.serving.http import replies
@@ -21,7 +22,6 @@ from neuroweaver.serving.http.replies import Reply
 from neuroweaver.serving.requests import ApiError, Asked
 from neuroweaver.serving.work import Work
 
-MAX_BODY_BYTES: Final = 8 << 20
 # What nginx logs for a client that closed its connection; nobody receives it.
 CLIENT_GONE: Final = 499
 
@@ -40,14 +40,19 @@ class Generate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.monotonic()
-        with self._work.request():
-            try:
+        status = 500
+        try:
+            with self._work.request():
                 status = await self._respond(Request(scope, receive), send, start)
-            except ApiError as error:
-                status = error.status
-                await error_response(error)(scope, receive, send)
-            except ClientDisconnect:
-                status = CLIENT_GONE
+        except ApiError as error:
+            status = error.status
+            await error_response(error)(scope, receive, send)
+        except ClientDisconnect:
+            status = CLIENT_GONE
+        finally:
+            self._count(status, start)
+
+    def _count(self, status: int, start: float) -> None:
         self._metrics.requests.labels(str(status)).inc()
         if status >= 500:
             self._metrics.errors.inc()
@@ -55,7 +60,7 @@ class Generate:
             self._metrics.duration.observe(time.monotonic() - start)
 
     async def _respond(self, request: Request, send: Send, start: float) -> int:
-        asked = self._read(await read_json(request))
+        asked = self._read(await read_json(request, self._work.bodies))
         answer, reply = await self._begin(asked)
         self._metrics.prompt_tokens.inc(reply.prompt_tokens)
         try:
@@ -70,6 +75,8 @@ class Generate:
         """Raises ApiError."""
         version = self._work.versions.meant(asked.model)
         self._work.refuse_unless_ready()
+        if isinstance(asked.prompt, list) and isinstance(asked.prompt[0], int):
+            self._max_tokens(asked, len(asked.prompt))
         prompt = await self._work.tokenize(asked.prompt)
         generation = Generation(
             prompt=prompt,
@@ -118,7 +125,7 @@ class Generate:
         """Raises ClientDisconnect."""
         deltas = self._work.deltas(answer)
         watcher = asyncio.ensure_future(_gone(request))
-        watcher.add_done_callback(lambda _: deltas.put_nowait(None))
+        watcher.add_done_callback(lambda _: deltas.end())
         tokens = 0
         try:
             while True:
@@ -195,17 +202,24 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def read_json(request: Request) -> Any:
+async def read_json(request: Request, bodies: Bodies) -> Any:
     """Raises ApiError, ClientDisconnect."""
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(f"The body is larger than {MAX_BODY_BYTES} bytes.", status=413, code="too_large")
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ApiError("The body is not JSON.", code="invalid_json") from error
+        async with bodies.read(request.headers.raw, request.receive) as body:
+            return parsed(body)
+    except CallerGone as error:
+        raise ClientDisconnect from error
+    except BodyRefused as error:
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        raise ApiError(error.message, status=error.status, kind=kind, code=error.code) from error
+    except Broken as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Broken) -> ApiError:
+    if not error.path:
+        return ApiError(f"The body {error}.", code="invalid_json")
+    return ApiError(f"Invalid value for '{error.path}': {error}.", parameter=error.path, code="invalid_value")
 
 
 def error_response(error: ApiError) -> Response:

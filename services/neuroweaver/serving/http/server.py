@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +17,11 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig
+from neuroweaver.base_models.folders import Digests
+from neuroweaver.mesh.server.http_bodies import Bodies
+from neuroweaver.mesh.server.http_connections import bound_buffers, http_server
+from neuroweaver.mesh.server.http_limits import HttpLimits
+from neuroweaver.mesh.wire import environment
 from neuroweaver.serving import artifacts
 from neuroweaver.serving.artifacts import DamagedArtifacts
 from neuroweaver.serving.engine.engine import Engine
@@ -24,6 +29,7 @@ from neuroweaver.serving.http.admin import Admin
 from neuroweaver.serving.http.app import application
 from neuroweaver.serving.http.metrics import Metrics
 from neuroweaver.serving.status import Phase, Pulse, Status
+from neuroweaver.serving.tokenizing import Tokenizers
 from neuroweaver.serving.versions import Versions
 from neuroweaver.serving.work import Work
 
@@ -36,8 +42,6 @@ _DRAIN_POLL_S: Final = 0.05
 _BACKLOG: Final = 2048
 # For connections whose answer is complete but not sent yet.
 _LAST_BYTES_S: Final = 5
-# A router keeps connections; ours must not close one that it is about to use.
-_KEEP_ALIVE_S: Final = 75
 
 
 class Exit(IntEnum):
@@ -53,11 +57,19 @@ class ModelServer:
     """Runs in an event loop; the engine has a thread of its own."""
 
     def __init__(self, config: ServingConfig) -> None:
+        """Raises SettingsError."""
         loop = asyncio.get_running_loop()
-        self.status = Status(Pulse(config.stall_s, config.probe_interval_s))
+        limits = environment.read(HttpLimits).behind_router()
+        tokenizing = Pulse(
+            config.stall_s, config.probe_interval_s, missed="the tokenizers have made no prompt"
+        )
+        self.status = Status(Pulse(config.stall_s, config.probe_interval_s), tokenizing)
+        self._tokenizers = Tokenizers(tokenizing)
+        self._views = ExitStack()
         self._config = config
         self._loop = loop
-        self._work = Work(self.status, Versions(config.name, config.version), loop)
+        versions = Versions(config.name, config.version)
+        self._work = Work(self.status, versions, loop, Bodies(limits), self._tokenizers)
         self._admin = Admin(self._work, config)
         metrics = Metrics()
         metrics.watch(
@@ -66,15 +78,10 @@ class ModelServer:
             lambda: self.status.pulse.last_token_time,
         )
         self._http = _Http(
-            uvicorn.Config(
+            http_server(
                 application(self._work, self._admin, metrics, config),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_S,
+                limits,
                 timeout_graceful_shutdown=_LAST_BYTES_S,
-                ws="none",
-                lifespan="off",
             )
         )
         self._exit = Exit.DRAINED
@@ -82,14 +89,17 @@ class ModelServer:
 
     async def run(self) -> Exit:
         """Serves until SIGTERM or SIGINT has drained it, or it failed. Raises BadConfig: no such address."""
-        with bound(self._config.host, self._config.port) as listener:
+        with bound(self._config.host, self._config.port) as listener, self._views:
             host, port = listener.getsockname()[:2]
             logger.info("listening", extra={"host": host, "port": port, "model": self._config.name})
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self.drain)
             # A daemon: a wedged engine must not keep the process.
             threading.Thread(target=self._run_engine, name="engine", daemon=True).start()
-            await self._http.serve(sockets=[listener])
+            try:
+                await self._http.serve(sockets=[listener])
+            finally:
+                await self._tokenizers.close()
         return self._exit
 
     def drain(self) -> None:
@@ -121,16 +131,24 @@ class ModelServer:
             engine.run()
 
     def _loaded(self) -> Engine:
-        """A warm engine. Raises DamagedArtifacts, CannotServe."""
+        """A warm engine. Raises DamagedArtifacts, CannotTokenize, CannotServe."""
         config = self._config
         if config.base_folder:
-            artifacts.verify_base(Path(config.base_folder), config.base_digest)
-        with artifacts.verified(Path(config.files_folder), config.files) as files:
-            self.status.enter(Phase.LOADING)
-            # torch and transformers take seconds to import, in which health is answered already.
-            from neuroweaver.serving.engine.loading import load  # noqa: PLC0415
+            expected = Digests(config.base_digest, config.tokenizer_digest, config.chat_template_digest)
+            artifacts.verify_base(Path(config.base_folder), expected)
+        # To the end: a tokenizer that is replaced reads them again.
+        files = self._views.enter_context(artifacts.verified(Path(config.files_folder), config.files))
+        self.status.enter(Phase.LOADING)
+        folder = (
+            Path(config.base_folder) if config.base_folder else files / artifacts.model_folder(config.files)
+        )
+        tokenizers = asyncio.run_coroutine_threadsafe(self._tokenizers.start(folder), self._loop)
+        # torch and transformers take seconds to import, in which health is answered already.
+        from neuroweaver.serving.engine.loading import load  # noqa: PLC0415
 
-            loaded = load(config, files)
+        # First: here nothing would end a template that loops.
+        tokenizers.result()
+        loaded = load(config, files)
         self._admin.adapters = loaded.network.adapters
         engine = Engine(
             loaded.network,
@@ -151,7 +169,7 @@ class ModelServer:
 
     def _attach(self, engine: Engine, loaded: Loaded) -> None:
         self._work.versions.ends[self._config.version] = loaded.version_ends
-        self._work.attach(engine, loaded.tokenizer, loaded.network.max_context, loaded.ends)
+        self._work.attach(engine, loaded.network.max_context, loaded.ends)
         logger.info("ready", extra={"phases": self.status.report()["phases"]})
 
     def _fail(self, code: Exit, reason: str) -> None:
@@ -180,6 +198,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            bound_buffers(listener)
             listener.bind((host, port))
             listener.listen(_BACKLOG)
         except OSError as error:

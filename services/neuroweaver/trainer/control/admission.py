@@ -10,18 +10,24 @@ from typing import Final
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from neuroweaver.base_models import layers
 from neuroweaver.base_models.catalog import BaseModel, UnknownBaseModel, resolve
-from neuroweaver.mesh.wire.errors import InvalidArgument, Unimplemented
+from neuroweaver.base_models.folders import BaseModelUnavailable, tokenizer_folder
+from neuroweaver.mesh.wire.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from neuroweaver.trainer.control import counting
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.files import DatasetError, locate
 from neuroweaver.trainer.data.rows import Finding, Severity
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
-from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
+from neuroweaver.trainer.data.tokens import TokenCount
+from neuroweaver.trainer.data.trial import Part, Trial
 from neuroweaver.trainer.domain.config import most_steps, unfit, with_defaults
 from neuroweaver.trainer.domain.offers import ALGORITHMS, EMBEDDED_JUDGE, JUDGES
 from neuroweaver.v1 import trainer_pb2 as pb
 
 CUDA_DEVICE: Final = Path("/dev/nvidiactl")
+# For a base model's chat template, where the call has no deadline.
+DEADLINE_S: Final = 60.0
 # Where a job's fields stand in the request.
 _WITHIN: Final = "config."
 
@@ -48,10 +54,12 @@ class Admitted:
     dataset_digest: str
 
 
-def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitted:
+def admit(
+    config: pb.TrainingConfig, capabilities: ServerCapabilities, *, deadline_s: float = DEADLINE_S
+) -> Admitted:
     """Checks a configuration; blocks for the disk, and for the model hub if it must be asked.
 
-    Raises InvalidArgument naming the field, or Unimplemented.
+    Raises InvalidArgument naming the field, Unimplemented, or DeadlineExceeded.
     """
     refuse_unknown_fields("config", config)
     check_specialization(config.specialization, _WITHIN)
@@ -77,7 +85,9 @@ def admit(config: pb.TrainingConfig, capabilities: ServerCapabilities) -> Admitt
             f"RLAIF needs 2 questions with answers, and {complete.dataset_path} has {inspection.questions}: "
             "add rows that ask, or set enable_rlaif to false",
         )
-    steps = most_steps(complete, inspection.usable)
+    trial = _tried(base, inspection, complete, capabilities, deadline_s)
+    _require(trial, base, complete)
+    steps = most_steps(complete, max(inspection.usable, trial.count.sequences))
     if complete.warmup_steps >= steps:
         reason = (
             f"{complete.warmup_steps} reaches beyond the whole fine-tuning, at most {steps} steps over "
@@ -102,10 +112,12 @@ def validate(
     specialization: str = "",
     base_model: str = "",
     max_seq_length: int = 0,
+    deadline_s: float = DEADLINE_S,
 ) -> Validation:
     """What a job would read; blocks for the disk. max_seq_length: 0 for a job's default.
 
-    Raises InvalidArgument, or FailedPrecondition while the base model's tokenizer is not on this server.
+    Raises InvalidArgument, DeadlineExceeded, or FailedPrecondition while the base model's tokenizer is not
+    on this server.
     """
     if specialization:
         check_specialization(specialization)
@@ -113,16 +125,37 @@ def validate(
     if not (base_model and inspection.usable):
         return Validation(inspection, TokenCount())
     base = find_base_model(base_model, capabilities)
-    examples = dataset.Reading(
-        inspection.path, system_prompts=system_prompts(), specialization=specialization
-    )
+    folder = _tokenizer_folder(base, capabilities)
+    if folder is None:
+        raise FailedPrecondition(
+            "BASE_MODEL_NOT_PREPARED",
+            f"the tokenizer of {base.name} is not on this server yet; leave base_model empty for a check "
+            "without token counts, or start a job with it first",
+        )
     asked = pb.TrainingConfig(max_seq_length=max_seq_length or None)
     limit = with_defaults(asked, context_length=base.context_length).max_seq_length
-    count = count_tokens(base, examples, limit, capabilities.home)
+    count = counting.count(
+        counting.Request(
+            model_folder=folder,
+            dataset_path=inspection.path,
+            specialization=specialization,
+            max_seq_length=limit,
+            deadline_s=deadline_s,
+        )
+    )
+    findings = [
+        Finding(line, "", Severity.ERROR, f"the chat template of {base.name} refuses it: {reason}")
+        for line, reason in count.refusals
+    ]
     if count.unanswered:
         reason = f"{count.unanswered} rows have no answer within {limit} tokens; a job leaves them out"
-        unanswered = Finding(0, "", Severity.WARNING, reason)
-        inspection = replace(inspection, findings=(unanswered, *inspection.findings))
+        findings.append(Finding(0, "", Severity.WARNING, reason))
+    inspection = replace(
+        inspection,
+        usable=inspection.usable - count.refused,
+        errors=inspection.errors + count.refused,
+        findings=(*findings, *inspection.findings),
+    )
     return Validation(inspection, count)
 
 
@@ -171,6 +204,65 @@ def inspect_dataset(
         raise InvalidArgument(f"{within}{error.field}", error.reason) from error
 
 
+def _tokenizer_folder(base: BaseModel, capabilities: ServerCapabilities, within: str = "") -> Path | None:
+    try:
+        return tokenizer_folder(base, capabilities.home)
+    except BaseModelUnavailable as error:
+        raise InvalidArgument(f"{within}base_model", str(error)) from error
+
+
+def _tried(
+    base: BaseModel,
+    inspection: dataset.Inspection,
+    config: pb.TrainingConfig,
+    capabilities: ServerCapabilities,
+    deadline_s: float,
+) -> Trial:
+    folder = _tokenizer_folder(base, capabilities, _WITHIN)
+    return counting.tried(
+        counting.Request(
+            model_folder=folder,
+            dataset_path=inspection.path,
+            specialization=config.specialization,
+            max_seq_length=config.max_seq_length,
+            split=counting.Split(fraction=config.validation_fraction, seed=config.seed),
+            within=_WITHIN,
+            version=(inspection.digest, folder and counting.small_files(folder)),
+            deadline_s=deadline_s,
+        )
+    )
+
+
+def _require(trial: Trial, base: BaseModel, config: pb.TrainingConfig) -> None:
+    """Raises InvalidArgument if the chat template refuses a row, or a part of the rows is of no use."""
+    if trial.count.refusals:
+        line, reason = trial.count.refusals[0]
+        told = f"the chat template of {base.name} refuses line {line} of {config.dataset_path}: {reason}"
+        raise InvalidArgument(f"{_WITHIN}base_model", told)
+    if trial.train and trial.held_out:
+        _require_parts(trial.train, trial.held_out, config)
+
+
+def _require_parts(train: Part, held_out: Part, config: pb.TrainingConfig) -> None:
+    if not held_out.rows:
+        reason = f"{config.dataset_path} holds one conversation, with none left to measure on"
+        raise InvalidArgument(f"{_WITHIN}dataset_path", reason)
+    if config.enable_rlaif and train.questions < 2 and not config.fall_back_to_sft:
+        reason = (
+            f"RLAIF needs 2 questions with answers among the {train.rows} rows to learn from, which have "
+            f"{train.questions} ({held_out.rows} are held out): add rows that ask, or set enable_rlaif to "
+            "false"
+        )
+        raise InvalidArgument(f"{_WITHIN}enable_rlaif", reason)
+    for name, part in (("to learn from", train), ("held out for validation", held_out)):
+        if not part.has_answer:
+            reason = (
+                f"none of the {part.rows} rows {name} has an answer within {config.max_seq_length} tokens: "
+                "raise it, or shorten the rows"
+            )
+            raise InvalidArgument(f"{_WITHIN}max_seq_length", reason)
+
+
 def _unfit_here(
     config: pb.TrainingConfig, base: BaseModel, capabilities: ServerCapabilities
 ) -> list[tuple[str, str]]:
@@ -179,6 +271,10 @@ def _unfit_here(
         violations.append(
             ("config.base_model", f"{base.name} has no chat template; use an instruction-tuned model")
         )
+    known = layers.layers_of(base) if config.target_modules else ()
+    if known and (unknown := layers.unknown(config.target_modules, known)):
+        reason = f"no layer of {base.name} is named {', '.join(unknown)}; it has"
+        violations.append(("config.target_modules", f"{reason} {', '.join(layers.repeated(known))}"))
     if config.mixed_precision == pb.MIXED_PRECISION_FP16 and not CUDA_DEVICE.exists():
         violations.append(("config.mixed_precision", "fp16 needs a GPU, and this machine has none; use bf16"))
     if config.feedback_model not in JUDGES and not capabilities.has_judge_endpoint:

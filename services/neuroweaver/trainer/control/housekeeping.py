@@ -14,6 +14,7 @@ from neuroweaver.mesh.handlers import housekeeping
 from neuroweaver.mesh.handlers.housekeeping import Chores
 from neuroweaver.trainer.storage import retention
 from neuroweaver.trainer.storage.store import Store
+from neuroweaver.trainer.storage.tables import JOBS
 
 _LOG: Final = logging.getLogger("neuroweaver.trainer")
 
@@ -24,7 +25,11 @@ DROPPED: Final = ".dropped"
 async def keep_house(store: Store, jobs_folder: Path, kept: timedelta) -> None:
     """Until cancelled. kept: for how long the traces of a job that has ended are left."""
     await housekeeping.keep_house(
-        _LOG, store.database, lambda now: chores(store, jobs_folder, now - kept), clock=store.clock
+        _LOG,
+        store.database,
+        lambda now: chores(store, jobs_folder, now - kept),
+        times=(JOBS.c.create_time, JOBS.c.end_time),
+        clock=store.clock,
     )
 
 

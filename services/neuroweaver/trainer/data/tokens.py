@@ -1,20 +1,24 @@
-"""Counts the tokens of a data set with the base model's tokenizer and chat template, without torch."""
+"""What a job's model would read of a data set: tokens, a preview, and the rows that its template refuses."""
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
-
-from neuroweaver.base_models.catalog import BaseModel
-from neuroweaver.mesh.wire.errors import FailedPrecondition, InvalidArgument
+from neuroweaver.base_models.chat_template import TemplateRefuses
+from neuroweaver.trainer.data.encoding import EncodedChat, Segment, encode
 from neuroweaver.trainer.data.rows import Example
-from neuroweaver.trainer.data.turns import Messages, Segment, messages_of, segments
+from neuroweaver.trainer.data.turns import messages_of
+
+# Refusals that are told one by one, and how much of a template's words.
+MAX_TOLD: Final = 100
+MAX_REASON: Final = 500
+# Of a row in the preview, in characters: a template can write any number.
+MAX_PREVIEW: Final = 1 << 20
+# Different orders of roles that are tried; chats of many lengths have as many.
+MAX_SHAPES: Final = 200
 
 
 @dataclass
@@ -22,6 +26,8 @@ class TokenCount:
     """total, longest: of whole rows. trained: what the loss sees of them, cut at the limit.
 
     truncated: rows that are cut; unanswered: rows of which the loss sees nothing. preview: the first row.
+    sequences: what the model passes over, one or more a row.
+    refused: rows that the chat template refuses; refusals: line and reason of the first of them.
     """
 
     total: int = 0
@@ -29,91 +35,59 @@ class TokenCount:
     longest: int = 0
     truncated: int = 0
     unanswered: int = 0
+    sequences: int = 0
     preview: list[Segment] = field(default_factory=list)
+    refused: int = 0
+    refusals: list[tuple[int, str]] = field(default_factory=list)
 
 
-def count_tokens(base: BaseModel, examples: Iterable[Example], max_seq_length: int, home: Path) -> TokenCount:
-    """Totals over the examples, and the first of them as the model sees it.
-
-    Raises FailedPrecondition while the model's tokenizer is not on this machine's disk.
-    """
-    renderer = _Renderer(_folder(base, home))
+def count_tokens(tokenizer: Any, examples: Iterable[Example], limit: int) -> TokenCount:
+    """Totals over the examples as a job encodes them, and the first as the model sees it."""
     count = TokenCount()
     for example in examples:
-        row = renderer.segments(example)
-        lengths = [(renderer.length(text), is_trained) for text, is_trained in row]
-        whole = sum(length for length, _ in lengths)
-        trained = _trained(lengths, max_seq_length)
-        count.total += whole
+        chats = _encoded(tokenizer, example, count)
+        lengths = [len(chat.input_ids) for chat in chats]
+        trained = sum(chat.cut(limit).target_tokens for chat in chats)
+        count.total += sum(lengths)
         count.trained += trained
-        count.longest = max(count.longest, whole)
-        count.truncated += whole > max_seq_length
-        count.unanswered += not trained
-        count.preview = count.preview or row
+        count.longest = max(count.longest, *lengths, 0)
+        count.truncated += any(length > limit for length in lengths)
+        count.unanswered += bool(chats) and not trained
+        count.sequences += len(chats)
+        count.preview = count.preview or _preview(chats)
     return count
 
 
-def _trained(lengths: Iterable[tuple[int, bool]], limit: int) -> int:
-    """Tokens that the loss sees; the first of a row is predicted from nothing and never counts."""
-    end = trained = 0
-    for length, is_trained in lengths:
-        start, end = end, end + length
-        if is_trained:
-            trained += max(0, min(end, limit) - max(start, 1))
-    return trained
+def try_shapes(tokenizer: Any, examples: Iterable[Example]) -> TokenCount:
+    """`sequences` and refusals, by one row of each order of roles: by these a template decides."""
+    rows: Counter[Any] = Counter()
+    first: dict[Any, Example] = {}
+    for example in examples:
+        shape = tuple((message.role, message.is_trained) for message in example.messages)
+        if shape in first or len(first) < MAX_SHAPES:
+            first.setdefault(shape, example)
+            rows[shape] += 1
+    count = TokenCount()
+    for shape, example in first.items():
+        count.sequences += rows[shape] * len(_encoded(tokenizer, example, count))
+    return count
 
 
-def _folder(base: BaseModel, home: Path) -> Path:
-    for folder in (Path(base.location), home / "models" / base.name):
-        if (folder / "tokenizer.json").is_file():
-            return folder
-    raise FailedPrecondition(
-        "BASE_MODEL_NOT_PREPARED",
-        f"the tokenizer of {base.name} is not on this server yet; leave base_model empty for a check without "
-        "token counts, or start a job with it first",
-    )
+def _encoded(tokenizer: Any, example: Example, count: TokenCount) -> list[EncodedChat]:
+    """Empty for a row that the template refuses, which is counted as such."""
+    try:
+        return encode(tokenizer, messages_of(example))
+    except TemplateRefuses as refusal:
+        count.refused += 1
+        if count.refused <= MAX_TOLD:
+            count.refusals.append((example.line, str(refusal)[:MAX_REASON]))
+        return []
 
 
-class _Renderer:
-    def __init__(self, folder: Path) -> None:
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        file = folder / "chat_template.jinja"
-        template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
-        if not isinstance(template, str):
-            raise InvalidArgument("base_model", "has no chat template")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        self._template = environment.from_string(template)
-        self._special = {name: _text(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
-        self._end = self._end_text()
-
-    def length(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def segments(self, example: Example) -> list[Segment]:
-        """The example as a job renders it."""
-        return list(segments(messages_of(example), self._render, self._until_end))
-
-    def _end_text(self) -> str:
-        """The token that the template writes behind an answer, as base_models.chat_template finds it."""
-        chat = [
-            {"role": "user", "content": "First question"},
-            {"role": "assistant", "content": "First answer"},
-        ]
-        behind = self._render(chat, opens_turn=False).rpartition("First answer")[2]
-        tokens = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
-        written = [token for token in tokens if token.strip() and token in behind]
-        return min(written, key=lambda token: (behind.index(token), -len(token)), default="")
-
-    def _until_end(self, turn: str) -> str:
-        before, end, _ = turn.partition(self._end) if self._end else (turn, "", "")
-        return before + end
-
-    def _render(self, messages: Messages, opens_turn: bool) -> str:
-        return self._template.render(messages=messages, add_generation_prompt=opens_turn, **self._special)
-
-
-def _text(token: Any) -> str:
-    return token["content"] if isinstance(token, dict) else token or ""
+def _preview(chats: Iterable[EncodedChat]) -> list[Segment]:
+    left = MAX_PREVIEW
+    segments = []
+    for text, is_trained in (segment for chat in chats for segment in chat.segments):
+        segments.append((text[:left], is_trained))
+        left -= len(segments[-1][0])
+    return segments

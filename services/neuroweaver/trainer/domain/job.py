@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
@@ -41,6 +43,8 @@ class Job:
     attempt: int = 0
     lease_token: int = 0
     """Grows with every worker started: a worker with an older token is fenced off."""
+    secret_digest: str = ""
+    """Of the secret that proves the worker which holds the lease; empty where it was started without one."""
     reported: int = 0
     """Number of the last report stored of the worker that holds the lease."""
     failure: pb.Failure | None = None
@@ -62,13 +66,19 @@ class Job:
     def holds_lease(self, token: int) -> bool:
         return self.state in HELD and token == self.lease_token
 
-    def start(self, now: datetime) -> Job:
-        """Gives the job to a new worker."""
+    def is_proved_by(self, secret: str) -> bool:
+        """Whether somebody who shows this secret is the worker of the last attempt."""
+        shown = digest_of(secret) if secret else ""
+        return hmac.compare_digest(shown, self.secret_digest)
+
+    def start(self, now: datetime, secret_digest: str) -> Job:
+        """Gives the job to a new worker, which will know the secret of this digest."""
         self._require(self.state == State.JOB_STATE_QUEUED, "started")
         started = replace(
             self,
             attempt=self.attempt + 1,
             lease_token=self.lease_token + 1,
+            secret_digest=secret_digest,
             reported=0,
             start_time=self.start_time or now,
             failure=None,
@@ -145,3 +155,8 @@ class Job:
 
     def _refused(self, why: str) -> FailedPrecondition:
         return FailedPrecondition("JOB_STATE", f"job {self.job_id} {why}", self.job_id)
+
+
+def digest_of(secret: str) -> str:
+    """What is kept of a worker's secret: whoever reads the database cannot report in the worker's place."""
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -13,10 +13,14 @@ LOG_NAME: Final = "worker.log"
 
 @dataclass(frozen=True)
 class Exit:
-    """How a worker ended. status: its exit status, or minus the number of the signal that killed it."""
+    """How a worker ended. status: its exit status, or minus the number of the signal that killed it.
+
+    cause: the error that it wrote last, without secrets; empty if it wrote none.
+    """
 
     status: int
     ran_out_of_memory: bool = False
+    cause: str = ""
 
 
 class Worker(Protocol):
@@ -33,5 +37,9 @@ class Worker(Protocol):
 
 
 class Executor(Protocol):
-    async def start(self, job: Job, folder: Path) -> Worker:
-        """Starts a worker for a job that has just been given a new lease. Raises OSError."""
+    async def start(self, job: Job, secret: str, folder: Path) -> Worker:
+        """Starts a worker for a job that has just been given a new lease. Raises OSError.
+
+        secret: proves the worker to the trainer. It goes through the worker's standard input, since arguments
+        are everybody's to read and what a worker starts inherits its environment.
+        """

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from neuroweaver.base_models import hub_models
+from neuroweaver.mesh.machine import processes
+from neuroweaver.mesh.server.redaction import redacted_text, secrets_of
+from neuroweaver.mesh.wire.environment import without_secrets
 from neuroweaver.trainer.domain.job import Job
+from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE
 from neuroweaver.trainer.executors.executor import LOG_NAME, Exit, Worker
+
+_COMMAND: Final = (sys.executable, "-m", "neuroweaver.trainer.worker")
 
 # Threads that spin while they wait for each other make work many times slower on a machine that is shared:
 # bench/RESULTS.md has the figures.
 _ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+# How the last line of a traceback begins, and what faulthandler writes before a stack.
+_ERROR: Final = re.compile(r"(?:[\w.]+\.)?\w+(?:Error|Exception|Exit)\b(?::|$)|Fatal Python error: ")
+_TAIL_BYTES: Final = 1 << 16
+_MAX_CAUSE: Final = 500
 
 
 class LocalExecutor:
@@ -26,11 +38,11 @@ class LocalExecutor:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = dict(environ)
 
-    async def start(self, job: Job, folder: Path) -> Worker:
+    async def start(self, job: Job, secret: str, folder: Path) -> Worker:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         environ = (
             _ENVIRONMENT
-            | self._environ
+            | without_secrets(self._environ, *_keys(job))
             | {
                 "NEUROWEAVER_JOB_ID": job.job_id,
                 "NEUROWEAVER_LEASE_TOKEN": str(job.lease_token),
@@ -41,42 +53,52 @@ class LocalExecutor:
         )
         if job.trace_parent:
             environ["TRACEPARENT"] = job.trace_parent
-        kills_before = _out_of_memory_kills()
-        process = await asyncio.to_thread(_spawn, environ, folder / LOG_NAME)
-        return _LocalWorker(process, kills_before)
+        log, kills_before = folder / LOG_NAME, _out_of_memory_kills()
+        written_before = log.stat().st_size if log.exists() else 0
+        process = await asyncio.to_thread(processes.start, _COMMAND, environ, log, secret=secret)
+
+        def cause() -> str:
+            return redacted_text(last_error(log, written_before), secrets_of(self._environ))[:_MAX_CAUSE]
+
+        return _LocalWorker(process, kills_before, cause)
 
 
-def _spawn(environ: Mapping[str, str], log_file: Path) -> subprocess.Popen[bytes]:
-    # Not asyncio's: uvloop forks, and gRPC's handlers for a fork crash the child before it becomes a worker.
-    with log_file.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "neuroweaver.trainer.worker"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environ,
-            start_new_session=True,
-        )
+def _keys(job: Job) -> tuple[str, ...]:
+    """The secrets that the job's worker uses; its judge's only where that is behind an endpoint."""
+    of_judge = () if job.config.feedback_model == EMBEDDED_JUDGE else ("OPENAI_API_KEY",)
+    return (*hub_models.KEYS, "WANDB_API_KEY", *of_judge)
 
 
 class _LocalWorker:
-    def __init__(self, process: subprocess.Popen[bytes], kills_before: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], kills_before: int, cause: Callable[[], str]) -> None:
         self._process = process
         self._kills_before = kills_before
+        self._cause = cause
 
     async def wait(self) -> Exit:
         status = await asyncio.to_thread(self._process.wait)
         was_killed = status == -signal.SIGKILL
-        return Exit(status, was_killed and _out_of_memory_kills() > self._kills_before)
+        ran_out_of_memory = was_killed and _out_of_memory_kills() > self._kills_before
+        return Exit(status, ran_out_of_memory, await asyncio.to_thread(self._cause))
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            # The whole session: a data loader or a compiler that the worker started must not stay behind.
-            os.killpg(self._process.pid, signal.SIGKILL)
+        # The whole session: a data loader or a compiler that the worker started must not stay behind.
+        processes.kill_session(self._process.pid)
+
+
+def last_error(log_file: Path, start: int) -> str:
+    """The last line from byte `start` on that ends a traceback, or tells of a crash in native code."""
+    try:
+        with log_file.open("rb") as log:
+            log.seek(max(start, log_file.stat().st_size - _TAIL_BYTES))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if _ERROR.match(line)), "")
 
 
 def _out_of_memory_kills() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from neuroweaver.trainer.control.admission import ServerCapabilities, validate
+from neuroweaver.trainer.control.admission import DEADLINE_S, ServerCapabilities, validate
 from neuroweaver.trainer.data.specialization import load_specializations
 from neuroweaver.trainer.rpc import messages
 from neuroweaver.v1 import trainer_pb2 as pb
@@ -18,7 +18,6 @@ class Datasets:
     async def ValidateDataset(
         self, request: pb.ValidateDatasetRequest, context: Any
     ) -> pb.ValidateDatasetResponse:
-        del context
         validation = await asyncio.to_thread(
             validate,
             request.dataset_path,
@@ -26,6 +25,7 @@ class Datasets:
             specialization=request.specialization,
             base_model=request.base_model,
             max_seq_length=request.max_seq_length,
+            deadline_s=context.time_remaining() or DEADLINE_S,
         )
         return messages.from_validation(validation)
 

@@ -14,7 +14,7 @@ from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.wire import telemetry
 from neuroweaver.mesh.wire.ids import new_id
-from neuroweaver.trainer.control.admission import Admitted, ServerCapabilities, admit
+from neuroweaver.trainer.control.admission import DEADLINE_S, Admitted, ServerCapabilities, admit
 from neuroweaver.trainer.control.model_names import CheckName
 from neuroweaver.trainer.domain.job import Job
 from neuroweaver.trainer.rpc.messages import to_proto
@@ -66,7 +66,12 @@ class Jobs:
         answer = await self._mutations.answered(request, context)
         if answer is not None:
             return _traced(answer)
-        admitted = await asyncio.to_thread(admit, request.config, self._capabilities)
+        admitted = await asyncio.to_thread(
+            admit,
+            request.config,
+            self._capabilities,
+            deadline_s=context.time_remaining() or DEADLINE_S,
+        )
         await self._check_name(request.config.model_name)
         return await self._change(request, context, lambda jobs: start(jobs, request.job_id, admitted))
 

@@ -15,6 +15,9 @@ from neuroweaver.v1 import worker_pb2, worker_pb2_grpc
 # For cancellations that another process of the trainer stored.
 POLL_S: Final = 60.0
 
+_SOCKET: Final = "unix:"
+_SCHEME: Final = "Bearer "
+
 
 @dataclass(frozen=True)
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
@@ -23,7 +26,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     async def Report(  # type: ignore[override]  # writes to the context instead of yielding
         self, requests: AsyncIterator[worker_pb2.ReportRequest], context: Any
     ) -> None:
-        project = caller_of(context).project
+        project, secret = caller_of(context).project, _secret(context)
         pushing: asyncio.Task[None] | None = None
         lock = asyncio.Lock()
 
@@ -39,7 +42,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             signal = self.supervisor.store.signal((project, beat.job_id))
             while True:
                 seen = signal.count
-                job = await self.supervisor.held_job(project, beat)
+                job = await self.supervisor.held_job(project, beat, secret)
                 if job.state == State.JOB_STATE_CANCELLING:
                     await answer(job)
                     return
@@ -47,7 +50,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
 
         try:
             async for request in requests:
-                await answer(await self.supervisor.report(project, request))
+                await answer(await self.supervisor.report(project, request, secret))
                 if pushing is None:
                     beat = worker_pb2.ReportRequest(job_id=request.job_id, lease_token=request.lease_token)
                     pushing = asyncio.create_task(push_cancellation(beat))
@@ -55,3 +58,11 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             if pushing is not None:
                 pushing.cancel()
                 await asyncio.gather(pushing, return_exceptions=True)
+
+
+def _secret(context: Any) -> str:
+    """What the caller shows as a worker's secret: nothing, unless it came through the workers' socket."""
+    if not context.peer().startswith(_SOCKET):
+        return ""
+    shown = dict(context.invocation_metadata() or ()).get("authorization", "")
+    return str(shown).removeprefix(_SCHEME)

@@ -66,8 +66,11 @@ class Store:
         async with self.database.read() as connection:
             return await _held(connection)
 
-    async def start_next(self, slots: int) -> Job | None:
-        """The job that has waited longest, given to a new worker; None if none waits or no slot is free."""
+    async def start_next(self, slots: int, secret_digest: str) -> Job | None:
+        """The job that has waited longest, given to a new worker; None if none waits or no slot is free.
+
+        secret_digest: of the secret that the worker will have.
+        """
         # Most calls find nothing: look before taking the write lock.
         async with self.database.read() as connection:
             waiting = await _startable(connection, slots)
@@ -76,7 +79,7 @@ class Store:
 
         async def start(jobs: Writer) -> Job | None:
             queued = await _startable(jobs.connection, slots)
-            return await jobs.save(queued.start(jobs.now)) if queued else None
+            return await jobs.save(queued.start(jobs.now, secret_digest)) if queued else None
 
         return await self.transact(ChangeOrigin(waiting.project, SUPERVISOR), start)
 

@@ -43,6 +43,7 @@ JOBS: Final = Table(
     Column("end_time", UtcDateTime),
     Column("attempt", Integer, nullable=False),
     Column("lease_token", BigInteger, nullable=False),
+    Column("secret_digest", String(64), nullable=False, server_default=""),
     Column("reported", BigInteger, nullable=False),
     Column("last_sequence", BigInteger, nullable=False),
     Column("last_log_sequence", BigInteger, nullable=False),

@@ -6,10 +6,13 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import grpc
 
 from neuroweaver.mesh.server import logs
 from neuroweaver.mesh.wire import telemetry
@@ -17,8 +20,8 @@ from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.trainer.settings import TrainerSettings
 from neuroweaver.trainer.worker import pipeline
 from neuroweaver.trainer.worker.context import JobContext
-from neuroweaver.trainer.worker.failures import explain
-from neuroweaver.trainer.worker.process.link import Link, LinkHandler
+from neuroweaver.trainer.worker.failures import NO_ANSWER, explain
+from neuroweaver.trainer.worker.process.link import RECONNECT_S, Link, LinkHandler
 from neuroweaver.trainer.worker.process.monitor import Stopped
 from neuroweaver.trainer.worker.process.stages import Stages
 from neuroweaver.v1 import registry_pb2_grpc, trainer_pb2_grpc
@@ -26,33 +29,35 @@ from neuroweaver.v1 import trainer_pb2 as pb
 
 _LOG: Final = logging.getLogger("neuroweaver.trainer.worker")
 
-# A trainer that restarts must find out how the job ended; one that shuts us down no longer listens.
-DELIVERY_S: Final = 600.0
+# A trainer that comes back must find out how the job ended; one that shuts us down no longer listens.
+DELIVERY_S: Final = 24 * 3600.0
 SHUTDOWN_DELIVERY_S: Final = 2.0
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """The job that the trainer gives a worker, by environment."""
+    """The job that the trainer gives a worker, by environment and standard input."""
 
     job_id: str
     lease_token: int
+    secret: str = field(repr=False)
     folder: Path
     settings: TrainerSettings
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Assignment:
+    def received(cls, environ: Mapping[str, str], secret: str) -> Assignment:
         """Raises KeyError naming what is missing: workers are started by the trainer, not by hand."""
         return cls(
             job_id=environ["NEUROWEAVER_JOB_ID"],
             lease_token=int(environ["NEUROWEAVER_LEASE_TOKEN"]),
+            secret=secret,
             folder=Path(environ["NEUROWEAVER_JOB_FOLDER"]),
             settings=TrainerSettings.from_environment(environ),
         )
 
 
 def main() -> int:
-    assignment = Assignment.from_environment(os.environ)
+    assignment = Assignment.received(os.environ, sys.stdin.readline().strip())
     logs.configure("trainer-worker", debug=assignment.settings.debug, log_format="json")
     provider = telemetry.start("trainer-worker", assignment.settings.otlp_endpoint)
     with telemetry.continued(os.environ), telemetry.tracer.start_as_current_span("training job") as span:
@@ -64,8 +69,13 @@ def main() -> int:
 
 def work(assignment: Assignment) -> int:
     """Run the job and tell the trainer how it ended; returns the exit status."""
-    link = Link(assignment.settings.addresses["trainer"], assignment.job_id, assignment.lease_token)
-    logging.getLogger("neuroweaver").addHandler(LinkHandler(link))
+    link = Link(
+        f"unix:{assignment.settings.worker_socket}",
+        assignment.job_id,
+        assignment.lease_token,
+        assignment.secret,
+    )
+    logging.getLogger("neuroweaver").addHandler(LinkHandler(link, os.environ))
     is_shut_down = False
 
     def shut_down(_number: int, _frame: Any) -> None:
@@ -85,6 +95,21 @@ def work(assignment: Assignment) -> int:
     return 0 if is_delivered and finished.state == pb.JOB_STATE_SUCCEEDED else 1
 
 
+def job_of(
+    assignment: Assignment, trainer: trainer_pb2_grpc.TrainerServiceStub, must_stop: threading.Event
+) -> pb.TrainingJob:
+    """Waits for a trainer that is away. Raises Stopped if the job is to stop, grpc.RpcError."""
+    request = pb.GetTrainingJobRequest(job_id=assignment.job_id)
+    while True:
+        try:
+            return trainer.GetTrainingJob(request, timeout=60)
+        except grpc.RpcError as error:
+            if error.code() not in NO_ANSWER:
+                raise
+        if must_stop.wait(RECONNECT_S):
+            raise Stopped
+
+
 def run(assignment: Assignment, link: Link) -> pb.JobFinished:
     """How the job ended."""
     stages = Stages(assignment.folder / "stages", link, link.must_stop)
@@ -93,8 +118,8 @@ def run(assignment: Assignment, link: Link) -> pb.JobFinished:
             sync_channel(assignment.settings.addresses["trainer"]) as trainer,
             sync_channel(assignment.settings.addresses["registry"]) as registry,
         ):
-            request = pb.GetTrainingJobRequest(job_id=assignment.job_id)
-            job = trainer_pb2_grpc.TrainerServiceStub(trainer).GetTrainingJob(request, timeout=60)
+            stub = trainer_pb2_grpc.TrainerServiceStub(trainer)
+            job = job_of(assignment, stub, link.must_stop)
             context = JobContext(
                 job=job,
                 stages=stages,

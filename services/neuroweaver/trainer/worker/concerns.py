@@ -61,6 +61,17 @@ def of_fine_tuning(outcome: SFTResult, config: pb.TrainingConfig) -> Iterator[Co
         )
 
 
+def of_judging(missing: int, judged: int, cut: int) -> Iterator[Concern]:
+    """missing: of the `judged` judgements; cut: texts of which the judge read the beginning alone."""
+    if missing:
+        yield Concern(
+            "JUDGEMENTS_MISSING",
+            f"{missing} of {judged} judgements are missing, and the job goes on without them: see its log",
+        )
+    if cut:
+        yield Concern("JUDGE_READ_IN_PART", f"of {cut} longer texts the judge read the beginning alone")
+
+
 def of_reward_model(outcome: RewardModelResult, config: pb.TrainingConfig) -> Iterator[Concern]:
     if outcome.dropped:
         yield Concern(

@@ -15,6 +15,7 @@ import torch
 from neuroweaver.base_models.folders import Digests
 from neuroweaver.trainer.data.rows import Example
 from neuroweaver.trainer.data.specialization import Specialization, load_specializations
+from neuroweaver.trainer.worker.data.questions import Question
 from neuroweaver.trainer.worker.judging.choose import judge_named
 from neuroweaver.trainer.worker.judging.judge import Judge
 from neuroweaver.trainer.worker.models.base import load
@@ -38,12 +39,13 @@ DTYPES: Final = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the first stage holds in memory for the others."""
+    """What the first stage holds in memory for the others. questions: that RLAIF asks, if it is wanted."""
 
     model_folder: Path
     digests: Digests
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
+    questions: tuple[Question, ...] = ()
 
 
 @dataclass

@@ -10,19 +10,36 @@ import grpc
 import torch
 
 from neuroweaver.artifacts.transfer import Refused
+from neuroweaver.base_models.chat_template import TemplateRefuses
 from neuroweaver.base_models.folders import BaseModelUnavailable
+from neuroweaver.base_models.tokenizer import TokenizerUnusable
 from neuroweaver.mesh.wire.status import describe
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE
 from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
+from neuroweaver.trainer.worker.models.lora import UnknownLayers
 from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
 from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.v1 import trainer_pb2 as pb
 
 # No attempt of the same job can succeed.
-_FINAL: Final = frozenset({"BASE_MODEL_CHANGED", "DATASET_CHANGED", "REGISTRY_REFUSED"})
+_FINAL: Final = frozenset(
+    {
+        "BASE_MODEL_CHANGED",
+        "CHAT_TEMPLATE_REFUSED",
+        "CONTEXT_TOO_SHORT",
+        "DATASET_CHANGED",
+        # The same feedback and the same rows would be read again.
+        "NOT_ENOUGH_FEEDBACK",
+        "NO_USABLE_ROWS",
+        "REGISTRY_REFUSED",
+        "UNKNOWN_LAYERS",
+    }
+)
 # Without an answer, a later try can help; an answer says what to change.
-_NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+# A full disk passes too.
+_PASSING: Final = NO_ANSWER | {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 class DatasetChanged(Exception):
@@ -33,6 +50,10 @@ class BaseModelChanged(Exception):
     """The base model is not the one that the job began with."""
 
 
+class ContextTooShort(Exception):
+    """The base model's context holds no evaluation prompt with its answer."""
+
+
 # What may help where a training loop diverged.
 _LEARNING_RATES: Final[Mapping[int, str]] = {
     pb.STAGE_SFT: "; lower learning_rate",
@@ -41,12 +62,15 @@ _LEARNING_RATES: Final[Mapping[int, str]] = {
 _REASONS: Final[Mapping[type[Exception], str]] = {
     BaseModelChanged: "BASE_MODEL_CHANGED",
     BaseModelUnavailable: "BASE_MODEL_UNAVAILABLE",
+    ContextTooShort: "CONTEXT_TOO_SHORT",
     DatasetChanged: "DATASET_CHANGED",
     JudgeUnavailable: "JUDGE_UNAVAILABLE",
     NotEnoughFeedback: "NOT_ENOUGH_FEEDBACK",
     NothingToLearn: "NO_USABLE_ROWS",
     Refused: "REGISTRY_REFUSED",
+    TokenizerUnusable: "BASE_MODEL_UNAVAILABLE",
     TrainingDiverged: "DIVERGED",
+    UnknownLayers: "UNKNOWN_LAYERS",
 }
 
 
@@ -67,12 +91,14 @@ def _reason(error: Exception) -> tuple[str, str]:
     for kind, reason in _REASONS.items():
         if isinstance(error, kind):
             return reason, str(error)
+    if isinstance(error, TemplateRefuses):
+        return "CHAT_TEMPLATE_REFUSED", f"the base model's chat template refuses a conversation: {error}"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "OUT_OF_MEMORY", f"the worker ran out of memory; {OUT_OF_MEMORY_ADVICE}"
     if isinstance(error, grpc.RpcError):
-        reason = "REGISTRY_UNAVAILABLE" if error.code() in _NO_ANSWER else "REGISTRY_REFUSED"
+        reason = "REGISTRY_UNAVAILABLE" if error.code() in _PASSING else "REGISTRY_REFUSED"
         return reason, f"the Registry: {describe(error)}"
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return "DISK_FULL", "the trainer's disk is full; free some space and resume the job"
-    # The text of an unforeseen exception may hold secrets; the worker's log on the server has it all.
-    return "INTERNAL", f"an unexpected {type(error).__name__}; the worker's log on the server has the details"
+    # The text of an unforeseen exception is no sentence for people; the job's log has it, without secrets.
+    return "INTERNAL", f"an unexpected {type(error).__name__}; the job's log names the cause"

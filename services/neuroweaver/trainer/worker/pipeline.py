@@ -6,29 +6,48 @@ Models are loaded where they are needed and dropped again: a resumed stage sees 
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from neuroweaver.base_models.catalog import resolve
+from neuroweaver.base_models.chat_template import TemplateRefuses
 from neuroweaver.base_models.folders import Digests, digests, materialize
+from neuroweaver.base_models.tokenizer import load_tokenizer
 from neuroweaver.mesh.machine.files import read_json, read_jsonl, write_json, write_jsonl
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.files import locate
 from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.data.split import plain_words, split
+from neuroweaver.trainer.data.tokens import try_shapes
 from neuroweaver.trainer.data.turns import messages_of
 from neuroweaver.trainer.worker import concerns
 from neuroweaver.trainer.worker.context import JobContext, Prepared
 from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged
+from neuroweaver.trainer.worker.models.lora import require_layers
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.stages import Result, as_message, as_result
+from neuroweaver.trainer.worker.prompts import (
+    choose_questions,
+    require_room,
+    require_vocabulary,
+    room_for_answers,
+)
 from neuroweaver.trainer.worker.registration import Registration, register
 from neuroweaver.trainer.worker.rlaif import improve, questions_of
-from neuroweaver.trainer.worker.sft.finetune import finetune
+from neuroweaver.trainer.worker.sft.finetune import NothingToLearn, finetune
 from neuroweaver.trainer.worker.validation.compare import evaluate
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import trainer_pb2 as pb
+
+# Of a base model, by the name of their digest.
+_PARTS: Final = {
+    "base": "weights",
+    "tokenizer": "tokenizer",
+    "chat_template": "chat template",
+    "generation": "generation settings",
+}
 
 
 def run(context: JobContext) -> pb.TrainingResult:
@@ -77,15 +96,29 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
     dataset.require(read)
     train, validation = split(read.examples, config.validation_fraction, config.seed)
     if not train or not validation:
-        raise DatasetChanged(f"{config.dataset_path} needs at least two different conversations")
+        raise NothingToLearn(f"{config.dataset_path} holds one conversation, with none left to measure on")
     folder = materialize(base, context.home, monitor.check)
     context.prepared = Prepared(folder, digests(folder), train, validation)
     require_same_base(context, context.prepared.digests)
+    refuse_unwritable(folder, read)
+    if config.target_modules:
+        require_layers(folder, config.target_modules)
     notice_remarks(context, read.inspection)
     notice_seen_prompts(context)
-    if config.enable_rlaif and not config.fall_back_to_sft:
-        questions_of(context)  # raises before anything is trained
+    require_vocabulary(folder, base)
+    has_room = room_for_answers(folder, base, config.max_new_tokens)
+    require_room(context, has_room)
+    if config.enable_rlaif:
+        context.prepared = replace(context.prepared, questions=choose_questions(context, has_room))
+        if not config.fall_back_to_sft:
+            questions_of(context)  # raises before anything is trained
     return {"rows": read.rows, "train_rows": len(train), "validation_rows": len(validation)}
+
+
+def refuse_unwritable(folder: Path, read: dataset.Dataset) -> None:
+    """Raise TemplateRefuses before anything is trained, also where the tokenizer came with this job."""
+    for line, reason in try_shapes(load_tokenizer(folder), read.examples).refusals:
+        raise TemplateRefuses(f"{read.inspection.path.name}:{line}: {reason}")
 
 
 def notice_remarks(context: JobContext, inspection: dataset.Inspection) -> None:
@@ -128,9 +161,10 @@ def require_same_base(context: JobContext, present: Digests) -> None:
     first = read_json(path)
     if first is None:
         write_json(path, now)
-    elif first != now:
-        parts = {"base": "weights", "tokenizer": "tokenizer", "chat_template": "chat template"}
-        changed = " and ".join(part for name, part in parts.items() if first.get(name) != now[name])
+        return
+    # A job that an earlier version began may have noted fewer parts.
+    changed = " and ".join(_PARTS[name] for name in first if first[name] != now[name])
+    if changed:
         raise BaseModelChanged(
             f"the {changed} of base model {context.config.base_model} have changed since the job began; "
             "start a new job with it"
@@ -163,11 +197,15 @@ def register_over_its_base(registration: Registration, context: JobContext) -> R
 
 def validate(context: JobContext, adapter: Path, monitor: Monitor) -> Result:
     heldout = [messages_of(example) for example in context.prepared.validation]
+    cut_before = context.judge.usage.cut
     with context.tuned_model(adapter) as (model, tokenizer):
         samples, result = evaluate(
             model, tokenizer, context.judge, context.specialization, heldout, context.config, monitor
         )
     write_jsonl(context.folder / "evaluation.jsonl", samples)
+    given = [sample[name] for sample in samples for name in ("base_score", "tuned_score", "verdict")]
+    cut = context.judge.usage.cut - cut_before
+    context.stages.notices(concerns.of_judging(given.count(None), len(given), cut))
     context.stages.notices(concerns.of_validation(samples, result))
     return result
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Final
+from typing import Any, Final
 
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
 from neuroweaver.trainer.domain.offers import ALGORITHMS
 from neuroweaver.trainer.worker import concerns
 from neuroweaver.trainer.worker.context import JobContext
-from neuroweaver.trainer.worker.data.questions import Question, choose, without_system
+from neuroweaver.trainer.worker.data.questions import Question, without_system
 from neuroweaver.trainer.worker.failures import explain
 from neuroweaver.trainer.worker.judging.judge import JudgeItem
 from neuroweaver.trainer.worker.models.generation import generate
@@ -88,15 +89,19 @@ def learn_from_feedback(context: JobContext, adapter: Path, result: pb.TrainingR
 
 
 def questions_of(context: JobContext) -> list[Question]:
-    """The prompts of RLAIF: single questions of the training split. Raises NotEnoughFeedback."""
-    config = context.config
-    chosen = choose(context.prepared.train, config.specialization, config.rlaif_samples, config.seed)
+    """The prompts of RLAIF. Raises NotEnoughFeedback."""
+    chosen = context.prepared.questions
     if len(chosen) < 2:
         raise NotEnoughFeedback(
-            f"RLAIF needs 2 questions with answers in the training data, which has {len(chosen)}: add rows, "
-            "or set enable_rlaif to false"
+            "RLAIF needs 2 questions with answers in the training data that leave room for max_new_tokens in "
+            f"the base model's context, and there are {len(chosen)}: add rows, or set enable_rlaif to false"
         )
-    return chosen
+    return list(chosen)
+
+
+def rows_about(questions: Mapping[str, Question], file: Path) -> list[dict[str, Any]]:
+    """A file's rows. An earlier version also asked questions that leave no room for an answer."""
+    return [row for row in read_jsonl(file) if row["prompt_id"] in questions]
 
 
 def respond(context: JobContext, adapter: Path, monitor: Monitor) -> Result:
@@ -134,7 +139,7 @@ def respond(context: JobContext, adapter: Path, monitor: Monitor) -> Result:
 
 def judge_responses(context: JobContext, monitor: Monitor) -> Result:
     questions = {question.id: question for question in questions_of(context)}
-    responses = list(read_jsonl(context.folder / RESPONSES))
+    responses = rows_about(questions, context.folder / RESPONSES)
     items = [
         JudgeItem(question.text, response["text"], question.reference)
         for response in responses
@@ -146,6 +151,9 @@ def judge_responses(context: JobContext, monitor: Monitor) -> Result:
         for response, judgement in zip(responses, judgements, strict=True)
     ]
     write_jsonl(context.folder / FEEDBACK, feedback)
+    context.stages.notices(
+        concerns.of_judging(judgements.count(None), len(judgements), context.judge.usage.cut)
+    )
     # The metrics are those of the model's own responses.
     scores = [row["score"] for row in feedback if row["source"] == POLICY_SOURCE and row["score"] is not None]
     good = sum(score >= context.config.rlaif_threshold for score in scores)
@@ -162,7 +170,7 @@ def judge_responses(context: JobContext, monitor: Monitor) -> Result:
 def learn_rewards(context: JobContext, monitor: Monitor) -> Result:
     config = context.config
     questions = {question.id: question for question in questions_of(context)}
-    feedback = list(read_jsonl(context.folder / FEEDBACK))
+    feedback = rows_about(questions, context.folder / FEEDBACK)
     groups = group_feedback(feedback, lambda prompt_id: without_system(questions[prompt_id].messages))
     train, heldout = pairs_from_feedback(groups, rlaif_threshold=config.rlaif_threshold, seed=config.seed)
     if len(train) < MIN_PAIRS or not heldout:

@@ -126,7 +126,7 @@ async def test_a_base_model_of_another_digest_ends_it_before_anything_is_fetched
     asked = len(registry[0].offsets)
     done = await run(tmp_path, registry[1], base)
     assert done.returncode == 3
-    assert f"the base model in {folder} has digest" in done.stderr
+    assert "the base model has digest" in done.stderr
     done = await run(tmp_path, registry[1], base | {"base_folder": str(tmp_path / "none")})
     assert done.returncode == 3
     assert "cannot be read" in done.stderr

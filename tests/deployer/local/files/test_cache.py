@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from deployer.local.replicas.test_processes import FAST, pid_of
 from deployer.local.worlds import NAME, READY, FakeRegistry, revision, wanted, world
+from disks import CannotMount, mounted
 from neuroweaver.artifacts.file import File
 from neuroweaver.cluster.errors import BackendError, Trouble
 from neuroweaver.deployer.domain.backend import Bundle
@@ -121,17 +122,12 @@ async def test_what_a_killed_process_left_half_way_is_removed(tmp_path: Path, re
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("no right to mount a small file system: a full disk is not tested")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with ExitStack() as stack:
+        try:
+            disk = stack.enter_context(mounted(tmp_path / "disk", 1))
+        except CannotMount as error:
+            pytest.skip(f"a small disk cannot be mounted here, so a full one is not tested: {error}")
+        yield disk.folder
 
 
 async def test_a_full_disk_is_a_clear_error(small_disk: Path, tmp_path: Path, registry: FakeRegistry):

@@ -442,6 +442,10 @@ PAGE = (("Content-Type", "text/html"),)
         ),
         (Reply(raw=b"", headers=PAGE), "an empty body"),
         (
+            Reply(raw=b'data: {"choices": []}\n\n', headers=(("Content-Type", "text/event-stream"),)),
+            "a stream of events, .* where JSON was asked for",
+        ),
+        (
             Reply(status=403, raw=b"<h1>Blocked by the gateway</h1>", headers=PAGE),
             "403: Blocked by the gateway",
         ),
@@ -528,6 +532,26 @@ def test_a_certificate_that_is_not_trusted_is_said(tmp_path):
         cause = "certificate is not trusted .self-signed certificate.: SSL_CERT_FILE"
         with pytest.raises(JudgeUnavailable, match=cause):
             score(fake, items(9), max_retries=0)
+
+
+def test_an_answer_of_many_bytes_is_missing_and_not_asked_for_again():
+    with serving(in_turn(replace(graded(), raw=b"x" * (5 << 20)), graded())) as fake:
+        assert len(score(fake, items(1), max_retries=4)) == 1
+        assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_judge_that_redirects_to_another_host_gets_no_second_request_and_is_named(status):
+    with serving(in_turn(graded())) as other:
+        elsewhere = replace(graded(), status=status, headers=(("location", other.base_url),))
+        with (
+            serving(in_turn(elsewhere)) as fake,
+            pytest.raises(
+                JudgeUnavailable, match=r"redirects to another host, 127\.0\.0\.1: check OPENAI_BASE_URL"
+            ),
+        ):
+            score(fake, items(1), max_retries=4)
+        assert (len(fake.requests), other.requests) == (1, [])
 
 
 def test_a_body_that_drips_outlasts_no_limit():
@@ -952,6 +976,15 @@ def test_the_better_answer_wins_in_either_place_and_near_ones_tie(embedded):
     assert verdict(case.vague, case.paraphrase) is Verdict.B
     assert verdict(case.paraphrase, case.paraphrase) is Verdict.TIE
     assert verdict("", "") is Verdict.TIE
+
+
+def test_texts_of_which_the_embedded_judge_reads_the_beginning_alone_are_counted(embedded):
+    before = embedded.usage.cut
+    short, long = (JudgeItem("Which oil?", "Use 0W-20 oil. " * times, "0W-20.") for times in (20, 90))
+    embedded.score([short], RUBRIC, Silent())
+    assert embedded.usage.cut == before
+    embedded.score([long], RUBRIC, Silent())
+    assert embedded.usage.cut == before + 1
 
 
 def test_the_monitor_is_told_and_can_stop_the_embedded_judge(embedded):

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
 
 from neuroweaver.base_models.catalog import BUILTIN, resolve
 from neuroweaver.base_models.folders import materialize
-from neuroweaver.trainer.worker.data.chat import collate, encode_chat, target_losses
+from neuroweaver.trainer.data.encoding import encode
+from neuroweaver.trainer.worker.data.chat import collate, target_losses
 from neuroweaver.trainer.worker.models.base import load
 from neuroweaver.trainer.worker.models.generation import generate
 from neuroweaver.trainer.worker.models.nf4_cpu import packed_for_generation
@@ -28,6 +30,17 @@ def test_a_tokenizer_without_padding_pads_with_its_end_of_sequence(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     _, tokenizer = load(folder)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def test_a_padding_token_outside_of_the_embedding_is_none(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    model, loaded = load(folder)
+    assert tokenizer.pad_token_id == model.get_input_embeddings().num_embeddings
+    assert loaded.pad_token_id == loaded.eos_token_id
+    batch = collate([*encode(loaded, CHATS[0]), *encode(loaded, CHATS[1])], loaded.pad_token_id)
+    assert torch.isfinite(target_losses(model, batch)).all()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +70,7 @@ def gradients(folder, *, evaluates_first):
         generate(model, tokenizer, [CHATS[0][:1]], max_new_tokens=4, temperature=0, seed=0, monitor=Silent())
         with torch.no_grad():
             model(torch.tensor([[1, 2, 3]]))
-    batch = collate([encode_chat(tokenizer, CHATS[0])], tokenizer.pad_token_id)
+    batch = collate(encode(tokenizer, CHATS[0]), tokenizer.pad_token_id)
     target_losses(model, batch).mean().backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
 

@@ -6,7 +6,7 @@ from peft import get_peft_model
 from torch import nn
 
 from neuroweaver.trainer.worker.models.base import load
-from neuroweaver.trainer.worker.models.lora import lora, without_adapter
+from neuroweaver.trainer.worker.models.lora import UnknownLayers, lora, require_layers, without_adapter
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,13 @@ from neuroweaver.trainer.worker.models.lora import lora, without_adapter
 def test_names_that_no_layer_has_are_told(folder, asked, missing):
     model = get_peft_model(load(folder)[0], lora(4, 8, target_modules=asked))
     assert without_adapter(model, asked) == missing
+
+
+@pytest.mark.parametrize("asked", [["query_key_value"], ["attn.v_proj"], ["norm"]])
+def test_names_by_which_no_layer_can_get_an_adapter_are_refused_without_the_weights(folder, asked):
+    require_layers(folder, ["q_proj", "value_proj"])
+    with pytest.raises(UnknownLayers, match=asked[0]):
+        require_layers(folder, asked)
 
 
 class Experts(nn.Module):

@@ -100,5 +100,5 @@ def test_one_checkpoint_is_kept_and_the_result_speaks_of_all_steps(optimize, tmp
 
 
 def test_a_distance_below_0_is_not_reported():
-    history = [{"step": 1, "reward": 1.0, "kl": -0.01, "kl_k3": 0.0002}]
+    history = [{"step": 1, "reward": 1.0, "kl_k1": -0.01, "kl_k3": 0.0002}]
     assert summary(history, "")["kl_last"] == 0.0002

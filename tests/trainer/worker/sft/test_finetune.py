@@ -13,6 +13,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from base_models.families import NAMED
+from neuroweaver.trainer.data.encoding import encode
 from neuroweaver.trainer.domain.config import with_defaults
 from neuroweaver.trainer.worker.models import base
 from neuroweaver.trainer.worker.process.checkpoints import checkpoints
@@ -90,6 +92,23 @@ def test_training_lowers_the_loss_on_the_answers_it_saw(uninterrupted):
     assert result.loss_after < result.loss_before - 0.1
     assert len(result.losses) == 6
     assert result.losses[-1] < result.losses[0]
+
+
+def test_a_row_of_several_sequences_is_trained_on_all_of_them_and_counts_once(folder, tmp_path):
+    model, tokenizer = base.load(folder)
+    tokenizer.chat_template = NAMED["Qwen 3"].template
+    rows = [[*chat, *chat] for chat in CHATS[:4]]
+    config = config_of(epochs=1, batch_size=1, gradient_accumulation_steps=1, max_seq_length=200)
+    long = [{"role": "user", "content": "question " * 300}, *CHATS[0][1:]]
+    result = training.finetune(
+        model, tokenizer, [*rows, long], [rows[0], long], config=config, folder=tmp_path / "run",
+        monitor=Silent(), resume=False,
+    )  # fmt: skip
+    lengths = [[len(chat.cut(200).input_ids) for chat in encode(tokenizer, row)] for row in rows]
+    assert all(len(row) == 2 for row in lengths)
+    assert len(result.losses) == 8
+    assert result.tokens == sum(map(sum, lengths))
+    assert (result.examples, result.dropped, result.unmeasured) == (4, 1, 1)
 
 
 def test_every_optimiser_step_is_reported_with_its_metrics(uninterrupted):

@@ -226,8 +226,11 @@ def _warnings(results: pb.ExperimentResults) -> Iterable[Text]:
     if ratio.is_mismatch:
         yield Text(f"The split differs from the weights (p = {_p(ratio.p_value)}).", "bold red")
     rejected = sum(rejection.count for rejection in results.events.rejected)
-    if rejected or results.events.unexposed:
-        yield Text(f"{rejected:,} events rejected, {results.events.unexposed:,} without exposure", "yellow")
+    unexposed, unused = results.events.unexposed, sum(each.count for each in results.events.unused)
+    if rejected or unexposed or unused:
+        yield Text(
+            f"{rejected:,} events rejected, {unexposed:,} without exposure, {unused:,} in no metric", "yellow"
+        )
     for notice in results.notices:
         yield Text(f"{notice.reason}: {plain(notice.message)}", "yellow")
 

@@ -36,9 +36,19 @@ from neuroweaver.deployer.routing import front
 from neuroweaver.deployer.routing.counts import Counts
 from neuroweaver.deployer.routing.metrics import Metrics
 from neuroweaver.deployer.routing.pages import Send
-from neuroweaver.deployer.routing.router import Receive, Refusal, Router, Scope, public_path, refuse
+from neuroweaver.deployer.routing.router import (
+    UNKEPT,
+    Refusal,
+    Router,
+    Scope,
+    public_path,
+    refuse,
+)
 from neuroweaver.deployer.routing.shares import at_random, by_hash
 from neuroweaver.mesh.server import logs
+from neuroweaver.mesh.server.http_bodies import Receive
+from neuroweaver.mesh.server.http_limits import HttpLimits
+from neuroweaver.mesh.wire import environment
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -168,11 +178,18 @@ class _Revision:
 class App:
     """The pod's ASGI application: what Kubernetes and Prometheus ask, and before all the router."""
 
-    def __init__(self, client: httpx2.AsyncClient, routes: Routes, *, host: str) -> None:
+    def __init__(self, client: httpx2.AsyncClient, routes: Routes, limits: HttpLimits, *, host: str) -> None:
         self._routes = routes
         self._metrics = Metrics(routes.by_revision, lambda: routes.waiting)
         self._router = Router(
-            client, self._locate, lambda _: routes, host=host, endpoint=lambda _: _NOT_HERE, wake_s=0.0
+            client,
+            client,
+            self._locate,
+            lambda _: routes,
+            limits,
+            host=host,
+            endpoint=lambda _: _NOT_HERE,
+            wake_s=0.0,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -218,19 +235,26 @@ async def follow(api: Api, namespace: str, config_map: str, routes: Routes) -> N
 
 
 async def serve(
-    api: Api, namespace: str, config_map: str, *, host: str, port: int, drain_s: float, stop: asyncio.Event
+    api: Api,
+    namespace: str,
+    config_map: str,
+    limits: HttpLimits,
+    *,
+    host: str,
+    port: int,
+    drain_s: float,
+    stop: asyncio.Event,
 ) -> None:
     """Until `stop`; requests under way then get `drain_s`. Raises OSError if the port is taken."""
     routes = Routes()
     # A connection each: kept ones would bind this pod to the few pods that they lead to.
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=limits))
+        client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=UNKEPT))
         listener = stack.enter_context(front.listen(host, port))
         following = asyncio.create_task(follow(api, namespace, config_map, routes))
         stack.push_async_callback(_ended, following)
-        app = App(client, routes, host=host)
-        await stack.enter_async_context(front.serving(listener, app, drain_s=drain_s))
+        app = App(client, routes, limits, host=host)
+        await stack.enter_async_context(front.serving(listener, app, limits, drain_s=drain_s))
         _LOG.info("router serves", extra={"port": listener.getsockname()[1], "config_map": config_map})
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({stopping, following}, return_when=asyncio.FIRST_COMPLETED)
@@ -265,6 +289,7 @@ async def _main(arguments: argparse.Namespace) -> None:
             api,
             arguments.namespace,
             arguments.config_map,
+            environment.read(HttpLimits),
             host=arguments.host,
             port=arguments.port,
             drain_s=arguments.drain_s,
@@ -284,7 +309,6 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--drain-s", type=float, default=30.0)
     logs.configure("router")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     uvloop.run(_main(parser.parse_args()))
 
 

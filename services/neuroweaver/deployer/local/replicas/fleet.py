@@ -27,6 +27,7 @@ from neuroweaver.deployer.local.replicas.restarts import Policy
 from neuroweaver.deployer.local.scaling.sizing import Load, Sizing
 from neuroweaver.deployer.routing.counts import Counts
 from neuroweaver.deployer.routing.shares import Affinity, at_random, percent
+from neuroweaver.mesh.handlers.loop import Outage
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _LOG: Final = logging.getLogger(__name__)
@@ -252,19 +253,18 @@ class Fleet:
 
     async def _care(self) -> None:
         look_at = time.monotonic() + LOOK_S
+        outage = Outage("replicas", resource=self._resource_name)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(asyncio.get_running_loop().time() + LOOK_S):
                     await self._moved.wait()
             has_moved = self._moved.is_set()
             self._moved.clear()
-            try:
+            with outage.survived():
                 if (now := time.monotonic()) >= look_at:
                     look_at = now + LOOK_S
                     has_moved |= self._size(now)
                 self.step()
-            except Exception:  # noqa: BLE001  # the next step may succeed; without care nothing would
-                _LOG.exception("a deployment's step failed", extra={"resource": self._resource_name})
             if has_moved:
                 self._tell(self)
 

@@ -65,7 +65,9 @@ class Launch:
 
     def _frame(self) -> list[Any]:
         need = [self.need.cores, self.need.memory_bytes, self.need.gpus]
-        base = [self.bundle.base_name, self.bundle.base_model_digest]
+        bundle = self.bundle
+        texts = filter(None, (bundle.base_tokenizer_digest, bundle.base_chat_template_digest))
+        base = [bundle.base_name, bundle.base_model_digest, *texts]
         return [base, self._options, need, self.cpu_limit, self.memory_limit_bytes]
 
     def config(self, *, port: int, places: Places, drain_s: float) -> ServingConfig:

@@ -17,7 +17,7 @@ from typing import Final
 
 import psutil
 
-from neuroweaver.mesh.machine import memory
+from neuroweaver.mesh.machine import memory, processes
 
 CONFIG_OPTION: Final = "--config"
 SIGNALLED: Final = 128
@@ -64,8 +64,7 @@ class Process:
     def kill(self) -> None:
         """With all processes of its session: what it started must not stay behind."""
         if not self.has_ended:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.identity.pid, signal.SIGKILL)
+            processes.kill_session(self.identity.pid)
 
     def cpu_seconds(self) -> float | None:
         """Used since its start; None if it has ended."""
@@ -86,16 +85,7 @@ class Process:
 
 def start(command: Sequence[str], config: Path, environ: Mapping[str, str], log: Path) -> Process:
     """Blocks for milliseconds. Raises OSError."""
-    with log.open("ab") as output:
-        # Not asyncio's: uvloop forks, and gRPC's handlers for a fork crash the child.
-        child = subprocess.Popen(  # noqa: S603  # the command is the deployer's own
-            [*command, CONFIG_OPTION, str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=dict(environ),
-            start_new_session=True,
-        )
+    child = processes.start([*command, CONFIG_OPTION, str(config)], environ, log)
     try:
         started = psutil.Process(child.pid).create_time()
     except psutil.Error:
@@ -105,15 +95,15 @@ def start(command: Sequence[str], config: Path, environ: Mapping[str, str], log:
 
 def found(folder: Path) -> dict[Path, Process]:
     """All running processes whose configuration file lies below `folder`, by that file."""
-    processes = {}
+    running = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             config = _config_of(process)
             # What it forked has its command line too, but leads no session.
             is_leader = config is not None and os.getsid(process.pid) == process.pid
             if config is not None and is_leader and config.is_relative_to(folder) and _runs(process):
-                processes[config] = Process(Identity(process.pid, process.create_time()), config, None)
-    return processes
+                running[config] = Process(Identity(process.pid, process.create_time()), config, None)
+    return running
 
 
 def _same(identity: Identity, config: Path) -> psutil.Process | None:

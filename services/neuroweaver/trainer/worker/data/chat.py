@@ -1,65 +1,21 @@
-"""Chats as token ids, with labels on the assistant's turns alone."""
+"""Encoded chats as tensors, and the loss on them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from neuroweaver.base_models.chat_template import chat_template
-from neuroweaver.trainer.data import turns
-
-Messages = turns.Messages
-
-# What the cross-entropy of torch skips.
-IGNORED = -100
-
-
-@dataclass(frozen=True)
-class EncodedChat:
-    """A chat up to its last assistant token; labels repeat the ids of assistant tokens, IGNORED elsewhere."""
-
-    input_ids: list[int]
-    labels: list[int]
-    is_truncated: bool = False
-
-    @property
-    def target_tokens(self) -> int:
-        """How many tokens the loss sees; the first position is predicted from nothing and never counts."""
-        return sum(label != IGNORED for label in self.labels[1:])
+from neuroweaver.trainer.data.encoding import IGNORED, EncodedChat
+from neuroweaver.trainer.data.turns import Messages
 
 
 def encode_prompt(tokenizer: Any, messages: Messages) -> list[int]:
     """Token ids of `messages` followed by the opening of an assistant turn."""
     return chat_template(tokenizer).prompt_ids(messages)
-
-
-def encode_chat(tokenizer: Any, messages: Messages, *, max_length: int | None = None) -> EncodedChat:
-    """The chat with labels on every assistant turn, its end-of-turn token included.
-
-    A turn that is not to be trained is context. Each turn is tokenised on its own, so that its context has
-    the ids it has when the turn is generated. The last one ends as generation does, also where the template
-    writes no end. Longer than `max_length`, the start is kept. Raises ValueError as `segments` does.
-    """
-    template = chat_template(tokenizer)
-    quoted = template.quoted(messages)
-    input_ids: list[int] = []
-    labels: list[int] = []
-    rendered, is_trained = "", False
-    for text, is_trained in turns.segments(quoted, template.render, template.until_end):
-        ids = template.token_ids(text, after=rendered)
-        input_ids += ids
-        labels += ids if is_trained else [IGNORED] * len(ids)
-        rendered += text
-    if is_trained and template.end is not None and labels[-1] != template.end:
-        input_ids.append(template.end)
-        labels.append(template.end)
-    if max_length is None or len(input_ids) <= max_length:
-        return EncodedChat(input_ids, labels)
-    return EncodedChat(input_ids[:max_length], labels[:max_length], is_truncated=True)
 
 
 def padded(rows: Sequence[Sequence[int]], filler: int, *, side: str = "right") -> torch.Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 from neuroweaver.trainer.data.rows import Example, Message
 from neuroweaver.trainer.data.specialization import system_prompts
@@ -63,8 +64,14 @@ def without_system(messages: Messages) -> Messages:
     return [message for message in messages if (message["role"], message["content"]) not in shared]
 
 
-def choose(examples: Sequence[Example], specialization: str, count: int, seed: int) -> list[Question]:
-    """Up to `count` questions drawn by the seed, those of the specialisation first.
+def choose(
+    examples: Sequence[Example],
+    specialization: str,
+    count: int,
+    seed: int,
+    is_wanted: Callable[[Question], bool] = lambda _: True,
+) -> list[Question]:
+    """Up to `count` wanted questions drawn by the seed, those of the specialisation first.
 
     Files are often sorted by subject, so that their first rows are no sample.
     """
@@ -73,4 +80,4 @@ def choose(examples: Sequence[Example], specialization: str, count: int, seed: i
         drawn = hashlib.sha256(f"{seed}\n{question.id}\n{question.text}".encode()).digest()
         return question.specialization != specialization, drawn
 
-    return sorted(questions_of(examples), key=order)[:count]
+    return list(islice(filter(is_wanted, sorted(questions_of(examples), key=order)), count))

@@ -88,6 +88,7 @@ class EmbeddedJudge:
             self.usage.calls += len(group)
             monitor.report(step=start + len(group), total_steps=len(items), tokens=self._embedder.tokens)
         self.usage.prompt_tokens = self._embedder.tokens
+        self.usage.cut = self._embedder.cut
         return judgements
 
     def compare(self, items: Sequence[Comparison], rubric: Rubric, monitor: Monitor) -> list[Verdict | None]:
@@ -142,6 +143,8 @@ class Embedder:
         ).eval()
         self._vectors: dict[str, Any] = {}
         self.tokens = 0
+        self.cut = 0
+        """Texts that are longer than MAX_TOKENS."""
 
     def prepare(self, texts: Sequence[str], monitor: Monitor) -> None:
         """Embed the texts that have no vector yet, those of like length together."""
@@ -170,6 +173,7 @@ class Embedder:
         )
         mask = tokens["attention_mask"]
         self.tokens += int(mask.sum())
+        self.cut += sum(bool(encoding.overflowing) for encoding in tokens.encodings)
         hidden = self._model(**tokens).last_hidden_state  # (texts, tokens, 384)
         kept = mask[..., None].to(hidden.dtype)
         mean = (hidden * kept).sum(dim=1) / kept.sum(dim=1)

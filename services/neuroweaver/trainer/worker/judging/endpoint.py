@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import openai
 
+from neuroweaver.mesh.wire import bounded_http
 from neuroweaver.trainer.worker.judging import faults, prompt
 from neuroweaver.trainer.worker.judging.cache import JudgeCache, key_of
 from neuroweaver.trainer.worker.judging.faults import Asked, Fault, NoJudgement
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 # From the strictest form of answer to none; endpoints that refuse one are asked with the next.
 FORMATS = ("json_schema", "json_object", "text")
 MAX_ANSWER_TOKENS = 2048  # with a reasoning model's thoughts
+MAX_ANSWER_BYTES = 4 << 20
 # A share means nothing for a handful of items.
 MAX_MISSING_OF_FEW = 2
 POLL_S = 0.5
@@ -162,7 +164,7 @@ class OpenAIJudge:
             default_headers={"api-key": settings.api_key} if "api-version" in settings.query else None,
             max_retries=settings.max_retries,
             timeout=openai.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s / 2)),
-            http_client=_PunctualClient(settings.timeout_s),
+            http_client=_BoundedClient(settings.timeout_s),
         )
 
     async def _ask(
@@ -273,20 +275,22 @@ class OpenAIJudge:
         self.usage.cost_usd += spent / 1e6
 
 
-class _PunctualClient(openai.DefaultAsyncHttpxClient):
-    """Gives up a request after `limit_s`: the client's own limit begins anew with each byte that comes."""
+class _BoundedClient(bounded_http.AsyncClient):
+    """Gives up a request after `limit_s`, an answer of too many bytes, and one that leads to another host."""
 
     def __init__(self, limit_s: float) -> None:
-        super().__init__()
+        super().__init__(max_bytes=MAX_ANSWER_BYTES, limits=openai.DEFAULT_CONNECTION_LIMITS)
         self._limit_s = limit_s
 
     async def send(self, request: Any, **options: Any) -> Any:
-        """Raises openai.APITimeoutError, after which the client does not ask again."""
+        """Raises openai's own errors, after which its client does not ask again."""
         try:
             async with asyncio.timeout(self._limit_s):
                 return await super().send(request, **options)
         except TimeoutError:
             raise openai.APITimeoutError(request=request) from None
+        except bounded_http.Refused as error:
+            raise openai.APIConnectionError(request=request) from error
 
 
 def _said_in(completion: Any, secrets: frozenset[str]) -> Said:

@@ -14,6 +14,9 @@ from typing import Any, Final
 
 import openai
 
+from neuroweaver.mesh.server import redaction
+from neuroweaver.mesh.wire import bounded_http
+
 MAX_WORDS: Final = 160
 # The client waits no longer than this before it asks again.
 LONGEST_WAIT_S: Final = 120
@@ -24,7 +27,8 @@ _FINAL: Final[Mapping[int, str]] = {
     HTTPStatus.FORBIDDEN: "denies this key the use of {asked.model!r} ({said}): check OPENAI_API_KEY",
     HTTPStatus.NOT_FOUND: "has no model {asked.model!r} ({said}): check feedback_model",
 }
-_KEY_LIKE: Final = re.compile(r"\b(?:sk|pk|key)-[\w*.-]{4,}|(?i:\bbearer\s+)\S+")
+# How a stream of server-sent events begins.
+_STREAM: Final = ("data:", "event:", "id:", "retry:", ": ")
 _MARKUP: Final = re.compile(
     r"<(script|style|head)\b.*?</\1\s*>|<!--.*?-->|<[^<>]*>", re.DOTALL | re.IGNORECASE
 )
@@ -59,6 +63,9 @@ def fault_of(error: openai.APIError, asked: Asked) -> Fault:
     if isinstance(error, openai.APIStatusError):
         wait_s = _seconds(error.response.headers.get("retry-after"))
         return _refusal(error.status_code, str(error.code or ""), error.body, asked, wait_s=wait_s)
+    if isinstance(refused := error.__cause__, bounded_http.Refused):
+        is_final = isinstance(refused, bounded_http.RedirectRefused)
+        return Fault(f"{without_secrets(str(refused), asked.secrets)}: check OPENAI_BASE_URL", is_final)
     return Fault(_unreached(error, asked))
 
 
@@ -86,10 +93,7 @@ def is_about_the_path(error: openai.NotFoundError, model: str) -> bool:
 
 def without_secrets(text: str, secrets: frozenset[str]) -> str:
     """One short line of the text, without markup, keys and `secrets`."""
-    text = " ".join(_MARKUP.sub(" ", text).split())
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "[redacted]")
-    text = _KEY_LIKE.sub("[redacted]", text)
+    text = redaction.redacted_text(" ".join(_MARKUP.sub(" ", text).split()), secrets)
     return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]}\u2026"
 
 
@@ -136,7 +140,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _no_json(page: str | bytes, asked: Asked) -> str:
     text = page.decode("utf-8", "replace") if isinstance(page, bytes) else page
     words = without_secrets(text, asked.secrets)
-    what = f"a page, \u201c{words}\u201d" if words else "an empty body"
+    kind = "a stream of events" if text.lstrip().startswith(_STREAM) else "a page"
+    what = f"{kind}, \u201c{words}\u201d" if words else "an empty body"
     return f"{what}, where JSON was asked for at {asked.path}: check OPENAI_BASE_URL"
 
 

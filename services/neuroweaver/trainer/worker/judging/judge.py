@@ -54,12 +54,14 @@ class Usage:
     """What a judge has consumed so far.
 
     calls: answers of an endpoint, or answers that the embedded judge scored; cached: judgements that cost
-    nothing; cost_usd: US dollars, 0 where no prices were given.
+    nothing; cut: texts of which the judge reads the beginning alone; cost_usd: US dollars, 0 where no prices
+    were given.
     """
 
     calls: int = 0
     cached: int = 0
     missing: int = 0
+    cut: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from neuroweaver.base_models.tokenizer import load_tokenizer
 from neuroweaver.trainer.worker.models.nf4_cpu import keep_trainable
 
 Quantization = Literal["none", "nf4", "int8"]
@@ -23,12 +24,10 @@ def load(
 ) -> tuple[Any, Any]:
     """The causal language model of `folder` in evaluation mode, and its tokenizer.
 
-    `dtype` is that of the unquantised weights and of the computation. A tokenizer without a padding token
-    pads with its end-of-sequence token, so mask by length, not by id.
+    `dtype` is that of the unquantised weights and of the computation. A tokenizer whose padding token is none
+    of the model's pads with its end-of-sequence token, so mask by length, not by id.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -38,6 +37,12 @@ def load(
         use_safetensors=True,
         local_files_only=True,
     )
+    # Fine-tuners add `[PAD]` to a tokenizer and leave the embedding as it was.
+    if (
+        tokenizer.pad_token_id is None
+        or tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings
+    ):
+        tokenizer.pad_token = tokenizer.eos_token
     if quantization == "nf4":
         keep_trainable(model)
     return model.eval(), tokenizer

@@ -11,7 +11,8 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from neuroweaver.base_models.chat_template import chat_template
-from neuroweaver.trainer.worker.data.chat import Messages, attention_mask, encode_prompt, padded
+from neuroweaver.trainer.data.turns import Messages
+from neuroweaver.trainer.worker.data.chat import attention_mask, encode_prompt, padded
 from neuroweaver.trainer.worker.models.nf4_cpu import packed_for_generation
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.reproducibility import evaluating, seeded

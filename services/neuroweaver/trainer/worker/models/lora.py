@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 POLICY: Final = "default"
 REFERENCE: Final = "reference"
 # What PEFT puts before the name of each of the model's own weights.
 WITHIN: Final = "base_model.model."
+
+
+class UnknownLayers(ValueError):
+    """None of the layers that are to get an adapter is there, or one of them cannot get any."""
 
 
 def lora(rank: int, alpha: int, *, dropout: float = 0.0, target_modules: Sequence[str] = ()) -> LoraConfig:
@@ -27,6 +32,18 @@ def lora(rank: int, alpha: int, *, dropout: float = 0.0, target_modules: Sequenc
         target_modules=list(target_modules) or "all-linear",
         task_type="CAUSAL_LM",
     )
+
+
+def require_layers(folder: Path, target_modules: Sequence[str]) -> None:
+    """Raise UnknownLayers if the model of `folder` has none of them, tried without its weights."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    try:
+        get_peft_model(model, lora(1, 1, target_modules=target_modules), low_cpu_mem_usage=True)
+    except ValueError as error:
+        names = ", ".join(target_modules)
+        raise UnknownLayers(f"no layer of the base model named {names} can get an adapter") from error
 
 
 def without_adapter(model: Any, target_modules: Sequence[str]) -> tuple[str, ...]:

@@ -23,10 +23,9 @@ from neuroweaver.trainer.worker.policy.rollout import MicroBatch, Prompt, Rollou
 class Policy:
     """The adapter "default" of a PEFT model; the reference is the adapter "reference", or else no adapter.
 
-    model: over a decoder-only transformers model whose logits are its output embedding applied to the last
-    hidden state; put into eval mode here. temperature: of sampling and of the logits alike.
-    Raises ValueError if the model lacks the adapter, has other trainable weights, holds the adapter in less
-    than fp32, or shapes its logits further.
+    model: over a decoder-only transformers model; put into eval mode here. temperature: of sampling and of
+    the logits alike. Raises ValueError if the model lacks the adapter, has other trainable weights, or holds
+    the adapter in less than fp32.
     """
 
     def __init__(self, model: Any, tokenizer: Any, temperature: float) -> None:
@@ -35,7 +34,6 @@ class Policy:
         self.model = model
         self.temperature = temperature
         self.base = model.get_base_model()
-        self.trunk = self.base.base_model
         self.head = self.base.get_output_embeddings()
         self.device: torch.device = self.base.device
         self.pad_token_id: int = tokenizer.pad_token_id
@@ -47,8 +45,8 @@ class Policy:
         self.is_quantised = _ready_quantised_layers(self.base)
         model.set_adapter(POLICY)
         self.parameters = _adapter_parameters(model)
-        self._refuse_shaped_logits()
-        self.value_head = nn.Linear(self.base.config.hidden_size, 1, device=self.device, dtype=torch.float32)
+        hidden_size = self.base.config.get_text_config().hidden_size
+        self.value_head = nn.Linear(hidden_size, 1, device=self.device, dtype=torch.float32)
         # Values of 0 at first: no random value reaches the advantages or, through its gradient, the trunk.
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
@@ -56,15 +54,23 @@ class Policy:
     def forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Logits (n, response_len, vocab), fp32 and at temperature, and values (n, response_len), fp32.
 
-        The heads see only the positions that choose a response token: position t - 1 chooses token t.
+        The heads see only the positions that choose a response token: position t - 1 chooses token t. The
+        logits are the model's own, for what it does behind its head (capping, scaling) shapes its responses.
         """
-        hidden = self.trunk(
-            input_ids=micro.input_ids,
-            attention_mask=micro.attention_mask,
-            position_ids=micro.position_ids,
-            use_cache=False,
-        ).last_hidden_state[:, -micro.response_len - 1 : -1]
-        return self.head(hidden).float() / self.temperature, self.value_head(hidden.float()).squeeze(-1)
+        seen: list[Tensor] = []
+
+        def narrowed(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            seen.append(inputs[0][:, -micro.response_len - 1 : -1])
+            return (seen[0], *inputs[1:])
+
+        with self.head.register_forward_pre_hook(narrowed):
+            logits = self.base(
+                input_ids=micro.input_ids,
+                attention_mask=micro.attention_mask,
+                position_ids=micro.position_ids,
+                use_cache=False,
+            ).logits
+        return logits.float() / self.temperature, self.value_head(seen[0].float()).squeeze(-1)
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Rollout:
@@ -76,7 +82,7 @@ class Policy:
         if not rows or not all(rows):
             raise ValueError("a rollout needs prompts, and every prompt at least one token")
         longest = max(map(len, rows))
-        limit = getattr(self.base.config, "max_position_embeddings", math.inf)
+        limit = getattr(self.base.config.get_text_config(), "max_position_embeddings", math.inf)
         if longest + max_new_tokens > limit:
             raise ValueError(
                 f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed {limit} positions"
@@ -139,15 +145,6 @@ class Policy:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(weights[name])
-
-    def _refuse_shaped_logits(self) -> None:
-        """Raise ValueError if the model does more to its logits than `forward`: capping, scaling."""
-        probe = torch.arange(min(8, self.base.config.vocab_size), device=self.device).unsqueeze(0)
-        with torch.no_grad():
-            expected = self.base(input_ids=probe, use_cache=False).logits
-            actual = self.head(self.trunk(input_ids=probe, use_cache=False).last_hidden_state)
-        if not torch.equal(expected.float(), actual.float()):
-            raise ValueError(f"{type(self.base).__name__} shapes its logits after the output embedding")
 
     @contextmanager
     def _generating_by(self, config: GenerationConfig) -> Iterator[None]:

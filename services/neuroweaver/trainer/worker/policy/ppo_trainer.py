@@ -47,7 +47,9 @@ class PPOStep:
     """What one step measured; NaN where the step ended before there was anything to measure.
 
     score_mean: of the reward function; reward_mean: after shaping, less the price of the KL.
-    kl, kl_k3: of policy to reference, nats a sequence, by estimators k1 and k3.
+    kl_k1, kl_k3: of policy to reference, nats a sequence, by these estimators. The controller and max_kl go
+        by k1, as in the papers: single tokens can make k3 enormous. What is shown as `kl` is k3, never below
+        0.
     kl_coeff: the price this step charged.
     policy_loss, value_loss, clip_fraction, grad_norm: means over the update's minibatches.
     ratio_first: mean ratio of new to old probability on the first minibatch; 1 unless something is broken.
@@ -61,7 +63,7 @@ class PPOStep:
     step: int
     score_mean: float
     reward_mean: float
-    kl: float
+    kl_k1: float
     kl_k3: float
     kl_coeff: float
     entropy: float
@@ -82,8 +84,8 @@ class PPOStep:
     stop_reason: str = ""
 
     def metrics(self) -> dict[str, float]:
-        """The numbers for a Monitor, `reward` and `loss` among them; what was not measured is left out."""
-        numbers = {**asdict(self), "reward": self.reward_mean, "loss": self.policy_loss}
+        """The numbers for a Monitor, with `reward`, `loss` and `kl`; what was not measured is left out."""
+        numbers = {**asdict(self), "reward": self.reward_mean, "loss": self.policy_loss, "kl": self.kl_k3}
         del numbers["step"], numbers["stop_reason"]
         return {name: float(number) for name, number in numbers.items() if math.isfinite(number)}
 
@@ -192,7 +194,7 @@ class PPOTrainer:
             step=self.steps_done + 1,
             score_mean=scores.mean().item(),
             reward_mean=_per_sequence(rewards, rollout.mask),
-            kl=_per_sequence(kl_k1(scored.logprobs, scored.ref_logprobs), rollout.mask),
+            kl_k1=_per_sequence(kl_k1(scored.logprobs, scored.ref_logprobs), rollout.mask),
             kl_k3=_per_sequence(kl_k3(scored.logprobs, scored.ref_logprobs), rollout.mask),
             kl_coeff=self.kl_coeff,
             entropy=masked_mean(scored.entropies, rollout.mask).item(),
@@ -204,7 +206,7 @@ class PPOTrainer:
             reward_s=reward_s,
             scoring_s=watch.lap(),
         )
-        if self._left_max_kl(done.kl):
+        if self._left_max_kl(done.kl_k1):
             done = replace(done, stop_reason=self.stop_reason)
         else:
             targets = Targets(
@@ -213,7 +215,7 @@ class PPOTrainer:
             done = self._update(minibatches, targets, done, monitor)
             done = replace(done, update_s=watch.lap())
             if self.config.target_kl is not None:
-                self.kl_coeff = next_kl_coeff(self.kl_coeff, done.kl, self.config.target_kl)
+                self.kl_coeff = next_kl_coeff(self.kl_coeff, done.kl_k1, self.config.target_kl)
         self.steps_done += 1
         self.tokens += done.response_tokens
         return done
@@ -386,7 +388,7 @@ class PPOTrainer:
             self._within_max_kl = {name: weight.clone() for name, weight in self.policy.weights().items()}
             return False
         self.stop_reason = (
-            f"KL to the reference reached {kl:.1f} nats a sequence at step {self.steps_done + 1}, "
+            f"KL to the reference is estimated at {kl:.1f} nats a sequence at step {self.steps_done + 1}, "
             f"above max_kl {self.config.max_kl:g}"
         )
         if self._within_max_kl is not None:

@@ -11,7 +11,8 @@ from typing import Any, Final
 import torch
 
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
-from neuroweaver.trainer.worker.data.chat import Messages, encode_prompt
+from neuroweaver.trainer.data.turns import Messages
+from neuroweaver.trainer.worker.data.chat import encode_prompt
 from neuroweaver.trainer.worker.data.questions import without_system
 from neuroweaver.trainer.worker.models.generation import save_ends
 from neuroweaver.trainer.worker.models.lora import save_policy

@@ -13,7 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from neuroweaver.trainer.worker.data.chat import Messages, attention_mask, encode_chat, padded
+from neuroweaver.trainer.data.encoding import encode
+from neuroweaver.trainer.data.turns import Messages
+from neuroweaver.trainer.worker.data.chat import attention_mask, padded
 from neuroweaver.trainer.worker.models.lora import train_in_full_precision
 from neuroweaver.trainer.worker.process.reproducibility import evaluating
 
@@ -86,7 +88,7 @@ class RewardModel:
 
     def encode(self, prompt: Messages, response: str) -> list[int]:
         """Token ids of the conversation with the response, its end of turn last."""
-        return encode_chat(self.tokenizer, [*prompt, {"role": "assistant", "content": response}]).input_ids
+        return encode(self.tokenizer, [*prompt, {"role": "assistant", "content": response}])[-1].input_ids
 
     def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Scores (len(rows),), fp32, with gradients."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from neuroweaver.trainer.worker.data.chat import Messages
+from neuroweaver.trainer.data.turns import Messages
 
 MIN_MARGIN: Final = 1.0
 HELDOUT_FRACTION: Final = 0.2

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,8 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from neuroweaver.mesh.machine.files import whole_folder
-from neuroweaver.trainer.worker.data.chat import EncodedChat, Messages, encode_chat
+from neuroweaver.trainer.data.encoding import EncodedChat, encode
+from neuroweaver.trainer.data.turns import Messages
 from neuroweaver.trainer.worker.models.generation import save_ends
 from neuroweaver.trainer.worker.models.lora import lora, train_in_full_precision, without_adapter
 from neuroweaver.trainer.worker.process.checkpoints import SAVE_EVERY, checkpoint_step, last_checkpoint
@@ -75,33 +76,31 @@ def finetune(
     The loss sees assistant turns alone. config: complete, with no default left open. save_steps: optimiser
     steps between two checkpoints. With `resume`, an unfinished run goes on from its last whole checkpoint, to
     the same weights bit by bit; without, `folder` is emptied. Raises Stopped before the next batch,
-    TrainingDiverged, and NothingToLearn if no example, or none held out, has an assistant turn.
+    TemplateRefuses, TrainingDiverged, and NothingToLearn if no example, or none held out, has an assistant
+    turn.
     """
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    chats, heldout = (
-        [encode_chat(tokenizer, example, max_length=config.max_seq_length) for example in part]
-        for part in (examples, validation_examples)
+    train, heldout = (
+        _Rows.encoded(tokenizer, part, config.max_seq_length) for part in (examples, validation_examples)
     )
-    useful = [chat for chat in chats if chat.target_tokens]
-    if not useful:
+    if not train.chats:
         raise NothingToLearn(
             f"no training example has an assistant turn within max_seq_length, {config.max_seq_length} tokens"
         )
-    measured = sum(chat.target_tokens > 0 for chat in heldout)
-    if heldout and not measured:
+    if validation_examples and not heldout.chats:
         raise NothingToLearn(
-            f"none of the {len(heldout)} validation rows has an answer within max_seq_length, "
+            f"none of the {len(validation_examples)} validation rows has an answer within max_seq_length, "
             f"{config.max_seq_length} tokens: raise it, or shorten the rows"
         )
-    before = token_loss(model, heldout, tokenizer.pad_token_id, monitor)
+    before = token_loss(model, heldout.chats, tokenizer.pad_token_id, monitor)
     checkpoint = last_checkpoint(folder)
     trainer = ChatTrainer(
         monitor=monitor,
         model=model,
         args=_arguments(config, folder, save_steps, uses_cpu=model.device.type == "cpu"),
-        train_dataset=_rows(useful),
+        train_dataset=train.dataset(),
         processing_class=tokenizer,
         peft_config=lora(
             config.lora_r,
@@ -114,7 +113,7 @@ def finetune(
     untrained = without_adapter(trainer.model, config.target_modules)
     try:
         trainer.train_on(checkpoint)
-        after = token_loss(trainer.model, heldout, tokenizer.pad_token_id, monitor)
+        after = token_loss(trainer.model, heldout.chats, tokenizer.pad_token_id, monitor)
         with whole_folder(folder / ADAPTER) as partial:
             trainer.model.save_pretrained(partial)
             save_ends(model, tokenizer, partial)
@@ -127,16 +126,39 @@ def finetune(
         losses=tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry),
         tokens=trainer.state.num_input_tokens_seen,
         resumed_from=0 if checkpoint is None else checkpoint_step(checkpoint),
-        examples=len(useful),
-        truncated=sum(chat.is_truncated for chat in useful),
-        dropped=len(chats) - len(useful),
-        unmeasured=len(heldout) - measured,
+        examples=train.used,
+        truncated=train.truncated,
+        dropped=train.dropped,
+        unmeasured=heldout.dropped,
         without_adapter=untrained,
     )
 
 
-def _rows(chats: Sequence[EncodedChat]) -> Dataset:
-    return Dataset.from_list([{"input_ids": chat.input_ids, "labels": chat.labels} for chat in chats])
+@dataclass
+class _Rows:
+    """Rows as the chats that the loss sees something of; how many were used, cut, and left out."""
+
+    chats: list[EncodedChat] = field(default_factory=list)
+    used: int = 0
+    truncated: int = 0
+    dropped: int = 0
+
+    @classmethod
+    def encoded(cls, tokenizer: Any, examples: Sequence[Messages], max_length: int) -> _Rows:
+        rows = cls()
+        for example in examples:
+            chats = [chat.cut(max_length) for chat in encode(tokenizer, example)]
+            useful = [chat for chat in chats if chat.target_tokens]
+            rows.chats += useful
+            rows.used += bool(useful)
+            rows.dropped += not useful
+            rows.truncated += bool(useful) and any(chat.is_truncated for chat in chats)
+        return rows
+
+    def dataset(self) -> Dataset:
+        return Dataset.from_list(
+            [{"input_ids": chat.input_ids, "labels": chat.labels} for chat in self.chats]
+        )
 
 
 def _arguments(config: pb.TrainingConfig, folder: Path, save_steps: int, *, uses_cpu: bool) -> SFTConfig:

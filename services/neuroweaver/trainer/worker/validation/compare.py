@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from neuroweaver.trainer.data.specialization import Specialization
-from neuroweaver.trainer.worker.data.chat import Messages
+from neuroweaver.trainer.data.turns import Messages
 from neuroweaver.trainer.worker.data.questions import ask
 from neuroweaver.trainer.worker.judging.judge import Comparison, Judge, JudgeItem
 from neuroweaver.trainer.worker.judging.judge import Verdict as Better

@@ -11,7 +11,9 @@ from typing import Any, Final, Literal
 import torch
 
 from neuroweaver.statistics.wilson import wilson_interval
-from neuroweaver.trainer.worker.data.chat import EncodedChat, Messages, collate, encode_chat, target_losses
+from neuroweaver.trainer.data.encoding import EncodedChat, encode
+from neuroweaver.trainer.data.turns import Messages
+from neuroweaver.trainer.worker.data.chat import collate, target_losses
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.reproducibility import evaluating
 
@@ -60,7 +62,9 @@ def perplexity(
     batch_size: int = 8,
 ) -> TokenLoss:
     """Loss and perplexity of the chats' assistant tokens under the model."""
-    chats = [encode_chat(tokenizer, messages, max_length=max_length) for messages in examples]
+    chats = [chat for messages in examples for chat in encode(tokenizer, messages)]
+    if max_length is not None:
+        chats = [chat.cut(max_length) for chat in chats]
     return token_loss(model, chats, tokenizer.pad_token_id, monitor, batch_size=batch_size)
 
 

@@ -1,0 +1,111 @@
+"""What a job's model would read of a data set, told by a process whose memory and time are bounded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from neuroweaver.trainer.data.tokens import TokenCount
+from neuroweaver.trainer.data.trial import Part, Trial
+
+# Threads of their own would take addresses for each core of the machine, and help none.
+_ENVIRONMENT: Final = {
+    "HF_HUB_OFFLINE": "1",
+    "MALLOC_ARENA_MAX": "2",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+# All that the process sees of this one's variables, some of which are secrets.
+_INHERITED: Final = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What a job holds out: the share of the conversations, and the seed that draws them."""
+
+    fraction: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """model_folder: None while the base model is still to come. max_seq_length: where rows are cut.
+
+    split: of the job that is tried; None where all rows are counted. within: what precedes the name of a
+    field at fault. version: of model and data, by which `tried` knows them again.
+    """
+
+    model_folder: Path | None
+    dataset_path: Path = field(compare=False)
+    specialization: str
+    max_seq_length: int
+    split: Split | None = None
+    within: str = ""
+    version: Hashable = None
+    deadline_s: float = field(compare=False)
+
+
+def count(request: Request) -> TokenCount:
+    """Blocks until the process has counted. Raises InvalidArgument, DeadlineExceeded, Unavailable."""
+    return TokenCount(**_answer(request))
+
+
+@lru_cache(maxsize=64)  # jobs often differ in their numbers alone
+def tried(request: Request) -> Trial:
+    """As `count`, of the job that the request has a split for."""
+    answer = _answer(request)
+    train, held_out = (answer[name] and Part(**answer[name]) for name in ("train", "held_out"))
+    return Trial(TokenCount(**answer["count"]), train, held_out)
+
+
+def _answer(request: Request) -> dict[str, Any]:
+    asked = {
+        "model_folder": str(request.model_folder or ""),
+        "dataset_path": str(request.dataset_path),
+        "specialization": request.specialization,
+        "max_seq_length": request.max_seq_length,
+        "split": request.split and asdict(request.split),
+        "deadline_s": request.deadline_s,
+    }
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "neuroweaver.trainer.data"],
+            input=json.dumps(asked),
+            capture_output=True,
+            timeout=request.deadline_s,
+            text=True,
+            check=False,
+            env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ENVIRONMENT,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DeadlineExceeded(
+            f"the rows were not read and written by the chat template after {request.deadline_s:.3g} s"
+        ) from error
+    if -process.returncode in {signal.SIGKILL, signal.SIGTERM}:
+        raise Unavailable("the process that counts tokens was killed, perhaps for want of memory")
+    if process.returncode < 0:
+        by = signal.Signals(-process.returncode).name
+        raise InvalidArgument(f"{request.within}base_model", f"its chat template or tokenizer crashes ({by})")
+    if process.returncode:
+        raise RuntimeError(f"the process that counts tokens failed:\n{process.stderr}")
+    answer: dict[str, Any] = json.loads(process.stdout)
+    if "fault" in answer:
+        raise InvalidArgument(request.within + answer["field"], answer["fault"])
+    return answer
+
+
+def small_files(folder: Path) -> Hashable:
+    """Names, sizes and times of change of all but the weights: tokenizer, template and their settings."""
+    files = sorted(path for path in folder.iterdir() if path.suffix != ".safetensors")
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import nullcontext
+from typing import Any
+
+import httpx2
+
+from neuroweaver.deployer.domain.backend import Key
+from neuroweaver.deployer.routing.counts import Counts
+from neuroweaver.deployer.routing.router import Router, public_path
+from neuroweaver.mesh.server.http_limits import HttpLimits
+
+KEY = Key("default", "advisor", "default")
+
+
+class OneReplica:
+    """A `Fleet` and its only `Upstream`."""
+
+    redirect = None
+    replica_id, revision, base_url = "advisor-1", 1, "http://127.0.0.1:1"
+
+    def __init__(self) -> None:
+        self.counted = Counts()
+        self.is_suspected = False
+
+    def pick(self, conversation, tried):
+        return None if tried else self
+
+    async def awake(self, conversation, within_s):
+        return None
+
+    def counts(self, revision):
+        return self.counted
+
+    def is_expected(self):
+        return True
+
+    def busy(self):
+        return nullcontext()
+
+    def suspect(self):
+        self.is_suspected = True
+
+
+async def status_of(replica: OneReplica, scope: dict[str, Any], transport: httpx2.AsyncBaseTransport) -> int:
+    messages = []
+    body = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
+
+    async def receive():
+        return next(body, None) or await asyncio.Future()
+
+    async def send(message):
+        messages.append(message)
+
+    async with httpx2.AsyncClient(transport=transport) as client:
+        router = Router(
+            client,
+            client,
+            lambda path: (KEY, public_path(path)),
+            lambda _: replica,
+            HttpLimits(),
+            host="0.0.0.0",
+            endpoint=lambda _: "",
+            wake_s=0.0,
+        )
+        whole = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+        await router({**whole, "query_string": b"", **scope}, receive, send)
+    assert json.loads(messages[1]["body"])
+    return int(messages[0]["status"])
+
+
+async def test_a_request_that_cannot_be_sent_is_its_callers_mistake():
+    async def unsendable(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.LocalProtocolError("Illegal header value")
+
+    replica = OneReplica()
+    assert await status_of(replica, {}, httpx2.MockTransport(unsendable)) == 400
+    assert await status_of(replica, {"query_string": b"a" * 70_000}, httpx2.MockTransport(unsendable)) == 400
+    assert (replica.counted.requests, replica.counted.errors, replica.is_suspected) == (0, 0, False)
+
+
+async def test_a_replica_is_suspected_once_a_connection_of_the_requests_own_is_refused():
+    asked = []
+
+    async def refused(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        raise httpx2.ConnectError("refused")
+
+    replica = OneReplica()
+    assert await status_of(replica, {}, httpx2.MockTransport(refused)) == 503
+    assert (len(asked), replica.is_suspected) == (2, True)
+    assert (replica.counted.requests, replica.counted.errors) == (0, 0)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import stat
+
+from neuroweaver.mesh.machine.files import keep_private
+
+
+def test_what_lies_in_a_home_is_taken_from_all_but_its_owner(tmp_path):
+    home = tmp_path / "home"
+    (home / "jobs" / "j1").mkdir(parents=True)
+    (home / "logs").mkdir()
+    for file in (home / "trainer.db", home / "logs" / "trainer.log", tmp_path / "elsewhere"):
+        file.write_text("x")
+        file.chmod(0o644)
+    (home / "link").symlink_to(tmp_path / "elsewhere")
+    (home / "executable").touch()
+    (home / "executable").chmod(0o755)
+
+    assert keep_private(home) == []
+
+    for path in (
+        home,
+        home / "trainer.db",
+        home / "logs",
+        home / "logs" / "trainer.log",
+        home / "jobs" / "j1",
+    ):
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert stat.S_IMODE((home / "executable").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o644
+
+
+def test_a_home_that_is_not_there_yet_is_no_trouble(tmp_path):
+    assert keep_private(tmp_path / "none") == []
