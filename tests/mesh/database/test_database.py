@@ -27,7 +27,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from neuroweaver.mesh.database import database as database_module
-from neuroweaver.mesh.database.database import Database, UtcDateTime, as_error, ascii_text
+from neuroweaver.mesh.database.database import Database, UtcDateTime, ascii_text
+from neuroweaver.mesh.database.refusals import as_error
 from neuroweaver.mesh.wire.errors import (
     Aborted,
     DataLoss,

@@ -18,7 +18,7 @@ from neuroweaver.experiment.intake.events import batches_of
 from neuroweaver.experiment.intake.ingestion import Outcome
 from neuroweaver.experiment.storage.writer import Writer
 from neuroweaver.mesh.auth.caller import caller_of
-from neuroweaver.mesh.database.database import as_error
+from neuroweaver.mesh.database.refusals import as_error
 from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.wire.errors import Error
 from neuroweaver.mesh.wire.messages import message_of

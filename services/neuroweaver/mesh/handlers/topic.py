@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.mesh.database.database import as_error
+from neuroweaver.mesh.database.refusals import as_error
 from neuroweaver.mesh.handlers.heartbeats import Heartbeats
 
 _LOG: Final = logging.getLogger("neuroweaver.watches")

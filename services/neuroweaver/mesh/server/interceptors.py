@@ -14,7 +14,7 @@ import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 from sqlalchemy.exc import SQLAlchemyError
 
-from neuroweaver.mesh.database import database
+from neuroweaver.mesh.database.refusals import as_error
 from neuroweaver.mesh.server.deadlines import deadline, silence
 from neuroweaver.mesh.server.drain import Drain
 from neuroweaver.mesh.server.observing import Metrics, log_request, logged, traced
@@ -76,7 +76,7 @@ def translate(method: Method, error: Exception) -> Error:
     """What the caller reads. An exception that nobody foresaw is logged whole and not told."""
     if isinstance(error, Error):
         return error
-    if isinstance(error, SQLAlchemyError) and (refusal := database.as_error(error)):
+    if isinstance(error, SQLAlchemyError) and (refusal := as_error(error)):
         _ERRORS.warning("database refused", extra={"method": method.full_name, "cause": type(error).__name__})
         return refusal
     if isinstance(error, OSError) and (refusal := _of_files(error)):
