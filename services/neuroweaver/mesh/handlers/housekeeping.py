@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.mesh.database import idempotency
 from neuroweaver.mesh.database.database import Database
-from neuroweaver.mesh.wire.clock import SKEW, Clock, elapsed_s, utc_now
+from neuroweaver.mesh.wire.clock import AHEAD, Clock, elapsed_s, utc_now
 from neuroweaver.mesh.wire.errors import Error
 
 PERIOD_S: Final = 3600.0
@@ -42,8 +42,8 @@ async def keep_house(
     """Does every chore, and drops answers kept for retries, again and again.
 
     A chore that fails is left for the next time: the database may be back by then. chores: those of a moment,
-    on which it depends what is old enough. times: by which they tell; one after now would never grow old, and
-    is set to now. After a leap of the clock nothing is dropped for a day.
+    on which it depends what is old enough. times: by which they tell; one far after now would not grow old,
+    and is set to now. After a leap of the clock nothing is dropped for a day.
     """
     before, distrusted_until = (clock(), elapsed()), 0.0
     while True:
@@ -80,7 +80,7 @@ async def _clean(log: Logger, chores: Chores) -> None:
 async def _bring_back(connection: AsyncConnection, columns: Sequence[Column[Any]], now: datetime) -> int:
     changed = 0
     for column in columns:
-        ahead = update(column.table).where(column > now + SKEW).values({column: now})
+        ahead = update(column.table).where(column > now + AHEAD).values({column: now})
         changed += (await connection.execute(ahead)).rowcount
     return changed
 
