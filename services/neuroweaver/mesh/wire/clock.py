@@ -71,7 +71,7 @@ def utc_now() -> datetime:
 
 
 def brought_back(record: T, now: datetime) -> T:
-    """A frozen dataclass without moments far ahead, which a clock left that was set back; itself if it has none.
+    """A frozen dataclass without moments far ahead, left by a clock that was set back; itself if it has none.
 
     What waits for a time to pass since such a moment would wait for years.
     """
