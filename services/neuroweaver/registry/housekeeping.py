@@ -30,7 +30,6 @@ _TIMES: Final = (
     tables.models.c.delete_time,
     tables.versions.c.delete_time,
     tables.webhook_deliveries.c.last_attempt_time,
-    tables.webhook_deliveries.c.next_attempt_time,
 )
 
 

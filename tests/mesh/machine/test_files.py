@@ -32,3 +32,25 @@ def test_what_lies_in_a_home_is_taken_from_all_but_its_owner(tmp_path):
 
 def test_a_home_that_is_not_there_yet_is_no_trouble(tmp_path):
     assert keep_private(tmp_path / "none") == []
+
+
+def test_a_home_that_is_a_link_is_followed(tmp_path):
+    (tmp_path / "disk").mkdir(mode=0o755)
+    (tmp_path / "disk" / "trainer.db").touch(mode=0o644)
+    (tmp_path / "home").symlink_to(tmp_path / "disk")
+
+    assert keep_private(tmp_path / "home") == []
+
+    assert (tmp_path / "disk").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "disk" / "trainer.db").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_of_everybodys_is_left_alone_and_named(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    (tmp_path / "shared" / "theirs").touch(mode=0o644)
+
+    assert keep_private(tmp_path / "shared") == [tmp_path / "shared"]
+
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o1777
+    assert stat.S_IMODE((tmp_path / "shared" / "theirs").stat().st_mode) == 0o644

@@ -324,10 +324,11 @@ def test_the_first_attempt_is_due_at_once_even_if_the_clock_was_set_back():
 
 
 def test_a_further_attempt_is_due_at_once_after_a_clock_was_set_back():
-    years = timedelta(days=3653)
-    waiting = delivery(attempts=1, last_attempt_time=NOW + years, next_attempt_time=NOW + years)
-    assert waiting.is_due(NOW)
-    assert not waiting.is_due(NOW + years - timedelta(seconds=1))
+    waiting = delivery(attempts=1, next_attempt_time=NOW)
+    assert waiting.is_due(NOW - timedelta(days=3653))
+    assert not waiting.is_due(NOW - timedelta(hours=1))
+    longest = Backoff().delay_s(100)
+    assert not delivery(attempts=9, next_attempt_time=NOW + timedelta(seconds=longest)).is_due(NOW)
 
 
 def test_waits_grow_threefold_to_an_hour_and_are_spread():

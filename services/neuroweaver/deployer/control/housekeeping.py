@@ -14,13 +14,12 @@ from neuroweaver.deployer.storage import cleanup, tables
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.handlers import housekeeping
 from neuroweaver.mesh.handlers.housekeeping import Chores
+from neuroweaver.mesh.wire.clock import AHEAD
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
 
 # The longest window that may be asked for is a day.
 MEASUREMENTS_KEPT: Final = timedelta(hours=25)
-# Further ahead than any report may be: a clock that was set back left them.
-AHEAD: Final = timedelta(hours=1)
 # From how far back a watch can resume, and how far back the audit goes.
 EVENTS_KEPT: Final = timedelta(days=90)
 # After its removal. One of the same name that is made later counts its events and lines from 1 again.

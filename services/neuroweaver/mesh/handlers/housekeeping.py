@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.mesh.database import idempotency
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.handlers.loop import Outages, repeat
-from neuroweaver.mesh.wire.clock import SKEW, Clock, elapsed_s, utc_now
+from neuroweaver.mesh.wire.clock import AHEAD, Clock, elapsed_s, utc_now
 
 PERIOD_S: Final = 3600.0
 # How late a retry still reads the first answer.
@@ -40,8 +40,8 @@ async def keep_house(
 ) -> None:
     """Does every chore, and drops answers kept for retries, again and again; sooner after one that failed.
 
-    chores: those of a moment, on which it depends what is old enough. times: by which they tell; one after
-    now would never grow old, and is set to now. After a leap of the clock nothing is dropped for a day.
+    chores: those of a moment, on which it depends what is old enough. times: by which they tell; one far
+    after now would not grow old, and is set to now. After a leap of the clock nothing is dropped for a day.
     """
     outages = Outages("housekeeping", max_backoff_s=_MAX_BACKOFF_S)
     before, distrusted_until = (clock(), elapsed()), 0.0
@@ -78,7 +78,7 @@ def _due(
 async def _bring_back(connection: AsyncConnection, columns: Sequence[Column[Any]], now: datetime) -> int:
     changed = 0
     for column in columns:
-        ahead = update(column.table).where(column > now + SKEW).values({column: now})
+        ahead = update(column.table).where(column > now + AHEAD).values({column: now})
         changed += (await connection.execute(ahead)).rowcount
     return changed
 

@@ -76,8 +76,12 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def keep_private(folder: Path) -> list[Path]:
     """Takes a folder and two levels of what lies in it from all but their owner, who alone gets deeper then.
 
-    Links are not followed. Returns what could not be changed: it is another user's, or on a disk that cannot.
+    Links in it are not followed. Returns what could not be changed, as it is another user's or on a disk that
+    cannot, and a folder that is everybody's, such as /tmp.
     """
+    folder = folder.resolve()
+    if folder.is_dir() and folder.stat().st_mode & stat.S_ISVTX:
+        return [folder]
     entries = _entries(folder)
     refused = []
     for path in (folder, *entries, *(deeper for entry in entries for deeper in _entries(entry))):

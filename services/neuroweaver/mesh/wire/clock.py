@@ -22,6 +22,8 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 # How far two clocks of one mesh may be apart, and how far one is corrected without a word.
 SKEW: Final = timedelta(minutes=1)
+# Further ahead than what is yet to come is noted: a clock that ran ahead has left it.
+AHEAD: Final = timedelta(hours=1)
 _LEAP_LASTS_S: Final = 600.0
 # Goes on while the machine sleeps, where the system has such a clock.
 _ELAPSED: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -49,12 +51,13 @@ class SteadyClock:
         now, elapsed = self._system(), self._elapsed()
         last, at = self._followed
         expected = last + timedelta(seconds=elapsed - at)
-        is_leap = abs(now - expected) > SKEW
-        if is_leap and self._leapt_at is None:
-            self._leapt_at = elapsed
-            _LOG.warning("the system's clock leapt", extra={"by_s": (now - expected).total_seconds()})
-        if is_leap and elapsed - (self._leapt_at or 0.0) < _LEAP_LASTS_S:
-            return expected
+        if abs(now - expected) > SKEW:
+            leapt_at = self._leapt_at
+            if leapt_at is None:
+                leapt_at = self._leapt_at = elapsed
+                _LOG.warning("the system's clock leapt", extra={"by_s": (now - expected).total_seconds()})
+            if elapsed - leapt_at < _LEAP_LASTS_S:
+                return expected
         self._followed, self._leapt_at = (now, elapsed), None
         return now
 
@@ -68,7 +71,7 @@ def utc_now() -> datetime:
 
 
 def brought_back(record: T, now: datetime) -> T:
-    """A frozen dataclass without moments after now, which a clock left that ran ahead; itself if it has none.
+    """A frozen dataclass without moments far ahead, left by a clock that was set back; itself if it has none.
 
     What waits for a time to pass since such a moment would wait for years.
     """
@@ -79,7 +82,7 @@ def brought_back(record: T, now: datetime) -> T:
 
 def _brought_back(value: Any, now: datetime) -> Any:
     if isinstance(value, datetime):
-        return now if value > now + SKEW else value
+        return now if value > now + AHEAD else value
     if isinstance(value, dict):
         moved_values = {key: _brought_back(each, now) for key, each in value.items()}
         return moved_values if any(moved_values[key] is not value[key] for key in value) else value

@@ -38,6 +38,9 @@ _HOST_NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a
 _GONE: Final = 410
 _ERROR_CHARACTERS: Final = 200
 _JITTER: Final = 0.25
+_MAX_BACKOFF_S: Final = 3600.0
+# Nothing is planned further ahead; a clock that was set back since left it.
+_LONGEST_WAIT: Final = timedelta(seconds=_MAX_BACKOFF_S) + SKEW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,7 @@ class Backoff:
     attempts: int = 12
     first_s: float = 1.0
     factor: float = 3.0
-    max_s: float = 3600.0
+    max_s: float = _MAX_BACKOFF_S
 
     def delay_s(self, attempts: int) -> float:
         """After so many attempts. Receivers that failed together are not tried again together."""
@@ -158,9 +161,9 @@ class Delivery:
 
     def is_due(self, now: datetime) -> bool:
         """The first attempt is due at once, as is the next one after a clock was set back."""
-        was_set_back = self.last_attempt_time is not None and self.last_attempt_time > now + SKEW
-        is_next = self.next_attempt_time is None or self.next_attempt_time <= now
-        return self.attempts == 0 or was_set_back or is_next
+        if self.attempts == 0 or self.next_attempt_time is None:
+            return True
+        return not now < self.next_attempt_time <= now + _LONGEST_WAIT
 
     def claimed(self, claim: str, now: datetime) -> Delivery:
         """Counted now: an attempt that ends its sender is one as well."""

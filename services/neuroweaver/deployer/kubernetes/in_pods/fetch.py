@@ -110,7 +110,7 @@ def verify_base(folder: Path, digest: str) -> None:
     except (OSError, ValueError) as error:
         raise BadArtifact(f"the base model in {folder} cannot be read: {error}") from error
     if found != digest:
-        raise BadArtifact(f"the base model in {folder} has digest {found}, not {digest}")
+        raise BadArtifact(f"the base model has digest {found}, not {digest}")
     _say(f"{folder}: verified")
 
 
