@@ -21,7 +21,7 @@ from neuroweaver.mesh.wire.errors import InvalidArgument
 # What a message's elements may take in memory: some bytes for each of its own, and a little more where it is
 # small. Only messages of nearly empty elements come near it. The most of it takes 30 ms to parse.
 _FREE_BYTES: Final = 64 * 1024
-_BYTES_A_BYTE: Final = 9
+_BYTES_A_BYTE: Final = 10
 _MAX_BYTES: Final = 16 * 1024 * 1024
 
 # Protobuf's own types, for which no .proto file of ours has a rule.

@@ -195,6 +195,7 @@ class Versions:
         text = await self._artifacts.read_small(artifact.digest, MAX_ADAPTER_CONFIG_BYTES)
         try:
             parsed = json.loads(text)
+            json.dumps(parsed, ensure_ascii=False).encode()  # JSON can escape halves of characters
         except (ValueError, RecursionError) as error:
             raise InvalidArgument(field, f"({artifact.path}) is not JSON") from error
         if not isinstance(parsed, dict):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+from neuroweaver.mesh.wire.threads import in_thread
 from neuroweaver.trainer.control.admission import ServerCapabilities, validate
 from neuroweaver.trainer.data.specialization import load_specializations
 from neuroweaver.trainer.rpc import messages
@@ -19,7 +19,7 @@ class Datasets:
         self, request: pb.ValidateDatasetRequest, context: Any
     ) -> pb.ValidateDatasetResponse:
         del context
-        validation = await asyncio.to_thread(
+        validation = await in_thread(
             validate,
             request.dataset_path,
             self._capabilities,
