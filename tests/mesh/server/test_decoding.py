@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import wait
 
+import grpc
 import pytest
 from google.protobuf import timestamp_pb2
 from google.protobuf.message import Message
@@ -10,7 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.echo import pb
+from mesh.echo import pb, stub
 from mesh.hostile import REQUESTS, flooded, framed, is_text, paths, shown
 from neuroweaver.mesh.server import decoding
 from neuroweaver.mesh.server.decoding import Decoder
@@ -19,6 +21,7 @@ from neuroweaver.mesh.server.message_times import check_times
 from neuroweaver.mesh.server.stack import Method
 from neuroweaver.mesh.server.validation import validated
 from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.mesh.wire.status import describe
 from neuroweaver.v1 import experiment_pb2, registry_pb2
 
 MEGABYTE = 1024 * 1024
@@ -251,3 +254,17 @@ async def test_a_request_whose_caller_left_before_its_turn_is_dropped():
     await asyncio.wrap_future(decoding._THREADS.submit(int))
 
     assert seen == []
+
+
+async def test_a_deadline_ends_a_request_that_waits_to_be_decoded():
+    release = threading.Event()
+    busy = [decoding._THREADS.submit(release.wait) for _ in range(2)]
+    try:
+        async with stub(deadline_s=0.2) as echo:
+            with pytest.raises(grpc.RpcError) as caught:
+                await echo.Say(pb.Ask(more=[pb.Config(learning_rate=1)] * 1000))
+    finally:
+        release.set()
+        wait(busy)
+
+    assert describe(caught.value) == "deadline exceeded: the call was not done in 0.2 s"
