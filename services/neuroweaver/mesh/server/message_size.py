@@ -105,7 +105,7 @@ class _Count:
             if field is None:
                 self._take("", _FIELD_BYTES)
                 continue
-            added = self._added(field, wire_type, start, stop)
+            added = 1 if field.packed_bytes is None else self._packed(field, wire_type, start, stop)
             self._take(field.name, added * field.element_bytes)
             if field.is_repeated:
                 self.elements += added
@@ -120,8 +120,8 @@ class _Count:
                     error.path = self._path(field, seen[number], start, stop) + error.path
                     raise
 
-    def _added(self, field: _Field, wire_type: int, start: int, stop: int) -> int:
-        if wire_type != BYTES or field.packed_bytes is None:
+    def _packed(self, field: _Field, wire_type: int, start: int, stop: int) -> int:
+        if wire_type != BYTES:
             return 1
         if field.packed_bytes:
             return (stop - start) // field.packed_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,22 +19,18 @@ _TEXT: Final = FieldDescriptor.TYPE_STRING
 
 def check_no_nul(kind: Descriptor, data: bytes) -> None:
     """Raises InvalidArgument naming the first text with a NUL, and Malformed for what is no message."""
-    _refuse(_Search(data, _holds_nul, _holds_nul), kind, "holds a NUL character")
+    _refuse(_Search(data, re.compile(rb"\x00"), lambda _: True), kind, "holds a NUL character")
 
 
 def check_utf8(kind: Descriptor, data: bytes) -> None:
     """Raises InvalidArgument naming the first text that is not UTF-8, and Malformed as `check_no_nul`."""
-    _refuse(_Search(data, _is_not_utf8, lambda content: not content.isascii()), kind, "is not UTF-8")
+    _refuse(_Search(data, re.compile(rb"[\x80-\xff]"), _is_not_utf8), kind, "is not UTF-8")
 
 
 def _refuse(search: _Search, kind: Descriptor, rule: str) -> None:
     path = search.path(kind, 0, len(search.data))
     if path is not None:
         raise InvalidArgument(path, rule)
-
-
-def _holds_nul(content: bytes) -> bool:
-    return b"\0" in content
 
 
 def _is_not_utf8(content: bytes) -> bool:
@@ -47,32 +44,43 @@ def _is_not_utf8(content: bytes) -> bool:
 @dataclass(frozen=True)
 class _Search:
     data: bytes
+    suspect: re.Pattern[bytes]
+    """A byte without which nothing is wrong."""
     is_wrong: Callable[[bytes], bool]
-    """Of a text."""
-    may_hold_wrong: Callable[[bytes], bool]
-    """Of a message: whether one of its texts may be wrong."""
+    """Of a text that holds one."""
 
     def path(self, kind: Descriptor, at: int, end: int, depth: int = 0) -> str | None:
         """Of the first text that is wrong."""
         if depth > MAX_DEPTH:
             raise Malformed
         shape, seen = _texts(kind), Counter[int]()
+        suspect = self._next(at, end)
         for number, wire_type, start, stop in records(self.data, at, end):
-            field = shape.get(number)
-            if field is None or wire_type != BYTES:
+            if stop <= suspect:
+                if number in shape:
+                    seen[number] += 1
                 continue
-            seen[number] += 1
-            inner = self._inner(field, start, stop, depth)
-            if inner is not None:
-                return self._name(field, seen[number] - 1, start, stop) + inner
+            field = shape.get(number)
+            if field is not None and wire_type == BYTES:
+                inner = self._inner(field, start, stop, depth)
+                if inner is not None:
+                    return self._name(field, seen[number], start, stop) + inner
+                seen[number] += 1
+            suspect = self._next(stop, end)
+            if suspect == end:
+                break
         return None
 
+    def _next(self, at: int, end: int) -> int:
+        """Where the next suspicious byte is; `end` if there is none."""
+        found = self.suspect.search(self.data, at, end)
+        return found.start() if found else end
+
     def _inner(self, field: FieldDescriptor, start: int, stop: int, depth: int) -> str | None:
-        content = self.data[start:stop]
+        if self._next(start, stop) == stop:
+            return None  # what is suspicious is a length
         if field.message_type is None:
-            return "" if self.is_wrong(content) else None
-        if not self.may_hold_wrong(content):
-            return None
+            return "" if self.is_wrong(self.data[start:stop]) else None
         path = self.path(field.message_type, start, stop, depth + 1)
         return "." + path.removeprefix(".") if path else path
 
