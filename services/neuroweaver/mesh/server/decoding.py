@@ -16,7 +16,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from neuroweaver.mesh.server.message_size import count_elements
-from neuroweaver.mesh.server.message_text import check_no_nul, check_utf8
+from neuroweaver.mesh.server.message_text import check_utf8
 from neuroweaver.mesh.server.wire_format import Malformed
 from neuroweaver.mesh.wire.errors import InvalidArgument
 
@@ -71,8 +71,6 @@ class Decoder:
                 check_utf8(self._kind, data)
             raise
         has_unknown = _without_unknown(message)
-        if self._kind and b"\0" in data:
-            check_no_nul(self._kind, data)
         for check in self._checks:
             check(message)
         # A handler may refuse unknown fields by their numbers.

@@ -1,10 +1,9 @@
-"""Texts of a request that are none: with a NUL, which PostgreSQL does not keep, or not UTF-8."""
+"""Which text of a request is not UTF-8, where protobuf says only that one is not."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -17,70 +16,35 @@ from neuroweaver.mesh.wire.errors import InvalidArgument
 _TEXT: Final = FieldDescriptor.TYPE_STRING
 
 
-def check_no_nul(kind: Descriptor, data: bytes) -> None:
-    """Raises InvalidArgument naming the first text with a NUL, and Malformed for what is no message."""
-    _refuse(_Search(data, re.compile(rb"\x00"), lambda _: True), kind, "holds a NUL character")
-
-
 def check_utf8(kind: Descriptor, data: bytes) -> None:
-    """Raises InvalidArgument naming the first text that is not UTF-8, and Malformed as `check_no_nul`."""
-    _refuse(_Search(data, re.compile(rb"[\x80-\xff]"), _is_not_utf8), kind, "is not UTF-8")
-
-
-def _refuse(search: _Search, kind: Descriptor, rule: str) -> None:
-    path = search.path(kind, 0, len(search.data))
+    """Raises InvalidArgument naming the first text that is not UTF-8; Malformed for what is no message."""
+    path = _Search(data).path(kind, 0, len(data))
     if path is not None:
-        raise InvalidArgument(path, rule)
-
-
-def _is_not_utf8(content: bytes) -> bool:
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return True
-    return False
+        raise InvalidArgument(path, "is not UTF-8")
 
 
 @dataclass(frozen=True)
 class _Search:
     data: bytes
-    suspect: re.Pattern[bytes]
-    """A byte without which nothing is wrong."""
-    is_wrong: Callable[[bytes], bool]
-    """Of a text that holds one."""
 
     def path(self, kind: Descriptor, at: int, end: int, depth: int = 0) -> str | None:
         """Of the first text that is wrong."""
         if depth > MAX_DEPTH:
             raise Malformed
         shape, seen = _texts(kind), Counter[int]()
-        suspect = self._next(at, end)
         for number, wire_type, start, stop in records(self.data, at, end):
-            if stop <= suspect:
-                if number in shape:
-                    seen[number] += 1
-                continue
             field = shape.get(number)
-            if field is not None and wire_type == BYTES:
-                inner = self._inner(field, start, stop, depth)
-                if inner is not None:
-                    return self._name(field, seen[number], start, stop) + inner
-                seen[number] += 1
-            suspect = self._next(stop, end)
-            if suspect == end:
-                break
+            if field is None or wire_type != BYTES:
+                continue
+            inner = self._inner(field, start, stop, depth)
+            if inner is not None:
+                return self._name(field, seen[number], start, stop) + inner
+            seen[number] += 1
         return None
 
-    def _next(self, at: int, end: int) -> int:
-        """Where the next suspicious byte is; `end` if there is none."""
-        found = self.suspect.search(self.data, at, end)
-        return found.start() if found else end
-
     def _inner(self, field: FieldDescriptor, start: int, stop: int, depth: int) -> str | None:
-        if self._next(start, stop) == stop:
-            return None  # what is suspicious is a length
         if field.message_type is None:
-            return "" if self.is_wrong(self.data[start:stop]) else None
+            return None if _is_utf8(self.data[start:stop]) else ""
         path = self.path(field.message_type, start, stop, depth + 1)
         return "." + path.removeprefix(".") if path else path
 
@@ -90,6 +54,14 @@ class _Search:
         if is_map_entry(field.message_type):
             return f"{field.name}[{map_key(self.data, start, stop)}]"
         return f"{field.name}[{index}]" if field.is_repeated else field.name
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @cache

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any, Final
 
 from google.protobuf.message import Message
 
 from neuroweaver.mesh.server.message_size import count_elements
-from neuroweaver.mesh.server.message_times import check_times
+from neuroweaver.mesh.server.message_values import check_values
 from neuroweaver.mesh.server.stack import Method
 from neuroweaver.mesh.wire.errors import InvalidArgument
 
@@ -22,7 +23,7 @@ def validated(method: Method, message: Message) -> None:
     del method
     violations = _validator().collect_violations(message, fail_fast=True)
     if not violations:
-        check_times(message)
+        check_values(message)
         return
     kind: Any = message.DESCRIPTOR
     if count_elements(kind, message.SerializeToString()) <= _FEW_ELEMENTS:
@@ -49,5 +50,5 @@ def _path(field: Any) -> str:
         path += f"{dot}{element.field_name}"
         if element.subscript is not None:
             key = element.subscript.value
-            path += f'["{key}"]' if isinstance(key, str) else f"[{key}]"
+            path += f"[{json.dumps(key, ensure_ascii=False)}]"
     return path
