@@ -215,14 +215,34 @@ def asked(count: int) -> bytes:
     return pb.Ask(more=[pb.Config(learning_rate=-1)] * count).SerializeToString()
 
 
-@pytest.mark.parametrize(("count", "told"), [(3, 3), (64, 64), (65, 1), (20_000, 1)])
-async def test_of_very_many_broken_rules_one_is_told(count, told):
+@pytest.mark.parametrize(("count", "told"), [(3, 3), (64, 64), (65, 65), (20_000, 100)])
+async def test_of_very_many_broken_rules_a_hundred_are_told(count, told):
     data = asked(count)
     with pytest.raises(InvalidArgument) as caught:
         await Decoder(pb.Ask.FromString, [lambda message: validated(SAY, message)])(data)
 
     assert len(caught.value.violations) == told
-    assert caught.value.violations[0] == ("more[0].learning_rate", "must be greater than 0")
+    assert caught.value.violations == [
+        (f"more[{index}].learning_rate", "must be greater than 0") for index in range(told)
+    ]
+
+
+def test_each_wrong_element_of_many_is_named():
+    request = experiment_pb2.RecordEventsRequest()
+    for number in range(100):
+        event = request.rows.events.add(event_id=f"e{number}", test_id="t", unit_id="u", metric={"name": "m"})
+        event.event_time.seconds = 1_700_000_000
+    validated(SAY, request)
+    request.rows.events[7].event_id = "two words"
+    request.rows.events[70].ClearField("metric")
+
+    with pytest.raises(InvalidArgument) as caught:
+        validated(SAY, request)
+
+    assert [field for field, _ in caught.value.violations] == [
+        "rows.events[7].event_id",
+        "rows.events[70].body",
+    ]
 
 
 @pytest.mark.parametrize(("count", "is_aside"), [(10, False), (1000, True)])
