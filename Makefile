@@ -66,6 +66,7 @@ fix: .venv/.dev gen ## Format, mend what the linters can mend, and generate gen/
 bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/RESULTS.md.
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/mesh.py
+	$(BIN)/python bench/hostile_messages.py
 	$(BIN)/python bench/registry.py
 	$(BIN)/python bench/artifacts.py
 	$(BIN)/python bench/assign.py

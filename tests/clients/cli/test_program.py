@@ -455,3 +455,11 @@ def test_a_mistyped_command_is_corrected(neuroweaver, command):
 
     assert outcome.code == 2
     assert "Did you mean" in outcome.err
+
+
+def test_an_argument_that_is_no_text_is_bad_input(mesh, neuroweaver):
+    result = neuroweaver("model", "show", "advisor\udcff")
+
+    assert result.code == 2
+    assert "advisor\\udcff" in result.err
+    assert "is not text" in result.err

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import wait
 
+import grpc
 import pytest
 from google.protobuf import timestamp_pb2
 from google.protobuf.message import Message
@@ -10,15 +12,16 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.echo import pb
+from mesh.echo import pb, stub
 from mesh.hostile import REQUESTS, flooded, framed, is_text, paths, shown
 from neuroweaver.mesh.server import decoding
 from neuroweaver.mesh.server.decoding import Decoder
 from neuroweaver.mesh.server.message_size import count_elements
-from neuroweaver.mesh.server.message_times import check_times
+from neuroweaver.mesh.server.message_values import check_values
 from neuroweaver.mesh.server.stack import Method
 from neuroweaver.mesh.server.validation import validated
 from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.mesh.wire.status import describe
 from neuroweaver.v1 import experiment_pb2, registry_pb2
 
 MEGABYTE = 1024 * 1024
@@ -118,17 +121,17 @@ async def test_a_message_that_its_parser_makes_anew_each_time_counts_each_time()
 
 
 @pytest.mark.parametrize(("kind", "path"), TEXTS)
-@pytest.mark.parametrize(
-    ("content", "rule"), [(b"a\0b", "holds a NUL character"), (b"\xed\xa0\x80", "is not UTF-8")]
-)
-async def test_a_text_that_is_none_is_refused_with_its_path(kind, path, content, rule):
-    refusal = await refused(kind, framed(path, content))
+async def test_a_text_that_is_none_is_refused_with_its_path(kind, path):
+    not_utf8 = await refused(kind, framed(path, b"\xed\xa0\x80"))
+    with pytest.raises(InvalidArgument) as caught:
+        check_values(GetMessageClass(kind).FromString(framed(path, b"a\0b")))
 
-    ((field, told),) = refusal.violations
-    assert told == rule
-    assert "\0" not in field
-    if not (path[-1].name == "key" and len(path) > 1):  # a key stands in its own path
-        assert field == shown(path)
+    for refusal, rule in ((not_utf8, "is not UTF-8"), (caught.value, "holds a NUL character")):
+        ((field, told),) = refusal.violations
+        assert told == rule
+        assert "\0" not in field
+        if path[-1].name != "key":  # a key stands in its own path
+            assert field == shown(path)
 
 
 @pytest.mark.parametrize(("kind", "path"), TIMES)
@@ -137,14 +140,14 @@ def test_a_time_that_cannot_be_is_refused_with_its_path(kind, path):
     for seconds, nanos in OUT_OF_RANGE[time.full_name]:
         content = GetMessageClass(time)(seconds=seconds, nanos=nanos).SerializeToString()
         with pytest.raises(InvalidArgument) as caught:
-            check_times(GetMessageClass(kind).FromString(framed(path, content)))
+            check_values(GetMessageClass(kind).FromString(framed(path, content)))
         assert [field for field, _ in caught.value.violations] == [shown(path)]
 
 
 @pytest.mark.parametrize(("seconds", "nanos"), [(-62_135_596_800, 0), (253_402_300_799, 999_999_999)])
 def test_the_first_and_the_last_time_are_times(seconds, nanos):
     time = timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
-    check_times(registry_pb2.ResolveAliasRequest(at=time))
+    check_values(registry_pb2.ResolveAliasRequest(at=time))
 
 
 @st.composite
@@ -212,14 +215,34 @@ def asked(count: int) -> bytes:
     return pb.Ask(more=[pb.Config(learning_rate=-1)] * count).SerializeToString()
 
 
-@pytest.mark.parametrize(("count", "told"), [(3, 3), (64, 64), (65, 1), (20_000, 1)])
-async def test_of_very_many_broken_rules_one_is_told(count, told):
+@pytest.mark.parametrize(("count", "told"), [(3, 3), (64, 64), (65, 65), (20_000, 100)])
+async def test_of_very_many_broken_rules_a_hundred_are_told(count, told):
     data = asked(count)
     with pytest.raises(InvalidArgument) as caught:
         await Decoder(pb.Ask.FromString, [lambda message: validated(SAY, message)])(data)
 
     assert len(caught.value.violations) == told
-    assert caught.value.violations[0] == ("more[0].learning_rate", "must be greater than 0")
+    assert caught.value.violations == [
+        (f"more[{index}].learning_rate", "must be greater than 0") for index in range(told)
+    ]
+
+
+def test_each_wrong_element_of_many_is_named():
+    request = experiment_pb2.RecordEventsRequest()
+    for number in range(100):
+        event = request.rows.events.add(event_id=f"e{number}", test_id="t", unit_id="u", metric={"name": "m"})
+        event.event_time.seconds = 1_700_000_000
+    validated(SAY, request)
+    request.rows.events[7].event_id = "two words"
+    request.rows.events[70].ClearField("metric")
+
+    with pytest.raises(InvalidArgument) as caught:
+        validated(SAY, request)
+
+    assert [field for field, _ in caught.value.violations] == [
+        "rows.events[7].event_id",
+        "rows.events[70].body",
+    ]
 
 
 @pytest.mark.parametrize(("count", "is_aside"), [(10, False), (1000, True)])
@@ -251,3 +274,17 @@ async def test_a_request_whose_caller_left_before_its_turn_is_dropped():
     await asyncio.wrap_future(decoding._THREADS.submit(int))
 
     assert seen == []
+
+
+async def test_a_deadline_ends_a_request_that_waits_to_be_decoded():
+    release = threading.Event()
+    busy = [decoding._THREADS.submit(release.wait) for _ in range(2)]
+    try:
+        async with stub(deadline_s=0.2) as echo:
+            with pytest.raises(grpc.RpcError) as caught:
+                await echo.Say(pb.Ask(more=[pb.Config(learning_rate=1)] * 1000))
+    finally:
+        release.set()
+        wait(busy)
+
+    assert describe(caught.value) == "deadline exceeded: the call was not done in 0.2 s"

@@ -139,3 +139,16 @@ def _status_proto(status):
     from google.rpc import status_pb2
 
     return status_pb2.Status.FromString(dict(status.trailing_metadata)["grpc-status-details-bin"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidArgument("a\ud800", "b\udcff"),
+        NotFound("word", "\ud800"),
+        FailedPrecondition("REASON", "\ud800", "\ud800"),
+        Unavailable("\ud800"),
+    ],
+)
+def test_halves_of_characters_do_not_keep_an_error_from_being_told(error):
+    assert "?" in statuses.to_status(error).details

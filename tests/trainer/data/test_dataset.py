@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuroweaver.mesh.wire.threads import Abandoned, in_thread
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.dataset import Dataset, DatasetEmptyError, DatasetMalformedError
 from neuroweaver.trainer.data.files import (
@@ -527,3 +530,28 @@ def test_the_shipped_automotive_set_is_without_fault():
     data = dataset.read(shipped["automotive"])
     dataset.require(data)
     assert all(example.specialization for example in data.examples)
+
+
+async def test_a_file_is_not_read_on_when_nobody_waits_for_it(tmp_path):
+    path = write(tmp_path, "rows.jsonl", [{"prompt": "Q", "response": "A"}] * 3)
+    begun, release, ended = threading.Event(), threading.Event(), threading.Event()
+    outcomes = []
+
+    def inspected():
+        begun.set()
+        release.wait()
+        try:
+            outcomes.append(dataset.inspect(path))
+        except Abandoned as error:
+            outcomes.append(error)
+        ended.set()
+
+    inspecting = asyncio.create_task(in_thread(inspected))
+    await asyncio.to_thread(begun.wait)
+    inspecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await inspecting
+    release.set()
+    await asyncio.to_thread(ended.wait)
+
+    assert isinstance(outcomes[0], Abandoned)

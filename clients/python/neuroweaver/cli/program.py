@@ -103,6 +103,9 @@ def _failure(error: Exception) -> Failure:
             return BadInput(_usage(error))
         case OSError():
             return Failure(Exit.FAILED, str(error))
+        case UnicodeEncodeError():
+            around = str(error.object)[max(0, error.start - 20) : error.end + 20]
+            return BadInput(f"{around!r} is not text: not UTF-8, or half of a surrogate pair")
     message = f"internal error: {type(error).__name__}: {error} (DEBUG=true shows where)"
     return Failure(Exit.FAILED, message, code="INTERNAL")
 

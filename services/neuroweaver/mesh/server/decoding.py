@@ -1,7 +1,7 @@
 """Requests out of bytes: counted, decoded and checked, large ones beside the event loop.
 
-protobuf and protovalidate run in one piece; what costs milliseconds goes to threads of their own. Between its
-steps, and while it waits for its turn, a request whose caller left is dropped.
+What costs milliseconds goes to threads of their own. While it waits for its turn, a request whose caller left
+is dropped.
 """
 
 from __future__ import annotations
@@ -10,24 +10,22 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from neuroweaver.mesh.server.message_size import count_elements
-from neuroweaver.mesh.server.message_text import check_no_nul, check_utf8
+from neuroweaver.mesh.server.message_text import check_utf8
 from neuroweaver.mesh.server.wire_format import Malformed
 from neuroweaver.mesh.wire.errors import InvalidArgument
 
-# Up to here a request is counted, and then decoded and checked, within two milliseconds.
+# Up to here a request is decoded and checked within milliseconds.
 _SMALL_BYTES: Final = 8 * 1024
 _FEW_ELEMENTS: Final = 64
 _MAX_UNKNOWN_BYTES: Final = 64 * 1024
 
 _THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="requests")
-
-T = TypeVar("T")
 
 
 class Decoder:
@@ -44,8 +42,10 @@ class Decoder:
     async def __call__(self, data: bytes) -> Any:
         """Raises InvalidArgument for bytes that are no message of the method, and what the checks raise."""
         try:
-            elements = await _run(len(data) > _SMALL_BYTES, self._count, data)
-            return await _run(elements > _FEW_ELEMENTS, self._decode, data)
+            if len(data) <= _SMALL_BYTES and self._count(data) <= _FEW_ELEMENTS:
+                return self._decode(data)
+            run = contextvars.copy_context().run
+            return await asyncio.get_running_loop().run_in_executor(_THREADS, run, self._counted, data)
         except (DecodeError, Malformed) as error:
             raise InvalidArgument("", "the request is not a message of this method") from error
 
@@ -54,13 +54,12 @@ class Decoder:
         async for data in requests:
             yield await self(data)
 
+    def _counted(self, data: bytes) -> Any:
+        self._count(data)
+        return self._decode(data)
+
     def _count(self, data: bytes) -> int:
-        if self._kind is None:
-            return 0
-        elements = count_elements(self._kind, data)
-        if b"\0" in data:
-            check_no_nul(self._kind, data)
-        return elements
+        return count_elements(self._kind, data) if self._kind else 0
 
     def _decode(self, data: bytes) -> Any:
         if self._deserializer is None:
@@ -68,7 +67,7 @@ class Decoder:
         try:
             message = self._deserializer(data)
         except DecodeError:
-            if self._kind is not None:
+            if self._kind:
                 check_utf8(self._kind, data)
             raise
         has_unknown = _without_unknown(message)
@@ -89,10 +88,3 @@ def _without_unknown(message: Message) -> bool:
     if unknown > _MAX_UNKNOWN_BYTES:
         raise InvalidArgument("", f"holds {unknown} bytes of fields that this server does not know")
     return unknown > 0
-
-
-async def _run(is_long: bool, step: Callable[[bytes], T], data: bytes) -> T:
-    if not is_long:
-        return step(data)
-    run = contextvars.copy_context().run
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, run, step, data)

@@ -1,9 +1,9 @@
-"""Texts of a request that are none: with a NUL, which PostgreSQL does not keep, or not UTF-8."""
+"""Which text of a request is not UTF-8, where protobuf says only that one is not."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -16,41 +16,16 @@ from neuroweaver.mesh.wire.errors import InvalidArgument
 _TEXT: Final = FieldDescriptor.TYPE_STRING
 
 
-def check_no_nul(kind: Descriptor, data: bytes) -> None:
-    """Raises InvalidArgument naming the first text with a NUL, and Malformed for what is no message."""
-    _refuse(_Search(data, _holds_nul, _holds_nul), kind, "holds a NUL character")
-
-
 def check_utf8(kind: Descriptor, data: bytes) -> None:
-    """Raises InvalidArgument naming the first text that is not UTF-8, and Malformed as `check_no_nul`."""
-    _refuse(_Search(data, _is_not_utf8, lambda content: not content.isascii()), kind, "is not UTF-8")
-
-
-def _refuse(search: _Search, kind: Descriptor, rule: str) -> None:
-    path = search.path(kind, 0, len(search.data))
+    """Raises InvalidArgument naming the first text that is not UTF-8; Malformed for what is no message."""
+    path = _Search(data).path(kind, 0, len(data))
     if path is not None:
-        raise InvalidArgument(path, rule)
-
-
-def _holds_nul(content: bytes) -> bool:
-    return b"\0" in content
-
-
-def _is_not_utf8(content: bytes) -> bool:
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return True
-    return False
+        raise InvalidArgument(path, "is not UTF-8")
 
 
 @dataclass(frozen=True)
 class _Search:
     data: bytes
-    is_wrong: Callable[[bytes], bool]
-    """Of a text."""
-    may_hold_wrong: Callable[[bytes], bool]
-    """Of a message: whether one of its texts may be wrong."""
 
     def path(self, kind: Descriptor, at: int, end: int, depth: int = 0) -> str | None:
         """Of the first text that is wrong."""
@@ -61,18 +36,15 @@ class _Search:
             field = shape.get(number)
             if field is None or wire_type != BYTES:
                 continue
-            seen[number] += 1
             inner = self._inner(field, start, stop, depth)
             if inner is not None:
-                return self._name(field, seen[number] - 1, start, stop) + inner
+                return self._name(field, seen[number], start, stop) + inner
+            seen[number] += 1
         return None
 
     def _inner(self, field: FieldDescriptor, start: int, stop: int, depth: int) -> str | None:
-        content = self.data[start:stop]
         if field.message_type is None:
-            return "" if self.is_wrong(content) else None
-        if not self.may_hold_wrong(content):
-            return None
+            return None if _is_utf8(self.data[start:stop]) else ""
         path = self.path(field.message_type, start, stop, depth + 1)
         return "." + path.removeprefix(".") if path else path
 
@@ -82,6 +54,14 @@ class _Search:
         if is_map_entry(field.message_type):
             return f"{field.name}[{map_key(self.data, start, stop)}]"
         return f"{field.name}[{index}]" if field.is_repeated else field.name
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @cache

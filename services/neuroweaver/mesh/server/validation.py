@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import chain, islice
 from typing import Any, Final
 
 from google.protobuf.message import Message
 
 from neuroweaver.mesh.server.message_size import count_elements
-from neuroweaver.mesh.server.message_times import check_times
+from neuroweaver.mesh.server.message_values import check_values
 from neuroweaver.mesh.server.stack import Method
-from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.mesh.wire.errors import InvalidArgument, Violation
 
-# A broken rule takes 3 KB, and an element may break several: where there are more, only the first is told.
+# A broken rule takes 3 KB, and an element may break several: of more, only the first of each is told.
 _FEW_ELEMENTS: Final = 64
 _MOST_TOLD: Final = 100
 
@@ -20,17 +23,39 @@ _MOST_TOLD: Final = 100
 def validated(method: Method, message: Message) -> None:
     """Refuses a message that breaks the rules of its .proto file."""
     del method
-    violations = _validator().collect_violations(message, fail_fast=True)
-    if not violations:
-        check_times(message)
+    first = _validator().collect_violations(message, fail_fast=True)
+    if not first:
+        check_values(message)
         return
     kind: Any = message.DESCRIPTOR
     if count_elements(kind, message.SerializeToString()) <= _FEW_ELEMENTS:
-        violations = _validator().collect_violations(message)
-    raise InvalidArgument.of(
-        (_path(violation.proto.field), violation.proto.message or violation.proto.rule_id)
-        for violation in violations[:_MOST_TOLD]
-    )
+        told: Iterable[Violation] = map(_violation, _validator().collect_violations(message))
+    else:
+        told = chain(map(_violation, first), _of_later_elements(message, first[0].proto.field))
+    raise InvalidArgument.of(islice(told, _MOST_TOLD))
+
+
+def _of_later_elements(message: Any, path: Any) -> Iterator[Violation]:
+    """The first broken rule of each element behind the one that the path leads through, in the same list."""
+    names = []
+    for part in path.elements if path else ():
+        names.append(part.field_name)
+        message = getattr(message, part.field_name, None)
+        if part.subscript is not None and part.subscript.field == "index":
+            break
+        if not isinstance(message, Message):
+            return
+    else:
+        return
+    for index, element in enumerate(message):
+        if index > part.subscript.value and isinstance(element, Message):
+            for violation in _validator().collect_violations(element, fail_fast=True):
+                inner, rule = _violation(violation)
+                yield f"{'.'.join(names)}[{index}].{inner}".rstrip("."), rule
+
+
+def _violation(violation: Any) -> Violation:
+    return _path(violation.proto.field), violation.proto.message or violation.proto.rule_id
 
 
 @cache
@@ -49,5 +74,5 @@ def _path(field: Any) -> str:
         path += f"{dot}{element.field_name}"
         if element.subscript is not None:
             key = element.subscript.value
-            path += f'["{key}"]' if isinstance(key, str) else f"[{key}]"
+            path += f"[{json.dumps(key, ensure_ascii=False)}]"
     return path

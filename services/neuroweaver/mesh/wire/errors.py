@@ -112,7 +112,7 @@ class FailedPrecondition(Error):
 
     def details(self) -> list[Message]:
         violation = error_details_pb2.PreconditionFailure.Violation(
-            type=self.reason, subject=self.subject, description=shortened(self.description)
+            type=self.reason, subject=shortened(self.subject), description=shortened(self.description)
         )
         return [error_details_pb2.PreconditionFailure(violations=[violation])]
 
@@ -173,8 +173,11 @@ def one_line(field: str, description: str) -> str:
 
 
 def shortened(text: str, limit: int = _MAX_DESCRIPTION) -> str:
-    """The beginning of `text` that takes `limit` bytes on the wire, where UTF-8 is percent-encoded."""
-    size = 0
+    """The beginning of `text` that takes `limit` bytes on the wire, where UTF-8 is percent-encoded.
+
+    Halves of characters, which JSON and file names can hold and a status cannot, are shown as `?`.
+    """
+    text, size = text.encode(errors="replace").decode(), 0
     for index, character in enumerate(text):
         size += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
         if size > limit:

@@ -7,16 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from neuroweaver.mesh.wire.threads import check_wanted
 from neuroweaver.trainer.data.tokens import TokenCount
 from neuroweaver.trainer.data.trial import Part, Trial
 
+_POLL_S: Final = 0.2
 # Threads of their own would take addresses for each core of the machine, and help none.
 _ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
@@ -78,31 +82,43 @@ def _answer(request: Request) -> dict[str, Any]:
         "split": request.split and asdict(request.split),
         "deadline_s": request.deadline_s,
     }
-    try:
-        process = subprocess.run(
-            [sys.executable, "-m", "neuroweaver.trainer.data"],
-            input=json.dumps(asked),
-            capture_output=True,
-            timeout=request.deadline_s,
-            text=True,
-            check=False,
-            env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ENVIRONMENT,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DeadlineExceeded(
-            f"the rows were not read and written by the chat template after {request.deadline_s:.3g} s"
-        ) from error
-    if -process.returncode in {signal.SIGKILL, signal.SIGTERM}:
+    status, output, told = _ran(json.dumps(asked), request.deadline_s)
+    if -status in {signal.SIGKILL, signal.SIGTERM}:
         raise Unavailable("the process that counts tokens was killed, perhaps for want of memory")
-    if process.returncode < 0:
-        by = signal.Signals(-process.returncode).name
+    if status < 0:
+        by = signal.Signals(-status).name
         raise InvalidArgument(f"{request.within}base_model", f"its chat template or tokenizer crashes ({by})")
-    if process.returncode:
-        raise RuntimeError(f"the process that counts tokens failed:\n{process.stderr}")
-    answer: dict[str, Any] = json.loads(process.stdout)
+    if status:
+        raise RuntimeError(f"the process that counts tokens failed:\n{told}")
+    answer: dict[str, Any] = json.loads(output)
     if "fault" in answer:
         raise InvalidArgument(request.within + answer["field"], answer["fault"])
     return answer
+
+
+def _ran(asked: str, deadline_s: float) -> tuple[int, str, str]:
+    """Status, output and errors of the process; it is killed at the deadline, and when nobody waits any more."""
+    give_up = time.monotonic() + deadline_s
+    with subprocess.Popen(
+        [sys.executable, "-m", "neuroweaver.trainer.data"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ENVIRONMENT,
+    ) as process:
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    output, told = process.communicate(asked, timeout=_POLL_S)
+                    return process.returncode, output, told
+                check_wanted()
+                if time.monotonic() > give_up:
+                    raise DeadlineExceeded(
+                        f"the rows were not read and written by the chat template after {deadline_s:.3g} s"
+                    )
+        finally:
+            process.kill()
 
 
 def small_files(folder: Path) -> Hashable:

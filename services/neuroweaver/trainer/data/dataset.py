@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
+from neuroweaver.mesh.wire.threads import check_wanted
 from neuroweaver.trainer.data.files import (
     DatasetError,
     DatasetNotFoundError,
@@ -171,6 +172,7 @@ class Reading:
             with self._path.open("rb") as source:
                 lines = Lines(source, self._max_line_bytes)
                 for row in self._rows(csv_rows(lines) if is_csv else jsonl(lines)):
+                    check_wanted()
                     tally.add(row)
                     if row.example is not None:
                         yield row.example

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+from neuroweaver.mesh.wire.threads import in_thread
 from neuroweaver.trainer.control.admission import DEADLINE_S, ServerCapabilities, validate
 from neuroweaver.trainer.data.specialization import load_specializations
 from neuroweaver.trainer.rpc import messages
@@ -18,7 +18,7 @@ class Datasets:
     async def ValidateDataset(
         self, request: pb.ValidateDatasetRequest, context: Any
     ) -> pb.ValidateDatasetResponse:
-        validation = await asyncio.to_thread(
+        validation = await in_thread(
             validate,
             request.dataset_path,
             self._capabilities,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from neuroweaver.mesh.handlers import filters
 from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.wire import telemetry
 from neuroweaver.mesh.wire.ids import new_id
+from neuroweaver.mesh.wire.threads import in_thread
 from neuroweaver.trainer.control.admission import DEADLINE_S, Admitted, ServerCapabilities, admit
 from neuroweaver.trainer.control.model_names import CheckName
 from neuroweaver.trainer.domain.job import Job
@@ -66,7 +66,7 @@ class Jobs:
         answer = await self._mutations.answered(request, context)
         if answer is not None:
             return _traced(answer)
-        admitted = await asyncio.to_thread(
+        admitted = await in_thread(
             admit,
             request.config,
             self._capabilities,

@@ -13,6 +13,7 @@ from clients import fake_deployer
 from clients.fake_deployer import FakeDeployer
 from neuroweaver.cli.arguments.spec_file import to_spec
 from neuroweaver.cli.terminal import output
+from neuroweaver.cli.terminal.failures import BadInput
 from neuroweaver.mesh.wire.errors import Aborted, FailedPrecondition
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -578,3 +579,17 @@ def test_a_person_is_asked_and_may_decline(
     assert outcome.code == code
     assert f"{question} [y/N]" in outcome.err
     assert len([each for each in deployer.requests if isinstance(each, request_kind)]) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"labels": {"a": "\ud800"}}, "labels.a"),
+        ({"labels": {"\udcff": "a"}}, "labels"),
+        ({"kubernetes": {"client_namespaces": ["a", "b\0"]}}, "kubernetes.client_namespaces[1]"),
+    ],
+)
+def test_a_spec_that_holds_what_is_no_text_is_refused_with_its_path(fields, path):
+    with pytest.raises(BadInput) as refused:
+        to_spec(fields, pb.DeploymentSpec)
+    assert refused.value.violations == [(path, "holds a NUL or half of a surrogate pair, which are no text")]

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from neuroweaver.cli.arguments.values import seconds_of
 from neuroweaver.cli.terminal.failures import BadInput
 from neuroweaver.client.text import enum_choices, enum_prefix
+from neuroweaver.mesh.wire.text import keepable
 
 M = TypeVar("M", bound=Message)
 
@@ -33,6 +34,7 @@ def read_spec(path: Path, kind: type[M]) -> M:
 
 def to_spec(fields: Mapping[str, Any], kind: type[M]) -> M:
     """Raises BadInput naming the first field that is unknown or of a wrong type."""
+    _check_characters(fields, "")
     descriptor: Any = kind.DESCRIPTOR
     normal = _message(descriptor, fields, "")
     try:
@@ -70,6 +72,18 @@ def field_of(kind: Descriptor, name: str, path: str) -> FieldDescriptor:
         near = difflib.get_close_matches(name, kind.fields_by_name, n=1)
         raise BadInput(f"no such field{f'; did you mean {near[0]}?' if near else ''}", path)
     return field
+
+
+def _check_characters(value: Any, path: str) -> None:
+    """Raises BadInput for what JSON and YAML can escape and no message can hold."""
+    if isinstance(value, str) and keepable(value) != value:
+        raise BadInput("holds a NUL or half of a surrogate pair, which are no text", path)
+    items = value.items() if isinstance(value, Mapping) else ()
+    for key, item in items:
+        _check_characters(str(key), path)
+        _check_characters(item, f"{path}.{key}" if path else str(key))
+    for place, item in enumerate(value if isinstance(value, list) else ()):
+        _check_characters(item, f"{path}[{place}]")
 
 
 def _message(kind: Descriptor, value: Any, path: str) -> Any:
