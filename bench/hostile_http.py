@@ -1,10 +1,11 @@
-"""What a good caller of the local router sees while others do their worst, and what the router holds.
+"""What a good caller of the local router sees while others do their worst, and what the deployer suffers.
 
     python bench/hostile_http.py
     python bench/hostile_http.py --json
 
 The router runs in a deployer's process, before stand-ins of model servers. Each flood holds until the good
-caller has asked its questions. All is on loopback and ends by itself.
+caller has asked its questions. The deployer's pause is the longest between two of its observations, one every
+50 ms. All is on loopback and ends by itself.
 """
 
 from __future__ import annotations
@@ -42,6 +43,15 @@ class Router:
         self.process = psutil.Process(process.pid)
         self.url = httpx2.URL(told["endpoint"])
         self.chat = f"{self.url}/chat/completions"
+        self.longest_pause_s = 0.0
+
+    async def watch(self, observations: asyncio.StreamReader) -> None:
+        """The deployer, between two of its observations."""
+        before = time.perf_counter()
+        while await observations.readline():
+            now = time.perf_counter()
+            self.longest_pause_s = max(self.longest_pause_s, now - before)
+            before = now
 
     async def connect(self, stack: AsyncExitStack, said: bytes = b"") -> None:
         """Says that, and reads nothing of what it hears, until the stack is unwound."""
@@ -74,17 +84,13 @@ async def routers() -> AsyncIterator[Router]:
         try:
             while len((told := json.loads(await process.stdout.readline()))["ready"]) < 2:
                 pass
-            reading = asyncio.create_task(_read_on(process.stdout))
-            yield Router(process, told)
-            reading.cancel()
+            router = Router(process, told)
+            watching = asyncio.create_task(router.watch(process.stdout))
+            yield router
+            watching.cancel()
         finally:
             process.terminate()
             await process.wait()
-
-
-async def _read_on(stream: asyncio.StreamReader) -> None:
-    while await stream.readline():
-        pass
 
 
 async def nothing(router: Router, stack: AsyncExitStack) -> None:
@@ -122,6 +128,19 @@ async def pipelined(router: Router, stack: AsyncExitStack) -> None:
         await router.connect(stack, said)
 
 
+async def endless(router: Router, stack: AsyncExitStack) -> None:
+    """64 callers who ask again and again."""
+    client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, timeout=60))
+    tasks = [asyncio.create_task(_ask_on(router, client)) for _ in range(64)]
+    for task in tasks:
+        stack.callback(task.cancel)
+
+
+async def _ask_on(router: Router, client: httpx2.AsyncClient) -> None:
+    while True:
+        await client.post(router.chat, json={"model": "advisor"})
+
+
 FLOODS: Final[tuple[Callable[[Router, AsyncExitStack], Awaitable[None]], ...]] = (
     nothing,
     silent,
@@ -129,6 +148,7 @@ FLOODS: Final[tuple[Callable[[Router, AsyncExitStack], Awaitable[None]], ...]] =
     endless_heads,
     half_bodies,
     pipelined,
+    endless,
 )
 
 
@@ -137,6 +157,7 @@ async def measured(
 ) -> dict[str, Any]:
     times_ms, failed = [], 0
     before = peak = router.process.memory_info().rss
+    router.longest_pause_s = 0.0
     async with AsyncExitStack() as stack, httpx2.AsyncClient(trust_env=False, timeout=60) as client:
         await flood(router, stack)
         for _ in range(QUESTIONS):
@@ -153,6 +174,7 @@ async def measured(
         "failed": failed,
         "p50_ms": round(times_ms[QUESTIONS // 2], 1),
         "most_ms": round(times_ms[-1], 1),
+        "pause_ms": round(router.longest_pause_s * 1000, 1),
         "more_mib": round((peak - before) / MIB, 1),
         "connections": len(router.process.net_connections("tcp")),
     }
@@ -174,7 +196,8 @@ async def main() -> None:
 def _line(row: dict[str, Any]) -> str:
     failed = f"{row['failed']:3} of {QUESTIONS} failed"
     times = f"p50 {row['p50_ms']:7} ms   most {row['most_ms']:7} ms"
-    return f"{row['flood']:14} {failed}   {times}   {row['more_mib']:6} MiB more"
+    deployer = f"deployer: pause {row['pause_ms']:7} ms   {row['more_mib']:6} MiB more"
+    return f"{row['flood']:14} {failed}   {times}   {deployer}"
 
 
 if __name__ == "__main__":
