@@ -77,6 +77,7 @@ bench: .venv/.dev ## The benchmarks that need no GPU; figures are kept in bench/
 	$(BIN)/python bench/serving.py --tiny
 	$(BIN)/python bench/router.py
 	$(BIN)/python bench/watches.py
+	$(BIN)/python bench/hostile_http.py
 
 clean: ## Remove what was installed and built.
 	rm -rf .venv gen/ts/node_modules $(MODELS)/node_modules demo-report .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

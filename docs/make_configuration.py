@@ -34,7 +34,7 @@ SECTIONS: Final = (
     (
         "HTTP of model servers and routers",
         HttpLimits,
-        "Read by the Deployer, which hands them to its model servers, and by whatever runs in a pod.",
+        "Read by the Deployer, for its router and its model servers on this machine. Those in pods have the defaults.",
     ),
 )
 # Read by other programs than the services' own settings.

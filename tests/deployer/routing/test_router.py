@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import httpx2
+import pytest
 
 from neuroweaver.deployer.domain.backend import Key
 from neuroweaver.deployer.routing.counts import Counts
@@ -23,7 +24,7 @@ class OneReplica:
 
     def __init__(self) -> None:
         self.counted = Counts()
-        self.is_suspected = False
+        self.suspicions: list[bool] = []
 
     def pick(self, conversation, tried):
         return None if tried else self
@@ -40,8 +41,8 @@ class OneReplica:
     def busy(self):
         return nullcontext()
 
-    def suspect(self):
-        self.is_suspected = True
+    def suspect(self, *, has_refused):
+        self.suspicions.append(has_refused)
 
 
 async def status_of(replica: OneReplica, scope: dict[str, Any], transport: httpx2.AsyncBaseTransport) -> int:
@@ -78,17 +79,20 @@ async def test_a_request_that_cannot_be_sent_is_its_callers_mistake():
     replica = OneReplica()
     assert await status_of(replica, {}, httpx2.MockTransport(unsendable)) == 400
     assert await status_of(replica, {"query_string": b"a" * 70_000}, httpx2.MockTransport(unsendable)) == 400
-    assert (replica.counted.requests, replica.counted.errors, replica.is_suspected) == (0, 0, False)
+    assert (replica.counted.requests, replica.counted.errors, replica.suspicions) == (0, 0, [])
 
 
-async def test_a_replica_is_suspected_once_a_connection_of_the_requests_own_is_refused():
+@pytest.mark.parametrize(
+    ("error", "has_refused"), [(httpx2.ConnectError, True), (httpx2.ConnectTimeout, False)]
+)
+async def test_a_replica_is_suspected_once_it_takes_no_connection_of_the_requests_own(error, has_refused):
     asked = []
 
-    async def refused(request: httpx2.Request) -> httpx2.Response:
+    async def not_connected(request: httpx2.Request) -> httpx2.Response:
         asked.append(request)
-        raise httpx2.ConnectError("refused")
+        raise error("no connection")
 
     replica = OneReplica()
-    assert await status_of(replica, {}, httpx2.MockTransport(refused)) == 503
-    assert (len(asked), replica.is_suspected) == (2, True)
+    assert await status_of(replica, {}, httpx2.MockTransport(not_connected)) == 503
+    assert (len(asked), replica.suspicions) == (2, [has_refused])
     assert (replica.counted.requests, replica.counted.errors) == (0, 0)

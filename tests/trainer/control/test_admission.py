@@ -66,9 +66,12 @@ def test_a_validation_finds_the_rows_that_the_template_refuses(capabilities):
 def test_the_steps_of_a_job_count_the_sequences_that_its_template_gives(capabilities, tmp_path):
     NAMED["Qwen 3"].tokenizer().save_pretrained(tmp_path / "models" / "tiny")
     turns = [{"role": role, "content": f"the {role}"} for role in ("user", "assistant") * 3]
-    (capabilities.data_folder / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
-    asked = config(batch_size=1, gradient_accumulation_steps=1, epochs=1, warmup_steps=2)
-    assert admit(asked, capabilities, deadline_s=DEADLINE_S).config.warmup_steps == 2
-    asked.warmup_steps = 3
-    with pytest.raises(InvalidArgument, match="at most 3 steps over 1 rows"):
+    other = [{"role": "user", "content": "another"}, {"role": "assistant", "content": "answer"}]
+    (capabilities.data_folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"messages": row}) + "\n" for row in (turns, other))
+    )
+    asked = config(batch_size=1, gradient_accumulation_steps=1, epochs=1, warmup_steps=3)
+    assert admit(asked, capabilities, deadline_s=DEADLINE_S).config.warmup_steps == 3
+    asked.warmup_steps = 4
+    with pytest.raises(InvalidArgument, match="at most 4 steps over 2 rows"):
         admit(asked, capabilities, deadline_s=DEADLINE_S)

@@ -13,13 +13,14 @@ from base_models.families import CHATML, NAMED, byte_level
 from neuroweaver.base_models import tokenizer
 from neuroweaver.base_models.tokenizer import load_tokenizer
 from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
-from neuroweaver.trainer.control.counting import Request, count, small_files, tried
+from neuroweaver.trainer.control.counting import Request, Split, count, small_files, tried
 from neuroweaver.trainer.data import __main__ as child
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.tokens import count_tokens
 
 # Generous: a deadline that is met is never waited for.
 DEADLINE_S = 120.0
+SPLIT = Split(fraction=0.5, seed=1)
 ROWS = [
     {"messages": [{"role": role, "content": text} for role, text in turns]}
     for turns in (
@@ -142,15 +143,15 @@ def test_a_data_set_that_is_gone_is_a_fault_of_its_own(tmp_path):
 def test_a_trial_is_made_again_when_the_tokenizer_or_the_data_has_changed(tmp_path, rows, monkeypatch):
     folder = tmp_path / "model"
     byte_level(CHATML).save_pretrained(folder)
-    asked = request(folder, rows, limit=0, version=("digest", small_files(folder)))
-    assert tried(asked).sequences == len(ROWS)
+    asked = request(folder, rows, split=SPLIT, version=("digest", small_files(folder)))
+    assert tried(asked).count.sequences == len(ROWS)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
-    assert tried(asked).sequences == len(ROWS)
+    assert tried(asked).count.sequences == len(ROWS)
     (folder / "chat_template.jinja").write_text(f"{CHATML} ")
     for changed in (("digest", small_files(folder)), ("other", small_files(folder))):
         with pytest.raises(FileNotFoundError):
-            tried(request(folder, rows, limit=0, version=changed))
+            tried(request(folder, rows, split=SPLIT, version=changed))
 
 
 def test_the_process_of_the_trainer_imports_no_tokenizers_of_transformers():

@@ -59,7 +59,7 @@ def test_a_server_is_asked_with_the_ids_before_a_trained_answer(family):
     tokenizer = family.tokenizer()
     chats = encode(tokenizer, CHAT)
     for answer, chat in ((2, chats[0]), (4, chats[-1])):
-        prompt = prompts.token_ids(tokenizer, list(CHAT[:answer]))
+        prompt = prompts.token_ids(tokenizer, list(CHAT[:answer]), max_tokens=1000)
         assert chat.input_ids[: len(prompt)] == prompt
         assert chat.labels[len(prompt) - 1] == IGNORED
         assert chat.labels[len(prompt)] == chat.input_ids[len(prompt)]

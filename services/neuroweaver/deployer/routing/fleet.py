@@ -25,8 +25,8 @@ class Upstream(Protocol):
     def busy(self) -> AbstractContextManager[None]:
         """While a request is with it."""
 
-    def suspect(self) -> None:
-        """It took no connection."""
+    def suspect(self, *, has_refused: bool) -> None:
+        """It took no connection. has_refused: at once; else not in time."""
 
 
 class Fleet(Protocol):

@@ -45,7 +45,7 @@ _MAX_HOPS: Final = 4
 _RETRY_AFTER_S: Final = 2
 _METHODS: Final = ("GET", "HEAD", "POST")
 _ALLOWED: Final = ", ".join(_METHODS).encode()
-_TIMEOUT: Final = httpx2.Timeout(connect=2.0, read=900.0, write=30.0, pool=None)
+_TIMEOUT: Final = httpx2.Timeout(connect=5.0, read=900.0, write=30.0, pool=None)
 # RFC 9110, 7.6.1, and what belongs to the caller's dealings with this front alone, which dates its answers
 # itself.
 _OWN_HEADERS: Final = frozenset(
@@ -220,7 +220,7 @@ class Router:
                 counts.failed()
                 raise Refusal(504, "timeout", "the model server did not answer in time") from error
         if isinstance(failures[-1], _NOT_CONNECTED):
-            upstream.suspect()
+            upstream.suspect(has_refused=isinstance(failures[-1], httpx2.ConnectError))
         if all(isinstance(error, _NOT_CONNECTED) for error in failures):
             return _Attempt.TURNED_AWAY
         counts.failed()

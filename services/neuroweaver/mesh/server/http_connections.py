@@ -129,10 +129,10 @@ class _Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._phase is _Phase.HEAD and self._head_bytes > self._limits.head_bytes:
             self._refuse(_TOO_LARGE)
-        if len(self.pipeline) > _MAX_PIPELINED:
-            self.cut()
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise ValueError("too many requests at once")  # cuts the connection, as each of them is answered
         super().on_message_begin()
         self._phase, self._head_bytes = _Phase.HEAD, 0
 

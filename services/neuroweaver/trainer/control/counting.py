@@ -97,7 +97,7 @@ def _answer(request: Request) -> dict[str, Any]:
 
 
 def _ran(asked: str, deadline_s: float) -> tuple[int, str, str]:
-    """Status, output and errors of the process; it is killed at the deadline, and when nobody waits any more."""
+    """Status, output and errors of the process, which is killed at the deadline, or if nobody waits for it."""
     give_up = time.monotonic() + deadline_s
     with subprocess.Popen(
         [sys.executable, "-m", "neuroweaver.trainer.data"],

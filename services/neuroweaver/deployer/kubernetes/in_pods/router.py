@@ -101,7 +101,7 @@ class Routes:
         try:
             while self._may_wait(time.monotonic() - began):
                 await asyncio.sleep(_POLL_S)
-                found.suspect()
+                found.suspect(has_refused=True)
                 found = self._pick(conversation, ())
                 if found is None or await found.is_there():
                     return found
@@ -170,8 +170,9 @@ class _Revision:
         writer.close()
         return True
 
-    def suspect(self) -> None:
+    def suspect(self, *, has_refused: bool) -> None:
         """Has no pod that is ready: not asked for a moment, as long as another revision may answer."""
+        del has_refused  # what has no pod may do either
         self.suspects[self.route.revision] = time.monotonic() + _SUSPECT_S
 
 

@@ -224,9 +224,12 @@ class Replica:
         finally:
             self.in_flight -= 1
 
-    def suspect(self) -> None:
-        """It refused a connection: it gets no request until its next good answer to a health check."""
-        if self._phase == pb.REPLICA_PHASE_READY:
+    def suspect(self, *, has_refused: bool) -> None:
+        """One that refuses a connection gets no request until its next good answer to a health check.
+
+        On loopback only one that is too busy, or beside a machine that is, does not take it in time.
+        """
+        if has_refused and self._phase == pb.REPLICA_PHASE_READY:
             self._phase = pb.REPLICA_PHASE_WARMING
             self._message = "does not answer"
             self._moved()
@@ -372,6 +375,9 @@ class Replica:
             now = time.monotonic()
             if now >= look_at:
                 health = await probe.health(self._context.client, self.base_url)
+                if health is None and self.is_ready:
+                    # Once may be the fault of a busy machine, and other replicas would be as busy.
+                    health = await probe.health(self._context.client, self.base_url)
                 now = time.monotonic()
                 self._learn(health, begun)
                 is_failing = not health.is_live if health else self._ready_since is not None
