@@ -97,7 +97,7 @@ def _answer(request: Request) -> dict[str, Any]:
 
 
 def _ran(asked: str, deadline_s: float) -> tuple[int, str, str]:
-    """Status, output and errors of the process, which is killed at the deadline, or if nobody waits for it."""
+    """Status, output and errors of the process, killed at the deadline, or if nobody waits any more."""
     give_up = time.monotonic() + deadline_s
     with subprocess.Popen(
         [sys.executable, "-m", "neuroweaver.trainer.data"],
@@ -108,10 +108,12 @@ def _ran(asked: str, deadline_s: float) -> tuple[int, str, str]:
         env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ENVIRONMENT,
     ) as process:
         try:
+            request: str | None = asked
             while True:
                 with suppress(subprocess.TimeoutExpired):
-                    output, told = process.communicate(asked, timeout=_POLL_S)
+                    output, told = process.communicate(request, timeout=_POLL_S)
                     return process.returncode, output, told
+                request = None  # it is on its way
                 check_wanted()
                 if time.monotonic() > give_up:
                     raise DeadlineExceeded(
