@@ -74,9 +74,9 @@ class Deployer:
         """The model servers that were started below this home."""
         found = []
         for process in psutil.process_iter(["cmdline", "status"]):
-            line = " ".join(process.info["cmdline"] or [])
+            words = process.info["cmdline"] or []
             is_alive = process.info["status"] != psutil.STATUS_ZOMBIE
-            if is_alive and "neuroweaver.serving" in line and str(self.home) in line:
+            if is_alive and "neuroweaver.serving" in words and str(self.home) in " ".join(words):
                 found.append(process.pid)
         return found
 

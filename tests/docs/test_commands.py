@@ -43,6 +43,7 @@ ELSEWHERE = {
     "make demo": "takes ten minutes: tests/clients/cli/test_demo.py runs its program, tests/e2e the job on the real model",
     "python3.11 -m venv nw": "tests/docs/test_wheel.py builds the wheel and installs it",
     "nw/bin/": "tests/docs/test_wheel.py",
+    "openssl ": "makes the keys of a cluster: tests/deployer/kubernetes/test_deploy_folder.py builds what reads them",
     "grpcurl": "is in no package that can be had here; buf curl asks the same reflection service above it",
     "docker": "needs a daemon; tests/deployer/kubernetes/test_deploy_folder.py checks what the images are given",
     "kubectl": "needs a cluster; tests/deployer/kubernetes/test_deploy_folder.py checks what is applied",

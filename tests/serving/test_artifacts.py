@@ -75,7 +75,7 @@ def test_a_base_is_checked_by_its_digests(base, part, named):
     actual = digests(base)
     artifacts.verify_base(base, actual)
     artifacts.verify_base(base, Digests("", "", ""))
-    with pytest.raises(DamagedArtifacts, match=f"{named} in .* has digest {getattr(actual, part)}, not 0"):
+    with pytest.raises(DamagedArtifacts, match=f"{named} has digest {getattr(actual, part)}, not 0"):
         artifacts.verify_base(base, replace(actual, **{part: "0" * 64}))
     with pytest.raises(DamagedArtifacts, match="holds no"):
         artifacts.verify_base(base / "none", Digests("", "", ""))

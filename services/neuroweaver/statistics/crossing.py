@@ -25,6 +25,10 @@ _MOST_GROWTH: Final = 1e6
 Floats = npt.NDArray[np.float64]
 
 
+# Far beyond where the power is 1, and its square still a number.
+_MOST_DRIFT: Final = 1e6
+
+
 @dataclass(frozen=True)
 class Crossing:
     """A sequence at looks at 1/LOOKS, 2/LOOKS, ... 1 of its planned sample.
@@ -45,6 +49,7 @@ class Crossing:
         exp(drift w - drift^2 time / 2) (Girsanov), so that one recursion serves all effects.
         """
         time = look / LOOKS
+        drift = min(max(drift, -_MOST_DRIFT), _MOST_DRIFT)
         likelier = np.exp(drift * self.points[look - 1] - drift**2 * time / 2)
         return 1.0 - float(self.density[look - 1] @ likelier)
 

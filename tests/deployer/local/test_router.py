@@ -397,3 +397,12 @@ async def test_no_prompt_is_logged_or_kept(tmp_path: Path, caplog: pytest.LogCap
 
 def holding(folder: Path, text: str) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]
+
+
+async def test_what_an_earlier_deployer_left_is_not_called_unknown_before_it_was_looked_at(tmp_path: Path):
+    (tmp_path / "deployments" / NAME).mkdir(parents=True)
+    async with world(tmp_path) as started:
+        early = await started.ask()
+        assert (early.status_code, early.json()["error"]["code"]) == (503, "not_ready")
+        await started.gone()
+        assert (await started.ask()).status_code == 404

@@ -486,7 +486,7 @@ async def test_an_address_inside_is_refused_unless_the_operator_allows_it(store,
     await add(database, "https://127.0.0.1:1/hook")
     await register(store, "a", "b")
 
-    async with dispatching(database, backoff=Backoff(attempts=1)):
+    async with dispatching(database, sender=Sender(), backoff=Backoff(attempts=1)):
         found = await settled(database)
     assert found[1].last_error.startswith("the host has an address that is not public")
 

@@ -38,7 +38,7 @@ from neuroweaver.deployer.local.replicas import processes
 from neuroweaver.deployer.local.replicas.fleet import Fleet
 from neuroweaver.deployer.local.replicas.replica import Replica, ReplicaContext
 from neuroweaver.deployer.routing import front
-from neuroweaver.deployer.routing.router import UNKEPT, Router, by_path
+from neuroweaver.deployer.routing.router import UNKEPT, Refusal, Router, by_path
 from neuroweaver.mesh.server.http_limits import HttpLimits
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -49,6 +49,8 @@ _BLOBS: Final = "blobs"
 _RESOURCE: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SWEEP_S: Final = 60.0
 _NOT_GONE_S: Final = 1.0
+# By then the deployer has looked at every deployment that it knows, unless its database is away.
+_ADOPTING_S: Final = 300.0
 _LAST_DRAIN_S: Final = 2.0
 # The model server needs none of the deployer's secrets, such as the URL of its database.
 _PASSED_ON: Final = re.compile(
@@ -104,6 +106,7 @@ class LocalBackend:
         self._room = Room(machine)
         self._fleets: dict[str, Fleet] = {}
         self._by_key: dict[Key, Fleet] = {}
+        self._adopting_until = 0.0
         self._changed: Callable[[Key], None] = lambda _: None
         inherited = {name: value for name, value in settings.environ.items() if _PASSED_ON.fullmatch(name)}
         self._context = ReplicaContext(
@@ -184,10 +187,20 @@ class LocalBackend:
         return f"{self._address}/{key.project}/{key.model_id}/{key.name}/v1"
 
     def fleet(self, key: Key) -> Fleet | None:
-        return self._by_key.get(key)
+        """Raises Refusal while it is not known yet whose replicas an earlier deployer left."""
+        fleet = self._by_key.get(key)
+        if fleet is None and self._is_adopting:
+            raise Refusal(503, "not_ready", "the deployer has just started; ask again in a moment")
+        return fleet
+
+    @property
+    def _is_adopting(self) -> bool:
+        is_early = time.monotonic() < self._adopting_until
+        return is_early and any(fleet.key is None for fleet in self._fleets.values())
 
     async def adopt(self) -> None:
         """Finds what an earlier deployer that was killed has left running."""
+        self._adopting_until = time.monotonic() + _ADOPTING_S
         running = await asyncio.to_thread(processes.found, self._folder)
         for folder in self._folder.iterdir():
             if folder.is_dir() and _RESOURCE.fullmatch(folder.name) and folder.name != _BLOBS:
