@@ -7,6 +7,7 @@ import pytest
 
 from experiment.ingesting import exposure, intake, sample
 from experiment.serving import metric, spec
+from neuroweaver.experiment.analysis.guardrails import breached
 from neuroweaver.experiment.analysis.report import report
 from neuroweaver.experiment.domain.specification import Duration
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -30,8 +31,13 @@ def happened(lags, seed=1):
 
 
 async def results_of(tmp_path, lags, **fields):
+    return (await report_of(tmp_path, lags, **fields)).results
+
+
+async def report_of(tmp_path, lags, guardrails=(), **fields):
     made = spec(
         metrics=[metric(**fields)],
+        guardrails=guardrails,
         min_units_per_variant=100,
         exposure_grace=Duration(seconds=10),
     )
@@ -40,7 +46,7 @@ async def results_of(tmp_path, lags, **fields):
         for start in range(0, len(told), 1000):
             await events.take(*told[start : start + 1000])
         assert not (await events.recomputed()).differences
-        return report(await events.experiment(), await events.snapshot(), now=events.now).results
+        return report(await events.experiment(), await events.snapshot(), now=events.now)
 
 
 def lost(results):
@@ -83,3 +89,15 @@ async def test_a_lag_that_takes_most_events_blocks_the_verdict(tmp_path):
     results = await results_of(tmp_path, {"control": 24.0, "tuned": 24.0})
     assert lost(results) > 3 * UNITS / 2
     assert pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE in blockers(results)
+
+
+async def test_a_lag_of_one_variant_breaches_no_guardrail(tmp_path):
+    """Sums of half the events look like harm: no reason to stop."""
+    source = pb.EventSource(event_name="score", aggregation=pb.UNIT_AGGREGATION_SUM)
+    rail = pb.Guardrail(metric_id="score", margin=pb.EffectSize(relative=0.01))
+    found = await report_of(
+        tmp_path, {"control": 0.0, "tuned": 24.0}, guardrails=[rail], mean=pb.MeanMetric(source=source)
+    )
+    assert pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE in blockers(found.results)
+    assert breached(found.study)
+    assert not found.breaches

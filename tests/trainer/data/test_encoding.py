@@ -216,3 +216,12 @@ def test_tokens_that_a_row_quotes_end_no_turn_and_are_trained_as_text():
 
 def test_a_chat_without_an_answer_gives_nothing():
     assert encode(byte_level(CHATML), TURNS[:2]) == []
+
+
+@pytest.mark.parametrize(("family", "text"), [("ChatML", "a"), ("SmolLM2", "You are"), ("Llama 3", "start")])
+def test_a_text_that_the_template_writes_too_is_trained_whole(family, text):
+    tokenizer = NAMED[family].tokenizer()
+    (chat,) = encode(tokenizer, [{"role": "assistant", "content": text}])
+    assert targets(tokenizer, chat).startswith(text)
+    assert chat.segments[-1][0].startswith(text)
+    assert text in chat.segments[0][0]

@@ -8,6 +8,7 @@ import pytest
 
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.dataset import DatasetEmptyError, Severity
+from neuroweaver.trainer.data.marks import chat_markup
 
 PROMPTS = {"service_advisor": "You advise on service."}
 ASKED = {"role": "user", "content": "Which oil?"}
@@ -257,3 +258,7 @@ def test_a_turn_that_is_rendered_already_is_warned_of_and_plain_prose_is_not(tmp
     assert [(field, reason.partition(" (")[0]) for _, field, reason in findings(data)] == [
         ("prompt/completion", "a turn holds marks of a chat format")
     ]
+
+
+def test_empty_lines_cost_no_more_than_their_number():
+    assert chat_markup("a" + "\n" * 500_000 + "b") == ""

@@ -10,6 +10,7 @@ import numpy as np
 
 from neuroweaver.experiment.analysis.guardrails import reason_of
 from neuroweaver.experiment.analysis.report import Report
+from neuroweaver.experiment.analysis.soundness import is_sound
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain.model import RUNNING, Experiment
 from neuroweaver.experiment.domain.specification import length
@@ -45,7 +46,7 @@ def following(study: Study) -> Mapping[str, float] | None:
     """The weights that the outcomes ask for; None while too little is known of a variant."""
     spec = study.experiment.spec.thompson
     metric = study.experiment.metric(spec.metric_id)
-    beliefs = _beliefs(study, metric) if metric else None
+    beliefs = _beliefs(study, metric) if metric and is_sound(study, metric.metric_id) else None
     if (
         metric is None
         or beliefs is None

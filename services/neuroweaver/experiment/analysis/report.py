@@ -10,6 +10,7 @@ from neuroweaver.experiment.analysis.estimates import analyse
 from neuroweaver.experiment.analysis.forecast import forecast
 from neuroweaver.experiment.analysis.guardrails import breached
 from neuroweaver.experiment.analysis.notices import notices
+from neuroweaver.experiment.analysis.soundness import is_sound
 from neuroweaver.experiment.analysis.study import Study, study
 from neuroweaver.experiment.analysis.verdict import FOR_GOOD, judge, verdict
 from neuroweaver.experiment.domain.model import PAUSED, RUNNING, Experiment
@@ -50,7 +51,8 @@ def report(
     expected = forecast(asked, results.verdict, judged, now)
     if expected is not None:
         results.verdict.forecast.CopyFrom(expected)
-    complete = Report(asked, results, breached(asked))
+    breaches = [each for each in breached(asked) if is_sound(asked, each.guardrail.metric_id)]
+    complete = Report(asked, results, breaches)
     is_ramping = experiment.ramp is not None and experiment.ramp.step < len(experiment.spec.ramp)
     is_held = is_ramping and complete.is_held and experiment.state in {RUNNING, PAUSED}
     results.notices.extend(notices(asked, results, is_ramp_held=is_held))

@@ -100,7 +100,8 @@ def _ran(asked: str, deadline_s: float) -> tuple[int, str, str]:
     """Status, output and errors of the process, killed at the deadline, or if nobody waits any more."""
     give_up = time.monotonic() + deadline_s
     with subprocess.Popen(
-        [sys.executable, "-m", "neuroweaver.trainer.data"],
+        # -P: nothing in the working directory is imported.
+        [sys.executable, "-P", "-m", "neuroweaver.trainer.data"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -125,5 +126,5 @@ def _ran(asked: str, deadline_s: float) -> tuple[int, str, str]:
 
 def small_files(folder: Path) -> Hashable:
     """Names, sizes and times of change of all but the weights: tokenizer, template and their settings."""
-    files = sorted(path for path in folder.iterdir() if path.suffix != ".safetensors")
+    files = sorted(path for path in folder.iterdir() if path.suffix != ".safetensors" and path.is_file())
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)

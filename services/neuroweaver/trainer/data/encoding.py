@@ -12,6 +12,8 @@ from neuroweaver.trainer.data.turns import Messages
 
 # What the cross-entropy of torch skips.
 IGNORED: Final = -100
+# What no text holds: noncharacters of Unicode.
+_PROBE: Final = "\ufdd1\ufdd2"
 # A thought that the opening of an answer begins, as templates of reasoning models write it, or has behind it.
 _THOUGHT: Final = re.compile(
     r"(?P<opens>[<\[]think(?:ing)?[>\]])(?P<space>\s*)(?P<closes>[<\[]/think(?:ing)?[>\]]\s*)?$",
@@ -143,7 +145,7 @@ def rendered_answer(template: ChatTemplate, quoted: Sequence[Mapping[str, Any]])
     """
     *asked, answer = quoted
     whole = template.render(quoted, opens_turn=False)
-    context = template.render(asked, opens_turn=True) if asked else _before_text(whole, answer["content"])
+    context = template.render(asked, opens_turn=True) if asked else _before_text(template, answer, whole)
     thought = _THOUGHT.search(context)
     if whole.startswith(context):
         turn = template.until_end(whole[len(context) :])
@@ -158,10 +160,12 @@ def rendered_answer(template: ChatTemplate, quoted: Sequence[Mapping[str, Any]])
     return context, turn
 
 
-def _before_text(whole: str, text: str) -> str:
+def _before_text(template: ChatTemplate, answer: Mapping[str, Any], whole: str) -> str:
     """What a template writes before plain text, to which it may open with a system turn."""
-    before, found, _ = whole.partition(text.strip())
-    if not found:
+    # The text itself could stand in what the template writes.
+    probed = template.render([{**answer, "content": _PROBE}], opens_turn=False)
+    before, found, _ = probed.partition(_PROBE)
+    if not found or answer["content"].strip() not in whole[len(before) :]:
         raise TemplateRefuses("it changes what an assistant says")
     return before
 

@@ -50,8 +50,8 @@ CHAT_MARKUP = re.compile(
     r"|###? ?(?:Human|Assistant|User|System|Instruction|Response)\b:?"
 )
 # Each is a word of plain texts as well; together they are a chat.
-ASKING = re.compile(r"^\s*(?:human|user):", re.IGNORECASE | re.MULTILINE)
-ANSWERING = re.compile(r"^\s*(?:assistant|gpt):", re.IGNORECASE | re.MULTILINE)
+ASKING = re.compile(r"^[^\S\n]*(?:human|user):", re.IGNORECASE | re.MULTILINE)
+ANSWERING = re.compile(r"^[^\S\n]*(?:assistant|gpt):", re.IGNORECASE | re.MULTILINE)
 
 Remark = tuple[str, str]
 """A field, and what is to be said of it."""
