@@ -18,7 +18,7 @@ from linearizability import Impossible
 
 
 def test_a_storm_loses_nothing_and_harms_nobody(tmp_path: Path):
-    outcome = asyncio.run(run(Plan(quiet_s=2.0, storm_s=0.0, pause_s=1.0), tmp_path))
+    outcome = asyncio.run(run(Plan(quiet_s=2.0, storm_s=0.0, pause_s=1.0, timeout_s=120.0), tmp_path))
     assert outcome.lost == []
     assert outcome.faults == []
     assert all(outcome.times.values())

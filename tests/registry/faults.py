@@ -144,7 +144,7 @@ class Told:
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def until_answered(
-        self, send: Callable[[], Awaitable[Any]], *, patience_s: float = 60.0, pause_s: float = 0.05
+        self, send: Callable[[], Awaitable[Any]], *, patience_s: float = 180.0, pause_s: float = 0.05
     ) -> Any:
         """The answer to a call that is sent again while nobody knows whether it was done."""
         begun = time.monotonic()

@@ -48,11 +48,13 @@ class Plan:
     """quiet_s: before the storm. storm_s: at least so long, and until each kind of fault came once.
 
     pause_s: the longest time from one fault's end to the next. has_jobs: training goes on all the time.
+    timeout_s: after which a caller takes a call for failed.
     """
 
     quiet_s: float
     storm_s: float
     pause_s: float
+    timeout_s: float = 10.0
     is_postgresql: bool = True
     has_hostile_clients: bool = True
     has_jobs: bool = True
@@ -229,15 +231,16 @@ async def _to_the_end(record: Record, work: Awaitable[None]) -> None:
 
 def _probes(world: World) -> list[tuple[str, str, Callable[[], Awaitable[Any]]]]:
     """Calls that nobody answers slowly: by their time the storm is measured."""
+    timeout_s = world.plan.timeout_s
     model = registry_pb2.GetModelRequest(model_id=contention.MODEL)
     assign = experiment_pb2.AssignVariantRequest(test_id="t", unit_id="u1")
     deployment = deployer_pb2.GetDeploymentRequest(model_id=SERVED)
     listed = trainer_pb2.ListTrainingJobsRequest(page_size=10)
     return [
-        ("GetModel", "registry", lambda: world.registry.GetModel(model, timeout=10)),
-        ("AssignVariant", "experiment", lambda: world.experiment.AssignVariant(assign, timeout=10)),
-        ("GetDeployment", "deployer", lambda: world.deployer.GetDeployment(deployment, timeout=10)),
-        ("ListTrainingJobs", "trainer", lambda: world.trainer.ListTrainingJobs(listed, timeout=10)),
+        ("GetModel", "registry", lambda: world.registry.GetModel(model, timeout=timeout_s)),
+        ("AssignVariant", "experiment", lambda: world.experiment.AssignVariant(assign, timeout=timeout_s)),
+        ("GetDeployment", "deployer", lambda: world.deployer.GetDeployment(deployment, timeout=timeout_s)),
+        ("ListTrainingJobs", "trainer", lambda: world.trainer.ListTrainingJobs(listed, timeout=timeout_s)),
     ]
 
 
@@ -263,7 +266,7 @@ async def _converse(world: World) -> None:
         "temperature": 0,
         "max_tokens": 8,
     }
-    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=3 * world.plan.timeout_s) as client:
         while await until(world.stop, 0.3):
             begun = time.monotonic()
             try:
@@ -356,7 +359,18 @@ async def _kill(world: World, service: str) -> None:
             process.kill()
             await asyncio.to_thread(process.wait)
         await _start(world, service)
+        if service == "deployer" and world.endpoint:
+            # It works again once its predecessor's lease is over.
+            await wait_until(partial(_is_answering, world.endpoint), _PATIENCE_S)
     world.is_being_killed.discard(service)
+
+
+async def _is_answering(endpoint: str) -> bool:
+    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+        try:
+            return (await client.get(f"{endpoint}/models")).is_success
+        except httpx2.TransportError:
+            return False
 
 
 async def _start(world: World, service: str) -> None:
