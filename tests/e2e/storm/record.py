@@ -15,9 +15,6 @@ import grpc
 
 OK = "OK"
 
-# A client reconnects after at most this long, and a call that begins just before a fault ends with it.
-_GRACE_S = 5.0
-
 
 @dataclass(frozen=True)
 class Call:
@@ -38,11 +35,11 @@ class Outage:
     begun: float
     ended: float = inf
 
-    def excuses(self, call: Call) -> bool:
+    def excuses(self, call: Call, grace_s: float) -> bool:
         return (
             call.service in self.services
-            and call.begun < self.ended + _GRACE_S
-            and call.ended > self.begun - _GRACE_S
+            and call.begun < self.ended + grace_s
+            and call.ended > self.begun - grace_s
         )
 
 
@@ -56,7 +53,9 @@ class Record:
     died: list[str] = field(default_factory=list)
     """Services that ended by themselves."""
     gave_up: list[str] = field(default_factory=list)
-    """Writers that were not answered in a minute, or were refused."""
+    """Writers that were not answered for long, or were refused."""
+    grace_s: float = 5.0
+    """A client reconnects after at most so long, and a call that begins just before a fault ends with it."""
 
     @contextmanager
     def outage(self, cause: str, *services: str) -> Iterator[None]:
@@ -90,7 +89,7 @@ class Record:
         return [call for call in self.calls if call.code != OK]
 
     def is_excused(self, call: Call) -> bool:
-        return any(outage.excuses(call) for outage in self.outages)
+        return any(outage.excuses(call, self.grace_s) for outage in self.outages)
 
     def faults(self) -> list[str]:
         """What no caller has to put up with: other failures than UNAVAILABLE while something was away."""

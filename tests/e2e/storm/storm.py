@@ -168,7 +168,7 @@ async def _world(plan: Plan, home: Path, stack: AsyncExitStack) -> tuple[World, 
     world = World(
         plan,
         running,
-        Record(),
+        Record(grace_s=plan.timeout_s / 2),
         crash,
         disk,
         registry=await stub("registry", RegistryServiceStub),
