@@ -17,23 +17,19 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from neuroweaver.base_models.confinement import confine
 from neuroweaver.serving.tokenizing import CPU_S, LENGTH
 
-# Of addresses. A tokenizer of 262,000 tokens takes a quarter of it.
-_MEMORY_BYTES: Final = 2 << 30
 _START_CPU_S: Final = 60
 
 
 def serve(folder: Path, requests: BinaryIO, answers: BinaryIO) -> None:
     """Says first that it is ready; ends with its requests."""
-    # Without torch, transformers starts in half the time and a third of the memory; tokenizers need none.
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    from transformers import AutoTokenizer  # noqa: PLC0415
-
+    from neuroweaver.base_models.tokenizer import load_tokenizer  # noqa: PLC0415 (once torch is hidden)
     from neuroweaver.serving import prompts  # noqa: PLC0415
     from neuroweaver.serving.requests import ApiError  # noqa: PLC0415
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     _limit_cpu(CPU_S)
     prompts.try_template(tokenizer)
     _write(answers, {})
@@ -62,8 +58,7 @@ def _limit_cpu(seconds: int) -> None:
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    confine()
     _limit_cpu(_START_CPU_S)
     # A terminal's ^C is for the model server, which finishes what it has begun.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,10 +12,11 @@ import logging
 import os
 import signal
 import struct
-import sys
 from pathlib import Path
 from typing import Any, Final
 
+from neuroweaver.base_models.confinement import ENVIRONMENT
+from neuroweaver.mesh.machine import processes
 from neuroweaver.serving.requests import ApiError, Message
 from neuroweaver.serving.status import Pulse
 
@@ -32,15 +33,6 @@ _START_S: Final = 120.0
 _DEADLINE_S: Final = 30.0
 _AGAIN_S: Final = 1.0
 _PROBE: Final[list[Message]] = [{"role": "user", "content": "Hello"}]
-# Threads of their own would take addresses for each core of the machine, and help none.
-_ENVIRON: Final = {
-    "HF_HUB_OFFLINE": "1",
-    "MALLOC_ARENA_MAX": "2",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 
 
 class CannotTokenize(Exception):
@@ -174,9 +166,9 @@ class _Process:
     @classmethod
     async def start(cls, folder: Path) -> _Process:
         """Raises OSError."""
-        command = (sys.executable, "-m", "neuroweaver.serving.tokenizer_process", str(folder))
+        command = processes.module("neuroweaver.serving.tokenizer_process", str(folder))
         pipe = asyncio.subprocess.PIPE
-        environ = dict(os.environ) | _ENVIRON
+        environ = dict(os.environ) | ENVIRONMENT
         return cls(
             folder, await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environ)
         )

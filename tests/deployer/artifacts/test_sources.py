@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from neuroweaver.cluster.errors import BackendError, Trouble
-from neuroweaver.deployer.artifacts import sources
 from neuroweaver.deployer.artifacts.sources import BaseModels
+from neuroweaver.mesh.machine import processes
 
 
 @pytest.fixture
@@ -17,10 +17,10 @@ def program(tmp_path, monkeypatch):
         path = tmp_path / "python"
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o700)
-        monkeypatch.setattr(sources.sys, "executable", str(path))
+        monkeypatch.setattr(sys, "executable", str(path))
 
     yield write
-    assert sources.sys is sys
+    assert processes.sys is sys
 
 
 @pytest.mark.parametrize(

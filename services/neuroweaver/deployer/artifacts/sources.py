@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -78,7 +77,7 @@ class BaseModels:
         return folder
 
     async def _materialized(self, name: str) -> tuple[Path, str]:
-        command = (sys.executable, "-m", "neuroweaver.base_models", name, "--home", str(self._home))
+        command = processes.module("neuroweaver.base_models", name, "--home", str(self._home))
         done = await processes.run(command, without_secrets(os.environ, *hub_models.KEYS))
         if done.returncode:
             # One that a signal ended has said nothing of the model.

@@ -24,7 +24,7 @@ from neuroweaver.statistics.arm import Arm, Kind, Sample, arms
 from neuroweaver.statistics.moments import Moments
 from neuroweaver.v1 import experiment_pb2 as pb
 
-MOST_SHARE: Final = 0.5
+_MOST_SHARE: Final = 0.5
 """Of the events of a name: if more than this are left out, a metric of it is not what it is meant to be."""
 
 _REASONS: Final = {
@@ -127,6 +127,10 @@ def left_out(study: Study, name: str) -> float:
     found = [uses(study, variant, name) for variant in study.variants]
     events = sum(use.events for use in found)
     return sum(use.before_exposure for use in found) / events if events else 0.0
+
+
+def is_mostly_left_out(study: Study, name: str) -> bool:
+    return left_out(study, name) > _MOST_SHARE
 
 
 def differing(study: Study, imbalance: Imbalance) -> str:

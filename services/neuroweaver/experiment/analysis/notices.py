@@ -144,7 +144,7 @@ def _unused(study: Study, results: pb.ExperimentResults) -> Iterable[pb.Experime
         share = event_use.left_out(study, name)
         if name in differing:
             message = event_use.differing(study, differing[name])
-        elif share > event_use.MOST_SHARE:
+        elif event_use.is_mostly_left_out(study, name):
             message = event_use.mostly_left_out(study, name)
         elif share > _EARLY_SHARE:
             message = (

@@ -13,6 +13,6 @@ def is_sound(study: Study, metric_id: str) -> bool:
 
 def _is_mistimed(study: Study, metric_id: str) -> bool:
     names = set(event_use.names(study, [metric_id]))
-    if any(event_use.left_out(study, name) > event_use.MOST_SHARE for name in names):
+    if any(event_use.is_mostly_left_out(study, name) for name in names):
         return True
     return any(each.name in names for each in event_use.imbalances(study))

@@ -222,7 +222,7 @@ def _mistimed(study: Study) -> list[pb.VerdictGap]:
             metric_id=metric_id,
         )
         for name, metric_id in reading.items()
-        if event_use.left_out(study, name) > event_use.MOST_SHARE
+        if event_use.is_mostly_left_out(study, name)
     ]
 
 

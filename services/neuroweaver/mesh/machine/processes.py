@@ -12,8 +12,14 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+
+def module(name: str, *arguments: str) -> tuple[str, ...]:
+    """The command that runs a module with this interpreter; nothing in the working directory is imported."""
+    return (sys.executable, "-P", "-m", name, *arguments)
 
 
 def start(

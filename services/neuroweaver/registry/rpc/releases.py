@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from neuroweaver.mesh.auth.caller import Caller, caller_of
 from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.handlers.read_cache import ReadCache
-from neuroweaver.mesh.wire.clock import utc_now
+from neuroweaver.mesh.wire.clock import SKEW, utc_now
 from neuroweaver.mesh.wire.errors import FailedPrecondition, InvalidArgument, NotFound
 from neuroweaver.mesh.wire.text import check_text
 from neuroweaver.registry import messages
@@ -26,9 +26,6 @@ from neuroweaver.registry.storage.writer import Writer
 from neuroweaver.v1 import registry_pb2 as pb
 
 DEFAULT_CONFIDENCE: Final = 0.95
-
-# A caller's clock may be ahead of ours; what it calls now is now.
-_CLOCK_SKEW: Final = timedelta(minutes=1)
 
 
 async def set_alias(registry: Writer, request: pb.SetAliasRequest, caller: Caller) -> pb.Alias:
@@ -125,7 +122,8 @@ class Releases:
         check_model_id("model_id", request.model_id)
         at = request.at.ToDatetime(tzinfo=UTC) if request.HasField("at") else None
         now = utc_now()
-        if at and at > now + _CLOCK_SKEW:
+        # A caller's clock may be ahead of ours; what it calls now is now.
+        if at and at > now + SKEW:
             raise InvalidArgument("at", "is in the future")
         if at and at >= now:
             at = None

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Hashable
 from contextlib import suppress
@@ -15,21 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from neuroweaver.base_models.confinement import ENVIRONMENT
+from neuroweaver.mesh.machine import processes
 from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from neuroweaver.mesh.wire.threads import check_wanted
 from neuroweaver.trainer.data.tokens import TokenCount
 from neuroweaver.trainer.data.trial import Part, Trial
 
 _POLL_S: Final = 0.2
-# Threads of their own would take addresses for each core of the machine, and help none.
-_ENVIRONMENT: Final = {
-    "HF_HUB_OFFLINE": "1",
-    "MALLOC_ARENA_MAX": "2",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 # All that the process sees of this one's variables, some of which are secrets.
 _INHERITED: Final = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR")
 
@@ -99,14 +91,13 @@ def _answer(request: Request) -> dict[str, Any]:
 def _ran(asked: str, deadline_s: float) -> tuple[int, str, str]:
     """Status, output and errors of the process, killed at the deadline, or if nobody waits any more."""
     give_up = time.monotonic() + deadline_s
-    with subprocess.Popen(
-        # -P: nothing in the working directory is imported.
-        [sys.executable, "-P", "-m", "neuroweaver.trainer.data"],
+    with subprocess.Popen(  # noqa: S603  # a module of ours
+        processes.module("neuroweaver.trainer.data"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ENVIRONMENT,
+        env={name: os.environ[name] for name in _INHERITED if name in os.environ} | ENVIRONMENT,
     ) as process:
         try:
             request: str | None = asked

@@ -12,16 +12,14 @@ import resource
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from neuroweaver.base_models.confinement import MEMORY_BYTES, confine
 from neuroweaver.trainer.data.dataset import Reading
 from neuroweaver.trainer.data.files import DatasetError
 from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.data.tokens import count_tokens
 from neuroweaver.trainer.data.trial import MAX_SPLIT_BYTES, try_job
-
-# Of addresses. A tokenizer of 262,000 tokens takes a quarter of it.
-MEMORY_BYTES: Final = 2 << 30
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -75,13 +73,9 @@ def rows(request: dict[str, Any]) -> Reading:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    confine()
     request = json.load(sys.stdin)
     # The parent ends this process earlier, unless it has ended itself.
     cpu_s = math.ceil(request["deadline_s"]) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
-    # An import of torch fails from here on, which transformers takes as its absence: tokenizers do without,
-    # and the process starts in half the time and a third of the memory.
-    sys.modules["torch"] = None  # type: ignore[assignment]
     json.dump(answer(request), sys.stdout)

@@ -7,7 +7,6 @@ import contextlib
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ from neuroweaver.trainer.domain.job import Job
 from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE
 from neuroweaver.trainer.executors.executor import LOG_NAME, Exit, Worker
 
-_COMMAND: Final = (sys.executable, "-m", "neuroweaver.trainer.worker")
+_COMMAND: Final = processes.module("neuroweaver.trainer.worker")
 
 # Threads that spin while they wait for each other make work many times slower on a machine that is shared:
 # bench/RESULTS.md has the figures.
