@@ -35,7 +35,7 @@ async def keep_house(store: Store, projections: Projections) -> None:
 
 def chores(store: Store, projections: Projections, now: datetime) -> Chores:
     return {
-        "caps": lambda: reexamine_all(store, projections, now),
+        "caps": lambda: reexamine_all(store, projections),
         "raw events": lambda: expire_all(store, projections, now),
     }
 
@@ -53,12 +53,12 @@ async def keep_checkpoints(store: Store, projections: Projections) -> None:
     await repeat("checkpoints", turn, CHECKPOINT_PERIOD_S)
 
 
-async def reexamine_all(store: Store, projections: Projections, now: datetime) -> int:
+async def reexamine_all(store: Store, projections: Projections) -> int:
     """Takes caps by quantiles again where that is due. Returns 0: nothing is dropped."""
     for project, test_id in await store.keys():
         with tolerated("caps not examined", test_id=test_id):
             experiment = await store.experiment(project, test_id)
-            if await calibration.reexamine(store, projections, experiment, now):
+            if await calibration.reexamine(store, projections, experiment):
                 store.topics.notify([inputs_topic(project, test_id)])
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +24,19 @@ class Caps:
         return np.clip(np.asarray(values, dtype=np.float64), lower, upper)
 
 
+NO_CAPS: Final = Caps()
+
+
 def calibrated(values: npt.ArrayLike, lower_quantile: float | None, upper_quantile: float | None) -> Caps:
     """The caps at quantiles of the units of all variants together; none without units.
 
     values: (units,). A cap is a value that some unit has, and never one that more units share than it may
     cut: quantiles of such mass points are no stable property of the metric (Stigler 1973, Annals of
     Statistics 1:472), and what counts now and grows later would be cut to a constant. The next value beyond
-    is taken, or there is no cap. Nor is there one where it would cut most of the units that stand out from
-    the most common value, such as most buyers among units that mostly buy nothing: that is what is measured.
+    is taken, or there is no cap. Nor is there one where it would cut most of the units that stand out on its
+    side: those beyond a most common value that is a mass point, such as the buyers among units that mostly
+    buy nothing; else those beyond 0, such as the refunds among purchases. They are what is measured. (Without
+    a mass point, a side that is no larger than what a cap may cut is extreme as a whole: the cap lies before it.)
 
     Caps may be taken again whenever data come in, if all units are then capped anew. As long as the arms do
     not differ, caps of all variants together are no function of who got what, and the difference of the arms
@@ -61,6 +67,8 @@ def _upper(values: npt.NDArray[np.float64], quantile: float) -> float | None:
         at += 1
     if at == len(distinct):
         return None
-    standing_out = len(values) - counts.max()
+    most = int(np.argmax(counts))
+    centre = float(distinct[most]) if counts[most] > may_share else 0.0
+    standing_out = np.count_nonzero(values > centre) if distinct[at] > centre else len(values)
     is_most_cut = 2 * (len(values) - until[at]) > standing_out
     return None if is_most_cut else float(distinct[at])

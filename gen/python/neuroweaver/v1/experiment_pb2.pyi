@@ -444,7 +444,9 @@ class _ReplayClockEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplayClo
     REPLAY_CLOCK_RECEIVED: _ReplayClock.ValueType  # 1
     """Events that the server had received by then: what was known at that moment."""
     REPLAY_CLOCK_HAPPENED: _ReplayClock.ValueType  # 2
-    """Events that had happened by then, late ones included."""
+    """Events that had happened by then, late ones included. Caps by quantiles are those that were in force then; where
+    there were none yet, those that these events call for.
+    """
 
 class ReplayClock(_ReplayClock, metaclass=_ReplayClockEnumTypeWrapper):
     """Which clock a replay goes by."""
@@ -454,7 +456,9 @@ REPLAY_CLOCK_UNSPECIFIED: ReplayClock.ValueType  # 0
 REPLAY_CLOCK_RECEIVED: ReplayClock.ValueType  # 1
 """Events that the server had received by then: what was known at that moment."""
 REPLAY_CLOCK_HAPPENED: ReplayClock.ValueType  # 2
-"""Events that had happened by then, late ones included."""
+"""Events that had happened by then, late ones included. Caps by quantiles are those that were in force then; where
+there were none yet, those that these events call for.
+"""
 Global___ReplayClock: _TypeAlias = ReplayClock  # noqa: Y015
 
 class _EstimateStatus:
@@ -1228,7 +1232,9 @@ class Cuped(_message.Message):
     """The value of this name in `covariates` of the unit's first exposure event."""
     @_builtins.property
     def lookback(self) -> _duration_pb2.Duration:
-        """The metric's own events that happened before the unit's first exposure, at most this long before. Up to 90 days."""
+        """The metric's own events that happened before the unit's first exposure, at most this long before. Up to 90 days,
+        and more than `exposure_grace`, within which an event counts as one after the exposure.
+        """
 
     def __init__(
         self,
@@ -1252,7 +1258,14 @@ class Winsorization(_message.Message):
     quantiles. Quantile caps are taken over all variants and phases together, from the units whose conversion window is
     over (without a window, from all units as they are), and are examined again as data come in: whenever they move,
     every unit is capped anew from its own values. A value that more units share than the cap may cut is never a cap:
-    the next one beyond it is, or none. The results name the caps, and what share of the units and of the total they cut.
+    the next one beyond it is, or none. Nor is one that would cut most of the units that stand out on its side: those
+    beyond such a most common value, else those beyond 0. The results name the caps, and what share of the units and of
+    the total they cut.
+
+    Of a ratio, quantile caps are of a unit's numerator and of its denominator, each by itself, from the units that have
+    an event of either. Caps by values are of a unit's own ratio: its numerator counts as at most `upper_value` times its
+    denominator, and as at least `lower_value` times it. Where the denominator is 0, a numerator above 0 counts as 0
+    under an upper cap, one below 0 under a lower cap.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1271,7 +1284,8 @@ class Winsorization(_message.Message):
     upper_quantile: _builtins.float
     """In (0, 1), such as 0.99. Default: no upper cap."""
     calibration_units: _builtins.int
-    """For quantiles only: how many units must have a complete value before there are caps, and a verdict on the metric.
+    """For quantiles, refused with values: how many units must have a complete value before there are caps, and a verdict
+    on the metric.
     Default 1000.
     """
     def __init__(
@@ -1591,7 +1605,7 @@ class ThompsonAllocation(_message.Message):
     """The metric whose outcome is followed. Default: the target metric."""
     min_weight: _builtins.float
     """No variant falls below this weight, so that each can still be told apart. In [0, 0.5]; times the number of variants
-    at most 1. Default 0.05.
+    below 1. Default 0.05.
     """
     @_builtins.property
     def update_interval(self) -> _duration_pb2.Duration:
@@ -3715,11 +3729,13 @@ class MetricResult(_message.Message):
     RANK_ERROR_FIELD_NUMBER: _builtins.int
     WINSORIZED_UNIT_SHARE_FIELD_NUMBER: _builtins.int
     WINSORIZED_TOTAL_SHARE_FIELD_NUMBER: _builtins.int
+    WINSORIZATION_DENOMINATOR_LOWER_FIELD_NUMBER: _builtins.int
+    WINSORIZATION_DENOMINATOR_UPPER_FIELD_NUMBER: _builtins.int
     metric_id: _builtins.str
     """The metric."""
     winsorization_lower: _builtins.float
-    """The caps in force under quantile winsorisation, in the metric's unit; unset otherwise, while calibrating, or where
-    none is in force; a notice says which.
+    """The caps in force under quantile winsorisation, in the metric's unit, of a ratio its numerator's; unset otherwise,
+    while calibrating, or where none is in force; a notice says which.
     """
     winsorization_upper: _builtins.float
     """See `winsorization_lower`."""
@@ -3728,7 +3744,14 @@ class MetricResult(_message.Message):
     winsorized_unit_share: _builtins.float
     """Share of the units, of all variants together, whose value a cap changed; unset without winsorisation."""
     winsorized_total_share: _builtins.float
-    """Share that caps took off the sum of all absolute values; unset without winsorisation, or if that sum is 0."""
+    """Share of the total that caps moved, 0 to 1: by how much they changed values, divided by that and what they left
+    together. Of a value of 10 capped at 4 they moved 6 and left 4; of one of -10 that counts as 2 they moved 12 and
+    left nothing. Of a ratio, the larger share of its two parts. Unset without winsorisation, or if all values are 0.
+    """
+    winsorization_denominator_lower: _builtins.float
+    """The caps in force of the denominator of a ratio under quantile winsorisation; else as `winsorization_lower`."""
+    winsorization_denominator_upper: _builtins.float
+    """See `winsorization_denominator_lower`."""
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___VariantEstimate]:
         """Per variant."""
@@ -3748,13 +3771,19 @@ class MetricResult(_message.Message):
         rank_error: _builtins.float | None = ...,
         winsorized_unit_share: _builtins.float | None = ...,
         winsorized_total_share: _builtins.float | None = ...,
+        winsorization_denominator_lower: _builtins.float | None = ...,
+        winsorization_denominator_upper: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank_error", b"_rank_error", "_winsorization_lower", b"_winsorization_lower", "_winsorization_upper", b"_winsorization_upper", "_winsorized_total_share", b"_winsorized_total_share", "_winsorized_unit_share", b"_winsorized_unit_share", "rank_error", b"rank_error", "winsorization_lower", b"winsorization_lower", "winsorization_upper", b"winsorization_upper", "winsorized_total_share", b"winsorized_total_share", "winsorized_unit_share", b"winsorized_unit_share"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank_error", b"_rank_error", "_winsorization_denominator_lower", b"_winsorization_denominator_lower", "_winsorization_denominator_upper", b"_winsorization_denominator_upper", "_winsorization_lower", b"_winsorization_lower", "_winsorization_upper", b"_winsorization_upper", "_winsorized_total_share", b"_winsorized_total_share", "_winsorized_unit_share", b"_winsorized_unit_share", "rank_error", b"rank_error", "winsorization_denominator_lower", b"winsorization_denominator_lower", "winsorization_denominator_upper", b"winsorization_denominator_upper", "winsorization_lower", b"winsorization_lower", "winsorization_upper", b"winsorization_upper", "winsorized_total_share", b"winsorized_total_share", "winsorized_unit_share", b"winsorized_unit_share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank_error", b"_rank_error", "_winsorization_lower", b"_winsorization_lower", "_winsorization_upper", b"_winsorization_upper", "_winsorized_total_share", b"_winsorized_total_share", "_winsorized_unit_share", b"_winsorized_unit_share", "effects", b"effects", "metric_id", b"metric_id", "rank_error", b"rank_error", "variants", b"variants", "winsorization_lower", b"winsorization_lower", "winsorization_upper", b"winsorization_upper", "winsorized_total_share", b"winsorized_total_share", "winsorized_unit_share", b"winsorized_unit_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank_error", b"_rank_error", "_winsorization_denominator_lower", b"_winsorization_denominator_lower", "_winsorization_denominator_upper", b"_winsorization_denominator_upper", "_winsorization_lower", b"_winsorization_lower", "_winsorization_upper", b"_winsorization_upper", "_winsorized_total_share", b"_winsorized_total_share", "_winsorized_unit_share", b"_winsorized_unit_share", "effects", b"effects", "metric_id", b"metric_id", "rank_error", b"rank_error", "variants", b"variants", "winsorization_denominator_lower", b"winsorization_denominator_lower", "winsorization_denominator_upper", b"winsorization_denominator_upper", "winsorization_lower", b"winsorization_lower", "winsorization_upper", b"winsorization_upper", "winsorized_total_share", b"winsorized_total_share", "winsorized_unit_share", b"winsorized_unit_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rank_error: _TypeAlias = _typing.Literal["rank_error"]  # noqa: Y015
     _WhichOneofArgType__rank_error: _TypeAlias = _typing.Literal["_rank_error", b"_rank_error"]  # noqa: Y015
+    _WhichOneofReturnType__winsorization_denominator_lower: _TypeAlias = _typing.Literal["winsorization_denominator_lower"]  # noqa: Y015
+    _WhichOneofArgType__winsorization_denominator_lower: _TypeAlias = _typing.Literal["_winsorization_denominator_lower", b"_winsorization_denominator_lower"]  # noqa: Y015
+    _WhichOneofReturnType__winsorization_denominator_upper: _TypeAlias = _typing.Literal["winsorization_denominator_upper"]  # noqa: Y015
+    _WhichOneofArgType__winsorization_denominator_upper: _TypeAlias = _typing.Literal["_winsorization_denominator_upper", b"_winsorization_denominator_upper"]  # noqa: Y015
     _WhichOneofReturnType__winsorization_lower: _TypeAlias = _typing.Literal["winsorization_lower"]  # noqa: Y015
     _WhichOneofArgType__winsorization_lower: _TypeAlias = _typing.Literal["_winsorization_lower", b"_winsorization_lower"]  # noqa: Y015
     _WhichOneofReturnType__winsorization_upper: _TypeAlias = _typing.Literal["winsorization_upper"]  # noqa: Y015
@@ -3765,6 +3794,10 @@ class MetricResult(_message.Message):
     _WhichOneofArgType__winsorized_unit_share: _TypeAlias = _typing.Literal["_winsorized_unit_share", b"_winsorized_unit_share"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank_error) -> _WhichOneofReturnType__rank_error | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__winsorization_denominator_lower) -> _WhichOneofReturnType__winsorization_denominator_lower | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__winsorization_denominator_upper) -> _WhichOneofReturnType__winsorization_denominator_upper | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__winsorization_lower) -> _WhichOneofReturnType__winsorization_lower | None: ...
     @_typing.overload

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from neuroweaver.experiment.analysis import event_use
+from neuroweaver.experiment.analysis import event_use, winsorizing
 from neuroweaver.experiment.analysis.comparison import Comparison
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
@@ -289,10 +289,13 @@ def _show_caps(study: Study, metric: pb.ExperimentMetric, result: pb.MetricResul
     if (calibration := study.snapshot.calibrations.get(metric.metric_id)) is not None:
         _set(result, "winsorization_lower", calibration.lower)
         _set(result, "winsorization_upper", calibration.upper)
+        _set(result, "winsorization_denominator_lower", calibration.denominator.lower)
+        _set(result, "winsorization_denominator_upper", calibration.denominator.upper)
     cuts = study.cuts(metric.metric_id)
     if cuts is not None and cuts.n:
         _set(result, "winsorized_unit_share", cuts.mean(0))
-        _set(result, "winsorized_total_share", cuts.sum(1) / cuts.sum(2) if cuts.sum(2) else None)
+        shares = [share for share in winsorizing.total_shares(cuts) if share is not None]
+        _set(result, "winsorized_total_share", max(shares, default=None))
 
 
 def _interval(interval: Interval | None) -> common_pb2.Interval | None:

@@ -81,7 +81,7 @@ class Study:
         """What caps cut, see `Cell`; None without caps, or where that is not known of all units."""
         cells = [cell for variant in self.variants for cell in self.cells(variant, metric_id)]
         known = [cell.cuts for cell in cells if cell.cuts is not None]
-        return merged(known, 3) if known and len(known) == len(cells) else None
+        return merged(known, known[0].columns) if known and len(known) == len(cells) else None
 
     @cached_property
     def comparisons(self) -> Mapping[tuple[str, str], Comparison | None]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.domain.model import CONCLUDED
+from neuroweaver.experiment.domain.snapshot import CAPS_GROWTH, CAPS_GROWTH_HOURLY, Calibration
+from neuroweaver.statistics.moments import Moments
+from neuroweaver.statistics.winsorization import NO_CAPS, Caps
 from neuroweaver.v1 import experiment_pb2 as pb
 
 # Beyond these, look again; of units also beyond twice what quantiles ask for.
@@ -31,7 +35,9 @@ def calibrating(study: Study, metric_id: str) -> str:
     units = calibration.units if calibration else 0
     if calibration is not None and units >= needed:
         return ""
-    what = "have a complete value, their conversion window being over" if window else "have a value"
+    what = "have an event of either part" if _is_ratio(metric) else "have a value"
+    if window:
+        what = f"{what.replace('a value', 'a complete value')}, their conversion window being over"
     return (
         f"The caps of {metric_id} are set once {needed:,} units {what}"
         f"{f' ({units:,} at the last look)' if calibration else ''}; until then its values are not capped. An"
@@ -39,50 +45,98 @@ def calibrating(study: Study, metric_id: str) -> str:
     )
 
 
+def total_shares(cuts: Moments) -> Sequence[float | None]:
+    """Of each outcome what caps moved, of what they moved and left together, 0 to 1; None of nothing."""
+    columns = range(1, cuts.columns, 2)
+    return [cuts.sum(column) / cuts.sum(column + 1) if cuts.sum(column + 1) else None for column in columns]
+
+
 def _notice(study: Study, metric: pb.ExperimentMetric) -> tuple[str, str]:
     metric_id = metric.metric_id
     cells = [cell for variant in study.variants for cell in study.cells(variant, metric_id)]
     if any(cell.cuts is None for cell in cells):
         return "WINSORIZATION_OF_EARLIER_VERSION", (
-            f"The values of {metric_id} are still capped as an earlier version did. They are capped anew with"
-            " the next events, or within the hour; RecomputeResults with `replace` does it now."
+            f"The values of {metric_id} are still capped as an earlier version did. {_next_look(study)}"
         )
     if waiting := calibrating(study, metric_id):
         return "WINSORIZATION_CALIBRATING", waiting
     calibration = study.snapshot.calibrations.get(metric_id)
-    if calibration is not None and calibration.lower is None and calibration.upper is None:
+    if calibration is not None and not calibration.is_in_force:
         return "WINSORIZATION_NOT_IN_FORCE", (
             f"No cap of {metric_id} is in force: at the quantiles asked for, too many of the"
-            f" {calibration.units:,} complete units share one value, or most of those that stand out would be"
-            " cut. One far-out unit can move its mean; an experiment with a quantile further out, or with"
-            " caps by values, has one."
+            f" {calibration.units:,} complete units share one value, or most of those that stand out on its"
+            " side would be cut. One far-out unit can move its mean; an experiment with a quantile further out, or"
+            f" with caps by values, has one.{_lag(study)}"
         )
-    return "WINSORIZED", _cutting(study, metric)
+    return "WINSORIZED", _cutting(study, metric, calibration)
 
 
-def _cutting(study: Study, metric: pb.ExperimentMetric) -> str:
-    caps = metric.winsorization
-    lower = caps.lower_value if caps.HasField("lower_value") else None
-    upper = caps.upper_value if caps.HasField("upper_value") else None
-    if (calibration := study.snapshot.calibrations.get(metric.metric_id)) is not None:
-        lower, upper = calibration.lower, calibration.upper
-    sides = [f"below {lower:.6g}"] if lower is not None else []
-    sides += [f"above {upper:.6g}"] if upper is not None else []
-    text = f"{metric.metric_id} is capped {' and '.join(sides)}"
+def _next_look(study: Study) -> str:
+    if study.experiment.state == CONCLUDED:
+        return "A decided experiment stays so; RecomputeResults with `replace` caps them anew."
+    return (
+        "They are capped anew with the next events, or within the hour; RecomputeResults with `replace` does"
+        " it now."
+    )
+
+
+def _lag(study: Study) -> str:
+    """How far behind the data caps by quantiles may be."""
+    if study.experiment.state == CONCLUDED:
+        return ""
+    return (
+        f" Caps are taken again once the metric's units and events have grown by {CAPS_GROWTH - 1:.0%}, and"
+        f" every hour once by {CAPS_GROWTH_HOURLY - 1:.0%}."
+    )
+
+
+def _cutting(study: Study, metric: pb.ExperimentMetric, calibration: Calibration | None) -> str:
+    parts = _parts(metric, calibration)
+    held = [f"{name}{_ends(caps)}" for name, caps in parts.items() if caps != NO_CAPS]
+    text = f"{metric.metric_id} is capped {' and '.join(held)}"
     cuts = study.cuts(metric.metric_id)
     if cuts is None or not cuts.n:
         return f"{text}; no unit has a value yet."
-    units, total = cuts.mean(0), cuts.sum(1) / cuts.sum(2) if cuts.sum(2) else 0.0
-    text += f": {units:.2%} of the units are cut, and {total:.1%} of the total."
-    asked = (1 - caps.upper_quantile if caps.HasField("upper_quantile") else 0.0) + caps.lower_quantile
-    if units > max(_MUCH_OF_UNITS, 2 * asked) or total > _MUCH_OF_TOTAL:
+    units, totals = cuts.mean(0), [share or 0.0 for share in total_shares(cuts)]
+    shares = [f"{total:.1%} of the {name}total" for name, total in zip(parts, totals, strict=False)]
+    text += f": {units:.2%} of the units are cut, and {' and '.join(shares)}."
+    asked = metric.winsorization
+    cut = (1 - asked.upper_quantile if asked.HasField("upper_quantile") else 0.0) + asked.lower_quantile
+    if units > max(_MUCH_OF_UNITS, 2 * cut * len(parts)) or max(totals) > _MUCH_OF_TOTAL:
         text += " That is much: what the treatment does to these units hardly shows in this metric."
-    without_lower = caps.HasField("lower_quantile") and lower is None
-    if without_lower or (caps.HasField("upper_quantile") and upper is None):
-        side = "lower" if without_lower else "upper"
-        text += f" No {side} cap is in force: too many units share the value at that quantile."
+    if calibration is not None:
+        text += f"{''.join(_missing(asked, parts))}{_lag(study)}"
     return text
+
+
+def _parts(metric: pb.ExperimentMetric, calibration: Calibration | None) -> Mapping[str, Caps]:
+    """What is capped, by its name, which is empty unless it is a part of a ratio."""
+    caps = metric.winsorization
+    if calibration is None:
+        lower = caps.lower_value if caps.HasField("lower_value") else None
+        return {"": Caps(lower, caps.upper_value if caps.HasField("upper_value") else None)}
+    own = Caps(calibration.lower, calibration.upper)
+    return {"numerator ": own, "denominator ": calibration.denominator} if _is_ratio(metric) else {"": own}
+
+
+def _ends(caps: Caps) -> str:
+    sides = [f"below {caps.lower:.6g}"] if caps.lower is not None else []
+    return " and ".join([*sides, f"above {caps.upper:.6g}"] if caps.upper is not None else sides)
+
+
+def _missing(asked: pb.Winsorization, parts: Mapping[str, Caps]) -> Iterator[str]:
+    for name, caps in parts.items():
+        for side in ("lower", "upper"):
+            if asked.HasField(f"{side}_quantile") and getattr(caps, side) is None:
+                yield (
+                    f" No {side} {name}cap is in force: too many units share the value at that quantile, or"
+                    " most of those that stand out on that side would be cut."
+                )
 
 
 def _is_by_quantiles(caps: pb.Winsorization) -> bool:
     return caps.HasField("lower_quantile") or caps.HasField("upper_quantile")
+
+
+def _is_ratio(metric: pb.ExperimentMetric) -> bool:
+    return metric.HasField("ratio")

@@ -78,6 +78,11 @@ def outcomes_of(metric: pb.ExperimentMetric) -> Sequence[Outcome]:
     return kind_of(metric).outcomes(definition_of(metric))
 
 
+def is_never_negative(metric: pb.ExperimentMetric) -> bool:
+    """Whether no unit's value can be below 0, whatever its events hold."""
+    return all(outcome.aggregation == COUNT for outcome in outcomes_of(metric))
+
+
 def fill_defaults(metric: pb.ExperimentMetric) -> None:
     """In place: how the events of each source are aggregated."""
     for _, source in definition_of(metric).ListFields():

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from typing import Final
 
 from neuroweaver.statistics.arm import Sample
 from neuroweaver.statistics.moments import Moments
 from neuroweaver.statistics.pairwise import Judgements
+from neuroweaver.statistics.winsorization import NO_CAPS, Caps
 from neuroweaver.v1 import experiment_pb2 as pb
 
 
@@ -42,8 +44,9 @@ class Cell:
 
     events: those in the statistics. units_without_events: left out of the sample, or without a value.
     sketch: a `GroupedSketch` of the events of a quantile metric, or of the units' means; None for other
-    kinds. cuts: of a capped metric, over the sample's units: whether a cap changed the value, by how much,
-    and the size of the value before; None where an earlier version capped them.
+    kinds. cuts: of a capped metric, over the sample's units: whether a cap changed a value, then of each
+    outcome by how much, and the size of what it changed and of what it left together; None where an earlier
+    version capped them.
     """
 
     sample: Sample
@@ -53,13 +56,29 @@ class Cell:
     cuts: Moments | None = None
 
 
+# Caps by quantiles are taken again whenever their metric's units and events have grown by this. Each time all
+# units are read: five passes over them in all, however many there will be.
+CAPS_GROWTH: Final = 1.25
+# Every hour less is enough.
+CAPS_GROWTH_HOURLY: Final = 1.05
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Caps by quantiles, None for no cap on a side. units: the complete ones from which they were taken."""
+    """Caps by quantiles, None for no cap on a side. units: the complete ones from which they were taken.
+
+    A ratio's are of its numerator; those of its denominator are beside them.
+    """
 
     lower: float | None
     upper: float | None
     units: int
+    denominator: Caps = NO_CAPS
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether there is any cap."""
+        return Caps(self.lower, self.upper) != NO_CAPS or self.denominator != NO_CAPS
 
 
 @dataclass(frozen=True)

@@ -100,17 +100,53 @@ def _check(spec: pb.ExperimentSpec, now: datetime) -> None:
         check_text(field, text)
     weights = {variant.variant_id: variant.weight for variant in spec.variants}
     check_weights("spec.variants", weights, spec.control_variant_id)
+    for index, metric in enumerate(spec.metrics):
+        _check_metric(f"spec.metrics[{index}]", metric, spec)
     for index, (step, following) in enumerate(pairwise(spec.ramp), start=1):
         if following.coverage <= step.coverage:
             raise InvalidArgument(f"spec.ramp[{index}].coverage", "must be above that of the step before")
     if spec.HasField("end_time") and spec.end_time.ToDatetime(tzinfo=UTC) <= now:
         raise InvalidArgument("spec.end_time", "has passed")
-    if spec.HasField("thompson") and spec.thompson.min_weight * len(spec.variants) > 1:
+    if spec.HasField("thompson") and spec.thompson.min_weight * len(spec.variants) >= 1:
         raise InvalidArgument(
-            "spec.thompson.min_weight", f"is above an equal share of {1 / len(spec.variants):.4g}"
+            "spec.thompson.min_weight",
+            f"leaves nothing to move: give less than an equal share of {1 / len(spec.variants):.4g}",
         )
     for unit_id in spec.overrides:
         check_text("spec.overrides", unit_id)
+
+
+def _check_metric(field: str, metric: pb.ExperimentMetric, spec: pb.ExperimentSpec) -> None:
+    """Refuses what could never have an effect."""
+    grace = length(spec.exposure_grace)
+    if metric.cuped.HasField("lookback") and length(metric.cuped.lookback) <= grace:
+        raise InvalidArgument(
+            f"{field}.cuped.lookback",
+            f"reads no event: what is up to `exposure_grace` ({grace.total_seconds():g} s) before the exposure"
+            " counts as after it. Look back further, or give a shorter `exposure_grace`",
+        )
+    if metric.HasField("pairwise") and metric.HasField("conversion_window"):
+        raise InvalidArgument(
+            f"{field}.conversion_window",
+            "has no effect on judgements, which have no exposure: leave it out of a pairwise metric",
+        )
+    _check_caps(f"{field}.winsorization", metric)
+
+
+def _check_caps(field: str, metric: pb.ExperimentMetric) -> None:
+    caps = metric.winsorization
+    has_values = caps.HasField("lower_value") or caps.HasField("upper_value")
+    if has_values and caps.HasField("calibration_units"):
+        raise InvalidArgument(
+            f"{field}.calibration_units", "has no effect on caps by values, which hold from the first unit"
+        )
+    if metrics.is_never_negative(metric) and caps.HasField("lower_value") and caps.lower_value <= 0:
+        raise InvalidArgument(f"{field}.lower_value", "cuts nothing: no count is below 0. Leave it out")
+    if metrics.is_never_negative(metric) and caps.HasField("upper_value") and caps.upper_value <= 0:
+        raise InvalidArgument(
+            f"{field}.upper_value",
+            "must be above 0: every unit would count the same, since no count is below 0",
+        )
 
 
 def length(duration: Duration) -> timedelta:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
-from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.experiment.domain.model import CONCLUDED, Experiment
+from neuroweaver.experiment.domain.snapshot import CAPS_GROWTH_HOURLY
 from neuroweaver.experiment.intake import sketching, snapshots
 from neuroweaver.experiment.intake.ledger import Exam, Ledger
 from neuroweaver.experiment.intake.projection import Projections
@@ -17,11 +16,8 @@ from neuroweaver.experiment.intake.units import Population
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.wire.clock import microseconds
 
-# Less than what makes caps be taken again as events come in: it is done once an hour at most.
-_GROWTH: Final = 1.05
 
-
-async def reexamine(store: Store, projections: Projections, experiment: Experiment, now: datetime) -> int:
+async def reexamine(store: Store, projections: Projections, experiment: Experiment) -> int:
     """Takes caps again, of all units as they are, where data have grown or conversion windows have ended.
 
     Returns the number of metrics capped anew. A decided experiment stays as it is.
@@ -42,7 +38,8 @@ async def reexamine(store: Store, projections: Projections, experiment: Experime
             if totals.last_batch != units.batch:
                 return 0  # another process took in more: the next time
             await snapshots.load_cells(connection, project, totals, None)
-            ledger, time_us = totals.ledger, microseconds(now)
+            # Not before now: a replay of a moment has the caps that were taken after its last events.
+            ledger, time_us = totals.ledger, microseconds(store.clock())
             count = await asyncio.to_thread(_capped_anew, ledger, units.everyone, units.batch, time_us)
             await snapshots.save(connection, project, totals)
             return count
@@ -52,7 +49,7 @@ async def reexamine(store: Store, projections: Projections, experiment: Experime
 
 def _candidates(ledger: Ledger) -> list[Reading]:
     """What is due, and what may have enough units now whose conversion window was not over the last time."""
-    due = ledger.due(_GROWTH)
+    due = ledger.due(CAPS_GROWTH_HOURLY)
     waiting = [
         reading
         for reading in ledger.plan.readings
@@ -80,4 +77,4 @@ def _has_more(reading: Reading, units: int, last: Exam) -> bool:
 
 
 def _has_grown(count: int, last: int) -> bool:
-    return count > last and count >= _GROWTH * last
+    return count > last and count >= CAPS_GROWTH_HOURLY * last

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuroweaver.experiment.domain.snapshot import (
+    CAPS_GROWTH,
     Calibration,
     Cell,
     Group,
@@ -24,19 +25,16 @@ from neuroweaver.experiment.intake.readings import Plan, Reading
 from neuroweaver.experiment.intake.units import VARIANTS, Change, Ints, Population, Rows
 from neuroweaver.mesh.wire.clock import from_microseconds
 from neuroweaver.statistics.arm import Sample
-from neuroweaver.statistics.moments import Moments
+from neuroweaver.statistics.moments import LARGEST, Moments
 from neuroweaver.statistics.pairwise import Judgements
 from neuroweaver.statistics.sketch import GroupedSketch
-from neuroweaver.statistics.winsorization import Caps, calibrated
+from neuroweaver.statistics.winsorization import NO_CAPS, Caps, calibrated
 from neuroweaver.v1 import experiment_pb2 as pb
 
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _DAY_US: Final = 86_400_000_000
 _NAMED: Final = 10
 _NUMBERS: Final = ("unexposed", "accepted", "duplicates", "late", "last_us", "overridden")
-# Caps are taken again whenever their metric's units and events have grown by this. Each time all units are
-# read: five passes over them in all, however many there will be.
-_GROWTH: Final = 1.25
 
 CellKey = tuple[int, str, str]
 
@@ -61,7 +59,8 @@ class Sums:
         """Of a metric without any unit."""
         columns = reading.outcomes + reading.covariates
         missing = Moments.zero(reading.outcomes) if reading.covariates else None
-        return cls(Moments.zero(columns), missing, Moments.zero(3) if reading.is_capped else None)
+        cuts = Moments.zero(reading.cuts) if reading.is_capped else None
+        return cls(Moments.zero(columns), missing, cuts)
 
     @property
     def units(self) -> int:
@@ -82,22 +81,22 @@ class Sums:
             rest = Moments.of(rows.outcomes[valued & ~rows.is_explained])
             self.missing = self.missing + rest if sign > 0 else self.missing - rest
         if self.cuts is not None:
-            before, after = rows.uncapped[valued], rows.outcomes[valued, 0]
-            cuts = Moments.of(np.stack((before != after, np.abs(before - after), np.abs(before)), 1))
+            cuts = Moments.of(_cuts(rows.uncapped[valued], rows.outcomes[valued]))
             self.cuts = self.cuts + cuts if sign > 0 else self.cuts - cuts
 
 
 @dataclass(frozen=True)
 class Exam:
     """Caps as they were taken. batch: the number of the last one by then. time_us: when, by the server's
-    clock. seen: units and events of the metric. units: the complete ones, from which the caps are.
+    clock. seen: units and events of the metric. units: the complete ones, from which the caps are. caps: of
+    each outcome; of those of an earlier version of a ratio, of the units' own ratios alone.
     """
 
     batch: int
     time_us: int
     seen: int
     units: int
-    caps: Caps
+    caps: tuple[Caps, ...]
 
 
 @dataclass
@@ -154,32 +153,33 @@ class Ledger:
         self.touched.add(key)
         return self.cells.setdefault(key, Sums.none(reading))
 
-    def caps(self, reading: Reading) -> Caps:
+    def caps(self, reading: Reading) -> tuple[Caps, ...]:
         """Those by quantiles that are in force."""
         exams = self.exams.get(reading.metric_id)
-        return exams[-1].caps if exams else Caps()
+        return exams[-1].caps if exams else ()
 
-    def due(self, growth: float = _GROWTH) -> list[Reading]:
+    def due(self, growth: float = CAPS_GROWTH) -> list[Reading]:
         """The metrics to be capped anew, since their data have grown so much; asks for all cells."""
         return [
             reading for reading in self.plan.readings if reading.is_capped and self._is_due(reading, growth)
         ]
 
     def units(self, reading: Reading) -> int:
-        """Those that have a value."""
-        return sum(cell.units for cell in self._cells_of(reading))
+        """Those that have a value; of a ratio those with an event, since the others are no part of it."""
+        cells = self._cells_of(reading)
+        return sum(cell.units - (cell.without if reading.is_ratio else 0) for cell in cells)
 
     def examine(self, reading: Reading, units: Population, batch: int, time_us: int) -> Exam:
         """The caps that these units, all there are, call for."""
         rows = units.rows(reading)
         chosen = rows.is_there & units.complete(reading, time_us)
-        own = rows.outcomes[chosen, 0]
-        if reading.outcomes == 2:
-            denominator = rows.outcomes[chosen, 1]
-            own = own[denominator != 0] / denominator[denominator != 0]
-        caps, complete = Caps(), int(np.count_nonzero(chosen))
-        if complete >= reading.calibration:
-            caps = calibrated(own, reading.lower_quantile, reading.upper_quantile)
+        if reading.is_ratio:
+            chosen &= rows.events > 0
+        complete, quantiles = int(np.count_nonzero(chosen)), (reading.lower_quantile, reading.upper_quantile)
+        caps = tuple(
+            calibrated(column, *quantiles) if complete >= reading.calibration else NO_CAPS
+            for column in rows.outcomes[chosen].T
+        )
         return Exam(batch, time_us, self._seen(reading), complete, caps)
 
     def calibrate(self, reading: Reading, units: Population, exam: Exam) -> None:
@@ -232,10 +232,7 @@ class Ledger:
                 if each.units or each.without
             },
             tallies={key: tally for key, tally in tallies.items() if tally != Judgements()},
-            calibrations={
-                metric_id: Calibration(exams[-1].caps.lower, exams[-1].caps.upper, exams[-1].units)
-                for metric_id, exams in self.exams.items()
-            },
+            calibrations={metric_id: _calibration(exams[-1]) for metric_id, exams in self.exams.items()},
             uses={key: each for key, each in uses.items() if each.events},
             quality=Quality(
                 accepted=self.accepted,
@@ -266,8 +263,7 @@ class Ledger:
                         each.time_us,
                         each.seen,
                         each.units,
-                        each.caps.lower,
-                        each.caps.upper,
+                        *(end for caps in each.caps for end in (caps.lower, caps.upper)),
                     ]
                     for metric_id, exams in self.exams.items()
                     for each in exams
@@ -283,9 +279,9 @@ class Ledger:
         """What `dump` gave."""
         plain: dict[str, Any] = json.loads(counts)
         exams: dict[str, list[Exam]] = {}
-        for metric_id, batch, time_us, seen, units, lower, upper in plain["exams"]:
-            exam = Exam(batch, time_us, seen, units, Caps(lower, upper))
-            exams.setdefault(metric_id, []).append(exam)
+        for metric_id, batch, time_us, seen, units, *ends in plain["exams"]:
+            caps = tuple(Caps(*pair) for pair in zip(ends[::2], ends[1::2], strict=True))
+            exams.setdefault(metric_id, []).append(Exam(batch, time_us, seen, units, caps))
         return cls(
             plan,
             groups=Counter({(kind, phase, variant): n for kind, phase, variant, n in plain["groups"]}),
@@ -371,6 +367,21 @@ _NOTHING: Final = np.zeros(0, np.int64), np.zeros(0)
 _GROUP_FIELDS: Final = [each.name for each in fields(Group)]
 _TALLY_FIELDS: Final = [each.name for each in fields(Judgements)]
 _USES_FIELDS: Final = [each.name for each in fields(Uses)]
+
+
+def _cuts(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """See `snapshot.Cell`; before, after: (units, outcomes), the values. Of a value that a cap takes to the
+    other side of 0, or away from it, what it moves is no part of what there was.
+    """
+    moved = np.minimum(np.abs(before - after), LARGEST)
+    whole = np.maximum(moved, np.maximum(np.abs(before), np.abs(after)))
+    sizes = np.stack((moved, whole), 2).reshape(len(before), -1)
+    return np.column_stack(((before != after).any(1), sizes))
+
+
+def _calibration(exam: Exam) -> Calibration:
+    own, *denominator = exam.caps
+    return Calibration(own.lower, own.upper, exam.units, *denominator)
 
 
 def and_more(one: Rejection, more: Rejection) -> Rejection:

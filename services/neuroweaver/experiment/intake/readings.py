@@ -21,7 +21,7 @@ from neuroweaver.experiment.domain.metrics import (
     outcomes_of,
 )
 from neuroweaver.experiment.domain.specification import length
-from neuroweaver.statistics.winsorization import Caps
+from neuroweaver.statistics.winsorization import NO_CAPS, Caps
 from neuroweaver.v1 import experiment_pb2 as pb
 
 
@@ -100,11 +100,20 @@ class Reading:
     @property
     def is_capped(self) -> bool:
         """Whether by values or by quantiles."""
-        return bool(self.calibration) or self.caps != Caps()
+        return bool(self.calibration) or self.caps != NO_CAPS
 
     @property
     def outcomes(self) -> int:
         return len(self.sources)
+
+    @property
+    def is_ratio(self) -> bool:
+        return self.outcomes == 2
+
+    @property
+    def cuts(self) -> int:
+        """Columns of what caps cut, see `snapshot.Cell`."""
+        return 1 + 2 * self.outcomes
 
     @property
     def covariates(self) -> int:

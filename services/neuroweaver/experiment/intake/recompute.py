@@ -55,6 +55,9 @@ async def as_of(
 ) -> Snapshot:
     """What the statistics were at a moment. The quality counts those events alone that were taken in.
 
+    Caps by quantiles are those in force at the moment. By the callers' clock there may have been none yet that
+    the events call for, since some came late: these are taken from what had happened by then.
+
     Raises NotFound, and FailedPrecondition where raw events were dropped by age.
     """
     experiment = await Reader(connection, project).experiment(test_id)
@@ -65,10 +68,7 @@ async def as_of(
         until = microseconds(moment)
         cut = ((number, each.chosen(np.flatnonzero(each.rows["time"] <= until))) for number, each in raw)
         raw = [(number, batch) for number, batch in cut if len(batch)]
-    exams = {
-        metric_id: [each for each in exams if happened or each.time_us <= microseconds(moment)][-1:]
-        for metric_id, exams in stored.ledger.exams.items()
-    }
+    exams = _in_force(stored.ledger, moment, None if happened else max((n for n, _ in raw), default=0))
     recomputation = _Recomputation(project, experiment, exams, is_known=happened)
     return await asyncio.to_thread(recomputation.of, raw, microseconds(moment))
 
@@ -89,7 +89,7 @@ async def recompute(
     stored = await _whole(connection, project, experiment)
     before = await snapshots.load(connection, project, test_id)
     raw = await raw_events.until(connection, project, test_id)
-    exams = {metric_id: exams[-1:] for metric_id, exams in stored.ledger.exams.items()}
+    exams = {metric_id: exams[-1] for metric_id, exams in stored.ledger.exams.items()}
     recomputation = _Recomputation(project, experiment, exams)
     recomputed = await asyncio.to_thread(recomputation.of, raw, microseconds(now))
     ledger = recomputation.ledger
@@ -107,6 +107,22 @@ async def recompute(
     return Recomputed(recomputed, ledger.accepted, largest, differences[:_LISTED])
 
 
+def _in_force(ledger: Ledger, moment: datetime, last_batch: int | None) -> dict[str, Exam]:
+    """By metric, where there was any. last_batch: that had come by then; None: caps are not taken again, and
+    those of an earlier version of a ratio cannot be used.
+    """
+    outcomes = {reading.metric_id: reading.outcomes for reading in ledger.plan.readings}
+    found: dict[str, Exam] = {}
+    for metric_id, exams in ledger.exams.items():
+        for each in exams:
+            is_usable = (
+                len(each.caps) == outcomes[metric_id] if last_batch is None else each.batch <= last_batch
+            )
+            if is_usable and each.time_us <= microseconds(moment):
+                found[metric_id] = each
+    return found
+
+
 async def _whole(connection: AsyncConnection, project: str, experiment: Experiment) -> snapshots.Totals:
     totals = await snapshots.read(connection, project, Plan(experiment.spec), experiment.test_id)
     if totals.expired_batches:
@@ -120,15 +136,15 @@ async def _whole(connection: AsyncConnection, project: str, experiment: Experime
 
 
 class _Recomputation:
-    """A ledger in the making. exams: of each metric's caps the one in force, if any. is_known: its caps are
-    taken as they are, and not again from the units of that time.
+    """A ledger in the making. exams: those in force, by metric. is_known: their caps are taken as they are,
+    and not again from the units of that time.
     """
 
     def __init__(
         self,
         project: str,
         experiment: Experiment,
-        exams: Mapping[str, Sequence[Exam]],
+        exams: Mapping[str, Exam],
         *,
         is_known: bool = False,
     ) -> None:
@@ -136,8 +152,8 @@ class _Recomputation:
         self._projection = Projection(project, experiment, Plan(experiment.spec))
         self.ledger = Ledger(self._projection.plan)
         if is_known:
-            self.ledger.exams = {metric_id: list(exams[metric_id]) for metric_id in exams}
-        self._exams = {} if is_known else {metric_id: each[-1] for metric_id, each in exams.items() if each}
+            self.ledger.exams = {metric_id: [exam] for metric_id, exam in exams.items()}
+        self._exams = {} if is_known else exams
 
     def of(self, raw: Sequence[tuple[int, Batch]], time_us: int) -> Snapshot:
         """Of all events, stopping where caps were taken. time_us: when caps are, that never were before."""
@@ -237,7 +253,9 @@ def _statistics(snapshot: Snapshot) -> Iterator[tuple[tuple[int, str, str, str],
         for name, value, noise in _of_cell(cell):
             yield (*key, name), value, noise
     for metric_id, caps in snapshot.calibrations.items():
-        for name, cap in (("lower_cap", caps.lower), ("upper_cap", caps.upper)):
+        both = (("lower_cap", caps.lower), ("upper_cap", caps.upper))
+        below = (("lower_cap[1]", caps.denominator.lower), ("upper_cap[1]", caps.denominator.upper))
+        for name, cap in both + below:
             if cap is not None:
                 yield (0, "", metric_id, name), cap, 0.0
     for day, units in snapshot.units_by_day.items():

@@ -75,7 +75,7 @@ async def load_cells(
         ledger.cells[row.phase, row.variant_id, row.metric_id] = Sums(
             observed=Moments.from_floats(columns, _floats(row.observed)),
             missing=Moments.from_floats(reading.outcomes, _floats(row.missing)) if row.missing else None,
-            cuts=Moments.from_floats(3, _floats(row.cuts)) if row.cuts else None,
+            cuts=Moments.from_floats(reading.cuts, _floats(row.cuts)) if row.cuts else None,
             events=events,
             without=without,
             sketch=GroupedSketch.from_bytes(row.sketch) if row.sketch else None,

@@ -7,7 +7,7 @@ names that a metric reads within a window.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Final
@@ -29,7 +29,7 @@ from neuroweaver.experiment.intake.readings import (
 )
 from neuroweaver.statistics import double_double as dd
 from neuroweaver.statistics.moments import LARGEST
-from neuroweaver.statistics.winsorization import Caps
+from neuroweaver.statistics.winsorization import NO_CAPS, Caps
 from neuroweaver.v1 import experiment_pb2 as pb
 
 Ints = npt.NDArray[np.int64]
@@ -125,7 +125,6 @@ class Totals:
             reach.at(self.extremes[:, total.place], unit, value)
 
 
-_UNCAPPED: Final = Caps()
 _EMPTY: Final = {TotalKind.MAX: -np.inf, TotalKind.MIN: np.inf}
 
 
@@ -133,9 +132,9 @@ _EMPTY: Final = {TotalKind.MAX: -np.inf, TotalKind.MIN: np.inf}
 class Rows:
     """A metric in each unit of a population; without meaning for units without an exposure.
 
-    outcomes: (units, outcomes), capped; uncapped: (units,), the first of them before that. is_there: whether
-    the unit has a value. covariates: (units, covariates). is_explained: whether it has those. events:
-    (units,), how many count.
+    outcomes: (units, outcomes), capped; uncapped: the same before that. is_there: whether the unit has a
+    value. covariates: (units, covariates). is_explained: whether it has those. events: (units,), how many
+    count.
     """
 
     outcomes: Floats
@@ -149,7 +148,7 @@ class Rows:
         """In which units; of the same population."""
         differs: Flags = (
             (self.outcomes != other.outcomes).any(1)
-            | (self.uncapped != other.uncapped)
+            | (self.uncapped != other.uncapped).any(1)
             | (self.is_there != other.is_there)
             # NaN: not known, before and after.
             | ((self.covariates != other.covariates) & ~np.isnan(self.covariates + other.covariates)).any(1)
@@ -233,8 +232,8 @@ class Population:
         )
         return Change(self, new, moved, judgements, counted, self._stale(moved, new))
 
-    def rows(self, reading: Reading, caps: Caps = _UNCAPPED) -> Rows:
-        """caps: by quantiles; none: those by values alone."""
+    def rows(self, reading: Reading, caps: Sequence[Caps] = ()) -> Rows:
+        """caps: by quantiles, of each outcome; none: those by values alone."""
         outcomes = np.zeros((len(self), reading.outcomes))
         is_there = np.ones(len(self), np.bool_)
         events = np.zeros(len(self), np.int64)
@@ -243,11 +242,11 @@ class Population:
             events += number
             if not source.is_always_there:
                 is_there &= number > 0
-        np.clip(outcomes, -LARGEST, LARGEST, out=outcomes)
-        uncapped = outcomes[:, 0].copy()
-        for each in (reading.caps, caps):
-            if each != _UNCAPPED:
-                _cap(outcomes, each)
+        uncapped = np.clip(outcomes, -LARGEST, LARGEST, out=outcomes)
+        if reading.is_capped:
+            outcomes = _capped_by_values(uncapped, reading.caps)
+            for column, each in enumerate(caps):
+                outcomes[:, column] = each.apply(outcomes[:, column])
         covariates, is_explained = self._covariates(reading)
         return Rows(outcomes, uncapped, is_there, covariates, is_explained, events)
 
@@ -430,16 +429,20 @@ def _merged(events: Records) -> Records:
     return Records(unit[starts], first)
 
 
-def _cap(outcomes: Floats, caps: Caps) -> None:
-    """In place. A ratio is capped as each unit's own ratio, by way of its numerator."""
+def _capped_by_values(outcomes: Floats, caps: Caps) -> Floats:
+    """A copy. A ratio's caps are of each unit's own ratio: its numerator lies within the denominator times
+    them, and is thus 0 where that is 0 and the ratio beyond every cap.
+    """
+    capped = outcomes.copy()
     if outcomes.shape[1] == 1:
-        outcomes[:, 0] = np.clip(caps.apply(outcomes[:, 0]), -LARGEST, LARGEST)
-        return
-    chosen = outcomes[:, 1] != 0
-    numerator, denominator = outcomes[chosen, 0], outcomes[chosen, 1]
-    own = numerator / denominator
-    held = caps.apply(own)
-    outcomes[chosen, 0] = np.where(held == own, numerator, np.clip(held * denominator, -LARGEST, LARGEST))
+        capped[:, 0] = caps.apply(outcomes[:, 0])
+    elif caps != NO_CAPS:
+        numerator, denominator = outcomes[:, 0], outcomes[:, 1]
+        with np.errstate(all="ignore"):
+            own = np.nan_to_num(numerator / denominator, nan=0.0, posinf=np.inf, neginf=-np.inf)
+            held = caps.apply(own)
+            capped[:, 0] = np.where(held == own, numerator, held * denominator)
+    return np.clip(capped, -LARGEST, LARGEST)
 
 
 def _sums(value: Floats, group: Ints, size: int) -> tuple[Floats, Floats]:
