@@ -122,8 +122,8 @@ def _check_metric(field: str, metric: pb.ExperimentMetric, spec: pb.ExperimentSp
     if metric.cuped.HasField("lookback") and length(metric.cuped.lookback) <= grace:
         raise InvalidArgument(
             f"{field}.cuped.lookback",
-            f"reads no event: what is up to `exposure_grace` ({grace.total_seconds():g} s) before the exposure"
-            " counts as after it. Look back further, or give a shorter `exposure_grace`",
+            f"reads no event: what is up to `exposure_grace` ({grace.total_seconds():g} s) before the"
+            " exposure counts as after it. Look back further, or give a shorter `exposure_grace`",
         )
     if metric.HasField("pairwise") and metric.HasField("conversion_window"):
         raise InvalidArgument(
