@@ -107,14 +107,17 @@ class Intake:
                 self.projections.forget(PROJECT, "t")
         return found
 
-    async def as_of(self, moment: datetime) -> Snapshot:
+    async def as_of(
+        self, moment: datetime, clock: pb.ReplayClock.ValueType = pb.REPLAY_CLOCK_RECEIVED
+    ) -> Snapshot:
         async with self.store.read(PROJECT) as experiments:
-            return await recompute.as_of(experiments.connection, PROJECT, "t", moment)
+            return await recompute.as_of(experiments.connection, PROJECT, "t", moment, clock)
 
     async def reexamined(self) -> int:
         """Of how many metrics the caps are taken again."""
         experiment = await self.experiment()
-        return await calibration.reexamine(self.store, self.projections, experiment, self.now)
+        store = Store(self.database, clock=lambda: self.now)
+        return await calibration.reexamine(store, self.projections, experiment)
 
     async def make_carried(self) -> None:
         """As the migration leaves what an earlier version counted."""

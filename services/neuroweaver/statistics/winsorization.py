@@ -36,7 +36,7 @@ def calibrated(values: npt.ArrayLike, lower_quantile: float | None, upper_quanti
     is taken, or there is no cap. Nor is there one where it would cut most of the units that stand out on its
     side: those beyond a most common value that is a mass point, such as the buyers among units that mostly
     buy nothing; else those beyond 0, such as the refunds among purchases. They are what is measured. (Without
-    a mass point, a side that is no larger than what a cap may cut is extreme as a whole: the cap lies before it.)
+    a mass point, a side no larger than what a cap may cut is extreme as a whole: the cap lies before it.)
 
     Caps may be taken again whenever data come in, if all units are then capped anew. As long as the arms do
     not differ, caps of all variants together are no function of who got what, and the difference of the arms

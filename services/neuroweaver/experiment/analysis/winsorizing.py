@@ -65,8 +65,8 @@ def _notice(study: Study, metric: pb.ExperimentMetric) -> tuple[str, str]:
         return "WINSORIZATION_NOT_IN_FORCE", (
             f"No cap of {metric_id} is in force: at the quantiles asked for, too many of the"
             f" {calibration.units:,} complete units share one value, or most of those that stand out on its"
-            " side would be cut. One far-out unit can move its mean; an experiment with a quantile further out,"
-            f" or with caps by values, has one.{_lag(study)}"
+            " side would be cut. One far-out unit can move its mean; an experiment with a quantile further"
+            f" out, or with caps by values, has one.{_lag(study)}"
         )
     return "WINSORIZED", _cutting(study, metric, calibration)
 

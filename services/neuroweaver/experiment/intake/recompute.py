@@ -55,8 +55,8 @@ async def as_of(
 ) -> Snapshot:
     """What the statistics were at a moment. The quality counts those events alone that were taken in.
 
-    Caps by quantiles are those in force at the moment. By the callers' clock there may have been none yet that
-    the events call for, since some came late: these are taken from what had happened by then.
+    Caps by quantiles are those in force at the moment. By the callers' clock there may have been none yet
+    that the events call for, since some came late: these are taken from what had happened by then.
 
     Raises NotFound, and FailedPrecondition where raw events were dropped by age.
     """
@@ -115,9 +115,8 @@ def _in_force(ledger: Ledger, moment: datetime, last_batch: int | None) -> dict[
     found: dict[str, Exam] = {}
     for metric_id, exams in ledger.exams.items():
         for each in exams:
-            is_usable = (
-                len(each.caps) == outcomes[metric_id] if last_batch is None else each.batch <= last_batch
-            )
+            is_whole = len(each.caps) == outcomes[metric_id]
+            is_usable = is_whole if last_batch is None else each.batch <= last_batch
             if is_usable and each.time_us <= microseconds(moment):
                 found[metric_id] = each
     return found
