@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neuroweaver.statistics import sequential
 from neuroweaver.statistics.winsorization import Caps, calibrated
@@ -55,6 +57,59 @@ def test_a_value_that_few_units_share_can_be_a_cap():
 def test_values_below_zero_are_capped_on_both_sides():
     caps = calibrated(np.random.default_rng(2).standard_t(2, 100_000), 0.01, 0.99)
     assert (caps.lower, caps.upper) == (pytest.approx(-6.96, abs=0.35), pytest.approx(6.96, abs=0.35))
+
+
+def test_each_side_has_a_bulk_of_its_own():
+    """Mostly nothing, many refunds, few purchases: the many say nothing about the few."""
+    refunds, purchases = -np.arange(1.0, 501.0), np.arange(1.0, 16.0)
+    values = np.concatenate((refunds, np.zeros(485), purchases))
+    # The tenth largest of 1,000 would be a cap that cuts nine of fifteen purchases.
+    assert calibrated(values, 0.01, 0.99) == Caps(-491.0, None)
+    assert calibrated(-values, 0.01, 0.99) == Caps(None, 491.0)
+    # Of 25 purchases it cuts less than half.
+    values[500:510] = np.arange(16.0, 26.0)
+    assert calibrated(values, 0.01, 0.99) == Caps(-491.0, 16.0)
+
+
+def test_a_cap_beyond_a_mass_point_is_not_the_least_of_a_rare_side():
+    values = np.concatenate((-np.arange(1.0, 501.0), np.zeros(495), [50.0, 60.0, 70.0, 80.0, 90.0]))
+    assert calibrated(values, None, 0.99) == Caps()
+
+
+def test_a_rare_side_without_a_mass_point_keeps_its_bulk():
+    bought = np.arange(20.0, 1005.0)
+    # 15 refunds: the cap would be at the fifth smallest of them. 25: at the fifteenth, which cuts ten.
+    assert calibrated(np.concatenate((bought, -np.arange(50.0, 65.0))), 0.01, None) == Caps()
+    assert calibrated(np.concatenate((bought, -np.arange(50.0, 75.0))), 0.01, None) == Caps(lower=-64.0)
+    # No more than a cap may cut: far-out units, which is what caps are for.
+    assert calibrated(np.concatenate((bought, [-1e9] * 3)), 0.01, None).lower == 26.0
+
+
+sizes = st.integers(-6, 6) | st.floats(-1e6, 1e6)
+quantiles = st.none() | st.floats(0.01, 0.3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(sizes, min_size=1, max_size=120), quantiles, quantiles)
+def test_caps_keep_their_promises(values, low, high):
+    values = np.array(values, np.float64)
+    caps = calibrated(values, low, None if high is None else 1 - high)
+    held = caps.apply(values)
+    assert (np.diff(held[np.argsort(values)]) >= 0).all()
+    assert (caps.apply(held) == held).all()
+    lower = -np.inf if caps.lower is None else caps.lower
+    upper = np.inf if caps.upper is None else caps.upper
+    assert lower < upper
+    inside = (values >= lower) & (values <= upper)
+    assert (held[inside] == values[inside]).all()
+    for share, cap, cut in ((low, caps.lower, values < lower), (high, caps.upper, values > upper)):
+        if cap is not None:
+            assert cap in values
+            assert np.count_nonzero(cut) <= share * len(values)
+            assert np.count_nonzero(values == cap) <= max(1.0, share * len(values) + 1e-9)
+            # Of those with the sign of the cap most stay as they are.
+            same = values[np.sign(values) == np.sign(cap)] if cap else values
+            assert 2 * np.count_nonzero(cut & np.isin(values, same)) <= len(same)
 
 
 def is_ever_found(generator, lift):

@@ -235,12 +235,24 @@ def test_event_ids_that_units_share_are_noted_with_one_of_them() -> None:
     assert "order-1" in notice.message
 
 
-def capped_results(calibration: Calibration | None, cuts: tuple[int, float, float] | None = (0, 0, 0)):
+def sums_of(n: int, *sums: float) -> Moments:
+    """Of columns with these sums."""
+    size = len(sums) + len(sums) * (len(sums) + 1) // 2
+    return Moments(n, len(sums), (*map(float, sums), *[0.0] * (size - len(sums))), (0.0,) * size)
+
+
+def capped_results(
+    calibration: Calibration | None,
+    cuts: tuple[float, ...] | None = (0, 0, 0),
+    caps: pb.Winsorization | None = None,
+    state: pb.ExperimentState.ValueType = pb.EXPERIMENT_STATE_RUNNING,
+    **fields,
+):
     """cuts: of a thousand units of each variant, how many are cut, by how much, and the total."""
-    made = experiment(metrics=[metric(winsorization=pb.Winsorization(upper_quantile=0.99))])
+    caps = caps or pb.Winsorization(upper_quantile=0.99)
+    made = replace(experiment(metrics=[metric(winsorization=caps, **fields)]), state=state)
     found = snapshot({v: {"score": normal(1000, 10, 1)} for v in EQUAL})
-    sums = None if cuts is None else (*map(float, cuts), *[0.0] * 6)
-    known = None if sums is None else Moments(1000, 3, sums, (0.0,) * 9)
+    known = None if cuts is None else sums_of(1000, *cuts)
     cells = {key: replace(each, cuts=known) for key, each in found.cells.items()}
     calibrations = {"score": calibration} if calibration else {}
     return reported(made, Snapshot(found.groups, cells, calibrations=calibrations)).results
@@ -276,6 +288,46 @@ def test_a_notice_says_what_caps_cut_or_that_there_are_none(calibration, cuts, r
     has_cap = calibration is not None and calibration.upper is not None
     assert results.metrics[0].HasField("winsorization_upper") == has_cap
     assert results.metrics[0].HasField("winsorized_unit_share") == (cuts is not None)
+
+
+def caps_notice(*given, **fields) -> str:
+    notices = capped_results(*given, **fields).notices
+    return next(each.message for each in notices if each.reason.startswith("WINSORI"))
+
+
+def test_a_notice_says_how_far_caps_may_lag() -> None:
+    lag = "again once the metric's units and events have grown by 25%, and every hour once by 5%."
+    assert lag in caps_notice(Calibration(None, 30.0, 2000))
+    assert lag in caps_notice(Calibration(None, None, 2000))
+    assert lag not in caps_notice(None, caps=pb.Winsorization(upper_value=30.0))
+    assert lag not in caps_notice(Calibration(None, 30.0, 2000), state=CONCLUDED)
+
+
+def test_a_notice_of_an_earlier_versions_caps_says_what_changes_them() -> None:
+    assert "within the hour" in caps_notice(None, None)
+    assert "A decided experiment stays so; RecomputeResults" in caps_notice(None, None, state=CONCLUDED)
+
+
+RATE = pb.RatioMetric(numerator=pb.EventSource(event_name="score"), denominator=pb.EventSource(event_name="n"))
+
+
+def test_a_notice_speaks_of_both_parts_of_a_ratio() -> None:
+    caps = pb.Winsorization(lower_quantile=0.01, upper_quantile=0.99, calibration_units=1000)
+    calibration, cuts = Calibration(2.0, 30.0, 2000, Caps(None, 7.0)), (30, 100, 1e3, 20, 1e3)
+    results = capped_results(calibration, cuts, caps, ratio=RATE)
+    shown = results.metrics[0]
+    assert (shown.winsorization_lower, shown.winsorization_upper) == (2.0, 30.0)
+    assert shown.winsorization_denominator_upper == 7.0
+    assert not shown.HasField("winsorization_denominator_lower")
+    assert (shown.winsorized_unit_share, shown.winsorized_total_share) == (0.03, 0.1)
+    message = caps_notice(calibration, cuts, caps, ratio=RATE)
+    assert message.startswith(
+        "score is capped numerator below 2 and above 30 and denominator above 7: 3.00% of the units are cut,"
+        " and 10.0% of the numerator total and 2.0% of the denominator total. No lower denominator cap is in"
+        " force: too many units share the value at that quantile, or most"
+    )
+    waiting = caps_notice(Calibration(None, None, 990), cuts, caps, ratio=RATE)
+    assert waiting.startswith("The caps of score are set once 1,000 units have an event of either part (990 at")
 
 
 def test_a_metric_of_the_rule_has_no_verdict_before_its_caps() -> None:

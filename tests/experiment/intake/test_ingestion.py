@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from datetime import date, timedelta
 
 import numpy as np
@@ -15,6 +16,7 @@ from neuroweaver.experiment.intake.ingestion import phases_then
 from neuroweaver.experiment.storage import tables
 from neuroweaver.mesh.wire.clock import microseconds
 from neuroweaver.statistics.pairwise import Judgements
+from neuroweaver.statistics.winsorization import Caps
 from neuroweaver.v1 import experiment_pb2 as pb
 
 CONTROL, TUNED = (1, "control", "score"), (1, "tuned", "score")
@@ -354,6 +356,60 @@ async def test_caps_are_of_units_whose_conversion_window_is_over(database_url):
         assert await events.reexamined() == 0
 
 
+async def test_a_ratio_is_capped_in_both_of_its_parts(database_url):
+    """Of 100 units `i` over `i + 1`, one of 1,002 over nothing, and many that have no event."""
+    part = {"aggregation": pb.UNIT_AGGREGATION_SUM}
+    rate = pb.RatioMetric(
+        numerator=pb.EventSource(event_name="score", **part),
+        denominator=pb.EventSource(event_name="visits", **part),
+    )
+    async with intake(database_url, capped(ratio=rate)) as events:
+        await events.take(*exposures(150))
+        for i in range(0, 99, 33):
+            them = range(i, i + 33)
+            await events.take(
+                *(sample(f"s{i}", f"u{i}", float(i)) for i in them),
+                *(sample(f"v{i}", f"u{i}", i + 1.0, name="visits") for i in them),
+            )
+        # 99 units take part; that 51 others were exposed says nothing about a ratio.
+        assert (await events.snapshot()).calibrations == {}
+        await events.take(
+            sample("s99", "u99", 99.0),
+            sample("v99", "u99", 100.0, name="visits"),
+            sample("s", "u100", 1002.0),
+        )
+        found = await events.snapshot()
+        # The 0.9 quantiles of 0..99 and 1002, and of 1..100 and 0.
+        assert found.calibrations["score"] == Calibration(None, 90.0, 101, Caps(None, 90.0))
+        cells = [found.cells[key] for key in (CONTROL, TUNED)]
+        sums = [sum(cell.sample.observed.sum(column) for cell in cells) for column in (0, 1)]
+        assert sums == [sum(range(91)) + 10 * 90, sum(range(1, 91)) + 10 * 90]
+        cuts = [sum(cell.cuts.sum(column) for cell in cells) for column in range(5)]
+        # u90 in its denominator, u91 to u99 in both, the last in its numerator.
+        assert cuts == [11, sum(range(10)) + 912, sum(range(100)) + 1002, sum(range(11)), sum(range(101))]
+        assert not (await events.recomputed()).differences
+
+
+async def test_what_caps_move_is_a_share_of_at_most_all(database_url):
+    """Losses that count as at least a small gain: more is moved than there was."""
+    made = spec(metrics=[metric(winsorization=pb.Winsorization(lower_value=2.0))])
+    async with intake(database_url, made) as events:
+        await events.take(
+            *exposures(3), *(sample(f"s{i}", f"u{i}", v) for i, v in enumerate((-10.0, 0.5, 8.0)))
+        )
+        found = await events.snapshot()
+    cuts = found.cells[CONTROL].cuts + found.cells[TUNED].cuts
+    # -10 becomes 2: all of the 12 is moved. 0.5 becomes 2: 1.5 of 2. 8 stays.
+    assert [cuts.sum(column) for column in range(3)] == [2, 12.0 + 1.5, 12.0 + 2.0 + 8.0]
+
+
+async def test_caps_of_the_largest_values_can_be_counted(database_url):
+    made = spec(metrics=[metric(winsorization=pb.Winsorization(lower_value=1e300))])
+    async with intake(database_url, made) as events:
+        await events.take(exposure("1", "ann", "control"), sample("2", "ann", -1e20))
+        assert (await events.snapshot()).cells[CONTROL].sample.observed.sum() == 1e30
+
+
 async def test_caps_are_the_same_in_every_phase(database_url):
     async with intake(database_url, capped()) as events:
         await events.take(*exposures(100), *(sample(f"s{i}", f"u{i}", float(i)) for i in range(100)))
@@ -376,6 +432,55 @@ async def test_a_replay_has_the_caps_of_its_time(database_url):
             again = await events.as_of(moment)
             assert again.calibrations == found.calibrations
             assert total(again) == pytest.approx(total(found))
+
+
+async def test_a_replay_by_the_callers_clock_has_the_caps_of_its_time(database_url):
+    async with intake(database_url, capped()) as events:
+        shown = {}
+        for day, low in ((10, 0), (11, 1000), (12, 100_000)):
+            events.now = NOW + timedelta(days=day)
+            new = exposures(100) if day == 10 else []
+            await events.take(*new, *(sample(f"{day}-{i}", f"u{i}", float(low + i)) for i in range(100)))
+            shown[events.now] = await events.snapshot()
+        for moment, found in shown.items():
+            again = await events.as_of(moment, pb.REPLAY_CLOCK_HAPPENED)
+            assert again.calibrations == found.calibrations
+            # All had happened by then: every unit has far more than the first cap.
+            assert total(again) >= 100 * 90
+        # Before any cap was in force they are taken from what had happened: i, 1000 + i and 100,000 + i.
+        first = await events.as_of(at(3), pb.REPLAY_CLOCK_HAPPENED)
+        assert first.calibrations["score"] == Calibration(None, 101_000.0 + 3 * 90, 100)
+
+
+async def test_caps_bear_the_time_at_which_their_units_were_read(database_url, monkeypatch):
+    """A batch comes in while they wait for their turn, and a replay of that hour knows neither."""
+    async with intake(database_url, capped(conversion_window=hours(24))) as events:
+        events.now = at(20)
+        await events.take(*exposures(150), *(sample(f"s{i}", f"u{i}", float(i)) for i in range(150)))
+        shown = {events.now: await events.snapshot()}
+        hold, came = events.projections.hold, []
+
+        @asynccontextmanager
+        async def after_another(project, test_ids):
+            if not came:
+                came.append(True)
+                events.now = at(27)
+                await events.take(exposure("e", "late", "tuned", 26.5), sample("s", "late", 1e6, 26.6))
+            async with hold(project, test_ids) as held:
+                yield held
+
+        monkeypatch.setattr(events.projections, "hold", after_another)
+        events.now = at(26)
+        assert await events.reexamined() == 1
+        monkeypatch.undo()
+        shown[at(27)] = await events.snapshot()
+        assert shown[at(27)].calibrations["score"] == Calibration(None, 135.0, 150)
+        for moment, calibrations in (
+            (at(20), shown[at(20)].calibrations),
+            (at(26.9), shown[at(20)].calibrations),
+        ):
+            assert (await events.as_of(moment)).calibrations == calibrations
+        assert (await events.as_of(at(27))).calibrations == shown[at(27)].calibrations
 
 
 async def test_what_an_earlier_version_capped_is_capped_anew(database_url):

@@ -112,6 +112,14 @@ async def test_caps_that_were_taken_again_and_again_can_be_recomputed(tmp_path_f
                 conversion_window={"seconds": 7200},
                 cuped=pb.Cuped(exposure_covariate="age"),
             ),
+            metric(
+                "rate",
+                ratio=pb.RatioMetric(
+                    numerator=pb.EventSource(event_name="score"),
+                    denominator=pb.EventSource(event_name="click", aggregation=pb.UNIT_AGGREGATION_COUNT),
+                ),
+                winsorization=caps,
+            ),
         ],
         exposure_grace={"seconds": 900},
     )

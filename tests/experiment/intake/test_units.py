@@ -13,6 +13,7 @@ from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, 
 from neuroweaver.experiment.intake.unit_table import UnitTable, packed, unpacked
 from neuroweaver.experiment.intake.units import Records
 from neuroweaver.statistics.sketch import GROUPS
+from neuroweaver.statistics.winsorization import Caps
 from neuroweaver.v1 import experiment_pb2 as pb
 
 # Of four units.
@@ -100,6 +101,42 @@ def test_a_ratio_is_capped_as_the_units_own_ratio():
     )
     rows = rows_of(made, [(0, 1, 1, 0), (1, 1, 1, 0)], [(0, 2, 0, 1.5), (0, 3, 0, 2.5), (1, 2, 0, 0.5)])
     assert rows.outcomes[:2].tolist() == [[2.0, 2.0], [0.5, 1.0]]
+
+
+def test_a_ratio_beyond_every_cap_counts_as_nothing_over_nothing():
+    """A numerator that may be twice its denominator at most, and no less than half of it."""
+    made = metric(
+        ratio=pb.RatioMetric(numerator=source("cost"), denominator=source("requests")),
+        winsorization=pb.Winsorization(lower_value=0.5, upper_value=2.0),
+    )
+    for parts, held in (
+        ([(1001.0, 0.0), (-3.0, 0.0), (0.0, 0.0), (9.0, 3.0)], [0.0, 0.0, 0.0, 6.0]),
+        ([(1.0, 4.0), (5.0, 4.0), (-9.0, -3.0), (1.0, -2.0)], [2.0, 5.0, -6.0, -1.0]),
+    ):
+        samples = [(i, 2, name, part[name]) for i, part in enumerate(parts) for name in (0, 1)]
+        rows = rows_of(made, [(i, 1, 1, 0) for i in range(4)], samples)
+        assert rows.outcomes[:, 0].tolist() == held
+        assert rows.outcomes[:, 1].tolist() == [part[1] for part in parts]
+
+
+def test_without_a_cap_on_its_side_a_ratio_over_nothing_stays():
+    made = metric(
+        ratio=pb.RatioMetric(numerator=source("cost"), denominator=source("requests")),
+        winsorization=pb.Winsorization(lower_value=0.5),
+    )
+    rows = rows_of(made, [(0, 1, 1, 0), (1, 1, 1, 0)], [(0, 2, 0, 7.0), (1, 2, 0, -7.0)])
+    assert rows.outcomes[:2].tolist() == [[7.0, 0.0], [0.0, 0.0]]
+
+
+def test_caps_by_quantiles_hold_for_each_part_of_a_ratio():
+    made = metric(ratio=pb.RatioMetric(numerator=source("cost"), denominator=source("requests")))
+    made.winsorization.CopyFrom(pb.Winsorization(upper_quantile=0.9, calibration_units=100))
+    plan = Plan(spec(metrics=[made]))
+    samples = [(0, 2, 0, 1002.0), (1, 2, 0, 3.0), (1, 2, 1, 50.0)]
+    found = population(plan, [(0, 1, 1, 0), (1, 1, 1, 0)], samples)
+    rows = found.rows(plan.readings[0], (Caps(upper=5.0), Caps(upper=20.0)))
+    assert rows.outcomes[:2].tolist() == [[5.0, 0.0], [3.0, 20.0]]
+    assert rows.uncapped[:2].tolist() == [[1002.0, 0.0], [3.0, 50.0]]
 
 
 def test_events_from_the_first_exposure_on_count_whatever_the_unit_meets_later():

@@ -65,7 +65,12 @@ def _capped_anew(ledger: Ledger, units: Population, batch: int, time_us: int) ->
     for reading in _candidates(ledger):
         exam, exams = ledger.examine(reading, units, batch, time_us), ledger.exams.get(reading.metric_id)
         # Each that is kept is kept for good, for replays.
-        if not exams or _has_grown(exam.seen, exams[-1].seen) or _has_more(reading, exam.units, exams[-1]):
+        if (
+            not exams
+            or ledger.is_of_earlier_version(reading)
+            or _has_grown(exam.seen, exams[-1].seen)
+            or _has_more(reading, exam.units, exams[-1])
+        ):
             ledger.calibrate(reading, units, exam)
             count += 1
     ledger.catch_up(units, batch, time_us)

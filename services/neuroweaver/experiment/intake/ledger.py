@@ -164,6 +164,10 @@ class Ledger:
             reading for reading in self.plan.readings if reading.is_capped and self._is_due(reading, growth)
         ]
 
+    def is_of_earlier_version(self, reading: Reading) -> bool:
+        """Whether units of a capped metric are still capped as one did."""
+        return any(cell.cuts is None for cell in self._cells_of(reading))
+
     def units(self, reading: Reading) -> int:
         """Those that have a value; of a ratio those with an event, since the others are no part of it."""
         cells = self._cells_of(reading)
@@ -298,8 +302,7 @@ class Ledger:
         )
 
     def _is_due(self, reading: Reading, growth: float) -> bool:
-        cells = self._cells_of(reading)
-        if any(cell.cuts is None for cell in cells):
+        if self.is_of_earlier_version(reading):
             return True
         if not reading.calibration or self.units(reading) < reading.calibration:
             return False
