@@ -23,7 +23,7 @@ from experiment.figures import (
     snapshot,
     superior,
 )
-from neuroweaver.experiment.domain.model import CREATED
+from neuroweaver.experiment.domain.model import CONCLUDED, CREATED, RUNNING
 from neuroweaver.experiment.domain.snapshot import (
     Calibration,
     Cell,
@@ -38,6 +38,7 @@ from neuroweaver.statistics.arm import Sample
 from neuroweaver.statistics.moments import Moments
 from neuroweaver.statistics.pairwise import Judgements
 from neuroweaver.statistics.sketch import GROUPS, GroupedSketch
+from neuroweaver.statistics.winsorization import Caps
 from neuroweaver.v1 import experiment_pb2 as pb
 
 
@@ -245,13 +246,16 @@ def capped_results(
     calibration: Calibration | None,
     cuts: tuple[float, ...] | None = (0, 0, 0),
     caps: pb.Winsorization | None = None,
-    state: pb.ExperimentState.ValueType = pb.EXPERIMENT_STATE_RUNNING,
+    state: pb.ExperimentState.ValueType = RUNNING,
     **fields,
 ):
     """cuts: of a thousand units of each variant, how many are cut, by how much, and the total."""
     caps = caps or pb.Winsorization(upper_quantile=0.99)
-    made = replace(experiment(metrics=[metric(winsorization=caps, **fields)]), state=state)
-    found = snapshot({v: {"score": normal(1000, 10, 1)} for v in EQUAL})
+    made = experiment(metrics=[metric(winsorization=caps, **fields)], state=state)
+    values = normal(1000, 10, 1)
+    if "ratio" in fields:
+        values = np.stack((values, values), 1)
+    found = snapshot({v: {"score": values} for v in EQUAL})
     known = None if cuts is None else sums_of(1000, *cuts)
     cells = {key: replace(each, cuts=known) for key, each in found.cells.items()}
     calibrations = {"score": calibration} if calibration else {}
@@ -308,7 +312,9 @@ def test_a_notice_of_an_earlier_versions_caps_says_what_changes_them() -> None:
     assert "A decided experiment stays so; RecomputeResults" in caps_notice(None, None, state=CONCLUDED)
 
 
-RATE = pb.RatioMetric(numerator=pb.EventSource(event_name="score"), denominator=pb.EventSource(event_name="n"))
+RATE = pb.RatioMetric(
+    numerator=pb.EventSource(event_name="score"), denominator=pb.EventSource(event_name="n")
+)
 
 
 def test_a_notice_speaks_of_both_parts_of_a_ratio() -> None:
@@ -322,12 +328,14 @@ def test_a_notice_speaks_of_both_parts_of_a_ratio() -> None:
     assert (shown.winsorized_unit_share, shown.winsorized_total_share) == (0.03, 0.1)
     message = caps_notice(calibration, cuts, caps, ratio=RATE)
     assert message.startswith(
-        "score is capped numerator below 2 and above 30 and denominator above 7: 3.00% of the units are cut,"
+        "score is capped in its numerator below 2 and above 30 and in its denominator above 7: 3.00% of the units are cut,"
         " and 10.0% of the numerator total and 2.0% of the denominator total. No lower denominator cap is in"
         " force: too many units share the value at that quantile, or most"
     )
     waiting = caps_notice(Calibration(None, None, 990), cuts, caps, ratio=RATE)
-    assert waiting.startswith("The caps of score are set once 1,000 units have an event of either part (990 at")
+    assert waiting.startswith(
+        "The caps of score are set once 1,000 units have an event of either part (990 at"
+    )
 
 
 def test_a_metric_of_the_rule_has_no_verdict_before_its_caps() -> None:
