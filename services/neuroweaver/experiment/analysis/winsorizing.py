@@ -93,7 +93,7 @@ def _lag(study: Study) -> str:
 def _cutting(study: Study, metric: pb.ExperimentMetric, calibration: Calibration | None) -> str:
     parts = _parts(metric, calibration)
     held = [
-        f"{f'in its {name} ' if name else ''}{_ends(caps)}" for name, caps in parts.items() if caps != NO_CAPS
+        f"{'in its ' if name else ''}{name}{_ends(caps)}" for name, caps in parts.items() if caps != NO_CAPS
     ]
     text = f"{metric.metric_id} is capped {' and '.join(held)}"
     cuts = study.cuts(metric.metric_id)
