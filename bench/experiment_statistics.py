@@ -106,6 +106,7 @@ def covariates(runs: int) -> None:
     row(*["---"] * 3)
     for name, found in (
         ("cost per request", ratio_effects),
+        ("cost per request, heavy-tailed, p99 caps of both parts", capped_ratio_effects),
         ("CUPED, correlation 0.8, 30 % missing", cuped_effects),
         ("CUPED on a ratio, two covariates", cuped_ratio_effects),
     ):
@@ -439,6 +440,17 @@ def looks() -> Iterator[int]:
 def ratio_effects(generator: np.random.Generator) -> Iterator[Effect | None]:
     control, treatment = spending(generator, 5000), spending(generator, 5000)
     return (compared(Kind.RATIO, control[:n], treatment[:n]) for n in looks())
+
+
+def capped_ratio_effects(generator: np.random.Generator) -> Iterator[Effect | None]:
+    """A twentieth of the units have costs and no request. Caps are taken again at every look."""
+    requested = np.ceil(generator.lognormal(1, 1, (2, 5000))) * (generator.random((2, 5000)) > 0.05)
+    costs = generator.lognormal(0, 1.5, (2, 5000)) * np.maximum(requested, 1)
+    rows = np.stack((costs, requested), axis=2)
+    for n in looks():
+        caps = [calibrated(part.ravel(), None, 0.99) for part in np.moveaxis(rows[:, :n], 2, 0)]
+        control, treatment = np.stack([each.apply(rows[:, :n, i]) for i, each in enumerate(caps)], axis=2)
+        yield compared(Kind.RATIO, control, treatment)
 
 
 def cuped_effects(generator: np.random.Generator) -> Iterator[Effect | None]:

@@ -95,7 +95,7 @@ def test_no_kind_of_metric_finds_more_than_its_level_where_there_is_nothing() ->
             (effect,) = each.effects
             found[each.metric_id] += effect.fixed_horizon.p_value < 0.05
             at_any_time[each.metric_id] += effect.always_valid.p_value < 0.05
-    # 5 are expected; more than 14 would come in one of 6,000 tests at 5 %.
+    # 5 are expected; more than 14 would come in one of 7,000 tests at 5 %.
     assert {name: count for name, count in found.items() if count > 14} == {}
     assert {name: count for name, count in at_any_time.items() if count > 0.05 * RUNS} == {}
     # And a test at 5 % does find something.
