@@ -170,7 +170,9 @@ async def test_an_unknown_experiment_is_told_by_its_name(database_url):
 @pytest.mark.parametrize(
     ("hour", "reason"),
     [
-        (-0.001, pb.EVENT_REJECTION_BEFORE_START),
+        (-0.003, pb.EVENT_REJECTION_BEFORE_START),
+        # Within the grace of ten seconds.
+        (-0.0027, None),
         (0, None),
         (24 * 11 - 0.001, None),
         (24 * 11 + 0.001, pb.EVENT_REJECTION_IN_FUTURE),
