@@ -31,6 +31,7 @@ from neuroweaver.statistics import effect as effects
 from neuroweaver.statistics import phases as across_phases
 from neuroweaver.statistics.arm import Kind, Sample, arms
 from neuroweaver.statistics.effect import Effect
+from neuroweaver.statistics.estimate import Bound
 from neuroweaver.statistics.moments import Moments, merged
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -40,6 +41,8 @@ _NOTED_SHARE: Final = 0.01
 """Of events, or of units; what is less is noise that every system has."""
 _LEAST_KEPT: Final = 0.75
 """Of what another variant keeps within a window: less is hardly the treatment's doing."""
+_SHOWN_KEPT: Final = 0.9
+"""What a variant that keeps so little is shown to keep at the most: few data may look like it by chance."""
 
 # Columns of `Snapshot.timings`; those of the windows follow.
 _BEFORE: Final = 0
@@ -125,7 +128,7 @@ class _Pair:
     def _after_window(self, column: int, window: timedelta, metric_ids: frozenset[str], p: float) -> Fault:
         control = self.study.experiment.control
         kept, of_control = (_kept(self.study, each, self.name, column) for each in (self.treatment, control))
-        is_grave = min(kept, of_control) < _LEAST_KEPT * max(kept, of_control) or self._is_turned(column)
+        is_grave = self._keeps_far_less(column, kept, of_control) or self._is_turned(column)
         message = (
             f"{kept:.2%} of the {self.name} events of {self.treatment} since the exposure fall within the"
             f" conversion window of {window.total_seconds():,g} s, and {of_control:.2%} of those of {control}"
@@ -142,6 +145,18 @@ class _Pair:
             message += " The treatment changes when events happen, or clocks differ: make sure which."
         blocker = pb.VERDICT_BLOCKER_EVENTS_AFTER_WINDOW if is_grave else None
         return Fault("EVENTS_AFTER_WINDOW", message, metric_ids, blocker, self.treatment)
+
+    def _keeps_far_less(self, column: int, kept: float, of_control: float) -> bool:
+        """One of the two variants, of its events within a window. kept: by the treatment."""
+        effect = self._effect(Kind.RATIO, column, _SINCE)
+        if effect is None or min(kept, of_control) >= _LEAST_KEPT * max(kept, of_control):
+            return False
+        is_control = of_control < kept
+        share = 1 / _SHOWN_KEPT if is_control else _SHOWN_KEPT
+        p = confidence_sequence.p_one_sided(
+            effect, 1 - self.level, self.study.planned, Bound(share - 1, is_relative=True), above=is_control
+        )
+        return p is not None and p <= self.level
 
     def _is_turned(self, column: int) -> bool:
         """Whether all events since the exposure are shown to go the other way than those in the window."""
