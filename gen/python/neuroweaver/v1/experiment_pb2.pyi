@@ -1579,8 +1579,8 @@ class RampStep(_message.Message):
     """Share of the targeted units that take part, in (0, 1]. Required."""
     @_builtins.property
     def hold(self) -> _duration_pb2.Duration:
-        """How long the step lasts, not counting pauses; from 1 minute to 90 days. A guardrail breach or a broken split holds
-        the ramp-up where it is. The last step's has no effect. Default 1 day.
+        """How long the step lasts, not counting pauses; from 1 minute to 90 days. A guardrail breach, a broken split or
+        times of events that do not fit hold the ramp-up where it is. The last step's has no effect. Default 1 day.
         """
 
     def __init__(

@@ -1012,8 +1012,8 @@ export type RampStep = Message<"neuroweaver.v1.RampStep"> & {
   coverage: number;
 
   /**
-   * How long the step lasts, not counting pauses; from 1 minute to 90 days. A guardrail breach or a broken split holds
-   * the ramp-up where it is. The last step's has no effect. Default 1 day.
+   * How long the step lasts, not counting pauses; from 1 minute to 90 days. A guardrail breach, a broken split or
+   * times of events that do not fit hold the ramp-up where it is. The last step's has no effect. Default 1 day.
    *
    * @generated from field: google.protobuf.Duration hold = 2;
    */
