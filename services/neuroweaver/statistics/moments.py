@@ -123,6 +123,14 @@ class Moments:
                     matrix[i, j] = matrix[j, i] = self._deviations(i, j)
         return matrix
 
+    def chosen(self, places: Sequence[int]) -> Moments:
+        """The same units with some of the columns, in this order; each once."""
+        sums = list(places)
+        pairs = [(min(i, j), max(i, j)) for at, i in enumerate(places) for j in places[at:]]
+        indexes = sums + [self._product(i, j) for i, j in pairs]
+        high, low = (tuple(values[index] for index in indexes) for values in (self.high, self.low))
+        return Moments(self.n, len(sums), high, low)
+
     def with_constants(self, values: Sequence[float]) -> Moments:
         """The same units with further columns, in each of which all have the same value."""
         sums = [(self.high[i], self.low[i]) for i in range(self.columns)]

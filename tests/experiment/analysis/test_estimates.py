@@ -417,9 +417,8 @@ def test_judgements_of_two_treatments_and_events_of_overrides_are_noted() -> Non
     made = experiment(
         weights, metrics=[metric(), metric("better", pairwise=pb.PairwiseMetric(event_name="x"))]
     )
-    tallies = {(1, "tuned", "other", "better"): Judgements(3, 1, 2, 0, 1)}
     quality = Quality(accepted=100, overridden=5)
-    results = reported(made, Snapshot(tallies=tallies, quality=quality)).results
+    results = reported(made, Snapshot(between={1: 7}, quality=quality)).results
     assert [(each.reason, each.count) for each in results.events.unused] == [
         (pb.UNUSED_REASON_OVERRIDE, 5),
         (pb.UNUSED_REASON_WITHOUT_CONTROL, 7),

@@ -172,7 +172,9 @@ async def test_an_unknown_experiment_is_told_by_its_name(database_url):
 @pytest.mark.parametrize(
     ("hour", "reason"),
     [
-        (-0.001, pb.EVENT_REJECTION_BEFORE_START),
+        (-0.003, pb.EVENT_REJECTION_BEFORE_START),
+        # Within the grace of ten seconds.
+        (-0.0027, None),
         (0, None),
         (24 * 11 - 0.001, None),
         (24 * 11 + 0.001, pb.EVENT_REJECTION_IN_FUTURE),
@@ -519,6 +521,24 @@ async def test_what_is_stamped_shortly_before_the_exposure_counts(database_url):
         assert not (await events.recomputed()).differences
 
 
+async def test_the_grace_holds_at_the_start(database_url):
+    grace = specification.Duration(seconds=10)
+    async with intake(database_url, spec(metrics=[cuped(lookback=hours(1))], exposure_grace=grace)) as events:
+        second = 1 / 3600
+        outcome = await events.take(
+            exposure("1", "ann", "control", -9 * second),
+            sample("2", "ann", 1.0, -10 * second),
+            exposure("3", "bob", "control", 0),
+            sample("4", "bob", 2.0, -10 * second),
+            exposure("5", "eve", "control", -11 * second),
+            sample("6", "eve", 4.0, -1 - 9 * second),
+        )
+        found = await events.snapshot()
+    assert [each.event_ids for each in outcome.rejected.values()] == [("5",)]
+    assert found.rejected_exposures == {"control": 1}
+    assert (found.cells[CONTROL].sample.observed.n, found.cells[CONTROL].sample.observed.sum()) == (2, 3.0)
+
+
 async def test_every_accepted_event_that_no_metric_counts_is_counted(database_url):
     windowed = metric(conversion_window=hours(2), cuped=pb.Cuped(lookback=hours(1)))
     longer = metric("other", mean=pb.MeanMetric(source=pb.EventSource(event_name="score")))
@@ -560,6 +580,35 @@ async def test_judgements_of_both_orders_are_wins_losses_ties_or_missing(databas
         )
         found = await events.snapshot()
     assert found.tallies == {(1, "control", "tuned", "better"): Judgements(2, 2, 1, 1, 1)}
+
+
+async def test_judgements_of_two_treatments_are_counted_as_events(database_url):
+    """However many there are of a prompt, and however many metrics read them."""
+    names = ("control", "tuned", "other")
+    twice = [metric(each, pairwise=pb.PairwiseMetric(event_name="better")) for each in ("one", "two")]
+    made = spec(
+        variants=[pb.ExperimentVariant(variant_id=each, weight=1 / 3) for each in names],
+        metrics=[metric(), *twice],
+        overrides={"tester": "tuned"},
+    )
+    pair = {"baseline_variant_id": "tuned", "candidate_variant_id": "other"}
+    async with intake(database_url, made) as events:
+        await events.take(judgement("1", "a", CANDIDATE, CANDIDATE, **pair), exposure("2", "ann", "control"))
+        await events.take(
+            judgement("3", "a", BASELINE, BASELINE, **pair),
+            judgement("4", "b", CANDIDATE, 0, **pair),
+            judgement("5", "b", CANDIDATE, CANDIDATE),
+            judgement("6", "tester", CANDIDATE, CANDIDATE, **pair),
+        )
+        assert (await events.snapshot()).between == {1: 3}
+        assert not (await events.recomputed()).differences
+        # What an earlier version did not count is counted with the next event.
+        await events.make_carried()
+        await events.take(judgement("7", "c", TIE, TIE, **pair), sample("8", "ann", 1.0))
+        found = await events.snapshot()
+        assert found.between == {1: 4}
+        assert found.timings[1, "control", "score"].n == 1
+        assert not (await events.recomputed()).differences
 
 
 async def test_several_judgements_of_a_prompt_count_as_one(database_url):

@@ -368,7 +368,7 @@ class _EventRejectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventR
     EVENT_REJECTION_UNKNOWN_METRIC: _EventRejection.ValueType  # 3
     """No metric of the experiment reads an event of this name."""
     EVENT_REJECTION_BEFORE_START: _EventRejection.ValueType  # 4
-    """The experiment had not been started when the event happened."""
+    """It happened more than `exposure_grace` before the experiment's start, and no covariate looks back that far."""
     EVENT_REJECTION_AFTER_STOP: _EventRejection.ValueType  # 5
     """The experiment had been stopped when the event happened."""
     EVENT_REJECTION_IN_FUTURE: _EventRejection.ValueType  # 6
@@ -390,7 +390,7 @@ EVENT_REJECTION_UNKNOWN_VARIANT: EventRejection.ValueType  # 2
 EVENT_REJECTION_UNKNOWN_METRIC: EventRejection.ValueType  # 3
 """No metric of the experiment reads an event of this name."""
 EVENT_REJECTION_BEFORE_START: EventRejection.ValueType  # 4
-"""The experiment had not been started when the event happened."""
+"""It happened more than `exposure_grace` before the experiment's start, and no covariate looks back that far."""
 EVENT_REJECTION_AFTER_STOP: EventRejection.ValueType  # 5
 """The experiment had been stopped when the event happened."""
 EVENT_REJECTION_IN_FUTURE: EventRejection.ValueType  # 6
@@ -416,7 +416,7 @@ class _UnusedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnusedRe
     UNUSED_REASON_OVERRIDE: _UnusedReason.ValueType  # 3
     """Its unit is one of `overrides`, which are never analysed."""
     UNUSED_REASON_WITHOUT_CONTROL: _UnusedReason.ValueType  # 4
-    """A judgement of two treatments: metrics compare with the control."""
+    """A judgement of two treatments: metrics compare with the control. However many metrics read it, it counts once."""
 
 class UnusedReason(_UnusedReason, metaclass=_UnusedReasonEnumTypeWrapper):
     """Why an event that was taken in counts in no metric."""
@@ -430,7 +430,7 @@ UNUSED_REASON_AFTER_WINDOW: UnusedReason.ValueType  # 2
 UNUSED_REASON_OVERRIDE: UnusedReason.ValueType  # 3
 """Its unit is one of `overrides`, which are never analysed."""
 UNUSED_REASON_WITHOUT_CONTROL: UnusedReason.ValueType  # 4
-"""A judgement of two treatments: metrics compare with the control."""
+"""A judgement of two treatments: metrics compare with the control. However many metrics read it, it counts once."""
 Global___UnusedReason: _TypeAlias = UnusedReason  # noqa: Y015
 
 class _ReplayClock:
@@ -540,11 +540,20 @@ class _VerdictBlockerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdic
     VERDICT_BLOCKER_UNCERTAIN: _VerdictBlocker.ValueType  # 5
     """The effects are too small for the data so far."""
     VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE: _VerdictBlocker.ValueType  # 6
-    """Events stamped before their unit's exposure are left out, more in one variant than in another, or most of them:
-    the clocks, or the times at which exposures are recorded, do not fit.
+    """Events stamped before their unit's exposure are left out, more in one variant than in another, or most of them
+    (with those rejected for their times, of 100 units at least, or of `min_units_per_variant`): the clocks, or the
+    times at which exposures are recorded, do not fit.
     """
     VERDICT_BLOCKER_WINSORIZATION: _VerdictBlocker.ValueType  # 7
     """The caps of a metric of the decision rule are not set yet."""
+    VERDICT_BLOCKER_EVENTS_REJECTED: _VerdictBlocker.ValueType  # 8
+    """Exposed units of one variant have events that were rejected for their times (before the start, in the future, too
+    old) more often than those of another: the clocks do not fit.
+    """
+    VERDICT_BLOCKER_EVENTS_AFTER_WINDOW: _VerdictBlocker.ValueType  # 9
+    """A variant has far less of its events within the conversion window than another, or the comparison would be turned
+    round if those after the window counted: the clocks do not fit, or the window does not.
+    """
 
 class VerdictBlocker(_VerdictBlocker, metaclass=_VerdictBlockerEnumTypeWrapper):
     """What keeps a verdict from being given."""
@@ -562,11 +571,20 @@ VERDICT_BLOCKER_HORIZON: VerdictBlocker.ValueType  # 4
 VERDICT_BLOCKER_UNCERTAIN: VerdictBlocker.ValueType  # 5
 """The effects are too small for the data so far."""
 VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE: VerdictBlocker.ValueType  # 6
-"""Events stamped before their unit's exposure are left out, more in one variant than in another, or most of them:
-the clocks, or the times at which exposures are recorded, do not fit.
+"""Events stamped before their unit's exposure are left out, more in one variant than in another, or most of them
+(with those rejected for their times, of 100 units at least, or of `min_units_per_variant`): the clocks, or the
+times at which exposures are recorded, do not fit.
 """
 VERDICT_BLOCKER_WINSORIZATION: VerdictBlocker.ValueType  # 7
 """The caps of a metric of the decision rule are not set yet."""
+VERDICT_BLOCKER_EVENTS_REJECTED: VerdictBlocker.ValueType  # 8
+"""Exposed units of one variant have events that were rejected for their times (before the start, in the future, too
+old) more often than those of another: the clocks do not fit.
+"""
+VERDICT_BLOCKER_EVENTS_AFTER_WINDOW: VerdictBlocker.ValueType  # 9
+"""A variant has far less of its events within the conversion window than another, or the comparison would be turned
+round if those after the window counted: the clocks do not fit, or the window does not.
+"""
 Global___VerdictBlocker: _TypeAlias = VerdictBlocker  # noqa: Y015
 
 class _PlanHypothesis:
@@ -760,7 +778,8 @@ class ExperimentSpec(_message.Message):
     @_builtins.property
     def exposure_grace(self) -> _duration_pb2.Duration:
         """Clocks differ: an event up to this long before its unit's first exposure counts as one after it, and never as a
-        covariate. Up to 1 hour. Default 10 seconds; 0 in experiments from before this field.
+        covariate; one up to this long before the experiment's start is of the experiment. Up to 1 hour. Default 10
+        seconds; 0 in experiments from before this field.
         """
 
     @_builtins.property
@@ -1574,8 +1593,8 @@ class RampStep(_message.Message):
     """Share of the targeted units that take part, in (0, 1]. Required."""
     @_builtins.property
     def hold(self) -> _duration_pb2.Duration:
-        """How long the step lasts, not counting pauses; from 1 minute to 90 days. A guardrail breach or a broken split holds
-        the ramp-up where it is. The last step's has no effect. Default 1 day.
+        """How long the step lasts, not counting pauses; from 1 minute to 90 days. A guardrail breach, a broken split or
+        times of events that do not fit hold the ramp-up where it is. The last step's has no effect. Default 1 day.
         """
 
     def __init__(
@@ -1970,8 +1989,8 @@ class ExperimentNotice(_message.Message):
     reason: _builtins.str
     """A stable word for programs: NOVELTY_SUSPECTED, ADAPTIVE_ALLOCATION, SERVED_MISMATCH, MULTIPLE_EXPOSURE,
     UNITS_WITHOUT_EVENTS, WINSORIZED, WINSORIZATION_CALIBRATING, WINSORIZATION_NOT_IN_FORCE,
-    WINSORIZATION_OF_EARLIER_VERSION, RAMP_HELD, LATE_EVENTS, EVENTS_BEFORE_EXPOSURE, EVENTS_NOT_USED, EVENT_ID_REUSED,
-    COVARIATES_MISSING, WEIGHTS_CHANGED.
+    WINSORIZATION_OF_EARLIER_VERSION, RAMP_HELD, LATE_EVENTS, EVENTS_BEFORE_EXPOSURE, EVENTS_REJECTED,
+    EVENTS_AFTER_WINDOW, EXPOSURES_REJECTED, EVENTS_NOT_USED, EVENT_ID_REUSED, COVARIATES_MISSING, WEIGHTS_CHANGED.
     """
     message: _builtins.str
     """One or two sentences."""

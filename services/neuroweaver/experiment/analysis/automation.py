@@ -10,8 +10,9 @@ import numpy as np
 
 from neuroweaver.experiment.analysis.guardrails import reason_of
 from neuroweaver.experiment.analysis.report import Report
-from neuroweaver.experiment.analysis.soundness import is_sound
+from neuroweaver.experiment.analysis.soundness import unsound
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.analysis.timing import faults
 from neuroweaver.experiment.domain.model import RUNNING, Experiment
 from neuroweaver.experiment.domain.specification import length
 from neuroweaver.statistics import thompson
@@ -46,7 +47,8 @@ def following(study: Study) -> Mapping[str, float] | None:
     """The weights that the outcomes ask for; None while too little is known of a variant."""
     spec = study.experiment.spec.thompson
     metric = study.experiment.metric(spec.metric_id)
-    beliefs = _beliefs(study, metric) if metric and is_sound(study, metric.metric_id) else None
+    is_sound = metric is not None and metric.metric_id not in unsound(study, faults(study))
+    beliefs = _beliefs(study, metric) if metric and is_sound else None
     if (
         metric is None
         or beliefs is None

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from neuroweaver.experiment.analysis import event_use, winsorizing
+from neuroweaver.experiment.analysis import timing, winsorizing
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.analysis.timing import Fault
 from neuroweaver.experiment.domain import messages
 from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
 from neuroweaver.statistics import effect as effects
@@ -19,7 +20,6 @@ _MISMATCH_SHARE: Final = 0.01
 _MULTIPLE_SHARE: Final = 0.01
 _LATE_SHARE: Final = 0.01
 _SILENT_SHARE: Final = 0.01
-_EARLY_SHARE: Final = 0.01
 _UNUSED: Final = {
     pb.UNUSED_REASON_OVERRIDE: "events are of units that `overrides` assigns, and count in no metric.",
     pb.UNUSED_REASON_WITHOUT_CONTROL: (
@@ -31,9 +31,9 @@ _CLEAR: Final = 5.0
 
 
 def notices(
-    study: Study, results: pb.ExperimentResults, *, is_ramp_held: bool
+    study: Study, results: pb.ExperimentResults, faults: Sequence[Fault], *, is_ramp_held: bool
 ) -> Sequence[pb.ExperimentNotice]:
-    """results: of the same study."""
+    """results, faults: of the same study."""
     return [
         *messages.notices(study.experiment),
         *_weights(study, is_ramp_held=is_ramp_held),
@@ -41,7 +41,9 @@ def notices(
         *_late(results),
         *_reused_ids(results),
         *_silent(study),
-        *_unused(study, results),
+        *(pb.ExperimentNotice(reason=each.notice, message=each.message) for each in faults),
+        *_rejected_exposures(study),
+        *_unused(results),
         *winsorizing.notices(study),
         *_unexplained(study),
         *_fading(study),
@@ -63,8 +65,8 @@ def _weights(study: Study, *, is_ramp_held: bool) -> Iterable[pb.ExperimentNotic
             reason="RAMP_HELD",
             message=(
                 f"The ramp-up stays at step {step} ({study.experiment.coverage:.4g} of the units): a"
-                " guardrail is breached, the split is not as the weights say, or events are stamped before"
-                " their exposures."
+                " guardrail is breached, the split is not as the weights say, or the times of events do not"
+                " fit their exposures."
             ),
         )
 
@@ -137,24 +139,17 @@ def _silent(study: Study) -> Iterable[pb.ExperimentNotice]:
                 )
 
 
-def _unused(study: Study, results: pb.ExperimentResults) -> Iterable[pb.ExperimentNotice]:
-    """Events of no metric, but for those after the window, which is there to leave them out."""
-    differing = {each.name: each for each in event_use.imbalances(study)}
-    for name in event_use.names(study):
-        share = event_use.left_out(study, name)
-        if name in differing:
-            message = event_use.differing(study, differing[name])
-        elif event_use.is_mostly_left_out(study, name):
-            message = event_use.mostly_left_out(study, name)
-        elif share > _EARLY_SHARE:
-            message = (
-                f"{share:.1%} of the {name} events of exposed units happened before the exposure, as often in"
-                " every variant, and count in no metric. If they belong to it, correct the times, or raise"
-                " `exposure_grace` in a new experiment."
-            )
-        else:
-            continue
-        yield pb.ExperimentNotice(reason="EVENTS_BEFORE_EXPOSURE", message=message)
+def _rejected_exposures(study: Study) -> Iterable[pb.ExperimentNotice]:
+    lacking = [each for each in study.variants if timing.is_lacking_exposures(study, each)]
+    if lacking:
+        message = (
+            f"{timing.rejected_exposures(study, study.variants)} Units without another exposure are not"
+            " analysed. Correct the clocks and send them again."
+        )
+        yield pb.ExperimentNotice(reason="EXPOSURES_REJECTED", message=message)
+
+
+def _unused(results: pb.ExperimentResults) -> Iterable[pb.ExperimentNotice]:
     for each in results.events.unused:
         if each.reason in _UNUSED:
             yield pb.ExperimentNotice(

@@ -10,8 +10,9 @@ from neuroweaver.experiment.analysis.estimates import analyse
 from neuroweaver.experiment.analysis.forecast import forecast
 from neuroweaver.experiment.analysis.guardrails import breached
 from neuroweaver.experiment.analysis.notices import notices
-from neuroweaver.experiment.analysis.soundness import is_sound
+from neuroweaver.experiment.analysis.soundness import unsound
 from neuroweaver.experiment.analysis.study import Study, study
+from neuroweaver.experiment.analysis.timing import faults
 from neuroweaver.experiment.analysis.verdict import FOR_GOOD, judge, verdict
 from neuroweaver.experiment.domain.model import PAUSED, RUNNING, Experiment
 from neuroweaver.experiment.domain.snapshot import Snapshot
@@ -47,13 +48,15 @@ def report(
     asked = study(experiment, snapshot, phase)
     results = analyse(asked, now=now, phase=phase, previous=previous)
     judged = judge(asked)
-    results.verdict.CopyFrom(verdict(asked, results, judged))
+    mistimed = faults(asked)
+    results.verdict.CopyFrom(verdict(asked, results, judged, mistimed))
     expected = forecast(asked, results.verdict, judged, now)
     if expected is not None:
         results.verdict.forecast.CopyFrom(expected)
-    breaches = [each for each in breached(asked) if is_sound(asked, each.guardrail.metric_id)]
+    flawed = unsound(asked, mistimed)
+    breaches = [each for each in breached(asked) if each.guardrail.metric_id not in flawed]
     complete = Report(asked, results, breaches)
     is_ramping = experiment.ramp is not None and experiment.ramp.step < len(experiment.spec.ramp)
     is_held = is_ramping and complete.is_held and experiment.state in {RUNNING, PAUSED}
-    results.notices.extend(notices(asked, results, is_ramp_held=is_held))
+    results.notices.extend(notices(asked, results, mistimed, is_ramp_held=is_held))
     return complete

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from neuroweaver.experiment.analysis import event_use, winsorizing
+from collections.abc import Sequence
+
+from neuroweaver.experiment.analysis import winsorizing
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.analysis.timing import Fault
 
 
-def is_sound(study: Study, metric_id: str) -> bool:
-    """Its caps are set, and the times of its events fit their exposures."""
-    return not (winsorizing.calibrating(study, metric_id) or _is_mistimed(study, metric_id))
-
-
-def _is_mistimed(study: Study, metric_id: str) -> bool:
-    names = set(event_use.names(study, [metric_id]))
-    if any(event_use.is_mostly_left_out(study, name) for name in names):
-        return True
-    return any(each.name in names for each in event_use.imbalances(study))
+def unsound(study: Study, faults: Sequence[Fault]) -> set[str]:
+    """The metrics whose caps are not set, or the times of whose events do not fit. faults: of the study."""
+    mistimed = {metric_id for fault in faults if fault.blocker for metric_id in fault.metric_ids}
+    metric_ids = (metric.metric_id for metric in study.experiment.spec.metrics)
+    return mistimed | {each for each in metric_ids if winsorizing.calibrating(study, each)}

@@ -21,14 +21,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from neuroweaver.experiment.analysis import event_use, winsorizing
+from neuroweaver.experiment.analysis import timing, winsorizing
 from neuroweaver.experiment.analysis.criteria import Requirement, requirements
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.analysis.timing import Fault
 from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
 from neuroweaver.statistics.multiplicity import holm
 from neuroweaver.v1 import experiment_pb2 as pb
 
-FOR_GOOD: Final = {pb.VERDICT_BLOCKER_SAMPLE_RATIO, pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE}
+FOR_GOOD: Final = {
+    pb.VERDICT_BLOCKER_SAMPLE_RATIO,
+    pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE,
+    pb.VERDICT_BLOCKER_EVENTS_REJECTED,
+    pb.VERDICT_BLOCKER_EVENTS_AFTER_WINDOW,
+}
 """Blockers that more units do not remove: the data are flawed."""
 
 
@@ -107,14 +113,16 @@ def judge(study: Study) -> Sequence[Judged]:
     ]
 
 
-def verdict(study: Study, results: pb.ExperimentResults, judged: Sequence[Judged]) -> pb.ExperimentVerdict:
-    """All but the forecast. results: of the same study, for the split."""
+def verdict(
+    study: Study, results: pb.ExperimentResults, judged: Sequence[Judged], faults: Sequence[Fault]
+) -> pb.ExperimentVerdict:
+    """All but the forecast. results: of the same study, for the split; faults: of its times."""
     result = pb.ExperimentVerdict(
         decision=pb.DECISION_INCONCLUSIVE,
         method=study.experiment.spec.verdict_method,
         criteria=[_criterion(each) for treatment in judged for each in treatment.findings],
     )
-    barriers = [*_split(results), *_mistimed(study), *_uncapped(study), *_short(study)]
+    barriers = [*_split(study, results), *_mistimed(study, faults), *_uncapped(study), *_short(study)]
     candidates = [each for each in judged if each.treatment in study.candidates]
     shippable = [each for each in candidates if each.is_shown_to_fulfil]
     if barriers:
@@ -186,7 +194,7 @@ def _gain(study: Study, treatment: str) -> float:
     return comparison.absolute if target.goal == pb.METRIC_GOAL_INCREASE else -comparison.absolute
 
 
-def _split(results: pb.ExperimentResults) -> list[pb.VerdictGap]:
+def _split(study: Study, results: pb.ExperimentResults) -> list[pb.VerdictGap]:
     ratio = results.sample_ratio
     if not ratio.is_mismatch:
         return []
@@ -195,34 +203,20 @@ def _split(results: pb.ExperimentResults) -> list[pb.VerdictGap]:
         f" {ratio.level:g}): something loses or doubles units of one variant, so that no comparison can be"
         " trusted. Find the cause and begin a new experiment."
     )
+    if rejected := timing.rejected_exposures(study, study.variants):
+        message += f" {rejected}"
     return [pb.VerdictGap(blocker=pb.VERDICT_BLOCKER_SAMPLE_RATIO, message=message)]
 
 
-def _mistimed(study: Study) -> list[pb.VerdictGap]:
-    """Events of metrics of the rule whose times do not fit their exposures."""
-    reading = {
-        name: each.metric_id
-        for each in reversed(requirements(study))
-        for name in event_use.names(study, [each.metric_id])
-    }
-    gaps = [
+def _mistimed(study: Study, faults: Sequence[Fault]) -> list[pb.VerdictGap]:
+    """Those of metrics of the rule."""
+    wanted = list(dict.fromkeys(each.metric_id for each in requirements(study)))
+    return [
         pb.VerdictGap(
-            blocker=pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE,
-            message=event_use.differing(study, each),
-            variant_id=each.treatment,
-            metric_id=reading[each.name],
+            blocker=fault.blocker, message=fault.message, variant_id=fault.treatment, metric_id=metric_ids[0]
         )
-        for each in event_use.imbalances(study)
-        if each.name in reading
-    ]
-    return gaps + [
-        pb.VerdictGap(
-            blocker=pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE,
-            message=event_use.mostly_left_out(study, name),
-            metric_id=metric_id,
-        )
-        for name, metric_id in reading.items()
-        if event_use.is_mostly_left_out(study, name)
+        for fault in faults
+        if fault.blocker and (metric_ids := [each for each in wanted if each in fault.metric_ids])
     ]
 
 

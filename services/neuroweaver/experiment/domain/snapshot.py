@@ -29,13 +29,15 @@ class Group:
 class Uses:
     """The events of one name of the units analysed under a variant in a phase: all, and those that no metric
     counts, since they came before the exposure or after the window. early_units: units with any event before
-    the exposure, whether a covariate reads it or not.
+    the exposure, whether a covariate reads it or not. rejected_units: units with any event that was rejected
+    for its time, which is none of the others.
     """
 
     events: int = 0
     early_units: int = 0
     before_exposure: int = 0
     after_window: int = 0
+    rejected_units: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,10 @@ class Snapshot:
     """groups: by (phase, variant). cells: by (phase, variant, metric). tallies: by (phase, baseline,
     candidate, metric), where the control is the baseline, and between treatments the one specified first.
     calibrations: of quantile winsorisation, by metric, once it was tried. uses: by (phase, variant, name of
-    the events).
+    the events). timings: by the same, over all units: how many of these events came before the exposure, how
+    many from it on, and how many within each window that a metric reads them in, the shortest first.
+    between: by phase, the judgements of two treatments. rejected_exposures: by variant, those rejected for
+    their times.
     units_by_day: units by the UTC day of their first exposure in any phase.
     """
 
@@ -120,5 +125,8 @@ class Snapshot:
     tallies: Mapping[tuple[int, str, str, str], Judgements] = field(default_factory=dict)
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     uses: Mapping[tuple[int, str, str], Uses] = field(default_factory=dict)
+    timings: Mapping[tuple[int, str, str], Moments] = field(default_factory=dict)
+    between: Mapping[int, int] = field(default_factory=dict)
+    rejected_exposures: Mapping[str, int] = field(default_factory=dict)
     quality: Quality = field(default_factory=Quality)
     units_by_day: Mapping[date, int] = field(default_factory=dict)

@@ -18,6 +18,8 @@ from neuroweaver.v1 import experiment_pb2 as pb
 EXPOSURE: Final = 0
 SAMPLE: Final = 1
 JUDGEMENT: Final = 2
+REJECTED: Final = 3
+"""A note that a sample of this name and unit was rejected for its time; its own time is when it was made."""
 
 MAX_EVENTS: Final = 1000
 
@@ -45,7 +47,7 @@ EVENT_TYPE: Final = np.dtype(
 
 @dataclass(frozen=True)
 class Batch:
-    """Events of one experiment. rows: (n,) of EVENT_TYPE, times in microseconds since 1970.
+    """Events of one experiment. rows: (n,) of EVENT_TYPE, times in microseconds since 1970; notes come last.
 
     covariates, judges: of those events that have any, by their index.
     """
@@ -61,6 +63,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def events(self) -> npt.NDArray[Any]:
+        """The rows without the notes."""
+        return self.rows[self.rows["kind"] != REJECTED]
 
     def chosen(self, places: npt.NDArray[np.int64]) -> Batch:
         """Those at some places, in that order."""
@@ -81,7 +88,8 @@ class Batch:
         kind = self.rows["kind"]
         rows = self.rows.copy()
         names = _kept(self.names, rows, ("name",), kind != EXPOSURE)
-        variants = _kept(self.variants, rows, ("variant", "other"), kind != SAMPLE)
+        has_variants = (kind == EXPOSURE) | (kind == JUDGEMENT)
+        variants = _kept(self.variants, rows, ("variant", "other"), has_variants)
         return replace(self, rows=rows, names=names, variants=variants)
 
     @classmethod

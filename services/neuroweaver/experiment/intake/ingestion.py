@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.domain.snapshot import Rejection
 from neuroweaver.experiment.intake import raw_events, snapshots
 from neuroweaver.experiment.intake.event_ids import Marks, marks_of
-from neuroweaver.experiment.intake.events import JUDGEMENT, SAMPLE, Batch
+from neuroweaver.experiment.intake.events import EXPOSURE, JUDGEMENT, REJECTED, SAMPLE, Batch
 from neuroweaver.experiment.intake.joining import overridden
 from neuroweaver.experiment.intake.keys import Keys, keys_of, sketch_groups
 from neuroweaver.experiment.intake.ledger import and_more
@@ -34,6 +35,12 @@ from neuroweaver.v1 import experiment_pb2 as pb
 
 FUTURE: Final = timedelta(hours=24)
 
+# For times that no event of an exposed unit has, unless clocks are wrong or its history is sent.
+_MISTIMED: Final = (
+    pb.EVENT_REJECTION_BEFORE_START,
+    pb.EVENT_REJECTION_IN_FUTURE,
+    pb.EVENT_REJECTION_TOO_OLD,
+)
 _ACCEPTED: Final = 0
 _DUPLICATE: Final = -1
 
@@ -149,7 +156,8 @@ async def _ingest(
     totals.ledger.late += together.late
     for rejection in together.rejected.values():
         totals.ledger.reject(rejection)
-    if len(settled.event_ids):
+    totals.ledger.rejected_exposures.update(settled.rejected_exposures)
+    if len(settled.batch):
         totals.last_batch += 1
         moves.append(_Move(projection, totals.last_batch, settled.event_ids, settled.marks, settled.units))
         await raw_events.add(
@@ -169,7 +177,9 @@ async def _ingest(
 
 @dataclass(frozen=True)
 class _Settled:
-    """status, is_late: of each event that came. The rest: of those accepted. marks: of their units."""
+    """status, is_late: of each event that came. batch: those accepted, and notes on samples that were not.
+    event_ids: of those accepted; marks: of their units. rejected_exposures: for their times, by variant.
+    """
 
     status: Ints
     is_late: npt.NDArray[np.bool_]
@@ -178,6 +188,7 @@ class _Settled:
     marks: Marks
     payload: bytes
     units: tuple[Keys, Change] | None
+    rejected_exposures: Mapping[str, int]
 
 
 def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: datetime) -> _Settled:
@@ -187,16 +198,36 @@ def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: d
     reasons = _reasons(experiment, projection.plan, batch, now)
     status = _classified(reasons, keys, marks, *projection.event_ids.find(keys, marks))
     accepted = np.flatnonzero(status == _ACCEPTED)
-    chosen = batch.chosen(accepted).trimmed()
+    is_mistimed = np.isin(status, _MISTIMED) & (experiment.start_time is not None)
+    notes = _notes(projection, batch, is_mistimed & (batch.rows["kind"] == SAMPLE), now)
+    chosen = batch.chosen(accepted)
+    chosen = (Batch.joined([chosen, notes]) if len(notes) else chosen).trimmed()
     return _Settled(
         status,
         (status == _ACCEPTED) & is_late,
         chosen,
         keys[accepted],
         marks[accepted],
-        chosen.to_bytes() if len(accepted) else b"",
-        projection.joined(chosen) if len(accepted) else None,
+        chosen.to_bytes() if len(chosen) else b"",
+        projection.joined(chosen) if len(chosen) else None,
+        _exposed(batch, is_mistimed & (batch.rows["kind"] == EXPOSURE), projection.plan.variants),
     )
+
+
+def _notes(projection: Projection, batch: Batch, is_chosen: npt.NDArray[np.bool_], now: datetime) -> Batch:
+    """What units keep of their samples that were rejected for their times."""
+    samples = batch.chosen(np.flatnonzero(is_chosen))
+    fresh = samples.chosen(projection.unnoted(samples)) if len(samples) else samples
+    rows = fresh.rows.copy()
+    # A far time would keep raw events for ever.
+    rows["kind"], rows["time"], rows["value"] = REJECTED, microseconds(now), 0.0
+    return replace(fresh, rows=rows)
+
+
+def _exposed(batch: Batch, is_chosen: npt.NDArray[np.bool_], variants: Sequence[str]) -> Mapping[str, int]:
+    """The number of some exposures, by variant."""
+    assigned = (batch.variants[place] for place in batch.rows["variant"][is_chosen].tolist())
+    return Counter(variant for variant in assigned if variant in variants)
 
 
 async def _count(
@@ -208,7 +239,7 @@ async def _count(
     now: datetime,
 ) -> None:
     ledger = totals.ledger
-    ledger.last_us = max(ledger.last_us, int(settled.batch.rows["time"].max()))
+    ledger.last_us = max(ledger.last_us, int(settled.batch.events["time"].max(initial=0)))
     ledger.overridden += overridden(settled.batch, projection.overrides)
     if settled.units is None:
         return
@@ -262,7 +293,7 @@ def _reasons(experiment: Experiment, plan: Plan, batch: Batch, now: datetime) ->
     if experiment.start_time is None:
         reasons[:] = pb.EVENT_REJECTION_BEFORE_START
     else:
-        start = np.full(len(rows), microseconds(experiment.start_time), np.int64)
+        start = np.full(len(rows), microseconds(experiment.start_time) - plan.grace_us, np.int64)
         # What happened before is read by metrics that look back from the exposure.
         reads_back = is_sample & (names >= 0)
         start[reads_back] -= plan.lookback_us[names[reads_back]] if len(plan.lookback_us) else 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neuroweaver.experiment.intake.events import EXPOSURE, JUDGEMENT, SAMPLE, Batch
+from neuroweaver.experiment.intake.events import EXPOSURE, JUDGEMENT, REJECTED, SAMPLE, Batch
 from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan, indexes
 from neuroweaver.experiment.intake.units import Ints, Records
 
@@ -55,6 +55,15 @@ def records(plan: Plan, batch: Batch, unit: Ints) -> tuple[Records, Records, Rec
     if len(judged):
         _fill_judgements(judgements, plan, batch, rows[judged], variants)
     return Records(unit[at], exposures), Records(unit[sampled], samples), Records(unit[judged], judgements)
+
+
+def rejections(plan: Plan, batch: Batch, unit: Ints) -> Records:
+    """The notes of a batch on samples that were rejected for their times."""
+    noted = np.flatnonzero((batch.rows["kind"] == REJECTED) & (unit >= 0))
+    rows = np.zeros(len(noted), SAMPLE_TYPE)
+    if len(noted):
+        rows["name"] = indexes(plan.names, batch.names)[batch.rows["name"][noted]]
+    return Records(unit[noted], rows)
 
 
 def _fill_judgements(

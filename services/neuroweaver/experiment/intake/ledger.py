@@ -105,7 +105,8 @@ class Ledger:
 
     exams: of the caps of each metric, the newest last. touched: the cells that moved. is_whole: whether all
     raw events are still there; else a sketch that should forget some cannot be recomputed, and stays as it
-    is. is_carried: an earlier version counted all this, which did not know `uses` and `Sums.cuts`.
+    is. is_carried: an earlier version counted all this, which did not know `uses`, `timings`, `between` and
+    `Sums.cuts`.
     """
 
     plan: Plan
@@ -114,6 +115,9 @@ class Ledger:
     tallies: Counter[tuple[int, str, str, str, int]] = field(default_factory=Counter)
     days: Counter[int] = field(default_factory=Counter)
     uses: Counter[tuple[int, int, str, str]] = field(default_factory=Counter)
+    timings: dict[tuple[int, str, str], Moments] = field(default_factory=dict)
+    between: Counter[int] = field(default_factory=Counter)
+    rejected_exposures: Counter[str] = field(default_factory=Counter)
     exams: dict[str, list[Exam]] = field(default_factory=dict)
     unexposed: int = 0
     accepted: int = 0
@@ -201,7 +205,8 @@ class Ledger:
         for reading in self.due():
             self.calibrate(reading, units, self.examine(reading, units, batch, time_us))
         if self.is_carried:
-            self.uses.clear()
+            for counted in (self.uses, self.timings, self.between):
+                counted.clear()
             self._use(units, 1)
             self.is_carried = False
 
@@ -237,7 +242,10 @@ class Ledger:
             },
             tallies={key: tally for key, tally in tallies.items() if tally != Judgements()},
             calibrations={metric_id: _calibration(exams[-1]) for metric_id, exams in self.exams.items()},
-            uses={key: each for key, each in uses.items() if each.events},
+            uses={key: each for key, each in uses.items() if each != Uses()},
+            timings={key: each for key, each in self.timings.items() if each.n},
+            between={phase: count for phase, count in self.between.items() if count},
+            rejected_exposures=self.rejected_exposures,
             quality=Quality(
                 accepted=self.accepted,
                 duplicates=self.duplicates,
@@ -260,6 +268,9 @@ class Ledger:
                 "tallies": [[*key, count] for key, count in self.tallies.items() if count],
                 "days": [[day, count] for day, count in self.days.items() if count],
                 "uses": [[*key, count] for key, count in self.uses.items() if count],
+                "timings": [[*key, each.to_floats()] for key, each in self.timings.items() if each.n],
+                "between": [[phase, count] for phase, count in self.between.items() if count],
+                "rejected_exposures": self.rejected_exposures,
                 "exams": [
                     [
                         metric_id,
@@ -292,8 +303,14 @@ class Ledger:
             tallies=Counter({tuple(key): n for *key, n in plain["tallies"]}),
             days=Counter(dict(plain["days"])),
             uses=Counter({tuple(key): n for *key, n in plain["uses"]}),
+            timings={
+                (phase, variant, name): Moments.from_floats(plan.timed_columns(name), floats)
+                for phase, variant, name, floats in plain.get("timings", [])
+            },
+            between=Counter(dict(plain.get("between", []))),
+            rejected_exposures=Counter(plain.get("rejected_exposures", {})),
             exams=exams,
-            is_carried=plain["carried"],
+            is_carried=plain["carried"] or "timings" not in plain,
             **dict(zip(_NUMBERS, plain["numbers"], strict=True)),
             rejections={
                 reason: Rejection(reason, count, tuple(names), tuple(ids))
@@ -335,6 +352,12 @@ class Ledger:
             place = code // VARIANTS, self.plan.variants[code % VARIANTS], self.plan.names[name]
             for kind, count in enumerate(astuple(uses)):
                 self.uses[kind, *place] += sign * count
+        for phase, count in units.between().items():
+            self.between[phase] += sign * count
+        for (code, name), timing in units.timings().items():
+            key = code // VARIANTS, self.plan.variants[code % VARIANTS], self.plan.names[name]
+            before = self.timings.get(key, Moments.zero(timing.columns))
+            self.timings[key] = before + timing if sign > 0 else before - timing
 
     def _tally(self, units: Population, sign: int) -> None:
         for (phase, name, baseline, candidate), counts in zip(

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
+import numpy as np
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,11 +23,11 @@ from neuroweaver.experiment.domain.model import Experiment
 from neuroweaver.experiment.intake import checkpoints, raw_events
 from neuroweaver.experiment.intake.event_ids import EventIds, Marks
 from neuroweaver.experiment.intake.events import Batch
-from neuroweaver.experiment.intake.joining import records, units_of
+from neuroweaver.experiment.intake.joining import records, rejections, units_of
 from neuroweaver.experiment.intake.keys import Keys, keys_of
-from neuroweaver.experiment.intake.readings import Plan
+from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, Plan, indexes
 from neuroweaver.experiment.intake.unit_table import UnitTable
-from neuroweaver.experiment.intake.units import Change
+from neuroweaver.experiment.intake.units import Change, Ints, Records
 from neuroweaver.experiment.settings import MEMORY_MIB
 from neuroweaver.experiment.storage import tables
 
@@ -81,7 +82,22 @@ class Projection:
         keys = keys_of(self.project, self.test_id, unit_ids)
         exposures, samples, judgements = records(self.plan, batch, unit)
         population = self.table.population(keys, exposures, judgements)
-        return keys, population.joined(exposures, samples, judgements)
+        return keys, population.joined(exposures, samples, judgements, rejections(self.plan, batch, unit))
+
+    def unnoted(self, batch: Batch) -> Ints:
+        """The places of those samples, all rejected for their times, of whose unit and name none was before.
+
+        However often a sender tries again, a unit has one note of a name at most.
+        """
+        unit_ids, unit = units_of(batch, self.overrides)
+        keys = keys_of(self.project, self.test_id, unit_ids)
+        none = Records.none(self.plan.exposure_type), Records.none(JUDGEMENT_TYPE)
+        rejected = self.table.population(keys, *none).totals.rejected
+        name = indexes(self.plan.names, batch.names)[batch.rows["name"]]
+        places = np.flatnonzero((unit >= 0) & (name >= 0))
+        fresh = places[~rejected[unit[places], name[places]]]
+        _, first = np.unique(np.stack((unit[fresh], name[fresh]), 1), axis=0, return_index=True)
+        return fresh[np.sort(first)]
 
     def take(self, batch: Batch) -> None:
         """Counts events that are of another transaction, or another process's."""

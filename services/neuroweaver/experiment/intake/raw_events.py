@@ -39,7 +39,7 @@ async def add(
     now: datetime,
     payload: bytes,
 ) -> None:
-    """keys: of the events. marks: of their units. payload: `batch.to_bytes()`."""
+    """keys: of the events, without the notes. marks: of their units. payload: `batch.to_bytes()`."""
     times = batch.rows["time"]
     await connection.execute(
         insert(_TABLE).values(
@@ -49,7 +49,7 @@ async def add(
             received_time=now,
             first_event_time=from_microseconds(int(times.min())),
             last_event_time=from_microseconds(int(times.max())),
-            events=len(batch),
+            events=len(keys),
             payload=payload,
             event_keys=to_bytes(keys),
             unit_marks=marks.astype("<u4").tobytes(),
@@ -87,7 +87,7 @@ def _decoded(project: str, test_id: str, rows: Sequence[Any]) -> list[tuple[int,
     for row in rows:
         batch = Batch.from_bytes(test_id, row.payload)
         keys = _keys(project, batch, row.event_keys)
-        decoded.append((row.number, batch, keys, marks_of(batch.unit_ids)))
+        decoded.append((row.number, batch, keys, marks_of(batch.unit_ids[: len(keys)])))
     return decoded
 
 

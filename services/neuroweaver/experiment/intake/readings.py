@@ -228,6 +228,17 @@ class Plan:
         longest = max(since, key=lambda span: _EVER_US if span.window_us is None else span.window_us)
         return [longest, *sorted(before, key=lambda span: span.lookback_us or 0)[-1:]]
 
+    def windows(self, name: int) -> Sequence[Span]:
+        """The spans with an end in which metrics read events of a name, the shortest first."""
+        spans = {total.span for total in self.totals[: self.used_totals] if total.name == name}
+        return sorted(
+            (span for span in spans if span.window_us is not None), key=lambda span: span.window_us or 0
+        )
+
+    def timed_columns(self, event_name: str) -> int:
+        """How many numbers `Population.timed` gives of a unit."""
+        return 2 + len(self.windows(self.names.index(event_name)))
+
     def value_of(self, source: Source, span: Span) -> Total:
         """What the source's value is made of."""
         return self._totals[_key(source, span)]

@@ -96,7 +96,7 @@ async def recompute(
     for metric_id, history in stored.ledger.exams.items():
         ledger.exams[metric_id] = history[:-1] + ledger.exams.get(metric_id, [])
     ledger.duplicates, ledger.rejections = stored.ledger.duplicates, stored.ledger.rejections
-    ledger.late = stored.ledger.late
+    ledger.late, ledger.rejected_exposures = stored.ledger.late, stored.ledger.rejected_exposures
     largest, differences = compared(before, recomputed)
     if replace_stored and differences:
         totals = await snapshots.claim(connection, project, ledger.plan, test_id)
@@ -177,10 +177,11 @@ class _Recomputation:
 
     def _add(self, batch: Batch) -> None:
         ledger = self.ledger
-        ledger.accepted += len(batch)
-        ledger.last_us = max(ledger.last_us, int(batch.rows["time"].max()))
+        times = batch.events["time"]
+        ledger.accepted += len(times)
+        ledger.last_us = max(ledger.last_us, int(times.max(initial=0)))
         ledger.overridden += overridden(batch, self._projection.overrides)
-        ledger.late += int(np.count_nonzero(phases_then(self._experiment, batch.rows["time"])[1]))
+        ledger.late += int(np.count_nonzero(phases_then(self._experiment, times)[1]))
         joined = self._projection.joined(batch)
         if joined is not None:
             keys, change = joined
@@ -248,6 +249,7 @@ def _statistics(snapshot: Snapshot) -> Iterator[tuple[tuple[int, str, str, str],
     for place, counts in counted:
         for name, count in asdict(counts).items():
             yield (*place, name), count, 0.0
+    yield from _of_times(snapshot)
     for key, cell in snapshot.cells.items():
         for name, value, noise in _of_cell(cell):
             yield (*key, name), value, noise
@@ -261,6 +263,14 @@ def _statistics(snapshot: Snapshot) -> Iterator[tuple[tuple[int, str, str, str],
         yield (0, "", "", f"units on {day}"), units, 0.0
     yield (0, "", "", "accepted"), snapshot.quality.accepted, 0.0
     yield (0, "", "", "unexposed"), snapshot.quality.unexposed, 0.0
+
+
+def _of_times(snapshot: Snapshot) -> Iterator[tuple[tuple[int, str, str, str], float, float]]:
+    for phase, count in snapshot.between.items():
+        yield (phase, "", "", "judgements of two treatments"), count, 0.0
+    for (phase, variant, event_name), timing in snapshot.timings.items():
+        for name, value, noise in _of_moments("", timing):
+            yield (phase, variant, f"times of {event_name}", name), value, noise
 
 
 def _of_cell(cell: Cell) -> Iterator[tuple[str, float, float]]:

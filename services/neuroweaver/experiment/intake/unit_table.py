@@ -58,9 +58,9 @@ class UnitTable:
         )
 
     def everyone(self) -> Population:
-        """All units by their places, without their records."""
+        """All units by their places, without the samples that are kept."""
         totals = {name: column.all(len(self)) for name, column in self._totals.items()}
-        return self._population(self._exposures.all(len(self)), totals)
+        return self._population(self._exposures.all(len(self)), totals, self._judgements.all())
 
     def everyone_after(self, keys: Keys, change: Change) -> Population:
         """As `everyone` after `put`, which was not called yet."""
@@ -73,11 +73,15 @@ class UnitTable:
             return np.concatenate((all_values, values[is_new]))
 
         totals = {name: changed(column, getattr(new.totals, name)) for name, column in self._totals.items()}
-        return self._population(changed(self._exposures, new.exposures), totals)
+        places[is_new] = np.arange(len(self), len(self) + np.count_nonzero(is_new))
+        fresh = Records(places[change.judgements.unit], change.judgements.rows)
+        judgements = self._judgements.all() + fresh
+        return self._population(changed(self._exposures, new.exposures), totals, judgements)
 
-    def _population(self, exposures: npt.NDArray[Any], totals: dict[str, npt.NDArray[Any]]) -> Population:
-        none = Records.none(SAMPLE_TYPE), Records.none(JUDGEMENT_TYPE)
-        return Population(self.plan, exposures, Totals(**totals), *none)
+    def _population(
+        self, exposures: npt.NDArray[Any], totals: dict[str, npt.NDArray[Any]], judgements: Records
+    ) -> Population:
+        return Population(self.plan, exposures, Totals(**totals), Records.none(SAMPLE_TYPE), judgements)
 
     def put(self, keys: Keys, change: Change) -> Ints:
         """Stores what became of the units of `population`. Returns their places."""
@@ -126,14 +130,16 @@ class UnitTable:
         places = np.arange(len(table))
         table._exposures.put(places, arrays["exposures"])
         for name, column in table._totals.items():
-            column.put(places, arrays[name])
+            # Rejections are not in those of an earlier version.
+            if name in arrays:
+                column.put(places, arrays[name])
         for name, chains in (("loose", table._loose), ("judgements", table._judgements)):
             chains.cover(len(table))
             chains.append(arrays[f"{name}_unit"], arrays[f"{name}_rows"])
         return table
 
 
-_TOTALS: Final = ("numbers", "sums", "extremes", "samples")
+_TOTALS: Final = ("numbers", "sums", "extremes", "samples", "rejected")
 
 
 def packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:

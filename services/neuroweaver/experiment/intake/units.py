@@ -28,7 +28,7 @@ from neuroweaver.experiment.intake.readings import (
     TotalKind,
 )
 from neuroweaver.statistics import double_double as dd
-from neuroweaver.statistics.moments import LARGEST
+from neuroweaver.statistics.moments import LARGEST, Moments
 from neuroweaver.statistics.winsorization import NO_CAPS, Caps
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -77,13 +77,15 @@ class Totals:
     """What was counted of each unit: a column for each of the plan's totals.
 
     numbers: (units, numbers). sums: (units, sums, 2), pairs of doubles. extremes: (units, maxima and minima).
-    samples: (units,), all of them, whether they count or not.
+    samples: (units,), all of them, whether they count or not. rejected: (units, names), whether one was
+    rejected for its time.
     """
 
     numbers: Ints
     sums: Floats
     extremes: Floats
     samples: Ints
+    rejected: Flags
 
     @classmethod
     def none(cls, plan: Plan, units: int) -> Totals:
@@ -96,6 +98,7 @@ class Totals:
             np.zeros((units, plan.count(TotalKind.SUM), 2)),
             extremes,
             np.zeros(units, np.int64),
+            np.zeros((units, len(plan.names)), np.bool_),
         )
 
     def copy(self) -> Totals:
@@ -198,24 +201,52 @@ class Population:
         chosen = np.flatnonzero(self.codes >= 0)
         kinds, group = np.unique(self.codes[chosen], return_inverse=True)
         for name in range(len(self.plan.names)):
-            read = [self._number(name, span) for span in self.plan.used(name)]
-            read += [np.zeros(len(self), np.int64)] * (2 - len(read))
-            # Checkpoints of an earlier version know those alone that are read.
-            since = np.maximum(self._number(name, self.plan.since), read[0])
-            before = np.maximum(self._number(name, self.plan.before), read[1])
-            columns = (since + before, before > 0, before - read[1], since - read[0])
+            read_since, read_before = self._read(name)
+            before, since = self.timed(name)[:, :2].T
+            columns = (
+                since + before,
+                before > 0,
+                before - read_before,
+                since - read_since,
+                self.totals.rejected[:, name],
+            )
             sums = [np.bincount(group, column[chosen], len(kinds)) for column in columns]
             for code, counts in zip(kinds.tolist(), np.stack(sums, 1).astype(np.int64).tolist(), strict=True):
                 if any(counts):
                     found[code, name] = Uses(*counts)
         return found
 
+    def timed(self, name: int) -> Ints:
+        """(units, 2 + windows), see `Snapshot.timings`; without meaning for units without an exposure."""
+        # Checkpoints of an earlier version know those alone that are read.
+        read_since, read_before = self._read(name)
+        columns = [
+            np.maximum(self._number(name, self.plan.before), read_before),
+            np.maximum(self._number(name, self.plan.since), read_since),
+            *(self._number(name, span) for span in self.plan.windows(name)),
+        ]
+        return np.stack(columns, 1)
+
+    def timings(self) -> Mapping[tuple[int, int], Moments]:
+        """`timed` of exposed units, by their code and the place of the samples' name."""
+        codes = np.unique(self.codes[self.codes >= 0]).tolist()
+        timed = enumerate(map(self.timed, range(len(self.plan.names))))
+        return {(code, name): Moments.of(rows[self.codes == code]) for name, rows in timed for code in codes}
+
+    def between(self) -> Mapping[int, int]:
+        """By phase, the judgements of two treatments."""
+        rows = self.judgements.rows
+        phases, counts = np.unique(rows["phase"][rows["baseline"] != 0], return_counts=True)
+        return dict(zip(phases.tolist(), counts.tolist(), strict=True))
+
     def complete(self, reading: Reading, now_us: int) -> Flags:
         """The exposed units whose conversion window is over; without a window all of them."""
         return (self.first < NEVER) & (self.first <= now_us - (reading.span.window_us or 0))
 
-    def joined(self, exposures: Records, samples: Records, judgements: Records) -> Change:
-        """With further events."""
+    def joined(
+        self, exposures: Records, samples: Records, judgements: Records, rejected: Records | None = None
+    ) -> Change:
+        """With further events. rejected: samples that were, for their times."""
         shown = self._exposed(exposures)
         moved = np.flatnonzero((shown["time"] < self.first) | _is_elsewhere(shown, self.exposures))
         totals = self.totals.copy()
@@ -227,6 +258,8 @@ class Population:
             self._take(samples, shown["time"], totals, counted)
             kept = kept + samples.chosen(self._is_loose(samples, shown["time"]))
             totals.samples[:] += np.bincount(samples.unit, minlength=len(self))
+        if rejected is not None:
+            totals.rejected[rejected.unit, rejected.rows["name"]] = True
         new = replace(
             self, exposures=shown, totals=totals, loose=kept, judgements=self.judgements + judgements
         )
@@ -377,6 +410,11 @@ class Population:
             summed = self.totals.sums[:, total.place, 0]
             return (summed / np.maximum(number, 1) if source.aggregation == MEAN else summed), number
         return np.where(number > 0, self.totals.extremes[:, total.place], 0.0), number
+
+    def _read(self, name: int) -> tuple[Ints, Ints]:
+        """The numbers of events that metrics read, from the exposure on and before."""
+        read = [self._number(name, span) for span in self.plan.used(name)]
+        return read[0], read[1] if len(read) > 1 else np.zeros(len(self), np.int64)
 
     def _number(self, name: int, span: Span) -> Ints:
         return self.totals.numbers[:, self.plan.number_of(name, span)]
