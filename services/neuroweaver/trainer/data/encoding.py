@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from neuroweaver.base_models.chat_template import ChatTemplate, TemplateRefuses, chat_template
+from neuroweaver.base_models.chat_template import ChatTemplate, chat_template
+from neuroweaver.base_models.rendering import TemplateRefuses
 from neuroweaver.trainer.data.turns import Messages
 
 # What the cross-entropy of torch skips.
