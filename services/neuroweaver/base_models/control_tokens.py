@@ -10,7 +10,7 @@ names alone. So it finds none in a content, however the tokenizer normalises, st
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -18,6 +18,9 @@ from neuroweaver.base_models.rendering import TemplateRefuses, words_of
 
 # A noncharacter: Unicode keeps it out of all text.
 QUOTE: Final = "\ufdd0"
+# Of an added token, and of all together: what is kept of them grows by the square.
+_MAX_LENGTH: Final = 256
+_MAX_LETTERS: Final = 1 << 19
 
 
 @contextmanager
@@ -50,28 +53,39 @@ class ControlTokens:
     ) -> None:
         self._seals = {name: f"{QUOTE}{number}{QUOTE}" for number, name in enumerate(sorted(control))}
         self._added = one_of(added)
-        self._tail = 2 * max(map(len, added), default=0)
+        self._longest = max(map(len, added), default=0)
+        if self._longest > _MAX_LENGTH or sum(map(len, added)) > _MAX_LETTERS:
+            raise TemplateRefuses(
+                f"its tokenizer has added tokens of more than {_MAX_LENGTH} letters, or too many"
+            )
         self._suspect = _beginnings(control)
-        self._begins = tuple({name[:end] for name in added for end in range(1, len(name))})
-        self._ends = tuple({name[start:] for name in added for start in range(1, len(name))})
+        self._begins, self._ends = _parts(added)
+        self._spaced_begins, self._spaced_ends = _parts(name for name in control if name != name.strip())
         with tokenizing():
             self._tokenizer, self._ids = _sealed(backend, added, self._seals)
-            ids = {backend.token_to_id(name) for name in control} - {unknown}
-            # Those that letters may be as well, by the vocabulary itself.
-            self._reachable = {token for token in ids if backend.model.id_to_token(token) is not None}
+            ids = {backend.token_to_id(name): name for name in control}
+            # Those that letters may be as well, by the vocabulary itself; and those that one letter is.
+            known = {token: backend.model.id_to_token(token) for token in ids if token != unknown}
+            self._reachable = {token for token, name in known.items() if name is not None}
+            self._letters = {token: ids[token] for token in self._reachable if len(known[token]) == 1}
 
     def quoted(self, content: str) -> str:
+        """Raises TemplateRefuses for a content that cannot be written without a control token."""
         content = content.replace(QUOTE, "")
-        core = content.strip()
-        if not core:
-            return content
-        place = content.index(core)
-        before, behind = content[:place], content[place + len(core) :]
+        self._refuse_letters(content)
         if self._suspect:
-            core = self._suspect.sub(rf"\g<0>{QUOTE}", core)
-        begin = QUOTE if core.startswith(self._ends) else ""
-        end = QUOTE if core.endswith(self._begins) else ""
-        return f"{before}{begin}{core}{end}{behind}"
+            content = self._suspect.sub(rf"\g<0>{QUOTE}", content)
+        # A template may take away the space around.
+        core = content.strip()
+        marked = self._edged(core, self._begins, self._ends)
+        return self._edged(content.replace(core, marked, 1), self._spaced_begins, self._spaced_ends)
+
+    def _edged(self, text: str, begins: Collection[str], ends: Collection[str]) -> str:
+        """The text with a mark wherever it could be the rest of a token, or the beginning of one."""
+        lengths = range(1, self._longest)
+        begin = QUOTE if any(text[:length] in ends for length in lengths) else ""
+        end = QUOTE if any(text[-length:] in begins for length in lengths) else ""
+        return f"{begin}{text}{end}"
 
     def token_ids(self, rendered: str, *, after: str = "") -> list[int]:
         """Token ids of rendered text, or of a part of it that stands behind the text `after`.
@@ -91,12 +105,10 @@ class ControlTokens:
 
     def _end_of(self, text: str) -> str:
         """The token that ends the text, or else its last letter."""
-        tail = text[-max(self._tail, 2) :]
-        last = None
-        for last in self._added.finditer(tail) if self._added else ():
-            continue
-        if last and last.end() == len(tail):
-            return self._seals.get(last[0], last[0])
+        tail = text[-2 * max(self._longest, 1) :]
+        found = [*self._added.finditer(tail)] if self._added else []
+        if found and found[-1].end() == len(tail):
+            return self._seals.get(found[-1][0], found[-1][0])
         return tail.replace(QUOTE, "")[-1:]
 
     def _behind(self, anchors: Collection[str], text: str) -> list[int]:
@@ -117,15 +129,12 @@ class ControlTokens:
 
     def _parted(self, text: str, encoding: Any) -> list[int]:
         """Ids of a text of which the vocabulary makes a control token: there, each letter for itself."""
-        spans = [
-            span
-            for token, span in zip(encoding.ids, encoding.offsets, strict=True)
-            if token in self._reachable
-        ]
         letters: dict[str, list[int]] = {}
         ids: list[int] = []
         position = 0
-        for begin, end in spans:
+        for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token not in self._reachable:
+                continue
             ids += self._piece(text[position:begin])
             for letter in text[begin:end]:
                 if letter not in letters:
@@ -135,20 +144,30 @@ class ControlTokens:
         return ids + self._piece(text[position:])
 
     def _piece(self, text: str) -> list[int]:
-        if not text:
-            return []
-        with tokenizing():
-            before = self._tokenizer.encode("\n", add_special_tokens=False).ids
-            ids: list[int] = self._tokenizer.encode(f"\n{text}", add_special_tokens=False).ids
-            if ids[: len(before)] != before:
-                before, ids = [], self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Ids of a part of a text; those of its letters if it is a control token on its own."""
+        for anchor in ("\n", ""):
+            before = self._raw(anchor)
+            ids = self._raw(anchor + text)
+            if ids[: len(before)] == before:
+                break
         ids = ids[len(before) :]
-        if control := self._reachable.intersection(ids):
-            name = self._tokenizer.id_to_token(control.pop())
-            raise TemplateRefuses(
-                f"its tokenizer can write {text[:40]!r} only as the control token {name!r}: leave it out"
-            )
+        if len(text) > 1 and not self._reachable.isdisjoint(ids):
+            return [token for letter in text for token in self._piece(letter)]
         return [self._ids.get(token, token) for token in ids]
+
+    def _raw(self, text: str) -> list[int]:
+        with tokenizing():
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []
+
+    def _refuse_letters(self, content: str) -> None:
+        if not self._letters:
+            return
+        for token in self._raw(content):
+            if token in self._letters:
+                name = self._letters[token]
+                raise TemplateRefuses(
+                    f"its tokenizer writes a letter of the text as the control token {name!r}: leave it out"
+                )
 
 
 def one_of(tokens: Mapping[str, Any]) -> re.Pattern[str] | None:
@@ -161,6 +180,12 @@ def one_of(tokens: Mapping[str, Any]) -> re.Pattern[str] | None:
 def _pattern(name: str, token: Any) -> str:
     pattern = re.escape(name) + (f"(?!{QUOTE})" if len(name) == 1 else "")
     return rf"(?<!\w){pattern}(?!\w)" if token.single_word else pattern
+
+
+def _parts(names: Iterable[str]) -> tuple[set[str], set[str]]:
+    """What begins a name, and what ends one, without the whole names."""
+    parts = [(name[:place], name[place:]) for name in names for place in range(1, len(name))]
+    return {begin for begin, _ in parts}, {end for _, end in parts}
 
 
 def _beginnings(names: Collection[str]) -> re.Pattern[str] | None:
