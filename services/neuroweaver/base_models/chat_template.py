@@ -60,6 +60,8 @@ class ChatTemplate:
         self._end = control_tokens.one_of({self.end_text: added[self.end_text]}) if self.end_text else None
         self.end: int | None = backend.token_to_id(self.end_text) if self.end_text else tokenizer.eos_token_id
         marks = {match[0] for match in visible.finditer(turns + instructed)} if visible else set()
+        # A letter that is a token, as fine-tuners add them, stands in the words of any template.
+        marks = {token for token in marks if len(token) > 1 or token == self.end_text}
         control = {token for token in special | marks if not _THOUGHT.fullmatch(token)}
         self._control = ControlTokens(backend, added, control, tokenizer.unk_token_id)
 
