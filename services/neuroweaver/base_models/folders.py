@@ -162,19 +162,16 @@ def _checked(folder: Path, name: str) -> Path:
 
 def _chat_template(folder: Path) -> bytes | None:
     """Raises BaseModelUnavailable."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_bytes()
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return None
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     try:
-        template = json.loads(config.read_bytes()).get("chat_template")
+        if file.is_file():
+            return file.read_text(encoding="utf-8").encode()
+        template = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
         if isinstance(template, list):  # several by name
             template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
         return template.encode() if isinstance(template, str) else None
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
-        raise BaseModelUnavailable(f"{config.name} of the base model holds no chat template") from error
+        raise BaseModelUnavailable(f"the chat template of {folder.name} cannot be read") from error
 
 
 def _digest_of_files(files: list[Path]) -> str:

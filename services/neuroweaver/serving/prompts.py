@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from neuroweaver.base_models.chat_template import chat_template
@@ -43,12 +44,13 @@ def try_template(tokenizer: Any) -> None:
 def _of_text(tokenizer: Any, prompt: str, max_tokens: int) -> list[int]:
     """A control token in the text is one: whoever writes the whole prompt writes its turns."""
 
-    def encoded(piece: str) -> list[int]:
-        return list(tokenizer(piece, add_special_tokens=False)["input_ids"])
+    def encoded(text: str, **options: bool) -> list[int]:
+        with tokenizing():
+            return list(tokenizer(text, **options)["input_ids"])
 
-    with _refusing("prompt", "The model cannot read this prompt"), tokenizing():
-        _refuse_long(encoded, prompt, max_tokens, "prompt")
-        return list(tokenizer(prompt)["input_ids"])
+    with _refusing("prompt", "The model cannot read this prompt"):
+        _refuse_long(partial(encoded, add_special_tokens=False), prompt, max_tokens, "prompt")
+        return encoded(prompt)
 
 
 def _refuse_long(encoded: Callable[[str], list[int]], text: str, max_tokens: int, parameter: str) -> None:
