@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from base_models.families import CHAT, CHATML, FAMILIES, NAMED, byte_level, segments, sentence_piece
-from neuroweaver.base_models.chat_template import TemplateRefuses, chat_template
+from neuroweaver.base_models.chat_template import chat_template
+from neuroweaver.base_models.rendering import TemplateRefuses
 
 # As DeepSeek's: the marks of turns are tokens, but none that its tokenizer calls special.
 MARKED = (

@@ -26,13 +26,14 @@ def main() -> int:
     try:
         base = resolve(arguments.name, home=arguments.home, allow_network=not arguments.offline)
         folder = materialize(base, arguments.home)
+        digest = digests(folder).base
     except UnknownBaseModel as error:
         sys.stderr.write(f"{error.reason}\n")
         return os.EX_TEMPFAIL if error.may_pass else 1
     except BaseModelUnavailable as error:
         sys.stderr.write(f"{error}\n")
         return os.EX_TEMPFAIL if isinstance(error, HubUnreachable) else 1
-    sys.stdout.write(json.dumps({"folder": str(folder), "digest": digests(folder).base}) + "\n")
+    sys.stdout.write(json.dumps({"folder": str(folder), "digest": digest}) + "\n")
     return 0
 
 

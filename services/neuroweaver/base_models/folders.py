@@ -91,7 +91,10 @@ def tokenizer_folder(base: BaseModel, home: Path) -> Path | None:
 
 
 def digests(folder: Path) -> Digests:
-    """Digests of the weights and architecture, of the tokenizer, and of the chat template in `folder`."""
+    """Digests of the weights and architecture, of the tokenizer, and of the chat template in `folder`.
+
+    Raises BaseModelUnavailable where the template cannot be read.
+    """
     weights = sorted(folder.glob("*.safetensors"))
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     template = _chat_template(folder)
@@ -99,7 +102,7 @@ def digests(folder: Path) -> Digests:
     return Digests(
         base=base_digest(digest_of(folder / "config.json"), {file.name: digest_of(file) for file in weights}),
         tokenizer=_digest_of_files(tokenizer),
-        chat_template=None if template is None else sha256_of([template.encode()]),
+        chat_template=None if template is None else sha256_of([template]),
         generation=digest_of(generation) if generation.is_file() else None,
     )
 
@@ -157,17 +160,18 @@ def _checked(folder: Path, name: str) -> Path:
     return folder
 
 
-def _chat_template(folder: Path) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return None
-    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-    if isinstance(template, list):  # several by name
-        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
-    return template if isinstance(template, str) else None
+def _chat_template(folder: Path) -> bytes | None:
+    """Raises BaseModelUnavailable."""
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    try:
+        if file.is_file():
+            return file.read_text(encoding="utf-8").encode()
+        template = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
+        if isinstance(template, list):  # several by name
+            template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
+        return template.encode() if isinstance(template, str) else None
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        raise BaseModelUnavailable(f"the chat template of {folder.name} cannot be read") from error
 
 
 def _digest_of_files(files: list[Path]) -> str:

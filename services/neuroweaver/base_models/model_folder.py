@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from neuroweaver.mesh.wire.text import keepable
 
 MAX_JSON_BYTES = 64 << 20
 # The format's own bound on a header (safetensors 0.8, `MAX_HEADER_SIZE`).
@@ -17,8 +20,16 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
 
 
+# Of a number that sizes a model: whoever computes with it has 32 bits.
+MAX_SIZE = (1 << 31) - 1
+_MAX_WORDS = 500
+
+
 class Unusable(Exception):
-    """The folder is no base model to train; the text says why."""
+    """The folder is no base model to train; the text says why, in words that a message can hold."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(keepable(reason)[:_MAX_WORDS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +122,8 @@ def refuse_missing_weights(files: set[str]) -> None:
 
 def _causal_architecture(config: dict[str, Any]) -> str:
     architectures = config.get("architectures")
-    names = (
-        [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
-    )
+    listed = architectures if isinstance(architectures, list) else []
+    names = [name for name in listed if isinstance(name, str) and name.isidentifier()]
     causal = [name for name in names if name.endswith(("ForCausalLM", "LMHeadModel"))]
     if not causal:
         told = ", ".join(names) or "nothing"
@@ -134,6 +144,7 @@ def _json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise Unusable(f"{path.name} is larger than {MAX_JSON_BYTES} bytes")
         value = json.loads(path.read_bytes())
+        json.dumps(value, ensure_ascii=False).encode()  # a surrogate is a character for JSON alone
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error  # without the path
         raise Unusable(f"{path.name} cannot be read: {reason}") from error
@@ -147,8 +158,11 @@ def _whole(config: dict[str, Any], *names: str) -> int:
     for holder in (config, config.get("text_config")):
         if isinstance(holder, dict):
             for name in names:
-                if isinstance(holder.get(name), int) and holder[name] > 0:
-                    return int(holder[name])
+                value = holder.get(name)
+                if type(value) is int and value > MAX_SIZE:
+                    raise Unusable(f"has a {name} beyond any model (config.json)")
+                if type(value) is int and value > 0:
+                    return value
     return 0
 
 
@@ -165,7 +179,9 @@ def _refuse_missing_shards(folder: Path, present: set[str]) -> None:
     if not index.is_file():
         return
     shards = _json(index).get("weight_map")
-    wanted = {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise Unusable(f"{index.name} has no weight_map from tensors to files")
+    wanted = set(shards.values())
     if missing := sorted(wanted - present):
         raise Unusable(f"lacks {len(missing)} of {len(wanted)} weight files, {missing[0]} first")
 
@@ -179,20 +195,48 @@ def _shapes(path: Path) -> dict[str, list[int]]:
     """The tensors' shapes by the header of `path`: 8 bytes of length, JSON, then the tensors' bytes."""
     try:
         with path.open("rb") as source:
+            length = os.fstat(source.fileno()).st_size
             size = int.from_bytes(source.read(8), "little")
-            if size > MAX_HEADER_BYTES:
+            if size > min(MAX_HEADER_BYTES, length - 8):
                 raise Unusable(f"{path.name} is not a safetensors file")
-            tensors = {
-                name: at for name, at in json.loads(source.read(size)).items() if name != "__metadata__"
-            }
-        end = 8 + size + max((at["data_offsets"][1] for at in tensors.values()), default=0)
-        shapes = {name: [int(length) for length in at["shape"]] for name, at in tensors.items()}
-        length = path.stat().st_size
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError) as error:
+            tensors = json.loads(source.read(size), object_pairs_hook=_distinct)
+        shapes, ends = {}, [0]
+        for name, tensor in tensors.items():
+            if name != "__metadata__":
+                shapes[name], end = _tensor(tensor)
+                ends.append(end)
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise Unusable(f"{path.name} is not a safetensors file") from error
-    if length != end:
+    if length != (end := 8 + size + max(ends)):
         raise Unusable(f"{path.name} is cut short or damaged: {length} bytes where its header says {end}")
     return shapes
+
+
+def _tensor(described: dict[str, Any]) -> tuple[list[int], int]:
+    """A tensor's shape, and where its bytes end. Raises ValueError, KeyError, TypeError."""
+    begin, end = offsets = described["data_offsets"]
+    shape = described["shape"]
+    if not isinstance(shape, list) or not isinstance(offsets, list):
+        raise TypeError("a shape or place is no list")
+    # 64 is more than any library has dimensions; JSON has numbers of any length, and 1e999.
+    if len(shape) > 64 or not all(
+        type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end)
+    ):
+        raise ValueError("a length is none")
+    if begin > end:
+        raise ValueError("a tensor ends before it begins")
+    # The smallest weights take four bits.
+    if math.prod(shape) > 2 * (end - begin):
+        raise ValueError("a tensor is larger than its bytes")
+    return shape, end
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers could each believe another of two equal names."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return fields
 
 
 def _licence(folder: Path) -> str:

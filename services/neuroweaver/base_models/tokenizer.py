@@ -7,6 +7,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from neuroweaver.base_models.control_tokens import is_fault_of_tokenizer
+from neuroweaver.base_models.rendering import words_of
+
 
 class TokenizerUnusable(Exception):
     """The tokenizer cannot be loaded; the text says why."""
@@ -19,9 +22,14 @@ def load_tokenizer(folder: Path) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+    except MemoryError:
+        raise
+    except BaseException as error:
         # What transformers raises for files that it cannot read is of no common kind.
-        raise TokenizerUnusable(f"the tokenizer cannot be loaded: {type(error).__name__}: {error}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        if not is_fault_of_tokenizer(error):
+            raise
+        told = f"{type(error).__name__}: {words_of(error)}"
+        raise TokenizerUnusable(f"the tokenizer cannot be loaded: {told}") from error
     return tokenizer

@@ -12,7 +12,7 @@ from typing import Final
 
 from neuroweaver.artifacts.content import digest_of
 from neuroweaver.artifacts.file import File
-from neuroweaver.base_models.folders import Digests, digests
+from neuroweaver.base_models.folders import BaseModelUnavailable, Digests, digests
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
@@ -31,7 +31,10 @@ def verify_base(folder: Path, expected: Digests) -> None:
         raise DamagedArtifacts("the base model's folder holds no config.json with safetensors")
     if not any(dataclasses.astuple(expected)):
         return
-    actual = digests(folder)
+    try:
+        actual = digests(folder)
+    except BaseModelUnavailable as error:
+        raise DamagedArtifacts(str(error)) from error
     for name, part in _PARTS.items():
         digest, found = getattr(expected, name), getattr(actual, name)
         if digest and found != digest:

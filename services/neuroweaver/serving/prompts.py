@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
-from neuroweaver.base_models.chat_template import TemplateRefuses, chat_template
+from neuroweaver.base_models.chat_template import chat_template
+from neuroweaver.base_models.control_tokens import tokenizing
+from neuroweaver.base_models.rendering import TemplateRefuses
 from neuroweaver.serving.requests import ApiError, Message
 
 # Of a text. A cut between two adds a few tokens at most.
@@ -17,8 +21,7 @@ _CUT_TOKENS: Final = 16
 def token_ids(tokenizer: Any, prompt: list[Message] | str | list[int], max_tokens: int) -> list[int]:
     """A prompt that is known to have more than `max_tokens` is refused. Raises ApiError."""
     if isinstance(prompt, str):
-        _refuse_long(tokenizer, prompt, max_tokens, "prompt")
-        return list(tokenizer(prompt)["input_ids"])
+        return _of_text(tokenizer, prompt, max_tokens)
     if prompt and isinstance(prompt[0], dict):
         return _of_chat(tokenizer, prompt, max_tokens)
     ids = [token for token in prompt if isinstance(token, int)]
@@ -38,14 +41,25 @@ def try_template(tokenizer: Any) -> None:
             _of_chat(tokenizer, [{"role": "user", "content": "Hello"}], sys.maxsize)
 
 
-def _refuse_long(tokenizer: Any, text: str, max_tokens: int, parameter: str) -> None:
+def _of_text(tokenizer: Any, prompt: str, max_tokens: int) -> list[int]:
+    """A control token in the text is one: whoever writes the whole prompt writes its turns."""
+
+    def encoded(text: str, **options: bool) -> list[int]:
+        with tokenizing():
+            return list(tokenizer(text, **options)["input_ids"])
+
+    with _refusing("prompt", "The model cannot read this prompt"):
+        _refuse_long(partial(encoded, add_special_tokens=False), prompt, max_tokens, "prompt")
+        return encoded(prompt)
+
+
+def _refuse_long(encoded: Callable[[str], list[int]], text: str, max_tokens: int, parameter: str) -> None:
     """Counts by pieces, and only as far as it may be: a long text at once takes much memory and time."""
     if len(text) <= max_tokens:
         return
     least = 0
     for begin in range(0, len(text), _PIECE):
-        piece = tokenizer(text[begin : begin + _PIECE], add_special_tokens=False)["input_ids"]
-        least += max(0, len(piece) - _CUT_TOKENS)
+        least += max(0, len(encoded(text[begin : begin + _PIECE])) - _CUT_TOKENS)
         if least > max_tokens:
             raise ApiError(
                 f"This model's maximum context length is {max_tokens} tokens, but the prompt has more.",
@@ -61,14 +75,17 @@ def _of_chat(tokenizer: Any, messages: Any, max_tokens: int) -> list[int]:
             parameter="messages",
             code="no_chat_template",
         )
-    template = chat_template(tokenizer)
-    try:
+    # For example two turns of a user in a row.
+    with _refusing("messages", "The model's chat template refuses these messages"):
+        template = chat_template(tokenizer)
         rendered = template.render(template.quoted(messages), opens_turn=True)
-    except TemplateRefuses as error:  # for example two turns of a user in a row
-        raise ApiError(
-            f"The model's chat template refuses these messages: {error}",
-            parameter="messages",
-            code="invalid_value",
-        ) from error
-    _refuse_long(tokenizer, rendered, max_tokens, "messages")
-    return template.token_ids(rendered)
+        _refuse_long(template.token_ids, rendered, max_tokens, "messages")
+        return template.token_ids(rendered)
+
+
+@contextlib.contextmanager
+def _refusing(parameter: str, fault: str) -> Iterator[None]:
+    try:
+        yield
+    except TemplateRefuses as error:
+        raise ApiError(f"{fault}: {error}", parameter=parameter, code="invalid_value") from error

@@ -7,18 +7,12 @@ which then ends this process alone. `tokenizing` starts it; messages are JSON be
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import os
-import resource
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from neuroweaver.base_models.confinement import confine
-from neuroweaver.serving.tokenizing import CPU_S, LENGTH
+from neuroweaver.base_models import confinement
+from neuroweaver.serving.tokenizing import CPU_S
 
 _START_CPU_S: Final = 60
 
@@ -30,41 +24,24 @@ def serve(folder: Path, requests: BinaryIO, answers: BinaryIO) -> None:
     from neuroweaver.serving.requests import ApiError  # noqa: PLC0415
 
     tokenizer = load_tokenizer(folder)
-    _limit_cpu(CPU_S)
+    confinement.limit_cpu(CPU_S)
     prompts.try_template(tokenizer)
-    _write(answers, {})
-    while head := requests.read(LENGTH.size):
-        request = json.loads(requests.read(LENGTH.unpack(head)[0]))
-        _limit_cpu(CPU_S)
+    confinement.write(answers, {})
+    while (request := confinement.read(requests)) is not None:
+        confinement.limit_cpu(CPU_S)
         try:
             answer: dict[str, Any] = {"ids": prompts.token_ids(tokenizer, **request)}
         except ApiError as error:
             answer = {"refusal": dataclasses.asdict(error)}
         except MemoryError:
             answer = {"is_too_costly": True}
-        _write(answers, answer)
-
-
-def _write(answers: BinaryIO, answer: dict[str, Any]) -> None:
-    content = json.dumps(answer).encode()
-    answers.write(LENGTH.pack(len(content)) + content)
-    answers.flush()
-
-
-def _limit_cpu(seconds: int) -> None:
-    """Of what comes now: the system ends the process after it."""
-    end = math.ceil(time.process_time()) + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (end, resource.RLIM_INFINITY))
+        confinement.write(answers, answer)
 
 
 def main() -> None:
-    confine()
-    _limit_cpu(_START_CPU_S)
-    # A terminal's ^C is for the model server, which finishes what it has begun.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print
-    serve(Path(sys.argv[1]), sys.stdin.buffer, answers)
+    confinement.confine()
+    confinement.limit_cpu(_START_CPU_S)
+    serve(Path(sys.argv[1]), *confinement.pipes())
 
 
 if __name__ == "__main__":

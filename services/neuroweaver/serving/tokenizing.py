@@ -11,11 +11,11 @@ import json
 import logging
 import os
 import signal
-import struct
 from pathlib import Path
 from typing import Any, Final
 
-from neuroweaver.base_models.confinement import ENVIRONMENT
+from neuroweaver.base_models import confinement
+from neuroweaver.base_models.confinement import LENGTH
 from neuroweaver.mesh.machine import processes
 from neuroweaver.serving.requests import ApiError, Message
 from neuroweaver.serving.status import Pulse
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 Prompt = list[Message] | str | list[int]
 
-LENGTH: Final = struct.Struct("!I")
 # Of a prompt; one of 100,000 tokens takes a tenth of it.
 CPU_S: Final = 5
 _PROCESSES: Final = 2
@@ -168,7 +167,7 @@ class _Process:
         """Raises OSError."""
         command = processes.module("neuroweaver.serving.tokenizer_process", str(folder))
         pipe = asyncio.subprocess.PIPE
-        environ = dict(os.environ) | ENVIRONMENT
+        environ = confinement.environment(os.environ)
         return cls(
             folder, await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environ)
         )

@@ -118,10 +118,10 @@ def test_a_tokenizer_that_panics_is_a_fault_of_the_base_model(rows, tmp_path, mo
     class PanicException(BaseException):
         pass
 
-    def panicking(folder):
+    def panicking(*_, **options):
         raise PanicException("index out of bounds")
 
-    monkeypatch.setattr(tokenizer, "load_tokenizer", panicking)
+    monkeypatch.setattr(tokenizer.AutoTokenizer, "from_pretrained", panicking)
     asked = {
         "model_folder": str(tmp_path),
         "dataset_path": str(rows),
@@ -130,7 +130,7 @@ def test_a_tokenizer_that_panics_is_a_fault_of_the_base_model(rows, tmp_path, mo
     }
     assert child.answer(asked) == {
         "field": "base_model",
-        "fault": "its tokenizer crashes: index out of bounds",
+        "fault": "the tokenizer cannot be loaded: PanicException: index out of bounds",
     }
 
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from base_models.families import CHAT, CHATML, FAMILIES, NAMED, byte_level, segments
-from neuroweaver.base_models.chat_template import TemplateRefuses, chat_template
+from neuroweaver.base_models.chat_template import chat_template
+from neuroweaver.base_models.rendering import TemplateRefuses
 from neuroweaver.serving import prompts
 from neuroweaver.trainer.data.encoding import IGNORED, encode
 

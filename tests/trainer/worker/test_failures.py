@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neuroweaver.artifacts.transfer import Refused
-from neuroweaver.base_models.chat_template import TemplateRefuses
+from neuroweaver.base_models.rendering import TemplateRefuses
 from neuroweaver.base_models.tokenizer import TokenizerUnusable
 from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged, explain
 from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from neuroweaver.artifacts.serving_config import ServingConfig
+from neuroweaver.base_models import rendering
 from neuroweaver.base_models.chat_template import chat_template
 from neuroweaver.base_models.tokenizer import load_tokenizer
 from neuroweaver.mesh.machine.memory import held_bytes
@@ -69,6 +70,7 @@ def _load(config: ServingConfig, files: Path) -> Loaded:
         local_files_only=True,
     ).eval()
     ends = chat_template(tokenizer).ends(getattr(model.generation_config, "eos_token_id", None))
+    rendering.close()  # prompts are written by the processes of `tokenizing`
     adapters: Adapters | None = None
     if adapter is not None:
         model, adapters = _with_adapter(model, adapter, config)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from neuroweaver.base_models.confinement import ENVIRONMENT
+from neuroweaver.base_models import confinement
 from neuroweaver.mesh.machine import processes
 from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from neuroweaver.mesh.wire.threads import check_wanted
@@ -22,8 +22,6 @@ from neuroweaver.trainer.data.tokens import TokenCount
 from neuroweaver.trainer.data.trial import Part, Trial
 
 _POLL_S: Final = 0.2
-# All that the process sees of this one's variables, some of which are secrets.
-_INHERITED: Final = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +95,7 @@ def _ran(asked: str, deadline_s: float) -> tuple[int, str, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={name: os.environ[name] for name in _INHERITED if name in os.environ} | ENVIRONMENT,
+        env=confinement.environment(os.environ),
     ) as process:
         try:
             request: str | None = asked

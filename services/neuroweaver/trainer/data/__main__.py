@@ -47,11 +47,6 @@ def with_tokenizer(request: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         too_much = f"its chat template or tokenizer needs more than {MEMORY_BYTES >> 30} GiB of memory"
         return {"field": "base_model", "fault": too_much}
-    except BaseException as error:
-        # A panic of the tokenizer's Rust, which is no Exception and has a class that cannot be imported.
-        if type(error).__name__ != "PanicException":
-            raise
-        return {"field": "base_model", "fault": f"its tokenizer crashes: {error}"}
 
 
 def counted(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:

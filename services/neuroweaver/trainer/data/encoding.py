@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from neuroweaver.base_models.chat_template import ChatTemplate, TemplateRefuses, chat_template
+from neuroweaver.base_models.chat_template import ChatTemplate, chat_template
+from neuroweaver.trainer.data.answers import Turn, refuse_many, runs
 from neuroweaver.trainer.data.turns import Messages
 
 # What the cross-entropy of torch skips.
 IGNORED: Final = -100
-# What no text holds: noncharacters of Unicode.
-_PROBE: Final = "\ufdd1\ufdd2"
-# A thought that the opening of an answer begins, as templates of reasoning models write it, or has behind it.
-_THOUGHT: Final = re.compile(
-    r"(?P<opens>[<\[]think(?:ing)?[>\]])(?P<space>\s*)(?P<closes>[<\[]/think(?:ing)?[>\]]\s*)?$",
-    re.IGNORECASE,
-)
-
-Turn = tuple[str, str]
-"""The rendered context of an answer, and the answer."""
 
 Segment = tuple[str, bool]
 """A stretch of rendered text, and whether the loss is computed on it."""
@@ -73,13 +63,16 @@ def encode(tokenizer: Any, messages: Messages) -> list[EncodedChat]:
     Each turn stands behind the very ids that it has as a prompt when the turn is generated. Most templates
     only ever add to a chat, and give one sequence. Where a template rewrites what came before (as Qwen 3's
     leaves out earlier thoughts), a new sequence begins with each turn whose context is another. A sequence
-    ends as generation does, also where the template writes no end. Raises TemplateRefuses.
+    ends as generation does, also where the template writes no end.
+
+    Of a chat with very many answers, some of each kind are looked at in this way; if the template only adds
+    to these, it is taken to do so with the others. Raises TemplateRefuses.
     """
     template = chat_template(tokenizer)
     quoted = template.quoted(messages)
     chats = [
         chat
-        for run in _runs(template, quoted)
+        for run in runs(template, quoted)
         for chat in _encoded_in_one(template, run) or _encoded_by_turn(template, run)
     ]
     for chat in chats:
@@ -88,101 +81,37 @@ def encode(tokenizer: Any, messages: Messages) -> list[EncodedChat]:
     return chats
 
 
-def _runs(template: ChatTemplate, quoted: Sequence[Mapping[str, Any]]) -> list[list[Turn]]:
-    """The turns to be trained, in runs of which each turn's context continues the text of the one before."""
-    runs: list[list[Turn]] = []
-    text = ""
-    for place, message in enumerate(quoted):
-        if message["role"] == "assistant" and message.get("is_trained", True):
-            context, answer = rendered_answer(template, quoted[: place + 1])
-            if not runs or not context.startswith(text):
-                runs.append([])
-            runs[-1].append((context, answer))
-            text = context + answer
-    return runs
-
-
 def _encoded_in_one(template: ChatTemplate, run: Sequence[Turn]) -> list[EncodedChat]:
     """The run piece by piece, in time that grows with its length alone.
 
     Empty where that gives other ids than the whole text: then some token reaches from one piece into another.
     """
-    chat, before = EncodedChat(), ""
+    chat, text = EncodedChat(), ""
     for context, answer in run:
-        chat._add_turn(
-            template,
-            (context.removeprefix(before), answer),
-            template.token_ids(context.removeprefix(before), after=before),
-            template.token_ids(answer, after=context),
-        )
-        before = context + answer
-    return [chat] if chat.input_ids == template.token_ids(before) else []
+        context_ids = template.token_ids(context, after=text)
+        text += context
+        chat._add_turn(template, (context, answer), context_ids, template.token_ids(answer, after=text))
+        text += answer
+    return [chat] if chat.input_ids == template.token_ids(text) else []
 
 
 def _encoded_by_turn(template: ChatTemplate, run: Sequence[Turn]) -> list[EncodedChat]:
     """The run with the ids of each prompt, in a new sequence where they differ from the ids so far."""
+    refuse_many(run)
     chats: list[EncodedChat] = []
-    before = ""
+    text, begin = "", 0
     for context, answer in run:
-        ids = template.token_ids(context)
+        text += context
+        ids = template.token_ids(text)
         if not chats or ids[: len(chats[-1].input_ids)] != chats[-1].input_ids:
             chats.append(EncodedChat())
-            before = ""
+            begin = 0
         chats[-1]._add_turn(
             template,
-            (context.removeprefix(before), answer),
+            (text[begin:], answer),
             ids[len(chats[-1].input_ids) :],
-            template.answer_ids(answer, context, ids),
+            template.answer_ids(answer, text, ids),
         )
-        before = context + answer
+        text += answer
+        begin = len(text)
     return chats
-
-
-def rendered_answer(template: ChatTemplate, quoted: Sequence[Mapping[str, Any]]) -> Turn:
-    """What precedes the last turn, the assistant's, when it is generated; and that turn up to its end.
-
-    Raises TemplateRefuses.
-    """
-    *asked, answer = quoted
-    whole = template.render(quoted, opens_turn=False)
-    context = template.render(asked, opens_turn=True) if asked else _before_text(template, answer, whole)
-    thought = _THOUGHT.search(context)
-    if whole.startswith(context):
-        turn = template.until_end(whole[len(context) :])
-    elif thought and whole.startswith(context[: thought.start()]):
-        turn = _behind_thought(template.until_end(whole[thought.start() :]), answer["content"], thought)
-    else:
-        raise TemplateRefuses(
-            "it writes a chat differently once an answer follows, so that no answer has a beginning"
-        )
-    if not turn and answer["content"].strip():
-        raise TemplateRefuses("it leaves out what an assistant says")
-    return context, turn
-
-
-def _before_text(template: ChatTemplate, answer: Mapping[str, Any], whole: str) -> str:
-    """What a template writes before plain text, to which it may open with a system turn."""
-    # The text itself could stand in what the template writes.
-    probed = template.render([{**answer, "content": _PROBE}], opens_turn=False)
-    before, found, _ = probed.partition(_PROBE)
-    if not found or answer["content"].strip() not in whole[len(before) :]:
-        raise TemplateRefuses("it changes what an assistant says")
-    return before
-
-
-def _behind_thought(said: str, content: str, prompted: re.Match[str]) -> str:
-    """The answer as it is generated where the prompt holds a thought that the template then leaves out.
-
-    An open thought is closed at once, unless the data set has one to say.
-    """
-    opens, space = prompted["opens"], prompted["space"]
-    closes = f"{opens[0]}/{opens[1:]}"
-    if prompted["closes"]:
-        return said.rpartition(closes)[2].lstrip() if closes in said else said
-    if closes in said:
-        return said.lstrip().removeprefix(opens).removeprefix(space)
-    own, has_own, _ = content.rpartition(closes)
-    own = own.lstrip().removeprefix(opens).removeprefix(space)
-    if own.strip():
-        return own + closes + said
-    return "\n\n".removeprefix(space) + closes + "\n\n" + (said.lstrip("\n") if has_own else said)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from neuroweaver.base_models.chat_template import TemplateRefuses
+from neuroweaver.base_models.rendering import TemplateRefuses
 from neuroweaver.trainer.data.encoding import EncodedChat, Segment, encode
 from neuroweaver.trainer.data.rows import Example
 from neuroweaver.trainer.data.turns import messages_of

@@ -10,8 +10,8 @@ import grpc
 import torch
 
 from neuroweaver.artifacts.transfer import Refused
-from neuroweaver.base_models.chat_template import TemplateRefuses
 from neuroweaver.base_models.folders import BaseModelUnavailable
+from neuroweaver.base_models.rendering import TemplateRefuses
 from neuroweaver.base_models.tokenizer import TokenizerUnusable
 from neuroweaver.mesh.wire.status import describe
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE

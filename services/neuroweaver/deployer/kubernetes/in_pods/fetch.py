@@ -26,7 +26,7 @@ from neuroweaver.artifacts import serving_config
 from neuroweaver.artifacts.content import TransferError, place
 from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig
 from neuroweaver.artifacts.transfer import Patience, Transfer
-from neuroweaver.base_models.folders import digests
+from neuroweaver.base_models.folders import BaseModelUnavailable, digests
 from neuroweaver.deployer.kubernetes.in_pods import hub
 from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
@@ -107,7 +107,7 @@ def verify_base(folder: Path, digest: str) -> None:
     """Raises BadArtifact unless the weights and architecture in `folder` have `digest`."""
     try:
         found = digests(folder).base
-    except (OSError, ValueError) as error:
+    except (OSError, BaseModelUnavailable) as error:
         raise BadArtifact(f"the base model in {folder} cannot be read: {error}") from error
     if found != digest:
         raise BadArtifact(f"the base model has digest {found}, not {digest}")
