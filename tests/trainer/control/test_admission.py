@@ -16,7 +16,7 @@ DEADLINE_S = 120.0
 
 
 @pytest.fixture
-def capabilities(tmp_path: Path) -> ServerCapabilities:
+def capabilities(tmp_path: Path, counting_here: None) -> ServerCapabilities:
     folder = tiny_llama(tmp_path / "models" / "tiny")
     NAMED["Gemma"].tokenizer().save_pretrained(folder)
     data = tmp_path / "data"

@@ -156,27 +156,26 @@ def test_a_data_set_that_is_gone_is_a_fault_of_its_own(tmp_path):
         counted(request(tmp_path / "model", tmp_path / "gone.jsonl"))
 
 
-def test_a_data_set_that_changes_while_it_is_read_is_asked_for_again(rows, tmp_path):
+def test_a_data_set_that_changes_while_it_is_read_is_asked_for_again(rows, counting_here, tmp_path):
     byte_level(CHATML).save_pretrained(tmp_path / "model")
     for call in (counted, lambda asked: tried(asked, plan())):
         with pytest.raises(InvalidArgument, match=r"config\.dataset_path: has changed while it was read"):
             call(request(tmp_path / "model", rows, dataset_digest="0" * 64, within="config."))
 
 
-@pytest.fixture
-def no_more_processes(monkeypatch):
-    return lambda: monkeypatch.setattr(sys, "executable", "/nothing")
+class Asked(Exception):
+    """A process would have been started."""
 
 
 @pytest.mark.parametrize("change", ["template", "same size and time", "data", "format", "plan"])
 def test_a_trial_is_made_again_when_anything_that_it_depends_on_has_changed(
-    change, tmp_path, rows, no_more_processes
+    change, tmp_path, rows, counting_here, monkeypatch
 ):
     folder, fields = tmp_path / "model", {"max_seq_length": 100}
     byte_level(CHATML).save_pretrained(folder)
     first = tried(request(folder, rows), plan(**fields))
     assert first.is_whole
-    no_more_processes()
+    monkeypatch.setattr(counting, "_ran", lambda *_: (_ for _ in ()).throw(Asked()))
     assert tried(request(folder, rows, deadline_s=1.0), plan(**fields)) == first
     template = folder / "chat_template.jinja"
     if change == "template":
@@ -191,15 +190,15 @@ def test_a_trial_is_made_again_when_anything_that_it_depends_on_has_changed(
         rows = rows.rename(rows.with_suffix(".csv"))
     else:
         fields = {"max_seq_length": 101}
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(Asked):
         tried(request(folder, rows), plan(**fields))
 
 
-def test_a_trial_for_which_there_was_no_time_is_not_remembered(tmp_path, rows, monkeypatch):
+def test_a_trial_for_which_there_was_no_time_is_not_remembered(tmp_path, rows, counting_here, monkeypatch):
     byte_level(CHATML).save_pretrained(tmp_path / "model")
     monkeypatch.setattr(counting, "TRIAL_SHARE", 0.0)
     assert not tried(request(tmp_path / "model", rows), plan()).is_whole
-    monkeypatch.undo()
+    monkeypatch.setattr(counting, "TRIAL_SHARE", 0.5)
     assert tried(request(tmp_path / "model", rows), plan()).is_whole
 
 

@@ -14,9 +14,7 @@ import pytest
 from base_models.families import NAMED
 from neuroweaver.base_models.chat_template import TemplateRefuses
 from neuroweaver.mesh.wire.errors import InvalidArgument
-from neuroweaver.trainer.control import counting
 from neuroweaver.trainer.control.admission import ServerCapabilities, admit, validate
-from neuroweaver.trainer.data import __main__ as child
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.encoding import encode
 from neuroweaver.trainer.data.rows import Example
@@ -81,12 +79,8 @@ def write(path: Path, draw: random.Random, orders: tuple[str, ...]) -> None:
 
 
 @pytest.fixture
-def capabilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerCapabilities:
-    """The process that renders is spared: what it would answer is asked here."""
+def capabilities(tmp_path: Path, counting_here: None) -> ServerCapabilities:
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr(
-        counting, "_ran", lambda asked, _: (0, json.dumps(child.answer(json.loads(asked))), "")
-    )
     return ServerCapabilities(home=tmp_path, data_folder=tmp_path / "data")
 
 

@@ -22,7 +22,7 @@ from neuroweaver.mesh.wire.threads import check_wanted
 from neuroweaver.trainer.data.tokens import TokenCount
 from neuroweaver.trainer.data.trial import Fault, Plan, Trial
 
-# Of the call's time: what no rows are rendered in is for reading them, and for what comes behind the trial.
+# Of the call's time; the rest is for the row at work, and for what comes behind the trial.
 TRIAL_SHARE: Final = 0.5
 MAX_REMEMBERED: Final = 64
 _POLL_S: Final = 0.2
@@ -78,7 +78,9 @@ def tried(request: Request, plan: Plan) -> Trial:
 
 
 def _tried(request: Request, plan: Plan) -> Trial:
-    told = _answer(request, {"plan": asdict(plan), "budget_s": request.deadline_s * TRIAL_SHARE})["trial"]
+    # By a clock that all processes of a machine share.
+    enough_s = time.monotonic() + request.deadline_s * TRIAL_SHARE
+    told = _answer(request, {"plan": asdict(plan), "enough_s": enough_s})["trial"]
     return Trial(**told | {"faults": tuple(Fault(**fault) for fault in told["faults"])})
 
 

@@ -96,8 +96,10 @@ class Questions:
 
 def try_rows(tokenizer: Any, rows: Iterable[Example], plan: Plan, goes_on: GoesOn) -> Trial:
     """Whether the base model can be given the rows, of which none is kept. tokenizer: as in `try_split`."""
-    faults = tuple(_of_base_model(tokenizer, plan)) if tokenizer else ()
-    if tokenizer and not faults:
+    if tokenizer is None:
+        return Trial(faults=())
+    faults = tuple(_of_base_model(tokenizer, plan))
+    if not faults:
         counts = [_counted(tokenizer, rows, plan, goes_on)]
         faults = (*_of_rows(counts, plan), *_of_evaluation(tokenizer, plan))
     return Trial(faults=faults)
@@ -112,9 +114,9 @@ def try_split(
     """
     parts = (train, held_out)
     faults = [*_of_split(train, held_out, plan)]
-    if tokenizer and not faults:
+    if tokenizer is not None and not faults:
         faults += _of_base_model(tokenizer, plan)
-    if not tokenizer or faults:
+    if tokenizer is None or faults:
         return Trial(faults=tuple(faults), is_whole=True, train_rows=len(train), sequences=_answers(train))
     counts = [_counted(tokenizer, part, plan, goes_on) for part in parts]
     all_counted = [count.rows for count in counts] == [len(part) for part in parts]
