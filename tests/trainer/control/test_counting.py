@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -13,14 +15,19 @@ from base_models.families import CHATML, NAMED, byte_level
 from neuroweaver.base_models import tokenizer
 from neuroweaver.base_models.tokenizer import load_tokenizer
 from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
-from neuroweaver.trainer.control.counting import Request, Split, count, small_files, tried
+from neuroweaver.mesh.wire.threads import in_thread
+from neuroweaver.trainer.control import counting
+from neuroweaver.trainer.control.counting import Request, count, tried
 from neuroweaver.trainer.data import __main__ as child
 from neuroweaver.trainer.data import dataset
-from neuroweaver.trainer.data.tokens import count_tokens
+from neuroweaver.trainer.data.tokens import TokenCount, count_tokens
+from neuroweaver.trainer.data.trial import Plan
+from neuroweaver.trainer.domain.config import with_defaults
+from neuroweaver.v1 import trainer_pb2 as pb
 
 # Generous: a deadline that is met is never waited for.
 DEADLINE_S = 120.0
-SPLIT = Split(fraction=0.5, seed=1)
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 ROWS = [
     {"messages": [{"role": role, "content": text} for role, text in turns]}
     for turns in (
@@ -57,21 +64,36 @@ def of_a_vocabulary_and_merges(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
 
 
-def request(folder: Path, path: Path, limit: int = 32, **fields: object) -> Request:
-    fields = {"specialization": "service_advisor", "deadline_s": DEADLINE_S} | fields
-    return Request(model_folder=folder, dataset_path=path, max_seq_length=limit, **fields)
+def request(folder: Path | None, path: Path, **fields: object) -> Request:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    fields = {
+        "specialization": "service_advisor",
+        "deadline_s": DEADLINE_S,
+        "dataset_digest": digest,
+    } | fields
+    return Request(model_folder=folder, dataset_path=path, **fields)
+
+
+def counted(asked: Request) -> TokenCount:
+    return count(asked, max_seq_length=32, base_model="tiny", vocab_size=0)[0]
+
+
+def plan(**fields: object) -> Plan:
+    names = {"base_model": "tiny", "specialization": "service_advisor"}
+    config = with_defaults(pb.TrainingConfig(enable_rlaif=False, **names, **fields))
+    return Plan.of(config, context_length=0, vocab_size=0)
 
 
 @pytest.mark.parametrize("save", [of_a_family, of_several_templates, of_a_vocabulary_and_merges])
 def test_the_count_is_that_of_the_job_to_the_token(save, rows, tmp_path):
     save(tmp_path / "model")
-    counted = count(request(tmp_path / "model", rows, specialization=""))
+    of_the_process = counted(request(tmp_path / "model", rows, specialization=""))
     examples = dataset.read(rows).examples
     own = count_tokens(load_tokenizer(tmp_path / "model"), examples, 32)
     assert own.trained > 0
-    assert [tuple(segment) for segment in counted.preview] == own.preview
-    counted.preview = own.preview
-    assert counted == own
+    assert [tuple(segment) for segment in of_the_process.preview] == own.preview
+    of_the_process.preview = own.preview
+    assert of_the_process == own
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_a_fault_of_the_base_model(rows, tmp_path):
@@ -79,20 +101,19 @@ def test_a_tokenizer_that_cannot_be_loaded_is_a_fault_of_the_base_model(rows, tm
     byte_level(CHATML).save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(InvalidArgument, match=r"config\.base_model: the tokenizer cannot be loaded"):
-        count(request(folder, rows, within="config."))
+        counted(request(folder, rows, within="config."))
 
 
 def test_a_template_that_never_ends_is_killed_at_the_deadline(rows, tmp_path):
-    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    byte_level(endless).save_pretrained(tmp_path / "model")
+    byte_level(ENDLESS).save_pretrained(tmp_path / "model")
     with pytest.raises(DeadlineExceeded, match="after 1 s"):
-        count(request(tmp_path / "model", rows, deadline_s=1.0))
+        counted(request(tmp_path / "model", rows, deadline_s=1.0))
 
 
 def test_a_template_that_fills_the_memory_is_a_fault_of_the_base_model(rows, tmp_path):
     byte_level("{{ 'x' * 99999999999 }}").save_pretrained(tmp_path / "model")
     with pytest.raises(InvalidArgument, match=r"base_model: .* needs more than 2 GiB of memory"):
-        count(request(tmp_path / "model", rows))
+        counted(request(tmp_path / "model", rows))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +132,7 @@ def test_a_process_that_ends_otherwise_is_told_by_how_it_ended(
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(error, match=reason):
-        count(request(tmp_path, rows))
+        counted(request(tmp_path, rows))
 
 
 def test_a_tokenizer_that_panics_is_a_fault_of_the_base_model(rows, tmp_path, monkeypatch):
@@ -122,12 +143,7 @@ def test_a_tokenizer_that_panics_is_a_fault_of_the_base_model(rows, tmp_path, mo
         raise PanicException("index out of bounds")
 
     monkeypatch.setattr(tokenizer.AutoTokenizer, "from_pretrained", panicking)
-    asked = {
-        "model_folder": str(tmp_path),
-        "dataset_path": str(rows),
-        "specialization": "",
-        "max_seq_length": 0,
-    }
+    asked = {"model_folder": str(tmp_path), "dataset_path": str(rows), "specialization": ""}
     assert child.answer(asked) == {
         "field": "base_model",
         "fault": "the tokenizer cannot be loaded: PanicException: index out of bounds",
@@ -137,21 +153,74 @@ def test_a_tokenizer_that_panics_is_a_fault_of_the_base_model(rows, tmp_path, mo
 def test_a_data_set_that_is_gone_is_a_fault_of_its_own(tmp_path):
     byte_level(CHATML).save_pretrained(tmp_path / "model")
     with pytest.raises(InvalidArgument, match=r"dataset_path: gone\.jsonl: no such file"):
-        count(request(tmp_path / "model", tmp_path / "gone.jsonl"))
+        counted(request(tmp_path / "model", tmp_path / "gone.jsonl"))
 
 
-def test_a_trial_is_made_again_when_the_tokenizer_or_the_data_has_changed(tmp_path, rows, monkeypatch):
-    folder = tmp_path / "model"
+def test_a_data_set_that_changes_while_it_is_read_is_asked_for_again(rows, counting_here, tmp_path):
+    byte_level(CHATML).save_pretrained(tmp_path / "model")
+    for call in (counted, lambda asked: tried(asked, plan())):
+        with pytest.raises(InvalidArgument, match=r"config\.dataset_path: has changed while it was read"):
+            call(request(tmp_path / "model", rows, dataset_digest="0" * 64, within="config."))
+
+
+class Asked(Exception):
+    """A process would have been started."""
+
+
+@pytest.mark.parametrize("change", ["template", "same size and time", "data", "format", "plan"])
+def test_a_trial_is_made_again_when_anything_that_it_depends_on_has_changed(
+    change, tmp_path, rows, counting_here, monkeypatch
+):
+    folder, fields = tmp_path / "model", {"max_seq_length": 100}
     byte_level(CHATML).save_pretrained(folder)
-    asked = request(folder, rows, split=SPLIT, version=("digest", small_files(folder)))
-    assert tried(asked).count.sequences == len(ROWS)
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
-    assert tried(asked).count.sequences == len(ROWS)
-    (folder / "chat_template.jinja").write_text(f"{CHATML} ")
-    for changed in (("digest", small_files(folder)), ("other", small_files(folder))):
-        with pytest.raises(FileNotFoundError):
-            tried(request(folder, rows, split=SPLIT, version=changed))
+    first = tried(request(folder, rows), plan(**fields))
+    assert first.is_whole
+    monkeypatch.setattr(counting, "_ran", lambda *_: (_ for _ in ()).throw(Asked()))
+    assert tried(request(folder, rows, deadline_s=1.0), plan(**fields)) == first
+    template = folder / "chat_template.jinja"
+    if change == "template":
+        template.write_text(f"{CHATML} ")
+    elif change == "same size and time":
+        written = template.stat()
+        template.write_text(CHATML.replace("message", "massage"))
+        os.utime(template, ns=(written.st_atime_ns, written.st_mtime_ns))
+    elif change == "data":
+        rows.write_text(rows.read_text() * 2)
+    elif change == "format":
+        rows = rows.rename(rows.with_suffix(".csv"))
+    else:
+        fields = {"max_seq_length": 101}
+    with pytest.raises(Asked):
+        tried(request(folder, rows), plan(**fields))
+
+
+def test_a_trial_for_which_there_was_no_time_is_not_remembered(tmp_path, rows, counting_here, monkeypatch):
+    byte_level(CHATML).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(counting, "TRIAL_SHARE", 0.0)
+    assert not tried(request(tmp_path / "model", rows), plan()).is_whole
+    monkeypatch.setattr(counting, "TRIAL_SHARE", 0.5)
+    assert tried(request(tmp_path / "model", rows), plan()).is_whole
+
+
+async def test_the_process_ends_with_its_caller(tmp_path, rows, monkeypatch):
+    """The template never ends, and the deadline is far."""
+    byte_level(ENDLESS).save_pretrained(tmp_path / "model")
+    started: list[subprocess.Popen] = []
+    loop, has_started = asyncio.get_running_loop(), asyncio.Event()
+
+    class Noted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+            loop.call_soon_threadsafe(has_started.set)
+
+    monkeypatch.setattr(counting.subprocess, "Popen", Noted)
+    call = asyncio.create_task(in_thread(tried, request(tmp_path / "model", rows), plan()))
+    await has_started.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert await asyncio.to_thread(started[0].wait) == -signal.SIGKILL
 
 
 def test_the_process_of_the_trainer_imports_no_tokenizers_of_transformers():

@@ -7,7 +7,7 @@ import pytest
 from base_models.families import CHATML, NAMED, byte_level
 from neuroweaver.trainer.data.encoding import encode
 from neuroweaver.trainer.data.rows import Example, Message
-from neuroweaver.trainer.data.tokens import MAX_SHAPES, MAX_TOLD, count_tokens, try_shapes
+from neuroweaver.trainer.data.tokens import MAX_TOLD, count_tokens
 from neuroweaver.trainer.data.turns import messages_of
 
 EXAMPLES = (
@@ -50,7 +50,8 @@ def test_a_validation_counts_what_a_jobs_loss_sees(family, limit):
     assert counted.trained == sum(chat.target_tokens for row in cut for chat in row)
     assert counted.truncated == sum(any(chat.is_truncated for chat in row) for row in cut)
     assert counted.unanswered == sum(not any(chat.target_tokens for chat in row) for row in cut)
-    assert counted.sequences == sum(map(len, rows)) == (7 if family == "Qwen 3" else 5)
+    assert counted.sequences == sum(chat.target_tokens > 0 for row in cut for chat in row)
+    assert limit < 10_000 or counted.sequences == (7 if family == "Qwen 3" else 5)
 
 
 def test_the_preview_marks_what_is_trained(tokenizer):
@@ -81,21 +82,5 @@ def test_rows_that_the_template_refuses_are_told_by_their_lines_and_count_nowher
     ]
     counted = count_tokens(NAMED["Gemma"].tokenizer(), rows, 64)
     assert (counted.refused, counted.sequences, counted.unanswered) == (198, 1, 0)
-    assert counted.refusals[0] == (2, "Conversation roles must alternate")
+    assert counted.refusals[0] == (2, "the chat template refuses it: Conversation roles must alternate")
     assert len(counted.refusals) == MAX_TOLD
-
-
-def test_one_row_of_each_order_of_roles_is_tried_and_stands_for_the_others():
-    rows = [of_turns(line, *["user", "assistant"] * (1 + line % 2)) for line in range(10)]
-    tried = try_shapes(NAMED["Qwen 3"].tokenizer(), rows)
-    assert (tried.sequences, tried.refused) == (5 * 1 + 5 * 2, 0)
-    refused = try_shapes(
-        NAMED["Gemma"].tokenizer(),
-        [*rows, *(of_turns(line, "user", "user", "assistant") for line in (11, 12))],
-    )
-    assert (refused.refused, refused.refusals) == (1, [(11, "Conversation roles must alternate")])
-
-
-def test_no_more_than_some_orders_of_roles_are_tried(tokenizer):
-    rows = [of_turns(line, "user", *["assistant"] * line) for line in range(1, MAX_SHAPES + 10)]
-    assert try_shapes(tokenizer, rows).sequences == MAX_SHAPES

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
 from neuroweaver.cli.train.config import HELP
-from neuroweaver.trainer.domain.config import DEFAULTS, most_steps, unfit, with_defaults
+from neuroweaver.trainer.domain.config import DEFAULTS, fine_tuning_steps, unfit, with_defaults
 from neuroweaver.trainer.settings import EMBEDDED_JUDGE
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -124,4 +124,4 @@ def test_the_steps_of_fine_tuning_are_those_of_its_batches(
     rows: int, batch_size: int, accumulated: int, epochs: float, steps: int
 ) -> None:
     config = pb.TrainingConfig(batch_size=batch_size, gradient_accumulation_steps=accumulated, epochs=epochs)
-    assert most_steps(config, rows) == steps
+    assert fine_tuning_steps(config, rows) == steps

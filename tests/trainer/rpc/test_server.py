@@ -131,7 +131,7 @@ BAD = {
     "bad model name": ({"model_name": "Service Advisor"}, "config.model_name", ""),
     "hostile output folder": ({"output_dir": "../out"}, "config.output_dir", ""),
     "beyond the context": ({"max_seq_length": 4096}, "config.max_seq_length", "512"),
-    "warm-up to the end": ({"warmup_steps": 3}, "config.warmup_steps", "at most 3 steps over 3 rows"),
+    "warm-up to the end": ({"warmup_steps": 3}, "config.warmup_steps", "3 steps over 2 rows to learn from"),
     "unknown layers": (
         {"target_modules": ["query_key_value"]},
         "config.target_modules",

@@ -9,17 +9,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from neuroweaver.base_models.folders import BaseModelUnavailable
 from neuroweaver.trainer.data.specialization import load_specializations
 from neuroweaver.trainer.domain.config import with_defaults
 from neuroweaver.trainer.worker.context import JobContext
-from neuroweaver.trainer.worker.failures import ContextTooShort
+from neuroweaver.trainer.worker.failures import Unfit
 from neuroweaver.trainer.worker.models.lora import UnknownLayers
 from neuroweaver.trainer.worker.pipeline import prepare
 from neuroweaver.trainer.worker.process.monitor import Silent
 from neuroweaver.trainer.worker.process.stages import Stages
-from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
-from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
 from neuroweaver.v1 import trainer_pb2 as pb
 from trainer.recorder import Events
 
@@ -76,7 +73,7 @@ def test_data_that_is_used_whole_needs_no_notice(folder, tmp_path):
 
 def test_too_few_questions_for_rlaif_end_the_job_before_it_trains_unless_it_may_fall_back(folder, tmp_path):
     rows = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "a"}]
-    with pytest.raises(NotEnoughFeedback, match="there are 1"):
+    with pytest.raises(Unfit, match="which have 1 "):
         prepare(preparing(folder, tmp_path, rows)[0], Silent())
     for config in ({"enable_rlaif": False}, {"fall_back_to_sft": True}):
         assert prepare(preparing(folder, tmp_path, rows, **config)[0], Silent())["train_rows"] == 1
@@ -98,14 +95,14 @@ def test_questions_that_leave_no_room_for_an_answer_are_not_asked(folder, tmp_pa
 def test_evaluation_prompts_that_leave_no_room_end_the_job_before_it_trains(folder, tmp_path):
     rows = [{"question": f"q{n}", "answer": "a"} for n in range(5)]
     context, _ = preparing(folder, tmp_path, rows, max_new_tokens=400)
-    with pytest.raises(ContextTooShort, match=r"20 of the 20 evaluation prompts \(\S+ first\) .* 400, in"):
+    with pytest.raises(Unfit, match=r"20 of the 20 evaluation prompts \(\S+ first\) .* 400, in"):
         prepare(context, Silent())
 
 
 def test_one_conversation_is_no_data_set_and_says_so(folder, tmp_path):
     rows = [{"question": "q", "answer": answer} for answer in "ab"]
     context, _ = preparing(folder, tmp_path, rows)
-    with pytest.raises(NothingToLearn, match="holds one conversation"):
+    with pytest.raises(Unfit, match="holds one conversation"):
         prepare(context, Silent())
 
 
@@ -124,5 +121,5 @@ def test_a_template_beyond_the_embedding_ends_the_job_before_it_trains(folder, t
     shutil.copytree(folder, base)
     tokenizer.save_pretrained(base)
     rows = [{"question": f"q{n}", "answer": "a"} for n in range(5)]
-    with pytest.raises(BaseModelUnavailable, match=r"written with <\|end\|> \(320\), .* has 320 rows"):
+    with pytest.raises(Unfit, match=r"written with <\|end\|> \(320\), .* has 320 rows"):
         prepare(preparing(base, tmp_path, rows)[0], Silent())

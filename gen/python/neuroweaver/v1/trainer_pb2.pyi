@@ -337,7 +337,7 @@ class TrainingConfig(_message.Message):
     Default: 2048, or the base model's context where that is shorter.
     """
     warmup_steps: _builtins.int
-    """Optimizer steps over which the learning rate rises from 0, fewer than the job has. Default 0."""
+    """Optimizer steps over which the learning rate rises from 0, fewer than fine-tuning has. Default 0."""
     weight_decay: _builtins.float
     """Decoupled weight decay of AdamW. Default 0."""
     quantization: Global___Quantization.ValueType

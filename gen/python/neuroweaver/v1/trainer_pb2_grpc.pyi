@@ -38,7 +38,11 @@ class TrainerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TrainerServiceAsyncStub: ...
     StartTraining: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.StartTrainingRequest, _trainer_pb2.TrainingJob]
     """Checks a training job and queues it. Everything that can be known beforehand is refused here, before a worker
-    starts: an unknown base model, a missing or malformed data set, hyper-parameters out of range.
+    starts: an unknown base model, a missing or malformed data set, hyper-parameters out of range. What ValidateDataset
+    calls an error is one here: every row is rendered with the base model's chat template as the job will render it, and
+    the prompts of RLAIF and of the evaluation are too. That takes half of the call's time at most, which is 60 s without
+    a deadline. Rows for which there is no time, the split of a file of more than 32 MiB, and all that needs a tokenizer
+    that is not on this server yet are looked at in STAGE_PREPARING, before anything is trained.
 
     Errors: INVALID_ARGUMENT naming the field (and, for a data set, file:line); ALREADY_EXISTS if the job id is taken;
     UNIMPLEMENTED for an algorithm that this server does not offer.
@@ -86,7 +90,11 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartTraining: _aio.UnaryUnaryMultiCallable[_trainer_pb2.StartTrainingRequest, _trainer_pb2.TrainingJob]  # type: ignore[assignment]
     """Checks a training job and queues it. Everything that can be known beforehand is refused here, before a worker
-    starts: an unknown base model, a missing or malformed data set, hyper-parameters out of range.
+    starts: an unknown base model, a missing or malformed data set, hyper-parameters out of range. What ValidateDataset
+    calls an error is one here: every row is rendered with the base model's chat template as the job will render it, and
+    the prompts of RLAIF and of the evaluation are too. That takes half of the call's time at most, which is 60 s without
+    a deadline. Rows for which there is no time, the split of a file of more than 32 MiB, and all that needs a tokenizer
+    that is not on this server yet are looked at in STAGE_PREPARING, before anything is trained.
 
     Errors: INVALID_ARGUMENT naming the field (and, for a data set, file:line); ALREADY_EXISTS if the job id is taken;
     UNIMPLEMENTED for an algorithm that this server does not offer.
@@ -137,7 +145,11 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.TrainingJob, _abc.Awaitable[_trainer_pb2.TrainingJob]]:
         """Checks a training job and queues it. Everything that can be known beforehand is refused here, before a worker
-        starts: an unknown base model, a missing or malformed data set, hyper-parameters out of range.
+        starts: an unknown base model, a missing or malformed data set, hyper-parameters out of range. What ValidateDataset
+        calls an error is one here: every row is rendered with the base model's chat template as the job will render it, and
+        the prompts of RLAIF and of the evaluation are too. That takes half of the call's time at most, which is 60 s without
+        a deadline. Rows for which there is no time, the split of a file of more than 32 MiB, and all that needs a tokenizer
+        that is not on this server yet are looked at in STAGE_PREPARING, before anything is trained.
 
         Errors: INVALID_ARGUMENT naming the field (and, for a data set, file:line); ALREADY_EXISTS if the job id is taken;
         UNIMPLEMENTED for an algorithm that this server does not offer.

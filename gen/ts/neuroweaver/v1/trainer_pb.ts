@@ -130,7 +130,7 @@ export type TrainingConfig = Message<"neuroweaver.v1.TrainingConfig"> & {
   maxSeqLength?: number;
 
   /**
-   * Optimizer steps over which the learning rate rises from 0, fewer than the job has. Default 0.
+   * Optimizer steps over which the learning rate rises from 0, fewer than fine-tuning has. Default 0.
    *
    * @generated from field: optional int32 warmup_steps = 19;
    */
@@ -2451,7 +2451,11 @@ export const VerdictSchema: GenEnum<Verdict> = /*@__PURE__*/
 export const TrainerService: GenService<{
   /**
    * Checks a training job and queues it. Everything that can be known beforehand is refused here, before a worker
-   * starts: an unknown base model, a missing or malformed data set, hyper-parameters out of range.
+   * starts: an unknown base model, a missing or malformed data set, hyper-parameters out of range. What ValidateDataset
+   * calls an error is one here: every row is rendered with the base model's chat template as the job will render it, and
+   * the prompts of RLAIF and of the evaluation are too. That takes half of the call's time at most, which is 60 s without
+   * a deadline. Rows for which there is no time, the split of a file of more than 32 MiB, and all that needs a tokenizer
+   * that is not on this server yet are looked at in STAGE_PREPARING, before anything is trained.
    *
    * Errors: INVALID_ARGUMENT naming the field (and, for a data set, file:line); ALREADY_EXISTS if the job id is taken;
    * UNIMPLEMENTED for an algorithm that this server does not offer.

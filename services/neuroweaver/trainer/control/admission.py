@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -20,8 +21,8 @@ from neuroweaver.trainer.data.files import DatasetError, locate
 from neuroweaver.trainer.data.rows import Finding, Severity
 from neuroweaver.trainer.data.specialization import load_specializations, system_prompts
 from neuroweaver.trainer.data.tokens import TokenCount
-from neuroweaver.trainer.data.trial import Part, Trial
-from neuroweaver.trainer.domain.config import most_steps, unfit, with_defaults
+from neuroweaver.trainer.data.trial import Plan, Trial
+from neuroweaver.trainer.domain.config import fine_tuning_steps, unfit, with_defaults
 from neuroweaver.trainer.domain.offers import ALGORITHMS, EMBEDDED_JUDGE, JUDGES
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -59,8 +60,12 @@ def admit(
 ) -> Admitted:
     """Checks a configuration; blocks for the disk, and for the model hub if it must be asked.
 
+    Every row is rendered as the job will, in half of the time: see `counting.tried`. What there is no time
+    for, or waits for a base model that is not here yet, the job's first stage tries.
+
     Raises InvalidArgument naming the field, Unimplemented, or DeadlineExceeded.
     """
+    give_up = time.monotonic() + deadline_s
     refuse_unknown_fields("config", config)
     check_specialization(config.specialization, _WITHIN)
     base = find_base_model(config.base_model, capabilities, _WITHIN)
@@ -85,15 +90,10 @@ def admit(
             f"RLAIF needs 2 questions with answers, and {complete.dataset_path} has {inspection.questions}: "
             "add rows that ask, or set enable_rlaif to false",
         )
-    trial = _tried(base, inspection, complete, capabilities, deadline_s)
-    _require(trial, base, complete)
-    steps = most_steps(complete, max(inspection.usable, trial.count.sequences))
-    if complete.warmup_steps >= steps:
-        reason = (
-            f"{complete.warmup_steps} reaches beyond the whole fine-tuning, at most {steps} steps over "
-            f"{inspection.usable} rows, so learning_rate is never reached; lower it, or raise epochs"
-        )
-        raise InvalidArgument(f"{_WITHIN}warmup_steps", reason)
+    trial = _tried(base, inspection, complete, capabilities, give_up)
+    if trial.faults:
+        raise InvalidArgument.of((_WITHIN + fault.field, fault.message) for fault in trial.faults)
+    _require_warmup(complete, trial)
     return Admitted(complete, inspection.digest)
 
 
@@ -119,6 +119,7 @@ def validate(
     Raises InvalidArgument, DeadlineExceeded, or FailedPrecondition while the base model's tokenizer is not
     on this server.
     """
+    give_up = time.monotonic() + deadline_s
     if specialization:
         check_specialization(specialization)
     inspection = inspect_dataset(dataset_path, specialization, capabilities)
@@ -134,17 +135,19 @@ def validate(
         )
     asked = pb.TrainingConfig(max_seq_length=max_seq_length or None)
     limit = with_defaults(asked, context_length=base.context_length).max_seq_length
-    count = counting.count(
-        counting.Request(
-            model_folder=folder,
-            dataset_path=inspection.path,
-            specialization=specialization,
-            max_seq_length=limit,
-            deadline_s=deadline_s,
-        )
+    request = counting.Request(
+        model_folder=folder,
+        dataset_path=inspection.path,
+        dataset_digest=inspection.digest,
+        specialization=specialization,
+        deadline_s=max(give_up - time.monotonic(), 0.0),
     )
-    findings = [
-        Finding(line, "", Severity.ERROR, f"the chat template of {base.name} refuses it: {reason}")
+    count, faults = counting.count(
+        request, max_seq_length=limit, base_model=base.name, vocab_size=base.vocab_size
+    )
+    findings = [Finding(0, "base_model", Severity.ERROR, fault) for fault in faults]
+    findings += [
+        Finding(line, "", Severity.ERROR, f"{base.name} cannot be trained on it: {reason}")
         for line, reason in count.refusals
     ]
     if count.unanswered:
@@ -153,7 +156,7 @@ def validate(
     inspection = replace(
         inspection,
         usable=inspection.usable - count.refused,
-        errors=inspection.errors + count.refused,
+        errors=inspection.errors + count.refused + len(faults),
         findings=(*findings, *inspection.findings),
     )
     return Validation(inspection, count)
@@ -216,51 +219,32 @@ def _tried(
     inspection: dataset.Inspection,
     config: pb.TrainingConfig,
     capabilities: ServerCapabilities,
-    deadline_s: float,
+    give_up: float,
 ) -> Trial:
-    folder = _tokenizer_folder(base, capabilities, _WITHIN)
-    return counting.tried(
-        counting.Request(
-            model_folder=folder,
-            dataset_path=inspection.path,
-            specialization=config.specialization,
-            max_seq_length=config.max_seq_length,
-            split=counting.Split(fraction=config.validation_fraction, seed=config.seed),
-            within=_WITHIN,
-            version=(inspection.digest, folder and counting.small_files(folder)),
-            deadline_s=deadline_s,
-        )
+    request = counting.Request(
+        model_folder=_tokenizer_folder(base, capabilities, _WITHIN),
+        dataset_path=inspection.path,
+        dataset_digest=inspection.digest,
+        specialization=config.specialization,
+        within=_WITHIN,
+        deadline_s=max(give_up - time.monotonic(), 0.0),
     )
+    plan = Plan.of(config, context_length=base.context_length, vocab_size=base.vocab_size)
+    return counting.tried(request, plan)
 
 
-def _require(trial: Trial, base: BaseModel, config: pb.TrainingConfig) -> None:
-    """Raises InvalidArgument if the chat template refuses a row, or a part of the rows is of no use."""
-    if trial.count.refusals:
-        line, reason = trial.count.refusals[0]
-        told = f"the chat template of {base.name} refuses line {line} of {config.dataset_path}: {reason}"
-        raise InvalidArgument(f"{_WITHIN}base_model", told)
-    if trial.train and trial.held_out:
-        _require_parts(trial.train, trial.held_out, config)
-
-
-def _require_parts(train: Part, held_out: Part, config: pb.TrainingConfig) -> None:
-    if not held_out.rows:
-        reason = f"{config.dataset_path} holds one conversation, with none left to measure on"
-        raise InvalidArgument(f"{_WITHIN}dataset_path", reason)
-    if config.enable_rlaif and train.questions < 2 and not config.fall_back_to_sft:
+def _require_warmup(config: pb.TrainingConfig, trial: Trial) -> None:
+    """Raises InvalidArgument if learning_rate would never be reached."""
+    if not trial.train_rows:
+        return
+    steps = fine_tuning_steps(config, trial.sequences)
+    if config.warmup_steps >= steps:
         reason = (
-            f"RLAIF needs 2 questions with answers among the {train.rows} rows to learn from, which have "
-            f"{train.questions} ({held_out.rows} are held out): add rows that ask, or set enable_rlaif to "
-            "false"
+            f"{config.warmup_steps} reaches beyond the whole fine-tuning, {steps} steps over "
+            f"{trial.train_rows} rows to learn from, so learning_rate is never reached: lower it, or raise "
+            "epochs"
         )
-        raise InvalidArgument(f"{_WITHIN}enable_rlaif", reason)
-    for name, part in (("to learn from", train), ("held out for validation", held_out)):
-        if not part.has_answer:
-            reason = (
-                f"none of the {part.rows} rows {name} has an answer within {config.max_seq_length} tokens: "
-                "raise it, or shorten the rows"
-            )
-            raise InvalidArgument(f"{_WITHIN}max_seq_length", reason)
+        raise InvalidArgument(f"{_WITHIN}warmup_steps", reason)
 
 
 def _unfit_here(

@@ -6,73 +6,97 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from neuroweaver.artifacts.content import digest_of
 from neuroweaver.base_models import confinement
 from neuroweaver.mesh.machine import processes
 from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from neuroweaver.mesh.wire.threads import check_wanted
 from neuroweaver.trainer.data.tokens import TokenCount
-from neuroweaver.trainer.data.trial import Part, Trial
+from neuroweaver.trainer.data.trial import Fault, Plan, Trial
 
+# Of the call's time; the rest is for the row at work, and for what comes behind the trial.
+TRIAL_SHARE: Final = 0.5
+MAX_REMEMBERED: Final = 64
 _POLL_S: Final = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """What a job holds out: the share of the conversations, and the seed that draws them."""
-
-    fraction: float
-    seed: int
+# Of a model's files; larger ones are weights.
+_MAX_FILE_BYTES: Final = 64 << 20
+_TRIALS: Final[dict[Hashable, Trial]] = {}
+_LOCK: Final = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """model_folder: None while the base model is still to come. max_seq_length: where rows are cut.
+    """model_folder: None while the base model is still to come. dataset_digest: SHA-256 of the file, in hex.
 
-    split: of the job that is tried; None where all rows are counted. within: what precedes the name of a
-    field at fault. version: of model and data, by which `tried` knows them again.
+    within: what precedes the name of a field at fault.
     """
 
     model_folder: Path | None
-    dataset_path: Path = field(compare=False)
+    dataset_path: Path
+    dataset_digest: str
     specialization: str
-    max_seq_length: int
-    split: Split | None = None
     within: str = ""
-    version: Hashable = None
     deadline_s: float = field(compare=False)
 
 
-def count(request: Request) -> TokenCount:
-    """Blocks until the process has counted. Raises InvalidArgument, DeadlineExceeded, Unavailable."""
-    return TokenCount(**_answer(request))
+def count(
+    request: Request, *, max_seq_length: int, base_model: str, vocab_size: int
+) -> tuple[TokenCount, list[str]]:
+    """The count of all rows, and why the base model's tokenizer is of no use, if so.
+
+    Blocks until the process has counted. Raises InvalidArgument, DeadlineExceeded, Unavailable.
+    """
+    answer = _answer(
+        request, {"max_seq_length": max_seq_length, "base_model": base_model, "vocab_size": vocab_size}
+    )
+    return TokenCount(**answer["count"]), answer["faults"]
 
 
-@lru_cache(maxsize=64)  # jobs often differ in their numbers alone
-def tried(request: Request) -> Trial:
-    """As `count`, of the job that the request has a split for."""
-    answer = _answer(request)
-    train, held_out = (answer[name] and Part(**answer[name]) for name in ("train", "held_out"))
-    return Trial(TokenCount(**answer["count"]), train, held_out)
+def tried(request: Request, plan: Plan) -> Trial:
+    """As `count`, of a job; in as much detail as half of the time allows.
+
+    A whole trial is remembered by all that it depends on: jobs often differ in other numbers alone.
+    """
+    key = (request, plan, request.model_folder and files_of(request.model_folder))
+    with _LOCK:
+        trial = _TRIALS.get(key)
+    if trial is None:
+        trial = _tried(request, plan)
+        if trial.is_whole:
+            _remember(key, trial)
+    return trial
 
 
-def _answer(request: Request) -> dict[str, Any]:
-    asked = {
+def _tried(request: Request, plan: Plan) -> Trial:
+    # By a clock that all processes of a machine share.
+    enough_s = time.monotonic() + request.deadline_s * TRIAL_SHARE
+    told = _answer(request, {"plan": asdict(plan), "enough_s": enough_s})["trial"]
+    return Trial(**told | {"faults": tuple(Fault(**fault) for fault in told["faults"])})
+
+
+def _remember(key: Hashable, trial: Trial) -> None:
+    with _LOCK:
+        _TRIALS[key] = trial
+        while len(_TRIALS) > MAX_REMEMBERED:
+            del _TRIALS[next(iter(_TRIALS))]
+
+
+def _answer(request: Request, asked: dict[str, Any]) -> dict[str, Any]:
+    common = {
         "model_folder": str(request.model_folder or ""),
         "dataset_path": str(request.dataset_path),
         "specialization": request.specialization,
-        "max_seq_length": request.max_seq_length,
-        "split": request.split and asdict(request.split),
         "deadline_s": request.deadline_s,
     }
-    status, output, told = _ran(json.dumps(asked), request.deadline_s)
+    status, output, told = _ran(json.dumps(common | asked), request.deadline_s)
     if -status in {signal.SIGKILL, signal.SIGTERM}:
         raise Unavailable("the process that counts tokens was killed, perhaps for want of memory")
     if status < 0:
@@ -83,6 +107,9 @@ def _answer(request: Request) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(output)
     if "fault" in answer:
         raise InvalidArgument(request.within + answer["field"], answer["fault"])
+    # None of a file that was not read to its end.
+    if answer["digest"] not in {None, request.dataset_digest}:
+        raise InvalidArgument(f"{request.within}dataset_path", "has changed while it was read: ask again")
     return answer
 
 
@@ -113,7 +140,12 @@ def _ran(asked: str, deadline_s: float) -> tuple[int, str, str]:
             process.kill()
 
 
-def small_files(folder: Path) -> Hashable:
-    """Names, sizes and times of change of all but the weights: tokenizer, template and their settings."""
+def files_of(folder: Path) -> Hashable:
+    """The content of all but the weights: tokenizer, template and their settings."""
     files = sorted(path for path in folder.iterdir() if path.suffix != ".safetensors" and path.is_file())
-    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    return tuple((path.name, _content(path)) for path in files)
+
+
+def _content(path: Path) -> Hashable:
+    status = path.stat()
+    return digest_of(path) if status.st_size <= _MAX_FILE_BYTES else (status.st_size, status.st_mtime_ns)

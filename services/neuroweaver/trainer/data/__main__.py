@@ -10,20 +10,33 @@ import json
 import math
 import resource
 import sys
+import time
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from neuroweaver.base_models.confinement import MEMORY_BYTES, confine
 from neuroweaver.trainer.data.dataset import Reading
 from neuroweaver.trainer.data.files import DatasetError
 from neuroweaver.trainer.data.specialization import system_prompts
+from neuroweaver.trainer.data.split import split
 from neuroweaver.trainer.data.tokens import count_tokens
-from neuroweaver.trainer.data.trial import MAX_SPLIT_BYTES, try_job
+from neuroweaver.trainer.data.trial import (
+    Plan,
+    Trial,
+    base_model_faults,
+    try_rows,
+    try_split,
+    unknown_words,
+)
+
+# The rows of a larger file are not kept, which a split needs: as objects, short ones take 30 times as much.
+MAX_SPLIT_BYTES: Final = 32 << 20
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a TokenCount, or of a Trial; or the request's field at fault, and why."""
+    """A count or a trial, and the digest of the file that was read; or the field at fault, and why."""
     try:
         return with_tokenizer(request) if request["model_folder"] else tried(None, request)
     except DatasetError as error:
@@ -41,7 +54,7 @@ def with_tokenizer(request: dict[str, Any]) -> dict[str, Any]:
         return {"field": "base_model", "fault": lacking}
     try:
         tokenizer = load_tokenizer(Path(request["model_folder"]))
-        return tried(tokenizer, request) if request["split"] else counted(tokenizer, request)
+        return tried(tokenizer, request) if "plan" in request else counted(tokenizer, request)
     except TokenizerUnusable as error:
         return {"field": "base_model", "fault": str(error)}
     except MemoryError:
@@ -50,16 +63,33 @@ def with_tokenizer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def counted(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
-    return asdict(count_tokens(tokenizer, rows(request), request["max_seq_length"]))
+    vocab_size, name = request["vocab_size"], request["base_model"]
+    rows = reading(request)
+    count = count_tokens(tokenizer, rows, request["max_seq_length"], vocab_size=vocab_size)
+    faults = [*base_model_faults(tokenizer, name, vocab_size), *unknown_words([count], name)]
+    return {
+        "count": asdict(count),
+        "faults": [fault.message for fault in faults],
+        "digest": rows.inspection.digest,
+    }
 
 
 def tried(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
-    limit, asked = request["max_seq_length"], request["split"]
-    is_large = Path(request["dataset_path"]).stat().st_size > MAX_SPLIT_BYTES
-    return asdict(try_job(tokenizer, rows(request), max_seq_length=limit, is_large=is_large, **asked))
+    plan, rows = Plan(**request["plan"]), reading(request)
+
+    def goes_on() -> bool:
+        return time.monotonic() < request["enough_s"]
+
+    if Path(request["dataset_path"]).stat().st_size > MAX_SPLIT_BYTES:
+        return {"trial": asdict(try_rows(tokenizer, rows, plan, goes_on)), "digest": None}
+    kept = tuple(takewhile(lambda _: goes_on(), rows))
+    if not goes_on():
+        return {"trial": asdict(Trial(faults=())), "digest": None}
+    trial = try_split(tokenizer, *split(kept, plan.validation_fraction, plan.seed), plan, goes_on)
+    return {"trial": asdict(trial), "digest": rows.inspection.digest}
 
 
-def rows(request: dict[str, Any]) -> Reading:
+def reading(request: dict[str, Any]) -> Reading:
     return Reading(
         Path(request["dataset_path"]),
         system_prompts=system_prompts(),

@@ -75,7 +75,7 @@ def unfit(config: pb.TrainingConfig, *, context_length: int) -> list[tuple[str, 
     return violations
 
 
-def most_steps(config: pb.TrainingConfig, rows: int) -> int:
-    """The optimiser steps of fine-tuning on all of `rows`, none held out."""
-    batches = math.ceil(rows / config.batch_size)
+def fine_tuning_steps(config: pb.TrainingConfig, sequences: int) -> int:
+    """The optimiser steps of fine-tuning on so many sequences."""
+    batches = math.ceil(sequences / config.batch_size)
     return math.ceil(math.ceil(batches / config.gradient_accumulation_steps) * config.epochs)

@@ -13,9 +13,9 @@ from typing import Any, Final
 import torch
 
 from neuroweaver.base_models.folders import Digests
+from neuroweaver.trainer.data.questions import Question
 from neuroweaver.trainer.data.rows import Example
 from neuroweaver.trainer.data.specialization import Specialization, load_specializations
-from neuroweaver.trainer.worker.data.questions import Question
 from neuroweaver.trainer.worker.judging.choose import judge_named
 from neuroweaver.trainer.worker.judging.judge import Judge
 from neuroweaver.trainer.worker.models.base import load

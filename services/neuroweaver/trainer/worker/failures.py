@@ -14,6 +14,7 @@ from neuroweaver.base_models.folders import BaseModelUnavailable
 from neuroweaver.base_models.rendering import TemplateRefuses
 from neuroweaver.base_models.tokenizer import TokenizerUnusable
 from neuroweaver.mesh.wire.status import describe
+from neuroweaver.trainer.data.trial import Fault
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE
 from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
 from neuroweaver.trainer.worker.models.lora import UnknownLayers
@@ -50,8 +51,12 @@ class BaseModelChanged(Exception):
     """The base model is not the one that the job began with."""
 
 
-class ContextTooShort(Exception):
-    """The base model's context holds no evaluation prompt with its answer."""
+class Unfit(Exception):
+    """No job can be made of the data and the base model."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
 
 
 # What may help where a training loop diverged.
@@ -62,7 +67,6 @@ _LEARNING_RATES: Final[Mapping[int, str]] = {
 _REASONS: Final[Mapping[type[Exception], str]] = {
     BaseModelChanged: "BASE_MODEL_CHANGED",
     BaseModelUnavailable: "BASE_MODEL_UNAVAILABLE",
-    ContextTooShort: "CONTEXT_TOO_SHORT",
     DatasetChanged: "DATASET_CHANGED",
     JudgeUnavailable: "JUDGE_UNAVAILABLE",
     NotEnoughFeedback: "NOT_ENOUGH_FEEDBACK",
@@ -76,7 +80,8 @@ _REASONS: Final[Mapping[type[Exception], str]] = {
 
 def explain(error: Exception, stage: pb.Stage.ValueType) -> pb.Failure:
     """The failure to report for what a stage raised."""
-    reason, message = _reason(error)
+    fault = error.fault if isinstance(error, Unfit) else None
+    reason, message = (fault.reason, fault.message) if fault else _reason(error)
     if reason == "DIVERGED":
         message += _LEARNING_RATES.get(stage, "")
     return pb.Failure(

@@ -6,10 +6,11 @@ Models are loaded where they are needed and dropped again: a resumed stage sees 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from neuroweaver.base_models.catalog import resolve
 from neuroweaver.base_models.folders import Digests, digests, materialize
@@ -18,25 +19,20 @@ from neuroweaver.base_models.tokenizer import load_tokenizer
 from neuroweaver.mesh.machine.files import read_json, read_jsonl, write_json, write_jsonl
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.files import locate
+from neuroweaver.trainer.data.rows import Example
 from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.data.split import plain_words, split
-from neuroweaver.trainer.data.tokens import try_shapes
+from neuroweaver.trainer.data.trial import GoesOn, Plan, Questions, choose_questions, try_split
 from neuroweaver.trainer.data.turns import messages_of
 from neuroweaver.trainer.worker import concerns
 from neuroweaver.trainer.worker.context import JobContext, Prepared
-from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged
+from neuroweaver.trainer.worker.failures import BaseModelChanged, DatasetChanged, Unfit
 from neuroweaver.trainer.worker.models.lora import require_layers
 from neuroweaver.trainer.worker.process.monitor import Monitor
 from neuroweaver.trainer.worker.process.stages import Result, as_message, as_result
-from neuroweaver.trainer.worker.prompts import (
-    choose_questions,
-    require_room,
-    require_vocabulary,
-    room_for_answers,
-)
 from neuroweaver.trainer.worker.registration import Registration, register
-from neuroweaver.trainer.worker.rlaif import improve, questions_of
-from neuroweaver.trainer.worker.sft.finetune import NothingToLearn, finetune
+from neuroweaver.trainer.worker.rlaif import improve
+from neuroweaver.trainer.worker.sft.finetune import finetune
 from neuroweaver.trainer.worker.validation.compare import evaluate
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import trainer_pb2 as pb
@@ -95,30 +91,60 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
         )
     dataset.require(read)
     train, validation = split(read.examples, config.validation_fraction, config.seed)
-    if not train or not validation:
-        raise NothingToLearn(f"{config.dataset_path} holds one conversation, with none left to measure on")
+    plan = Plan.of(config, context_length=base.context_length, vocab_size=base.vocab_size)
+    refuse_unfit(None, train, validation, plan, monitor)  # before a base model is fetched
     folder = materialize(base, context.home, monitor.check)
     context.prepared = Prepared(folder, digests(folder), train, validation)
     require_same_base(context, context.prepared.digests)
-    refuse_unwritable(folder, read)
     if config.target_modules:
         require_layers(folder, config.target_modules)
     notice_remarks(context, read.inspection)
     notice_seen_prompts(context)
-    require_vocabulary(folder, base)
-    has_room = room_for_answers(folder, base, config.max_new_tokens)
-    require_room(context, has_room)
+    tokenizer = load_tokenizer(folder)
+    refuse_unfit(tokenizer, train, validation, plan, monitor)
     if config.enable_rlaif:
-        context.prepared = replace(context.prepared, questions=choose_questions(context, has_room))
-        if not config.fall_back_to_sft:
-            questions_of(context)  # raises before anything is trained
+        questions = choose_questions(tokenizer, train, plan, while_wanted(monitor))
+        context.prepared = replace(context.prepared, questions=questions.chosen)
+        notice_questions(context, questions)
     return {"rows": read.rows, "train_rows": len(train), "validation_rows": len(validation)}
 
 
-def refuse_unwritable(folder: Path, read: dataset.Dataset) -> None:
-    """Raise TemplateRefuses before anything is trained, also where the tokenizer came with this job."""
-    for line, reason in try_shapes(load_tokenizer(folder), read.examples).refusals:
-        raise TemplateRefuses(f"{read.inspection.path.name}:{line}: {reason}")
+def refuse_unfit(
+    tokenizer: Any,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    plan: Plan,
+    monitor: Monitor,
+) -> None:
+    """Raise Unfit before anything is trained: StartTraining may have had no time for it, or no tokenizer."""
+    for fault in try_split(tokenizer, train, validation, plan, while_wanted(monitor)).faults:
+        raise Unfit(fault)
+
+
+def while_wanted(monitor: Monitor) -> GoesOn:
+    """As long as it takes. Raises Stopped."""
+
+    def goes_on() -> bool:
+        monitor.check()
+        return True
+
+    return goes_on
+
+
+def notice_questions(context: JobContext, questions: Questions) -> None:
+    """Say which are not asked."""
+    if questions.too_long:
+        context.stages.notice(
+            "PROMPTS_TOO_LONG",
+            f"{len(questions.too_long)} questions are not asked in RLAIF: they leave no room for "
+            f"max_new_tokens, {context.config.max_new_tokens}, in the base model's context",
+        )
+    if questions.refused:
+        context.stages.notice(
+            "PROMPTS_REFUSED",
+            f"{len(questions.refused)} questions are not asked in RLAIF: the chat template refuses them, at "
+            f"line {questions.refused[0].line} first",
+        )
 
 
 def notice_remarks(context: JobContext, inspection: dataset.Inspection) -> None:

@@ -10,10 +10,10 @@ from pkgutil import resolve_name
 from typing import Any, Final
 
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
+from neuroweaver.trainer.data.questions import Question, without_system
 from neuroweaver.trainer.domain.offers import ALGORITHMS
 from neuroweaver.trainer.worker import concerns
 from neuroweaver.trainer.worker.context import JobContext
-from neuroweaver.trainer.worker.data.questions import Question, without_system
 from neuroweaver.trainer.worker.failures import explain
 from neuroweaver.trainer.worker.judging.judge import JudgeItem
 from neuroweaver.trainer.worker.models.generation import generate

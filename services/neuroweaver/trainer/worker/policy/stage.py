@@ -11,9 +11,9 @@ from typing import Any, Final
 import torch
 
 from neuroweaver.mesh.machine.files import read_jsonl, write_jsonl
+from neuroweaver.trainer.data.questions import without_system
 from neuroweaver.trainer.data.turns import Messages
 from neuroweaver.trainer.worker.data.chat import encode_prompt
-from neuroweaver.trainer.worker.data.questions import without_system
 from neuroweaver.trainer.worker.models.generation import save_ends
 from neuroweaver.trainer.worker.models.lora import save_policy
 from neuroweaver.trainer.worker.policy.ppo_losses import PPOConfig

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from neuroweaver.trainer.data.questions import ask
 from neuroweaver.trainer.data.specialization import Specialization
 from neuroweaver.trainer.data.turns import Messages
-from neuroweaver.trainer.worker.data.questions import ask
 from neuroweaver.trainer.worker.judging.judge import Comparison, Judge, JudgeItem
 from neuroweaver.trainer.worker.judging.judge import Verdict as Better
 from neuroweaver.trainer.worker.models.generation import generate

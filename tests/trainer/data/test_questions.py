@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from neuroweaver.trainer.data.questions import choose, questions_of, without_system
 from neuroweaver.trainer.data.rows import Example, Message
 from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.data.turns import messages_of
-from neuroweaver.trainer.worker.data.questions import choose, questions_of, without_system
 
 SHARED = system_prompts()["service_advisor"]
 

@@ -21,11 +21,15 @@ class Question:
     text: what a judge reads of it.
     """
 
-    id: str
+    line: int
     text: str
     messages: Messages
     reference: str
     specialization: str
+
+    @property
+    def id(self) -> str:
+        return f"line-{self.line}"
 
 
 def questions_of(examples: Sequence[Example]) -> Iterator[Question]:
@@ -35,7 +39,7 @@ def questions_of(examples: Sequence[Example]) -> Iterator[Question]:
             continue
         asked, reference = exchange
         yield Question(
-            id=f"line-{example.line}",
+            line=example.line,
             text=_text(asked),
             messages=[{"role": message.role, "content": message.content} for message in asked],
             reference=reference,
@@ -62,6 +66,11 @@ def without_system(messages: Messages) -> Messages:
     """
     shared = {("system", prompt) for prompt in system_prompts().values()}
     return [message for message in messages if (message["role"], message["content"]) not in shared]
+
+
+def rated(question: Question) -> Messages:
+    """The question with the data set's answer, as a reward model reads it."""
+    return [*without_system(question.messages), {"role": "assistant", "content": question.reference}]
 
 
 def choose(
