@@ -269,7 +269,7 @@ def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
     """For reads, for writes, and for checks, which wait for neither."""
     url = url.set(drivername="sqlite+aiosqlite")
     arguments = {"timeout": _BUSY_TIMEOUT_S, "async_creator_fn": _connect_sqlite}
-    reader = create_async_engine(url, connect_args=arguments, pool_size=4, max_overflow=4)
+    reader = create_async_engine(url, connect_args=arguments, pool_size=8, max_overflow=0)
     # One connection: the writers of this process queue for it in order, instead of polling for SQLite's lock.
     writer = create_async_engine(url, connect_args=arguments, pool_size=1, max_overflow=0, pool_timeout=60)
     checker = create_async_engine(url, connect_args=arguments, pool_size=1, max_overflow=0)

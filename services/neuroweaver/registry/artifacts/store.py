@@ -24,7 +24,7 @@ from neuroweaver.registry.domain.paths import kind_of
 
 __all__ = ["CHUNK_BYTES", "RESERVE_BYTES", "ArtifactStore", "Fault", "Progress"]
 
-CHUNK_BYTES: Final = 1024 * 1024
+CHUNK_BYTES: Final = 256 * 1024
 
 # What an upload leaves free, so that a database on the same disk can go on committing.
 RESERVE_BYTES: Final = 16 * 1024 * 1024
