@@ -181,6 +181,7 @@ class Draft(_Content):
         """Raises InvalidArgument naming what a version may not hold."""
         check_text("description", self.description)
         check_tags("tags", self.tags)
+        check_config(self.config)
         check_metrics(self.metrics)
         check_artifacts(self.artifacts)
         for name, value in [*_texts("base", self.base), *_texts("lineage", self.lineage)]:
