@@ -44,7 +44,14 @@ def service(database: Database, settings: RegistrySettings) -> Service:
     artifacts = ArtifactStore(folder, connect(settings.artifacts_url, folder))
     key = SigningKey.load_or_create(settings.audit_key_file or settings.home / "registry-audit-key.pem")
     seal = _seal(settings)
-    servicer = server.servicer(store, artifacts, key, seal, allow_private_webhooks=settings.webhook_private)
+    servicer = server.servicer(
+        store,
+        artifacts,
+        key,
+        seal,
+        most_downloads=settings.downloads,
+        allow_private_webhooks=settings.webhook_private,
+    )
     sender = Sender(allow_private=settings.webhook_private)
     dispatcher = Dispatcher(database, sender, seal, changed=store.changed)
 

@@ -117,9 +117,13 @@ def _value(kind: type[M], plain: Any) -> M:
 
 def read(kind: type[T], message: Message, **differing: Any) -> T:
     """A record with a message's values in the fields of their names."""
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    shared = names.intersection(message.DESCRIPTOR.fields_by_name) - differing.keys()
-    return kind(**{name: getattr(message, name) for name in shared}, **differing)
+    shared = _shared(kind, message.DESCRIPTOR)
+    return kind(**{name: getattr(message, name) for name in shared if name not in differing}, **differing)
+
+
+@cache
+def _shared(kind: Any, message: Any) -> frozenset[str]:
+    return frozenset(message.fields_by_name).intersection(field.name for field in dataclasses.fields(kind))
 
 
 def from_model(model: Model) -> pb.Model:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from neuroweaver.mesh.wire.environment import absolute_path, switch, variable
+from neuroweaver.mesh.wire.environment import absolute_path, switch, variable, whole
 from neuroweaver.mesh.wire.settings import Settings
 
 
@@ -60,6 +60,12 @@ class RegistrySettings(Settings):
         None,
         shown_default="registry-webhook-key under NEUROWEAVER_HOME",
         help="The key that seals webhooks' secrets in the database; replicas share one.",
+    )
+    downloads: int = variable(
+        "NEUROWEAVER_DOWNLOADS",
+        whole(1, "a number of downloads"),
+        64,
+        help="How many downloads run at once, a quarter on one connection; each takes up to 2 MiB of memory.",
     )
     webhook_private: bool = variable(
         "NEUROWEAVER_WEBHOOK_PRIVATE",

@@ -72,3 +72,20 @@ def test_weights_that_cannot_move_are_refused(share):
     thompson = pb.ThompsonAllocation(min_weight=share)
     with pytest.raises(InvalidArgument, match=r"less than an equal share of 0\.25"):
         experiment(weights, thompson=thompson)
+
+
+def targeted(values: int) -> pb.ExperimentSpec:
+    """With so many values in all, spread over conditions."""
+    made = spec()
+    rule = made.targeting.add()
+    for begin in range(0, values, 1000):
+        condition = rule.conditions.add(attribute="city", operator=pb.TARGETING_OPERATOR_IN)
+        for number in range(begin, min(begin + 1000, values)):
+            condition.values.add(string_value=str(number))
+    return made
+
+
+def test_as_many_targeting_values_as_an_assignment_can_look_at_are_taken():
+    assert specification.completed(targeted(specification.MAX_TARGETING_VALUES), START)
+    with pytest.raises(InvalidArgument, match=r"spec\.targeting: holds 2001 values; at most 2000"):
+        specification.completed(targeted(specification.MAX_TARGETING_VALUES + 1), START)

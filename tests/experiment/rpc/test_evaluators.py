@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 import pytest
+from google.protobuf import struct_pb2
 
 from experiment.ingesting import PROJECT, Intake, exposure, intake, spec
 from neuroweaver.experiment.control import evaluators as control
-from neuroweaver.experiment.control.evaluators import Evaluators
+from neuroweaver.experiment.control.evaluators import Assigner, Evaluators
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.wire.errors import NotFound
+from neuroweaver.v1 import experiment_pb2 as pb
 
 
 @asynccontextmanager
@@ -78,3 +81,25 @@ async def test_events_that_another_process_took_in_have_results_computed_anew(da
         before = inputs.count
         await writing.take(exposure("e1", "u1", "a"))
         await until(lambda: inputs.count > before)
+
+
+def test_attributes_that_no_rule_names_are_not_looked_at() -> None:
+    class Counted(dict[str, struct_pb2.Value]):
+        looked_at: ClassVar[list[str]] = []
+
+        def __getitem__(self, name: str) -> struct_pb2.Value:
+            self.looked_at.append(name)
+            return super().__getitem__(name)
+
+    condition = pb.TargetingCondition(attribute="city", operator=pb.TARGETING_OPERATOR_EXISTS)
+    variant = pb.ExperimentVariant(variant_id="control")
+    config = pb.AssignmentConfig(
+        test_id="t",
+        state=pb.EXPERIMENT_STATE_RUNNING,
+        control_variant_id="control",
+        variants=[variant],
+        targeting=[pb.TargetingRule(conditions=[condition])],
+    )
+    attributes = Counted({name: struct_pb2.Value(string_value="x") for name in ("city", "size")})
+    Assigner(config, 1).assign("u", attributes)
+    assert Counted.looked_at == ["city"]

@@ -332,6 +332,38 @@ async def test_a_server_that_takes_its_time_is_not_the_clients_silence():
         assert await echo.Count(asks("a", "b")) == pb.Answer()
 
 
+async def test_a_stream_that_nobody_reads_is_ended():
+    ended = asyncio.Event()
+
+    class Long(Echo):
+        async def Repeat(self, request, context):
+            try:
+                for _ in range(100):
+                    yield pb.Answer(text="x" * 1_000_000)
+            finally:
+                ended.set()
+
+    async with stub(Long(), silence_s=0.1) as echo:
+        call = echo.Repeat(pb.Ask(text="once"))
+        await ended.wait()
+        with pytest.raises(grpc.RpcError) as caught:
+            [_ async for _ in call]
+    assert describe(caught.value) == (
+        "deadline exceeded: nothing was read for 0.1 s; call again to go on from what was read last"
+    )
+
+
+async def test_a_server_that_takes_its_time_is_not_the_readers_silence():
+    class Thorough(Echo):
+        async def Repeat(self, request, context):
+            for _ in range(2):
+                await asyncio.sleep(0.3)
+                yield pb.Answer()
+
+    async with stub(Thorough(), silence_s=0.2) as echo:
+        assert len([_ async for _ in echo.Repeat(pb.Ask(text="once"))]) == 2
+
+
 async def test_a_callers_deadline_ends_the_work():
     servicer, registry = Endless(), CollectorRegistry()
     async with stub(servicer, registry=registry) as echo:

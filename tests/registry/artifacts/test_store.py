@@ -18,6 +18,7 @@ import pytest
 
 from neuroweaver.mesh.wire.errors import DataLoss, InvalidArgument, OutOfRange, ResourceExhausted, Unavailable
 from neuroweaver.registry.artifacts.store import CHUNK_BYTES, ArtifactStore, Progress
+from neuroweaver.registry.domain.model import Artifact
 from registry import stores
 from registry.stores import Place
 
@@ -135,7 +136,9 @@ async def test_content_stored_as_text_does_not_become_weights_by_name(store: Art
     with pytest.raises(InvalidArgument, match="not a safetensors file"):
         await upload(store, TEXT, "a.safetensors")
     with pytest.raises(InvalidArgument, match="not a safetensors file"):
-        await store.check("artifacts[0]", digest_of(TEXT), len(TEXT), "a.safetensors")
+        await store.first_missing(
+            [Artifact(path="a.safetensors", digest=digest_of(TEXT), size_bytes=len(TEXT))]
+        )
 
 
 async def test_an_interrupted_upload_goes_on_where_it_ended(store: ArtifactStore, place: Place, root: Path):
@@ -228,8 +231,8 @@ async def test_a_declared_size_of_other_content_is_refused(store: ArtifactStore)
 
     with pytest.raises(InvalidArgument, match=r"header\.size_bytes: is 4"):
         await upload(store, b"", digest=digest_of(b"abc"), size=4)
-    with pytest.raises(InvalidArgument, match=r"artifacts\[3\]\.size_bytes: is 4"):
-        await store.check("artifacts[3]", digest_of(b"abc"), 4, "a.txt")
+    with pytest.raises(InvalidArgument, match=r"artifacts\[0\]\.size_bytes: is 4"):
+        await store.first_missing([Artifact(path="a.txt", digest=digest_of(b"abc"), size_bytes=4)])
 
 
 async def test_a_second_upload_of_the_same_content_waits_for_its_turn(folder: ArtifactStore, root: Path):
@@ -389,11 +392,11 @@ async def test_what_was_found_corrupt_can_be_uploaded_again(store: ArtifactStore
     assert await store.fault(digest, size) == "corrupt"
 
     assert await store.progress(digest) == Progress(digest, 0, is_complete=False)
-    assert not await store.check("artifacts[0]", digest, size, "a.txt")
+    assert await store.first_missing([Artifact(path="a.txt", digest=digest, size_bytes=size)]) == 0
     assert not (await upload(store, TEXT)).is_deduplicated
 
     assert await store.progress(digest) == Progress(digest, size, is_complete=True)
-    assert await store.check("artifacts[0]", digest, size, "a.txt")
+    assert await store.first_missing([Artifact(path="a.txt", digest=digest, size_bytes=size)]) is None
     assert await store.fault(digest, size) == ""
 
 
@@ -574,7 +577,7 @@ async def test_stored_files_are_read_only_and_private(folder: ArtifactStore, roo
 
 async def test_a_file_that_was_never_uploaded_is_not_there(store: ArtifactStore):
     assert await store.progress("0" * 64) == Progress("0" * 64, 0, is_complete=False)
-    assert not await store.check("artifacts[0]", "0" * 64, 3, "a.txt")
+    assert await store.first_missing([Artifact(path="a.txt", digest="0" * 64, size_bytes=3)]) == 0
 
 
 async def test_a_safetensors_file_is_taken_in_small_pieces(folder: ArtifactStore):

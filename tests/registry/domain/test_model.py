@@ -278,3 +278,11 @@ def test_a_stale_etag_is_refused():
     assert model.updated({"description": "new"}, "").description == "new"
     with pytest.raises(Aborted):
         model.updated({"description": "new"}, "6")
+
+
+def test_samples_are_bounded_over_all_metrics_and_updates():
+    metrics = {f"m{number}": Metric(value=0.0, samples=(0.5,) * 10_000) for number in range(5)}
+    version = Draft(metrics=metrics).as_version("advisor", Version.parse("1.0.0"), None, NOW)
+    with pytest.raises(InvalidArgument, match=r"metrics: would hold 50001 samples; at most 50000"):
+        version.measured({"one": Metric(value=0.0, samples=(0.5,))})
+    assert version.measured({"m0": Metric(value=0.0, samples=(0.5,))})

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,17 @@ class Uncached(Database):
 
 @asynccontextmanager
 async def serving(
-    url: str, home: Path, kind: type[Database] = Database
+    url: str, home: Path, kind: type[Database] = Database, **changes: Any
 ) -> AsyncIterator[tuple[Any, Database]]:
+    """changes: of the service."""
     settings = RegistrySettings(
         home=home, port=0, metrics_port=0, database_url=url, drain_s=0.0, webhook_private=True
     )
     database = kind(url, schema="registry")
     await migrate(database, "neuroweaver.registry")
+    served = replace(service(database, settings), **changes)
     async with (
-        running(service(database, settings), settings, registry=CollectorRegistry()) as server,
+        running(served, settings, registry=CollectorRegistry()) as server,
         channel(server.address) as opened,
     ):
         yield RegistryServiceStub(opened), database
@@ -104,7 +107,8 @@ async def all_reads(registry: Any) -> dict[str, pb.ModelVersion | grpc.StatusCod
 
 async def test_what_was_read_before_is_not_read_again(database_url, tmp_path):
     statements: list[str] = []
-    async with serving(database_url, tmp_path) as (registry, database):
+    # Without the cleanup, which locks an SQLite file for a moment: then nobody can tell whether it was written to.
+    async with serving(database_url, tmp_path, background=()) as (registry, database):
         event.listen(
             database._reader.sync_engine,
             "before_cursor_execute",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from base_models.families import NAMED
-from neuroweaver.base_models.chat_template import TemplateRefuses
+from neuroweaver.base_models.rendering import TemplateRefuses
 from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.trainer.control.admission import ServerCapabilities, admit, validate
 from neuroweaver.trainer.data import dataset

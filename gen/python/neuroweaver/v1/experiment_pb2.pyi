@@ -788,7 +788,7 @@ class ExperimentSpec(_message.Message):
 
     @_builtins.property
     def targeting(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetingRule]:
-        """Who takes part: units that match any of the rules. Default: everyone."""
+        """Who takes part: units that match any of the rules. Default: everyone. At most 2000 values in all."""
 
     @_builtins.property
     def ramp(self) -> _containers.RepeatedCompositeFieldContainer[Global___RampStep]:

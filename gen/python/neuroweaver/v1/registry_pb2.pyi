@@ -391,7 +391,9 @@ class Metric(_message.Message):
 
     @_builtins.property
     def samples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The single measurements, if they are known: they allow a test of the difference. At most 10000."""
+        """The single measurements, if they are known: they allow a test of the difference. At most 10000,
+        and 50000 in all metrics of a version.
+        """
 
     def __init__(
         self,
@@ -832,7 +834,7 @@ class CreateModelVersionRequest(_message.Message):
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
-        """Its files; each must have been uploaded. At most 10000."""
+        """Its files; each must have been uploaded. At most 1000."""
 
     def __init__(
         self,

@@ -157,7 +157,7 @@ export type ExperimentSpec = Message<"neuroweaver.v1.ExperimentSpec"> & {
   layer?: LayerShare;
 
   /**
-   * Who takes part: units that match any of the rules. Default: everyone.
+   * Who takes part: units that match any of the rules. Default: everyone. At most 2000 values in all.
    *
    * @generated from field: repeated neuroweaver.v1.TargetingRule targeting = 21;
    */

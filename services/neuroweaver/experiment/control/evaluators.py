@@ -29,7 +29,10 @@ class Assigner:
 
     def __init__(self, config: pb.AssignmentConfig, sequence: int) -> None:
         self._evaluator = Evaluator(config)
-        self._is_targeted = bool(config.targeting)
+        # What the rules name: other attributes are not looked at.
+        self._names = frozenset(
+            condition.attribute for rule in config.targeting for condition in rule.conditions
+        )
         self._answers = {
             variant.variant_id: pb.VariantAssignment(
                 test_id=config.test_id,
@@ -43,7 +46,7 @@ class Assigner:
         }
 
     def assign(self, unit_id: str, attributes: Mapping[str, struct_pb2.Value]) -> pb.VariantAssignment:
-        plain = {name: _plain(value) for name, value in attributes.items()} if self._is_targeted else None
+        plain = {name: _plain(attributes[name]) for name in self._names if name in attributes}
         assignment = self._evaluator.assign(unit_id, plain)
         answer = pb.VariantAssignment()
         answer.CopyFrom(self._answers[assignment.variant_id])

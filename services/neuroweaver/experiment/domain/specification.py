@@ -26,14 +26,28 @@ THOMPSON_MIN_WEIGHT: Final = 0.05
 
 WEIGHT_SUM_TOLERANCE: Final = 1e-6
 
+# Every assignment may look at all of them.
+MAX_TARGETING_VALUES: Final = 2000
+
 
 def completed(spec: pb.ExperimentSpec, now: datetime) -> pb.ExperimentSpec:
     """With every default written out. Raises InvalidArgument naming the field that is wrong."""
+    _check_targeting(spec)
     complete = pb.ExperimentSpec()
     complete.CopyFrom(spec)
     _fill(complete)
     _check(complete, now)
     return complete
+
+
+def _check_targeting(spec: pb.ExperimentSpec) -> None:
+    values = sum(len(condition.values) for rule in spec.targeting for condition in rule.conditions)
+    if values > MAX_TARGETING_VALUES:
+        raise InvalidArgument(
+            "spec.targeting",
+            f"holds {values} values; at most {MAX_TARGETING_VALUES} are allowed in all: set an attribute where "
+            "the units are known, and ask for that",
+        )
 
 
 def check_weights(field: str, weights: Mapping[str, float], control: str) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
-from neuroweaver.experiment.control.evaluators import Evaluators
+from neuroweaver.experiment.control.evaluators import Assigner, Evaluators
 from neuroweaver.experiment.storage.store import Store, configs_topic
 from neuroweaver.mesh.auth.caller import caller_of
 from neuroweaver.mesh.handlers.topic import Look
 from neuroweaver.mesh.handlers.watch import follow
 from neuroweaver.mesh.wire.errors import NotFound
+from neuroweaver.mesh.wire.threads import check_wanted, in_thread
 from neuroweaver.v1 import common_pb2
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -29,17 +30,12 @@ class Assignments:
     async def BatchAssignVariants(
         self, request: pb.BatchAssignVariantsRequest, context: Any
     ) -> pb.BatchAssignVariantsResponse:
-        return pb.BatchAssignVariantsResponse(
-            assignments=[await self._assigned(single, context) for single in request.requests]
-        )
-
-    async def _assigned(self, request: pb.AssignVariantRequest, context: Any) -> pb.VariantAssignment:
-        try:
-            return await self.AssignVariant(request, context)
-        except NotFound:
-            return pb.VariantAssignment(
-                test_id=request.test_id, unit_id=request.unit_id, reason=pb.ASSIGNMENT_REASON_NOT_FOUND
-            )
+        project, assigners = caller_of(context).project, {}
+        for test_id in {single.test_id for single in request.requests}:
+            with suppress(NotFound):
+                assigners[test_id] = await self._evaluators.of(project, test_id)
+        # A thousand units with all their attributes take long.
+        return await in_thread(_assigned, request, assigners)
 
     async def WatchAssignments(
         self, request: pb.WatchAssignmentsRequest, context: Any
@@ -75,6 +71,21 @@ class Assignments:
         async with aclosing(events):
             async for event in events:
                 yield event
+
+
+def _assigned(
+    request: pb.BatchAssignVariantsRequest, assigners: Mapping[str, Assigner]
+) -> pb.BatchAssignVariantsResponse:
+    response = pb.BatchAssignVariantsResponse()
+    for single in request.requests:
+        check_wanted()
+        if assigner := assigners.get(single.test_id):
+            response.assignments.append(assigner.assign(single.unit_id, single.attributes))
+        else:
+            response.assignments.add(
+                test_id=single.test_id, unit_id=single.unit_id, reason=pb.ASSIGNMENT_REASON_NOT_FOUND
+            )
+    return response
 
 
 def _heartbeat(sequence: int) -> pb.AssignmentEvent:

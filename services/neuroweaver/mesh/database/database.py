@@ -269,7 +269,7 @@ def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
     """For reads, for writes, and for checks, which wait for neither."""
     url = url.set(drivername="sqlite+aiosqlite")
     arguments = {"timeout": _BUSY_TIMEOUT_S, "async_creator_fn": _connect_sqlite}
-    reader = create_async_engine(url, connect_args=arguments, pool_size=4, max_overflow=4)
+    reader = create_async_engine(url, connect_args=arguments, pool_size=8, max_overflow=0)
     # One connection: the writers of this process queue for it in order, instead of polling for SQLite's lock.
     writer = create_async_engine(url, connect_args=arguments, pool_size=1, max_overflow=0, pool_timeout=60)
     checker = create_async_engine(url, connect_args=arguments, pool_size=1, max_overflow=0)
@@ -312,16 +312,17 @@ def _postgresql_engines(url: URL, schema: str) -> tuple[AsyncEngine, AsyncEngine
 
     patience = {name: value for name, value in _PATIENCE.items() if name not in url.query}
 
-    # Four services with all of theirs stay below PostgreSQL's default of 100 connections.
-    def engine(options: str, size: int = 6, more: int = 4, **arguments: Any) -> AsyncEngine:
+    # Four services with all of theirs stay below PostgreSQL's default of 100 connections. None beyond the size
+    # of the pool: these would be closed after each use, and opening one takes longer than what it is used for.
+    def engine(options: str, size: int = 10, **arguments: Any) -> AsyncEngine:
         return create_async_engine(
             url.set(drivername="postgresql+psycopg"),
             connect_args={"options": options} | patience,
             pool_pre_ping=True,
             pool_size=size,
-            max_overflow=more,
+            max_overflow=0,
             **arguments,
         )
 
     reads = f"{both} {snapshot}"
-    return engine(reads), engine(both, isolation_level="SERIALIZABLE"), engine(reads, size=1, more=0)
+    return engine(reads), engine(both, isolation_level="SERIALIZABLE"), engine(reads, size=1)

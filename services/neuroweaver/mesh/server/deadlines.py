@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from neuroweaver.mesh.server.stack import Layer, Proceed, Rpc
@@ -36,11 +37,13 @@ def deadline(default_s: float) -> Layer:
 
 
 def silence(limit_s: float) -> Layer:
-    """Ends a client's stream that sends nothing for so long: what it holds is wanted by others."""
+    """Ends a stream whose client sends nothing, or reads nothing, for so long: what it holds others want."""
 
     async def bounded(rpc: Rpc, proceed: Proceed) -> Any:
         if rpc.method.is_request_stream:
             rpc.request = _in_time(rpc.request, limit_s)
+        if rpc.method.is_response_stream:
+            rpc.write = partial(_taken_in_time, rpc.write, limit_s)
         return await proceed(rpc)
 
     return bounded
@@ -57,6 +60,19 @@ async def _in_time(requests: AsyncIterator[bytes], limit_s: float) -> AsyncItera
         except TimeoutError as error:
             raise DeadlineExceeded(f"nothing was sent for {limit_s:.3g} s") from error
         yield request
+
+
+async def _taken_in_time(write: Callable[[Any], Awaitable[None]], limit_s: float, response: Any) -> None:
+    scope = asyncio.timeout(limit_s)
+    try:
+        async with scope:
+            await write(response)
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise DeadlineExceeded(
+            f"nothing was read for {limit_s:.3g} s; call again to go on from what was read last"
+        ) from error
 
 
 class _Overdue:

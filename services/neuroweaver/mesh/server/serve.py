@@ -31,6 +31,7 @@ from neuroweaver.mesh.server import logs
 from neuroweaver.mesh.server.drain import Drain
 from neuroweaver.mesh.server.interceptors import server_interceptor
 from neuroweaver.mesh.server.metrics_page import metrics_page
+from neuroweaver.mesh.server.validation import prepare
 from neuroweaver.mesh.wire import telemetry
 from neuroweaver.mesh.wire.channel import MAX_MESSAGE_BYTES
 from neuroweaver.mesh.wire.environment import SettingsError
@@ -203,6 +204,7 @@ async def _stop(
 async def _run_all(service: Service, statuses: health.aio.HealthServicer) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(_follow_health(service, statuses))
+        group.create_task(asyncio.to_thread(prepare, service.names))
         for task in service.background:
             group.create_task(repeat("background", task, _RESTART_S))
 

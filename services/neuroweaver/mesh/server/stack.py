@@ -1,7 +1,7 @@
 """One shape for the four kinds of RPC, so that a concern is one function around all of them.
 
 gRPC hands a server four kinds of handler. `Stack` makes each of them `async def (rpc) -> response`, where a
-stream's responses go out through `context.write`, and lays layers around it:
+stream's responses go out through `rpc.write`, and lays layers around it:
 
     async def timed(rpc: Rpc, proceed: Proceed) -> Any:
         started = time.perf_counter()
@@ -62,6 +62,8 @@ class Rpc:
     request: Any
     """The encoded message, or an iterator of such."""
     context: grpc.aio.ServicerContext[Any, Any]
+    write: Callable[[Any], Awaitable[None]]
+    """Sends one message of a stream's responses."""
     code: grpc.StatusCode = grpc.StatusCode.OK
     refusal: Error | None = None
 
@@ -117,7 +119,7 @@ class Stack(grpc.aio.ServerInterceptor):
 
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
-                return await self._answer(call, Rpc(method, request, context))
+                return await self._answer(call, Rpc(method, request, context, context.write))
             except grpc.aio.InternalError as error:
                 # The peer is gone; where gRPC has not noticed yet, it would log the failed batch as an error.
                 raise asyncio.CancelledError from error
@@ -179,7 +181,7 @@ async def _call(
         # Closed at once on cancellation, not whenever the garbage collector comes by.
         async with aclosing(answer):
             async for response in answer:
-                await rpc.context.write(response)
+                await rpc.write(response)
     else:
         await answer
     return None

@@ -28,6 +28,10 @@ Attributes = Mapping[str, Any]
 """What targeting looks at: strings, numbers, booleans and lists of these."""
 
 _Condition = Callable[[Attributes], bool]
+_Values = Sequence[str | float | bool]
+"""What a condition compares with."""
+_Test = Callable[[Any], bool]
+"""Whether an attribute's value, None where there is none, fulfils a condition."""
 
 
 class Assignment(NamedTuple):
@@ -128,42 +132,63 @@ def _rules(rules: Sequence[pb.TargetingRule]) -> _Condition | None:
 def _condition(condition: pb.TargetingCondition) -> _Condition:
     name = condition.attribute
     values = [getattr(value, value.WhichOneof("kind") or "string_value") for value in condition.values]
-    holds = _OPERATORS[condition.operator]
-    return lambda attributes: holds(attributes.get(name), values)
+    holds = _OPERATORS[condition.operator](values)
+    return lambda attributes: holds(attributes.get(name))
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _equals(value: Any, other: Any) -> bool:
-    """Of one type, and equal: in Python, True is 1."""
-    is_same_type = type(value) is type(other) or (_is_number(value) and _is_number(other))
-    return is_same_type and bool(value == other)
+def _key(value: Any) -> tuple[type, Any] | None:
+    """Equal for values of one type that are equal: in Python, True is 1."""
+    if isinstance(value, str | bool):
+        return type(value), value
+    return (float, value) if _is_number(value) else None
 
 
-def _is_in(value: Any, values: Sequence[Any]) -> bool:
-    return value is not None and any(_equals(value, other) for other in values)
+def _is_in(values: _Values) -> _Test:
+    keys = frozenset(map(_key, values))
+    return lambda value: _key(value) in keys
 
 
-def _ordered(compare: Callable[[float, float], bool]) -> Callable[[Any, Sequence[Any]], bool]:
-    return lambda value, values: (
-        _is_number(value) and _is_number(values[0]) and compare(float(value), float(values[0]))
-    )
+def _is_not_in(values: _Values) -> _Test:
+    is_in = _is_in(values)
+    return lambda value: not is_in(value)
 
 
-def _text(test: Callable[[str, str], bool]) -> Callable[[Any, Sequence[Any]], bool]:
-    return lambda value, values: (
-        isinstance(value, str) and any(isinstance(part, str) and test(value, part) for part in values)
-    )
+def _contains(values: _Values) -> _Test:
+    is_in = _is_in(values)
+    return lambda value: isinstance(value, list | tuple) and any(map(is_in, value))
 
 
-def _semver(test: Callable[[Version, Version], bool]) -> Callable[[Any, Sequence[Any]], bool]:
-    def holds(value: Any, values: Sequence[Any]) -> bool:
-        mine, bound = _version(value), _version(values[0])
-        return mine is not None and bound is not None and test(mine, bound)
+def _ordered(compare: Callable[[float, float], bool]) -> Callable[[_Values], _Test]:
+    def condition(values: _Values) -> _Test:
+        bound = values[0]
+        return lambda value: _is_number(value) and _is_number(bound) and compare(float(value), float(bound))
 
-    return holds
+    return condition
+
+
+def _text(test: Callable[[str, tuple[str, ...]], bool]) -> Callable[[_Values], _Test]:
+    def condition(values: _Values) -> _Test:
+        parts = tuple(value for value in values if isinstance(value, str))
+        return lambda value: isinstance(value, str) and test(value, parts)
+
+    return condition
+
+
+def _semver(test: Callable[[Version, Version], bool]) -> Callable[[_Values], _Test]:
+    def condition(values: _Values) -> _Test:
+        bound = _version(values[0])
+
+        def holds(value: Any) -> bool:
+            mine = _version(value)
+            return mine is not None and bound is not None and test(mine, bound)
+
+        return holds
+
+    return condition
 
 
 def _version(value: Any) -> Version | None:
@@ -173,20 +198,18 @@ def _version(value: Any) -> Version | None:
         return None
 
 
-_OPERATORS: Final[Mapping[int, Callable[[Any, Sequence[Any]], bool]]] = {
+_OPERATORS: Final[Mapping[int, Callable[[_Values], _Test]]] = {
     pb.TARGETING_OPERATOR_IN: _is_in,
-    pb.TARGETING_OPERATOR_NOT_IN: lambda value, values: not _is_in(value, values),
+    pb.TARGETING_OPERATOR_NOT_IN: _is_not_in,
     pb.TARGETING_OPERATOR_LESS: _ordered(lambda a, b: a < b),
     pb.TARGETING_OPERATOR_LESS_OR_EQUAL: _ordered(lambda a, b: a <= b),
     pb.TARGETING_OPERATOR_GREATER: _ordered(lambda a, b: a > b),
     pb.TARGETING_OPERATOR_GREATER_OR_EQUAL: _ordered(lambda a, b: a >= b),
     pb.TARGETING_OPERATOR_STARTS_WITH: _text(str.startswith),
     pb.TARGETING_OPERATOR_ENDS_WITH: _text(str.endswith),
-    pb.TARGETING_OPERATOR_CONTAINS: lambda value, values: (
-        isinstance(value, list | tuple) and any(_is_in(each, values) for each in value)
-    ),
-    pb.TARGETING_OPERATOR_EXISTS: lambda value, _: value is not None,
-    pb.TARGETING_OPERATOR_NOT_EXISTS: lambda value, _: value is None,
+    pb.TARGETING_OPERATOR_CONTAINS: _contains,
+    pb.TARGETING_OPERATOR_EXISTS: lambda _: lambda value: value is not None,
+    pb.TARGETING_OPERATOR_NOT_EXISTS: lambda _: lambda value: value is None,
     pb.TARGETING_OPERATOR_SEMVER_LESS: _semver(lambda a, b: a < b),
     pb.TARGETING_OPERATOR_SEMVER_GREATER_OR_EQUAL: _semver(lambda a, b: a >= b),
 }

@@ -20,14 +20,18 @@ from neuroweaver.mesh.wire.errors import InvalidArgument, OutOfRange
 from neuroweaver.registry.artifacts.blobs import Blobs, FolderBlobs, lost
 from neuroweaver.registry.artifacts.threads import begun, end_of, in_thread, result_of
 from neuroweaver.registry.artifacts.uploads import Parts, Progress, Upload
+from neuroweaver.registry.domain.model import Artifact
 from neuroweaver.registry.domain.paths import kind_of
 
 __all__ = ["CHUNK_BYTES", "RESERVE_BYTES", "ArtifactStore", "Fault", "Progress"]
 
-CHUNK_BYTES: Final = 1024 * 1024
+CHUNK_BYTES: Final = 256 * 1024
 
 # What an upload leaves free, so that a database on the same disk can go on committing.
 RESERVE_BYTES: Final = 16 * 1024 * 1024
+
+# In one thread, before it is seen whether the caller is still there: an object store takes a second for them.
+_CHECKED_AT_ONCE: Final = 32
 
 _HEX: Final = frozenset("0123456789abcdef")
 
@@ -50,16 +54,29 @@ class ArtifactStore:
         """How far the upload of a file is; 0 bytes if there is none."""
         return await in_thread(self._progress, _checked(digest))
 
-    async def check(self, field: str, digest: str, size: int, path: str) -> bool:
-        """Whether the file is stored, as one that may have this path in a version. `size` in bytes.
+    async def first_missing(self, artifacts: Sequence[Artifact]) -> int | None:
+        """The index of the first file of a version that is not stored; None if all are.
 
-        Raises InvalidArgument naming a part of `field` if its size is another, or its content does not go
-        with the path.
+        Raises InvalidArgument naming a part of `artifacts[index]` if its size is another, or its content does
+        not go with its path.
         """
-        kind = kind_of(f"{field}.path", path)
-        if _checked(digest) in self._corrupt:
+        for begin in range(0, len(artifacts), _CHECKED_AT_ONCE):
+            several = range(begin, min(begin + _CHECKED_AT_ONCE, len(artifacts)))
+            missing = await in_thread(
+                lambda several=several: next(
+                    (at for at in several if not self._is_stored(artifacts, at)), None
+                )
+            )
+            if missing is not None:
+                return missing
+        return None
+
+    def _is_stored(self, artifacts: Sequence[Artifact], index: int) -> bool:
+        field, artifact = f"artifacts[{index}]", artifacts[index]
+        kind = kind_of(f"{field}.path", artifact.path)
+        if _checked(artifact.digest) in self._corrupt:
             return False
-        return await in_thread(self._blobs.is_stored, field, digest, size, kind)
+        return self._blobs.is_stored(field, artifact.digest, artifact.size_bytes, kind)
 
     async def missing(self, digests: Sequence[str]) -> list[str]:
         """Which of these files are not stored. Their content is not looked at."""

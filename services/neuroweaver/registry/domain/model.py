@@ -20,6 +20,8 @@ from neuroweaver.statistics.estimate import Interval
 
 MAX_TAGS: Final = 64
 MAX_METRICS: Final = 1000
+# Of all metrics together: five tests of 10,000 questions each.
+MAX_SAMPLES: Final = 50_000
 MAX_CONFIG_BYTES: Final = 256 * 1024
 
 _MODEL_ID: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
@@ -179,6 +181,7 @@ class Draft(_Content):
         """Raises InvalidArgument naming what a version may not hold."""
         check_text("description", self.description)
         check_tags("tags", self.tags)
+        check_config(self.config)
         check_metrics(self.metrics)
         check_artifacts(self.artifacts)
         for name, value in [*_texts("base", self.base), *_texts("lineage", self.lineage)]:
@@ -354,6 +357,11 @@ def check_metrics(metrics: Mapping[str, Metric]) -> None:
     """Raises InvalidArgument naming the metric."""
     if len(metrics) > MAX_METRICS:
         raise InvalidArgument("metrics", f"would be {len(metrics)}; at most {MAX_METRICS} are allowed")
+    samples = sum(len(metric.samples) for metric in metrics.values())
+    if samples > MAX_SAMPLES:
+        raise InvalidArgument(
+            "metrics", f"would hold {samples} samples; at most {MAX_SAMPLES} are allowed: leave some out"
+        )
     for name, metric in metrics.items():
         metric.check(f'metrics["{name}"]')
 

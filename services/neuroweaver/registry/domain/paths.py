@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import PurePosixPath
 from typing import Final
 
 from neuroweaver.mesh.wire.errors import InvalidArgument
@@ -39,7 +38,7 @@ _KINDS: Final = {
 
 def kind_of(field: str, path: str) -> Kind:
     """How a file of this name is checked. Raises InvalidArgument naming `field` if it is not taken."""
-    kind = _KINDS.get(PurePosixPath(path).suffix.lower())
+    kind = _KINDS.get(_suffix(path))
     if kind is None:
         raise InvalidArgument(
             field,
@@ -50,4 +49,11 @@ def kind_of(field: str, path: str) -> Kind:
 
 def media_type_of(path: str) -> str:
     """The media type that goes with a file's name."""
-    return _KINDS.get(PurePosixPath(path).suffix.lower(), (None, "application/octet-stream"))[1]
+    return _KINDS.get(_suffix(path), (None, "application/octet-stream"))[1]
+
+
+def _suffix(path: str) -> str:
+    """As `PurePosixPath.suffix`, which takes ten times as long: a version may have a thousand files."""
+    name = path.rstrip("/").rpartition("/")[2]
+    stem, _, suffix = name.rpartition(".")
+    return f".{suffix}".lower() if stem and suffix else ""

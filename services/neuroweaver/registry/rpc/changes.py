@@ -24,10 +24,14 @@ def changes(store: Store, project: str, model_id: str, since: int) -> AsyncGener
         async with store.read(project) as registry:
             oldest, newest = await registry.event_bounds()
             events = await registry.events(after, PAGE_SIZE, model_id)
-        last = events[-1].sequence if events else after
-        # Of the events of other models only the sequence is there, which moves the heartbeat along.
+        # Other models' events are not there, but the heartbeat moves along with them.
+        last = events[-1].sequence if events else max(after, newest)
         shown = [messages.from_event(event) for event in events if event.subject]
         return Look(shown, last, newest, oldest)
+
+    async def replay(after: int) -> Look[pb.ModelEvent]:
+        async with store.replays:
+            return await read(after, model_id)
 
     def view(look: Look[pb.ModelEvent]) -> Look[pb.ModelEvent]:
         if not model_id:
@@ -38,7 +42,7 @@ def changes(store: Store, project: str, model_id: str, since: int) -> AsyncGener
         store.topics.topic(project, read),
         since=since,
         heartbeat=lambda last: messages.from_event(Event(last)),
-        look=lambda after: read(after, model_id),
+        look=replay,
         view=view,
     )
 

@@ -11,6 +11,7 @@ from neuroweaver.mesh.wire.text import check_text
 from neuroweaver.registry import messages
 from neuroweaver.registry.artifacts.store import ArtifactStore
 from neuroweaver.registry.domain.model import Artifact, ModelVersion, check_model_id
+from neuroweaver.registry.rpc.downloads import Downloads
 from neuroweaver.registry.storage.store import Store
 from neuroweaver.registry.storage.writer import Writer
 from neuroweaver.v1 import registry_pb2 as pb
@@ -43,9 +44,10 @@ def not_uploaded(field: str, artifact: Artifact) -> FailedPrecondition:
 
 
 class Files:
-    def __init__(self, store: Store, artifacts: ArtifactStore) -> None:
+    def __init__(self, store: Store, artifacts: ArtifactStore, downloads: Downloads) -> None:
         self._store = store
         self._artifacts = artifacts
+        self._downloads = downloads
 
     async def UploadArtifact(
         self, request_iterator: AsyncIterator[pb.UploadArtifactRequest], context: Any
@@ -75,17 +77,18 @@ class Files:
     ) -> AsyncIterator[pb.DownloadArtifactResponse]:
         check_model_id("model_id", request.model_id)
         check_text("path", request.path)
-        async with self._store.read(caller_of(context).project) as registry:
-            version = await registry.selected(request.model_id, request.version)
-        artifact = version.artifact(request.path)
-        if artifact is None:
-            raise NotFound("artifact", f"{version.name}/{request.path}")
-        async with self._artifacts.download(
-            artifact.digest, artifact.size_bytes, request.offset_bytes
-        ) as chunks:
-            yield pb.DownloadArtifactResponse(artifact=messages.from_artifact(artifact))
-            async for chunk in chunks:
-                yield pb.DownloadArtifactResponse(chunk=chunk)
+        async with self._downloads.turn(context):
+            async with self._store.read(caller_of(context).project) as registry:
+                version = await registry.selected(request.model_id, request.version)
+            artifact = version.artifact(request.path)
+            if artifact is None:
+                raise NotFound("artifact", f"{version.name}/{request.path}")
+            async with self._artifacts.download(
+                artifact.digest, artifact.size_bytes, request.offset_bytes
+            ) as chunks:
+                yield pb.DownloadArtifactResponse(artifact=messages.from_artifact(artifact))
+                async for chunk in chunks:
+                    yield pb.DownloadArtifactResponse(chunk=chunk)
 
 
 async def _header(requests: AsyncIterator[pb.UploadArtifactRequest]) -> pb.UploadHeader:

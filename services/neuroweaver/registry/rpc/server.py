@@ -10,6 +10,7 @@ from neuroweaver.mesh.handlers.servicer import composed
 from neuroweaver.mesh.wire.signing import SigningKey
 from neuroweaver.registry.artifacts.store import ArtifactStore
 from neuroweaver.registry.domain.sealing import Seal
+from neuroweaver.registry.rpc.downloads import Downloads
 from neuroweaver.registry.rpc.files import Files
 from neuroweaver.registry.rpc.history import History
 from neuroweaver.registry.rpc.models import Models
@@ -30,6 +31,7 @@ def servicer(
     key: SigningKey,
     seal: Seal,
     *,
+    most_downloads: int,
     allow_private_webhooks: bool = False,
 ) -> RegistryServiceServicer:
     mutations: Mutations[Writer] = Mutations(store, SERVICE)
@@ -40,6 +42,6 @@ def servicer(
         Versions(store, mutations, artifacts, answers),
         Releases(store, mutations, artifacts, answers),
         History(store, key),
-        Files(store, artifacts),
+        Files(store, artifacts, Downloads(most_downloads)),
         Webhooks(store, mutations, seal, allow_private=allow_private_webhooks),
     )

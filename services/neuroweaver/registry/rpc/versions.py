@@ -12,6 +12,7 @@ from neuroweaver.mesh.handlers.mutations import Mutations
 from neuroweaver.mesh.handlers.read_cache import ReadCache
 from neuroweaver.mesh.wire.errors import FailedPrecondition, InvalidArgument
 from neuroweaver.mesh.wire.json_values import Broken, parsed
+from neuroweaver.mesh.wire.threads import in_thread
 from neuroweaver.registry import messages
 from neuroweaver.registry.artifacts.store import ArtifactStore
 from neuroweaver.registry.domain.model import (
@@ -112,7 +113,8 @@ class Versions:
         self, request: pb.CreateModelVersionRequest, context: Any
     ) -> pb.ModelVersion:
         _check(request, optional=("version", "parent_version"))
-        draft = messages.to_draft(request)
+        # With a thousand files, or a large configuration, it takes long.
+        draft = await in_thread(messages.to_draft, request)
         answered: pb.ModelVersion | None = await self._mutations.answered(request, context)
         if answered is not None:
             return answered
@@ -184,11 +186,12 @@ class Versions:
 
     async def _require_artifacts(self, draft: Draft) -> None:
         """That the files of a version are stored, are what they are said to be, and agree with it."""
+        missing = await self._artifacts.first_missing(draft.artifacts)
+        if missing is not None:
+            raise not_uploaded(f"artifacts[{missing}]", draft.artifacts[missing])
         for index, artifact in enumerate(draft.artifacts):
-            field = f"artifacts[{index}]"
-            if not await self._artifacts.check(field, artifact.digest, artifact.size_bytes, artifact.path):
-                raise not_uploaded(field, artifact)
             if is_adapter_config(artifact.path):
+                field = f"artifacts[{index}]"
                 check_adapter(field, await self._adapter_config(field, artifact), draft)
 
     async def _adapter_config(self, field: str, artifact: Artifact) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from semver import Version
-from sqlalchemy import ColumnElement, Row, Select, and_, case, func, null, select
+from sqlalchemy import ColumnElement, Row, Select, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from neuroweaver.mesh.database.pagination import Page
@@ -269,17 +269,13 @@ class Reader:
         return oldest or 1, newest or 0
 
     async def events(self, after: int, limit: int, model_id: str = "") -> list[Event]:
-        """The events after a sequence, in order. With `model_id`, other models' come without a subject."""
+        """The events after a sequence, in order: of one model, or of all."""
         table = tables.model_events
-        record = (
-            case((table.c.model_id == model_id, table.c.record), else_=null()) if model_id else table.c.record
-        )
-        statement = (
-            select(table.c.sequence, table.c.time, table.c.action, table.c.subject, record.label("record"))
-            .where(table.c.project == self.project, table.c.sequence > after)
-            .order_by(table.c.sequence)
-            .limit(limit)
-        )
+        statement = select(table.c.sequence, table.c.time, table.c.action, table.c.subject, table.c.record)
+        statement = statement.where(table.c.project == self.project, table.c.sequence > after)
+        if model_id:
+            statement = statement.where(table.c.model_id == model_id)
+        statement = statement.order_by(table.c.sequence).limit(limit)
         rows, _ = await bounded(self.connection, statement)
         return [Event(row.sequence, row.time, row.action, _subject(row.subject, row.record)) for row in rows]
 

@@ -31,6 +31,9 @@ from neuroweaver.registry.storage.writer import Writer, hold
 
 T = TypeVar("T")
 
+# The other connections to the database are for calls.
+_MOST_REPLAYS: Final = 2
+
 _HEADS: Final = "SELECT project, hash FROM audit_heads WHERE project = ANY($1)"
 
 
@@ -40,6 +43,8 @@ class Store:
         self.clock = clock
         self.topics = Topics(database)
         """By project."""
+        self.replays = asyncio.Semaphore(_MOST_REPLAYS)
+        """To be held by a watch that reads what is past: hundreds may come at once, as after a restart."""
         self.changed = Signal()
         """Says that something may have been written in any project."""
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -182,6 +182,7 @@ model_events: Final = Table(
     Column("model_id", ascii_text(63), nullable=False),
     Column("subject", ascii_text(16), nullable=False),
     Column("record", Text, nullable=False),
+    Index("model_events_by_model", "project", "model_id", "sequence"),
 )
 
 answers: Final = idempotency.table(METADATA)

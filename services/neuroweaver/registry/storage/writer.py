@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.mesh.database.upsert import upsert
 from neuroweaver.mesh.wire.errors import AlreadyExists, InvalidArgument
 from neuroweaver.mesh.wire.origin import ChangeOrigin
+from neuroweaver.mesh.wire.threads import in_thread
 from neuroweaver.registry.domain import history, records
 from neuroweaver.registry.domain.aliases import Alias
 from neuroweaver.registry.domain.history import AuditEvent, Head
@@ -45,10 +46,10 @@ class Writer(Reader):
         """Puts `after` in the place of `before`, which was read in this transaction."""
         after = replace(after, update_time=self.now, etag=str(self._head.sequence + 1))
         key = {"project": self.project, "model_id": after.model_id}
-        values = {"delete_time": after.delete_time, "record": _dumped(replace(after, latest_version=""))}
+        record, changes = await in_thread(_written, before, after, replace(after, latest_version=""))
+        values = {"delete_time": after.delete_time, "record": record}
         await self._save(tables.models, key, values, is_new=before is None)
         await self._save_tags(key | {"precedence": ""}, before, after)
-        changes = records.changes(before, after)
         await self.record(action, model_id=after.model_id, changes=changes, subject=after)
         return after
 
@@ -64,13 +65,14 @@ class Writer(Reader):
         """Puts `after` in the place of `before`, which was read in this transaction."""
         after = replace(after, update_time=self.now, etag=str(self._head.sequence + 1))
         key = {"project": self.project, "model_id": after.model_id, "precedence": precedence(after.version)}
+        record, changes = await in_thread(_written, before, after, replace(after, aliases=()))
         values = {
             "version": str(after.version),
             "is_prerelease": after.version.prerelease is not None,
             "state": after.state.value,
             "create_time": after.create_time,
             "delete_time": after.delete_time,
-            "record": _dumped(replace(after, aliases=())),
+            "record": record,
         }
         await self._save(tables.versions, key, values, is_new=before is None)
         if before is None:  # the files of a version never change
@@ -79,7 +81,6 @@ class Writer(Reader):
                 [key | {"digest": digest} for digest in sorted({file.digest for file in after.artifacts})],
             )
         await self._save_tags(key, before, after)
-        changes = records.changes(before, after)
         version = str(after.version)
         await self.record(action, model_id=after.model_id, version=version, changes=changes, subject=after)
         return after
@@ -126,7 +127,8 @@ class Writer(Reader):
         subject: Subject | None = None,
     ) -> AuditEvent:
         """Writes a change into the history and tells the watches. subject: as it is after the change."""
-        event = history.next_event(
+        event = await in_thread(
+            history.next_event,
             self._head,
             self.origin,
             time=self.now,
@@ -136,7 +138,7 @@ class Writer(Reader):
             changes=changes,
         )
         shown = {name: getattr(event, name) for name in ("project", "sequence", "time", "action", "model_id")}
-        record = _dumped(subject) if subject else ""
+        record = await in_thread(_dumped, subject) if subject else ""
         await self.connection.execute(insert(tables.audit_events).values(**vars(event)))
         await self.connection.execute(
             insert(tables.model_events).values(**shown, subject=kind_of(subject), record=record)
@@ -180,6 +182,13 @@ async def hold(connection: AsyncConnection, digests: Collection[str], now: datet
 
 def _equal(table: Any, key: Mapping[str, Any]) -> ColumnElement[bool]:
     return and_(*(table.c[name] == value for name, value in key.items()))
+
+
+def _written(
+    before: Model | ModelVersion | None, after: Model | ModelVersion, stored: Model | ModelVersion
+) -> tuple[str, list[FieldDifference]]:
+    """The text of `stored`, and what changed. In a thread: with many files or samples it takes long."""
+    return _dumped(stored), records.changes(before, after)
 
 
 def _dumped(subject: Subject) -> str:

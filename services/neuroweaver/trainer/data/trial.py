@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
-from neuroweaver.base_models.chat_template import TemplateRefuses, chat_template
+from neuroweaver.base_models.chat_template import chat_template
+from neuroweaver.base_models.rendering import TemplateRefuses
 from neuroweaver.trainer.data.encoding import encode
 from neuroweaver.trainer.data.questions import Question, ask, choose, rated, without_system
 from neuroweaver.trainer.data.rows import Example

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from neuroweaver.base_models.catalog import resolve
 from neuroweaver.base_models.folders import Digests, digests, materialize
-from neuroweaver.base_models.rendering import TemplateRefuses
 from neuroweaver.base_models.tokenizer import load_tokenizer
 from neuroweaver.mesh.machine.files import read_json, read_jsonl, write_json, write_jsonl
 from neuroweaver.trainer.data import dataset
