@@ -184,6 +184,8 @@ async def test_a_caller_who_leaves_frees_the_replica(tmp_path: Path):
             await anext(answer.aiter_raw())
             assert replica.in_flight == 1
         await here.until(lambda _: not replica.in_flight)
+        (measured,) = await here.backend.measure(KEY, NAME, spec())
+        assert (measured.requests, measured.errors) == (0, 0)
 
 
 async def test_a_sleeping_deployment_is_woken_by_a_request_and_falls_asleep_again(tmp_path: Path):

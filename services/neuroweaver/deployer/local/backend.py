@@ -39,6 +39,7 @@ from neuroweaver.deployer.local.replicas.fleet import Fleet
 from neuroweaver.deployer.local.replicas.replica import Replica, ReplicaContext
 from neuroweaver.deployer.routing import front
 from neuroweaver.deployer.routing.router import UNKEPT, Refusal, Router, by_path
+from neuroweaver.mesh.machine.processes import module
 from neuroweaver.mesh.server.http_limits import HttpLimits
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -75,7 +76,7 @@ class LocalSettings:
     home: Path
     host: str = "127.0.0.1"
     port: int = PORT
-    command: Sequence[str] = (sys.executable, "-m", "neuroweaver.serving")
+    command: Sequence[str] = module("neuroweaver.serving")
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     shutdown_s: float = 15.0
     wedge_grace_s: float = 10.0

@@ -46,6 +46,8 @@ _REASONS: Final = {
 class Fleet:
     """Only the event loop's thread touches it. moved: called when something changed."""
 
+    max_prompt_chars: Final = 0
+
     def __init__(
         self,
         resource_name: str,
