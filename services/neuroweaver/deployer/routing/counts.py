@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 # Milliseconds. Fine where thresholds usually lie: a percentile is read off between two bounds.
 BOUNDS_MS: Final = (
@@ -22,6 +22,16 @@ class Histogram:
     def __init__(self) -> None:
         self._counts = [0] * (len(BOUNDS_MS) + 1)
         self.sum_ms = 0.0
+
+    def plain(self) -> list[Any]:
+        """As JSON values, which `of_plain` reads."""
+        return [self.sum_ms, self._counts]
+
+    @classmethod
+    def of_plain(cls, plain: list[Any]) -> Histogram:
+        made = cls()
+        made.sum_ms, made._counts = plain
+        return made
 
     def add(self, milliseconds: float) -> None:
         self.sum_ms += milliseconds
@@ -50,6 +60,18 @@ class Counts:
         self.turned_away = 0
         self.latency = Histogram()
         self.first_token = Histogram()
+
+    def plain(self) -> list[Any]:
+        """As JSON values, which `of_plain` reads."""
+        times = [self.latency.plain(), self.first_token.plain()]
+        return [self.requests, self.errors, self.turned_away, *times]
+
+    @classmethod
+    def of_plain(cls, plain: list[Any]) -> Counts:
+        made = cls()
+        made.requests, made.errors, made.turned_away, latency, first_token = plain
+        made.latency, made.first_token = Histogram.of_plain(latency), Histogram.of_plain(first_token)
+        return made
 
     def ended(self, status: int, first_ms: float | None, total_ms: float) -> None:
         """An answer that came whole. status: of HTTP."""
