@@ -34,7 +34,7 @@ SECTIONS: Final = (
     (
         "HTTP of model servers and routers",
         HttpLimits,
-        "Read by the Deployer, for its router and its model servers on this machine. Those in pods have the defaults.",
+        "Read by the Deployer, for itself and for pods. In a cluster a change rolls every deployment's router and own model servers, not vLLM.",
     ),
 )
 # Read by other programs than the services' own settings.

@@ -19,5 +19,5 @@ COPY --from=build /opt/neuroweaver /opt/neuroweaver
 ENV PATH=/opt/neuroweaver/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 EXPOSE 8000
-ENTRYPOINT ["python", "-m", "neuroweaver.serving"]
+ENTRYPOINT ["python", "-P", "-m", "neuroweaver.serving"]
 CMD ["--config", "/etc/neuroweaver/config.json"]

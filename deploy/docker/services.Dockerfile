@@ -26,4 +26,4 @@ ENV PATH=/opt/neuroweaver/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 WORKDIR /var/lib/neuroweaver
 # Which of them: registry, trainer, deployer, experiment.
-CMD ["python", "-m", "neuroweaver.registry"]
+CMD ["python", "-P", "-m", "neuroweaver.registry"]

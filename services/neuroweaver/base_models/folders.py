@@ -95,21 +95,49 @@ def digests(folder: Path) -> Digests:
 
     Raises BaseModelUnavailable where the template cannot be read.
     """
-    weights = sorted(folder.glob("*.safetensors"))
-    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    template = _chat_template(folder)
     generation = folder / "generation_config.json"
     return Digests(
-        base=base_digest(digest_of(folder / "config.json"), {file.name: digest_of(file) for file in weights}),
-        tokenizer=_digest_of_files(tokenizer),
-        chat_template=None if template is None else sha256_of([template]),
+        base=_base(folder),
+        tokenizer=_tokenizer(folder),
+        chat_template=_template(folder),
         generation=digest_of(generation) if generation.is_file() else None,
     )
+
+
+def differing(folder: Path, expected: Digests) -> str:
+    """What in `folder` has another digest than expected, in a sentence; empty if nothing has. Empty digests
+    fit all.
+
+    Raises BaseModelUnavailable where the template cannot be read.
+    """
+    parts = (
+        ("the base model", _base, expected.base),
+        ("the tokenizer", _tokenizer, expected.tokenizer),
+        ("the chat template", _template, expected.chat_template),
+    )
+    for part, digest_in, digest in parts:
+        if digest and (actual := digest_in(folder)) != digest:
+            return f"{part} has digest {actual}, not {digest}"
+    return ""
 
 
 def base_digest(config: str, weights: Mapping[str, str]) -> str:
     """`Digests.base` by the SHA-256 of config.json and of each *.safetensors file, as a hub tells them."""
     return _digest_of([("config.json", config), *sorted(weights.items())])
+
+
+def _base(folder: Path) -> str:
+    weights = sorted(folder.glob("*.safetensors"))
+    return base_digest(digest_of(folder / "config.json"), {file.name: digest_of(file) for file in weights})
+
+
+def _tokenizer(folder: Path) -> str:
+    return _digest_of_files([folder / name for name in TOKENIZER_FILES if (folder / name).is_file()])
+
+
+def _template(folder: Path) -> str | None:
+    template = _chat_template(folder)
+    return None if template is None else sha256_of([template])
 
 
 def _builtin(source: Path, models: Path, check: Check) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,13 +11,12 @@ from typing import Final
 
 from neuroweaver.artifacts.content import digest_of
 from neuroweaver.artifacts.file import File
-from neuroweaver.base_models.folders import BaseModelUnavailable, Digests, digests
+from neuroweaver.base_models.folders import BaseModelUnavailable, Digests, differing
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 MODEL_CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"
-_PARTS: Final = {"base": "the base model", "tokenizer": "the tokenizer", "chat_template": "the chat template"}
 
 
 class DamagedArtifacts(Exception):
@@ -29,16 +27,12 @@ def verify_base(folder: Path, expected: Digests) -> None:
     """Raises DamagedArtifacts unless all in `folder` has these digests; empty fits all."""
     if not (folder / MODEL_CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         raise DamagedArtifacts("the base model's folder holds no config.json with safetensors")
-    if not any(dataclasses.astuple(expected)):
-        return
     try:
-        actual = digests(folder)
+        difference = differing(folder, expected)
     except BaseModelUnavailable as error:
         raise DamagedArtifacts(str(error)) from error
-    for name, part in _PARTS.items():
-        digest, found = getattr(expected, name), getattr(actual, name)
-        if digest and found != digest:
-            raise DamagedArtifacts(f"{part} has digest {found}, not {digest}")
+    if difference:
+        raise DamagedArtifacts(difference)
 
 
 @contextmanager

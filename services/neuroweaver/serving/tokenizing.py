@@ -77,8 +77,8 @@ class Tokenizers:
         except TimeoutError as error:
             raise ApiError(
                 f"The prompt could not be tokenized within {self._deadline_s:g} s.",
-                status=503,
-                kind="server_error",
+                status=429,
+                kind="rate_limit_error",
                 code="busy",
                 retry_after_s=5,
             ) from error

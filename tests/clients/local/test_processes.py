@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import grpc
 import psutil
@@ -15,6 +16,7 @@ import foreground
 from neuroweaver.client import Client
 from neuroweaver.local.processes import (
     SERVICES,
+    SUPERVISOR,
     Fleet,
     Place,
     ProcessError,
@@ -22,6 +24,8 @@ from neuroweaver.local.processes import (
     is_free,
     is_service,
     recorded,
+    supervisor,
+    supervisor_log,
     unwinding_on_signals,
 )
 from ports import free_ports
@@ -52,6 +56,15 @@ def command_line(environ, *arguments):
 
 def is_alive(pid):
     return any(is_service(pid, service) for service in SERVICES)
+
+
+def restarted(places, service, before):
+    """The process that the supervisor started in place of one that was killed."""
+    give_up = time.monotonic() + 120
+    while (pid := recorded(places).get(service, before)) == before:
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+    return pid
 
 
 def read_document(stream):
@@ -145,9 +158,18 @@ def test_detached_services_run_on_until_down_ends_exactly_them(environ, places):
         assert again.returncode == 5
         assert "already running" in err
 
+        watching = supervisor(home)
+        os.kill(pids["experiment"], signal.SIGKILL)
+        pids["experiment"] = restarted(places, "experiment", pids["experiment"])
+        told = supervisor_log(home).read_text()
+        assert "the experiment has stopped (how is not known): " in told
+        assert "; it is started again in 1 s\n" in told
+        assert recorded(places) == pids
+
         # A file whose process is another by now: ids are used again.
         places[0].pid_file.write_text(str(bystander.pid))
         assert set(end_recorded(places)) == set(SERVICES) - {places[0].service}
+        assert not is_service(watching, SUPERVISOR)
         assert bystander.poll() is None
         assert is_alive(pids[places[0].service])
         places[0].pid_file.write_text(str(pids[places[0].service]))
@@ -159,6 +181,8 @@ def test_detached_services_run_on_until_down_ends_exactly_them(environ, places):
     finally:
         bystander.kill()
         bystander.wait()
+        if pid := supervisor(home):
+            os.kill(pid, signal.SIGKILL)
         for pid in filter(is_alive, pids.values()):
             os.kill(pid, signal.SIGKILL)
 

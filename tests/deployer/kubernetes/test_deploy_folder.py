@@ -182,7 +182,7 @@ def test_a_service_listens_where_it_is_probed_and_called(service: str):
         <= found["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
     )
     assert settings.addresses[service] == f"{service}.neuroweaver.svc:{settings.port}"
-    assert container["command"] == ["python", "-m", f"neuroweaver.{service}"]
+    assert container["command"] == ["python", "-P", "-m", f"neuroweaver.{service}"]
     assert found["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
 
 

@@ -25,13 +25,14 @@ from deployer.local.worlds import (
     wanted,
 )
 from neuroweaver.deployer.local.backend import local_backend
+from neuroweaver.deployer.local.front.process import as_process
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
 async def main(home: Path, port: int, version: str, replicas: int, gpus: str, resources: str = "{}") -> None:
     registry, stop = FakeRegistry(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    chosen = settings(home, port=port)
+    chosen = settings(home, port=port, start_router=as_process)
     machine = big_machine(gpus=tuple(gpus.split(",")) if gpus else ())
     async with local_backend(chosen, registry.fetch, no_base, machine=machine) as backend:
         desired = wanted(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from neuroweaver.artifacts.file import File
 from neuroweaver.deployer.domain.backend import Bundle, DesiredRevision, DesiredState, Key, Observed
+from neuroweaver.deployer.local import routes
 from neuroweaver.deployer.local.backend import LocalBackend, LocalSettings, local_backend
+from neuroweaver.deployer.local.front import program
+from neuroweaver.deployer.local.front.process import FOLDER
 from neuroweaver.deployer.local.machine.machine import Machine
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -143,8 +146,41 @@ async def no_base(name: str, digest: str) -> Path:
 
 
 def settings(home: Path, **changes: Any) -> LocalSettings:
-    made = LocalSettings(home=home, port=0, command=FAKE, probe_s=0.1, wedge_grace_s=1.0, shutdown_s=10.0)
+    """With a router in this process, which is there at once; `deployer_process` has the real one."""
+    made = LocalSettings(
+        home=home,
+        port=0,
+        command=FAKE,
+        probe_s=0.1,
+        wedge_grace_s=1.0,
+        shutdown_s=10.0,
+        start_router=RouterTask.start,
+    )
     return replace(made, **changes)
+
+
+class RouterTask:
+    """The router's program as a task; `front.process.Running`."""
+
+    @classmethod
+    async def start(cls, config: Path, environ: Mapping[str, str], log: Path) -> RouterTask:
+        return cls(config)
+
+    def __init__(self, config: Path) -> None:
+        self._stop = asyncio.Event()
+        chosen = routes.read(config)
+        assert chosen is not None
+        self._task = asyncio.create_task(program.serve(chosen, config.parent, self._stop))
+
+    @property
+    def has_ended(self) -> bool:
+        return self._task.done()
+
+    def terminate(self) -> None:
+        self._stop.set()
+
+    def kill(self) -> None:
+        self._task.cancel()
 
 
 @asynccontextmanager
@@ -159,11 +195,25 @@ async def world(home: Path, machine: Machine | None = None, **changes: Any) -> A
 
 def servers(home: Path) -> list[int]:
     """The fake servers of this home that run, by pid."""
+    return processes_of(home, lambda word: f"/{FOLDER}/" not in word)
+
+
+def routers(home: Path) -> list[int]:
+    """Its routers that run as processes."""
+    return processes_of(home, lambda word: f"/{FOLDER}/" in word)
+
+
+def processes_of(home: Path, is_meant: Callable[[str], bool]) -> list[int]:
+    """By their configuration file."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             words, is_alive = process.cmdline(), process.status() != psutil.STATUS_ZOMBIE
-            if is_alive and "--config" in words and any(str(home) in word for word in words):
+            if (
+                is_alive
+                and "--config" in words
+                and any(str(home) in word and is_meant(word) for word in words)
+            ):
                 found.append(process.pid)
     return sorted(found)
 

@@ -225,7 +225,7 @@ async def test_large_bodies_have_a_bound_together_and_shut_out_no_small_one():
         async with asyncio.timeout(PATIENCE_S):
             while here.app.bodies.held_bytes < 2 * large:  # noqa: ASYNC110 (of a server, which tells nobody)
                 await asyncio.sleep(0.01)
-        assert await here.ask(post(b"/", b"x" * large)) == (503, b"busy")
+        assert await here.ask(post(b"/", b"x" * large)) == (429, b"busy")
         assert await here.ask(post(b"/", b"x" * 60_000)) == (200, b"60000")
         here.app.release.set()
         for reader, _ in held:

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import httpx2
 import pytest
@@ -135,6 +139,34 @@ def test_a_body_that_drips_outlasts_no_limit(monkeypatch):
     ):
         client.get(URL)
     assert body.read == 6
+
+
+@contextmanager
+def dripping(head: bytes) -> Iterator[str]:
+    """A server that sends the head of its answer byte by byte, whole in the end; its URL."""
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(1 << 16)
+            for at in range(len(head)):
+                connection.sendall(head[at : at + 1])
+                time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    thread.join()
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_headers_that_drip_outlast_no_limit(is_streamed):
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx: " + b"y" * 200 + b"\r\n\r\n"
+    with dripping(head) as url, Client(limit_s=0.3, timeout=60, trust_env=False) as client:
+        request = client.build_request("GET", url)
+        with pytest.raises(httpx2.ReadTimeout):
+            client.send(request, stream=is_streamed)
 
 
 def test_a_download_is_left_to_its_reader():

@@ -23,12 +23,12 @@ from neuroweaver.local.processes import (
     ProcessError,
     end_recorded,
     recorded,
+    supervisor,
+    supervisor_log,
     unwinding_on_signals,
 )
-from neuroweaver.local.restarts import Restarts
+from neuroweaver.local.restarts import WATCH_S, Restarts
 from neuroweaver.mesh.wire.environment import SettingsError
-
-_WATCH_S = 0.5
 
 
 def up(
@@ -40,22 +40,25 @@ def up(
 ) -> None:
     """Start the four services on this machine and keep them running until Ctrl-C.
 
-    One that stops by itself is started again. Their logs go to NEUROWEAVER_HOME/logs.
+    One that stops by itself is started again, also after --detach. Their logs go to NEUROWEAVER_HOME/logs.
 
     Example: neuroweaver up --detach
     """
     with _failing(), unwinding_on_signals(), Fleet(os.environ) as fleet:
-        if running := recorded(fleet.places):
+        home = fleet.places[0].home
+        running = recorded(fleet.places) | ({"supervisor": pid} if (pid := supervisor(home)) else {})
+        if running:
             listed = ", ".join(f"{service} (process {pid})" for service, pid in running.items())
             raise Failure(Exit.CONFLICT, f"already running: {listed}; `neuroweaver down` stops them")
         fleet.start()
         _show_start(fleet, as_json=as_json)
         if detach:
-            fleet.let_go()
+            pid = fleet.let_go()
+            typer.echo(f"supervised by process {pid} (log: {supervisor_log(home)})", err=True)
             return
         restarts = Restarts(fleet, lambda line: typer.echo(line, err=True))
         while True:
-            time.sleep(_WATCH_S)
+            time.sleep(WATCH_S)
             restarts.look()
 
 

@@ -18,6 +18,8 @@ from typing import Final, Self
 from neuroweaver.mesh.wire.settings import DEPLOYMENT_BACKEND, PORTS, SERVING_PORT, Settings
 
 SERVICES: Final = tuple(PORTS)
+SUPERVISOR: Final = "local"
+"""The package whose program it is."""
 
 # A server drains for up to 20 s after SIGTERM (NEUROWEAVER_DRAIN_S).
 _GRACE_S: Final = 30.0
@@ -89,7 +91,37 @@ class Place:
 
     @property
     def pid_file(self) -> Path:
-        return self.home / "run" / f"{self.service}.pid"
+        return _pid_file(self.home, self.service)
+
+
+class _Found:
+    """A process that another one started, by its id, with what `Fleet` needs of `subprocess.Popen`."""
+
+    returncode = None
+    """How it ended, only its parent hears."""
+
+    def __init__(self, service: str, pid: int) -> None:
+        self.pid = pid
+        self._service = service
+
+    def poll(self) -> int | None:
+        """None while it runs."""
+        return None if is_service(self.pid, self._service) else 0
+
+    def terminate(self) -> None:
+        _signal(self._service, self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        _signal(self._service, self.pid, signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises subprocess.TimeoutExpired."""
+        give_up = time.monotonic() + (_GRACE_S if timeout is None else timeout)
+        while self.poll() is None:
+            if time.monotonic() > give_up:
+                raise subprocess.TimeoutExpired(self._service, give_up)
+            time.sleep(_POLL_S)
+        return 0
 
 
 class Fleet:
@@ -103,7 +135,8 @@ class Fleet:
         addresses = {_variable(place.service, "ADDRESS"): place.address for place in self.places}
         # The logs go to files for people, unless somebody asks for JSON.
         self._environ = {**addresses, "NEUROWEAVER_LOG_FORMAT": "human", **environ}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, subprocess.Popen[bytes] | _Found] = {}
+        self._are_recorded = False
 
     def __enter__(self) -> Self:
         return self
@@ -159,18 +192,38 @@ class Fleet:
 
     def start_again(self, place: Place) -> None:
         """One that has ended. Its log is kept beside the new one. Raises OSError."""
-        self._processes[place.service] = _spawn(place, self._environ)
+        process = self._processes[place.service] = _spawn(place, self._environ)
+        if self._are_recorded:
+            try:
+                _record(place.home, place.service, process.pid)
+            except OSError:  # nobody would find it
+                _kill(process)
+                raise
 
     def pid(self, service: str) -> int:
         return self._processes[service].pid
 
-    def let_go(self) -> None:
-        """Leaves the processes running; their ids stay in the home's `run` folder for `end_recorded`."""
+    def let_go(self) -> int:
+        """Leaves the processes running, with a supervisor that starts again what stops; its process id.
+
+        All ids stay in the home's `run` folder for `end_recorded`.
+        """
         for place in self.places:
-            place.pid_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            place.pid_file.touch(mode=0o600)
-            place.pid_file.write_text(f"{self.pid(place.service)}\n", encoding="ascii")
+            _record(place.home, place.service, self.pid(place.service))
+        home = self.places[0].home
+        # It starts services, with all that they need of the environment.
+        process = _launch(SUPERVISOR, supervisor_log(home), self._environ, home)
+        _record(home, SUPERVISOR, process.pid)
         self._processes.clear()
+        return process.pid
+
+    def take_over(self) -> None:
+        """Those that another process let go; what has ended since is to be started again."""
+        running = recorded(self.places)
+        self._processes = {
+            place.service: _Found(place.service, running.get(place.service, 0)) for place in self.places
+        }
+        self._are_recorded = True
 
     def stop(self) -> None:
         """SIGTERM to all, SIGKILL to those still there after the grace period; a second Ctrl-C ends that."""
@@ -188,28 +241,39 @@ class Fleet:
 
 
 def recorded(places: Iterable[Place]) -> dict[str, int]:
-    """Process ids by service, of those in the home's `run` folder that still run; stale files are removed."""
-    running = {}
-    for place in places:
-        try:
-            pid = int(place.pid_file.read_text(encoding="ascii"))
-        except FileNotFoundError:
-            continue
-        except ValueError:
-            pid = 0
-        if is_service(pid, place.service):
-            running[place.service] = pid
-        else:
-            place.pid_file.unlink(missing_ok=True)
-    return running
+    """Process ids by service, of those in the home's `run` folder that still run."""
+    found = {place.service: _recorded(place.pid_file, place.service) for place in places}
+    return {service: pid for service, pid in found.items() if pid}
+
+
+def supervisor(home: Path) -> int:
+    """The process id of the home's supervisor; 0 if none runs."""
+    return _recorded(_pid_file(home, SUPERVISOR), SUPERVISOR)
+
+
+def supervisor_log(home: Path) -> Path:
+    return home / "logs" / "supervisor.log"
 
 
 def end_recorded(places: Sequence[Place]) -> dict[str, int]:
     """Stops exactly the services that `let_go` recorded and that still run; returns their process ids.
 
-    Raises ProcessError for one that may not be stopped.
+    Their supervisor goes first, so that it starts none of them again. Raises ProcessError for one that may
+    not be stopped.
     """
+    for home in {place.home for place in places}:
+        if pid := supervisor(home):
+            _end({SUPERVISOR: pid})
+        _pid_file(home, SUPERVISOR).unlink(missing_ok=True)
     running = recorded(places)
+    _end(running)
+    for place in places:
+        place.pid_file.unlink(missing_ok=True)
+    return running
+
+
+def _end(running: Mapping[str, int]) -> None:
+    """SIGTERM to all, SIGKILL to those still there after the grace period."""
     for service, pid in running.items():
         _signal(service, pid, signal.SIGTERM)
     give_up = time.monotonic() + _GRACE_S
@@ -219,9 +283,6 @@ def end_recorded(places: Sequence[Place]) -> dict[str, int]:
                 _signal(service, pid, signal.SIGKILL)
                 break
             time.sleep(_POLL_S)
-    for place in places:
-        place.pid_file.unlink(missing_ok=True)
-    return running
 
 
 def is_service(pid: int, service: str) -> bool:
@@ -289,20 +350,47 @@ def unwinding_on_signals() -> Iterator[None]:
 def _spawn(place: Place, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     place.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     place.log.parent.mkdir(mode=0o700, exist_ok=True)
+    return _launch(place.service, place.log, _needed(place.service, environ), place.home)
+
+
+def _launch(service: str, log: Path, environ: Mapping[str, str], home: Path) -> subprocess.Popen[bytes]:
+    """Its last log is kept beside the new one."""
     with suppress(FileNotFoundError):
-        place.log.replace(place.log.with_suffix(".log.1"))
-    place.log.touch(mode=0o600)
-    with place.log.open("wb") as log:
+        log.replace(log.with_suffix(".log.1"))
+    log.touch(mode=0o600)
+    with log.open("wb") as output:
         return subprocess.Popen(  # noqa: S603
             # -P: a folder called neuroweaver in the working directory is not imported.
-            [sys.executable, "-P", "-m", _module(place.service)],
+            [sys.executable, "-P", "-m", _module(service)],
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=output,
             stderr=subprocess.STDOUT,
-            env={**_needed(place.service, environ), "NEUROWEAVER_HOME": str(place.home)},
+            env={**environ, "NEUROWEAVER_HOME": str(home)},
             # Ctrl-C reaches this process alone, which then ends the services in good order.
             start_new_session=True,
         )
+
+
+def _pid_file(home: Path, service: str) -> Path:
+    return home / "run" / f"{service}.pid"
+
+
+def _record(home: Path, service: str, pid: int) -> None:
+    file = _pid_file(home, service)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.touch(mode=0o600)
+    part.write_text(f"{pid}\n", encoding="ascii")
+    part.replace(file)
+
+
+def _recorded(file: Path, service: str) -> int:
+    """0 where none runs."""
+    try:
+        pid = int(file.read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        return 0
+    return pid if is_service(pid, service) else 0
 
 
 def _needed(service: str, environ: Mapping[str, str]) -> dict[str, str]:
@@ -320,7 +408,7 @@ def _module(service: str) -> str:
     return f"neuroweaver.{service}"
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes] | _Found) -> None:
     if process.poll() is None:
         process.kill()
         process.wait()
@@ -335,7 +423,9 @@ def _signal(service: str, pid: int, number: signal.Signals) -> None:
         raise ProcessError(f"the {service} (process {pid}) belongs to another user") from error
 
 
-def _ending(code: int) -> str:
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "how is not known"
     if code >= 0:
         return f"exit code {code}"
     try:

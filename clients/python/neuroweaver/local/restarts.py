@@ -10,6 +10,7 @@ from typing import Final
 from neuroweaver.local.processes import Fleet, Place
 
 MAX_BACKOFF_S: Final = 60.0
+WATCH_S: Final = 0.5
 # One that ran for so long is started again at once.
 STEADY_S: Final = 60.0
 

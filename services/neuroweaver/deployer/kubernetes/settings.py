@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from neuroweaver.cluster.connection import Access
+from neuroweaver.mesh.server.http_limits import HttpLimits
 from neuroweaver.mesh.wire.environment import address, matching, read, switch, text, variable
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
@@ -35,9 +36,10 @@ def _url(value: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSettings:
-    """own_namespace: of the deployer's pod; empty outside a cluster."""
+    """own_namespace: of the deployer's pod; empty outside a cluster. http_limits: of what runs in pods."""
 
     own_namespace: str = ""
+    http_limits: HttpLimits = field(default_factory=HttpLimits)
     kubeconfig: Path | None = variable(
         "KUBECONFIG",
         Path,
@@ -144,7 +146,7 @@ class ClusterSettings:
         """Raises SettingsError naming the first variable that is wrong."""
         environ = os.environ if environ is None else environ
         own = _OWN_NAMESPACE.read_text().strip() if _OWN_NAMESPACE.is_file() else ""
-        given: dict[str, Any] = {"own_namespace": own}
+        given: dict[str, Any] = {"own_namespace": own, "http_limits": read(HttpLimits, environ)}
         if own and not environ.get("KUBERNETES_NAMESPACE", "").strip():
             given["namespace"] = own
         return read(cls, environ, **given)

@@ -11,7 +11,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,13 +32,26 @@ from neuroweaver.deployer.domain.backend import (
 from neuroweaver.deployer.local import planning
 from neuroweaver.deployer.local.files.cache import Cache
 from neuroweaver.deployer.local.files.supplies import BaseFolder, Supplies
+from neuroweaver.deployer.local.front.process import (
+    CONFIG,
+    FOLDER,
+    RELEASE,
+    RouterProcess,
+    Start,
+    Tidings,
+    as_process,
+)
 from neuroweaver.deployer.local.machine.machine import Machine, Room, this_machine
 from neuroweaver.deployer.local.planning import Running, Situation
 from neuroweaver.deployer.local.replicas import processes
 from neuroweaver.deployer.local.replicas.fleet import Fleet
+from neuroweaver.deployer.local.replicas.processes import Process
 from neuroweaver.deployer.local.replicas.replica import Replica, ReplicaContext
+from neuroweaver.deployer.local.routes import Config, Reports, Tables
 from neuroweaver.deployer.routing import front
-from neuroweaver.deployer.routing.router import UNKEPT, Refusal, Router, by_path
+from neuroweaver.deployer.routing.router import UNKEPT
+from neuroweaver.mesh.handlers.loop import Outage
+from neuroweaver.mesh.machine.processes import module
 from neuroweaver.mesh.server.http_limits import HttpLimits
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -69,13 +82,13 @@ class LocalSettings:
     when the deployer itself ends. wedge_grace_s: how long a replica that was ready may fail its health check.
     probe_s: between two health checks. wake_s: how long a request waits for a sleeping deployment.
     unused_s: how long files that no deployment names are kept, for a way back without fetching them again.
-    limits: of the HTTP front.
+    limits: of the HTTP front. start_router: the router's process.
     """
 
     home: Path
     host: str = "127.0.0.1"
     port: int = PORT
-    command: Sequence[str] = (sys.executable, "-m", "neuroweaver.serving")
+    command: Sequence[str] = module("neuroweaver.serving")
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     shutdown_s: float = 15.0
     wedge_grace_s: float = 10.0
@@ -83,6 +96,7 @@ class LocalSettings:
     wake_s: float = 120.0
     unused_s: float = 3600.0
     limits: HttpLimits = field(default_factory=HttpLimits)
+    start_router: Start = as_process
 
 
 class LocalBackend:
@@ -92,7 +106,6 @@ class LocalBackend:
         self,
         settings: LocalSettings,
         folder: Path,
-        address: str,
         client: httpx2.AsyncClient,
         cache: Cache,
         base_folder: BaseFolder,
@@ -100,20 +113,30 @@ class LocalBackend:
     ) -> None:
         self._settings = settings
         self._folder = folder
-        self._address = address
         self._cache = cache
         self._base_folder = base_folder
         self._room = Room(machine)
         self._fleets: dict[str, Fleet] = {}
         self._by_key: dict[Key, Fleet] = {}
+        limits = settings.limits
+        config = Config(settings.host, settings.port, settings.wake_s, settings.shutdown_s, RELEASE, limits)
         self._adopting_until = 0.0
+        self._keeping = Outage("routes")
         self._changed: Callable[[Key], None] = lambda _: None
         inherited = {name: value for name, value in settings.environ.items() if _PASSED_ON.fullmatch(name)}
+        self._router = RouterProcess(
+            folder / FOLDER,
+            config,
+            _ENVIRON | inherited,
+            settings.start_router,
+            Tidings(self._tables, self._hear, self._wake),
+        )
         self._context = ReplicaContext(
             client=client,
             room=self._room,
             command=settings.command,
             environ=_ENVIRON | inherited,
+            settled=self._router.settled,
             wedge_grace_s=settings.wedge_grace_s,
             probe_s=settings.probe_s,
         )
@@ -141,10 +164,13 @@ class LocalBackend:
                 Trouble.NO_ROOM if is_full else Trouble.NOT_CONFIGURED,
                 f"the deployment's state cannot be written: {error.strerror}",
             ) from error
+        finally:
+            await self._router.settled()
 
     async def observe(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Observed:
         del spec
         fleet = self._fleets.get(resource_name)
+        await self._router.settled()
         return fleet.observe(self.endpoint(key)) if fleet else Observed()
 
     async def remove(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> bool:
@@ -156,6 +182,8 @@ class LocalBackend:
             return False
         del self._fleets[resource_name]
         self._by_key.pop(key, None)
+        self._router.touch()
+        await self._router.settled()
         await fleet.delete()
         return True
 
@@ -170,6 +198,7 @@ class LocalBackend:
     async def measure(self, key: Key, resource_name: str, spec: pb.DeploymentSpec) -> Sequence[Measured]:
         del key, spec
         fleet = self._fleets.get(resource_name)
+        await self._router.hear()
         return await fleet.measure() if fleet else ()
 
     async def run(self, changed: Callable[[Key], None]) -> None:
@@ -184,33 +213,29 @@ class LocalBackend:
 
     def endpoint(self, key: Key) -> str:
         """The base URL of a deployment's OpenAI-compatible interface."""
-        return f"{self._address}/{key.project}/{key.model_id}/{key.name}/v1"
+        return self._router.config.endpoint(key)
 
     def fleet(self, key: Key) -> Fleet | None:
-        """Raises Refusal while it is not known yet whose replicas an earlier deployer left."""
-        fleet = self._by_key.get(key)
-        if fleet is None and self._is_adopting:
-            raise Refusal(503, "not_ready", "the deployer has just started; ask again in a moment")
-        return fleet
+        return self._by_key.get(key)
 
-    @property
-    def _is_adopting(self) -> bool:
-        is_early = time.monotonic() < self._adopting_until
-        return is_early and any(fleet.key is None for fleet in self._fleets.values())
+    async def begin(self) -> None:
+        """Finds what an earlier deployer that was killed has left running, the router too.
 
-    async def adopt(self) -> None:
-        """Finds what an earlier deployer that was killed has left running."""
+        Raises BackendError if there can be no router.
+        """
         self._adopting_until = time.monotonic() + _ADOPTING_S
         running = await asyncio.to_thread(processes.found, self._folder)
         for folder in self._folder.iterdir():
             if folder.is_dir() and _RESOURCE.fullmatch(folder.name) and folder.name != _BLOBS:
-                self._new_fleet(folder.name).adopt(running)
+                self._adopt(folder.name, running)
+        await self._router.begin(running.get(self._folder / FOLDER / CONFIG), self._free_port)
 
     async def close(self) -> None:
         """Ends every replica: what the deployer started does not outlive its orderly end.
 
-        The front has waited for the calls under way before, so that there is nothing left to drain.
+        The router waits for the calls under way first, so that there is nothing left to drain.
         """
+        await self._router.close()
         await asyncio.gather(*(fleet.close(_LAST_DRAIN_S) for fleet in self._fleets.values()))
 
     def _new_fleet(self, resource_name: str) -> Fleet:
@@ -220,9 +245,43 @@ class LocalBackend:
             self._context,
             lambda folder, moved: Supplies(folder, self._cache, self._base_folder, moved),
             self._moved,
+            self._router.touch,
         )
         self._fleets[resource_name] = fleet
         return fleet
+
+    def _adopt(self, resource_name: str, running: Mapping[Path, Process]) -> None:
+        fleet = self._new_fleet(resource_name)
+        fleet.adopt(running)
+        if fleet.key is not None:
+            self._by_key[fleet.key] = fleet
+
+    def _free_port(self) -> int:
+        """That of the settings, or any. Raises BackendError if it is taken."""
+        with _listening(self._settings) as listener:
+            return int(listener.getsockname()[1])
+
+    def _tables(self) -> Tables:
+        """What the router is to know, kept for the next deployer, too."""
+        told = []
+        for fleet in self._fleets.values():
+            if table := fleet.table():
+                told.append(table)
+                with self._keeping.survived():
+                    fleet.keep(table)
+        is_early = time.monotonic() < self._adopting_until
+        is_whole = len(told) == len(self._fleets) or not is_early
+        return Tables(tuple(self._fleets), tuple(told), is_whole)
+
+    def _hear(self, reports: Reports) -> None:
+        for name, report in reports.deployments.items():
+            if fleet := self._fleets.get(name):
+                fleet.hear(report)
+
+    def _wake(self, names: Collection[str]) -> None:
+        for name in names:
+            if fleet := self._fleets.get(name):
+                fleet.wake()
 
     def _moved(self, fleet: Fleet) -> None:
         if fleet.key is not None:
@@ -242,32 +301,14 @@ async def local_backend(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         stack.enter_context(_alone(folder))
-        listener = stack.enter_context(_listening(settings))
-        # Proxies of the environment are not for loopback, and streams take connections for long.
-        # An idle connection is given up before the model server does so, which a request could run into.
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
-        client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=limits))
-        fresh = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=UNKEPT))
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        address = f"http://{host}:{listener.getsockname()[1]}"
+        # Proxies of the environment are not for loopback.
+        client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, limits=UNKEPT))
         cache = Cache(folder / _BLOBS, fetch)
         if machine is None:
             machine = await asyncio.to_thread(this_machine, settings.environ)
-        backend = LocalBackend(settings, folder, address, fresh, cache, base_folder, machine)
-        await backend.adopt()
+        backend = LocalBackend(settings, folder, client, cache, base_folder, machine)
         stack.push_async_callback(backend.close)
-        router = Router(
-            client,
-            fresh,
-            by_path,
-            backend.fleet,
-            settings.limits,
-            host=settings.host,
-            endpoint=backend.endpoint,
-            wake_s=settings.wake_s,
-        )
-        http = front.serving(listener, router, settings.limits, drain_s=settings.shutdown_s)
-        await stack.enter_async_context(http)
+        await backend.begin()
         yield backend
 
 

@@ -30,10 +30,15 @@ class Upstream(Protocol):
 
 
 class Fleet(Protocol):
-    """One deployment. redirect: who has all of its traffic; None: it has it itself."""
+    """One deployment. redirect: who has all of its traffic; None: it has it itself. max_prompt_chars: above
+    which no prompt is passed on; 0 where its model servers know that themselves.
+    """
 
     @property
     def redirect(self) -> Redirect | None: ...
+
+    @property
+    def max_prompt_chars(self) -> int: ...
 
     def pick(self, conversation: str, tried: Collection[str]) -> Upstream | None:
         """Who answers, of those whose ids were not tried. conversation: empty for a request that has none."""

@@ -39,7 +39,21 @@ async def serving(
 ) -> AsyncIterator[None]:
     """At the end of the block it takes no new connections, and calls under way get `drain_s`."""
     server = _Server(http_server(app, limits, timeout_graceful_shutdown=round(drain_s)))
-    running = asyncio.create_task(server.serve(sockets=[listener]))
+    async with _running(server, [listener]):
+        yield
+
+
+@asynccontextmanager
+async def controlled(path: str, app: App, limits: HttpLimits) -> AsyncIterator[None]:
+    """At a Unix socket, which there may not be yet when the block begins."""
+    server = _Server(http_server(app, limits, uds=path, timeout_graceful_shutdown=0))
+    async with _running(server, None):
+        yield
+
+
+@asynccontextmanager
+async def _running(server: _Server, sockets: list[socket.socket] | None) -> AsyncIterator[None]:
+    running = asyncio.create_task(server.serve(sockets=sockets))
     try:
         yield
     finally:

@@ -39,6 +39,11 @@ class Metrics(Collector):
         errors = CounterMetricFamily(
             f"{_PREFIX}_errors", "Requests that failed by the revision's fault.", labels=["revision"]
         )
+        turned_away = CounterMetricFamily(
+            f"{_PREFIX}_turned_away",
+            "Requests that the revision had no room for (429), which are not among the others.",
+            labels=["revision"],
+        )
         duration = HistogramMetricFamily(
             f"{_PREFIX}_request_duration_seconds", "To the end of an answer.", labels=["revision"]
         )
@@ -49,9 +54,10 @@ class Metrics(Collector):
             labels = [str(revision)]
             requests.add_metric(labels, counts.requests)
             errors.add_metric(labels, counts.errors)
+            turned_away.add_metric(labels, counts.turned_away)
             duration.add_metric(labels, _buckets(counts.latency), counts.latency.sum_ms / 1000)
             first_token.add_metric(labels, _buckets(counts.first_token), counts.first_token.sum_ms / 1000)
-        yield from (requests, errors, duration, first_token)
+        yield from (requests, errors, turned_away, duration, first_token)
         yield GaugeMetricFamily(
             WAITING, "Requests that wait for a replica of a deployment without any.", value=self._waiting()
         )

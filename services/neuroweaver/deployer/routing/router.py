@@ -24,6 +24,7 @@ from neuroweaver.deployer.routing import pages
 from neuroweaver.deployer.routing.counts import Counts
 from neuroweaver.deployer.routing.fleet import Fleet, Upstream
 from neuroweaver.deployer.routing.pages import Headers, Send
+from neuroweaver.deployer.routing.prompt_length import is_longer
 from neuroweaver.mesh.server.http_bodies import Bodies, BodyRefused, CallerGone, Receive
 from neuroweaver.mesh.server.http_limits import HttpLimits
 from neuroweaver.mesh.wire.json_values import Broken, parsed
@@ -68,6 +69,7 @@ class Refusal(Exception):
     status: int
     code: str
     message: str
+    kind: str = "server_error"
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Router:
         except CallerGone:
             return None
         except BodyRefused as refused:
-            await refuse(send, Refusal(refused.status, refused.code, refused.message))
+            await refuse(send, Refusal(refused.status, refused.code, refused.message, refused.kind))
         except Refusal as refusal:
             await refuse(send, refusal)
 
@@ -186,6 +188,11 @@ class Router:
         raise Refusal(508, "redirect_loop", f"{key} and its backups hand traffic to each other in a circle")
 
     async def _from_fleet(self, key: Key, fleet: Fleet, call: _Call, send: Send) -> None:
+        if (most := fleet.max_prompt_chars) and is_longer(call.body, most):
+            message = (
+                f"the request has more than {most} characters, which no context of this model has room for"
+            )
+            raise Refusal(400, "context_length_exceeded", message)
         tried: set[str] = set()
         broken = 0
         while broken < _MAX_BROKEN:
@@ -308,13 +315,8 @@ async def _pass_on(answer: httpx2.Response, extra: Headers, send: Send, counts: 
         counts.failed()
         raise CallerGone from error
     await send({"type": "http.response.body", "body": b"", "more_body": False})
-    if answer.status_code >= 500 or answer.status_code == 429:
-        counts.failed()
-    elif answer.status_code >= 400:
-        counts.refused()
-    else:
-        is_stream = (b"content-type", b"text/event-stream") in ((each[0], each[1][:17]) for each in headers)
-        counts.succeeded(first_ms if is_stream else None, _since(began))
+    is_stream = (b"content-type", b"text/event-stream") in ((each[0], each[1][:17]) for each in headers)
+    counts.ended(answer.status_code, first_ms if is_stream else None, _since(began))
 
 
 async def _gone(receive: Receive) -> None:
@@ -355,13 +357,13 @@ async def refuse(send: Send, refusal: Refusal) -> None:
     """Answers so."""
     error = {
         "message": refusal.message,
-        "type": "invalid_request_error" if refusal.status in _CALLERS_FAULT else "server_error",
+        "type": "invalid_request_error" if refusal.status in _CALLERS_FAULT else refusal.kind,
         "param": None,
         "code": refusal.code,
     }
     body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if refusal.status == 503:
+    if refusal.status in (429, 503):
         headers.append((b"retry-after", str(_RETRY_AFTER_S).encode()))
     if refusal.status == 405:
         headers.append((b"allow", _ALLOWED))

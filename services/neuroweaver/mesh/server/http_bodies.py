@@ -22,9 +22,10 @@ class CallerGone(Exception):
 
 @dataclass(eq=False)
 class BodyRefused(Exception):
-    """status: for the answer. code: a word for programs."""
+    """status, kind: for the answer, the kind in the words of the OpenAI API. code: a word for programs."""
 
     status: int
+    kind: str
     code: str
     message: str
 
@@ -67,7 +68,9 @@ class Bodies:
         limits = self._limits
         if size > limits.body_bytes:
             message = f"the request body has more than {limits.body_bytes} bytes"
-            raise BodyRefused(413, "request_too_large", message)
+            raise BodyRefused(413, "invalid_request_error", "request_too_large", message)
         held = self.held_bytes + (0 if is_held else size)
         if size > _SMALL_BYTES and held > limits.bodies_bytes:
-            raise BodyRefused(503, "busy", "too many large requests are under way; try again later")
+            # Not 503: busy is not broken, and what counts as an error moves a rollout or a backup.
+            message = "too many large requests are under way; try again later"
+            raise BodyRefused(429, "rate_limit_error", "busy", message)

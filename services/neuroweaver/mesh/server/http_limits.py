@@ -71,8 +71,15 @@ class HttpLimits:
     )
 
     def behind_router(self) -> HttpLimits:
-        """Room for what a router within these limits adds to a request."""
-        return replace(self, head_bytes=2 * self.head_bytes, body_bytes=self.body_bytes + (64 << 10))
+        """Room for what a router within these limits adds to a request, and for all that it passes on: to
+        what stands behind it, its callers have one address.
+        """
+        return replace(
+            self,
+            head_bytes=2 * self.head_bytes,
+            body_bytes=self.body_bytes + (64 << 10),
+            connections_per_address=self.connections,
+        )
 
 
 def connections_with_files(wanted: int) -> int:

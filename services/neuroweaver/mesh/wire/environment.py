@@ -105,6 +105,15 @@ def read(kind: type[S], environ: Mapping[str, str] | None = None, **given: Any) 
     return kind(**values)
 
 
+def changed(settings: object) -> dict[str, str]:
+    """The variables that give these settings to another process: those whose fields are not the default."""
+    return {
+        each.name: str(value)
+        for name, each in variables(type(settings)).items()
+        if (value := getattr(settings, name)) != each.default
+    }
+
+
 # Parsers: each raises ValueError that ends the sentence "NAME=text is not …".
 
 

@@ -210,8 +210,7 @@ async def read_json(request: Request, bodies: Bodies) -> Any:
     except CallerGone as error:
         raise ClientDisconnect from error
     except BodyRefused as error:
-        kind = "server_error" if error.status >= 500 else "invalid_request_error"
-        raise ApiError(error.message, status=error.status, kind=kind, code=error.code) from error
+        raise ApiError(error.message, status=error.status, kind=error.kind, code=error.code) from error
     except Broken as error:
         raise _unreadable(error) from error
 

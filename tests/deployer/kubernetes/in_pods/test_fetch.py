@@ -133,6 +133,24 @@ async def test_a_base_model_of_another_digest_ends_it_before_anything_is_fetched
     assert len(registry[0].offsets) == asked
 
 
+async def test_a_tokenizer_or_chat_template_of_another_digest_ends_it(registry, tmp_path: Path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    found = digests(folder)
+    base = {"base_folder": str(folder), "base_digest": found.base}
+    pinned = {"tokenizer_digest": found.tokenizer, "chat_template_digest": found.chat_template}
+    assert (await run(tmp_path, registry[1], base, **pinned)).returncode == 0
+    (folder / "tokenizer.json").write_text("[]")
+    (folder / "chat_template.jinja").write_text("{{ messages | upper }}")
+    for changed, part in (({}, "the tokenizer"), ({"tokenizer_digest": ""}, "the chat template")):
+        done = await run(tmp_path, registry[1], base, **(pinned | changed))
+        assert done.returncode == 3
+        assert f"{part} has digest" in done.stderr
+
+
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", ""])
 async def test_a_path_out_of_the_folder_is_refused(registry, tmp_path: Path, path: str):
     done = await run(tmp_path, registry[1], files=[{"path": path, "digest": "a" * 64, "size_bytes": 1}])

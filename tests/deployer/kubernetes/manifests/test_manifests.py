@@ -26,6 +26,8 @@ from neuroweaver.deployer.kubernetes.manifests.manifests import Cluster, manifes
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.planning import capacity
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
+from neuroweaver.mesh.server.http_limits import HttpLimits
+from neuroweaver.mesh.wire import environment
 from neuroweaver.v1 import deployer_pb2 as pb
 
 EVERYTHING = Cluster(frozenset(kind for kind in kinds.OWNED if kind.is_custom))
@@ -670,3 +672,58 @@ def test_the_requests_of_a_pod_are_those_that_nodes_are_asked_for():
     (deployment,) = of(made(wanted(spec=spec(resources=GPUS))), kinds.DEPLOYMENT)
     asked = capacity.pod_requests(deployment["spec"]["template"]["spec"])
     assert (asked["cpu"], asked["nvidia.com/gpu"]) == (2, 2)
+
+
+LIMITS = replace(ABLE, http_limits=HttpLimits(body_bytes=1 << 20, bodies_bytes=512 << 20, head_s=2.5))
+TOLD = {
+    "NEUROWEAVER_HTTP_BODY_BYTES": "1048576",
+    "NEUROWEAVER_HTTP_BODIES_BYTES": str(512 << 20),
+    "NEUROWEAVER_HTTP_HEAD_S": "2.5",
+}
+
+
+def told_limits(deployment: Object) -> dict[str, str]:
+    names = environment.variables(HttpLimits).values()
+    env = {each["name"]: each["value"] for each in server(deployment).get("env", ())}
+    return {each.name: env[each.name] for each in names if each.name in env}
+
+
+def test_the_deployers_limits_of_http_reach_routers_and_its_own_model_servers():
+    for resources, of_server in ((None, TOLD), (GPUS, {})):
+        desired = wanted(spec=routed(resources=resources) if resources else routed())
+        deployments = of(manifests(desired, LIMITS, EVERYTHING), kinds.DEPLOYMENT)
+        (router,) = filter(router_pods.is_router, deployments)
+        (behind,) = (each for each in deployments if each is not router)
+        assert told_limits(router) == TOLD
+        assert told_limits(behind) == of_server
+        assert server(router)["resources"]["limits"] == {"memory": "768Mi"}
+        assert environment.read(HttpLimits, told_limits(router)) == LIMITS.http_limits
+
+
+def test_limits_of_http_that_nobody_set_change_no_pod():
+    (router,) = filter(router_pods.is_router, of(made(wanted(spec=routed())), kinds.DEPLOYMENT))
+    assert "env" not in server(router)
+    assert server(router)["resources"]["limits"] == {"memory": "512Mi"}
+
+
+@pytest.mark.parametrize(
+    ("resources", "tokens", "most"), [(GPUS, 1000, 128_000), (GPUS, None, 0), (None, 1000, 0)]
+)
+def test_a_router_knows_how_long_a_prompt_vllm_has_room_for(resources, tokens: int | None, most: int):
+    fields = {"engine": pb.EngineOptions(max_context_tokens=tokens)}
+    desired = wanted(spec=routed(**fields, **({"resources": resources} if resources else {})))
+    assert routes.table(desired, "models").max_prompt_chars == most
+
+
+def test_vllms_init_container_verifies_a_base_model_of_which_any_digest_is_known():
+    desired = wanted(revision(1), spec=spec(resources=GPUS))
+    unpinned = replace(desired.revisions[0].bundle, base_model_digest="", base_tokenizer_digest="e" * 64)
+    desired = replace(desired, revisions=(replace(desired.revisions[0], bundle=unpinned),))
+    (deployment,) = of(made(desired), kinds.DEPLOYMENT)
+    template = deployment["spec"]["template"]
+    source = json.loads(template["metadata"]["annotations"][identity.SOURCE])
+    config = json.loads(template["metadata"]["annotations"][identity.CONFIG])
+    assert source["base_folder"] == "/models/base/HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert config["tokenizer_digest"] == "e" * 64
+    (fetch,) = template["spec"]["initContainers"]
+    assert "/models/base" in {each["mountPath"] for each in fetch["volumeMounts"]}

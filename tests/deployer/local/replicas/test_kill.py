@@ -16,7 +16,7 @@ import httpx2
 import psutil
 import pytest
 
-from deployer.local.worlds import NAME, PATIENCE_S, children_environment, servers
+from deployer.local.worlds import NAME, PATIENCE_S, children_environment, routers, servers
 
 DEPLOYER = str(Path(__file__).parents[1] / "deployer_process.py")
 
@@ -71,7 +71,7 @@ def left_behind(home: Path, *options: object, ready: int = 1, **resources: objec
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
-    for pid in servers(tmp_path):
+    for pid in servers(tmp_path) + routers(tmp_path):
         psutil.Process(pid).kill()
 
 
@@ -88,7 +88,62 @@ def test_a_killed_deployer_finds_its_replicas_again(home: Path):
         answer = httpx2.post(f"{told['endpoint']}/chat/completions", json={"model": "advisor"}, timeout=30)
         assert answer.json()["pid"] in before
         assert second.stop() == 0
-    assert servers(home) == []
+    assert servers(home) == routers(home) == []
+
+
+def ask(endpoint: str) -> int:
+    """The status of an answer; 0 for none."""
+    try:
+        url = f"{endpoint}/chat/completions"
+        return httpx2.post(url, json={"model": "advisor"}, timeout=60, trust_env=False).status_code
+    except httpx2.TransportError:
+        return 0
+
+
+def answered(endpoint: str) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while (status := ask(endpoint)) != 200:
+        assert time.monotonic() < give_up, status
+        time.sleep(0.05)
+
+
+def test_requests_are_answered_while_the_deployer_is_dead_and_when_it_is_back(home: Path):
+    with deployer(home) as first:
+        endpoint = first.until(lambda told: len(told["ready"]) == 2)["endpoint"]
+        router = routers(home)
+        first.kill()
+        assert [ask(endpoint) for _ in range(10)] == [200] * 10
+    # One that does not know the deployment yet, as while another holds the lease.
+    with deployer(home, "") as second:
+        told = second.until(lambda told: True)
+        assert [ask(endpoint) for _ in range(10)] == [200] * 10
+        second.until(lambda told: len(told["ready"]) == 2)
+        assert [ask(endpoint) for _ in range(10)] == [200] * 10
+        assert told["endpoint"] == endpoint
+        assert routers(home) == router
+        assert second.stop() == 0
+    assert routers(home) == []
+
+
+def test_a_new_router_knows_the_deployments_of_a_deployer_that_was_killed_with_the_old_one(home: Path):
+    with deployer(home) as first:
+        first.until(lambda told: len(told["ready"]) == 2)
+        first.kill()
+    (router,) = routers(home)
+    os.kill(router, signal.SIGKILL)
+    with deployer(home, "") as second:
+        answered(second.until(lambda told: True)["endpoint"])
+
+
+def test_a_router_that_is_killed_is_started_again_at_the_same_address(home: Path):
+    with deployer(home, replicas=1) as running:
+        endpoint = running.until(lambda told: told["ready"])["endpoint"]
+        (router,) = routers(home)
+        os.kill(router, signal.SIGKILL)
+        answered(endpoint)
+        assert router not in routers(home)
+        assert running.stop() == 0
+    assert routers(home) == []
 
 
 def test_an_adopted_replica_heals(home: Path):

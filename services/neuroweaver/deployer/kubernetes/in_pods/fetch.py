@@ -3,9 +3,10 @@ of a server that does not verify it by itself, before anything reads them.
 
     python -m neuroweaver.deployer.kubernetes.in_pods.fetch --config config.json --source source.json
 
-config.json: of the model server, which lists the files. source.json: the Registry's address and the model
-there; `base_folder` and `base_digest` where the base model is to be verified, and `hub` where it is fetched
-before, from the Hugging Face hub or the one that HF_ENDPOINT names.
+config.json: of the model server, which lists the files, and the digests of tokenizer and chat template.
+source.json: the Registry's address and the model there; `base_folder` and `base_digest` where the base model
+is to be verified, and `hub` where it is fetched before, from the Hugging Face hub or the one that HF_ENDPOINT
+names.
 
 Exit codes are those of the model server: 2 for a bad configuration, 3 for files that are missing or
 corrupt. The last line it writes is the reason, which Kubernetes shows as the termination message.
@@ -26,7 +27,7 @@ from neuroweaver.artifacts import serving_config
 from neuroweaver.artifacts.content import TransferError, place
 from neuroweaver.artifacts.serving_config import BadConfig, ServingConfig
 from neuroweaver.artifacts.transfer import Patience, Transfer
-from neuroweaver.base_models.folders import BaseModelUnavailable, digests
+from neuroweaver.base_models.folders import BaseModelUnavailable, Digests, differing
 from neuroweaver.deployer.kubernetes.in_pods import hub
 from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.v1 import registry_pb2, registry_pb2_grpc
@@ -90,27 +91,29 @@ def supply_base(order: Order) -> None:
     """Raises BadArtifact if the base model is not to be had, or is another than was trained on."""
     if order.base_folder is None:
         return
-    if order.hub is None:
-        verify_base(order.base_folder, order.base_digest)
-        return
-    try:
-        hub.fetch(order.hub, order.base_folder, _say)
-    except hub.NotFetched as error:
-        raise BadArtifact(str(error)) from error
+    if order.hub is not None:
+        try:
+            hub.fetch(order.hub, order.base_folder, _say)
+        except hub.NotFetched as error:
+            raise BadArtifact(str(error)) from error
+    # The hub's downloader has verified the weights, which take minutes to read.
+    base_digest = order.base_digest if order.hub is None else ""
+    served = order.served
+    verify_base(order.base_folder, Digests(base_digest, served.tokenizer_digest, served.chat_template_digest))
 
 
 def _say(words: str) -> None:
     print(words, flush=True)  # noqa: T201  # the container's log
 
 
-def verify_base(folder: Path, digest: str) -> None:
-    """Raises BadArtifact unless the weights and architecture in `folder` have `digest`."""
+def verify_base(folder: Path, expected: Digests) -> None:
+    """Raises BadArtifact unless all in `folder` has these digests; empty fits all."""
     try:
-        found = digests(folder).base
+        difference = differing(folder, expected)
     except (OSError, BaseModelUnavailable) as error:
         raise BadArtifact(f"the base model in {folder} cannot be read: {error}") from error
-    if found != digest:
-        raise BadArtifact(f"the base model has digest {found}, not {digest}")
+    if difference:
+        raise BadArtifact(difference)
     _say(f"{folder}: verified")
 
 

@@ -81,6 +81,10 @@ class Routes:
     def redirect(self) -> Redirect | None:
         return self.table.redirect if self.table else None
 
+    @property
+    def max_prompt_chars(self) -> int:
+        return self.table.max_prompt_chars if self.table else 0
+
     def pick(self, conversation: str, tried: Collection[str]) -> _Revision | None:
         """By hash, so that all routers find the same revision for a conversation without a memory.
 

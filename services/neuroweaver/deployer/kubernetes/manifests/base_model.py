@@ -22,13 +22,15 @@ _NAME: Final = re.compile(
 @dataclass(frozen=True)
 class BaseModel:
     """name: `organisation/name`, without the `@revision` that a trainer may have been asked for. digest:
-    empty if the version names none. claim: empty if the pod fetches it from the hub.
+    of the weights; empty if the version names none. claim: empty if the pod fetches it from the hub.
+    is_pinned: whether the version names any digest, be it of the tokenizer.
     """
 
     name: str
     revision: str
     digest: str
     claim: str
+    is_pinned: bool
 
     @property
     def folder(self) -> str:
@@ -51,14 +53,14 @@ class BaseModel:
         """For the init container: what it fetches into, or what it has to verify."""
         if self.is_from_hub:
             return [{"name": "base", "mountPath": _FOLDER}]
-        return [self.mount()] if self.digest else []
+        return [self.mount()] if self.is_pinned else []
 
     def order(self) -> dict[str, Any]:
         """The part of the init container's configuration."""
         order: dict[str, Any] = {"base_folder": self.folder, "base_digest": self.digest}
         if self.is_from_hub:
             return order | {"hub": {"repository": self.name, "revision": self.revision}}
-        return order if self.digest else {}
+        return order if self.is_pinned else {}
 
 
 def base_model(revision: DesiredRevision, settings: ClusterSettings) -> BaseModel | None:
@@ -72,8 +74,10 @@ def base_model(revision: DesiredRevision, settings: ClusterSettings) -> BaseMode
             Trouble.REFUSED,
             f"the base model {name!r} is not named `organisation/name`, so pods cannot find it",
         )
+    bundle = revision.bundle
+    pinned = (bundle.base_model_digest, bundle.base_tokenizer_digest, bundle.base_chat_template_digest)
     return BaseModel(
-        match["name"], match["revision"] or "", revision.bundle.base_model_digest, settings.base_claim
+        match["name"], match["revision"] or "", bundle.base_model_digest, settings.base_claim, any(pinned)
     )
 
 

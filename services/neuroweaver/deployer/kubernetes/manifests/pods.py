@@ -23,6 +23,7 @@ from neuroweaver.deployer.kubernetes.manifests.scope import Scope
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.naming.containers import FETCH, PORT, PORT_NAME, SERVER
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
+from neuroweaver.mesh.wire.environment import changed
 from neuroweaver.v1 import deployer_pb2 as pb
 
 _USER: Final = 10001
@@ -210,7 +211,7 @@ def _fetch(base: BaseModel | None, settings: ClusterSettings) -> Object:
     return container(
         FETCH,
         settings.fetch_image,
-        ["python", "-m", "neuroweaver.deployer.kubernetes.in_pods.fetch"],
+        ["python", "-P", "-m", "neuroweaver.deployer.kubernetes.in_pods.fetch"],
         args=["--config", config, "--source", source],
         env=env,
         resources={"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
@@ -239,14 +240,14 @@ def _server(scope: Scope, revision: DesiredRevision, base: BaseModel | None) -> 
         image, command = settings.vllm_image, ["vllm", "serve"]
         arguments = _vllm_arguments(scope.wanted, revision, base)
     else:
-        image, command = settings.server_image, ["python", "-m", "neuroweaver.serving"]
+        image, command = settings.server_image, ["python", "-P", "-m", "neuroweaver.serving"]
         arguments = ["--config", f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"]
     return container(
         SERVER,
         spec.kubernetes.image or image,
         command,
         args=arguments,
-        env=_environment(is_vllm=is_vllm),
+        env=_environment(settings, is_vllm=is_vllm),
         resources={"requests": requests(spec), "limits": limits(spec)},
         volumeMounts=mounts,
         **SERVING,
@@ -325,7 +326,12 @@ def _vllm_arguments(wanted: DesiredState, revision: DesiredRevision, base: BaseM
     return arguments
 
 
-def _environment(*, is_vllm: bool) -> list[Object]:
+def http_limits(settings: ClusterSettings) -> list[Object]:
+    """The environment of what reads `HttpLimits`: empty where all are the default, which change no pod."""
+    return [{"name": name, "value": value} for name, value in changed(settings.http_limits).items()]
+
+
+def _environment(settings: ClusterSettings, *, is_vllm: bool) -> list[Object]:
     """Everything that wants to write is sent to a volume, since the image is read-only."""
     values = {
         "HOME": _SCRATCH,
@@ -340,7 +346,8 @@ def _environment(*, is_vllm: bool) -> list[Object]:
             "TORCHINDUCTOR_CACHE_DIR": f"{_SCRATCH}/inductor",
             "VLLM_NO_USAGE_STATS": "1",
         }
-    return [{"name": name, "value": value} for name, value in values.items()]
+    own = [] if is_vllm else http_limits(settings)
+    return [*({"name": name, "value": value} for name, value in values.items()), *own]
 
 
 def _volumes(base: BaseModel | None, *, is_vllm: bool) -> list[Object]:

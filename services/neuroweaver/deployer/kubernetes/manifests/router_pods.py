@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from neuroweaver.cluster import quantities
 from neuroweaver.cluster.kinds import CONFIG_MAP, DEPLOYMENT, DISRUPTION_BUDGET, SERVICE, Object
 from neuroweaver.deployer.domain.backend import DesiredState
 from neuroweaver.deployer.domain.specification import has_router
@@ -22,6 +24,8 @@ ROUTER: Final = "router"
 READY_REASON: Final = "ROUTER_NOT_READY"
 
 _REPLICAS: Final = 2
+_OWN_BYTES: Final = 256 << 20
+"""Of memory, beside the bodies of requests."""
 _API_PORTS: Final = (443, 6443)
 _MODULE: Final = "neuroweaver.deployer.kubernetes.in_pods.router"
 
@@ -98,9 +102,10 @@ def _template(scope: Scope, name: str, own: dict[str, str]) -> Object:
     container = pods.container(
         ROUTER,
         scope.settings.fetch_image,
-        ["python", "-m", _MODULE],
+        ["python", "-P", "-m", _MODULE],
         args=[f"--namespace={scope.namespace}", f"--config-map={name}", f"--drain-s={drain_s}"],
-        resources={"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        **({"env": limits} if (limits := pods.http_limits(scope.settings)) else {}),
+        resources={"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": _memory(scope)}},
         startupProbe=pods.probe(live, 2, 30, timeout_s=2),
         livenessProbe=pods.probe(live, 10, 3, timeout_s=2),
         readinessProbe=pods.probe(ready, 2, 2, timeout_s=2),
@@ -113,6 +118,11 @@ def _template(scope: Scope, name: str, own: dict[str, str]) -> Object:
         },
         "spec": pods.pod(scope, name, own, has_token=True, containers=[container]),
     }
+
+
+def _memory(scope: Scope) -> str:
+    """Room for all the bodies that it may hold."""
+    return quantities.written(Decimal(_OWN_BYTES + scope.settings.http_limits.bodies_bytes))
 
 
 def _egress(wanted: DesiredState) -> list[Object]:

@@ -7,8 +7,10 @@ from typing import Final
 
 from neuroweaver.deployer.domain.backend import DesiredState, Key, Redirect
 from neuroweaver.deployer.kubernetes.manifests import scaling
+from neuroweaver.deployer.kubernetes.manifests.pods import uses_vllm
 from neuroweaver.deployer.kubernetes.naming import identity
 from neuroweaver.deployer.kubernetes.naming.containers import PORT
+from neuroweaver.deployer.routing.prompt_length import LONGEST_TOKEN
 from neuroweaver.mesh.wire.records import Records
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -37,7 +39,7 @@ class Route:
 @dataclass(frozen=True)
 class Table:
     """redirect: who has all the traffic instead. wake_s: how long a request waits for a deployment that
-    sleeps; 0 for one that never does.
+    sleeps; 0 for one that never does. max_prompt_chars: as `routing.fleet.Fleet` has it.
     """
 
     key: Key
@@ -45,6 +47,7 @@ class Table:
     routes: tuple[Route, ...]
     redirect: Redirect | None = None
     wake_s: float = 0.0
+    max_prompt_chars: int = 0
 
 
 def written(table: Table) -> str:
@@ -71,4 +74,5 @@ def table(wanted: DesiredState, namespace: str) -> Table:
         tuple(Route(each.number, url(each.number), each.weight_percent) for each in wanted.revisions),
         wanted.redirect,
         _WAKE_S if any(map(scaling.scales_to_zero, wanted.revisions)) else 0.0,
+        LONGEST_TOKEN * wanted.spec.engine.max_context_tokens if uses_vllm(wanted.spec) else 0,
     )

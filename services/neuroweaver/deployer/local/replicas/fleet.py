@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Final
 
 from neuroweaver.cluster.errors import Trouble
-from neuroweaver.deployer.domain.backend import DesiredState, Key, Line, Measured, Observed, Redirect
+from neuroweaver.deployer.domain.backend import DesiredState, Key, Line, Measured, Observed
 from neuroweaver.deployer.local.files.supplies import Supplies
 from neuroweaver.deployer.local.replicas import log_files, record
 from neuroweaver.deployer.local.replicas.launch import Launch
@@ -24,9 +24,9 @@ from neuroweaver.deployer.local.replicas.processes import Process
 from neuroweaver.deployer.local.replicas.replacement import Steps, There, next_steps
 from neuroweaver.deployer.local.replicas.replica import Adopted, Replica, ReplicaContext
 from neuroweaver.deployer.local.replicas.restarts import Policy
+from neuroweaver.deployer.local.routes import RECORDS, Report, Route, Table
 from neuroweaver.deployer.local.scaling.sizing import Load, Sizing
-from neuroweaver.deployer.routing.counts import Counts
-from neuroweaver.deployer.routing.shares import Affinity, at_random, percent
+from neuroweaver.deployer.routing.shares import percent
 from neuroweaver.mesh.handlers.loop import Outage
 from neuroweaver.v1 import deployer_pb2 as pb
 
@@ -34,7 +34,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
 """Between two looks at the load."""
-_POLL_S: Final = 0.02
+_TABLE: Final = "routes.json"
 _KEPT_LOGS: Final = 5
 _REASONS: Final = {
     Trouble.ARTIFACTS: "ARTIFACT_CORRUPT",
@@ -43,8 +43,18 @@ _REASONS: Final = {
 }
 
 
+def _kept_table(file: Path) -> Table | None:
+    """None if there is none that can be read."""
+    try:
+        return RECORDS.load(Table, file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 class Fleet:
-    """Only the event loop's thread touches it. moved: called when something changed."""
+    """Only the event loop's thread touches it. touched: called at once when something changed that the router
+    may have to know; moved: soon after.
+    """
 
     def __init__(
         self,
@@ -53,12 +63,13 @@ class Fleet:
         context: ReplicaContext,
         supply: Callable[[Path, Callable[[], None]], Supplies],
         moved: Callable[[Fleet], None],
+        touched: Callable[[], None],
     ) -> None:
         self.key: Key | None = None
-        self.redirect: Redirect | None = None
         self._resource_name = resource_name
         self._folder = folder
         self._tell = moved
+        self._touched = touched
         self._moved = asyncio.Event()
         self._supplies = supply(folder / "bundles", self._moved.set)
         self._context = context
@@ -66,11 +77,11 @@ class Fleet:
         self._launches: dict[str, Launch] = {}
         self._replicas: dict[int, Replica] = {}
         self._sizing = Sizing()
-        self._affinity = Affinity()
         self._meter = Meter()
+        self._report = Report()
+        self._kept: Table | None = None
         self._swaps: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self._unswappable: set[int] = set()
-        self._waiting = 0
         self._is_ending = False
         self._generation = 0
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -80,6 +91,8 @@ class Fleet:
 
     def adopt(self, running: Mapping[Path, Process]) -> None:
         """Takes over what an earlier deployer started. running: processes by their configuration file."""
+        if kept := _kept_table(self._folder / _TABLE):
+            self.key, self._kept = kept.key, kept
         for folder in self._folders():
             process = running.get(folder / "config.json")
             if process is None:
@@ -94,7 +107,8 @@ class Fleet:
 
     def aim_at(self, wanted: DesiredState) -> None:
         """Brings what is there nearer to it, now and from now on. Raises BackendError."""
-        self.key, self._wanted, self.redirect, self._is_ending = wanted.key, wanted, wanted.redirect, False
+        self.key, self._wanted, self._is_ending = wanted.key, wanted, False
+        self._touched()
         self._supplies.resume()
         there = Counter(each.revision for each in self._replicas.values() if not each.is_leaving)
         self._sizing.aim_at(wanted.revisions, there, time.monotonic())
@@ -134,6 +148,7 @@ class Fleet:
 
     def remove(self, spec: pb.DeploymentSpec) -> bool:
         """Drains as the spec says; True once nothing is left."""
+        self._touched()
         for each in self._replicas.values():
             each.policy = Policy.of(spec)
         self._end()
@@ -151,41 +166,59 @@ class Fleet:
         await asyncio.gather(*(each.gone() for each in self._replicas.values()))
         await self._stop_care()
 
-    # What the router asks.
+    # What the router is told, and tells.
 
-    def pick(self, conversation: str, tried: Collection[str]) -> Replica | None:
-        """Who answers: the revision by weight and conversation, within it who has least to do."""
-        self._sizing.called(time.monotonic())
-        able = [each for each in self._replicas.values() if each.is_ready and each.replica_id not in tried]
-        revisions = {each.revision for each in able}
-        weights = {each: weight for each, weight in self.weights().items() if each in revisions}
+    def table(self) -> Table | None:
+        """None as long as it is not known whose it is."""
+        if self.key is None:
+            return None
         wanted = self._wanted
-        if conversation and wanted and wanted.spec.rollout.session_affinity != pb.SESSION_AFFINITY_NONE:
-            held = {each.number for each in wanted.revisions if each.weight_percent}
-            chosen = self._affinity.revision(conversation, weights, held)
-        else:
-            chosen = at_random(weights)
-        of_revision = [each for each in able if each.revision == chosen]
-        return min(of_revision, key=lambda each: (each.in_flight, random.random()), default=None)
+        held = [each.number for each in wanted.revisions if each.weight_percent] if wanted else []
+        routes = [
+            Route(each.replica_id, each.revision, each.base_url)
+            for each in self._replicas.values()
+            if each.is_ready
+        ]
+        table = Table(
+            self._resource_name,
+            self.key,
+            tuple(routes),
+            self.weights(),
+            tuple(held),
+            is_affine=bool(wanted) and wanted.spec.rollout.session_affinity != pb.SESSION_AFFINITY_NONE,
+            is_expected=self.is_expected(),
+            is_awaited=self._is_awaited(),
+            redirect=wanted.redirect if wanted else None,
+        )
+        if wanted is None and self._kept is not None:
+            # What an earlier deployer knew holds until this one has looked at the deployment.
+            return replace(
+                self._kept, routes=table.routes, is_expected=bool(self._replicas), is_awaited=False
+            )
+        return table
 
-    async def awake(self, conversation: str, within_s: float) -> Replica | None:
-        """Starts a replica of a deployment that sleeps, and waits for it; None for one that cannot sleep."""
-        if self._sizing.wake():
-            self._moved.set()
+    def keep(self, table: Table) -> None:
+        """For the next deployer, should this one be killed. Raises OSError."""
+        if table != self._kept:
+            record.write_json(self._folder / _TABLE, RECORDS.plain(table))
+            self._kept = table
+
+    def hear(self, report: Report) -> None:
+        """What the router saw by now."""
+        if report.calls != self._report.calls:
+            self._sizing.called(time.monotonic())
+        self._report = report
+        self._meter.counts = report.counts
+        for each in self._replicas.values():
+            each.in_flight = report.in_flight.get(each.replica_id, 0)
+        if report.waiting:
+            self.wake()
+
+    def wake(self) -> None:
+        """A request waits: starts a replica of a deployment that sleeps."""
+        if not self._is_ending and self._sizing.wake():
+            self._note()
             self.step()
-        self._waiting += 1
-        try:
-            give_up = time.monotonic() + within_s
-            while self._is_waking() and time.monotonic() < give_up:
-                if replica := self.pick(conversation, ()):
-                    return replica
-                await asyncio.sleep(_POLL_S)
-            return self.pick(conversation, ())
-        finally:
-            self._waiting -= 1
-
-    def counts(self, revision: int) -> Counts:
-        return self._meter.counts(revision)
 
     def is_expected(self) -> bool:
         """Whether something will serve by itself before long."""
@@ -275,10 +308,13 @@ class Fleet:
     def _size(self, now: float) -> bool:
         """Looks at the load; whether another number of replicas is aimed at now."""
         replicas = self.replicas
-        calling = self._waiting + sum(each.in_flight for each in replicas)
+        calling = self._report.waiting + sum(each.in_flight for each in replicas)
         before = dict(self._sizing.desired)
         self._sizing.look(Load(self._meter.look(replicas, now), bool(calling)), now)
-        return before != self._sizing.desired
+        has_changed = before != self._sizing.desired
+        if has_changed:
+            self._touched()
+        return has_changed
 
     def _end(self, within_s: float | None = None) -> None:
         self._is_ending = True
@@ -342,7 +378,7 @@ class Fleet:
         policy = Policy.of(self._wanted.spec) if self._wanted else Policy()
         replica_id = self._replica_id(number)
         self._replicas[number] = Replica(
-            replica_id, folder, start, policy, self._context, self._supplies, self._moved.set
+            replica_id, folder, start, policy, self._context, self._supplies, self._note
         )
 
     def _forget_gone(self) -> None:
@@ -368,9 +404,14 @@ class Fleet:
         folders = self._folders()
         return int(folders[-1].name) + 1 if folders else 1
 
-    def _is_waking(self) -> bool:
-        """May sleep, aims at replicas, and none is ready yet."""
-        return self.is_expected() and self._sizing.may_sleep and not self.weights()
+    def _note(self) -> None:
+        self._moved.set()
+        self._touched()
+
+    def _is_awaited(self) -> bool:
+        """May sleep, and aims at replicas or can be woken."""
+        can_wake = bool(self._sizing.asleep) and not self._is_ending
+        return self._sizing.may_sleep and (self.is_expected() or can_wake)
 
     def _reasons(self) -> list[tuple[str, str]]:
         troubles = self._supplies.troubles.values()

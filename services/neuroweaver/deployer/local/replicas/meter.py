@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,13 +29,11 @@ class _Cpu:
 
 class Meter:
     def __init__(self) -> None:
-        self._counts: defaultdict[int, Counts] = defaultdict(Counts)
+        self.counts: Mapping[int, Counts] = {}
+        """By revision, as the router told them last."""
         self._cpu: dict[int, _Cpu] = {}
         self._tokens: Counter[int] = Counter()
         self._tokens_seen: dict[tuple[str, int], int] = {}
-
-    def counts(self, revision: int) -> Counts:
-        return self._counts[revision]
 
     def look(self, replicas: Collection[Replica], now: float) -> dict[int, Use]:
         """The use of ready replicas by revision, since the last look."""
@@ -89,7 +87,7 @@ class Meter:
             self._tokens_seen[seen] = page.tokens
 
     def _measured(self, revision: int, pages: Mapping[Replica, Page | None]) -> Measured:
-        counts = self._counts[revision]
+        counts = self.counts.get(revision) or Counts()
         known = [page for page in pages.values() if page is not None]
         return Measured(
             revision=revision,

@@ -9,8 +9,7 @@ import math
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,13 +51,14 @@ class ReplicaContext:
     """What all replicas on this machine share.
 
     wedge_grace_s: how long a replica that was ready may fail its health check. probe_s: between two checks of
-    a ready one.
+    a ready one. settled: returns once the router knows of all changes so far.
     """
 
     client: httpx2.AsyncClient
     room: Room
     command: Sequence[str]
     environ: Mapping[str, str]
+    settled: Callable[[], Awaitable[None]]
     wedge_grace_s: float
     probe_s: float
 
@@ -80,7 +80,8 @@ class _End:
 
 
 class Replica:
-    """moved: called on every change. Only the event loop's thread touches it.
+    """moved: called on every change. Only the event loop's thread touches it. in_flight: requests that the
+    router had with it when it told last.
 
     lacks: `cpu`, `memory` or `gpu`, while it waits for it. oom_killed: how much memory it had used, if it was
     ended for that and has not been ready since. Both are empty otherwise.
@@ -107,7 +108,11 @@ class Replica:
         self._record = start.record if isinstance(start, Adopted) else _record(int(folder.name), start)
         self.process = start.process if isinstance(start, Adopted) else None
         self._health: Health | None = None
-        self._phase: pb.ReplicaPhase.ValueType = pb.REPLICA_PHASE_SCHEDULING
+        # One that was ready when an earlier deployer looked last goes on serving until this one has looked.
+        self._is_proven = self.process is not None and bool(self._record.phase_s)
+        self._phase: pb.ReplicaPhase.ValueType = (
+            pb.REPLICA_PHASE_READY if self._is_proven else pb.REPLICA_PHASE_SCHEDULING
+        )
         self._message = ""
         self._failures = Failures()
         self._last_exit: int | None = None
@@ -214,25 +219,6 @@ class Replica:
 
     async def gone(self) -> None:
         await asyncio.wait({self._task})
-
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """While it answers a request."""
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-
-    def suspect(self, *, has_refused: bool) -> None:
-        """One that refuses a connection gets no request until its next good answer to a health check.
-
-        On loopback only one that is too busy, or beside a machine that is, does not take it in time.
-        """
-        if has_refused and self._phase == pb.REPLICA_PHASE_READY:
-            self._phase = pb.REPLICA_PHASE_WARMING
-            self._message = "does not answer"
-            self._moved()
 
     async def swap(self, launch: Launch) -> bool:
         """Loads another adapter in place of its own; whether that worked."""
@@ -365,7 +351,9 @@ class Replica:
         begun = time.monotonic() - max(0.0, time.time() - process.identity.started)
         failing_since: float | None = None
         look_at = 0.0
-        self._show(pb.REPLICA_PHASE_PULLING, "starts")
+        if not self._is_proven:
+            self._show(pb.REPLICA_PHASE_PULLING, "starts")
+        self._is_proven = False
         while True:
             if process.has_ended:
                 return await self._ended(process)
@@ -448,6 +436,7 @@ class Replica:
         return _End(explained(lines, code).message, code)
 
     async def _drain(self, process: Process) -> None:
+        await self._context.settled()
         process.terminate()
         await _ended_within(process, lambda: self._drain_s)
         process.kill()

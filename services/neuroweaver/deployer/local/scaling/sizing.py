@@ -61,14 +61,19 @@ class Sizing:
 
     def wake(self) -> bool:
         """A request waits. Whether something is to be started for it."""
-        asleep = [
+        asleep = self.asleep
+        for number in asleep:
+            self._scale(number, 0, 1, "FIRST_REQUEST")
+        return bool(asleep)
+
+    @property
+    def asleep(self) -> list[int]:
+        """The revisions that a request starts."""
+        return [
             revision.number
             for revision in self._revisions
             if revision.autoscaling and revision.weight_percent and not self.desired[revision.number]
         ]
-        for number in asleep:
-            self._scale(number, 0, 1, "FIRST_REQUEST")
-        return bool(asleep)
 
     @property
     def is_asleep(self) -> bool:
