@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -97,5 +98,6 @@ def test_one_row_of_each_order_of_roles_is_tried_and_stands_for_the_others():
 
 
 def test_no_more_than_some_orders_of_roles_are_tried(tokenizer):
-    rows = [of_turns(line, "user", *["assistant"] * line) for line in range(1, MAX_SHAPES + 10)]
+    asked = itertools.islice(itertools.product(("user", "system"), repeat=8), MAX_SHAPES + 10)
+    rows = [of_turns(line, *roles, "assistant") for line, roles in enumerate(asked)]
     assert try_shapes(tokenizer, rows).sequences == MAX_SHAPES
