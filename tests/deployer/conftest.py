@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from databases import prepare
 from deployer.worlds import World, world
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.database.database import Database
-from neuroweaver.mesh.database.migrations import migrate
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ async def lone(tmp_path: Path) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
+    await prepare(database_url, "neuroweaver.deployer")
     database = Database(database_url, schema="deployer")
-    await migrate(database, "neuroweaver.deployer")
     yield database
     await database.close()
 

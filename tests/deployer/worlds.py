@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import grpc
 from prometheus_client import CollectorRegistry
 
+from databases import prepare
 from deployer.fakes import FakeBackend
 from neuroweaver.deployer.artifacts.versions import Versions
 from neuroweaver.deployer.control.follower import Follower
@@ -25,7 +26,6 @@ from neuroweaver.deployer.rpc.deployments import answer
 from neuroweaver.deployer.settings import DeployerSettings
 from neuroweaver.deployer.storage.store import Store
 from neuroweaver.mesh.database.database import Database
-from neuroweaver.mesh.database.migrations import migrate
 from neuroweaver.mesh.server.serve import Service, running
 from neuroweaver.mesh.wire.channel import channel
 from neuroweaver.mesh.wire.settings import Settings
@@ -87,8 +87,9 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
     """Both services over one kind of database. The loop is left to the test: `world.reconciler`."""
     async with AsyncExitStack() as stack:
         registry, _ = await stack.enter_async_context(registry_of(database_url, folder))
+        if "sqlite" in database_url:
+            await prepare(database_url, "neuroweaver.deployer")
         own = Database(database_url, schema="deployer")
-        await migrate(own, "neuroweaver.deployer")
         stack.push_async_callback(own.close)
         store, backend = Store(own), FakeBackend()
         backends = {pb.DEPLOYMENT_BACKEND_LOCAL: backend, pb.DEPLOYMENT_BACKEND_KUBERNETES: backend}
@@ -121,9 +122,13 @@ async def world(database_url: str, folder: Path) -> AsyncIterator[World]:
 @asynccontextmanager
 async def registry_of(database_url: str, folder: Path) -> AsyncIterator[tuple[Any, str]]:
     """A stub of a real server, and its address."""
-    url = f"sqlite:///{folder / 'registry.db'}" if "sqlite" in database_url else database_url
+    if "sqlite" in database_url:
+        url = f"sqlite:///{folder / 'registry.db'}"
+        await prepare(url, "neuroweaver.registry")
+    else:  # which a Deployer shares
+        url = database_url
+        await prepare(url, "neuroweaver.registry", "neuroweaver.deployer")
     database = Database(url, schema="registry")
-    await migrate(database, "neuroweaver.registry")
     settings = _settings(RegistrySettings, url, folder)
     async with (
         running(registry_service(database, settings), settings, registry=CollectorRegistry()) as served,
@@ -193,7 +198,7 @@ async def get(world: World, model_id: str = "advisor", name: str = "") -> pb.Dep
     return await world.deployer.GetDeployment(pb.GetDeploymentRequest(model_id=model_id, name=name))
 
 
-async def until(holds: Callable[[], Awaitable[Any]], seconds: float = 20.0) -> Any:
+async def until(holds: Callable[[], Awaitable[Any]], seconds: float = 120.0) -> Any:
     """What `holds` gives once that is true."""
     give_up = time.monotonic() + seconds
     while True:

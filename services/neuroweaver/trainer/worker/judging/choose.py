@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Final
 
 from neuroweaver.mesh.wire.environment import SettingsError, read
-from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE, JUDGES
-from neuroweaver.trainer.worker.judging.endpoint import OpenAIJudge
+from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE, JUDGES, JUDGING
 from neuroweaver.trainer.worker.judging.judge import Judge, JudgeUnavailable
 from neuroweaver.trainer.worker.judging.settings import OPENAI_URL, JudgeSettings
+
+# Found by name as the built-in ones are: it imports openai, for which a job that asks no endpoint need not wait.
+_ENDPOINT: Final = f"{JUDGING}.endpoint:OpenAIJudge"
 
 
 def judge_named(feedback_model: str, environ: Mapping[str, str], *, cache: Path | None = None) -> Judge:
@@ -18,8 +21,9 @@ def judge_named(feedback_model: str, environ: Mapping[str, str], *, cache: Path 
 
     cache: a file for the paid judgements. Raises JudgeUnavailable.
     """
+    judge: Judge
     if feedback_model in JUDGES:
-        judge: Judge = resolve_name(JUDGES[feedback_model])()
+        judge = resolve_name(JUDGES[feedback_model])()
         return judge
     try:
         settings = read(JudgeSettings, environ, model=feedback_model)
@@ -30,4 +34,5 @@ def judge_named(feedback_model: str, environ: Mapping[str, str], *, cache: Path 
             f"feedback_model {feedback_model!r} needs OPENAI_API_KEY, or OPENAI_BASE_URL of an endpoint that "
             f"asks for no key; feedback_model {EMBEDDED_JUDGE!r} needs neither"
         )
-    return OpenAIJudge(settings, cache=cache)
+    judge = resolve_name(_ENDPOINT)(settings, cache=cache)
+    return judge

@@ -33,6 +33,8 @@ MAX_WAITING: Final = 10_000
 # Of what an exception says, in characters.
 MAX_WORDS: Final = 500
 
+# Without an answer, a later try can help; an answer says what to change.
+NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 # These answers will not change later; a trainer whose database is read-only may yet recover.
 _FINAL: Final = frozenset(
     {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED}
