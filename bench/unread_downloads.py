@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-import grpc  # noqa: E402
-import psutil  # noqa: E402
+import grpc
+import psutil
 
-from neuroweaver.v1 import registry_pb2 as pb  # noqa: E402
-from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub  # noqa: E402
+from neuroweaver.v1 import registry_pb2 as pb
+from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 
 # In place of this folder, whose registry.py is another one than the tests' registry.
 sys.path[0] = str(Path(__file__).parents[1] / "tests")
@@ -51,7 +51,9 @@ async def watched(registry: Any, process: psutil.Process) -> tuple[list[float], 
 
 def told(name: str, seconds: list[float], resident_mib: int) -> None:
     median, worst = (1000 * percentile(seconds, share) for share in (50, 99))
-    print(f"{name:8} GetModel p50 {median:.1f} ms, p99 {worst:.1f} ms; at most {resident_mib} MiB", flush=True)
+    print(
+        f"{name:8} GetModel p50 {median:.1f} ms, p99 {worst:.1f} ms; at most {resident_mib} MiB", flush=True
+    )
 
 
 async def main(downloads: int, connections: int) -> None:
@@ -75,7 +77,9 @@ async def main(downloads: int, connections: int) -> None:
             calls += [stub.DownloadArtifact(request) for _ in range(downloads // connections)]
         told("unread", *await watched(registry, process))
         answers = Counter([(await call.code()).name if call.done() else "open" for call in calls])
-        print(f"{len(calls)} downloads:", ", ".join(f"{number} {answer}" for answer, number in answers.items()))
+        print(
+            f"{len(calls)} downloads:", ", ".join(f"{number} {answer}" for answer, number in answers.items())
+        )
         for call in calls:
             call.cancel()
 

@@ -136,7 +136,9 @@ async def test_content_stored_as_text_does_not_become_weights_by_name(store: Art
     with pytest.raises(InvalidArgument, match="not a safetensors file"):
         await upload(store, TEXT, "a.safetensors")
     with pytest.raises(InvalidArgument, match="not a safetensors file"):
-        await store.first_missing([Artifact(path="a.safetensors", digest=digest_of(TEXT), size_bytes=len(TEXT))])
+        await store.first_missing(
+            [Artifact(path="a.safetensors", digest=digest_of(TEXT), size_bytes=len(TEXT))]
+        )
 
 
 async def test_an_interrupted_upload_goes_on_where_it_ended(store: ArtifactStore, place: Place, root: Path):

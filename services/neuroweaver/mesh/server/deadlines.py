@@ -62,9 +62,7 @@ async def _in_time(requests: AsyncIterator[bytes], limit_s: float) -> AsyncItera
         yield request
 
 
-async def _taken_in_time(
-    write: Callable[[Any], Awaitable[None]], limit_s: float, response: Any
-) -> None:
+async def _taken_in_time(write: Callable[[Any], Awaitable[None]], limit_s: float, response: Any) -> None:
     scope = asyncio.timeout(limit_s)
     try:
         async with scope:

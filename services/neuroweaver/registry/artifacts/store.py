@@ -63,7 +63,9 @@ class ArtifactStore:
         for begin in range(0, len(artifacts), _CHECKED_AT_ONCE):
             several = range(begin, min(begin + _CHECKED_AT_ONCE, len(artifacts)))
             missing = await in_thread(
-                lambda several=several: next((at for at in several if not self._is_stored(artifacts, at)), None)
+                lambda several=several: next(
+                    (at for at in several if not self._is_stored(artifacts, at)), None
+                )
             )
             if missing is not None:
                 return missing
