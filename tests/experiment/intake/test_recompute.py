@@ -232,7 +232,7 @@ async def test_raw_events_leave_by_age_and_the_statistics_stay(database_url):
 
 async def test_statistics_are_not_recomputed_on_when_nobody_waits_for_it(database_url):
     async with intake(database_url) as opened:
-        await opened.put(exposure("1", "u1", "control", 0))
+        await opened.take(exposure("1", "u1", "control", 0))
         async with opened.store.read(PROJECT) as experiments:
             experiment = await experiments.experiment("t")
             raw = await raw_events.until(experiments.connection, PROJECT, "t")
