@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-import grpc  # noqa: E402
-import psutil  # noqa: E402
+import grpc
+import psutil
 
-from neuroweaver.v1 import registry_pb2 as pb  # noqa: E402
-from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub  # noqa: E402
+from neuroweaver.v1 import registry_pb2 as pb
+from neuroweaver.v1.registry_pb2_grpc import RegistryServiceStub
 
 # In place of this folder, whose registry.py is another one than the tests' registry.
 sys.path[0] = str(Path(__file__).parents[1] / "tests")

@@ -11,7 +11,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from neuroweaver.experiment.intake import calibration, retention, sketching
 from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.experiment.storage import tables
-from neuroweaver.experiment.storage.faults import tolerated
 from neuroweaver.experiment.storage.store import Store, inputs_topic
 from neuroweaver.mesh.handlers import housekeeping
 from neuroweaver.mesh.handlers.housekeeping import Chores
@@ -20,6 +19,10 @@ from neuroweaver.mesh.handlers.loop import Outages, repeat
 _LOG: Final = logging.getLogger("neuroweaver.experiment")
 
 CHECKPOINT_PERIOD_S: Final = 5.0
+
+# Of what fails at present, every hour again, one experiment holding up no other.
+_CAPS: Final = Outages("caps")
+_RAW_EVENTS: Final = Outages("raw events")
 
 
 async def keep_house(store: Store, projections: Projections) -> None:
@@ -56,7 +59,7 @@ async def keep_checkpoints(store: Store, projections: Projections) -> None:
 async def reexamine_all(store: Store, projections: Projections) -> int:
     """Takes caps by quantiles again where that is due. Returns 0: nothing is dropped."""
     for project, test_id in await store.keys():
-        with tolerated("caps not examined", test_id=test_id):
+        with _CAPS.survived(project=project, test_id=test_id):
             experiment = await store.experiment(project, test_id)
             if await calibration.reexamine(store, projections, experiment):
                 store.topics.notify([inputs_topic(project, test_id)])
@@ -70,7 +73,7 @@ async def expire_all(store: Store, projections: Projections, now: datetime) -> i
     """
     dropped = 0
     for project, test_id in await store.keys():
-        with tolerated("raw events not dropped", test_id=test_id):
+        with _RAW_EVENTS.survived(project=project, test_id=test_id):
             experiment = await store.experiment(project, test_id)
             await sketching.mend(store, projections, experiment)
             dropped += await retention.expire(store, projections, experiment, now)

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from abandoning import is_given_up
 from experiment.ingesting import NOW, PROJECT, at, exposure, intake, judgement, sample
 from experiment.serving import metric, spec
 from neuroweaver.experiment.domain.snapshot import Snapshot
-from neuroweaver.experiment.intake import recompute, retention
+from neuroweaver.experiment.intake import raw_events, recompute, retention
 from neuroweaver.experiment.intake.events import Batch, batches_of
 from neuroweaver.mesh.wire.errors import FailedPrecondition
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -235,3 +236,14 @@ async def test_raw_events_leave_by_age_and_the_statistics_stay(database_url):
         outcome = await events.take(sample("2", "ann", 2.0, 2))
         assert [key[1] for key in outcome.rejected] == [pb.EVENT_REJECTION_TOO_OLD]
         assert_equal(await events.snapshot(), before)
+
+
+async def test_statistics_are_not_recomputed_on_when_nobody_waits_for_it(database_url):
+    async with intake(database_url) as opened:
+        await opened.take(exposure("1", "u1", "control", 0))
+        async with opened.store.read(PROJECT) as experiments:
+            experiment = await experiments.experiment("t")
+            raw = await raw_events.until(experiments.connection, PROJECT, "t")
+    assert raw
+    recomputation = recompute._Recomputation(PROJECT, experiment, {})
+    assert await is_given_up(lambda: recomputation.of(raw, 0))

@@ -206,9 +206,29 @@ async def test_unknown_fields_reach_the_handler_and_not_the_validator():
 
 
 async def test_a_flood_of_unknown_fields_is_refused():
-    refusal = await refused(pb.Ask.DESCRIPTOR, UNKNOWN * 30_000)
+    for kind in (pb.Ask.DESCRIPTOR, pb.Config.DESCRIPTOR):
+        refusal = await refused(kind, UNKNOWN * 70_000)
 
-    assert refusal.violations == [("", "holds 90000 bytes of fields that this server does not know")]
+        assert refusal.violations == [
+            ("", "holds more than 65536 bytes of fields that this server does not know")
+        ]
+
+
+def test_a_flood_of_unknown_fields_is_refused_before_all_are_seen():
+    with pytest.raises(InvalidArgument, match="does not know"):
+        count_elements(pb.Ask.DESCRIPTOR, UNKNOWN * 70_000 + b"\xff")
+
+
+def test_elements_are_bounded_in_all():
+    request = experiment_pb2.CreateExperimentRequest()
+    for _ in range(3):
+        rule = request.spec.targeting.add()
+        for _ in range(24):
+            condition = rule.conditions.add()
+            for _ in range(1000):
+                condition.values.add(number_value=1)
+    with pytest.raises(InvalidArgument, match="holds too many elements: at most 70000 in all"):
+        count_elements(request.DESCRIPTOR, request.SerializeToString())
 
 
 def asked(count: int) -> bytes:
@@ -272,6 +292,25 @@ async def test_a_request_whose_caller_left_before_its_turn_is_dropped():
     release.set()
     await asyncio.gather(*busy)
     await asyncio.wrap_future(decoding._THREADS.submit(int))
+
+    assert seen == []
+
+
+async def test_a_request_whose_caller_leaves_is_dropped_between_two_checks():
+    held, release, seen = threading.Event(), threading.Event(), []
+
+    def hold(_: Message) -> None:
+        held.set()
+        release.wait()
+
+    working = asyncio.create_task(Decoder(pb.Ask.FromString, [hold, seen.append])(asked(1000)))
+    await asyncio.to_thread(held.wait)
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    release.set()
+    both = threading.Barrier(2)  # each waits for a thread of its own, and so for what that did before
+    await asyncio.gather(*(asyncio.wrap_future(decoding._THREADS.submit(both.wait)) for _ in range(2)))
 
     assert seen == []
 

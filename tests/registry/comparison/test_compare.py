@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from semver import Version
 
+from abandoning import is_given_up
 from neuroweaver.mesh.wire.errors import InvalidArgument
 from neuroweaver.registry.comparison.compare import Comparison, MetricDifference, compare, flattened
 from neuroweaver.registry.domain.model import (
@@ -594,3 +595,8 @@ def test_a_version_compared_with_itself_differs_in_nothing():
     assert comparison.verdict.startswith(
         "Inconclusive whether 1.0.0 (B) is better than 1.0.0 (A): no tested metric changed"
     )
+
+
+async def test_versions_are_not_compared_on_when_nobody_waits_for_it():
+    metrics = {"loss": Metric(value=1.0), "recall": Metric(value=1.0)}
+    assert await is_given_up(lambda: of_metrics(metrics, metrics))

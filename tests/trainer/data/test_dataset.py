@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
 import os
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuroweaver.mesh.wire.threads import Abandoned, in_thread
+from abandoning import is_given_up
 from neuroweaver.trainer.data import dataset
 from neuroweaver.trainer.data.dataset import Dataset, DatasetEmptyError, DatasetMalformedError
 from neuroweaver.trainer.data.files import (
@@ -534,24 +532,4 @@ def test_the_shipped_automotive_set_is_without_fault():
 
 async def test_a_file_is_not_read_on_when_nobody_waits_for_it(tmp_path):
     path = write(tmp_path, "rows.jsonl", [{"prompt": "Q", "response": "A"}] * 3)
-    begun, release, ended = threading.Event(), threading.Event(), threading.Event()
-    outcomes = []
-
-    def inspected():
-        begun.set()
-        release.wait()
-        try:
-            outcomes.append(dataset.inspect(path))
-        except Abandoned as error:
-            outcomes.append(error)
-        ended.set()
-
-    inspecting = asyncio.create_task(in_thread(inspected))
-    await asyncio.to_thread(begun.wait)
-    inspecting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await inspecting
-    release.set()
-    await asyncio.to_thread(ended.wait)
-
-    assert isinstance(outcomes[0], Abandoned)
+    assert await is_given_up(lambda: dataset.inspect(path))

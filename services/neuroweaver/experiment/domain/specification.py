@@ -45,8 +45,8 @@ def _check_targeting(spec: pb.ExperimentSpec) -> None:
     if values > MAX_TARGETING_VALUES:
         raise InvalidArgument(
             "spec.targeting",
-            f"holds {values} values; at most {MAX_TARGETING_VALUES} are allowed in all: set an attribute where "
-            "the units are known, and ask for that",
+            f"holds {values} values; at most {MAX_TARGETING_VALUES} are allowed in all: give the "
+            "units that are meant an attribute of their own, and ask for that",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from neuroweaver.experiment.intake.readings import Plan
 from neuroweaver.experiment.storage.reader import Reader
 from neuroweaver.mesh.wire.clock import microseconds
 from neuroweaver.mesh.wire.errors import FailedPrecondition
+from neuroweaver.mesh.wire.threads import check_wanted, in_thread
 from neuroweaver.statistics.moments import Moments
 from neuroweaver.statistics.sketch import GroupedSketch
 from neuroweaver.v1 import experiment_pb2 as pb
@@ -70,7 +70,7 @@ async def as_of(
         raw = [(number, batch) for number, batch in cut if len(batch)]
     exams = _in_force(stored.ledger, moment, None if happened else max((n for n, _ in raw), default=0))
     recomputation = _Recomputation(project, experiment, exams, is_known=happened)
-    return await asyncio.to_thread(recomputation.of, raw, microseconds(moment))
+    return await in_thread(recomputation.of, raw, microseconds(moment))
 
 
 async def recompute(
@@ -91,7 +91,7 @@ async def recompute(
     raw = await raw_events.until(connection, project, test_id)
     exams = {metric_id: exams[-1] for metric_id, exams in stored.ledger.exams.items()}
     recomputation = _Recomputation(project, experiment, exams)
-    recomputed = await asyncio.to_thread(recomputation.of, raw, microseconds(now))
+    recomputed = await in_thread(recomputation.of, raw, microseconds(now))
     ledger = recomputation.ledger
     for metric_id, history in stored.ledger.exams.items():
         ledger.exams[metric_id] = history[:-1] + ledger.exams.get(metric_id, [])
@@ -158,8 +158,10 @@ class _Recomputation:
         """Of all events, stopping where caps were taken. time_us: when caps are, that never were before."""
         for part in _parts(raw, {exam.batch for exam in self._exams.values()}):
             self._add(Batch.joined([batch for _, batch in part]))
+            check_wanted()
             self._calibrate(part[-1][0])
         for reading in self.ledger.due():
+            check_wanted()
             if reading.metric_id not in self.ledger.exams:
                 everyone = self._projection.table.everyone()
                 first = self.ledger.examine(reading, everyone, raw[-1][0], time_us)
@@ -191,7 +193,9 @@ class _Recomputation:
     def _sketch(self, batches: Sequence[Batch]) -> None:
         readings = [reading for reading in self.ledger.plan.readings if reading.is_quantile]
         units = sketching.AllUnits.of(self._projection)
+        check_wanted()
         sketches = sketching.of_means(units, readings)
+        check_wanted()
         by_events = [reading for reading in readings if not reading.is_of_unit_means]
         sketching.of_events(units, by_events, batches, sketches)
         for key, cell in self.ledger.cells.items():

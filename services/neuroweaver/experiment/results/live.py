@@ -10,8 +10,8 @@ from datetime import timedelta
 
 from neuroweaver.experiment.domain.model import CONCLUDED
 from neuroweaver.experiment.results.cache import MOST_AGE_S, PERIOD_S, ResultsCache
-from neuroweaver.experiment.storage.faults import tolerated
 from neuroweaver.experiment.storage.store import Store
+from neuroweaver.mesh.handlers.loop import Outage
 from neuroweaver.v1 import experiment_pb2 as pb
 
 
@@ -43,10 +43,11 @@ class LiveResults:
     async def _compute(self, project: str, test_id: str) -> None:
         """Until nothing more can come."""
         moved = self._store.inputs_signal(project, test_id)
+        outage = Outage("live results", project=project, test_id=test_id)
         least_age = timedelta(seconds=0.9 * PERIOD_S)
         while True:
             seen, wait_s = moved.count, PERIOD_S
-            with tolerated("results not followed"):
+            with outage.survived():
                 report = await self._cache.keep(project, test_id, least_age)
                 if report.results.state == CONCLUDED:
                     return

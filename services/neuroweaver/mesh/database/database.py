@@ -312,8 +312,8 @@ def _postgresql_engines(url: URL, schema: str) -> tuple[AsyncEngine, AsyncEngine
 
     patience = {name: value for name, value in _PATIENCE.items() if name not in url.query}
 
-    # Four services with all of theirs stay below PostgreSQL's default of 100 connections. None beyond the size
-    # of the pool: these would be closed after each use, and opening one takes longer than what it is used for.
+    # Four services with all of theirs stay below PostgreSQL's default of 100 connections. None go beyond the
+    # size of the pool: those are closed after each use, and opening one takes longer than its use.
     def engine(options: str, size: int = 10, **arguments: Any) -> AsyncEngine:
         return create_async_engine(
             url.set(drivername="postgresql+psycopg"),

@@ -1,13 +1,11 @@
 """Requests out of bytes: counted, decoded and checked, large ones beside the event loop.
 
-What costs milliseconds goes to threads of their own. While it waits for its turn, a request whose caller left
-is dropped.
+What costs milliseconds goes to threads of their own. A request whose caller left is dropped there, before its
+turn or between two steps, each of which is short: what a request may hold is bounded.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -15,15 +13,15 @@ from typing import Any, Final
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
-from neuroweaver.mesh.server.message_size import count_elements
+from neuroweaver.mesh.server.message_size import MAX_UNKNOWN_BYTES, UNKNOWN_RULE, count_elements
 from neuroweaver.mesh.server.message_text import check_utf8
 from neuroweaver.mesh.server.wire_format import Malformed
 from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.mesh.wire.threads import check_wanted, in_thread
 
 # Up to here a request is decoded and checked within milliseconds.
 _SMALL_BYTES: Final = 8 * 1024
 _FEW_ELEMENTS: Final = 64
-_MAX_UNKNOWN_BYTES: Final = 64 * 1024
 
 _THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="requests")
 
@@ -44,8 +42,7 @@ class Decoder:
         try:
             if len(data) <= _SMALL_BYTES and self._count(data) <= _FEW_ELEMENTS:
                 return self._decode(data)
-            run = contextvars.copy_context().run
-            return await asyncio.get_running_loop().run_in_executor(_THREADS, run, self._counted, data)
+            return await in_thread(self._counted, data, pool=_THREADS)
         except (DecodeError, Malformed) as error:
             raise InvalidArgument("", "the request is not a message of this method") from error
 
@@ -56,6 +53,7 @@ class Decoder:
 
     def _counted(self, data: bytes) -> Any:
         self._count(data)
+        check_wanted()
         return self._decode(data)
 
     def _count(self, data: bytes) -> int:
@@ -72,6 +70,7 @@ class Decoder:
             raise
         has_unknown = _without_unknown(message)
         for check in self._checks:
+            check_wanted()
             check(message)
         # A handler may refuse unknown fields by their numbers.
         return self._deserializer(data) if has_unknown else message
@@ -85,6 +84,6 @@ def _without_unknown(message: Message) -> bool:
     size = message.ByteSize()
     message.DiscardUnknownFields()
     unknown = size - message.ByteSize()
-    if unknown > _MAX_UNKNOWN_BYTES:
-        raise InvalidArgument("", f"holds {unknown} bytes of fields that this server does not know")
+    if unknown > MAX_UNKNOWN_BYTES:
+        raise InvalidArgument("", UNKNOWN_RULE)
     return unknown > 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -17,12 +20,18 @@ class Abandoned(Exception):  # nobody made an error
     """Nobody waits for this work any more."""
 
 
-async def in_thread(function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    """What `function` returns, from another thread. If the caller leaves, `check_wanted` there ends it."""
+async def in_thread(
+    function: Callable[..., T], *arguments: Any, pool: Executor | None = None, **named: Any
+) -> T:
+    """What `function` returns, from another thread. If the caller leaves, `check_wanted` there ends it.
+
+    pool: the loop's own if None.
+    """
     abandoned = threading.Event()
     _ABANDONED.set(abandoned)
+    work = partial(contextvars.copy_context().run, function, *arguments, **named)
     try:
-        return await asyncio.to_thread(function, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
     except asyncio.CancelledError:
         abandoned.set()
         raise

@@ -61,15 +61,14 @@ class ArtifactStore:
         not go with its path.
         """
         for begin in range(0, len(artifacts), _CHECKED_AT_ONCE):
-            several = range(begin, min(begin + _CHECKED_AT_ONCE, len(artifacts)))
-            missing = await in_thread(
-                lambda several=several: next(
-                    (at for at in several if not self._is_stored(artifacts, at)), None
-                )
-            )
+            missing = await in_thread(self._first_missing, artifacts, begin)
             if missing is not None:
                 return missing
         return None
+
+    def _first_missing(self, artifacts: Sequence[Artifact], begin: int) -> int | None:
+        several = range(begin, min(begin + _CHECKED_AT_ONCE, len(artifacts)))
+        return next((index for index in several if not self._is_stored(artifacts, index)), None)
 
     def _is_stored(self, artifacts: Sequence[Artifact], index: int) -> bool:
         field, artifact = f"artifacts[{index}]", artifacts[index]

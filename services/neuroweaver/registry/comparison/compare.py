@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from neuroweaver.mesh.wire.errors import InvalidArgument
+from neuroweaver.mesh.wire.threads import check_wanted
 from neuroweaver.registry.comparison import significance
 from neuroweaver.registry.comparison.compatibility import Finding, findings, labels, pin_of, recommendation
 from neuroweaver.registry.comparison.wording import (
@@ -154,6 +155,7 @@ def _facts(version: ModelVersion) -> dict[str, Any]:
 def _metrics(a: ModelVersion, b: ModelVersion, confidence: float) -> Iterator[MetricDifference]:
     names = a.metrics.keys() | b.metrics.keys()
     for name in sorted(names):
+        check_wanted()
         before, after = a.metrics.get(name), b.metrics.get(name)
         metrics = [metric for metric in (before, after) if metric]
         units = {metric.unit for metric in metrics} - {""}

@@ -1,4 +1,4 @@
-"""How many downloads run at once: each holds some chunks of its file, whether its caller reads them or not."""
+"""How many downloads run at once: each holds some chunks of its file, though its caller read nothing."""
 
 from __future__ import annotations
 

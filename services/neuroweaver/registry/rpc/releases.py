@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from neuroweaver.mesh.handlers.read_cache import ReadCache
 from neuroweaver.mesh.wire.clock import SKEW, utc_now
 from neuroweaver.mesh.wire.errors import FailedPrecondition, InvalidArgument, NotFound
 from neuroweaver.mesh.wire.text import check_text
+from neuroweaver.mesh.wire.threads import in_thread
 from neuroweaver.registry import messages
 from neuroweaver.registry.artifacts.store import ArtifactStore
 from neuroweaver.registry.cards.card import card
@@ -81,7 +81,7 @@ class Releases:
         async with self._store.read(caller_of(context).project) as registry:
             a = await registry.selected(request.a.model_id, request.a.version, "a.version")
             b = await registry.selected(request.b.model_id, request.b.version, "b.version")
-        return messages.from_comparison(await asyncio.to_thread(compare, a, b, confidence))
+        return messages.from_comparison(await in_thread(compare, a, b, confidence))
 
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Any) -> pb.RollbackModelResponse:
         check_model_id("model_id", request.model_id)
@@ -151,7 +151,7 @@ class Releases:
             version = await registry.selected(request.model_id, request.version)
             model = await registry.model(request.model_id)
             parent = await registry.parent(version)
-        return pb.ModelCard(markdown=await asyncio.to_thread(card, version, model=model, parent=parent))
+        return pb.ModelCard(markdown=await in_thread(card, version, model=model, parent=parent))
 
     async def _require_whole(self, version: ModelVersion) -> None:
         """Raises FailedPrecondition for a file that is missing or is no longer what was stored."""
@@ -172,7 +172,7 @@ async def _rolled_back(registry: Reader, target: ModelVersion, reason: str, now:
         raise FailedPrecondition("ALREADY_LATEST", f"{target.version} is the latest version", target.name)
     level: Level | None = Level.PRERELEASE
     if not latest.version.prerelease:
-        level = (await asyncio.to_thread(compare, latest, target)).recommended_bump
+        level = (await in_thread(compare, latest, target)).recommended_bump
     label = (latest.version.prerelease or DEFAULT_LABEL).partition(".")[0]
     version = await registry.next_version(target.model_id, level or Level.PATCH, latest, label=label)
-    return await asyncio.to_thread(compare, latest, target.restored(version, now, reason))
+    return await in_thread(compare, latest, target.restored(version, now, reason))

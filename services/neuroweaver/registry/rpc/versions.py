@@ -45,7 +45,7 @@ async def create(
         level = messages.LEVELS.get(request.bump, Level.MINOR)
         latest = await registry.latest(model_id)
         version = await registry.next_version(model_id, level, latest, label=DEFAULT_LABEL)
-    created = draft.as_version(model_id, version, parent, registry.now)
+    created = await in_thread(draft.as_version, model_id, version, parent, registry.now)
     await hold_files(registry, artifacts, created)
     return messages.from_version(await registry.add_version(created))
 
