@@ -96,8 +96,9 @@ class _Pair:
         p = min(self._p_of_units("early_units"), self._p_of_early_events()) * 2
         if p <= self.level:
             variants = self.treatment, self.study.experiment.control
-            rates = [_pooled(self.study, each, self.name, _BEFORE) for each in variants]
-            a_unit = " ({:.3g} and {:.3g} a unit)".format(*rates) if None not in rates else ""
+            counted = (_pooled(self.study, each, self.name, _BEFORE) for each in variants)
+            rates = [rate for rate in counted if rate is not None]
+            a_unit = " ({:.3g} and {:.3g} a unit)".format(*rates) if len(rates) == 2 else ""
             lost = {each: uses(self.study, each, self.name) for each in variants}
             counts = " and ".join(
                 f"{use.before_exposure:,} of the {use.events:,} of {variant}" for variant, use in lost.items()
@@ -327,10 +328,7 @@ def _grace(study: Study) -> str:
     return f"; `exposure_grace` (here {grace_s:g} s, at most an hour) covers a known lag"
 
 
-_REJECTED: Final = (
-    "rejected for their times (before the start, more than a day ahead of the server, or older than the raw"
-    " events kept)"
-)
+_REJECTED: Final = "rejected for their times (before the start, or more than a day ahead of the server)"
 _DIFFERING: Final = (
     "Clocks, or when exposures are recorded, differ between variants, so that no comparison can be trusted."
     " Correct the times and begin a new experiment"
