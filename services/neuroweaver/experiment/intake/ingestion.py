@@ -35,8 +35,8 @@ from neuroweaver.v1 import experiment_pb2 as pb
 
 FUTURE: Final = timedelta(hours=24)
 
-# For times that no event of an exposed unit has, unless clocks are wrong or its history is sent. What is too old
-# may have been taken in before, and count.
+# For times that no event of an exposed unit has, unless clocks are wrong or its history is sent. What is too
+# old may have been taken in before, and count.
 _MISTIMED: Final = (pb.EVENT_REJECTION_BEFORE_START, pb.EVENT_REJECTION_IN_FUTURE)
 _ACCEPTED: Final = 0
 _DUPLICATE: Final = -1
