@@ -160,3 +160,9 @@ def test_constant_columns_can_be_added_to_units_that_lack_them():
 
     whole = np.column_stack((values, np.full(200, 3.25), np.full(200, -1.0)))
     assert moments.to_floats() == pytest.approx(Moments.of(whole).to_floats(), rel=1e-15, abs=1e-12)
+
+
+def test_some_columns_are_the_moments_of_those_alone():
+    values = rows(4, columns=4)
+    for places in ([2], [1, 3], [3, 1], [0, 1, 2, 3]):
+        assert Moments.of(values).chosen(places) == Moments.of(values[:, places])

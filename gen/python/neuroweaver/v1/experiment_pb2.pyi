@@ -374,7 +374,7 @@ class _EventRejectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventR
     EVENT_REJECTION_IN_FUTURE: _EventRejection.ValueType  # 6
     """More than 24 hours ahead of the server's clock."""
     EVENT_REJECTION_TOO_OLD: _EventRejection.ValueType  # 7
-    """Older than the raw events kept, so that it could not be told from a duplicate."""
+    """Since the start, but older than the raw events kept, so that it could not be told from a duplicate."""
     EVENT_REJECTION_ID_OF_ANOTHER_UNIT: _EventRejection.ValueType  # 8
     """Its `event_id` is that of an event of another unit: not a retry, but an id that is not unique."""
 
@@ -396,7 +396,7 @@ EVENT_REJECTION_AFTER_STOP: EventRejection.ValueType  # 5
 EVENT_REJECTION_IN_FUTURE: EventRejection.ValueType  # 6
 """More than 24 hours ahead of the server's clock."""
 EVENT_REJECTION_TOO_OLD: EventRejection.ValueType  # 7
-"""Older than the raw events kept, so that it could not be told from a duplicate."""
+"""Since the start, but older than the raw events kept, so that it could not be told from a duplicate."""
 EVENT_REJECTION_ID_OF_ANOTHER_UNIT: EventRejection.ValueType  # 8
 """Its `event_id` is that of an event of another unit: not a retry, but an id that is not unique."""
 Global___EventRejection: _TypeAlias = EventRejection  # noqa: Y015
@@ -547,8 +547,8 @@ class _VerdictBlockerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdic
     VERDICT_BLOCKER_WINSORIZATION: _VerdictBlocker.ValueType  # 7
     """The caps of a metric of the decision rule are not set yet."""
     VERDICT_BLOCKER_EVENTS_REJECTED: _VerdictBlocker.ValueType  # 8
-    """Exposed units of one variant have events that were rejected for their times (before the start, in the future, too
-    old) more often than those of another: the clocks do not fit.
+    """Exposed units of one variant have events that were rejected for their times (before the start, or in the future)
+    more often than those of another: the clocks do not fit.
     """
     VERDICT_BLOCKER_EVENTS_AFTER_WINDOW: _VerdictBlocker.ValueType  # 9
     """A variant has far less of its events within the conversion window than another, or the comparison would be turned
@@ -578,8 +578,8 @@ times at which exposures are recorded, do not fit.
 VERDICT_BLOCKER_WINSORIZATION: VerdictBlocker.ValueType  # 7
 """The caps of a metric of the decision rule are not set yet."""
 VERDICT_BLOCKER_EVENTS_REJECTED: VerdictBlocker.ValueType  # 8
-"""Exposed units of one variant have events that were rejected for their times (before the start, in the future, too
-old) more often than those of another: the clocks do not fit.
+"""Exposed units of one variant have events that were rejected for their times (before the start, or in the future)
+more often than those of another: the clocks do not fit.
 """
 VERDICT_BLOCKER_EVENTS_AFTER_WINDOW: VerdictBlocker.ValueType  # 9
 """A variant has far less of its events within the conversion window than another, or the comparison would be turned

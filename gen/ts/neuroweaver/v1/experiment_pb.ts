@@ -5259,7 +5259,7 @@ export enum EventRejection {
   IN_FUTURE = 6,
 
   /**
-   * Older than the raw events kept, so that it could not be told from a duplicate.
+   * Since the start, but older than the raw events kept, so that it could not be told from a duplicate.
    *
    * @generated from enum value: EVENT_REJECTION_TOO_OLD = 7;
    */
@@ -5516,8 +5516,8 @@ export enum VerdictBlocker {
   WINSORIZATION = 7,
 
   /**
-   * Exposed units of one variant have events that were rejected for their times (before the start, in the future, too
-   * old) more often than those of another: the clocks do not fit.
+   * Exposed units of one variant have events that were rejected for their times (before the start, or in the future)
+   * more often than those of another: the clocks do not fit.
    *
    * @generated from enum value: VERDICT_BLOCKER_EVENTS_REJECTED = 8;
    */

@@ -44,9 +44,7 @@ class Requirement:
         comparison = study.comparisons[self.metric_id, treatment]
         if comparison is None:
             return None
-        if study.is_fixed_horizon:
-            return comparison.p_fixed_horizon(self.bound, above=above)
-        return comparison.p_always_valid(self.bound, study.confidence, above=above)
+        return study.p_one_sided(comparison, self.bound, above=above)
 
 
 def requirements(study: Study) -> Sequence[Requirement]:

@@ -41,7 +41,7 @@ def notices(
         *_late(results),
         *_reused_ids(results),
         *_silent(study),
-        *(pb.ExperimentNotice(reason=each.notice, message=each.message) for each in faults),
+        *_times(faults),
         *_rejected_exposures(study),
         *_unused(results),
         *winsorizing.notices(study),
@@ -137,6 +137,11 @@ def _silent(study: Study) -> Iterable[pb.ExperimentNotice]:
                     metric_id=metric.metric_id,
                     variant_id=variant,
                 )
+
+
+def _times(faults: Iterable[Fault]) -> Iterable[pb.ExperimentNotice]:
+    for fault in faults:
+        yield pb.ExperimentNotice(reason=fault.notice, message=fault.message, variant_id=fault.treatment)
 
 
 def _rejected_exposures(study: Study) -> Iterable[pb.ExperimentNotice]:

@@ -16,6 +16,7 @@ from neuroweaver.statistics import phases as across_phases
 from neuroweaver.statistics import quantile
 from neuroweaver.statistics.arm import Arm, Sample, arms
 from neuroweaver.statistics.effect import Effect
+from neuroweaver.statistics.estimate import Bound
 from neuroweaver.statistics.moments import Moments, merged
 from neuroweaver.statistics.pairwise import Judgements
 from neuroweaver.statistics.quantile import QuantileArm
@@ -48,6 +49,12 @@ class Study:
     def is_fixed_horizon(self) -> bool:
         """Whether that is what the verdict rests on."""
         return self.experiment.spec.verdict_method == pb.INFERENCE_METHOD_FIXED_HORIZON
+
+    def p_one_sided(self, comparison: Comparison, bound: Bound, *, above: bool) -> float | None:
+        """By the method of the verdict: small if the effect is shown to lie above (or below) the bound."""
+        if self.is_fixed_horizon:
+            return comparison.p_fixed_horizon(bound, above=above)
+        return comparison.p_always_valid(bound, self.confidence, above=above)
 
     @property
     def candidates(self) -> Sequence[str]:

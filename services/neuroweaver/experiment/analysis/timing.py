@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import Final
 
 from neuroweaver.experiment.analysis import event_use
+from neuroweaver.experiment.analysis.comparison import OfUnits
 from neuroweaver.experiment.analysis.event_use import uses
 from neuroweaver.experiment.analysis.guardrails import LEAST_UNITS
 from neuroweaver.experiment.analysis.study import Study
@@ -31,7 +32,7 @@ from neuroweaver.statistics import effect as effects
 from neuroweaver.statistics import phases as across_phases
 from neuroweaver.statistics.arm import Kind, Sample, arms
 from neuroweaver.statistics.effect import Effect
-from neuroweaver.statistics.estimate import Bound
+from neuroweaver.statistics.estimate import ZERO, Bound
 from neuroweaver.statistics.moments import Moments, merged
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -95,8 +96,9 @@ class _Pair:
         p = min(self._p_of_units("early_units"), self._p_of_early_events()) * 2
         if p <= self.level:
             variants = self.treatment, self.study.experiment.control
-            rates = [_pooled(self.study, each, self.name, _BEFORE) for each in variants]
-            a_unit = " ({:.3g} and {:.3g} a unit)".format(*rates) if None not in rates else ""
+            counted = (_pooled(self.study, each, self.name, _BEFORE) for each in variants)
+            rates = [rate for rate in counted if rate is not None]
+            a_unit = " ({:.3g} and {:.3g} a unit)".format(*rates) if len(rates) == 2 else ""
             lost = {each: uses(self.study, each, self.name) for each in variants}
             counts = " and ".join(
                 f"{use.before_exposure:,} of the {use.events:,} of {variant}" for variant, use in lost.items()
@@ -122,13 +124,16 @@ class _Pair:
         for place, (window, metric_ids) in enumerate(_windows(self.study, self.name).items()):
             column = _WINDOWS + place
             p = self._p(self._effect(Kind.RATIO, column, _SINCE))
-            if p <= self.level:
-                yield self._after_window(column, window, metric_ids, p)
+            is_turned = self._is_turned(column, p)
+            if p <= self.level or is_turned:
+                yield self._after_window(column, window, metric_ids, p, is_turned=is_turned)
 
-    def _after_window(self, column: int, window: timedelta, metric_ids: frozenset[str], p: float) -> Fault:
+    def _after_window(
+        self, column: int, window: timedelta, metric_ids: frozenset[str], p: float, *, is_turned: bool
+    ) -> Fault:
         control = self.study.experiment.control
         kept, of_control = (_kept(self.study, each, self.name, column) for each in (self.treatment, control))
-        is_grave = self._keeps_far_less(column, kept, of_control) or self._is_turned(column)
+        is_grave = is_turned or self._keeps_far_less(column, kept, of_control)
         message = (
             f"{kept:.2%} of the {self.name} events of {self.treatment} since the exposure fall within the"
             f" conversion window of {window.total_seconds():,g} s, and {of_control:.2%} of those of {control}"
@@ -158,12 +163,24 @@ class _Pair:
         )
         return p is not None and p <= self.level
 
-    def _is_turned(self, column: int) -> bool:
-        """Whether all events since the exposure are shown to go the other way than those in the window."""
+    def _is_turned(self, column: int, p: float) -> bool:
+        """Whether all events since the exposure are shown to go the other way than those within the window:
+        either is shown to, or the difference of what variants keep is. p: of that.
+        """
         within, since = self._effect(Kind.MEAN, column), self._effect(Kind.MEAN, _SINCE)
         if within is None or since is None or within.absolute * since.absolute >= 0:
             return False
-        return self._p(since) <= 1 - self.study.confidence
+        return self._is_shown(since) and (p <= self.level or self._is_shown(within))
+
+    def _is_shown(self, effect: Effect) -> bool:
+        comparison = OfUnits(effect, self.study.planned)
+        p = self.study.p_one_sided(comparison, ZERO, above=effect.absolute > 0)
+        return self._are_enough and p is not None and p <= 1 - self.study.confidence
+
+    @property
+    def _are_enough(self) -> bool:
+        units = map(self.study.units, (self.study.experiment.control, self.treatment))
+        return min(units) >= _least(self.study)
 
     def _fault(self, notice: str, message: str, blocker: pb.VerdictBlocker.ValueType) -> Fault:
         return Fault(notice, message, _readers(self.study, self.name), blocker, self.treatment)
@@ -213,8 +230,7 @@ class _Pair:
         return _combined(kind, by_phase)
 
     def _p(self, effect: Effect | None) -> float:
-        units = min(map(self.study.units, (self.study.experiment.control, self.treatment)))
-        if effect is None or units < _least(self.study):
+        if effect is None or not self._are_enough:
             return 1.0
         inference = confidence_sequence.infer(effect, 1 - self.level, self.study.planned)
         return inference.p_value if inference else 1.0
@@ -312,10 +328,7 @@ def _grace(study: Study) -> str:
     return f"; `exposure_grace` (here {grace_s:g} s, at most an hour) covers a known lag"
 
 
-_REJECTED: Final = (
-    "rejected for their times (before the start, more than a day ahead of the server, or older than the raw"
-    " events kept)"
-)
+_REJECTED: Final = "rejected for their times (before the start, or more than a day ahead of the server)"
 _DIFFERING: Final = (
     "Clocks, or when exposures are recorded, differ between variants, so that no comparison can be trusted."
     " Correct the times and begin a new experiment"

@@ -67,7 +67,8 @@ class Batch:
     @property
     def events(self) -> npt.NDArray[Any]:
         """The rows without the notes."""
-        return self.rows[self.rows["kind"] != REJECTED]
+        events: npt.NDArray[Any] = self.rows[self.rows["kind"] != REJECTED]
+        return events
 
     def chosen(self, places: npt.NDArray[np.int64]) -> Batch:
         """Those at some places, in that order."""

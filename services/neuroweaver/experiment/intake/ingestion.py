@@ -35,12 +35,9 @@ from neuroweaver.v1 import experiment_pb2 as pb
 
 FUTURE: Final = timedelta(hours=24)
 
-# For times that no event of an exposed unit has, unless clocks are wrong or its history is sent.
-_MISTIMED: Final = (
-    pb.EVENT_REJECTION_BEFORE_START,
-    pb.EVENT_REJECTION_IN_FUTURE,
-    pb.EVENT_REJECTION_TOO_OLD,
-)
+# For times that no event of an exposed unit has, unless clocks are wrong or its history is sent. What is too
+# old may have been taken in before, and count.
+_MISTIMED: Final = (pb.EVENT_REJECTION_BEFORE_START, pb.EVENT_REJECTION_IN_FUTURE)
 _ACCEPTED: Final = 0
 _DUPLICATE: Final = -1
 
@@ -290,6 +287,7 @@ def _reasons(experiment: Experiment, plan: Plan, batch: Batch, now: datetime) ->
         reasons[~is_sample & is_unknown] = pb.EVENT_REJECTION_UNKNOWN_VARIANT
     if experiment.stop_time is not None:
         reasons[time >= microseconds(experiment.stop_time)] = pb.EVENT_REJECTION_AFTER_STOP
+    reasons[time < microseconds(raw_events.oldest(experiment, now))] = pb.EVENT_REJECTION_TOO_OLD
     if experiment.start_time is None:
         reasons[:] = pb.EVENT_REJECTION_BEFORE_START
     else:
@@ -298,7 +296,6 @@ def _reasons(experiment: Experiment, plan: Plan, batch: Batch, now: datetime) ->
         reads_back = is_sample & (names >= 0)
         start[reads_back] -= plan.lookback_us[names[reads_back]] if len(plan.lookback_us) else 0
         reasons[time < start] = pb.EVENT_REJECTION_BEFORE_START
-    reasons[time < microseconds(raw_events.oldest(experiment, now))] = pb.EVENT_REJECTION_TOO_OLD
     reasons[time > microseconds(now + FUTURE)] = pb.EVENT_REJECTION_IN_FUTURE
     return reasons
 

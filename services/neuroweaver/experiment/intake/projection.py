@@ -97,7 +97,8 @@ class Projection:
         places = np.flatnonzero((unit >= 0) & (name >= 0))
         fresh = places[~rejected[unit[places], name[places]]]
         _, first = np.unique(np.stack((unit[fresh], name[fresh]), 1), axis=0, return_index=True)
-        return fresh[np.sort(first)]
+        unnoted: Ints = fresh[np.sort(first)]
+        return unnoted
 
     def take(self, batch: Batch) -> None:
         """Counts events that are of another transaction, or another process's."""
