@@ -455,7 +455,7 @@ async def test_a_replay_by_the_callers_clock_has_the_caps_of_its_time(database_u
 
 
 async def test_caps_bear_the_time_at_which_their_units_were_read(database_url, monkeypatch):
-    """A batch comes in while they wait for their turn, and a replay of that hour knows neither."""
+    """A batch comes in while they wait for their turn: replays of the time before know neither."""
     async with intake(database_url, capped(conversion_window=hours(24))) as events:
         events.now = at(20)
         await events.take(*exposures(150), *(sample(f"s{i}", f"u{i}", float(i)) for i in range(150)))
@@ -483,6 +483,8 @@ async def test_caps_bear_the_time_at_which_their_units_were_read(database_url, m
         ):
             assert (await events.as_of(moment)).calibrations == calibrations
         assert (await events.as_of(at(27))).calibrations == shown[at(27)].calibrations
+        again = await events.as_of(at(26.9), pb.REPLAY_CLOCK_HAPPENED)
+        assert again.calibrations == shown[at(20)].calibrations
 
 
 async def test_what_an_earlier_version_capped_is_capped_anew(database_url):

@@ -127,9 +127,10 @@ def _ends(caps: Caps) -> str:
 
 
 def _missing(asked: pb.Winsorization, parts: Mapping[str, Caps]) -> Iterator[str]:
+    is_asked = {"lower": asked.HasField("lower_quantile"), "upper": asked.HasField("upper_quantile")}
     for name, caps in parts.items():
-        for side in ("lower", "upper"):
-            if asked.HasField(f"{side}_quantile") and getattr(caps, side) is None:
+        for side, end in (("lower", caps.lower), ("upper", caps.upper)):
+            if is_asked[side] and end is None:
                 yield (
                     f" No {side} {name}cap is in force: too many units share the value at that quantile, or"
                     " most of those that stand out on that side would be cut."
