@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from neuroweaver.base_models import confinement
 from neuroweaver.mesh.machine import processes
-from neuroweaver.mesh.wire.text import keepable
+from neuroweaver.mesh.wire.keepable import keepable
 
 CPU_S: Final = 10
 """Of one chat; most take milliseconds."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from neuroweaver.base_models.rendering import TemplateRefuses
+from neuroweaver.mesh.wire.threads import check_wanted
 from neuroweaver.trainer.data.encoding import EncodedChat, Segment, encode
 from neuroweaver.trainer.data.rows import Example
 from neuroweaver.trainer.data.turns import messages_of
@@ -58,8 +59,13 @@ def count_tokens(tokenizer: Any, examples: Iterable[Example], limit: int) -> Tok
     return count
 
 
-def try_shapes(tokenizer: Any, examples: Iterable[Example]) -> TokenCount:
-    """`sequences` and refusals, by one row of each order of roles: by these a template decides."""
+def try_shapes(
+    tokenizer: Any, examples: Iterable[Example], check: Callable[[], None] = check_wanted
+) -> TokenCount:
+    """`sequences` and refusals, by one row of each order of roles: by these a template decides.
+
+    check: called before each, since a template may be slow; what it raises ends the trial.
+    """
     rows: Counter[Any] = Counter()
     first: dict[Any, Example] = {}
     for example in examples:
@@ -69,6 +75,7 @@ def try_shapes(tokenizer: Any, examples: Iterable[Example]) -> TokenCount:
             rows[shape] += 1
     count = TokenCount()
     for shape, example in first.items():
+        check()
         count.sequences += rows[shape] * len(_encoded(tokenizer, example, count))
     return count
 

@@ -100,7 +100,7 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
     folder = materialize(base, context.home, monitor.check)
     context.prepared = Prepared(folder, digests(folder), train, validation)
     require_same_base(context, context.prepared.digests)
-    refuse_unwritable(folder, read)
+    refuse_unwritable(folder, read, monitor)
     if config.target_modules:
         require_layers(folder, config.target_modules)
     notice_remarks(context, read.inspection)
@@ -115,9 +115,9 @@ def prepare(context: JobContext, monitor: Monitor) -> Result:
     return {"rows": read.rows, "train_rows": len(train), "validation_rows": len(validation)}
 
 
-def refuse_unwritable(folder: Path, read: dataset.Dataset) -> None:
+def refuse_unwritable(folder: Path, read: dataset.Dataset, monitor: Monitor) -> None:
     """Raise TemplateRefuses before anything is trained, also where the tokenizer came with this job."""
-    for line, reason in try_shapes(load_tokenizer(folder), read.examples).refusals:
+    for line, reason in try_shapes(load_tokenizer(folder), read.examples, monitor.check).refusals:
         raise TemplateRefuses(f"{read.inspection.path.name}:{line}: {reason}")
 
 
