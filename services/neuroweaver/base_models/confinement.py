@@ -16,7 +16,7 @@ import struct
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Final
+from typing import IO, Any, BinaryIO, Final
 
 # Threads of their own would take addresses for each core of the machine, and help none.
 ENVIRONMENT: Final = {
@@ -74,7 +74,7 @@ def pipes() -> tuple[BinaryIO, BinaryIO]:
     return sys.stdin.buffer, answers
 
 
-def read(source: BinaryIO) -> dict[str, Any] | None:
+def read(source: IO[bytes]) -> dict[str, Any] | None:
     """The next message; None at the end, be it amid a message."""
     head = source.read(LENGTH.size)
     if len(head) < LENGTH.size:
@@ -84,7 +84,7 @@ def read(source: BinaryIO) -> dict[str, Any] | None:
     return dict(json.loads(content)) if len(content) == length else None
 
 
-def write(target: BinaryIO, message: Mapping[str, Any]) -> None:
+def write(target: IO[bytes], message: Mapping[str, Any]) -> None:
     content = json.dumps(message).encode()
     target.write(LENGTH.pack(len(content)) + content)
     target.flush()

@@ -205,13 +205,13 @@ def _sealed(backend: Any, added: Mapping[str, Any], seals: Mapping[str, str]) ->
     for part in ("normalizer", "pre_tokenizer"):
         if (value := getattr(backend, part)) is not None:
             setattr(tokenizer, part, value)
-    ids = {}
+    ids: dict[int, int] = {}
     for name, token in added.items():
         own_name = seals.get(name, name)
         strips = {"lstrip": token.lstrip, "rstrip": token.rstrip}
         seal = AddedToken(own_name, **strips, normalized=False, special=True)
         tokenizer.add_tokens([seal if name in seals else token])
-        own = tokenizer.token_to_id(own_name)
+        own: Any = tokenizer.token_to_id(own_name)
         ids[own] = backend.token_to_id(name)
         if name in seals and backend.model.id_to_token(own) is not None:
             raise TemplateRefuses("its vocabulary has gaps, so that tokens share their ids")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuroweaver.mesh.wire.text import keepable
+from neuroweaver.mesh.wire.keepable import keepable
 
 MAX_JSON_BYTES = 64 << 20
 # The format's own bound on a header (safetensors 0.8, `MAX_HEADER_SIZE`).

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -18,10 +19,10 @@ from typing import Any, Final
 
 from neuroweaver.base_models import confinement
 from neuroweaver.mesh.machine import processes
-from neuroweaver.mesh.wire.text import keepable
+from neuroweaver.mesh.wire.keepable import keepable
 
 CPU_S: Final = 10
-"""Of one chat; one of 10,000 turns takes a twentieth of it."""
+"""Of one chat; most take milliseconds."""
 MAX_CHARACTERS: Final = 16 << 20
 _MAX_WORDS: Final = 500
 _HALF_PAIR: Final = re.compile(r"[\ud800-\udfff]")
@@ -75,9 +76,10 @@ def _rendered(template: Any, chat: Any, names: Mapping[str, str], options: Mappi
 
 
 class _Renderer:
-    """A confined process, started when it is wanted and again after its end."""
+    """A confined process, started when it is wanted and again after its end. cpu_s: of one chat."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu_s: int = CPU_S) -> None:
+        self._cpu_s = cpu_s
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -88,7 +90,7 @@ class _Renderer:
             if isinstance(answer, int) and answer in _KILLED:  # perhaps for another's want of memory
                 answer = self._answer(request)
         if isinstance(answer, int):
-            raise TemplateRefuses(_ending(answer))
+            raise TemplateRefuses(self._ending(answer))
         if "refusal" in answer:
             raise TemplateRefuses(answer["refusal"])
         return str(answer["text"])
@@ -99,7 +101,7 @@ class _Renderer:
 
     def _answer(self, request: Mapping[str, Any]) -> dict[str, Any] | int:
         """The process's answer, or its exit status if it ended without one."""
-        self._process = process = self._process or _started()
+        self._process = process = self._process or _started(self._cpu_s)
         assert process.stdin
         assert process.stdout
         try:
@@ -120,6 +122,11 @@ class _Renderer:
             process.wait()
         return process.returncode
 
+    def _ending(self, status: int) -> str:
+        if status == -signal.SIGXCPU:
+            return f"it takes more than {self._cpu_s} s for one chat"
+        return f"its process {processes.ending(status)}"
+
 
 @cache
 def _renderer() -> _Renderer:
@@ -128,19 +135,13 @@ def _renderer() -> _Renderer:
     return renderer
 
 
-def _started() -> subprocess.Popen[bytes]:
+def _started(cpu_s: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603  # a module of ours
-        processes.module("neuroweaver.base_models.rendering"),
+        processes.module("neuroweaver.base_models.rendering", str(cpu_s)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=confinement.environment(os.environ),
     )
-
-
-def _ending(status: int) -> str:
-    if status == -signal.SIGXCPU:
-        return f"it takes more than {CPU_S} s for one chat"
-    return f"its process {processes.ending(status)}"
 
 
 def _answered(request: Mapping[str, Any]) -> dict[str, str]:
@@ -156,7 +157,7 @@ def main() -> None:
     confinement.confine()
     requests, answers = confinement.pipes()
     while True:
-        confinement.limit_cpu(CPU_S)
+        confinement.limit_cpu(int(sys.argv[1]))
         if (request := confinement.read(requests)) is None:
             return
         confinement.write(answers, _answered(request))

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from neuroweaver.mesh.wire.errors import InvalidArgument
-from neuroweaver.mesh.wire.text import check_text, keepable
+from neuroweaver.mesh.wire.keepable import keepable
+from neuroweaver.mesh.wire.text import check_text
 
 
 @pytest.mark.parametrize("text", ["", "a reason", "two\r\nlines\tof it", "naïve — 模型 🙂"])

@@ -349,7 +349,7 @@ Last = Callable[[], tuple[int, str]]
 
 
 @pytest.fixture
-def last_event(registry: Any, database_url: str) -> Iterator[Last]:  # noqa: ARG001
+def last_event(registry: Any, database_url: str) -> Iterator[Last]:
     """Reads its number and hash past the server, which would verify all events before it, a hundred times dearer."""
     connection: Any
     if database_url.startswith("sqlite:///"):

@@ -284,6 +284,13 @@ def test_a_csv_row_at_fault_is_found_with_its_line(tmp_path, content, line, reas
         dataset.require(data)
 
 
+def test_a_header_of_very_many_columns_is_looked_at_once(tmp_path):
+    """Counting each among all would take minutes."""
+    content = ",".join(f"c{number}" for number in (*range(130_000), 9)) + "\n"
+    data = dataset.read(write(tmp_path, "a.csv", content))
+    assert [finding.reason for finding in data.inspection.findings] == ["duplicate column 'c9'"]
+
+
 def test_an_open_quote_swallows_no_more_than_one_line_limit(tmp_path):
     rows = "".join(f"question {n},answer {n}\n" for n in range(100))
     data = dataset.read(write(tmp_path, "a.csv", 'question,answer\nq,"open\n' + rows), max_line_bytes=500)

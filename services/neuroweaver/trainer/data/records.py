@@ -206,8 +206,8 @@ def _cells(line: int, text: str) -> list[str] | Finding:
 
 
 def _header_fault(line: int, header: list[str]) -> Finding | None:
-    duplicate = next((name for name in header if header.count(name) > 1), None)
-    if duplicate is not None:
+    if len(set(header)) < len(header):
+        duplicate = Counter(header).most_common(1)[0][0]
         return Finding(line, duplicate[:40], Severity.ERROR, f"duplicate column {duplicate[:40]!r}")
     questions = {"text"} | {pair.asks for pair in PAIRS}
     if questions.isdisjoint(header):

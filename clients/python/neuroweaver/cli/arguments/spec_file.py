@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from neuroweaver.cli.arguments.values import seconds_of
 from neuroweaver.cli.terminal.failures import BadInput
 from neuroweaver.client.text import enum_choices, enum_prefix
-from neuroweaver.mesh.wire.text import keepable
+from neuroweaver.mesh.wire.keepable import keepable
 
 M = TypeVar("M", bound=Message)
 

@@ -17,8 +17,8 @@ from google.protobuf.message import Message
 
 from neuroweaver.mesh.server.redaction import redacted_text, secrets_of
 from neuroweaver.mesh.wire.channel import sync_channel
+from neuroweaver.mesh.wire.keepable import keepable
 from neuroweaver.mesh.wire.status import describe, reason
-from neuroweaver.mesh.wire.text import keepable
 from neuroweaver.v1 import trainer_pb2 as pb
 from neuroweaver.v1 import worker_pb2, worker_pb2_grpc
 

@@ -83,7 +83,8 @@ def finetune(
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     train, heldout = (
-        _Rows.encoded(tokenizer, part, config.max_seq_length) for part in (examples, validation_examples)
+        _Rows.encoded(tokenizer, part, config.max_seq_length, monitor)
+        for part in (examples, validation_examples)
     )
     if not train.chats:
         raise NothingToLearn(
@@ -144,9 +145,12 @@ class _Rows:
     dropped: int = 0
 
     @classmethod
-    def encoded(cls, tokenizer: Any, examples: Sequence[Messages], max_length: int) -> _Rows:
+    def encoded(
+        cls, tokenizer: Any, examples: Sequence[Messages], max_length: int, monitor: Monitor
+    ) -> _Rows:
         rows = cls()
         for example in examples:
+            monitor.check()  # a template may be slow
             chats = [chat.cut(max_length) for chat in encode(tokenizer, example)]
             useful = [chat for chat in chats if chat.target_tokens]
             rows.chats += useful
