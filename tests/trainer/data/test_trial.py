@@ -165,13 +165,15 @@ def test_a_tokenizer_that_knows_no_word_is_at_fault_and_not_the_length():
     assert tried(words(replace=1), asked(1), asked(2)).faults == ()
 
 
-def test_a_tokenizer_without_any_word_is_at_fault():
+def test_an_empty_vocabulary_is_at_fault():
     empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
-    empty.chat_template = CHATML
-    assert faults(tried(empty, asked(1), asked(2))) == [("BASE_MODEL_UNAVAILABLE", "base_model")]
     empty.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"})
+    empty.chat_template = CHATML
     (fault,) = tried(empty, asked(1), asked(2)).faults
-    assert fault.message.startswith("the tokenizer of tiny knows no word of the answers")
+    assert (fault.field, fault.message) == (
+        "base_model",
+        "the tokenizer of tiny knows no word of the answers: its vocabulary fits other texts",
+    )
 
 
 def test_answers_beyond_the_length_are_told_by_part():

@@ -18,7 +18,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, counting_here: None) -> Path:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "good.jsonl").write_text(
         "".join(ROW.replace("brakes", part) for part in ("brakes", "tyres", "belts"))

@@ -19,6 +19,7 @@ from neuroweaver.base_models import confinement
 from neuroweaver.mesh.machine import processes
 from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from neuroweaver.mesh.wire.threads import check_wanted
+from neuroweaver.trainer.data.files import format_of
 from neuroweaver.trainer.data.tokens import TokenCount
 from neuroweaver.trainer.data.trial import Fault, Plan, Trial
 
@@ -40,7 +41,7 @@ class Request:
     """
 
     model_folder: Path | None
-    dataset_path: Path
+    dataset_path: Path = field(compare=False)
     dataset_digest: str
     specialization: str
     within: str = ""
@@ -65,7 +66,8 @@ def tried(request: Request, plan: Plan) -> Trial:
 
     A whole trial is remembered by all that it depends on: jobs often differ in other numbers alone.
     """
-    key = (request, plan, request.model_folder and files_of(request.model_folder))
+    files = request.model_folder and files_of(request.model_folder)
+    key = (request, format_of(request.dataset_path), plan, files)
     with _LOCK:
         trial = _TRIALS.get(key)
     if trial is None:

@@ -76,9 +76,10 @@ def counted(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 def tried(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
     plan, rows = Plan(**request["plan"]), reading(request)
+    enough_s: float = request["enough_s"]
 
     def goes_on() -> bool:
-        return time.monotonic() < request["enough_s"]
+        return time.monotonic() < enough_s
 
     if Path(request["dataset_path"]).stat().st_size > MAX_SPLIT_BYTES:
         return {"trial": asdict(try_rows(tokenizer, rows, plan, goes_on)), "digest": None}

@@ -54,9 +54,9 @@ class Plan:
     @classmethod
     def of(cls, config: pb.TrainingConfig, *, context_length: int, vocab_size: int) -> Plan:
         """config: complete, with no default left open."""
-        model = {"context_length": context_length, "vocab_size": vocab_size}
-        own = {field.name for field in fields(cls)} - model.keys()
-        return cls(**{name: getattr(config, name) for name in own}, **model)
+        own = {field.name for field in fields(cls)} - {"context_length", "vocab_size"}
+        values: dict[str, Any] = {name: getattr(config, name) for name in own}
+        return cls(**values, context_length=context_length, vocab_size=vocab_size)
 
     @property
     def room(self) -> float:
