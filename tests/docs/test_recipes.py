@@ -52,7 +52,7 @@ def test_a_recipe_is_short(title: str):
     assert 0 < len(changed_files(diff)) <= MOST_FILES
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_the_tests_of_the_recipes_pass(project: Path):
     programs = Path(sys.executable).parent
     buf = subprocess.run(
