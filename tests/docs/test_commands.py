@@ -157,7 +157,7 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
     newcomer.neuroweaver("down")
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_every_command_of_every_page_works(newcomer: Newcomer):
     """In the order of reading: a guide goes on with what the one before it has made."""
     for page in PAGES:

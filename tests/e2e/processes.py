@@ -36,7 +36,7 @@ class Mesh:
         self.wait_healthy(service)
 
     def wait_healthy(self, service: str) -> None:
-        give_up = time.monotonic() + 60
+        give_up = time.monotonic() + 300
         while time.monotonic() < give_up:
             assert self.processes[service].poll() is None, self.log(service)
             try:
@@ -53,7 +53,7 @@ class Mesh:
     def stop(self, service: str, number: signal.Signals = signal.SIGTERM) -> int:
         process = self.processes.pop(service)
         process.send_signal(number)
-        return process.wait(timeout=60)
+        return process.wait(timeout=300)
 
     def log(self, service: str) -> str:
         return (self.home / f"{service}.log").read_text()
@@ -63,7 +63,7 @@ class Mesh:
 
     def worker_of(self, job_id: str) -> psutil.Process:
         """The process of the job's worker."""
-        give_up = time.monotonic() + 60
+        give_up = time.monotonic() + 300
         while time.monotonic() < give_up:
             for process in psutil.process_iter(["cmdline"]):
                 if "neuroweaver.trainer.worker" in (process.info["cmdline"] or []):
@@ -103,7 +103,7 @@ def mesh(home: Path, *services: str, **environ: str) -> Iterator[Mesh]:
             process.terminate()
         try:
             for process in running.processes.values():
-                process.wait(timeout=60)
+                process.wait(timeout=300)
         finally:
             for process in running.processes.values():
                 process.kill()

@@ -416,7 +416,7 @@ class Both:
         assert verdict.is_intact, verdict.explanation
         assert verdict.head.sequence == len(self.oracle.events)
         while len(self.seen) < len(self.oracle.events):
-            self.seen.append(self.world.run(asyncio.wait_for(self.watch.read(), 10)))
+            self.seen.append(self.world.run(asyncio.wait_for(self.watch.read(), 120)))
         assert [(event.sequence, event.action) for event in self.seen] == [
             (event.sequence, event.action) for event in self.oracle.events
         ]

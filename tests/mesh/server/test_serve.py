@@ -329,7 +329,7 @@ async def test_background_tasks_run_beside_the_server_and_end_with_it():
             stopped.set()
 
     async with running(service(Echo(), background=[work]), settings()):
-        await asyncio.wait_for(started_.wait(), 20)
+        await asyncio.wait_for(started_.wait(), 120)
         assert not stopped.is_set()
     assert stopped.is_set()
 

@@ -210,7 +210,7 @@ async def test_the_trainer_cleans_up_while_it_runs(
     monkeypatch.setattr(log, "level", logging.INFO)
     async with (
         running(service(database, settings), settings, registry=CollectorRegistry()),
-        asyncio.timeout(20),
+        asyncio.timeout(120),
     ):
         await is_done.wait()
     assert names_in(folder) == ["young"]

@@ -253,7 +253,7 @@ def test_a_watch_ends_with_the_conclusion(service, running, neuroweaver, capfd):
     watching.start()
     with Client({"experiment": service}) as client:
         client.experiment.ConcludeExperiment(pb.ConcludeExperimentRequest(test_id="t"))
-    watching.join(30)
+    watching.join(120)
 
     assert codes == [0]
     events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
@@ -267,11 +267,11 @@ def test_a_watch_in_a_pipe_tells_what_happens_and_ends_with_the_results(service,
     monkeypatch.setattr(Client, "watch_results", lambda *a, **k: (begun.set(), watch_results(*a, **k))[1])
     watching = threading.Thread(target=lambda: run(["experiment", "watch", "t"]))
     watching.start()
-    assert begun.wait(30)
+    assert begun.wait(120)
     with Client({"experiment": service}) as client:
         client.experiment.PauseExperiment(pb.PauseExperimentRequest(test_id="t", reason="an incident"))
         client.experiment.ConcludeExperiment(pb.ConcludeExperimentRequest(test_id="t"))
-    watching.join(30)
+    watching.join(120)
 
     told = capfd.readouterr().out
     assert "now CONCLUDED" in told
