@@ -132,7 +132,8 @@ class Releases:
         async def read() -> pb.ModelVersion:
             async with self._store.read(project) as registry:
                 await registry.model(request.model_id, show_deleted=at is not None)
-                return messages.from_version(await registry.pointed_at(request.model_id, request.alias, at))
+                version = await registry.pointed_at(request.model_id, request.alias, at)
+            return await in_thread(messages.from_version, version)
 
         # The same moment is now at first and in the past later on, which are two questions.
         question = "ResolveAlias" if at is None else "ResolveAlias in the past"

@@ -47,7 +47,7 @@ async def create(
         version = await registry.next_version(model_id, level, latest, label=DEFAULT_LABEL)
     created = await in_thread(draft.as_version, model_id, version, parent, registry.now)
     await hold_files(registry, artifacts, created)
-    return messages.from_version(await registry.add_version(created))
+    return await in_thread(messages.from_version, await registry.add_version(created))
 
 
 async def bump(registry: Writer, request: pb.BumpModelVersionRequest) -> pb.ModelVersion:
@@ -160,7 +160,8 @@ class Versions:
 
         async def read() -> pb.ModelVersion:
             async with self._store.read(project) as registry:
-                return messages.from_version(await registry.selected(request.model_id, request.version))
+                version = await registry.selected(request.model_id, request.version)
+            return await in_thread(messages.from_version, version)
 
         return await self._answers.answer(project, "GetModelVersion", request, read)
 
@@ -180,8 +181,10 @@ class Versions:
                 terms=terms,
                 show_deleted=request.show_deleted,
             )
-        return pb.ListModelVersionsResponse(
-            versions=map(messages.from_version, versions), next_page_token=token
+        return await in_thread(
+            lambda: pb.ListModelVersionsResponse(
+                versions=map(messages.from_version, versions), next_page_token=token
+            )
         )
 
     async def _require_artifacts(self, draft: Draft) -> None:
