@@ -1,19 +1,22 @@
 """What open watches cost: CPU, memory, how soon all hear of a change, and what unary calls notice of it.
 
-    python bench/watches.py [--count 10000] [--before REVISION --before-count 1000]
+    python bench/watches.py [--count 10000] [--floor] [--before REVISION --before-count 1000]
 
 A Registry runs as a process over a new SQLite file, or over `--database postgresql://…`. The watches are real
-gRPC streams, held in this process by a bare HTTP/2 client that costs next to nothing, so that the server is
-what is measured; the unary calls come from an ordinary gRPC client. With `--before`, the server of a revision
-of this repository is measured the same way, for ratios. Linux only: CPU time and memory are read from /proc.
+gRPC streams, held in a process of their own by a bare HTTP/2 client that costs next to nothing, so that the
+server is what is measured; the unary calls come from an ordinary gRPC client in this one. With `--floor` and
+`--before`, a bare grpc.aio server and the server of a revision of this repository are measured the same way,
+for ratios. Linux only: CPU time and memory are read from /proc.
 """
 
+# ruff: noqa: N802, ARG002 (methods are named as their RPCs, and take what gRPC gives them)
 from __future__ import annotations
 
 import argparse
 import asyncio
 import io
 import itertools
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -21,12 +24,15 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
+from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
 import uvloop
 
 from neuroweaver.local.processes import free_ports
@@ -40,6 +46,11 @@ OPENING: Final = 200
 """Streams on their way at once: gRPC refuses what waits in longer queues."""
 MODEL: Final = "service-advisor"
 PATIENCE_S: Final = 120.0
+
+
+@cache
+def is_heartbeat(message: bytes) -> bool:
+    return pb.ModelEvent.FromString(message).HasField("heartbeat")
 
 
 class Http2(asyncio.Protocol):
@@ -95,7 +106,7 @@ class Http2(asyncio.Protocol):
         self._rest = data[at:]
 
     def _take(self, kind: int, flags: int, payload: bytes) -> None:
-        if kind == self._DATA and payload and not pb.ModelEvent.FromString(payload[5:]).HasField("heartbeat"):
+        if kind == self._DATA and payload and not is_heartbeat(payload[5:]):
             self.messages += 1
             self.last_at = time.perf_counter()
         elif kind in {self._SETTINGS, self._PING} and not flags & self._FLAG_ACK:
@@ -113,33 +124,33 @@ class Http2(asyncio.Protocol):
         return bytes((len(value),)) + value.encode()
 
 
-class Watchers:
+class Streams:
     """Many watches of one project, each from the change with which it begins."""
 
     def __init__(self, connections: list[Http2]) -> None:
         self._connections = connections
 
     @classmethod
-    async def connect(cls, port: int) -> Watchers:
+    async def connect(cls, port: int) -> Streams:
         loop = asyncio.get_running_loop()
         pairs = [await loop.create_connection(Http2, "127.0.0.1", port) for _ in range(CONNECTIONS)]
         return cls([protocol for _, protocol in pairs])
 
-    async def open(self, count: int, since: int) -> None:
+    async def open(self, count: int, since: int) -> float:
         """Returns when each has heard of the one change after `since`, and so has begun to wait."""
         request = pb.WatchModelsRequest(since_sequence=since).SerializeToString()
         lines = itertools.cycle(self._connections)
         for opened in range(count):
             next(lines).call("/neuroweaver.v1.RegistryService/WatchModels", request)
             await self.heard(opened - OPENING)
-        await self.heard(count)
+        return await self.heard(count)
 
     @property
     def messages(self) -> int:
         return sum(connection.messages for connection in self._connections)
 
     async def heard(self, count: int) -> float:
-        """When the last of so many messages came."""
+        """When the last of so many messages came, of all since the beginning."""
         give_up = time.perf_counter() + PATIENCE_S
         while self.messages < count:
             if ended := sum(connection.ended for connection in self._connections):
@@ -148,6 +159,50 @@ class Watchers:
                 raise TimeoutError(f"{self.messages} of {count} messages came")
             await asyncio.sleep(0.001)
         return max(connection.last_at for connection in self._connections)
+
+
+async def hold(port: int, pipe: Connection) -> None:
+    """Does with streams what is asked for through the pipe: a method's name and its arguments."""
+    streams = await Streams.connect(port)
+    while True:
+        name, *arguments = await asyncio.to_thread(pipe.recv)
+        pipe.send(await getattr(streams, name)(*arguments))
+
+
+def hold_streams(port: int, pipe: Connection) -> None:
+    uvloop.run(hold(port, pipe))
+
+
+class Watchers:
+    """`Streams` in a process of their own, so that they hold up no call of this one."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    @classmethod
+    @contextmanager
+    def of(cls, port: int) -> Iterator[Watchers]:
+        spawn = multiprocessing.get_context("spawn")
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=hold_streams, args=(port, theirs))
+        process.start()
+        theirs.close()
+        try:
+            yield cls(ours)
+        finally:
+            process.kill()
+            process.join()
+
+    async def open(self, count: int, since: int) -> float:
+        return await self._do("open", count, since)
+
+    async def heard(self, count: int) -> float:
+        return await self._do("heard", count)
+
+    async def _do(self, *command: object) -> float:
+        self._pipe.send(command)
+        done: float = await asyncio.to_thread(self._pipe.recv)
+        return done
 
 
 @dataclass(frozen=True)
@@ -190,20 +245,20 @@ async def measure(port: int, pid: int, count: int, *, idle_s: float, rounds: int
         quiet = await latencies_ms(stub, 500)
         quiet_cpu = await idle_cpu(pid, idle_s)
         memory = rss_kib(pid)
-        watchers = await Watchers.connect(port)
-        await watchers.open(count, since=0)
-        await asyncio.sleep(3)
-        memory = rss_kib(pid) - memory
-        cpu = await idle_cpu(pid, idle_s)
-        beside = await latencies_ms(stub, 500)
-        heard, during, spent = [], [], []
-        for number in range(rounds):
-            before_s = cpu_s(pid)
-            took_s, waits = await changed(stub, watchers, count, f"round {number}")
-            spent.append((cpu_s(pid) - before_s) / count * 1e6)
-            heard.append(took_s)
-            during += waits
-            await asyncio.sleep(1)
+        with Watchers.of(port) as watchers:
+            await watchers.open(count, since=0)
+            await asyncio.sleep(3)
+            memory = rss_kib(pid) - memory
+            cpu = await idle_cpu(pid, idle_s)
+            beside = await latencies_ms(stub, 500)
+            heard, during, spent = [], [], []
+            for number in range(rounds):
+                before_s = cpu_s(pid)
+                took_s, waits = await changed(stub, watchers, count * (number + 2), f"round {number}")
+                spent.append((cpu_s(pid) - before_s) / count * 1e6)
+                heard.append(took_s)
+                during += waits
+                await asyncio.sleep(1)
     return Cost(
         quiet_cpu,
         cpu,
@@ -213,20 +268,25 @@ async def measure(port: int, pid: int, count: int, *, idle_s: float, rounds: int
 
 
 async def changed(
-    stub: registry_pb2_grpc.RegistryServiceAsyncStub, watchers: Watchers, count: int, text: str
+    stub: registry_pb2_grpc.RegistryServiceAsyncStub, watchers: Watchers, total: int, text: str
 ) -> tuple[float, list[float]]:
-    """Seconds until all have heard of one change, and how long unary calls took meanwhile."""
-    before, started, waits = watchers.messages, time.perf_counter(), []
+    """Seconds until all have heard of one change, and how long unary calls took meanwhile.
+
+    total: of the messages that they have by then.
+    """
+    started, waits = time.perf_counter(), list[float]()
+
+    have_heard = asyncio.Event()
 
     async def call() -> None:
-        while True:
+        while not have_heard.is_set():
             waits.extend(await latencies_ms(stub, 1))
 
     calling = asyncio.create_task(call())
     await change(stub, text)
-    last_at = await watchers.heard(before + count)
-    calling.cancel()
-    await asyncio.gather(calling, return_exceptions=True)
+    last_at = await watchers.heard(total)
+    have_heard.set()
+    await calling
     return last_at - started, waits
 
 
@@ -271,6 +331,64 @@ def registry(source: Path, database_url: str) -> Iterator[tuple[int, int]]:
             process.wait()
 
 
+class Bare(registry_pb2_grpc.RegistryServiceServicer):
+    """What gRPC itself needs for as many streams: one message to each, one at a time, out of memory."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[pb.ModelEvent]] = set()
+
+    async def RegisterModel(self, request: pb.RegisterModelRequest, context: Any) -> pb.Model:
+        return request.model
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.Model:
+        return pb.Model(model_id=request.model_id)
+
+    async def UpdateModel(self, request: pb.UpdateModelRequest, context: Any) -> pb.Model:
+        self._sending = asyncio.create_task(self._send(pb.ModelEvent(sequence=2, model=request.model)))
+        return request.model
+
+    async def WatchModels(self, request: pb.WatchModelsRequest, context: Any) -> AsyncIterator[pb.ModelEvent]:
+        event = pb.ModelEvent(sequence=1)
+        while True:
+            yield event
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.add(waiting)
+            event = await waiting
+
+    async def _send(self, event: pb.ModelEvent) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for each in waiting:
+            each.set_result(event)
+            await asyncio.sleep(0)
+
+
+def serve_bare(port: int) -> None:
+    async def serve() -> None:
+        # As many at once as the services admit.
+        limits = ("grpc.server.max_pending_requests", "grpc.server.max_pending_requests_hard_limit")
+        server = grpc.aio.server(options=[(limit, 16_384) for limit in limits])
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(Bare(), server)
+        server.add_insecure_port(f"127.0.0.1:{port}")
+        await server.start()
+        await server.wait_for_termination()
+
+    uvloop.run(serve())
+
+
+@contextmanager
+def bare() -> Iterator[tuple[int, int]]:
+    """As `registry`, of a server that does nothing else."""
+    (port,) = free_ports(1)
+    process = multiprocessing.get_context("spawn").Process(target=serve_bare, args=(port,))
+    process.start()
+    assert process.pid is not None
+    try:
+        yield port, process.pid
+    finally:
+        process.kill()
+        process.join()
+
+
 @contextmanager
 def checkout(revision: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
@@ -285,8 +403,10 @@ def checkout(revision: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-async def cost(source: Path, count: int, options: argparse.Namespace) -> Cost:
-    with registry(source, options.database) as (port, pid):
+async def cost(
+    server: AbstractContextManager[tuple[int, int]], count: int, options: argparse.Namespace
+) -> Cost:
+    with server as (port, pid):
         found = await measure(port, pid, count, idle_s=options.idle_s, rounds=options.rounds)
     print(
         f"{count:6} watches: {found.idle_cpu:7.2%} of a core idle ({found.quiet_cpu:.2%} without), "
@@ -299,18 +419,25 @@ async def cost(source: Path, count: int, options: argparse.Namespace) -> Cost:
     return found
 
 
+def compared(what: str, cost: Cost, other: Cost) -> None:
+    ratios = {each.name: getattr(cost, each.name) / getattr(other, each.name) for each in fields(Cost)}
+    print(f"{what}:", ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items()), flush=True)
+
+
 async def main(options: argparse.Namespace) -> None:
-    if not options.before:
-        await cost(ROOT, options.count, options)
-        return
-    with checkout(options.before) as source:
-        print(f"before ({options.before}):")
-        before = await cost(source, options.before_count, options)
-    print("now:")
-    after = await cost(ROOT, options.before_count, options)
-    ratios = {each.name: getattr(after, each.name) / getattr(before, each.name) for each in fields(Cost)}
-    print("now to before:", ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items()))
-    await cost(ROOT, options.count, options)
+    def ours(source: Path = ROOT) -> AbstractContextManager[tuple[int, int]]:
+        return registry(source, options.database)
+
+    if options.before:
+        with checkout(options.before) as source:
+            print(f"before ({options.before}):")
+            before = await cost(ours(source), options.before_count, options)
+        print("now:")
+        compared("now to before", await cost(ours(), options.before_count, options), before)
+    now = await cost(ours(), options.count, options)
+    if options.floor:
+        print("a bare grpc.aio server:")
+        compared("now to the floor", now, await cost(bare(), options.count, options))
 
 
 if __name__ == "__main__":
@@ -319,6 +446,7 @@ if __name__ == "__main__":
     parser.add_argument("--before", help="a revision to compare with")
     parser.add_argument("--before-count", type=int, default=1000)
     parser.add_argument("--database", default="", help="a new PostgreSQL database instead of SQLite")
+    parser.add_argument("--floor", action="store_true", help="measure a bare grpc.aio server too")
     parser.add_argument("--idle-s", type=float, default=35.0, help="how long idle watches are looked at")
     parser.add_argument("--rounds", type=int, default=5)
     uvloop.run(main(parser.parse_args()))

@@ -23,12 +23,13 @@ from mesh.echo import NAME, Echo, pb, pb_grpc, service, settings, started, stub
 from neuroweaver.mesh.handlers import loop
 from neuroweaver.mesh.server import serve as serve_module
 from neuroweaver.mesh.server.serve import ALIVE, StartError, running, serve
-from neuroweaver.mesh.wire.channel import MAX_MESSAGE_BYTES, channel, sync_channel
+from neuroweaver.mesh.wire.channel import KEEPALIVE_MS, MAX_MESSAGE_BYTES, channel, sync_channel
 from neuroweaver.mesh.wire.errors import Unavailable
 from ports import free_port
 
 ROOT = Path(__file__).parents[3]
 SERVING = health_pb2.HealthCheckResponse.SERVING
+PING, GOAWAY = 6, 7
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -96,6 +97,39 @@ async def test_thousands_of_watches_may_come_at_once():
         answers = await asyncio.wait_for(asyncio.gather(*(watch.read() for watch in watches)), 240)
 
     assert {answer.text for answer in answers} == {"watching"}
+
+
+async def test_a_client_may_ping_a_quiet_stream_as_often_as_the_server_says(monkeypatch):
+    """With no time between pings at all, so that the test need not wait; by default it would be 5 minutes."""
+    options = [(name, 0 if "ping_interval" in name else value) for name, value in serve_module._OPTIONS]
+    monkeypatch.setattr(serve_module, "_OPTIONS", options)
+    async with started() as server:
+        answers = await _pinged(server.address, 10)
+
+    assert answers == {GOAWAY: 0, PING: 10}
+
+
+def test_our_clients_ping_less_often_than_the_server_allows():
+    assert 2 * serve_module.MIN_PING_MS <= KEEPALIVE_MS
+
+
+async def _pinged(address: str, times: int) -> dict[int, int]:
+    """How many frames of each kind came back for pings on an HTTP/2 connection without a stream."""
+    host, port = address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    seen = {GOAWAY: 0, PING: 0}
+    try:
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+        for _ in range(times):
+            writer.write(bytes((0, 0, 8, PING, 0, 0, 0, 0, 0)) + bytes(8))
+        while sum(seen.values()) < times and not seen[GOAWAY]:
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            if head[3] in seen and (head[3] == GOAWAY or head[4] & 1):
+                seen[head[3]] += 1
+    finally:
+        writer.close()
+    return seen
 
 
 async def test_a_call_under_way_may_finish_while_the_server_stops():

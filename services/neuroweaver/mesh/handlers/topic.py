@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.mesh.database.refusals import as_error
 from neuroweaver.mesh.handlers.heartbeats import Heartbeats
+from neuroweaver.mesh.handlers.turns import TURNS
 
 _LOG: Final = logging.getLogger("neuroweaver.watches")
 
@@ -250,5 +251,5 @@ class Topic(Generic[E]):
         self.version += 1
         for follower in list(self._waiting):
             follower.wake()
-            # One at a time: a call that comes now is not kept waiting by thousands of watches.
-            await asyncio.sleep(0)
+            # A call that comes now is not kept waiting by thousands of watches.
+            await TURNS.give_way()

@@ -62,8 +62,9 @@ async def _look(
             found = await look(last)
             topic.begin(found)
             return found
-    async with topic.joining:
-        pass  # of many who come at once, one reads
+    if topic.joining.locked():  # of many who come at once, one reads
+        async with topic.joining:
+            pass
     shared = topic.look(last)
     # What has ended may have begun again, in another process even: who comes now looks for itself.
     if shared is None or (shared.is_over and is_new):

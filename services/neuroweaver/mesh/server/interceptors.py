@@ -18,6 +18,7 @@ from neuroweaver.mesh.database.refusals import as_error
 from neuroweaver.mesh.server.deadlines import deadline, silence
 from neuroweaver.mesh.server.drain import Drain
 from neuroweaver.mesh.server.observing import Metrics, log_request, logged, traced
+from neuroweaver.mesh.server.sharing import Streams, in_turn
 from neuroweaver.mesh.server.stack import Method, Stack
 from neuroweaver.mesh.server.validation import validated
 from neuroweaver.mesh.wire import telemetry
@@ -60,6 +61,7 @@ def server_interceptor(
     *,
     deadline_s: float,
     silence_s: float,
+    streams_per_caller: int,
     debug: bool = False,
     registry: CollectorRegistry = REGISTRY,
 ) -> Stack:
@@ -67,7 +69,13 @@ def server_interceptor(
     return Stack(
         translate=translate,
         observers=(traced, logged, Metrics.of(registry).counted),
-        guards=(drain.ending, deadline(deadline_s), silence(silence_s)),
+        guards=(
+            in_turn,
+            Streams(streams_per_caller).bounded,
+            drain.ending,
+            deadline(deadline_s),
+            silence(silence_s),
+        ),
         checks=(validated, log_request) if debug else (validated,),
     )
 

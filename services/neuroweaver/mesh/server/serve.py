@@ -57,15 +57,20 @@ _NOTICE_S: Final = 0.1
 _MOST_PENDING: Final = 16_384
 _MAX_SHOWN: Final = 5
 
+MIN_PING_MS: Final = 5_000
+"""How often a client may ask at most whether the server is there, while nothing is sent to it."""
+
 _OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Linux would let a second process share the port, and each would get half of the calls.
     ("grpc.so_reuseport", 0),
-    # A peer that vanished is noticed on a quiet stream too; a client may ask for the same every 10 s.
+    # A peer that vanished is noticed on a quiet stream too, and a client may ask for the same: one that asks
+    # sooner loses its connection (GOAWAY, too_many_pings). gRPC's default is 5 minutes; grpc-go's clients
+    # ask every 10 s at most.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     # After a restart all watches come again at once. What exceeds gRPC's own limits, 1,000 and 3,000, would
     # end as CANCELLED, which no client tries again.
@@ -163,6 +168,7 @@ async def running(
         drain,
         deadline_s=settings.deadline_s,
         silence_s=settings.silence_s,
+        streams_per_caller=settings.streams_per_caller,
         debug=settings.debug,
         registry=registry,
     )

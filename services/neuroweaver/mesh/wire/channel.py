@@ -18,6 +18,8 @@ from neuroweaver.mesh.wire import telemetry
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
+KEEPALIVE_MS: Final = 20_000
+
 SERVICE_CONFIG: Final = {
     "methodConfig": [
         {
@@ -42,8 +44,8 @@ _OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.enable_retries", 1),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Half a minute until a watch notices that the server's machine is gone.
-    ("grpc.keepalive_time_ms", 20_000),
+    # Half a minute until a watch notices that the server's machine is gone. Servers allow pings every 5 s.
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
 )

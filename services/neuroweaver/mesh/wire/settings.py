@@ -24,6 +24,7 @@ from neuroweaver.mesh.wire.environment import (
     text,
     url,
     variable,
+    whole,
 )
 from neuroweaver.mesh.wire.environment import address as host_and_port
 
@@ -121,6 +122,13 @@ class Settings:
         seconds_above_0,
         60.0,
         help="How long a client's stream, such as an upload, may send nothing before it is ended.",
+    )
+    streams_per_caller: int = variable(
+        "NEUROWEAVER_STREAMS_PER_CALLER",
+        whole(1, "streams"),
+        10_000,
+        help="How many streams, such as watches and downloads, one caller may have open at once, at 31 KiB "
+        "each. All from one address are one caller.",
     )
     drain_s: float = variable(
         "NEUROWEAVER_DRAIN_S",
