@@ -16,6 +16,7 @@ from neuroweaver.deployer.__main__ import service
 from neuroweaver.deployer.control.reconciler import Reconciler
 from neuroweaver.deployer.storage import tables
 from neuroweaver.deployer.storage.lease import Lease, LeaseHolder, LeaseLost
+from neuroweaver.mesh.machine.processes import own_name
 from neuroweaver.v1 import deployer_pb2 as pb
 
 
@@ -324,6 +325,33 @@ async def test_a_silent_holder_is_followed_by_another(mesh):
     async with beside(LeaseHolder(mesh.store.database, beat_s=0.05, silence_s=0.3).run(lead)):
         await until(lambda: asyncio.sleep(0, bool(taken)))
     assert taken == [lease.token + 1]
+
+
+async def test_a_holder_whose_process_has_died_on_this_machine_is_followed_at_once(mesh):
+    taken: list[int] = []
+
+    async def lead(lease: Lease) -> None:
+        taken.append(lease.token)
+        await asyncio.Event().wait()
+
+    for name in (own_name(), f"{'0' * 16}.1.1", "a name of an earlier release"):
+        alive = LeaseHolder(mesh.store.database, silence_s=3600)
+        alive._holder = f"{name}/1"
+        lease = await alive._acquired()
+        waiting = LeaseHolder(mesh.store.database, beat_s=0.02, silence_s=3600)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await waiting._acquired()
+        await alive._release(lease)
+
+    machine, pid, started = own_name().split(".")
+    dead = LeaseHolder(mesh.store.database, silence_s=3600)
+    dead._holder = f"{machine}.{pid}.{int(started) - 1}/1"
+    lease = await dead._acquired()
+    async with beside(LeaseHolder(mesh.store.database, beat_s=0.02, silence_s=3600).run(lead)):
+        await until(lambda: asyncio.sleep(0, bool(taken)))
+    assert taken == [lease.token + 1]
+    assert not await dead._update(lease, beat=1)
 
 
 async def test_a_holder_without_its_database_stops_before_another_begins(mesh, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from prometheus_client import REGISTRY
 
 from deployer.local.replicas.test_processes import FAST, pid_of
 from deployer.local.worlds import KEY, NAME, READY, World, revision, servers, spec, wanted, world
@@ -344,6 +345,9 @@ async def test_requests_errors_and_times_are_counted_by_revision(tmp_path: Path)
         assert one.first_token_ms[float("inf")] == 0
         assert two.latency_ms[float("inf")] == 0
         assert one.running == 0
+        labels = {"deployment": NAME, "revision": "2"}
+        assert REGISTRY.get_sample_value("neuroweaver_router_errors_total", labels) == counted[500]
+        assert REGISTRY.get_sample_value("neuroweaver_router_turned_away_total", labels) == 0
         assert one.memory_bytes > 1 << 20
         async with asyncio.timeout(60):
             # The use of a CPU shows between two looks.

@@ -32,6 +32,7 @@ from neuroweaver.deployer.domain.backend import (
 from neuroweaver.deployer.local import planning
 from neuroweaver.deployer.local.files.cache import Cache
 from neuroweaver.deployer.local.files.supplies import BaseFolder, Supplies
+from neuroweaver.deployer.local.front.metrics import shown
 from neuroweaver.deployer.local.front.process import (
     CONFIG,
     FOLDER,
@@ -47,7 +48,7 @@ from neuroweaver.deployer.local.replicas import processes
 from neuroweaver.deployer.local.replicas.fleet import Fleet
 from neuroweaver.deployer.local.replicas.processes import Process
 from neuroweaver.deployer.local.replicas.replica import Replica, ReplicaContext
-from neuroweaver.deployer.local.routes import Config, Reports, Tables
+from neuroweaver.deployer.local.routes import Config, Report, Reports, Tables
 from neuroweaver.deployer.routing import front
 from neuroweaver.deployer.routing.router import UNKEPT
 from neuroweaver.mesh.handlers.loop import Outage
@@ -122,6 +123,7 @@ class LocalBackend:
         config = Config(settings.host, settings.port, settings.wake_s, settings.shutdown_s, RELEASE, limits)
         self._adopting_until = 0.0
         self._keeping = Outage("routes")
+        self._reports: Mapping[str, Report] = {}
         self._changed: Callable[[Key], None] = lambda _: None
         inherited = {name: value for name, value in settings.environ.items() if _PASSED_ON.fullmatch(name)}
         self._router = RouterProcess(
@@ -273,7 +275,12 @@ class LocalBackend:
         is_whole = len(told) == len(self._fleets) or not is_early
         return Tables(tuple(self._fleets), tuple(told), is_whole)
 
+    def reports(self) -> Mapping[str, Report]:
+        """What the router told last, by resource name."""
+        return self._reports
+
     def _hear(self, reports: Reports) -> None:
+        self._reports = reports.deployments
         for name, report in reports.deployments.items():
             if fleet := self._fleets.get(name):
                 fleet.hear(report)
@@ -309,6 +316,7 @@ async def local_backend(
         backend = LocalBackend(settings, folder, client, cache, base_folder, machine)
         stack.push_async_callback(backend.close)
         await backend.begin()
+        stack.enter_context(shown(backend.reports))
         yield backend
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
@@ -33,34 +33,38 @@ class Metrics(Collector):
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        requests = CounterMetricFamily(
-            f"{_PREFIX}_requests", "Requests that ended, by revision.", labels=["revision"]
+        yield from families(
+            ("revision",), [((str(revision),), counts) for revision, counts in sorted(self._counts.items())]
         )
-        errors = CounterMetricFamily(
-            f"{_PREFIX}_errors", "Requests that failed by the revision's fault.", labels=["revision"]
-        )
-        turned_away = CounterMetricFamily(
-            f"{_PREFIX}_turned_away",
-            "Requests that the revision had no room for (429), which are not among the others.",
-            labels=["revision"],
-        )
-        duration = HistogramMetricFamily(
-            f"{_PREFIX}_request_duration_seconds", "To the end of an answer.", labels=["revision"]
-        )
-        first_token = HistogramMetricFamily(
-            f"{_PREFIX}_first_token_seconds", "To the first token of a stream.", labels=["revision"]
-        )
-        for revision, counts in sorted(self._counts.items()):
-            labels = [str(revision)]
-            requests.add_metric(labels, counts.requests)
-            errors.add_metric(labels, counts.errors)
-            turned_away.add_metric(labels, counts.turned_away)
-            duration.add_metric(labels, _buckets(counts.latency), counts.latency.sum_ms / 1000)
-            first_token.add_metric(labels, _buckets(counts.first_token), counts.first_token.sum_ms / 1000)
-        yield from (requests, errors, turned_away, duration, first_token)
         yield GaugeMetricFamily(
             WAITING, "Requests that wait for a replica of a deployment without any.", value=self._waiting()
         )
+
+
+def families(labels: Sequence[str], counted: Iterable[tuple[Sequence[str], Counts]]) -> Iterator[Metric]:
+    """What was counted, each with the values of the labels."""
+    requests = CounterMetricFamily(f"{_PREFIX}_requests", "Requests that ended, by revision.", labels=labels)
+    errors = CounterMetricFamily(
+        f"{_PREFIX}_errors", "Requests that failed by the revision's fault.", labels=labels
+    )
+    turned_away = CounterMetricFamily(
+        f"{_PREFIX}_turned_away",
+        "Requests that the revision had no room for (429), which are not among the others.",
+        labels=labels,
+    )
+    duration = HistogramMetricFamily(
+        f"{_PREFIX}_request_duration_seconds", "To the end of an answer.", labels=labels
+    )
+    first_token = HistogramMetricFamily(
+        f"{_PREFIX}_first_token_seconds", "To the first token of a stream.", labels=labels
+    )
+    for values, counts in counted:
+        requests.add_metric(values, counts.requests)
+        errors.add_metric(values, counts.errors)
+        turned_away.add_metric(values, counts.turned_away)
+        duration.add_metric(values, _buckets(counts.latency), counts.latency.sum_ms / 1000)
+        first_token.add_metric(values, _buckets(counts.first_token), counts.first_token.sum_ms / 1000)
+    yield from (requests, errors, turned_away, duration, first_token)
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:

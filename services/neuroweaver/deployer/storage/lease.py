@@ -1,7 +1,8 @@
 """Who runs the loop when several deployers share a database: a row that its holder keeps alive.
 
 A holder is gone when its row has not moved for a while by the clock of whoever waits; no two clocks are
-compared. Each new holder raises the token, and whatever a holder writes is refused once it is another's.
+compared. One that ran on this machine is gone as soon as its process is. Each new holder raises the token,
+and whatever a holder writes is refused once it is another's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from neuroweaver.deployer.storage import tables
 from neuroweaver.mesh.database.database import Database
 from neuroweaver.mesh.database.upsert import insert_new
 from neuroweaver.mesh.handlers.loop import Outage
+from neuroweaver.mesh.machine.processes import is_gone, own_name
 from neuroweaver.mesh.wire.ids import new_id
 
 _LOG: Final = logging.getLogger("neuroweaver.deployer")
@@ -28,6 +30,9 @@ _LOG: Final = logging.getLogger("neuroweaver.deployer")
 NAME: Final = "reconcile"
 BEAT_S: Final = 2.0
 SILENCE_S: Final = 10.0
+# A holder is called by its process and, as there may be several in one, something of its own.
+_BEHIND: Final = "/"
+_UNIQUE: Final = 16
 
 
 class LeaseLost(Exception):
@@ -63,7 +68,7 @@ class LeaseHolder:
     ) -> None:
         self._is_alone = is_alone
         self._database = database
-        self._holder = new_id()
+        self._holder = f"{own_name()}{_BEHIND}{new_id()[-_UNIQUE:]}"
         self._beat_s = beat_s
         self._silence_s = silence_s
         self._outage = Outage("lease")
@@ -93,7 +98,7 @@ class LeaseHolder:
                 state = await self._state()
                 if state != seen:
                     seen, since = state, time.monotonic()
-                is_free = self._is_alone or state is None or not state[0]
+                is_free = self._is_alone or state is None or not state[0] or _has_died(state[0])
                 if is_free or time.monotonic() - since >= self._silence_s:
                     taken = await self._database.transact(partial(self._take, seen=state))
                     if taken is not None:
@@ -152,6 +157,10 @@ class LeaseHolder:
             return bool((await connection.execute(statement)).rowcount)
 
         return await self._database.transact(work)
+
+
+def _has_died(holder: str) -> bool:
+    return is_gone(holder.rpartition(_BEHIND)[0])
 
 
 def _is_lost(error: BaseException | None) -> bool:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
+
+_ENDED: Final = frozenset({"Z", "X"})
 
 
 def module(name: str, *arguments: str) -> tuple[str, ...]:
@@ -66,6 +71,51 @@ def kill_session(process_id: int) -> None:
     """Ends a process that `start` started, with all that it started itself."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process_id, signal.SIGKILL)
+
+
+def own_name() -> str:
+    """A name of this process among all of the world, by which `is_gone` knows it; 40 characters at most.
+
+    Empty where the system tells too little, which Linux alone does not.
+    """
+    try:
+        return f"{_machine()}.{os.getpid()}.{_state(os.getpid())[1]}"
+    except OSError:
+        return ""
+
+
+def is_gone(name: str) -> bool:
+    """Whether the process of this `own_name` is known to have ended; False where that cannot be told."""
+    try:
+        machine, pid, started = name.split(".")
+        if machine != _machine():
+            return False
+        os.kill(int(pid), 0)
+        state, started_now = _state(int(pid))
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):  # it is another user's, or the name no name
+        return False
+    # One that nobody has waited for yet has ended, and its id may be another's by now.
+    return state in _ENDED or started_now != started
+
+
+def _machine() -> str:
+    """Where process ids mean the same: this system since its start, and in it this namespace.
+
+    Raises OSError.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    namespace = Path("/proc/self/ns/pid").readlink()
+    if Path("/proc/self").readlink().name != str(os.getpid()):
+        raise OSError("/proc shows the processes of another namespace")
+    return hashlib.sha256(f"{boot} {namespace} {socket.gethostname()}".encode()).hexdigest()[:16]
+
+
+def _state(pid: int) -> tuple[str, str]:
+    """Of a process: a letter, and when it started, in the system's ticks (proc(5)). Raises OSError."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode("ascii").split()
+    return fields[0], fields[19]
 
 
 def ending(status: int) -> str:

@@ -91,8 +91,8 @@ class Fleet:
 
     def adopt(self, running: Mapping[Path, Process]) -> None:
         """Takes over what an earlier deployer started. running: processes by their configuration file."""
-        if kept := _kept_table(self._folder / _TABLE):
-            self.key, self._kept = kept.key, kept
+        if table := _kept_table(self._folder / _TABLE):
+            self.key, self._kept = table.key, table
         for folder in self._folders():
             process = running.get(folder / "config.json")
             if process is None:
@@ -172,30 +172,23 @@ class Fleet:
         """None as long as it is not known whose it is."""
         if self.key is None:
             return None
-        wanted = self._wanted
-        held = [each.number for each in wanted.revisions if each.weight_percent] if wanted else []
-        routes = [
-            Route(each.replica_id, each.revision, each.base_url)
-            for each in self._replicas.values()
-            if each.is_ready
-        ]
-        table = Table(
+        ready = [each for each in self._replicas.values() if each.is_ready]
+        routes = tuple(Route(each.replica_id, each.revision, each.base_url) for each in ready)
+        if self._wanted is None:
+            # What an earlier deployer knew holds until this one has looked at the deployment.
+            known = self._kept or Table(self._resource_name, self.key)
+            return replace(known, routes=routes, is_expected=bool(self._replicas), is_awaited=False)
+        return Table(
             self._resource_name,
             self.key,
-            tuple(routes),
+            routes,
             self.weights(),
-            tuple(held),
-            is_affine=bool(wanted) and wanted.spec.rollout.session_affinity != pb.SESSION_AFFINITY_NONE,
+            tuple(each.number for each in self._wanted.revisions if each.weight_percent),
+            is_affine=self._wanted.spec.rollout.session_affinity != pb.SESSION_AFFINITY_NONE,
             is_expected=self.is_expected(),
             is_awaited=self._is_awaited(),
-            redirect=wanted.redirect if wanted else None,
+            redirect=self._wanted.redirect,
         )
-        if wanted is None and self._kept is not None:
-            # What an earlier deployer knew holds until this one has looked at the deployment.
-            return replace(
-                self._kept, routes=table.routes, is_expected=bool(self._replicas), is_awaited=False
-            )
-        return table
 
     def keep(self, table: Table) -> None:
         """For the next deployer, should this one be killed. Raises OSError."""
