@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from enum import Enum
 from functools import cache, partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.protobuf.json_format import SerializeToJsonError
@@ -124,7 +124,7 @@ def _struct(plain: Mapping[str, Any]) -> struct_pb2.Struct:
 
 def read(kind: type[T], message: Message, **differing: Any) -> T:
     """A record with a message's values in the fields of their names."""
-    shared = _shared(kind, message.DESCRIPTOR)
+    shared = _shared(cast("Any", kind), message.DESCRIPTOR)
     return kind(**{name: getattr(message, name) for name in shared if name not in differing}, **differing)
 
 

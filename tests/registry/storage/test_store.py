@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -26,6 +27,7 @@ from neuroweaver.registry.domain.model import Draft, Metric, Model, ModelVersion
 from neuroweaver.registry.domain.versions import Level
 from neuroweaver.registry.rpc.changes import changes as feed
 from neuroweaver.registry.storage import tables
+from neuroweaver.registry.storage.reader import Reader
 from neuroweaver.registry.storage.store import Store
 from neuroweaver.registry.storage.writer import MAX_RECORD_CHARACTERS, Writer
 
@@ -510,6 +512,37 @@ async def test_a_watch_of_one_model_hears_of_no_other(store: Store):
     watching = feed(store, "default", "advisor", 0)
     assert [(await anext(watching)).sequence for _ in range(2)] == [2, 4]
     await watching.aclose()
+
+
+async def test_a_watch_of_one_model_reads_that_models_events_alone(store: Store):
+    for number in range(40):
+        await register(store, f"other-{number}")
+    await register(store, "advisor")
+    async with store.read("default") as registry:
+        assert [event.sequence for event in await registry.events(0, 3, "advisor")] == [41]
+
+
+async def test_few_watches_read_the_past_at_once(store: Store, monkeypatch: pytest.MonkeyPatch):
+    for number in range(4):
+        await register(store, f"m{number}")
+    under_way, most, events_of = 0, 0, Reader.events
+
+    async def events(self: Reader, *asked: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        found = await events_of(self, *asked)
+        under_way -= 1
+        return found
+
+    monkeypatch.setattr(Reader, "events", events)
+    watches = [feed(store, "default", "m1", 0) for _ in range(20)]
+    first = await asyncio.gather(*(anext(watch) for watch in watches))
+    assert [event.sequence for event in first] == [2] * 20
+    assert most == 2
+    for watch in watches:
+        await watch.aclose()
 
 
 async def test_however_many_watch_a_change_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch):
