@@ -1,4 +1,4 @@
-"""Deployments as processes of this machine, behind one HTTP front."""
+"""Deployments as processes of this machine, behind one router, which is a process too."""
 
 from __future__ import annotations
 
