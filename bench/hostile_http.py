@@ -49,11 +49,11 @@ class Router:
         self.longest_pause_s = 0.0
 
     async def watch(self, observations: asyncio.StreamReader) -> None:
-        """The deployer, between two of its observations."""
-        before = time.perf_counter()
-        while await observations.readline():
-            now = time.perf_counter()
-            self.longest_pause_s = max(self.longest_pause_s, now - before)
+        """The deployer, between two of its observations by its own clock: this process may be busy."""
+        before = None
+        while line := await observations.readline():
+            now = json.loads(line)["at"]
+            self.longest_pause_s = max(self.longest_pause_s, now - (before or now))
             before = now
 
     async def connect(self, stack: AsyncExitStack, said: bytes = b"") -> None:

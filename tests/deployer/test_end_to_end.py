@@ -70,13 +70,13 @@ class Deployer:
         self.process = None
         return code
 
-    def servers(self) -> list[int]:
-        """The model servers that were started below this home."""
+    def servers(self, module: str = "neuroweaver.serving") -> list[int]:
+        """The model servers, or others, that were started below this home."""
         found = []
         for process in psutil.process_iter(["cmdline", "status"]):
             words = process.info["cmdline"] or []
             is_alive = process.info["status"] != psutil.STATUS_ZOMBIE
-            if is_alive and "neuroweaver.serving" in words and str(self.home) in " ".join(words):
+            if is_alive and module in words and str(self.home) in " ".join(words):
                 found.append(process.pid)
         return found
 
@@ -93,7 +93,8 @@ async def running_deployer(home: Path) -> AsyncIterator[tuple[Deployer, Any, Any
         finally:
             if deployer.process is not None:
                 deployer.end(signal.SIGTERM)
-            for pid in deployer.servers():  # of a test that failed half-way
+            # Of a test that failed half-way.
+            for pid in deployer.servers() + deployer.servers("neuroweaver.deployer.local.front"):
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -206,6 +206,28 @@ def test_a_taken_port_is_named_with_its_variable_before_anything_starts(environ,
     assert not places[0].home.exists()
 
 
+def test_the_port_of_a_router_that_a_killed_deployer_left_is_no_obstacle(environ, places):
+    deployer = places[SERVICES.index("deployer")]
+    config = deployer.home / "deployments" / "_router" / "config.json"
+    listens = "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); print(1, flush=True); input()"
+
+    def taken_by(*arguments):
+        command = [sys.executable, "-c", listens, str(deployer.serving_port), *arguments]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        return process
+
+    for arguments, is_own in (
+        (["--config", str(config)], True),
+        (["--config", "/elsewhere/config.json"], False),
+    ):
+        with taken_by(*arguments) as router:
+            assert not is_free(deployer.host, deployer.serving_port)
+            assert deployer.is_own_router(deployer.serving_port) is is_own
+            assert not deployer.is_own_router(deployer.port)
+            router.kill()
+
+
 def test_a_service_that_cannot_start_is_told_with_its_last_words(environ):
     environ["NEUROWEAVER_DATABASE_URL"] = "mysql://secret@host"
     with pytest.raises(Exception, match="NEUROWEAVER_DATABASE_URL"):

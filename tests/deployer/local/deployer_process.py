@@ -11,6 +11,7 @@ import asyncio
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 
 from deployer.local.worlds import (
@@ -49,6 +50,7 @@ async def main(home: Path, port: int, version: str, replicas: int, gpus: str, re
                 "replicas": [each.replica_id for each in observed.replicas],
                 "endpoint": observed.endpoint,
                 "weights": dict(observed.weights),
+                "at": time.monotonic(),
                 "messages": [each.message for each in observed.replicas],
             }
             sys.stdout.write(json.dumps(told) + "\n")

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import socket
 import stat
+from pathlib import Path
 
-from neuroweaver.mesh.machine.files import keep_private
+import pytest
+
+from neuroweaver.mesh.machine.files import keep_private, short_path
 
 
 def test_what_lies_in_a_home_is_taken_from_all_but_its_owner(tmp_path):
@@ -54,3 +58,15 @@ def test_a_folder_of_everybodys_is_left_alone_and_named(tmp_path):
 
     assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o1777
     assert stat.S_IMODE((tmp_path / "shared" / "theirs").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("length", [1, 200])
+def test_a_socket_has_an_address_however_long_its_path_is(tmp_path: Path, length: int):
+    path = tmp_path / ("x" * length) / "control.sock"
+    path.parent.mkdir()
+    with short_path(path) as own, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(own)
+        listener.listen()
+        with short_path(path) as others, socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(others)
+    assert path.is_socket()

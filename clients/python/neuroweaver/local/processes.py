@@ -62,10 +62,19 @@ class Place:
         }
         return ports | ({"NEUROWEAVER_SERVING_PORT": self.serving_port} if self.serving_port else {})
 
+    def is_own_router(self, port: int) -> bool:
+        """Whether the router of a deployer that was killed listens there, which the next one takes over."""
+        if port != self.serving_port:
+            return False
+        import psutil  # noqa: PLC0415  only where a port is taken
+
+        config = str(self.home / "deployments" / "_router" / "config.json")
+        return any(config in (each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"]))
+
     @property
     def is_free(self) -> bool:
         """Whether nothing else listens where it would."""
-        return all(is_free(self.host, port) for port in self.ports.values())
+        return all(is_free(self.host, port) or self.is_own_router(port) for port in self.ports.values())
 
     @property
     def address(self) -> str:
@@ -148,7 +157,7 @@ class Fleet:
         """Starts every service. Raises ProcessError naming the first port that is taken and its variable."""
         for place in self.places:
             for variable, port in place.ports.items():
-                if not is_free(place.host, port):
+                if not (is_free(place.host, port) or place.is_own_router(port)):
                     raise ProcessError(
                         f"port {port} of the {place.service} is taken on {place.host}: stop what listens "
                         f"there, or set {variable} to another port"

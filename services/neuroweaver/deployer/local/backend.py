@@ -1,4 +1,4 @@
-"""Deployments as processes of this machine, behind one HTTP front."""
+"""Deployments as processes of this machine, behind one router, which is a process too."""
 
 from __future__ import annotations
 
@@ -208,6 +208,7 @@ class LocalBackend:
         try:
             while True:
                 await asyncio.sleep(_SWEEP_S)
+                self._router.sweep()
                 if evicted := await self._cache.evict(self._settings.unused_s):
                     _LOG.info("unused artifacts are evicted", extra={"files": evicted})
         finally:
@@ -230,7 +231,11 @@ class LocalBackend:
         for folder in self._folder.iterdir():
             if folder.is_dir() and _RESOURCE.fullmatch(folder.name) and folder.name != _BLOBS:
                 self._adopt(folder.name, running)
-        await self._router.begin(running.get(self._folder / FOLDER / CONFIG), self._free_port)
+        try:
+            await self._router.begin(running.get(self._folder / FOLDER / CONFIG), self._free_port)
+        except OSError as error:
+            why = f"the router cannot be started: {error.strerror}"
+            raise BackendError(Trouble.NOT_CONFIGURED, why) from error
 
     async def close(self) -> None:
         """Ends every replica: what the deployer started does not outlive its orderly end.

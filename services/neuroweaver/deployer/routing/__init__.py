@@ -1,4 +1,4 @@
 """The HTTP front of deployments: which revision answers a request, and what its caller sees of that.
 
-In the deployer's own process it stands before processes of this machine, in a cluster in pods of its own.
+It runs in processes of its own: one before the model servers of this machine, pods in a cluster.
 """

@@ -61,7 +61,7 @@ async def test_a_replica_that_never_fits_is_in_a_crash_loop(tmp_path: Path):
         assert replica.message.endswith("(OOM_KILLED)")
         assert looping.reasons == (("CRASH_LOOP", replica.message), ("OOM_KILLED", replica.message))
         # While it starts again nothing else would tell why it is not ready.
-        again = await here.until(lambda observed: observed.replicas[0].phase == pb.REPLICA_PHASE_WARMING)
+        again = await here.until(lambda observed: observed.replicas[0].phase != pb.REPLICA_PHASE_CRASH_LOOP)
         ((reason, message),) = again.reasons
         assert (reason, message[-12:]) == ("OOM_KILLED", "(OOM_KILLED)")
 

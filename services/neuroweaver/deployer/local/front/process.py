@@ -90,7 +90,8 @@ class RouterProcess:
         self._telling = asyncio.Lock()
         self._process: Running | None = None
         self._failures = Failures()
-        self._began_at = self._answered_at = time.monotonic()
+        self._began_at = time.monotonic()
+        self._failing_since: float | None = None
         self._paths = ExitStack()
         self._client: httpx2.AsyncClient | None = None
         self._going_on: asyncio.Task[None] | None = None
@@ -135,6 +136,11 @@ class RouterProcess:
         """Something changed that the router may have to know."""
         self._changed.notify()
 
+    def sweep(self) -> None:
+        """To be called once in a while: bounds its log, and tells it everything again."""
+        log_files.bound(self._folder)
+        self.touch()
+
     async def settled(self) -> None:
         """Returns once the router knows of all changes so far, or cannot be told."""
         if self._process is None or self._process.has_ended:
@@ -158,7 +164,7 @@ class RouterProcess:
         """Raises OSError."""
         self._known = -1
         self._woken = 0
-        self._began_at = self._answered_at = time.monotonic()
+        self._began_at, self._failing_since = time.monotonic(), None
         log = log_files.new_file(self._folder, 0)
         log.touch(mode=0o600)
         self._process = await self._start(self._folder / CONFIG, self._environ, log)
@@ -201,10 +207,9 @@ class RouterProcess:
 
     async def _look(self) -> float | None:
         """Starts it again when it has ended, or answers nothing for long."""
-        await asyncio.to_thread(log_files.bound, self._folder)
         now = time.monotonic()
         if self._process is not None and not self._process.has_ended:
-            if now - self._answered_at > _SILENT_S:
+            if self._failing_since is not None and now - self._failing_since > _SILENT_S:
                 _LOG.error("the router does not answer, and is ended")
                 self._process.kill()
             return None
@@ -239,7 +244,12 @@ class RouterProcess:
 
     async def _asked(self, method: str, path: str, *, timeout_s: float = _CALL_S, **options: Any) -> str:
         assert self._client is not None
-        answer = await self._client.request(method, path, timeout=timeout_s, **options)
-        answer.raise_for_status()
-        self._answered_at = time.monotonic()
+        try:
+            answer = await self._client.request(method, path, timeout=timeout_s, **options)
+            answer.raise_for_status()
+        except httpx2.HTTPError:
+            # Not the time of the last answer, which is long ago where this process itself was stopped.
+            self._failing_since = self._failing_since or time.monotonic()
+            raise
+        self._failing_since = None
         return answer.text
