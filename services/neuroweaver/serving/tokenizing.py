@@ -207,4 +207,4 @@ def _too_costly() -> ApiError:
 def _ending(code: int) -> str:
     if code == -signal.SIGXCPU:
         return f"takes more than {CPU_S} s"
-    return f"ends by {signal.Signals(-code).name}" if code < 0 else f"fails (exit code {code}; see the log)"
+    return f"fails: its process {processes.ending(code)}; see the log"

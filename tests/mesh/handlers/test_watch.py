@@ -238,7 +238,9 @@ async def test_watches_outlive_an_outage_of_the_database(caplog):
         written.append("end")
         await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE_S)
         assert seen == [[1, 2]] * 20
-    assert [record.message for record in caplog.records] == ["watches not read"]
+    assert [(record.message, record.loop) for record in caplog.records] == [
+        ("failed; it is tried until it succeeds", "watches")
+    ]
 
 
 async def test_a_fault_ends_the_watches_that_it_concerns_and_no_later_one():

@@ -8,7 +8,6 @@ or begins further back, reads pages of its own.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,9 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.mesh.database.refusals import as_error
 from neuroweaver.mesh.handlers.heartbeats import Heartbeats
+from neuroweaver.mesh.handlers.loop import Outage
 from neuroweaver.mesh.handlers.turns import TURNS
-
-_LOG: Final = logging.getLogger("neuroweaver.watches")
 
 _HELD_EVENTS: Final = 64
 _HELD_BYTES: Final = 256 * 1024
@@ -68,7 +66,7 @@ class Reads:
     def __init__(self) -> None:
         # The other connections are for calls, though all topics be read again at once.
         self._turn = asyncio.Semaphore(_MOST_READS)
-        self._is_away = False
+        self._outage = Outage("watches")
 
     async def look(self, read: Read[E], after: int) -> Look[E] | None:
         """None if the database is away, which is said once."""
@@ -78,13 +76,9 @@ class Reads:
         except SQLAlchemyError as error:
             if as_error(error) is None:
                 raise
-            if not self._is_away:
-                _LOG.warning("watches not read", extra={"cause": type(error).__name__})
-            self._is_away = True
+            self._outage.failed(error)
             return None
-        if self._is_away:
-            _LOG.info("watches read again")
-        self._is_away = False
+        self._outage.over()
         return look
 
 

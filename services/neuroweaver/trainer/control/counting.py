@@ -102,8 +102,8 @@ def _answer(request: Request, asked: dict[str, Any]) -> dict[str, Any]:
     if -status in {signal.SIGKILL, signal.SIGTERM}:
         raise Unavailable("the process that counts tokens was killed, perhaps for want of memory")
     if status < 0:
-        by = signal.Signals(-status).name
-        raise InvalidArgument(f"{request.within}base_model", f"its chat template or tokenizer crashes ({by})")
+        crash = f"its chat template or tokenizer crashes: its process {processes.ending(status)}"
+        raise InvalidArgument(f"{request.within}base_model", crash)
     if status:
         raise RuntimeError(f"the process that counts tokens failed:\n{told}")
     answer: dict[str, Any] = json.loads(output)
