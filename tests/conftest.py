@@ -23,6 +23,8 @@ def pytest_configure() -> None:
     """Workers beside each other share the cores; threads that wait for each other crawl on a busy machine."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    # As where models are trained and served: bitsandbytes would load a compiler that nothing uses.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
