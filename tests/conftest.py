@@ -11,6 +11,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import postgres
+from neuroweaver.base_models.catalog import BUILTIN, resolve
+from neuroweaver.base_models.folders import materialize
 from neuroweaver.mesh.wire import telemetry
 
 _EXPORTER = InMemorySpanExporter()
@@ -42,6 +44,14 @@ def spans() -> InMemorySpanExporter:
     """What was traced during the test: `spans.get_finished_spans()`."""
     _EXPORTER.clear()
     return _EXPORTER
+
+
+@pytest.fixture(scope="session")
+def shipped_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model that comes with the project, converted once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    home = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    return materialize(resolve(BUILTIN, home=home), home)
 
 
 @pytest.fixture(scope="session")

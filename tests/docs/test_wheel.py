@@ -31,7 +31,9 @@ def installed(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "venv")
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
-    subprocess.run([*pip, "install", "--no-deps", "--no-compile", "--target", packages, wheel], check=True, timeout=300)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-compile", "--target", packages, wheel], check=True, timeout=300
+    )
     # A folder that a .pth file names is searched, and the .pth files in it are not: the checkout stays out.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     programs = folder / "venv" / "bin"

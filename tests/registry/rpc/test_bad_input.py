@@ -349,8 +349,8 @@ Last = Callable[[], tuple[int, str]]
 
 
 @pytest.fixture
-def last_event(registry: Any, database_url: str) -> Iterator[Last]:  # noqa: ARG001
-    """Reads its number and hash past the server, which would verify all events before it, a hundred times dearer."""
+def last_event(registry: Any, database_url: str) -> Iterator[Last]:
+    """Its number and hash, read past the server, which would verify all events before it each time."""
     connection: Any
     if database_url.startswith("sqlite:///"):
         connection, table = sqlite3.connect(database_url.removeprefix("sqlite:///")), "audit_events"
