@@ -11,6 +11,8 @@ NODE_BIN := gen/ts/node_modules/.bin
 MODELS := tests/deployer/kubernetes/models
 AGAINST ?= main
 PYTEST_ARGS ?=
+# The tests start hundreds of processes with the same modules: compiled once, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
 # One more than there are cores, since tests wait for processes a quarter of the time; more than four would need more memory than
 # most machines have for them.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 3 ? 4 : n + 1)))

@@ -11,6 +11,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import postgres
+from neuroweaver.base_models.catalog import BUILTIN, resolve
+from neuroweaver.base_models.folders import materialize
 from neuroweaver.mesh.wire import telemetry
 
 _EXPORTER = InMemorySpanExporter()
@@ -23,6 +25,8 @@ def pytest_configure() -> None:
     """Workers beside each other share the cores; threads that wait for each other crawl on a busy machine."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    # As where models are trained and served: bitsandbytes would load a compiler that nothing uses.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,6 +44,14 @@ def spans() -> InMemorySpanExporter:
     """What was traced during the test: `spans.get_finished_spans()`."""
     _EXPORTER.clear()
     return _EXPORTER
+
+
+@pytest.fixture(scope="session")
+def shipped_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model that comes with the project, converted once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    home = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    return materialize(resolve(BUILTIN, home=home), home)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,6 @@ from importlib.util import find_spec
 
 import pytest
 
-from neuroweaver.base_models.catalog import BUILTIN, resolve
-from neuroweaver.base_models.folders import materialize
 from serving.models import config_for
 from serving.processes import served
 
@@ -24,9 +22,8 @@ pytestmark = [
 COUNTRIES = ["France", "Italy", "Germany", "Japan"]
 
 
-def test_the_real_model_answers_many_at_once_as_it_answers_one(tmp_path):
-    base = materialize(resolve(BUILTIN, home=tmp_path), tmp_path)
-    config = config_for(base, model="smollm", max_batch_size=8, max_context_tokens=1024)
+def test_the_real_model_answers_many_at_once_as_it_answers_one(tmp_path, shipped_model):
+    config = config_for(shipped_model, model="smollm", max_batch_size=8, max_context_tokens=1024)
     with served(tmp_path / "server", config) as server:
 
         def capital(country):

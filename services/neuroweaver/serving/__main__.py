@@ -29,8 +29,7 @@ def main() -> NoReturn:
     # Read when torch loads libgomp. Threads that spin while they wait take the cores from the HTTP loop and
     # from other replicas of this machine; see bench/RESULTS.md, "How OpenMP threads wait".
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Nothing is compiled here, and bitsandbytes, where it is installed, would load a compiler when peft
-    # imports it.
+    # Nothing is compiled here; bitsandbytes, which peft imports where it is installed, would load a compiler.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     logs.configure("serving")
     quieten()

@@ -350,7 +350,7 @@ Last = Callable[[], tuple[int, str]]
 
 @pytest.fixture
 def last_event(registry: Any, database_url: str) -> Iterator[Last]:
-    """Reads its number and hash past the server, which would verify all events before it, a hundred times dearer."""
+    """Its number and hash, read past the server, which would verify all events before it each time."""
     connection: Any
     if database_url.startswith("sqlite:///"):
         connection, table = sqlite3.connect(database_url.removeprefix("sqlite:///")), "audit_events"

@@ -109,7 +109,7 @@ def job_of(
 
 def run(assignment: Assignment, link: Link) -> pb.JobFinished:
     """How the job ended."""
-    # Imported with the link up: torch can take longer than a trainer waits for a worker that is silent.
+    # With the link up: importing torch can take longer than a trainer waits for a worker that is silent.
     from neuroweaver.trainer.worker import pipeline  # noqa: PLC0415
     from neuroweaver.trainer.worker.context import JobContext  # noqa: PLC0415
     from neuroweaver.trainer.worker.failures import explain  # noqa: PLC0415

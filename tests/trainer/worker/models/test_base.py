@@ -7,8 +7,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
-from neuroweaver.base_models.catalog import BUILTIN, resolve
-from neuroweaver.base_models.folders import materialize
 from neuroweaver.trainer.data.encoding import encode
 from neuroweaver.trainer.worker.data.chat import collate, target_losses
 from neuroweaver.trainer.worker.models.base import load
@@ -97,11 +95,10 @@ def test_packed_4_bit_weights_say_nearly_the_same_and_go_away_again(folder):
 
 
 @pytest.mark.real_model
-def test_the_built_in_model_converts_and_answers(tmp_path):
-    folder = materialize(resolve(BUILTIN, home=tmp_path), tmp_path)
-    model, tokenizer = load(folder)
+def test_the_built_in_model_converts_and_answers(shipped_model):
+    model, tokenizer = load(shipped_model)
     assert tokenizer.eos_token == "<|im_end|>"
-    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    assert "quantization_config" not in json.loads((shipped_model / "config.json").read_text())
     question = [{"role": "user", "content": "What is the capital of France?"}]
     (answer,) = generate(
         model, tokenizer, [question], max_new_tokens=32, temperature=0, seed=0, monitor=Silent()

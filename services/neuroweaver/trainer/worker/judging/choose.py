@@ -12,7 +12,7 @@ from neuroweaver.trainer.domain.offers import EMBEDDED_JUDGE, JUDGES, JUDGING
 from neuroweaver.trainer.worker.judging.judge import Judge, JudgeUnavailable
 from neuroweaver.trainer.worker.judging.settings import OPENAI_URL, JudgeSettings
 
-# Found by name as the built-in ones are: it imports openai, which a job that asks no endpoint does not need.
+# By name, as the built-in ones: a job that asks no endpoint need not wait until openai is imported.
 _ENDPOINT: Final = f"{JUDGING}.endpoint:OpenAIJudge"
 
 
