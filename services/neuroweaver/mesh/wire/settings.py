@@ -121,8 +121,8 @@ class Settings:
         "NEUROWEAVER_SILENCE_S",
         seconds_above_0,
         60.0,
-        help="How long a client may send nothing of a stream, such as an upload, or read nothing of one, such "
-        "as a download, before it is ended.",
+        help="How long a client may send nothing of a stream, such as an upload, or read nothing of one, such as "
+        "a download, before it is ended.",
     )
     streams_per_caller: int = variable(
         "NEUROWEAVER_STREAMS_PER_CALLER",
