@@ -121,7 +121,7 @@ class Settings:
         "NEUROWEAVER_SILENCE_S",
         seconds_above_0,
         60.0,
-        help="How long a client may send nothing of a stream, such as an upload, or read nothing of one, such as "
+        help="How long a client may send nothing of a stream, or read nothing of one, such as an upload or "
         "a download, before it is ended.",
     )
     streams_per_caller: int = variable(
