@@ -120,7 +120,7 @@ class Settings:
         "NEUROWEAVER_SILENCE_S",
         seconds_above_0,
         60.0,
-        help="How long a client may send nothing of an upload, or read nothing of a download, before it ends.",
+        help="How long a client may send nothing of an upload or read nothing of a download before it ends.",
     )
     drain_s: float = variable(
         "NEUROWEAVER_DRAIN_S",
