@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -445,3 +446,16 @@ def _failed_start(home: Path, environ: dict[str, str]) -> tuple[int, list[str]]:
     with program(home, **environ) as process:
         _, err = process.communicate(timeout=60)
         return process.returncode, err.splitlines()
+
+
+async def test_the_rules_of_requests_are_compiled_at_the_start(monkeypatch):
+    names, is_done = [], threading.Event()
+
+    def prepare(services):
+        names.extend(services)
+        is_done.set()
+
+    monkeypatch.setattr("neuroweaver.mesh.server.serve.prepare", prepare)
+    async with started():
+        await asyncio.to_thread(is_done.wait)
+    assert names == [NAME]

@@ -121,8 +121,7 @@ class Settings:
         "NEUROWEAVER_SILENCE_S",
         seconds_above_0,
         60.0,
-        help="How long a client may send nothing of a stream, or read nothing of one, such as an upload or "
-        "a download, before it is ended.",
+        help="How long a client may send nothing of an upload or read nothing of a download before it ends.",
     )
     streams_per_caller: int = variable(
         "NEUROWEAVER_STREAMS_PER_CALLER",
