@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +205,16 @@ async def test_a_sleeping_deployment_is_woken_by_a_request_and_falls_asleep_agai
             (each.from_replicas, each.to_replicas, each.cause) for seen in here.seen for each in seen.scalings
         ]
         assert told == [(1, 0, "IDLE"), (0, 1, "FIRST_REQUEST"), (1, 0, "IDLE")]
+
+
+async def test_what_a_request_woke_stays_awake_until_the_request_is_reported(tmp_path: Path):
+    async with world(tmp_path) as here:
+        await here.serve(wanted(revision(here.registry.bundle(), replicas=0, autoscaling=ZERO)))
+        await here.until(lambda observed: observed.is_idle)
+        fleet = here.backend.fleet(KEY)
+        fleet.wake()
+        fleet._size(time.monotonic())
+        assert (await here.observe()).desired == {1: 1}
 
 
 async def test_waiting_for_a_sleeping_deployment_has_an_end(tmp_path: Path):

@@ -16,7 +16,7 @@ import httpx2
 import psutil
 import pytest
 
-from deployer.local.worlds import NAME, PATIENCE_S, children_environment, routers, servers
+from deployer.local.worlds import FOLDER, NAME, PATIENCE_S, children_environment, routers, servers
 
 DEPLOYER = str(Path(__file__).parents[1] / "deployer_process.py")
 
@@ -111,6 +111,8 @@ def test_requests_are_answered_while_the_deployer_is_dead_and_when_it_is_back(ho
     with deployer(home) as first:
         endpoint = first.until(lambda told: len(told["ready"]) == 2)["endpoint"]
         router = routers(home)
+        own = home / "deployments" / FOLDER
+        assert [path for path in (own, *own.iterdir()) if path.stat().st_mode & 0o077] == []
         first.kill()
         assert [ask(endpoint) for _ in range(10)] == [200] * 10
     # One that does not know the deployment yet, as while another holds the lease.

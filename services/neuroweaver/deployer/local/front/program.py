@@ -7,6 +7,7 @@ that wake a deployment (`GET /woken?after=COUNT`).
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -51,7 +52,7 @@ async def serve(config: Config, folder: Path, stop: asyncio.Event) -> None:
             wake_s=config.wake_s,
         )
         control = stack.enter_context(short_path(folder / config.control))
-        (folder / config.control).unlink(missing_ok=True)
+        _make_private(folder / config.control, control)
         app = Control(fleets)
         await stack.enter_async_context(front.controlled(control, app, HttpLimits()))
         await stack.enter_async_context(
@@ -59,6 +60,14 @@ async def serve(config: Config, folder: Path, stop: asyncio.Event) -> None:
         )
         await stop.wait()
         fleets.woken.notify()  # whoever waits for it need not any more
+
+
+def _make_private(path: Path, address: str) -> None:
+    """Uvicorn opens its socket to all, unless there is one already, whose mode it takes over."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(address)
+    path.chmod(0o600)
 
 
 class Control:

@@ -209,6 +209,7 @@ class Fleet:
 
     def wake(self) -> None:
         """A request waits: starts a replica of a deployment that sleeps."""
+        self._sizing.called(time.monotonic())  # which the next report tells, after the next look perhaps
         if not self._is_ending and self._sizing.wake():
             self._note()
             self.step()
