@@ -208,8 +208,10 @@ class Watchers:
 @dataclass(frozen=True)
 class Cost:
     """*_cpu: share of one core, without watches and with them, all idle. *_ms: a unary call at the median,
-    without watches, beside idle ones, and while a change goes out. heard_s: from the call that makes a change
-    until the last watch has it. cpu_us: the server's time for it, a watch, with the unary calls meanwhile.
+    without watches, beside idle ones, and while a change goes out. slower: the last of these to the one
+    before, within a round. heard_s: from the call that makes a change until the last watch has it, with one
+    unary call after the other meanwhile; heard_alone_s: without. cpu_us: the server's time for the latter, a
+    watch.
     """
 
     quiet_cpu: float
@@ -218,7 +220,9 @@ class Cost:
     quiet_ms: float
     beside_ms: float
     during_ms: float
+    slower: float
     heard_s: float
+    heard_alone_s: float
     cpu_us: float
 
 
@@ -250,20 +254,26 @@ async def measure(port: int, pid: int, count: int, *, idle_s: float, rounds: int
             await asyncio.sleep(3)
             memory = rss_kib(pid) - memory
             cpu = await idle_cpu(pid, idle_s)
-            beside = await latencies_ms(stub, 500)
-            heard, during, spent = [], [], []
+            beside, heard, alone, during, slower, spent = [], [], [], [], [], []
             for number in range(rounds):
-                before_s = cpu_s(pid)
-                took_s, waits = await changed(stub, watchers, count * (number + 2), f"round {number}")
-                spent.append((cpu_s(pid) - before_s) / count * 1e6)
+                # Close to each other, so that other work on the machine meets both.
+                idle = await latencies_ms(stub, 100)
+                total = 2 * count * (number + 1)
+                took_s, waits = await changed(stub, watchers, total, f"round {number}")
                 heard.append(took_s)
+                beside += idle
                 during += waits
+                slower.append(statistics.median(waits) / statistics.median(idle))
+                before_s, started = cpu_s(pid), time.perf_counter()
+                await change(stub, f"round {number}, without calls")
+                alone.append(await watchers.heard(total + count) - started)
+                spent.append((cpu_s(pid) - before_s) / count * 1e6)
                 await asyncio.sleep(1)
     return Cost(
         quiet_cpu,
         cpu,
         memory / count,
-        *map(statistics.median, (quiet, beside, during, heard, spent)),
+        *map(statistics.median, (quiet, beside, during, slower, heard, alone, spent)),
     )
 
 
@@ -412,7 +422,8 @@ async def cost(
         f"{count:6} watches: {found.idle_cpu:7.2%} of a core idle ({found.quiet_cpu:.2%} without), "
         f"{found.kib_a_stream:5.1f} KiB a stream; "
         f"a unary call {found.quiet_ms:.2f} ms quiet, {found.beside_ms:.2f} ms beside them, "
-        f"{found.during_ms:.2f} ms during a change; all heard of it in {found.heard_s:.2f} s, "
+        f"{found.during_ms:.2f} ms during a change ({found.slower:.2f} times as long); "
+        f"all heard of it in {found.heard_s:.2f} s, or {found.heard_alone_s:.2f} s without such calls, "
         f"{found.cpu_us:.0f} µs of CPU each",
         flush=True,
     )

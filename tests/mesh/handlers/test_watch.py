@@ -11,6 +11,7 @@ from sqlalchemy.exc import OperationalError
 from neuroweaver.mesh.handlers.heartbeats import Heartbeats
 from neuroweaver.mesh.handlers.topic import Look
 from neuroweaver.mesh.handlers.topics import Topics
+from neuroweaver.mesh.handlers.turns import Turns
 from neuroweaver.mesh.handlers.watch import follow, replay
 from neuroweaver.mesh.wire.errors import NotFound, OutOfRange
 
@@ -215,6 +216,20 @@ async def test_a_burst_of_more_than_a_page_comes_whole():
         await written.quiet()
         assert seen == [list(range(1, 101))] * 2
         assert written.largest == 16
+
+
+async def test_what_is_new_reaches_most_watches_when_the_call_under_way_has_ended(monkeypatch):
+    turns = Turns(work_s=0, pause_s=3600)
+    monkeypatch.setattr("neuroweaver.mesh.handlers.topic.TURNS", turns)
+    written = log(1)
+    async with watching(written, 20) as (seen, tasks):
+        with turns.call():
+            written.append("end")
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert sum(2 in each for each in seen) == 1
+        await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE_S)
+        assert seen == [[1, 2]] * 20
 
 
 async def test_a_watch_sees_of_what_all_share_what_it_asked_for():

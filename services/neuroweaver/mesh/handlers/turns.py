@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-WORK_S: Final = 0.001
+WORK_S: Final = 0.002
 PAUSE_S: Final = 0.002
 _LONG_S: Final = 0.05
 

@@ -127,7 +127,7 @@ class Settings:
         "NEUROWEAVER_STREAMS_PER_CALLER",
         whole(1, "streams"),
         10_000,
-        help="How many streams, such as watches and downloads, one caller may have open at once, at 31 KiB "
+        help="How many streams, such as watches and downloads, one caller may have open at once, at 32 KiB "
         "each. All from one address are one caller.",
     )
     drain_s: float = variable(
