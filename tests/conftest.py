@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -17,8 +18,22 @@ from neuroweaver.mesh.wire import telemetry
 
 _EXPORTER = InMemorySpanExporter()
 
-# The longest files, first: what begins last decides how long one worker goes on after the others.
-_FIRST = ("e2e/test_real_model.py", "e2e/test_main_job.py")
+# The longest files, the longest first: what begins last decides how long one worker goes on after the others.
+_FIRST = (
+    "e2e/test_real_model.py",
+    "e2e/test_main_job.py",
+    "registry/rpc/test_bad_input.py",
+    "docs/test_wheel.py",
+    "e2e/test_storm.py",
+    "registry/test_state_machine.py",
+    "deployer/control/test_reconciler.py",
+    "docs/test_recipes.py",
+)
+_TESTS = f"{Path(__file__).parent.as_posix()}/"
+
+# How long an example takes says something of the machine alone.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:
@@ -30,7 +45,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.path.as_posix().endswith(_FIRST))
+    places = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.as_posix().removeprefix(_TESTS), len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)

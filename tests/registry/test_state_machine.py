@@ -133,8 +133,8 @@ class RegistryMachine(RuleBasedStateMachine):
         getattr(self.both, name)(**arguments)
 
     @invariant()
-    def the_history_is_whole_and_the_watch_tells_it(self) -> None:
-        self.both.the_history_is_whole_and_the_watch_tells_it()
+    def the_watch_tells_what_happened(self) -> None:
+        self.both.the_watch_tells_what_happened()
 
     @invariant()
     def the_latest_is_the_highest(self) -> None:

@@ -13,7 +13,7 @@ from neuroweaver.deployer.kubernetes.backend import KubernetesBackend
 from neuroweaver.deployer.kubernetes.observing.watching import Backoff
 from neuroweaver.deployer.kubernetes.settings import ClusterSettings
 
-QUICK = Patience(attempt_s=2.0, whole_s=4.0, first_wait_s=0.01)
+QUICK = Patience(attempt_s=30.0, whole_s=60.0, first_wait_s=0.01)
 
 
 @pytest.fixture
