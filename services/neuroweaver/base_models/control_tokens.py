@@ -205,14 +205,16 @@ def _sealed(backend: Any, added: Mapping[str, Any], seals: Mapping[str, str]) ->
     for part in ("normalizer", "pre_tokenizer"):
         if (value := getattr(backend, part)) is not None:
             setattr(tokenizer, part, value)
-    ids: dict[int, int] = {}
-    for name, token in added.items():
-        own_name = seals.get(name, name)
-        strips = {"lstrip": token.lstrip, "rstrip": token.rstrip}
-        seal = AddedToken(own_name, **strips, normalized=False, special=True)
-        tokenizer.add_tokens([seal if name in seals else token])
-        own: Any = tokenizer.token_to_id(own_name)
-        ids[own] = backend.token_to_id(name)
-        if name in seals and backend.model.id_to_token(own) is not None:
-            raise TemplateRefuses("its vocabulary has gaps, so that tokens share their ids")
-    return tokenizer, ids
+    # All at once: each addition builds the search for all anew.
+    tokenizer.add_tokens([_seal(AddedToken, token, seals.get(name)) for name, token in added.items()])
+    own_ids: dict[str, Any] = {name: tokenizer.token_to_id(seals.get(name, name)) for name in added}
+    if any(backend.model.id_to_token(own_ids[name]) is not None for name in seals):
+        raise TemplateRefuses("its vocabulary has gaps, so that tokens share their ids")
+    return tokenizer, {own_ids[name]: backend.token_to_id(name) for name in added}
+
+
+def _seal(kind: Any, token: Any, seal: str | None) -> Any:
+    """An added token by the name of its seal; itself without one."""
+    if seal is None:
+        return token
+    return kind(seal, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False, special=True)
