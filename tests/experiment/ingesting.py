@@ -124,7 +124,7 @@ class Intake:
         async with self.database.write() as connection:
             counts = json.loads((await connection.scalar(select(tables.totals.c.counts))) or "")
             counts |= {"uses": [], "exams": [], "carried": True}
-            for unknown in ("timings", "between", "rejected_exposures"):
+            for unknown in ("timings", "timed_values", "between", "rejected_exposures"):
                 del counts[unknown]
             await connection.execute(update(tables.totals).values(counts=json.dumps(counts)))
             await connection.execute(update(tables.cells).values(cuts=None))

@@ -32,7 +32,10 @@ def timings(kept, since, before=0.0, units=UNITS, seed=1):
     """kept: the share of events in the window, of those since the exposure; since, before: events a unit."""
     drawn = np.random.default_rng(seed)
     all_since = drawn.poisson(since, units)
-    rows = np.stack((drawn.poisson(before, units), all_since, drawn.binomial(all_since, kept)), 1)
+    none = np.zeros(units)
+    early = drawn.poisson(before, units)
+    within = drawn.binomial(all_since, kept)
+    rows = np.stack((early, all_since, none, none, none, early, within), 1)
     return Moments.of(rows.astype(float))
 
 
@@ -80,6 +83,29 @@ def test_a_comparison_that_all_events_would_turn_round_is_blocked() -> None:
     assert results.verdict.decision == pb.DECISION_KEEP
 
 
+def test_units_that_come_back_more_often_after_the_window_are_noted_and_judged() -> None:
+    results = windowed(timings(0.5, 2), timings(0.25, 4, seed=2))
+    assert results.verdict.decision == pb.DECISION_SHIP
+    assert any("make sure which" in message for message in notices(results, "EVENTS_AFTER_WINDOW"))
+
+
+def test_a_window_that_leaves_out_most_events_of_all_variants_is_noted() -> None:
+    results = windowed(timings(0.2, 2), timings(0.2, 2, seed=2))
+    assert results.verdict.decision == pb.DECISION_SHIP
+    (message,) = notices(results, "EVENTS_AFTER_WINDOW")
+    assert message.startswith("80.") or message.startswith("79.")
+    assert not notices(windowed(timings(0.6, 2), timings(0.6, 2, seed=2)), "EVENTS_AFTER_WINDOW")
+
+
+def test_nothing_is_said_to_be_as_often_that_was_not_compared() -> None:
+    values = {"control": {"score": normal(40, 10, 1)}, "tuned": {"score": normal(40, 10, 2)}}
+    uses = dict.fromkeys([(1, "control", "score"), (1, "tuned", "score")], Uses(100, rejected_units=30))
+    results = reported(experiment(), replace(snapshot(values), uses=uses)).results
+    (message,) = notices(results, "EVENTS_REJECTED")
+    assert "as often" not in message
+    assert "cannot be compared yet" in message
+
+
 def test_a_window_of_one_metric_says_nothing_of_another() -> None:
     shorter = metric("soon", conversion_window=HOUR, mean=pb.MeanMetric(source=source("score")))
     made = experiment(metrics=[metric(), shorter])
@@ -111,7 +137,8 @@ def test_more_early_events_of_as_many_units_block_the_verdict() -> None:
 def with_uses(control, tuned, units=UNITS, **fields):
     values = {"control": {"score": normal(units, 10, 1)}, "tuned": {"score": normal(units, 10.5, 2)}}
     uses = {(1, "control", "score"): control, (1, "tuned", "score"): tuned}
-    return reported(experiment(**fields), replace(snapshot(values), uses=uses))
+    moments = {(1, "control", "score"): timings(1, 2), (1, "tuned", "score"): timings(1, 2, seed=2)}
+    return reported(experiment(**fields), replace(snapshot(values), uses=uses, timings=moments))
 
 
 def test_rejections_that_differ_block_the_verdict_and_others_are_noted() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import numpy as np
@@ -21,11 +21,12 @@ from neuroweaver.v1 import experiment_pb2 as pb
 UNITS = 600
 DAY = 24.0
 VARIANTS = ("control", "tuned")
+SUMMED = pb.EventSource(event_name="score", aggregation=pb.UNIT_AGGREGATION_SUM)
 
 
 @dataclass(frozen=True)
 class History:
-    """Hours, all. span: in which units are exposed, from the start on. events: per unit of each variant after the
+    """Hours, all. lookback: CUPED's. span: in which units are exposed, from the start on. events: per unit of each variant after the
     exposure, `delay` after it on average. earlier: events per unit within `before` hours before the exposure.
     samples, exposures: by how much their clocks are ahead in each variant. now: since the start.
     """
@@ -36,6 +37,7 @@ class History:
     earlier: float = 0.0
     before: float = 24.0
     window: float | None = None
+    lookback: float | None = None
     samples: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(VARIANTS, 0.0))
     exposures: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(VARIANTS, 0.0))
     delays: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(VARIANTS, 1.0))
@@ -45,6 +47,8 @@ class History:
         counted = metric(count=pb.CountMetric(event_name="score"))
         if self.window is not None:
             counted.conversion_window.CopyFrom(Duration(seconds=max(1, round(self.window * 3600))))
+        if self.lookback is not None:
+            counted.cuped.CopyFrom(pb.Cuped(lookback=Duration(seconds=round(self.lookback * 3600))))
         return spec(metrics=[counted], min_units_per_variant=100, exposure_grace=Duration(seconds=10))
 
     def happened(self, seed: int) -> Sequence[pb.ExperimentEvent]:
@@ -146,6 +150,53 @@ async def test_samples_of_one_variant_stamped_after_the_window_block_the_verdict
     assert "EVENTS_AFTER_WINDOW" in reasons(results)
 
 
+async def test_a_long_history_hides_no_clock_that_lags(tmp_path):
+    """Nearly every unit has events from before its exposure, and some have many."""
+    history = History(delay=6, earlier=7, before=7 * DAY, lookback=7 * DAY, samples=off(tuned=-DAY))
+    results = await results_of(tmp_path, history)
+    assert results.verdict.decision == pb.DECISION_INCONCLUSIVE
+    assert pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE in blockers(results)
+    sound = replace(history, samples=off())
+    (tmp_path / "sound").mkdir()
+    results = await results_of(tmp_path / "sound", sound)
+    assert results.verdict.decision == pb.DECISION_SHIP
+
+
+async def test_a_history_that_is_rejected_hides_no_rejected_samples(tmp_path):
+    """Each unit has rejected samples: that one clock lags shows in how many."""
+    history = History(span=0.1, earlier=5, before=48, delay=4, samples=off(tuned=-DAY / 2))
+    results = await results_of(tmp_path, history)
+    assert pb.VERDICT_BLOCKER_EVENTS_REJECTED in blockers(results)
+    assert " a unit)" in next(each.message for each in results.notices if each.reason == "EVENTS_REJECTED")
+
+
+async def test_values_of_early_events_and_within_a_window_are_compared_too(tmp_path):
+    """One large sample of a unit, which the clock takes out of the comparison, among many small ones."""
+    for place, (hour, fields) in enumerate(
+        (
+            (0.01, {"cuped": pb.Cuped(lookback=Duration(seconds=7 * 86400))}),
+            (23.9, {"conversion_window": Duration(seconds=86400)}),
+        )
+    ):
+        counted = metric(mean=pb.MeanMetric(source=SUMMED), **fields)
+        drawn, told = np.random.default_rng(1), []
+        for unit in range(UNITS):
+            variant, shown = VARIANTS[unit % 2], drawn.uniform(24, 72)
+            off_by = (0.0, -1.0 if hour < 1 else 1.0)[unit % 2]
+            told.append(exposure(f"e{unit}", f"u{unit}", variant, shown))
+            told.append(sample(f"l{unit}", f"u{unit}", 30.0 + drawn.normal(), shown + hour + off_by))
+            small = drawn.uniform(-160 if hour < 1 else 0, 20, 10)
+            told += [sample(f"s{unit}-{at}", f"u{unit}", 1.0, shown + at + off_by) for at in small.tolist()]
+        made = spec(metrics=[counted], min_units_per_variant=100, exposure_grace=Duration(seconds=10))
+        async with intake(f"sqlite:///{tmp_path}/{place}.db", made) as events:
+            for start in range(0, len(told), 1000):
+                await events.take(*told[start : start + 1000])
+            assert not (await events.recomputed()).differences
+            results = report(await events.experiment(), await events.snapshot(), now=events.now).results
+        expected = (pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE, pb.VERDICT_BLOCKER_EVENTS_AFTER_WINDOW)[place]
+        assert blockers(results) == {expected}
+
+
 @pytest.mark.parametrize("slower", [0.8, 1.25])
 async def test_a_treatment_that_makes_events_come_sooner_or_later_has_a_verdict(tmp_path, slower):
     history = History(delay=6, window=DAY / 2, delays={"control": 1.0, "tuned": slower})
@@ -170,9 +221,10 @@ def drawn_history(seed: int) -> History:
         span=span,
         delay=between(0.05, 48),
         events={"control": rate, "tuned": rate * float(drawn.choice([1.5, 1 / 1.5]))},
-        earlier=float(drawn.choice([0, 0, 0.5, 2])),
-        before=float(drawn.choice([6, 24, 96])),
+        earlier=float(drawn.choice([0, 0.5, 2, 10])),
+        before=float(drawn.choice([6, 24, 96, 336])),
         window=between(1 / 6, 120) if drawn.random() < 0.67 else None,
+        lookback=float(drawn.choice([24, 168])) if drawn.random() < 0.5 else None,
         samples=off(**{each: some_hours() for each in faulty}),
         exposures=off(**{str(drawn.choice(VARIANTS)): some_hours()}) if drawn.random() < 0.25 else off(),
         now=span + float(drawn.choice([1, 24, 120])),
@@ -201,12 +253,12 @@ async def test_a_rejected_sample_counts_once_and_may_come_again_with_its_time_pu
         found = await events.snapshot()
         assert found.uses == {(1, "control", "score"): Uses(events=1, rejected_units=1)}
         assert found.quality.accepted == 3
-        assert found.timings[1, "control", "score"].to_floats()[:4] == [1.0, 0.0, 1.0, 1.0]
+        assert found.timings[1, "control", "score"].to_floats()[:8] == [1, 0, 1, 2, 0, 0, 0, 1]
         recomputed = await events.recomputed()
         assert (recomputed.events, recomputed.differences) == (3, [])
         async with events.database.read() as connection:
             kept = await raw_events.until(connection, PROJECT, "t")
-    assert sum(len(batch) for _, batch in kept) == 5
+    assert sum(len(batch) for _, batch in kept) == 6
 
 
 async def test_a_checkpoint_knows_which_units_had_samples_rejected(database_url):

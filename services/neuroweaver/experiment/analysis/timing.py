@@ -3,11 +3,14 @@
 Assignment is random, so what units did before they were exposed is the same in every variant, whatever the
 treatment does. If units of one variant have such events more often, or less, or have more rejected for their
 times, then its clocks are off, or its exposures are recorded at other times: some of what the treatment did
-is taken for what came before it. It is the idea of the test of the split, applied to times.
+is taken for what came before it. It is the idea of the test of the split, applied to times. A long history
+hides what a fault adds to it, so its last hour and its last day are looked at by themselves too, given the
+history before them, and so is what metrics make of it, where that is more than a number of events.
 
 What comes after a conversion window does depend on the treatment, so a difference alone is no fault there. It
-is one where a variant keeps far less of its events than another within the window, or where the comparison
-would be turned round if all events counted.
+is one where a variant keeps a far smaller share of its events, or of what a metric makes of them, than
+another within the window, and less of them too; or where the comparison would be turned round if all events
+counted.
 
 Over all names, treatments, tests and looks together, the chance to see a difference where there is none is at
 most the level of the test of the split.
@@ -15,7 +18,7 @@ most the level of the test of the split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -25,6 +28,7 @@ from neuroweaver.experiment.analysis.comparison import OfUnits
 from neuroweaver.experiment.analysis.event_use import uses
 from neuroweaver.experiment.analysis.guardrails import LEAST_UNITS
 from neuroweaver.experiment.analysis.study import Study
+from neuroweaver.experiment.domain.metrics import COUNT, SUM, outcomes_of
 from neuroweaver.experiment.domain.model import Phase
 from neuroweaver.experiment.domain.specification import length
 from neuroweaver.statistics import confidence_sequence
@@ -48,7 +52,11 @@ _SHOWN_KEPT: Final = 0.9
 # Columns of `Snapshot.timings`; those of the windows follow.
 _BEFORE: Final = 0
 _SINCE: Final = 1
-_WINDOWS: Final = 2
+_REJECTED_EVENTS: Final = 2
+_LAST_HOUR: Final = 3
+_LAST_DAY: Final = 4
+_OLDER: Final = 5
+_WINDOWS: Final = 6
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Fault:
 
 def faults(study: Study) -> Sequence[Fault]:
     names, treatments = event_use.names(study), study.experiment.treatments
-    tests = sum(2 + len(_windows(study, name)) for name in names) * len(treatments)
+    tests = sum(2 + _windowed_tests(study, name) for name in names) * len(treatments)
     level = study.experiment.spec.sample_ratio_level / max(1, tests)
     found: list[Fault] = []
     for name in names:
@@ -76,10 +84,61 @@ def faults(study: Study) -> Sequence[Fault]:
         found += [
             *early,
             *rejected,
-            *_left_out(study, name, is_early=bool(early), is_rejected=bool(rejected)),
+            *_left_out(
+                study,
+                name,
+                is_early=bool(early),
+                is_rejected=bool(rejected),
+                is_tested=all(pair.is_tested for pair in pairs),
+            ),
         ]
-        found += [each for pair in pairs for each in pair.after_windows()]
+        after = [each for pair in pairs for each in pair.after_windows()]
+        blocked = (fault.metric_ids for fault in after if fault.blocker is not None)
+        found += [*after, *_after_windows_alike(study, name, frozenset[str]().union(*blocked))]
     return found
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Moments by phase, variant and key: of numbers of events by their name, or of values by metric."""
+
+    table: Mapping[tuple[int, str, str], Moments]
+    key: str
+    is_count: bool
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A column of what falls within a window, and that of all since the exposure."""
+
+    series: _Series
+    within: int
+    since: int
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """What the treatment and the control keep. p: of their difference."""
+
+    treated: float
+    of_control: float
+    p: float
+
+
+@dataclass(frozen=True)
+class _Windowed:
+    """Within a window, and since the exposure: a column each, of a ratio two. what: for people."""
+
+    series: _Series
+    within: tuple[int, ...]
+    since: tuple[int, ...]
+    what: str
+    window: timedelta
+    metric_ids: frozenset[str]
+
+    @property
+    def pairs(self) -> Sequence[_Kept]:
+        return [_Kept(self.series, *each) for each in zip(self.within, self.since, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -92,52 +151,114 @@ class _Pair:
     level: float
 
     def early(self) -> Iterator[Fault]:
-        """Events from before the exposure: how many units have any, and how many there are of a unit."""
-        p = min(self._p_of_units("early_units"), self._p_of_early_events()) * 2
+        """Events from before the exposure: how many units have any, how many there are of a unit in all and
+        of late, and what metrics make of them.
+        """
+        p, seen = self._least_likely(self._early())
         if p <= self.level:
             variants = self.treatment, self.study.experiment.control
-            counted = (_pooled(self.study, each, self.name, _BEFORE) for each in variants)
-            rates = [rate for rate in counted if rate is not None]
-            a_unit = " ({:.3g} and {:.3g} a unit)".format(*rates) if len(rates) == 2 else ""
             lost = {each: uses(self.study, each, self.name) for each in variants}
             counts = " and ".join(
                 f"{use.before_exposure:,} of the {use.events:,} of {variant}" for variant, use in lost.items()
             )
             yield self._fault(
                 "EVENTS_BEFORE_EXPOSURE",
-                f"{self._shares('early_units', 'events from before their exposure')}{a_unit} {self._said(p)};"
+                f"{self._shares('early_units', 'events from before their exposure')}{seen} {self._said(p)};"
                 f" {counts} count in no metric. {_DIFFERING}{_grace(self.study)}.",
                 pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE,
             )
 
+    def _early(self) -> Iterator[tuple[float, str]]:
+        yield self._p_of_units("early_units"), ""
+        counts = self._counts
+        yield self._p(self._effect(counts, Kind.MEAN, _BEFORE)), self._a_unit(counts, _BEFORE)
+        for band, of in (
+            (_LAST_HOUR, " in the last hour before it"),
+            (_LAST_DAY, " in the last day before it"),
+        ):
+            yield self._p(self._effect(counts, Kind.MEAN, band, _OLDER)), self._a_unit(counts, band, of)
+        for metric in _valued(self.study, self.name):
+            values, outcomes = self._values(metric), len(outcomes_of(metric))
+            for column in range(2 * outcomes):
+                of = f" of {metric.metric_id}"
+                of += " in the last day before it" if column < outcomes else " before it"
+                yield self._p(self._effect(values, Kind.MEAN, column)), self._a_unit(values, column, of)
+
     def rejected(self) -> Iterator[Fault]:
-        p = self._p_of_units("rejected_units")
+        found = [
+            (self._p_of_units("rejected_units"), ""),
+            (
+                self._p(self._effect(self._counts, Kind.MEAN, _REJECTED_EVENTS)),
+                self._a_unit(self._counts, _REJECTED_EVENTS),
+            ),
+        ]
+        p, seen = self._least_likely(found)
         if p <= self.level:
             shares = self._shares("rejected_units", f"events that were {_REJECTED}")
             yield self._fault(
                 "EVENTS_REJECTED",
-                f"{shares} {self._said(p)}. {_DIFFERING}.",
+                f"{shares}{seen} {self._said(p)}. {_DIFFERING}.",
                 pb.VERDICT_BLOCKER_EVENTS_REJECTED,
             )
 
+    @property
+    def is_tested(self) -> bool:
+        """Whether the tests could have shown a difference."""
+        timings = self.study.snapshot.timings
+        variants = self.treatment, self.study.experiment.control
+        counted = [
+            any((phase.number, each, self.name) in timings for phase in self.study.phases)
+            for each in variants
+        ]
+        return self._are_enough and all(counted)
+
+    @staticmethod
+    def _least_likely(found: Iterable[tuple[float, str]]) -> tuple[float, str]:
+        """The least p, by Bonferroni's correction for their number, and what was said of it."""
+        every = list(found)
+        p, seen = min(every, key=lambda each: each[0])
+        return min(1.0, p * len(every)), seen
+
+    def _a_unit(self, series: _Series, column: int, of: str = "") -> str:
+        variants = self.treatment, self.study.experiment.control
+        counted = (_pooled(self.study, each, series, column) for each in variants)
+        rates = [rate for rate in counted if rate is not None]
+        return f" ({rates[0]:.3g} and {rates[1]:.3g} a unit{of})" if len(rates) == 2 else ""
+
     def after_windows(self) -> Iterator[Fault]:
         for place, (window, metric_ids) in enumerate(_windows(self.study, self.name).items()):
-            column = _WINDOWS + place
-            p = self._p(self._effect(Kind.RATIO, column, _SINCE))
-            is_turned = self._is_turned(column, p)
-            if p <= self.level or is_turned:
-                yield self._after_window(column, window, metric_ids, p, is_turned=is_turned)
+            events = _Windowed(
+                self._counts, (_WINDOWS + place,), (_SINCE,), f"the {self.name} events", window, metric_ids
+            )
+            found = [
+                self._after_window(each) for each in (events, *self._windowed_values(window, metric_ids))
+            ]
+            # Of several that say the same, the gravest.
+            faults_found = sorted((each for each in found if each), key=lambda each: each.blocker is None)
+            graves = [each for each in faults_found if each.blocker is not None]
+            yield from graves or faults_found[:1]
 
-    def _after_window(
-        self, column: int, window: timedelta, metric_ids: frozenset[str], p: float, *, is_turned: bool
-    ) -> Fault:
-        control = self.study.experiment.control
-        kept, of_control = (_kept(self.study, each, self.name, column) for each in (self.treatment, control))
-        is_grave = is_turned or self._keeps_far_less(column, kept, of_control)
+    def _windowed_values(self, window: timedelta, metric_ids: frozenset[str]) -> Iterator[_Windowed]:
+        for metric in _valued(self.study, self.name):
+            outcomes = len(outcomes_of(metric))
+            # As of `Snapshot.timed_values`: two spans before the exposure come first.
+            within, since = (tuple(range(span * outcomes, (span + 1) * outcomes)) for span in (2, 3))
+            if metric.metric_id in metric_ids and _is_always_there(metric):
+                what = f"what {metric.metric_id} counts"
+                yield _Windowed(
+                    self._values(metric), within, since, what, window, frozenset([metric.metric_id])
+                )
+
+    def _after_window(self, windowed: _Windowed) -> Fault | None:
+        kept = min(map(self._kept, windowed.pairs), key=lambda each: each.p)
+        is_turned = self._is_turned(windowed, kept.p)
+        if kept.p > self.level and not is_turned:
+            return None
+        is_grave = is_turned or any(self._keeps_far_less(each) for each in windowed.pairs)
         message = (
-            f"{kept:.2%} of the {self.name} events of {self.treatment} since the exposure fall within the"
-            f" conversion window of {window.total_seconds():,g} s, and {of_control:.2%} of those of {control}"
-            f" {self._said(p)}; the others do not count."
+            f"{kept.treated:.2%} of {windowed.what} of {self.treatment} since the exposure fall within the"
+            f" conversion window of {windowed.window.total_seconds():,g} s, and {kept.of_control:.2%}"
+            f" of that of {self.study.experiment.control} {self._said(kept.p)}; the others do not count."
         )
         if is_grave:
             message += (
@@ -149,25 +270,44 @@ class _Pair:
         else:
             message += " The treatment changes when events happen, or clocks differ: make sure which."
         blocker = pb.VERDICT_BLOCKER_EVENTS_AFTER_WINDOW if is_grave else None
-        return Fault("EVENTS_AFTER_WINDOW", message, metric_ids, blocker, self.treatment)
+        return Fault("EVENTS_AFTER_WINDOW", message, windowed.metric_ids, blocker, self.treatment)
 
-    def _keeps_far_less(self, column: int, kept: float, of_control: float) -> bool:
-        """One of the two variants, of its events within a window. kept: by the treatment."""
-        effect = self._effect(Kind.RATIO, column, _SINCE)
-        if effect is None or min(kept, of_control) >= _LEAST_KEPT * max(kept, of_control):
+    def _kept(self, pair: _Kept) -> _Shares:
+        treated = _kept(self.study, self.treatment, pair)
+        of_control = _kept(self.study, self.study.experiment.control, pair)
+        return _Shares(
+            treated, of_control, self._p(self._effect(pair.series, Kind.RATIO, pair.within, pair.since))
+        )
+
+    def _keeps_far_less(self, pair: _Kept) -> bool:
+        """One of the two variants, of its events within a window, and less than the other in all.
+
+        A treatment after which units come back more often keeps a smaller share, and no less.
+        """
+        kept = self._kept(pair)
+        effect = self._effect(pair.series, Kind.RATIO, pair.within, pair.since)
+        shares = kept.treated, kept.of_control
+        if effect is None or not all(0 <= share <= 1 for share in shares):
             return False
-        is_control = of_control < kept
+        if min(shares) >= _LEAST_KEPT * max(shares):
+            return False
+        is_control = kept.of_control < kept.treated
         share = 1 / _SHOWN_KEPT if is_control else _SHOWN_KEPT
         p = confidence_sequence.p_one_sided(
             effect, 1 - self.level, self.study.planned, Bound(share - 1, is_relative=True), above=is_control
         )
-        return p is not None and p <= self.level
+        within = self._effect(pair.series, Kind.MEAN, pair.within)
+        is_less = within is not None and (within.absolute > 0) == is_control and self._is_shown(within)
+        return is_less and p is not None and p <= self.level
 
-    def _is_turned(self, column: int, p: float) -> bool:
-        """Whether all events since the exposure are shown to go the other way than those within the window:
+    def _is_turned(self, windowed: _Windowed, p: float) -> bool:
+        """Whether all since the exposure is shown to go the other way than what falls within the window:
         either is shown to, or the difference of what variants keep is. p: of that.
         """
-        within, since = self._effect(Kind.MEAN, column), self._effect(Kind.MEAN, _SINCE)
+        kind = Kind.RATIO if len(windowed.within) == 2 else Kind.MEAN
+        within, since = (
+            self._effect(windowed.series, kind, *columns) for columns in (windowed.within, windowed.since)
+        )
         if within is None or since is None or within.absolute * since.absolute >= 0:
             return False
         return self._is_shown(since) and (p <= self.level or self._is_shown(within))
@@ -211,22 +351,26 @@ class _Pair:
         by_phase = [[moments(phase, each) for each in variants] for phase in self.study.phases]
         return self._p(_combined(Kind.PROPORTION, by_phase))
 
-    def _p_of_early_events(self) -> float:
-        return self._p(self._effect(Kind.MEAN, _BEFORE))
+    @property
+    def _counts(self) -> _Series:
+        return _Series(self.study.snapshot.timings, self.name, is_count=True)
 
-    def _effect(self, kind: Kind, *columns: int) -> Effect | None:
-        """Of columns of the timings."""
+    def _values(self, metric: pb.ExperimentMetric) -> _Series:
+        return _Series(self.study.snapshot.timed_values, metric.metric_id, is_count=False)
+
+    def _effect(self, series: _Series, kind: Kind, *columns: int) -> Effect | None:
+        """Of outcomes, then covariates."""
         by_phase = []
         # As of a unit more with every event and one more with none, so that all of 1000 is no certainty.
         regular = Moments.of([[0.0, 1.0][: len(columns)], [1.0, 1.0][: len(columns)]])
         for phase in self.study.phases:
-            timings = [
-                self.study.snapshot.timings.get((phase.number, each, self.name))
+            found = [
+                series.table.get((phase.number, each, series.key))
                 for each in (self.study.experiment.control, self.treatment)
             ]
-            whole = [each.chosen(columns) + regular for each in timings if each is not None]
-            if len(whole) == len(timings):
-                by_phase.append(whole)
+            whole = [each.chosen(columns) for each in found if each is not None]
+            if len(whole) == len(found):
+                by_phase.append([each + regular for each in whole] if series.is_count else whole)
         return _combined(kind, by_phase)
 
     def _p(self, effect: Effect | None) -> float:
@@ -242,8 +386,40 @@ def _combined(kind: Kind, by_phase: Sequence[Sequence[Moments]]) -> Effect | Non
     return across_phases.combined([effect for effect in each if effect])
 
 
-def _left_out(study: Study, name: str, *, is_early: bool, is_rejected: bool) -> Iterator[Fault]:
-    """What variants share. is_early, is_rejected: said of some variants already."""
+def _windowed_tests(study: Study, name: str) -> int:
+    """A test of the events for each window, and of each outcome of the metrics that have values."""
+    windows = _windows(study, name)
+    windowed = frozenset[str]().union(*windows.values())
+    valued = [each for each in _valued(study, name) if each.metric_id in windowed and _is_always_there(each)]
+    return len(windows) + sum(len(outcomes_of(each)) for each in valued)
+
+
+def _after_windows_alike(study: Study, name: str, said: frozenset[str]) -> Iterator[Fault]:
+    """Windows that leave out most events, of all variants. said: metrics that are blocked for it."""
+    series = _Series(study.snapshot.timings, name, is_count=True)
+    events = sum(study.units(each) * (_pooled(study, each, series, _SINCE) or 0.0) for each in study.variants)
+    for place, (window, metric_ids) in enumerate(_windows(study, name).items()):
+        within = sum(
+            study.units(each) * (_pooled(study, each, series, _WINDOWS + place) or 0.0)
+            for each in study.variants
+        )
+        share = 1 - within / events if events else 0.0
+        if share > _MOST_SHARE and events >= _least(study) and metric_ids - said:
+            message = (
+                f"{share:.1%} of the {name} events of exposed units came after the conversion window of"
+                f" {window.total_seconds():,g} s, and do not count in {', '.join(sorted(metric_ids - said))}."
+                " If the window is meant to take them in, make sure that the clocks of samples are not ahead"
+                " of those of exposures, or choose a longer `conversion_window` in a new experiment."
+            )
+            yield Fault("EVENTS_AFTER_WINDOW", message, metric_ids - said)
+
+
+def _left_out(
+    study: Study, name: str, *, is_early: bool, is_rejected: bool, is_tested: bool
+) -> Iterator[Fault]:
+    """What variants share. is_early, is_rejected: said of some variants already. is_tested: whether variants
+    could be compared.
+    """
     found = [uses(study, variant, name) for variant in study.variants]
     early, rejected = sum(use.before_exposure for use in found), sum(use.rejected_units for use in found)
     events, units = sum(use.events for use in found), sum(map(study.units, study.variants))
@@ -262,17 +438,18 @@ def _left_out(study: Study, name: str, *, is_early: bool, is_rejected: bool) -> 
         )
         yield Fault("EVENTS_BEFORE_EXPOSURE", message, metric_ids, blocker)
         return
+    alike = "as often in every variant" if is_tested else "in which variants cannot be compared yet"
     if not is_early and events and early / events > _NOTED_SHARE:
         message = (
-            f"{early / events:.1%} of the {name} events of exposed units happened before the exposure, as"
-            " often in every variant, and count in no metric. If they belong to it, correct the times, or"
+            f"{early / events:.1%} of the {name} events of exposed units happened before the exposure,"
+            f" {alike}, and count in no metric. If they belong to it, correct the times, or"
             " raise `exposure_grace` in a new experiment."
         )
         yield Fault("EVENTS_BEFORE_EXPOSURE", message, metric_ids)
     if not is_rejected and units and rejected / units > _NOTED_SHARE:
         message = (
-            f"{rejected / units:.1%} of the units have {name} events that were {_REJECTED}, as often in every"
-            " variant. If they belong to the experiment, correct the times and send them again."
+            f"{rejected / units:.1%} of the units have {name} events that were {_REJECTED}, {alike}."
+            " If they belong to the experiment, correct the times and send them again."
         )
         yield Fault("EVENTS_REJECTED", message, metric_ids)
 
@@ -292,16 +469,28 @@ def is_lacking_exposures(study: Study, variant: str) -> bool:
     return count > _NOTED_SHARE * (study.units(variant) + count)
 
 
-def _kept(study: Study, variant: str, name: str, column: int) -> float:
-    since = _pooled(study, variant, name, _SINCE)
-    return (_pooled(study, variant, name, column) or 0.0) / since if since else 0.0
+def _kept(study: Study, variant: str, pair: _Kept) -> float:
+    since = _pooled(study, variant, pair.series, pair.since)
+    return (_pooled(study, variant, pair.series, pair.within) or 0.0) / since if since else 0.0
 
 
-def _pooled(study: Study, variant: str, name: str, column: int) -> float | None:
+def _pooled(study: Study, variant: str, series: _Series, column: int) -> float | None:
     """A column's mean over the units of all phases; None if it was not counted."""
-    timings = [study.snapshot.timings.get((phase.number, variant, name)) for phase in study.phases]
-    counted = merged([each.chosen([column]) for each in timings if each is not None], 1)
+    found = [series.table.get((phase.number, variant, series.key)) for phase in study.phases]
+    counted = merged([each.chosen([column]) for each in found if each is not None], 1)
     return counted.mean() if counted.n else None
+
+
+def _valued(study: Study, name: str) -> Sequence[pb.ExperimentMetric]:
+    """The metrics that read events of a name and have `Snapshot.timed_values`."""
+    known = {metric_id for _, _, metric_id in study.snapshot.timed_values}
+    readers = _readers(study, name) & known
+    return [metric for metric in study.experiment.spec.metrics if metric.metric_id in readers]
+
+
+def _is_always_there(metric: pb.ExperimentMetric) -> bool:
+    """Whether a unit without events has a value too."""
+    return all(each.threshold is not None or each.aggregation in {SUM, COUNT} for each in outcomes_of(metric))
 
 
 def _windows(study: Study, name: str) -> Mapping[timedelta, frozenset[str]]:

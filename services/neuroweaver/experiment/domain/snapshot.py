@@ -114,7 +114,11 @@ class Snapshot:
     candidate, metric), where the control is the baseline, and between treatments the one specified first.
     calibrations: of quantile winsorisation, by metric, once it was tried. uses: by (phase, variant, name of
     the events). timings: by the same, over all units: how many of these events came before the exposure, how
-    many from it on, and how many within each window that a metric reads them in, the shortest first.
+    many from it on, how many were rejected for their times, how many of those before came within the last
+    hour, within the last day, and earlier; and how many within each window that a metric reads them in, the
+    shortest first. timed_values: by (phase, variant, metric), of metrics that are more than a number of
+    events and no quantile, over all units: the outcomes, uncapped and 0 without events, of the last day
+    before the exposure, and of all before it; with a window, of that, and of all since the exposure.
     between: by phase, the judgements of two treatments. rejected_exposures: by variant, those rejected for
     their times.
     units_by_day: units by the UTC day of their first exposure in any phase.
@@ -126,6 +130,7 @@ class Snapshot:
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     uses: Mapping[tuple[int, str, str], Uses] = field(default_factory=dict)
     timings: Mapping[tuple[int, str, str], Moments] = field(default_factory=dict)
+    timed_values: Mapping[tuple[int, str, str], Moments] = field(default_factory=dict)
     between: Mapping[int, int] = field(default_factory=dict)
     rejected_exposures: Mapping[str, int] = field(default_factory=dict)
     quality: Quality = field(default_factory=Quality)

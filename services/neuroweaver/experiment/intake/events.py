@@ -19,7 +19,8 @@ EXPOSURE: Final = 0
 SAMPLE: Final = 1
 JUDGEMENT: Final = 2
 REJECTED: Final = 3
-"""A note that a sample of this name and unit was rejected for its time; its own time is when it was made."""
+"""A note that a sample of this name and unit was rejected for its time; its own time is when it was
+made, and its value is a number made of the sample's id, by which the sample is known again."""
 
 MAX_EVENTS: Final = 1000
 

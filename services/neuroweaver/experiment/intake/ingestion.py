@@ -196,7 +196,7 @@ def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: d
     status = _classified(reasons, keys, marks, *projection.event_ids.find(keys, marks))
     accepted = np.flatnonzero(status == _ACCEPTED)
     is_mistimed = np.isin(status, _MISTIMED) & (experiment.start_time is not None)
-    notes = _notes(projection, batch, is_mistimed & (batch.rows["kind"] == SAMPLE), now)
+    notes = _notes(projection, batch, keys, is_mistimed & (batch.rows["kind"] == SAMPLE), now)
     chosen = batch.chosen(accepted)
     chosen = (Batch.joined([chosen, notes]) if len(notes) else chosen).trimmed()
     return _Settled(
@@ -211,14 +211,19 @@ def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: d
     )
 
 
-def _notes(projection: Projection, batch: Batch, is_chosen: npt.NDArray[np.bool_], now: datetime) -> Batch:
+def _notes(
+    projection: Projection, batch: Batch, keys: Keys, is_chosen: npt.NDArray[np.bool_], now: datetime
+) -> Batch:
     """What units keep of their samples that were rejected for their times."""
-    samples = batch.chosen(np.flatnonzero(is_chosen))
-    fresh = samples.chosen(projection.unnoted(samples)) if len(samples) else samples
-    rows = fresh.rows.copy()
+    places = np.flatnonzero(is_chosen)
+    samples = batch.chosen(places)
+    rows = samples.rows.copy()
     # A far time would keep raw events for ever.
-    rows["kind"], rows["time"], rows["value"] = REJECTED, microseconds(now), 0.0
-    return replace(fresh, rows=rows)
+    rows["kind"], rows["time"] = REJECTED, microseconds(now)
+    # The bits of the key that a double holds.
+    rows["value"] = (keys[places, 0] >> np.uint64(11)).astype(np.float64)
+    notes = replace(samples, rows=rows)
+    return notes.chosen(projection.unnoted(notes)) if len(notes) else notes
 
 
 def _exposed(batch: Batch, is_chosen: npt.NDArray[np.bool_], variants: Sequence[str]) -> Mapping[str, int]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuroweaver.experiment.intake.events import EXPOSURE, JUDGEMENT, REJECTED, SAMPLE, Batch
-from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan, indexes
+from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, NOTE_TYPE, SAMPLE_TYPE, Plan, indexes
 from neuroweaver.experiment.intake.units import Ints, Records
 
 
@@ -60,8 +60,9 @@ def records(plan: Plan, batch: Batch, unit: Ints) -> tuple[Records, Records, Rec
 def rejections(plan: Plan, batch: Batch, unit: Ints) -> Records:
     """The notes of a batch on samples that were rejected for their times."""
     noted = np.flatnonzero((batch.rows["kind"] == REJECTED) & (unit >= 0))
-    rows = np.zeros(len(noted), SAMPLE_TYPE)
+    rows = np.zeros(len(noted), NOTE_TYPE)
     if len(noted):
+        rows["mark"] = batch.rows["value"][noted]
         rows["name"] = indexes(plan.names, batch.names)[batch.rows["name"][noted]]
     return Records(unit[noted], rows)
 

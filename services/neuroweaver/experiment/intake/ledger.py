@@ -105,8 +105,8 @@ class Ledger:
 
     exams: of the caps of each metric, the newest last. touched: the cells that moved. is_whole: whether all
     raw events are still there; else a sketch that should forget some cannot be recomputed, and stays as it
-    is. is_carried: an earlier version counted all this, which did not know `uses`, `timings`, `between` and
-    `Sums.cuts`.
+    is. is_carried: an earlier version counted all this, which did not know `uses`, `timings`, `timed_values`,
+    `between` and `Sums.cuts`.
     """
 
     plan: Plan
@@ -116,6 +116,7 @@ class Ledger:
     days: Counter[int] = field(default_factory=Counter)
     uses: Counter[tuple[int, int, str, str]] = field(default_factory=Counter)
     timings: dict[tuple[int, str, str], Moments] = field(default_factory=dict)
+    timed_values: dict[tuple[int, str, str], Moments] = field(default_factory=dict)
     between: Counter[int] = field(default_factory=Counter)
     rejected_exposures: Counter[str] = field(default_factory=Counter)
     exams: dict[str, list[Exam]] = field(default_factory=dict)
@@ -205,7 +206,7 @@ class Ledger:
         for reading in self.due():
             self.calibrate(reading, units, self.examine(reading, units, batch, time_us))
         if self.is_carried:
-            for counted in (self.uses, self.timings, self.between):
+            for counted in (self.uses, self.timings, self.timed_values, self.between):
                 counted.clear()
             self._use(units, 1)
             self.is_carried = False
@@ -244,6 +245,7 @@ class Ledger:
             calibrations={metric_id: _calibration(exams[-1]) for metric_id, exams in self.exams.items()},
             uses={key: each for key, each in uses.items() if each != Uses()},
             timings={key: each for key, each in self.timings.items() if each.n},
+            timed_values={key: each for key, each in self.timed_values.items() if each.n},
             between={phase: count for phase, count in self.between.items() if count},
             rejected_exposures=self.rejected_exposures,
             quality=Quality(
@@ -269,6 +271,9 @@ class Ledger:
                 "days": [[day, count] for day, count in self.days.items() if count],
                 "uses": [[*key, count] for key, count in self.uses.items() if count],
                 "timings": [[*key, each.to_floats()] for key, each in self.timings.items() if each.n],
+                "timed_values": [
+                    [*key, each.to_floats()] for key, each in self.timed_values.items() if each.n
+                ],
                 "between": [[phase, count] for phase, count in self.between.items() if count],
                 "rejected_exposures": self.rejected_exposures,
                 "exams": [
@@ -297,6 +302,9 @@ class Ledger:
         for metric_id, batch, time_us, seen, units, *ends in plain["exams"]:
             caps = tuple(Caps(*pair) for pair in zip(ends[::2], ends[1::2], strict=True))
             exams.setdefault(metric_id, []).append(Exam(batch, time_us, seen, units, caps))
+        # Timings of a version that knew no values had fewer columns.
+        is_timed = "timed_values" in plain
+        values = {each.metric_id: len(plan.spans_of_values(each)) * each.outcomes for each in plan.valued}
         return cls(
             plan,
             groups=Counter({(kind, phase, variant): n for kind, phase, variant, n in plain["groups"]}),
@@ -305,12 +313,16 @@ class Ledger:
             uses=Counter({tuple(key): n for *key, n in plain["uses"]}),
             timings={
                 (phase, variant, name): Moments.from_floats(plan.timed_columns(name), floats)
-                for phase, variant, name, floats in plain.get("timings", [])
+                for phase, variant, name, floats in (plain["timings"] if is_timed else [])
+            },
+            timed_values={
+                (phase, variant, metric_id): Moments.from_floats(values[metric_id], floats)
+                for phase, variant, metric_id, floats in plain.get("timed_values", [])
             },
             between=Counter(dict(plain.get("between", []))),
             rejected_exposures=Counter(plain.get("rejected_exposures", {})),
             exams=exams,
-            is_carried=plain["carried"] or "timings" not in plain,
+            is_carried=plain["carried"] or not is_timed,
             **dict(zip(_NUMBERS, plain["numbers"], strict=True)),
             rejections={
                 reason: Rejection(reason, count, tuple(names), tuple(ids))
@@ -358,6 +370,10 @@ class Ledger:
             key = code // VARIANTS, self.plan.variants[code % VARIANTS], self.plan.names[name]
             before = self.timings.get(key, Moments.zero(timing.columns))
             self.timings[key] = before + timing if sign > 0 else before - timing
+        for (code, metric_id), moments in units.timed_values().items():
+            key = code // VARIANTS, self.plan.variants[code % VARIANTS], metric_id
+            before = self.timed_values.get(key, Moments.zero(moments.columns))
+            self.timed_values[key] = before + moments if sign > 0 else before - moments
 
     def _tally(self, units: Population, sign: int) -> None:
         for (phase, name, baseline, candidate), counts in zip(

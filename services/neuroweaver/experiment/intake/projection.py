@@ -25,9 +25,9 @@ from neuroweaver.experiment.intake.event_ids import EventIds, Marks
 from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.joining import records, rejections, units_of
 from neuroweaver.experiment.intake.keys import Keys, keys_of
-from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, Plan, indexes
+from neuroweaver.experiment.intake.readings import Plan, indexes
 from neuroweaver.experiment.intake.unit_table import UnitTable
-from neuroweaver.experiment.intake.units import Change, Ints, Records
+from neuroweaver.experiment.intake.units import MOST_NOTED, Change, Ints
 from neuroweaver.experiment.settings import MEMORY_MIB
 from neuroweaver.experiment.storage import tables
 
@@ -85,20 +85,26 @@ class Projection:
         return keys, population.joined(exposures, samples, judgements, rejections(self.plan, batch, unit))
 
     def unnoted(self, batch: Batch) -> Ints:
-        """The places of those samples, all rejected for their times, of whose unit and name none was before.
-
-        However often a sender tries again, a unit has one note of a name at most.
+        """The places of those samples, all rejected for their times, that are not noted yet; each once,
+        however often a sender tries again, and MOST_NOTED of a unit and name at most. Values are marks.
         """
         unit_ids, unit = units_of(batch, self.overrides)
         keys = keys_of(self.project, self.test_id, unit_ids)
-        none = Records.none(self.plan.exposure_type), Records.none(JUDGEMENT_TYPE)
-        rejected = self.table.population(keys, *none).totals.rejected
+        noted, counts = self.table.noted(keys)
+        before = set(
+            zip(noted.unit.tolist(), *(noted.rows[each].tolist() for each in ("name", "mark")), strict=True)
+        )
         name = indexes(self.plan.names, batch.names)[batch.rows["name"]]
-        places = np.flatnonzero((unit >= 0) & (name >= 0))
-        fresh = places[~rejected[unit[places], name[places]]]
-        _, first = np.unique(np.stack((unit[fresh], name[fresh]), 1), axis=0, return_index=True)
-        unnoted: Ints = fresh[np.sort(first)]
-        return unnoted
+        marks = batch.rows["value"]
+        unnoted: list[int] = []
+        for place in np.flatnonzero((unit >= 0) & (name >= 0)).tolist():
+            at = int(unit[place]), int(name[place])
+            key = *at, float(marks[place])
+            if key not in before and counts[at] < MOST_NOTED:
+                before.add(key)
+                counts[at] += 1
+                unnoted.append(place)
+        return np.array(unnoted, np.int64)
 
     def take(self, batch: Batch) -> None:
         """Counts events that are of another transaction, or another process's."""

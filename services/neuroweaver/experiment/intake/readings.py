@@ -103,6 +103,13 @@ class Reading:
         return bool(self.calibration) or self.caps != NO_CAPS
 
     @property
+    def is_valued(self) -> bool:
+        """Whether it has a value of each unit that is more than the number of events."""
+        return not self.is_quantile and any(
+            source.is_share or source.aggregation != COUNT for source in self.sources
+        )
+
+    @property
     def outcomes(self) -> int:
         return len(self.sources)
 
@@ -182,9 +189,9 @@ class Plan:
                         self._add_totals(source, span)
         # Those of a version that did not tell which events no metric uses come first.
         self.used_totals = len(self._totals)
-        for name in range(len(self.names)):
-            for span in (self.since, self.before):
-                self._add(name, span, TotalKind.NUMBER)
+        # The metrics of which more is compared over time than the number of events.
+        self.valued = [each for each in self.readings if each.is_valued]
+        self._add_timed()
         self.totals: Sequence[Total] = tuple(self._totals.values())
         # Name and span of the events that are sketched, each once however many metrics read them.
         self.sketched = {
@@ -216,6 +223,20 @@ class Plan:
         """All that happened before it."""
         return Span(lookback_us=_EVER_US, grace_us=self.grace_us)
 
+    @property
+    def last_hour(self) -> Span:
+        """Of what happened before it."""
+        return Span(lookback_us=self.grace_us + _HOUR_US, grace_us=self.grace_us)
+
+    @property
+    def last_day(self) -> Span:
+        return Span(lookback_us=self.grace_us + 24 * _HOUR_US, grace_us=self.grace_us)
+
+    def spans_of_values(self, reading: Reading) -> Sequence[Span]:
+        """Those of a metric's values that `Snapshot.timed_values` has."""
+        early = [self.last_day, self.before]
+        return early if reading.span.window_us is None else [*early, reading.span, self.since]
+
     def number_of(self, name: int, span: Span) -> int:
         """The column of the number of events."""
         return self._totals[name, span, TotalKind.NUMBER, -np.inf].place
@@ -237,7 +258,7 @@ class Plan:
 
     def timed_columns(self, event_name: str) -> int:
         """How many numbers `Population.timed` gives of a unit."""
-        return 2 + len(self.windows(self.names.index(event_name)))
+        return 6 + len(self.windows(self.names.index(event_name)))
 
     def value_of(self, source: Source, span: Span) -> Total:
         """What the source's value is made of."""
@@ -246,6 +267,16 @@ class Plan:
     def count(self, *kinds: TotalKind) -> int:
         """Columns of some kinds."""
         return sum(total.kind in kinds for total in self.totals)
+
+    def _add_timed(self) -> None:
+        """What tells whether times fit."""
+        for name in range(len(self.names)):
+            for span in (self.since, self.before, self.last_hour, self.last_day):
+                self._add(name, span, TotalKind.NUMBER)
+        for reading in self.valued:
+            for source in reading.sources:
+                for span in self.spans_of_values(reading):
+                    self._add_totals(source, span)
 
     def _add_totals(self, source: Source, span: Span) -> None:
         for name, _, kind, threshold in ((source.name, span, TotalKind.NUMBER, -np.inf), _key(source, span)):
@@ -282,10 +313,13 @@ class Plan:
 
 # Longer than any experiment, and short enough to be told from the exposure that a unit does not have.
 _EVER_US: Final = 1 << 60
+_HOUR_US: Final = 3_600_000_000
 
 EXTREMES: Final = (TotalKind.MAX, TotalKind.MIN)
 
 SAMPLE_TYPE: Final = np.dtype([("time", "<i8"), ("name", "u1"), ("value", "<f8")])
+NOTE_TYPE: Final = np.dtype([("name", "u1"), ("mark", "<f8")])
+"""Of a sample that was rejected for its time. mark: what tells it from others, see `events.REJECTED`."""
 JUDGEMENT_TYPE: Final = np.dtype(
     [
         ("phase", "<i4"),

@@ -275,6 +275,9 @@ def _of_times(snapshot: Snapshot) -> Iterator[tuple[tuple[int, str, str, str], f
     for (phase, variant, event_name), timing in snapshot.timings.items():
         for name, value, noise in _of_moments("", timing):
             yield (phase, variant, f"times of {event_name}", name), value, noise
+    for (phase, variant, metric_id), moments in snapshot.timed_values.items():
+        for name, value, noise in _of_moments("timed_", moments):
+            yield (phase, variant, metric_id, name), value, noise
 
 
 def _of_cell(cell: Cell) -> Iterator[tuple[str, float, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from neuroweaver.experiment.intake.key_index import KeyIndex
 from neuroweaver.experiment.intake.keys import Keys
-from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan, TotalKind
+from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, NOTE_TYPE, SAMPLE_TYPE, Plan
 from neuroweaver.experiment.intake.units import Change, Ints, Population, Records, Totals, unexposed
 
 _LEAST: Final = 1024
@@ -30,6 +30,7 @@ class UnitTable:
         self._totals = {name: _Column.like(getattr(Totals.none(plan, 1), name)) for name in _TOTALS}
         self._loose = _Chains(SAMPLE_TYPE)
         self._judgements = _Chains(JUDGEMENT_TYPE)
+        self._notes = _Chains(NOTE_TYPE)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -37,8 +38,12 @@ class UnitTable:
     @property
     def nbytes(self) -> int:
         columns = self._exposures, *self._totals.values()
-        chains = self._loose.nbytes + self._judgements.nbytes
+        chains = sum(each.nbytes for _, each in self._chains)
         return self.index.nbytes + sum(each.nbytes for each in columns) + chains
+
+    @property
+    def _chains(self) -> Sequence[tuple[str, _Chains]]:
+        return ("loose", self._loose), ("judgements", self._judgements), ("notes", self._notes)
 
     def population(self, keys: Keys, exposures: Records, judgements: Records) -> Population:
         """Units by their keys, each once, with what it takes to join these events to them."""
@@ -56,6 +61,11 @@ class UnitTable:
             self._loose.of(np.where(may_move, places, _NONE)),
             self._judgements.of(np.where(is_judged, places, _NONE)),
         )
+
+    def noted(self, keys: Keys) -> tuple[Records, Ints]:
+        """The notes on samples of units that were rejected; and (units, names), how many there are."""
+        places = self.index.find(keys)
+        return self._notes.of(places), self._totals["rejected"].taken(places).astype(np.int64)
 
     def everyone(self) -> Population:
         """All units by their places, without the samples that are kept."""
@@ -95,9 +105,11 @@ class UnitTable:
             column.put(places, getattr(new.totals, name))
         self._loose.cover(len(self))
         self._judgements.cover(len(self))
+        self._notes.cover(len(self))
         self._loose.drop(places[change.moved])
         self._loose.append(places[new.loose.unit], new.loose.rows)
         self._judgements.append(places[change.judgements.unit], change.judgements.rows)
+        self._notes.append(places[change.notes.unit], change.notes.rows)
         return places
 
     def forget_loose(self, oldest_us: int, lookback_us: int) -> int:
@@ -114,7 +126,7 @@ class UnitTable:
         yield "exposures", self._exposures.all(len(self))
         for name, column in self._totals.items():
             yield name, column.all(len(self))
-        for name, chains in (("loose", self._loose), ("judgements", self._judgements)):
+        for name, chains in self._chains:
             records = chains.all()
             yield f"{name}_unit", records.unit
             yield f"{name}_rows", records.rows
@@ -125,17 +137,21 @@ class UnitTable:
         table = cls(plan)
         table.index.add(arrays["keys"])
         # Columns that an earlier version did not count: nothing is known of them.
-        lacking = plan.count(TotalKind.NUMBER) - arrays["numbers"].shape[1]
-        arrays = arrays | {"numbers": np.pad(arrays["numbers"], ((0, 0), (0, lacking)))}
+        arrays = dict(arrays)
+        for name in ("numbers", "sums", "extremes"):
+            whole = getattr(Totals.none(plan, len(arrays[name])), name)
+            whole[:, : arrays[name].shape[1]] = arrays[name]
+            arrays[name] = whole
         places = np.arange(len(table))
         table._exposures.put(places, arrays["exposures"])
         for name, column in table._totals.items():
             # Rejections are not in those of an earlier version.
             if name in arrays:
                 column.put(places, arrays[name])
-        for name, chains in (("loose", table._loose), ("judgements", table._judgements)):
+        for name, chains in table._chains:
             chains.cover(len(table))
-            chains.append(arrays[f"{name}_unit"], arrays[f"{name}_rows"])
+            if f"{name}_unit" in arrays:
+                chains.append(arrays[f"{name}_unit"], arrays[f"{name}_rows"])
         return table
 
 

@@ -19,6 +19,7 @@ from neuroweaver.experiment.domain.metrics import COUNT, MEAN
 from neuroweaver.experiment.domain.snapshot import Uses
 from neuroweaver.experiment.intake.readings import (
     EXTREMES,
+    NOTE_TYPE,
     SAMPLE_TYPE,
     Plan,
     Reading,
@@ -40,6 +41,8 @@ Flags = npt.NDArray[np.bool_]
 NEVER: Final = int(np.iinfo(np.int64).max)
 # More variants than an experiment can have.
 VARIANTS: Final = 64
+# Samples of a unit and a name that were rejected for their times; what are more tells nothing new.
+MOST_NOTED: Final = 100
 
 _Counted = dict[tuple[int, Span], tuple[Ints, Floats]]
 """The samples that began to count, of the names that quantile metrics read."""
@@ -77,15 +80,15 @@ class Totals:
     """What was counted of each unit: a column for each of the plan's totals.
 
     numbers: (units, numbers). sums: (units, sums, 2), pairs of doubles. extremes: (units, maxima and minima).
-    samples: (units,), all of them, whether they count or not. rejected: (units, names), whether one was
-    rejected for its time.
+    samples: (units,), all of them, whether they count or not. rejected: (units, names), how many were
+    rejected for their times, MOST_NOTED at most.
     """
 
     numbers: Ints
     sums: Floats
     extremes: Floats
     samples: Ints
-    rejected: Flags
+    rejected: npt.NDArray[np.uint8]
 
     @classmethod
     def none(cls, plan: Plan, units: int) -> Totals:
@@ -98,7 +101,7 @@ class Totals:
             np.zeros((units, plan.count(TotalKind.SUM), 2)),
             extremes,
             np.zeros(units, np.int64),
-            np.zeros((units, len(plan.names)), np.bool_),
+            np.zeros((units, len(plan.names)), np.uint8),
         )
 
     def copy(self) -> Totals:
@@ -208,7 +211,7 @@ class Population:
                 before > 0,
                 before - read_before,
                 since - read_since,
-                self.totals.rejected[:, name],
+                self.totals.rejected[:, name] > 0,
             )
             sums = [np.bincount(group, column[chosen], len(kinds)) for column in columns]
             for code, counts in zip(kinds.tolist(), np.stack(sums, 1).astype(np.int64).tolist(), strict=True):
@@ -217,12 +220,18 @@ class Population:
         return found
 
     def timed(self, name: int) -> Ints:
-        """(units, 2 + windows), see `Snapshot.timings`; without meaning for units without an exposure."""
+        """(units, 6 + windows), see `Snapshot.timings`; without meaning for units without an exposure."""
         # Checkpoints of an earlier version know those alone that are read.
         read_since, read_before = self._read(name)
+        before = np.maximum(self._number(name, self.plan.before), read_before)
+        last_day = self._number(name, self.plan.last_day)
         columns = [
-            np.maximum(self._number(name, self.plan.before), read_before),
+            before,
             np.maximum(self._number(name, self.plan.since), read_since),
+            self.totals.rejected[:, name].astype(np.int64),
+            self._number(name, self.plan.last_hour),
+            last_day,
+            before - last_day,
             *(self._number(name, span) for span in self.plan.windows(name)),
         ]
         return np.stack(columns, 1)
@@ -232,6 +241,17 @@ class Population:
         codes = np.unique(self.codes[self.codes >= 0]).tolist()
         timed = enumerate(map(self.timed, range(len(self.plan.names))))
         return {(code, name): Moments.of(rows[self.codes == code]) for name, rows in timed for code in codes}
+
+    def timed_values(self) -> Mapping[tuple[int, str], Moments]:
+        """See `Snapshot.timed_values`; by code and metric."""
+        codes = np.unique(self.codes[self.codes >= 0]).tolist()
+        found: dict[tuple[int, str], Moments] = {}
+        for reading in self.plan.valued:
+            spans = self.plan.spans_of_values(reading)
+            columns = [self._valued(source, span)[0] for span in spans for source in reading.sources]
+            rows = np.clip(np.stack(columns, 1), -LARGEST, LARGEST)
+            found |= {(code, reading.metric_id): Moments.of(rows[self.codes == code]) for code in codes}
+        return found
 
     def between(self) -> Mapping[int, int]:
         """By phase, the judgements of two treatments."""
@@ -246,7 +266,7 @@ class Population:
     def joined(
         self, exposures: Records, samples: Records, judgements: Records, rejected: Records | None = None
     ) -> Change:
-        """With further events. rejected: samples that were, for their times."""
+        """With further events. rejected: notes on samples that were, for their times; none twice."""
         shown = self._exposed(exposures)
         moved = np.flatnonzero((shown["time"] < self.first) | _is_elsewhere(shown, self.exposures))
         totals = self.totals.copy()
@@ -259,11 +279,12 @@ class Population:
             kept = kept + samples.chosen(self._is_loose(samples, shown["time"]))
             totals.samples[:] += np.bincount(samples.unit, minlength=len(self))
         if rejected is not None:
-            totals.rejected[rejected.unit, rejected.rows["name"]] = True
+            np.add.at(totals.rejected, (rejected.unit, rejected.rows["name"]), 1)
         new = replace(
             self, exposures=shown, totals=totals, loose=kept, judgements=self.judgements + judgements
         )
-        return Change(self, new, moved, judgements, counted, self._stale(moved, new))
+        notes = Records.none(NOTE_TYPE) if rejected is None else rejected
+        return Change(self, new, moved, judgements, notes, counted, self._stale(moved, new))
 
     def rows(self, reading: Reading, caps: Sequence[Caps] = ()) -> Rows:
         """caps: by quantiles, of each outcome; none: those by values alone."""
@@ -424,15 +445,16 @@ class Population:
 class Change:
     """Units before and after some events. moved: those whose first exposure is another one.
 
-    `new.loose` are the samples to be kept: of moved units all, of others those that are new. judgements: the
-    new ones. counted: by event name and span, the unit and the value of each sample that counts now and did
-    not. stale: by quantile metric, the units whose events counted otherwise before.
+    `new.loose` are the samples to be kept: of moved units all, of others those that are new. judgements,
+    notes: the new ones. counted: by event name and span, the unit and the value of each sample that counts
+    now and did not. stale: by quantile metric, the units whose events counted otherwise before.
     """
 
     old: Population
     new: Population
     moved: Ints
     judgements: Records
+    notes: Records
     counted: Mapping[tuple[int, Span], tuple[Ints, Floats]]
     stale: Mapping[str, Ints]
 
