@@ -93,7 +93,7 @@ def test_a_window_that_leaves_out_most_events_of_all_variants_is_noted() -> None
     results = windowed(timings(0.2, 2), timings(0.2, 2, seed=2))
     assert results.verdict.decision == pb.DECISION_SHIP
     (message,) = notices(results, "EVENTS_AFTER_WINDOW")
-    assert message.startswith("80.") or message.startswith("79.")
+    assert message.startswith(("80.", "79."))
     assert not notices(windowed(timings(0.6, 2), timings(0.6, 2, seed=2)), "EVENTS_AFTER_WINDOW")
 
 

@@ -49,6 +49,9 @@ _LEAST_KEPT: Final = 0.75
 _SHOWN_KEPT: Final = 0.9
 """What a variant that keeps so little is shown to keep at the most: few data may look like it by chance."""
 
+_NOISE: Final = 2.0
+"""Standard errors that a difference is from 0, at the most, where there is nothing."""
+
 # Columns of `Snapshot.timings`; those of the windows follow.
 _BEFORE: Final = 0
 _SINCE: Final = 1
@@ -302,7 +305,8 @@ class _Pair:
 
     def _is_turned(self, windowed: _Windowed, p: float) -> bool:
         """Whether all since the exposure is shown to go the other way than what falls within the window:
-        either is shown to, or the difference of what variants keep is. p: of that.
+        either is shown to, or the difference of what variants keep is, and that within the window is more
+        than noise: a treatment may do nothing within it, and much later. p: of what variants keep.
         """
         kind = Kind.RATIO if len(windowed.within) == 2 else Kind.MEAN
         within, since = (
@@ -310,7 +314,8 @@ class _Pair:
         )
         if within is None or since is None or within.absolute * since.absolute >= 0:
             return False
-        return self._is_shown(since) and (p <= self.level or self._is_shown(within))
+        is_more_than_noise = bool(within.variance) and abs(within.z(ZERO)) > _NOISE
+        return self._is_shown(since) and ((p <= self.level and is_more_than_noise) or self._is_shown(within))
 
     def _is_shown(self, effect: Effect) -> bool:
         comparison = OfUnits(effect, self.study.planned)
