@@ -152,7 +152,10 @@ async def test_samples_of_one_variant_stamped_after_the_window_block_the_verdict
 
 async def test_a_long_history_hides_no_clock_that_lags(tmp_path):
     """Nearly every unit has events from before its exposure, and some have many."""
-    history = History(delay=6, earlier=7, before=7 * DAY, lookback=7 * DAY, samples=off(tuned=-DAY))
+    few = {"control": 1.0, "tuned": 1.5}
+    history = History(
+        delay=0.3, events=few, earlier=20, before=6 * DAY, lookback=7 * DAY, samples=off(tuned=-2.0)
+    )
     results = await results_of(tmp_path, history)
     assert results.verdict.decision == pb.DECISION_INCONCLUSIVE
     assert pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE in blockers(results)
