@@ -141,8 +141,7 @@ def _layout(fields: Mapping[str, Any]) -> str:
     Of a table that was merged, a row has the other layouts' fields too, without values. A row that has no
     values at all is told by its names what it lacks.
     """
-    chats = {name for name in CHATS if not is_empty(fields.get(name))}
-    filled = {name for name, value in fields.items() if not _is_blank(value)} - CHATS.keys() | chats
+    filled = {name for name, value in fields.items() if not (is_empty if name in CHATS else _is_blank)(value)}
     return _layout_by(filled) or _layout_by(fields.keys())
 
 
