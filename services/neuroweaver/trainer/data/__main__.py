@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from neuroweaver.base_models.confinement import MEMORY_BYTES, confine
+from neuroweaver.base_models.rendering import TemplateRefuses
 from neuroweaver.trainer.data.dataset import Reading
 from neuroweaver.trainer.data.files import DatasetError
 from neuroweaver.trainer.data.specialization import system_prompts
@@ -55,7 +56,7 @@ def with_tokenizer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         tokenizer = load_tokenizer(Path(request["model_folder"]))
         return tried(tokenizer, request) if "plan" in request else counted(tokenizer, request)
-    except TokenizerUnusable as error:
+    except (TokenizerUnusable, TemplateRefuses) as error:
         return {"field": "base_model", "fault": str(error)}
     except MemoryError:
         too_much = f"its chat template or tokenizer needs more than {MEMORY_BYTES >> 30} GiB of memory"

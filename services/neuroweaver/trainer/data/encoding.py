@@ -21,7 +21,7 @@ Segment = tuple[str, bool]
 class EncodedChat:
     """A chat up to its last assistant token; labels repeat the ids of assistant tokens, IGNORED elsewhere.
 
-    segments: the same as text, whatever was cut; segment_ends: how many of the ids stand before each one's end.
+    segments: the same as text, whatever was cut. segment_ends: how many of the ids precede each one's end.
     """
 
     input_ids: list[int] = field(default_factory=list)
