@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def judged(folder: Path) -> dict[str, object]:
             "dataset_path": str(folder / "rows.jsonl"),
             "specialization": "",
             "max_seq_length": 64,
-            "split": {"fraction": 0.5, "seed": 1},
+            "vocab_size": 0,
+            "base_model": "model",
         }
     )
 
@@ -180,6 +182,89 @@ def test_what_is_wrong_with_a_file_is_told(sound, tmp_path, name, content, told)
     answer = judged(folder)
     require_told(answer)
     assert told in json.dumps(answer, ensure_ascii=False)
+
+
+def examined(folder: Path) -> None:
+    resolve(str(folder), home=folder, allow_network=False)
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("eos_token_id", value)
+            for value in (["x", 2], {"a": 1}, 10**30, ["x", None, -1], 1.5, -1, True, "2", [[2]], 332, [2, 332])
+        ),
+        *((name, value) for name in ("bos_token_id", "pad_token_id") for value in ("x", 1.5, True, [1], -2, 10**30)),
+    ],
+)  # fmt: skip
+def test_what_is_no_token_is_refused_by_its_name_and_file(sound, tmp_path, file, name, value):
+    folder = Path(shutil.copytree(sound, tmp_path / "model"))
+    path = folder / file
+    before = json.loads(path.read_bytes()) if path.exists() else {}
+    path.write_text(json.dumps(before | {name: value}))
+    with pytest.raises(UnknownBaseModel, match=rf"{name} \({file}\)"):
+        examined(folder)
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize(
+    "sound_value",
+    [
+        {"eos_token_id": None},
+        {"eos_token_id": [0, 331]},
+        {"eos_token_id": []},
+        {"eos_token_id": 2, "pad_token_id": -1},
+    ],
+)
+def test_tokens_are_no_fault(sound, tmp_path, file, sound_value):
+    folder = Path(shutil.copytree(sound, tmp_path / "model"))
+    path = folder / file
+    before = json.loads(path.read_bytes()) if path.exists() else {}
+    path.write_text(json.dumps(before | sound_value))
+    examined(folder)
+
+
+def test_ends_of_generation_come_before_those_of_a_configuration_that_was_never_cleaned(sound, tmp_path):
+    folder = Path(shutil.copytree(sound, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 50256}))
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
+    examined(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_hidden_layers": 300_000_000}, "has a num_hidden_layers of more than 10000"),
+        ({"text_config": {"n_layer": 10_001}}, "has a n_layer of more than 10000"),
+        ({"vision_config": {"depth": 1e9}}, "has a depth of more than 10000"),
+        ({"num_local_experts": 10**7}, "has a num_local_experts of more than 10000"),
+        ({"num_labels": 10**8}, "has a num_labels of more than 10000"),
+        ({"attention_types": [[["global"], 10**9]]}, "has a attention_types of more than 10000"),
+        ({"num_hidden_layers": "12"}, 'has a num_hidden_layers of "12", which is no size'),
+        ({"hidden_size": 1.5}, "has a hidden_size of 1.5, which is no size"),
+        ({"vocab_size": True}, "has a vocab_size of true, which is no size"),
+        ({"max_position_embeddings": -1}, "has a max_position_embeddings of -1, which is no size"),
+    ],
+)
+def test_a_size_that_no_model_has_is_refused_by_its_name(sound, tmp_path, changes, told):
+    folder = Path(shutil.copytree(sound, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UnknownBaseModel, match=re.escape(told)):
+        examined(folder)
+
+
+def test_a_header_larger_than_any_models_is_refused_before_it_is_read(sound, tmp_path):
+    folder = Path(shutil.copytree(sound, tmp_path / "model"))
+    size = model_folder.MAX_HEADER_BYTES + 1
+    with (folder / "model.safetensors").open("wb") as target:
+        target.write(size.to_bytes(8, "little"))
+        target.truncate(8 + size)
+    with pytest.raises(UnknownBaseModel, match=f"model.safetensors has a header of {size} bytes, more than"):
+        examined(folder)
 
 
 def test_a_tokenizer_without_the_word_that_it_has_for_the_unknown_is_at_fault(sound, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 
 import pytest
@@ -79,3 +80,17 @@ def test_a_base_is_checked_by_its_digests(base, part, named):
         artifacts.verify_base(base, replace(actual, **{part: "0" * 64}))
     with pytest.raises(DamagedArtifacts, match="holds no"):
         artifacts.verify_base(base / "none", Digests("", "", ""))
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "2", ["x", 2], {"a": 1}, 10**30, 332])
+def test_what_is_no_token_ends_no_answer(tmp_path, value):
+    (tmp_path / "config.json").write_text('{"vocab_size": 332}')
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    for look in (lambda: artifacts.ends(tmp_path, 332), lambda: artifacts.verify_ends(tmp_path)):
+        with pytest.raises(DamagedArtifacts, match=r"as its eos_token_id \(generation_config\.json\)"):
+            look()
+
+
+def test_tokens_end_answers(tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 331]}')
+    assert artifacts.ends(tmp_path, 332) == {2, 331}

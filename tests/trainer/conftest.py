@@ -23,7 +23,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 def counting_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens are counted in this process, which saves the start of another; an own test starts those."""
 
-    def ran(asked: str, deadline_s: float) -> tuple[int, str, str]:
-        return 0, json.dumps(counter.answer(json.loads(asked))), ""
+    def ran(asked: str, deadline_s: float) -> tuple[int, str, str, int]:
+        return 0, json.dumps(counter.answer(json.loads(asked))), "", 0
 
     monkeypatch.setattr(counting, "_ran", ran)

@@ -19,7 +19,7 @@ import huggingface_hub
 
 from neuroweaver.artifacts.content import digest_of, sha256_of
 from neuroweaver.base_models import hub_models
-from neuroweaver.base_models.model_folder import PICKLES
+from neuroweaver.base_models.model_folder import PICKLES, Unusable, refuse_foreign_ends
 from neuroweaver.mesh.machine.files import whole_folder
 
 if TYPE_CHECKING:  # the catalogue asks hubs, which a model server does not
@@ -73,7 +73,12 @@ def materialize(base: BaseModel, home: Path, check: Check = never_stop) -> Path:
     if base.kind == "local":
         return _checked(Path(base.location), base.name)
     if base.kind == "hub":
-        return _checked(_download(base, home / "models" / "hub"), base.name)
+        folder = _checked(_download(base, home / "models" / "hub"), base.name)
+        try:
+            refuse_foreign_ends(folder)  # of the hub's own word for a model, it is no part
+        except Unusable as error:
+            raise BaseModelUnavailable(f"base model {base.name!r} {error}") from error
+        return folder
     raise BaseModelUnavailable(f"base model {base.name!r} is of unknown kind {base.kind!r}")
 
 

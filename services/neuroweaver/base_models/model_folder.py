@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 from neuroweaver.mesh.wire.keepable import keepable
 
 MAX_JSON_BYTES = 64 << 20
-# The format's own bound on a header (safetensors 0.8, `MAX_HEADER_SIZE`).
-MAX_HEADER_BYTES = 100_000_000
+# A sixth of the format's own bound: read, a header takes ten times as much memory. A tensor takes 100 to 150
+# bytes of it, so 100,000 fit; the models with the most have a few hundred to a thousand in each file.
+MAX_HEADER_BYTES = 16 << 20
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Names under which configurations of different architectures give the longest sequence, in tokens.
@@ -22,6 +24,11 @@ CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequenc
 
 # Of a number that sizes a model: whoever computes with it has 32 bits.
 MAX_SIZE = (1 << 31) - 1
+# Of a number for which transformers makes a list as long, or as many modules.
+MAX_REPEATED = 10_000
+REPEATED = re.compile(r"(layers?|depth|experts|num_labels|attention_types)$")
+GENERATION = "generation_config.json"
+LAYER_NAMES = ("num_hidden_layers", "n_layer", "num_layers")
 _MAX_WORDS = 500
 
 
@@ -55,13 +62,15 @@ def examine(folder: Path) -> Shape:
     tokenizer = (
         _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     )
-    return shape(
+    examined = shape(
         config,
         tokenizer,
         parameters=_parameters(folder),
         has_template_file=(folder / "chat_template.jinja").is_file(),
         licence=_licence(folder),
     )
+    refuse_foreign_ends(folder)
+    return examined
 
 
 def shape(
@@ -76,19 +85,56 @@ def shape(
     for file, content in (("config.json", config), ("tokenizer_config.json", tokenizer)):
         if content.get("auto_map"):
             raise Unusable(f"brings code of its own ({file} has auto_map), which is never run")
-    vocab_size, padding = _whole(config, "vocab_size"), _whole(config, "pad_token_id")
-    if 0 < vocab_size <= padding:
-        raise Unusable(f"pads with token {padding}, outside its vocabulary of {vocab_size} (config.json)")
+    _refuse_repeated(config)
+    vocab_size = _whole(config, "vocab_size")
+    for holder in _holders(config):
+        _refuse_no_tokens(holder, "config.json")
+        padding = holder.get("pad_token_id") or 0
+        if 0 < vocab_size <= padding:
+            raise Unusable(f"pads with token {padding}, outside its vocabulary of {vocab_size} (config.json)")
     return Shape(
         architecture=_causal_architecture(config),
         context_length=_whole(config, *CONTEXT_NAMES),
         parameters=parameters,
         hidden_size=_whole(config, "hidden_size", "n_embd", "d_model"),
-        layers=_whole(config, "num_hidden_layers", "n_layer", "num_layers"),
+        layers=_whole(config, *LAYER_NAMES),
         vocab_size=vocab_size,
         has_chat_template=has_template_file or bool(tokenizer.get("chat_template")),
         licence=licence,
     )
+
+
+def token_ids(settings: dict[str, Any], name: str, file: str, vocab_size: int) -> frozenset[int]:
+    """The tokens that `name` of `settings` gives, one or a list. Raises Unusable.
+
+    vocab_size: 0 where unknown.
+    """
+    value = settings.get(name)
+    ids = value if isinstance(value, list) else [value] if value is not None else []
+    end = vocab_size or MAX_SIZE
+    for token in ids:
+        if type(token) is not int or not 0 <= token < end:
+            raise Unusable(
+                f"names {json.dumps(token)[:40]} as its {name} ({file}), which is no token: give whole "
+                f"numbers from 0 to {end - 1}, or leave it out"
+            )
+    return frozenset(ids)
+
+
+def refuse_foreign_ends(folder: Path) -> None:
+    """Raise Unusable if what is to end the answers of the model in `folder` is none of its tokens.
+
+    Where generation_config.json is missing, config.json says it.
+    """
+    config = _config(folder)
+    vocab_size = _whole(config, "vocab_size")
+    if (folder / GENERATION).exists():
+        settings = _json(folder / GENERATION)
+        _refuse_no_tokens(settings, GENERATION)
+        token_ids(settings, "eos_token_id", GENERATION, vocab_size)
+        return
+    for holder in _holders(config):
+        token_ids(holder, "eos_token_id", "config.json", vocab_size)
 
 
 def layers(folder: Path) -> tuple[str, ...]:
@@ -153,17 +199,49 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _holders(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Multi-modal configurations keep the language model's numbers one level down."""
+    return [holder for holder in (config, config.get("text_config")) if isinstance(holder, dict)]
+
+
 def _whole(config: dict[str, Any], *names: str) -> int:
-    # Multi-modal configurations keep the language model's numbers one level down.
-    for holder in (config, config.get("text_config")):
-        if isinstance(holder, dict):
-            for name in names:
-                value = holder.get(name)
-                if type(value) is int and value > MAX_SIZE:
-                    raise Unusable(f"has a {name} beyond any model (config.json)")
-                if type(value) is int and value > 0:
-                    return value
-    return 0
+    """The first of the numbers that is given and not 0; 0 without any. Raises Unusable: no number."""
+    values = [
+        _size(holder[name], name)
+        for holder in _holders(config)
+        for name in names
+        if holder.get(name) is not None
+    ]
+    return next((value for value in values if value), 0)
+
+
+def _size(value: Any, name: str) -> int:
+    if type(value) is not int or value < 0:
+        raise Unusable(f"has a {name} of {json.dumps(value)[:40]}, which is no size (config.json)")
+    if value > MAX_SIZE:
+        raise Unusable(f"has a {name} beyond any model (config.json)")
+    return value
+
+
+def _refuse_no_tokens(settings: dict[str, Any], file: str) -> None:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if name != "pad_token_id" or settings.get(name) != -1:  # older conversions have it for none
+            token_ids(settings, name, file, 0)
+        if name != "eos_token_id" and isinstance(settings.get(name), list):
+            raise Unusable(f"has a list as its {name} ({file}): give one token")
+
+
+def _refuse_repeated(config: dict[str, Any]) -> None:
+    """Raise Unusable for a number, at any depth, that is made into a longer list than any model has."""
+    found: list[tuple[str, Any]] = list(config.items())
+    while found:
+        name, value = found.pop()
+        if isinstance(value, dict):
+            found += value.items()
+        elif isinstance(value, list):
+            found += ((name, item) for item in value)
+        elif isinstance(value, int | float) and value > MAX_REPEATED and REPEATED.search(name):
+            raise Unusable(f"has a {name[:40]} of more than {MAX_REPEATED} (config.json)")
 
 
 def _parameters(folder: Path) -> int:
@@ -197,8 +275,13 @@ def _shapes(path: Path) -> dict[str, list[int]]:
         with path.open("rb") as source:
             length = os.fstat(source.fileno()).st_size
             size = int.from_bytes(source.read(8), "little")
-            if size > min(MAX_HEADER_BYTES, length - 8):
+            if size > length - 8:
                 raise Unusable(f"{path.name} is not a safetensors file")
+            if size > MAX_HEADER_BYTES:
+                raise Unusable(
+                    f"{path.name} has a header of {size} bytes, more than {MAX_HEADER_BYTES}: save the "
+                    "weights in several files"
+                )
             tensors = json.loads(source.read(size), object_pairs_hook=_distinct)
         shapes, ends = {}, [0]
         for name, tensor in tensors.items():

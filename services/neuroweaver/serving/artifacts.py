@@ -12,6 +12,7 @@ from typing import Final
 from neuroweaver.artifacts.content import digest_of
 from neuroweaver.artifacts.file import File
 from neuroweaver.base_models.folders import BaseModelUnavailable, Digests, differing
+from neuroweaver.base_models.model_folder import Unusable, refuse_foreign_ends, token_ids
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
@@ -78,8 +79,18 @@ def model_folder(files: Sequence[File]) -> PurePosixPath:
     return candidates[0]
 
 
-def ends(folder: Path) -> frozenset[int]:
+def verify_ends(folder: Path) -> None:
+    """Raises DamagedArtifacts if what is to end answers of the model in `folder` is none of its tokens."""
+    try:
+        refuse_foreign_ends(folder)
+    except Unusable as error:
+        raise DamagedArtifacts(f"the model {error}") from error
+
+
+def ends(folder: Path, vocab_size: int) -> frozenset[int]:
     """Token ids that end an answer of the adapter in `folder`, as its training left them; none if it did not.
+
+    vocab_size: of its base model; 0 where unknown.
 
     Raises DamagedArtifacts.
     """
@@ -87,13 +98,12 @@ def ends(folder: Path) -> frozenset[int]:
     if not file.is_file():
         return frozenset()
     try:
-        named = json.loads(file.read_bytes()).get("eos_token_id")
-    except (OSError, ValueError, AttributeError) as error:
+        settings = json.loads(file.read_bytes())
+        return token_ids(settings, "eos_token_id", GENERATION_CONFIG, vocab_size)
+    except Unusable as error:
+        raise DamagedArtifacts(f"the adapter {error}") from error
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
         raise DamagedArtifacts(f"{GENERATION_CONFIG} cannot be read") from error
-    ids = named if isinstance(named, list) else [named]
-    if not all(token is None or type(token) is int for token in ids):
-        raise DamagedArtifacts(f"eos_token_id of {GENERATION_CONFIG} must be token ids, not {named!r}")
-    return frozenset(ids) - {None}
 
 
 def adapter_kind(folder: Path) -> str:

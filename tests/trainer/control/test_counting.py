@@ -110,6 +110,49 @@ def test_a_template_that_never_ends_is_killed_at_the_deadline(rows, tmp_path):
         counted(request(tmp_path / "model", rows, deadline_s=1.0))
 
 
+# Endless for what the answer of the second row says alone.
+AT_A_ROW = "{% if 'pads' in (messages | string) %}" + ENDLESS + "{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize(
+    ("template", "where"), [(ENDLESS, "a chat of a few words"), (AT_A_ROW, "line 2 of the data")]
+)
+def test_a_template_that_never_ends_is_a_fault_of_the_base_model(
+    template, where, rows, tmp_path, monkeypatch
+):
+    short = tmp_path / "python"
+    short.write_text(
+        f"#!{sys.executable}\nimport sys, runpy\nfrom neuroweaver.base_models import rendering\n"
+        "rendering.CPU_S = 1\nsys.argv = ['counting', *sys.argv[4:]]\n"
+        "runpy.run_module('neuroweaver.trainer.data', run_name='__main__')\n"
+    )
+    short.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(short))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    byte_level(template).save_pretrained(tmp_path / "model")
+    for call in (counted, lambda asked: tried(asked, plan())):
+        with pytest.raises(
+            InvalidArgument, match=rf"config\.base_model: .* takes more than 10 s for {where}"
+        ):
+            call(request(tmp_path / "model", rows, within="config."))
+
+
+def test_a_trial_is_given_up_before_its_call(rows, tmp_path, monkeypatch):
+    byte_level(ENDLESS).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(counting, "CPU_S", 1)
+    monkeypatch.setattr(counting, "TRIAL_SHARE", 0.0)
+    with pytest.raises(DeadlineExceeded, match="of base_model after 1 s"):
+        tried(request(tmp_path / "model", rows), plan())
+
+
+def test_a_tokenizer_of_which_no_chat_can_be_made_is_a_fault_of_the_base_model(rows, tmp_path, monkeypatch):
+    whole = byte_level(CHATML)
+    whole.add_tokens(["x" * 5000], special_tokens=True)
+    whole.save_pretrained(tmp_path / "model")
+    with pytest.raises(InvalidArgument, match=r"base_model: its tokenizer has added tokens"):
+        counted(request(tmp_path / "model", rows))
+
+
 def test_a_template_that_fills_the_memory_is_a_fault_of_the_base_model(rows, tmp_path):
     byte_level("{{ 'x' * 99999999999 }}").save_pretrained(tmp_path / "model")
     with pytest.raises(InvalidArgument, match=r"base_model: .* needs more than 2 GiB of memory"):

@@ -76,6 +76,40 @@ def test_the_input_of_an_instruction_follows_it_after_a_blank_line(tmp_path):
     assert only(data)[0] == ("user", "Sum up\n\nx y")
 
 
+CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", [], {}])
+@pytest.mark.parametrize(
+    ("row", "without", "layout"),
+    [
+        ({"question": "Q", "answer": "A"}, ("messages", "conversations", "prompt", "completion"), "question/answer"),
+        ({"instruction": "Q", "output": "A"}, ("response", "messages"), "instruction/response"),
+        ({"prompt": "Q", "response": "A"}, ("question", "answer", "completion"), "prompt/completion"),
+        ({"messages": CHAT}, ("conversations", "question", "answer", "text"), "messages"),
+        ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, ("messages",), "conversations"),
+        ({"text": "Q A"}, ("messages", "question", "answer"), "text"),
+    ],
+)  # fmt: skip
+def test_a_merged_tables_row_is_of_the_layout_whose_fields_have_values(
+    tmp_path, nothing, row, without, layout
+):
+    inspection = dataset.inspect(write(tmp_path, "a.jsonl", [dict.fromkeys(without, nothing) | row]))
+    assert (inspection.findings, dict(inspection.layouts)) == ((), {layout: 1})
+    plain, merged = (
+        dataset.read(write(tmp_path, name, [fields])).examples
+        for name, fields in (("b.jsonl", row), ("c.jsonl", dict.fromkeys(without, nothing) | row))
+    )
+    assert plain == merged
+
+
+@pytest.mark.parametrize("answer", ["[]", "{}", "null"])
+def test_an_answer_that_looks_like_none_is_one(tmp_path, answer):
+    row = {"instruction": "Which faults?", "response": answer, "output": "other"}
+    (example,) = dataset.read(write(tmp_path, "a.jsonl", [row])).examples
+    assert example.messages[-1].content == answer
+
+
 def test_a_text_row_has_text_and_no_messages(tmp_path):
     data = dataset.read(write(tmp_path, "a.jsonl", [{"text": "plain words"}]), system_prompts=PROMPTS)
     assert data.examples == (Example((), 1, "plain words", ""),)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from base_models.families import CHATML, NAMED, byte_level
-from neuroweaver.trainer.data.encoding import encode
+from neuroweaver.trainer.data.encoding import IGNORED, encode
 from neuroweaver.trainer.data.rows import Example, Message
 from neuroweaver.trainer.data.tokens import MAX_TOLD, count_tokens
 from neuroweaver.trainer.data.turns import messages_of
@@ -55,10 +55,33 @@ def test_a_validation_counts_what_a_jobs_loss_sees(family, limit):
 
 
 def test_the_preview_marks_what_is_trained(tokenizer):
-    preview = count_tokens(tokenizer, EXAMPLES, 64).preview
+    preview = count_tokens(tokenizer, EXAMPLES, 1000).preview
     assert [text for text, is_trained in preview if is_trained] == ["an oil change every year<|im_end|>"]
     assert "".join(text for text, _ in preview).startswith("<|im_start|>system\nservice<|im_end|>")
     assert "any" in "".join(text for text, is_trained in preview if not is_trained)
+
+
+@pytest.mark.parametrize("family", ["ChatML", "Gemma", "Mistral"])
+def test_the_preview_shows_what_is_left_of_a_cut_row(family):
+    tokenizer = NAMED[family].tokenizer()
+    row = Example((Message("user", "which oil"), Message("assistant", "the first oil, then the pads")), 1)
+    (chat,) = encode(tokenizer, messages_of(row))
+    whole = count_tokens(tokenizer, [row], len(chat.input_ids)).preview
+    assert "".join(text for text, _ in whole) == "".join(text for text, _ in chat.segments)
+    first = next(place for place, label in enumerate(chat.labels) if label != IGNORED)
+    for limit in range(first + 1, len(chat.input_ids)):
+        context, answer = count_tokens(tokenizer, [row], limit).preview
+        assert context == chat.segments[0]
+        assert answer == (tokenizer.decode(chat.input_ids[:limit])[-len(answer[0]) :], True)
+        assert chat.segments[1][0].startswith(answer[0].rstrip("\ufffd"))
+    assert count_tokens(tokenizer, [row], first).preview == []
+
+
+def test_the_preview_is_of_the_first_row_of_which_anything_is_learnt(tokenizer):
+    assert count_tokens(tokenizer, EXAMPLES[2:], 64).preview == [
+        ("<|im_start|>assistant\n", False),
+        (f"{EXAMPLES[3].text}<|im_end|>", True),
+    ]
 
 
 def test_the_preview_of_plain_text_has_the_templates_header_and_end(tokenizer):

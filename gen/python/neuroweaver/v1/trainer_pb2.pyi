@@ -1816,7 +1816,7 @@ class ValidateDatasetResponse(_message.Message):
 
     @_builtins.property
     def preview(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetSegment]:
-        """The first usable row as the model sees it, one sequence after the other."""
+        """The first row of which anything is learnt, as the model sees it: cut at `max_seq_length`, one sequence after the other."""
 
     def __init__(
         self,

@@ -1701,7 +1701,7 @@ export type ValidateDatasetResponse = Message<"neuroweaver.v1.ValidateDatasetRes
   truncatedRows: bigint;
 
   /**
-   * The first usable row as the model sees it, one sequence after the other.
+   * The first row of which anything is learnt, as the model sees it: cut at `max_seq_length`, one sequence after the other.
    *
    * @generated from field: repeated neuroweaver.v1.DatasetSegment preview = 11;
    */

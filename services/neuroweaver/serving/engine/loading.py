@@ -40,6 +40,7 @@ class Loaded:
     tokenizer: Any
     ends: frozenset[int]
     version_ends: frozenset[int]
+    vocab_size: int
 
 
 def load(config: ServingConfig, files: Path) -> Loaded:
@@ -59,6 +60,7 @@ def _load(config: ServingConfig, files: Path) -> Loaded:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.weight_type == "fp16" and device.type == "cpu":
         raise CannotServe("weight_type fp16 needs a GPU, and there is none")
+    artifacts.verify_ends(folder)
     tokenizer = load_tokenizer(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -75,6 +77,7 @@ def _load(config: ServingConfig, files: Path) -> Loaded:
     if adapter is not None:
         model, adapters = _with_adapter(model, adapter, config)
     model.requires_grad_(False)
+    vocab_size = model.config.get_text_config().vocab_size
     max_context = _max_context(model, config)
     return Loaded(
         network=Network(
@@ -85,7 +88,8 @@ def _load(config: ServingConfig, files: Path) -> Loaded:
         ),
         tokenizer=tokenizer,
         ends=ends,
-        version_ends=frozenset() if adapter is None else artifacts.ends(adapter),
+        vocab_size=vocab_size,
+        version_ends=frozenset() if adapter is None else artifacts.ends(adapter, vocab_size),
     )
 
 

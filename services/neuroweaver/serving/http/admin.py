@@ -35,6 +35,7 @@ class Admin:
         self._files: dict[str, tuple[File, ...]] = {settings.version: settings.files}
         self._turn = asyncio.Lock()
         self.adapters: Any = None  # of the network; touched in the engine's thread
+        self.vocab_size = 0  # of the model, once it is loaded
 
     def routes(self) -> list[Route]:
         return [
@@ -66,7 +67,7 @@ class Admin:
             try:
                 place = folder / _adapter_folder(files)
                 _refuse_other_kinds(place)
-                ends = artifacts.ends(place)
+                ends = artifacts.ends(place, self.vocab_size)
                 add = engine.between_steps(lambda: self.adapters.add(version, place))
                 await asyncio.shield(asyncio.wrap_future(add))
             finally:

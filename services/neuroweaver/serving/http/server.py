@@ -150,6 +150,7 @@ class ModelServer:
         tokenizers.result()
         loaded = load(config, files)
         self._admin.adapters = loaded.network.adapters
+        self._admin.vocab_size = loaded.vocab_size
         engine = Engine(
             loaded.network,
             loaded.tokenizer,

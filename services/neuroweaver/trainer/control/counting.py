@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from neuroweaver.artifacts.content import digest_of
 from neuroweaver.base_models import confinement
+from neuroweaver.base_models.rendering import CPU_S
 from neuroweaver.mesh.machine import processes
 from neuroweaver.mesh.wire.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from neuroweaver.mesh.wire.threads import check_wanted
@@ -79,8 +82,9 @@ def tried(request: Request, plan: Plan) -> Trial:
 
 def _tried(request: Request, plan: Plan) -> Trial:
     # By a clock that all processes of a machine share.
-    enough_s = time.monotonic() + request.deadline_s * TRIAL_SHARE
-    told = _answer(request, {"plan": asdict(plan), "enough_s": enough_s})["trial"]
+    share_s = request.deadline_s * TRIAL_SHARE
+    asked = {"plan": asdict(plan), "enough_s": time.monotonic() + share_s}
+    told = _answer(request, asked, wait_s=share_s + CPU_S)["trial"]
     return Trial(**told | {"faults": tuple(Fault(**fault) for fault in told["faults"])})
 
 
@@ -91,16 +95,19 @@ def _remember(key: Hashable, trial: Trial) -> None:
             del _TRIALS[next(iter(_TRIALS))]
 
 
-def _answer(request: Request, asked: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: Request, asked: dict[str, Any], *, wait_s: float = math.inf) -> dict[str, Any]:
     common = {
         "model_folder": str(request.model_folder or ""),
         "dataset_path": str(request.dataset_path),
         "specialization": request.specialization,
         "deadline_s": request.deadline_s,
     }
-    status, output, told = _ran(json.dumps(common | asked), request.deadline_s)
+    status, output, told, line = _ran(json.dumps(common | asked), min(wait_s, request.deadline_s))
     if -status in {signal.SIGKILL, signal.SIGTERM}:
         raise Unavailable("the process that counts tokens was killed, perhaps for want of memory")
+    if status == -signal.SIGXCPU:
+        slow = f"its chat template or tokenizer takes more than {CPU_S} s for {_place(line)}"
+        raise InvalidArgument(f"{request.within}base_model", slow)
     if status < 0:
         crash = f"its chat template or tokenizer crashes: its process {processes.ending(status)}"
         raise InvalidArgument(f"{request.within}base_model", crash)
@@ -115,31 +122,47 @@ def _answer(request: Request, asked: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _ran(asked: str, deadline_s: float) -> tuple[int, str, str]:
-    """Status, output and errors of the process, killed at the deadline, or if nobody waits any more."""
+def _ran(asked: str, deadline_s: float) -> tuple[int, str, str, int]:
+    """Status, output and errors of the process, and the line of the last row that it began with.
+
+    It is killed at the deadline, or if nobody waits any more.
+    """
     give_up = time.monotonic() + deadline_s
-    with subprocess.Popen(  # noqa: S603  # a module of ours
-        processes.module("neuroweaver.trainer.data"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=confinement.environment(os.environ),
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as place,
+        subprocess.Popen(  # noqa: S603  # a module of ours
+            processes.module("neuroweaver.trainer.data", str(place.fileno())),
+            pass_fds=[place.fileno()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=confinement.environment(os.environ),
+        ) as process,
+    ):
         try:
             request: str | None = asked
             while True:
                 with suppress(subprocess.TimeoutExpired):
                     output, told = process.communicate(request, timeout=_POLL_S)
-                    return process.returncode, output, told
+                    return process.returncode, output, told, _line(place)
                 request = None  # it is on its way
                 check_wanted()
                 if time.monotonic() > give_up:
                     raise DeadlineExceeded(
-                        f"the rows were not read and written by the chat template after {deadline_s:.3g} s"
+                        "the rows were not read and written by the chat template of base_model after "
+                        f"{deadline_s:.3g} s; it was at {_place(_line(place))}"
                     )
         finally:
             process.kill()
+
+
+def _line(place: BinaryIO) -> int:
+    return int(os.pread(place.fileno(), 20, 0) or 0)
+
+
+def _place(line: int) -> str:
+    return f"line {line} of the data set" if line else "a chat of a few words"
 
 
 def files_of(folder: Path) -> Hashable:

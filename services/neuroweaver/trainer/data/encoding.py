@@ -21,12 +21,13 @@ Segment = tuple[str, bool]
 class EncodedChat:
     """A chat up to its last assistant token; labels repeat the ids of assistant tokens, IGNORED elsewhere.
 
-    segments: the same as text.
+    segments: the same as text, whatever was cut. segment_ends: how many of the ids precede each one's end.
     """
 
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list, repr=False, compare=False)
+    segment_ends: list[int] = field(default_factory=list, repr=False, compare=False)
     is_truncated: bool = False
 
     @property
@@ -45,6 +46,18 @@ class EncodedChat:
             is_truncated=True,
         )
 
+    def kept_segments(self, tokenizer: Any) -> list[Segment]:
+        """The segments of the ids that are left; of one that is cut, what the tokenizer reads in its ids."""
+        kept: list[Segment] = []
+        begin = 0
+        for (text, is_trained), end in zip(self.segments, self.segment_ends, strict=True):
+            if end > len(self.input_ids):
+                before, whole = (_read(tokenizer, ids) for ids in (self.input_ids[:begin], self.input_ids))
+                return [*kept, (whole[len(before) :], is_trained)] if begin < len(self.input_ids) else kept
+            kept.append((text, is_trained))
+            begin = end
+        return kept
+
     def _add_turn(
         self, template: ChatTemplate, turn: Turn, context_ids: list[int], answer_ids: list[int]
     ) -> None:
@@ -55,6 +68,11 @@ class EncodedChat:
         self.input_ids += ids
         self.labels += ids if is_trained else [IGNORED] * len(ids)
         self.segments.append((text, is_trained))
+        self.segment_ends.append(len(self.input_ids))
+
+
+def _read(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def encode(tokenizer: Any, messages: Messages) -> list[EncodedChat]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
@@ -81,7 +82,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A layout whose row asks in one field and answers in another; the first name present is taken."""
+    """A layout whose row asks in one field and answers in another; the first name with a value is taken."""
 
     name: str
     asks: str
@@ -135,15 +136,24 @@ def parse(fields: Mapping[str, Any], line: int, prompts: SystemPrompts) -> Row:
 
 
 def _layout(fields: Mapping[str, Any]) -> str:
-    """The layout with all its fields present, or else the first that is begun; empty if none is."""
+    """The layout with all its fields present, or else the first that is begun; empty if none is.
+
+    Of a table that was merged, a row has the other layouts' fields too, without values. A row that has no
+    values at all is told by its names what it lacks.
+    """
+    filled = {name for name, value in fields.items() if not (is_empty if name in CHATS else _is_blank)(value)}
+    return _layout_by(filled) or _layout_by(fields.keys())
+
+
+def _layout_by(names: AbstractSet[str]) -> str:
     for name in CHATS:
-        if name in fields:
+        if name in names:
             return name
-    begun = [pair for pair in PAIRS if pair.asks in fields]
-    whole = [pair for pair in begun if any(name in fields for name in pair.answers)]
+    begun = [pair for pair in PAIRS if pair.asks in names]
+    whole = [pair for pair in begun if not names.isdisjoint(pair.answers)]
     if whole or begun:
         return (whole or begun)[0].name
-    return "text" if "text" in fields else ""
+    return "text" if "text" in names else ""
 
 
 def _messages(layout: str, fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], set[str]]:
@@ -161,7 +171,10 @@ def _messages(layout: str, fields: Mapping[str, Any]) -> tuple[tuple[Message, ..
 
 
 def _pair(pair: Pair, fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], set[str]]:
-    answer = next((name for name in pair.answers if name in fields), None)
+    present = sorted(
+        (name for name in pair.answers if name in fields), key=lambda name: _is_blank(fields[name])
+    )
+    answer = present[0] if present else None
     if answer is None:
         if is_preference(fields):
             raise Refused("chosen", PREFERENCE)
@@ -306,7 +319,9 @@ def _text(fields: Mapping[str, Any], name: str, *, place: str = "") -> str:
 
 
 def _optional(fields: Mapping[str, Any], name: str) -> str:
-    value = fields.get(name)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return ""
-    return _text(fields, name)
+    return "" if _is_blank(fields.get(name)) else _text(fields, name)
+
+
+def _is_blank(value: Any) -> bool:
+    """As `is_empty`, of a field of words: an answer may well be `[]`, or `null`."""
+    return not value.strip() if isinstance(value, str) else is_empty(value)

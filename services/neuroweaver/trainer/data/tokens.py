@@ -23,7 +23,8 @@ MAX_PREVIEW: Final = 1 << 20
 class TokenCount:
     """total, longest: of whole rows. trained: what the loss sees of them, cut at the limit.
 
-    truncated: rows that are cut; unanswered: rows of which the loss sees nothing. preview: the first row.
+    truncated: rows that are cut; unanswered: rows of which the loss sees nothing. preview: the first row
+    of which it sees anything, cut.
     sequences: what fine-tuning passes over, one or more a row. knows_words: whether any answer has a token
     that is not unknown, and not its end. rows: all that were counted.
     refused: rows that the model cannot be given; refusals: line and reason of the first of them.
@@ -56,7 +57,8 @@ def count_tokens(
         count.rows += 1
         chats = _encoded(tokenizer, example, vocab_size, count)
         lengths = [len(chat.input_ids) for chat in chats]
-        targets = [chat.cut(limit).target_tokens for chat in chats]
+        cut = [chat.cut(limit) for chat in chats]
+        targets = [chat.target_tokens for chat in cut]
         count.total += sum(lengths)
         count.trained += sum(targets)
         count.longest = max(count.longest, *lengths, 0)
@@ -64,7 +66,7 @@ def count_tokens(
         count.unanswered += bool(chats) and not any(targets)
         count.sequences += sum(map(bool, targets))
         count.knows_words = count.knows_words or any(not empty.issuperset(chat.labels) for chat in chats)
-        count.preview = count.preview or _preview(chats)
+        count.preview = count.preview or _preview(tokenizer, cut)
     return count
 
 
@@ -92,10 +94,12 @@ def _encoded(tokenizer: Any, example: Example, vocab_size: int, count: TokenCoun
     return []
 
 
-def _preview(chats: Iterable[EncodedChat]) -> list[Segment]:
+def _preview(tokenizer: Any, chats: Iterable[EncodedChat]) -> list[Segment]:
+    """What the loss passes over: sequences of which it sees nothing are left out."""
     left = MAX_PREVIEW
     segments = []
-    for text, is_trained in (segment for chat in chats for segment in chat.segments):
+    trained = [chat for chat in chats if chat.target_tokens]
+    for text, is_trained in (segment for chat in trained for segment in chat.kept_segments(tokenizer)):
         segments.append((text[:left], is_trained))
         left -= len(segments[-1][0])
     return segments
