@@ -554,6 +554,8 @@ class _VerdictBlockerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdic
     """A variant has far less of its events within the conversion window than another, or the comparison would be turned
     round if those after the window counted: the clocks do not fit, or the window does not.
     """
+    VERDICT_BLOCKER_RECOUNT: _VerdictBlocker.ValueType  # 10
+    """An earlier version counted the events, and their units are not counted anew yet."""
 
 class VerdictBlocker(_VerdictBlocker, metaclass=_VerdictBlockerEnumTypeWrapper):
     """What keeps a verdict from being given."""
@@ -585,6 +587,8 @@ VERDICT_BLOCKER_EVENTS_AFTER_WINDOW: VerdictBlocker.ValueType  # 9
 """A variant has far less of its events within the conversion window than another, or the comparison would be turned
 round if those after the window counted: the clocks do not fit, or the window does not.
 """
+VERDICT_BLOCKER_RECOUNT: VerdictBlocker.ValueType  # 10
+"""An earlier version counted the events, and their units are not counted anew yet."""
 Global___VerdictBlocker: _TypeAlias = VerdictBlocker  # noqa: Y015
 
 class _PlanHypothesis:

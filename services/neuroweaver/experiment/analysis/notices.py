@@ -65,8 +65,8 @@ def _weights(study: Study, *, is_ramp_held: bool) -> Iterable[pb.ExperimentNotic
             reason="RAMP_HELD",
             message=(
                 f"The ramp-up stays at step {step} ({study.experiment.coverage:.4g} of the units): a"
-                " guardrail is breached, the split is not as the weights say, or the times of events do not"
-                " fit their exposures."
+                " guardrail is breached, the split is not as the weights say, the times of events do not fit"
+                " their exposures, or an earlier version counted the events."
             ),
         )
 

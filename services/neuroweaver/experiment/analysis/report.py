@@ -29,7 +29,8 @@ class Report:
 
     @property
     def is_held(self) -> bool:
-        is_flawed = any(gap.blocker in FOR_GOOD for gap in self.results.verdict.gaps)
+        holding = {*FOR_GOOD, pb.VERDICT_BLOCKER_RECOUNT}
+        is_flawed = any(gap.blocker in holding for gap in self.results.verdict.gaps)
         return bool(self.breaches) or is_flawed
 
 

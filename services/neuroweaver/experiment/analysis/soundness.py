@@ -10,7 +10,10 @@ from neuroweaver.experiment.analysis.timing import Fault
 
 
 def unsound(study: Study, faults: Sequence[Fault]) -> set[str]:
-    """The metrics whose caps are not set, or the times of whose events do not fit. faults: of the study."""
+    """The metrics whose caps are not set, the times of whose events do not fit, or that an earlier version
+    counted. faults: of the study.
+    """
     mistimed = {metric_id for fault in faults if fault.blocker for metric_id in fault.metric_ids}
     metric_ids = (metric.metric_id for metric in study.experiment.spec.metrics)
-    return mistimed | {each for each in metric_ids if winsorizing.calibrating(study, each)}
+    uncapped = {each for each in metric_ids if winsorizing.calibrating(study, each)}
+    return mistimed | uncapped | study.snapshot.outdated

@@ -116,7 +116,8 @@ class Snapshot:
     the events). timings: by the same, over all units: how many of these events came before the exposure, how
     many from it on, and how many within each window that a metric reads them in, the shortest first.
     between: by phase, the judgements of two treatments. rejected_exposures: by variant, those rejected for
-    their times.
+    their times. outdated: the metrics that an earlier version counted in another way, or whose times of
+    events it did not count, until their units are counted anew.
     units_by_day: units by the UTC day of their first exposure in any phase.
     """
 
@@ -130,3 +131,4 @@ class Snapshot:
     rejected_exposures: Mapping[str, int] = field(default_factory=dict)
     quality: Quality = field(default_factory=Quality)
     units_by_day: Mapping[date, int] = field(default_factory=dict)
+    outdated: frozenset[str] = frozenset()

@@ -258,6 +258,7 @@ class Ledger:
             units_by_day={
                 date.fromordinal(day + _EPOCH_DAY): count for day, count in self.days.items() if count
             },
+            outdated=frozenset(each.metric_id for each in self.plan.readings if self._is_outdated(each)),
         )
 
     def dump(self) -> str:
@@ -317,6 +318,11 @@ class Ledger:
                 for reason, count, names, ids in plain["rejected"]
             },
         )
+
+    def _is_outdated(self, reading: Reading) -> bool:
+        """See `Snapshot.outdated`; asks for all cells."""
+        is_of_times = self.is_carried and self.accepted > 0
+        return is_of_times or (reading.is_capped and self.is_of_earlier_version(reading))
 
     def _is_due(self, reading: Reading, growth: float) -> bool:
         if self.is_of_earlier_version(reading):

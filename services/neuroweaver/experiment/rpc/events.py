@@ -44,7 +44,6 @@ async def recompute_results(
         pb.RecomputeResultsResponse,
         recomputed,
         is_equal=not recomputed.differences,
-        is_replaced=request.replace and bool(recomputed.differences),
         results=report(experiment, recomputed.snapshot, now=experiments.now).results,
     )
 
