@@ -90,7 +90,9 @@ class ResultsCache:
         whole = await self.report(project, test_id)
         experiment, snapshot = whole.study.experiment, whole.study.snapshot
         now = self._store.clock()
-        results = (await asyncio.to_thread(report, experiment, snapshot, now=now, phase=phase)).results
+        split = whole.results.sample_ratio
+        of_phase = await asyncio.to_thread(report, experiment, snapshot, now=now, phase=phase, previous=split)
+        results = of_phase.results
         results.sequence = whole.results.sequence
         return results
 
@@ -140,8 +142,7 @@ class ResultsCache:
             entry.computed_at = started
             snapshot = await self._load(experiments.connection, project, test_id)
             if entry.split is None:
-                stored = await history.latest(experiments, test_id)
-                entry.split = stored[0].results.sample_ratio if stored else None
+                entry.split = await history.split(experiments, test_id)
         if snapshot.outdated:
             # Before anything follows from them.
             await calibration.reexamine(self._store, self._projections, experiment)
