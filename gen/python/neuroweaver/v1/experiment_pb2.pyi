@@ -548,7 +548,7 @@ class _VerdictBlockerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdic
     """The caps of a metric of the decision rule are not set yet."""
     VERDICT_BLOCKER_EVENTS_REJECTED: _VerdictBlocker.ValueType  # 8
     """Exposed units of one variant have events that were rejected for their times (before the start, or in the future)
-    more often than those of another: the clocks do not fit.
+    more often than those of another: the clocks do not fit. Or since their ids are those of other units' events.
     """
     VERDICT_BLOCKER_EVENTS_AFTER_WINDOW: _VerdictBlocker.ValueType  # 9
     """A variant has far less of its events within the conversion window than another, or the comparison would be turned
@@ -581,7 +581,7 @@ VERDICT_BLOCKER_WINSORIZATION: VerdictBlocker.ValueType  # 7
 """The caps of a metric of the decision rule are not set yet."""
 VERDICT_BLOCKER_EVENTS_REJECTED: VerdictBlocker.ValueType  # 8
 """Exposed units of one variant have events that were rejected for their times (before the start, or in the future)
-more often than those of another: the clocks do not fit.
+more often than those of another: the clocks do not fit. Or since their ids are those of other units' events.
 """
 VERDICT_BLOCKER_EVENTS_AFTER_WINDOW: VerdictBlocker.ValueType  # 9
 """A variant has far less of its events within the conversion window than another, or the comparison would be turned

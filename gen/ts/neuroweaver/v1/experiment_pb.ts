@@ -5517,7 +5517,7 @@ export enum VerdictBlocker {
 
   /**
    * Exposed units of one variant have events that were rejected for their times (before the start, or in the future)
-   * more often than those of another: the clocks do not fit.
+   * more often than those of another: the clocks do not fit. Or since their ids are those of other units' events.
    *
    * @generated from enum value: VERDICT_BLOCKER_EVENTS_REJECTED = 8;
    */

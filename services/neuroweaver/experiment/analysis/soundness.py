@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from neuroweaver.experiment.analysis import winsorizing
+from neuroweaver.experiment.analysis import identity, timing, winsorizing
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.analysis.timing import Fault
+
+
+def faults(study: Study) -> Sequence[Fault]:
+    """Events that are lost, or do not fit, in a way that may differ between variants."""
+    return [*timing.faults(study), *identity.faults(study)]
 
 
 def unsound(study: Study, faults: Sequence[Fault]) -> set[str]:

@@ -117,7 +117,9 @@ class Snapshot:
     many from it on, and how many within each window that a metric reads them in, the shortest first.
     between: by phase, the judgements of two treatments. rejected_exposures: by variant, those rejected for
     their times. outdated: the metrics that an earlier version counted in another way, or whose times of
-    events it did not count, until their units are counted anew.
+    events it did not count, until their units are counted anew. losing: by (reason, phase, variant), the
+    units with samples that were rejected for their names, or since their ids are those of other units'
+    events; where these are many, of the same sample of the units of each variant.
     units_by_day: units by the UTC day of their first exposure in any phase.
     """
 
@@ -132,3 +134,4 @@ class Snapshot:
     quality: Quality = field(default_factory=Quality)
     units_by_day: Mapping[date, int] = field(default_factory=dict)
     outdated: frozenset[str] = frozenset()
+    losing: Mapping[tuple[pb.EventRejection.ValueType, int, str], int] = field(default_factory=dict)

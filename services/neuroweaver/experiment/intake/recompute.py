@@ -100,6 +100,8 @@ async def recompute(
         ledger.exams[metric_id] = history[:-1] + ledger.exams.get(metric_id, [])
     ledger.duplicates, ledger.rejections = stored.ledger.duplicates, stored.ledger.rejections
     ledger.late, ledger.rejected_exposures = stored.ledger.late, stored.ledger.rejected_exposures
+    ledger.losing = stored.ledger.losing
+    recomputed = ledger.snapshot()
     largest, differences = compared(before, recomputed)
     is_replaced = replace_stored and bool(differences or before.outdated)
     if is_replaced:
