@@ -30,8 +30,8 @@ _SAID: Final = {
         "EVENT_ID_REUSED",
         "have events that were rejected, since their event_id is that of another unit's event",
         (
-            "One variant's client makes ids that are not unique, and its events are lost, so that no comparison"
-            " can be trusted. Give every event an id of its own, such as a UUID, and begin a new"
+            "One variant's client makes ids that are not unique, and its events are lost, so that no"
+            " comparison can be trusted. Give every event an id of its own, such as a UUID, and begin a new"
             " experiment."
         ),
     ),
