@@ -268,7 +268,7 @@ def capped_results(
         (None, (0, 0, 1e4), "WINSORIZATION_CALIBRATING", "once 1,000 units have a value"),
         (Calibration(None, None, 990), (0, 0, 1e4), "WINSORIZATION_CALIBRATING", "990 at the last look"),
         (Calibration(None, None, 2000), (0, 0, 1e4), "WINSORIZATION_NOT_IN_FORCE", "No cap of score is in"),
-        (None, None, "WINSORIZATION_OF_EARLIER_VERSION", "capped anew"),
+        (None, None, "WINSORIZATION_OF_EARLIER_VERSION", "counted anew"),
         (
             Calibration(None, 30.0, 2000),
             (10, 100, 1e4),

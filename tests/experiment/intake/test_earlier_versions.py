@@ -17,6 +17,7 @@ from sqlalchemy import insert, select
 
 from experiment.ingesting import Intake, at, exposure, intake, sample
 from experiment.serving import metric, spec
+from neuroweaver.experiment.analysis.report import report
 from neuroweaver.experiment.storage import tables
 from neuroweaver.experiment.storage.store import Store
 from neuroweaver.mesh.database.database import Database
@@ -77,7 +78,7 @@ def as_it_was(version: int, name: str, row: dict) -> dict:
     if name == "totals":
         counts = json.loads(row["counts"])
         exams = counts.pop("exams")
-        if version == 4:
+        if version <= 4:
             del counts["uses"], counts["carried"]
             counts["numbers"].pop()
             counts["caps"] = [[1, "score", None, 1.0, 1], [1, "rate", None, 1.0, 1]]
@@ -90,8 +91,10 @@ def as_it_was(version: int, name: str, row: dict) -> dict:
         columns = [values] if row["metric_id"] == "score" else [values, np.arange(first, 200.0, 2) % 7]
         row |= {"observed": packed(Moments.of(np.stack(columns, 1)))}
         row |= {"cuts": packed(Moments.of(np.stack([values, values, values], 1)))}
-    if version == 4 and name == "cells":
+    if version <= 4 and name == "cells":
         del row["cuts"]
+    if version <= 3 and name == "event_batches":
+        del row["unit_marks"]
     return row
 
 
@@ -107,7 +110,7 @@ async def copied(found: Intake, to: Database, version: int) -> None:
                 await other.execute(insert(table).values(as_it_was(version, table.name, dict(row))))
 
 
-@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("version", [3, 4, 5])
 async def test_what_an_earlier_version_counted_is_counted_anew(database_url, tmp_path, package, version):
     database = Database(database_url, schema="experiment")
     async with intake(f"sqlite:///{tmp_path / 'source.db'}", capped()) as events:
@@ -126,6 +129,11 @@ async def test_what_an_earlier_version_counted_is_counted_anew(database_url, tmp
             "plain",
         }
         assert before.groups == expected.groups
+        # With version 5, what is known of the times stands; what is capped is counted anew.
+        assert before.outdated == ({"score", "rate"} if version == 5 else {"score", "rate", "plain"})
+        waiting = report(await moved.experiment(), before, now=moved.now).results.verdict
+        assert waiting.gaps[0].blocker == pb.VERDICT_BLOCKER_RECOUNT
+        assert "RecomputeResults" in waiting.reason
         assert await moved.reexamined() == 2
         assert await moved.snapshot() == expected
         assert not (await moved.recomputed()).differences

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiment.ingesting import exposure, intake, sample
+from experiment.ingesting import PROJECT, exposure, intake, sample
 from experiment.serving import metric, spec
+from neuroweaver.experiment.analysis import automation
 from neuroweaver.experiment.analysis.guardrails import breached
 from neuroweaver.experiment.analysis.report import report
 from neuroweaver.experiment.domain.specification import Duration
+from neuroweaver.experiment.results.cache import ResultsCache
 from neuroweaver.v1 import experiment_pb2 as pb
 
 UNITS = 600
@@ -101,3 +103,38 @@ async def test_a_lag_of_one_variant_breaches_no_guardrail(tmp_path):
     assert pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE in blockers(found.results)
     assert breached(found.study)
     assert not found.breaches
+
+
+async def test_what_an_earlier_version_counted_is_counted_anew_before_anything_follows_from_it(tmp_path):
+    """It knew no times of events: the lag of one variant looked like a harm that stops the experiment."""
+    rail = pb.Guardrail(metric_id="score", margin=pb.EffectSize(relative=0.01))
+    made = spec(
+        guardrails=[rail],
+        min_units_per_variant=100,
+        exposure_grace=Duration(seconds=10),
+        thompson=pb.ThompsonAllocation(min_weight=0.1),
+    )
+    async with intake(f"sqlite:///{tmp_path}/lag.db", made) as events:
+        told = happened({"control": 0.0, "tuned": 5 / 60})
+        for start in range(0, len(told), 1000):
+            await events.take(*told[start : start + 1000])
+        await events.make_carried()
+        carried = report(await events.experiment(), await events.snapshot(), now=events.now)
+        assert breached(carried.study)
+        assert not carried.breaches
+        assert carried.is_held
+        assert automation.following(carried.study) is None
+        assert blockers(carried.results) == {pb.VERDICT_BLOCKER_RECOUNT}
+        found = await ResultsCache(events.store, events.projections).report(PROJECT, "t")
+        assert not found.study.snapshot.outdated
+        assert not found.breaches
+        assert blockers(found.results) == {pb.VERDICT_BLOCKER_EVENTS_BEFORE_EXPOSURE}
+
+
+async def test_a_replacement_counts_anew_what_an_earlier_version_counted(tmp_path):
+    async with intake(f"sqlite:///{tmp_path}/one.db") as events:
+        await events.take(exposure("e", "u", "control"))
+        await events.make_carried()
+        assert not (await events.recomputed()).is_replaced
+        assert (await events.recomputed(replace_stored=True)).is_replaced
+        assert not (await events.snapshot()).outdated

@@ -172,6 +172,64 @@ async def test_results_of_a_past_moment_come_from_the_raw_events(mesh: World) ->
     assert not before.variants[0].units
 
 
+async def test_a_split_that_was_found_wrong_stays_so_in_a_phase_a_replay_and_a_recomputation(
+    mesh: World,
+) -> None:
+    await create(mesh)
+    await start(mesh)
+    await record(mesh, {"control": scores(120)["control"], "tuned": scores(20)["tuned"]})
+    before = mesh.store.clock()
+    await asyncio.sleep(0.01)
+    assert (await analyse(mesh)).sample_ratio.is_mismatch  # and is not stored yet
+    await asyncio.sleep(0.01)
+    # More of the other make the split look right again.
+    await record(mesh, {"tuned": scores(100)["tuned"]}, batch="later")
+    now = mesh.store.clock()
+    await mesh.controller.look()
+    for clock in (pb.REPLAY_CLOCK_RECEIVED, pb.REPLAY_CLOCK_HAPPENED):
+        request = pb.AnalyzeExperimentRequest(test_id="t", as_of_clock=clock)
+        request.as_of.FromDatetime(now)
+        past = await mesh.experiment.AnalyzeExperiment(request)
+        assert [each.units for each in past.variants] == [120, 120]
+        assert past.sample_ratio.is_mismatch
+        assert past.sample_ratio.fire_time.ToDatetime(now.tzinfo) > before
+        assert pb.VERDICT_BLOCKER_SAMPLE_RATIO in {gap.blocker for gap in past.verdict.gaps}
+    assert (await analyse(mesh, phase=1)).sample_ratio.is_mismatch
+    found = await mesh.experiment.RecomputeResults(pb.RecomputeResultsRequest(test_id="t"))
+    assert found.results.sample_ratio.is_mismatch
+
+
+async def test_a_replay_has_what_was_rejected_from_the_results_that_were_stored(mesh: World) -> None:
+    await create(mesh)
+    await start(mesh)
+    await record(mesh, scores())
+    first = mesh.store.clock()
+    await asyncio.sleep(0.01)
+    now_us = int(mesh.store.clock().timestamp() * 1e6)
+    columns = pb.EventColumns(
+        event_ids=["x-tuned-0", "early"],
+        unit_ids=["another", "late-comer"],
+        event_times_us=[now_us, now_us - 10**12],
+        exposures=pb.ExposureColumns(variant_ids=["tuned"], assigned=[0, 0]),
+    )
+    await mesh.experiment.RecordEvents(iter([pb.RecordEventsRequest(test_id="t", columns=columns)]))
+    await mesh.controller.look()
+    reasons = {pb.EVENT_REJECTION_ID_OF_ANOTHER_UNIT, pb.EVENT_REJECTION_BEFORE_START}
+    assert {each.reason for each in (await analyse(mesh)).events.rejected} == reasons
+    request = pb.AnalyzeExperimentRequest(test_id="t")
+    request.as_of.FromDatetime(mesh.store.clock())
+    past = await mesh.experiment.AnalyzeExperiment(request)
+    assert {each.reason for each in past.events.rejected} == reasons
+    told = {each.reason: each.message for each in past.notices}
+    assert {"EVENT_ID_REUSED", "EXPOSURES_REJECTED", "REPLAY_OF_STORED"} <= told.keys()
+    assert "last stored" in told["REPLAY_OF_STORED"]
+    # Before any results were stored.
+    request.as_of.FromDatetime(first)
+    past = await mesh.experiment.AnalyzeExperiment(request)
+    assert not past.events.rejected
+    assert "not known" in next(each.message for each in past.notices if each.reason == "REPLAY_OF_STORED")
+
+
 async def test_an_experiment_or_a_phase_that_is_not_there_is_refused(mesh: World) -> None:
     assert await refused(analyse(mesh)) == grpc.StatusCode.NOT_FOUND
     assert await refused(listed(mesh)) == grpc.StatusCode.NOT_FOUND

@@ -548,12 +548,14 @@ class _VerdictBlockerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdic
     """The caps of a metric of the decision rule are not set yet."""
     VERDICT_BLOCKER_EVENTS_REJECTED: _VerdictBlocker.ValueType  # 8
     """Exposed units of one variant have events that were rejected for their times (before the start, or in the future)
-    more often than those of another: the clocks do not fit.
+    more often than those of another: the clocks do not fit. Or since their ids are those of other units' events.
     """
     VERDICT_BLOCKER_EVENTS_AFTER_WINDOW: _VerdictBlocker.ValueType  # 9
     """A variant has far less of its events within the conversion window than another, or the comparison would be turned
     round if those after the window counted: the clocks do not fit, or the window does not.
     """
+    VERDICT_BLOCKER_RECOUNT: _VerdictBlocker.ValueType  # 10
+    """An earlier version counted the events, and their units are not counted anew yet."""
 
 class VerdictBlocker(_VerdictBlocker, metaclass=_VerdictBlockerEnumTypeWrapper):
     """What keeps a verdict from being given."""
@@ -579,12 +581,14 @@ VERDICT_BLOCKER_WINSORIZATION: VerdictBlocker.ValueType  # 7
 """The caps of a metric of the decision rule are not set yet."""
 VERDICT_BLOCKER_EVENTS_REJECTED: VerdictBlocker.ValueType  # 8
 """Exposed units of one variant have events that were rejected for their times (before the start, or in the future)
-more often than those of another: the clocks do not fit.
+more often than those of another: the clocks do not fit. Or since their ids are those of other units' events.
 """
 VERDICT_BLOCKER_EVENTS_AFTER_WINDOW: VerdictBlocker.ValueType  # 9
 """A variant has far less of its events within the conversion window than another, or the comparison would be turned
 round if those after the window counted: the clocks do not fit, or the window does not.
 """
+VERDICT_BLOCKER_RECOUNT: VerdictBlocker.ValueType  # 10
+"""An earlier version counted the events, and their units are not counted anew yet."""
 Global___VerdictBlocker: _TypeAlias = VerdictBlocker  # noqa: Y015
 
 class _PlanHypothesis:

@@ -10,9 +10,8 @@ import numpy as np
 
 from neuroweaver.experiment.analysis.guardrails import reason_of
 from neuroweaver.experiment.analysis.report import Report
-from neuroweaver.experiment.analysis.soundness import unsound
+from neuroweaver.experiment.analysis.soundness import faults, unsound
 from neuroweaver.experiment.analysis.study import Study
-from neuroweaver.experiment.analysis.timing import faults
 from neuroweaver.experiment.domain.model import RUNNING, Experiment
 from neuroweaver.experiment.domain.specification import length
 from neuroweaver.statistics import thompson

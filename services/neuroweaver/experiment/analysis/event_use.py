@@ -8,6 +8,7 @@ from typing import Final
 
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain.metrics import Estimate, estimate_of, outcomes_of
+from neuroweaver.experiment.domain.model import CONCLUDED
 from neuroweaver.experiment.domain.snapshot import Uses
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -35,6 +36,16 @@ def unused(study: Study) -> Sequence[pb.UnusedEvents]:
     if between:
         found.append(pb.UnusedEvents(reason=pb.UNUSED_REASON_WITHOUT_CONTROL, count=between))
     return found
+
+
+def recount(study: Study) -> str:
+    """When what an earlier version counted is counted anew."""
+    if study.experiment.state == CONCLUDED:
+        return "A decided experiment stays so; RecomputeResults with `replace` counts its units anew."
+    return (
+        "Its units are counted anew when results are next read, with the next events, or within the hour;"
+        " RecomputeResults with `replace` does it now."
+    )
 
 
 def names(study: Study, metric_ids: Iterable[str] | None = None) -> Sequence[str]:

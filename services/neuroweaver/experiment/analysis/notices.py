@@ -20,6 +20,7 @@ _MISMATCH_SHARE: Final = 0.01
 _MULTIPLE_SHARE: Final = 0.01
 _LATE_SHARE: Final = 0.01
 _SILENT_SHARE: Final = 0.01
+_UNKNOWN_SHARE: Final = 0.01
 _UNUSED: Final = {
     pb.UNUSED_REASON_OVERRIDE: "events are of units that `overrides` assigns, and count in no metric.",
     pb.UNUSED_REASON_WITHOUT_CONTROL: (
@@ -40,6 +41,7 @@ def notices(
         *_exposures(results),
         *_late(results),
         *_reused_ids(results),
+        *_unknown_names(results),
         *_silent(study),
         *_times(faults),
         *_rejected_exposures(study),
@@ -65,8 +67,8 @@ def _weights(study: Study, *, is_ramp_held: bool) -> Iterable[pb.ExperimentNotic
             reason="RAMP_HELD",
             message=(
                 f"The ramp-up stays at step {step} ({study.experiment.coverage:.4g} of the units): a"
-                " guardrail is breached, the split is not as the weights say, or the times of events do not"
-                " fit their exposures."
+                " guardrail is breached, the split is not as the weights say, the times of events do not fit"
+                " their exposures, or an earlier version counted the events."
             ),
         )
 
@@ -116,6 +118,22 @@ def _reused_ids(results: pb.ExperimentResults) -> Iterable[pb.ExperimentNotice]:
                     f"{rejected.count} events were not used, since their event_id is that of another unit's"
                     f" event, such as {rejected.event_ids[0]}. Give every event an id of its own, and send"
                     " them again."
+                ),
+            )
+
+
+def _unknown_names(results: pb.ExperimentResults) -> Iterable[pb.ExperimentNotice]:
+    for rejected in results.events.rejected:
+        sent = results.events.accepted + rejected.count
+        is_unknown = rejected.reason == pb.EVENT_REJECTION_UNKNOWN_METRIC
+        if is_unknown and rejected.count > _UNKNOWN_SHARE * sent:
+            yield pb.ExperimentNotice(
+                reason="EVENT_NAMES_UNKNOWN",
+                message=(
+                    f"{rejected.count:,} events were not used, since no metric reads their names; those that"
+                    f" came first are {', '.join(rejected.names)}. If a name is misspelt, correct it and send"
+                    " them again: where one variant's client misspells it, the comparison lacks its events,"
+                    " and the verdict does not know."
                 ),
             )
 

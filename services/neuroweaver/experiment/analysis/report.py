@@ -10,9 +10,8 @@ from neuroweaver.experiment.analysis.estimates import analyse
 from neuroweaver.experiment.analysis.forecast import forecast
 from neuroweaver.experiment.analysis.guardrails import breached
 from neuroweaver.experiment.analysis.notices import notices
-from neuroweaver.experiment.analysis.soundness import unsound
+from neuroweaver.experiment.analysis.soundness import faults, unsound
 from neuroweaver.experiment.analysis.study import Study, study
-from neuroweaver.experiment.analysis.timing import faults
 from neuroweaver.experiment.analysis.verdict import FOR_GOOD, judge, verdict
 from neuroweaver.experiment.domain.model import PAUSED, RUNNING, Experiment
 from neuroweaver.experiment.domain.snapshot import Snapshot
@@ -29,7 +28,8 @@ class Report:
 
     @property
     def is_held(self) -> bool:
-        is_flawed = any(gap.blocker in FOR_GOOD for gap in self.results.verdict.gaps)
+        holding = {*FOR_GOOD, pb.VERDICT_BLOCKER_RECOUNT}
+        is_flawed = any(gap.blocker in holding for gap in self.results.verdict.gaps)
         return bool(self.breaches) or is_flawed
 
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from neuroweaver.experiment.analysis import timing, winsorizing
+from neuroweaver.experiment.analysis import event_use, timing, winsorizing
 from neuroweaver.experiment.analysis.criteria import Requirement, requirements
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.analysis.timing import Fault
@@ -122,7 +122,13 @@ def verdict(
         method=study.experiment.spec.verdict_method,
         criteria=[_criterion(each) for treatment in judged for each in treatment.findings],
     )
-    barriers = [*_split(study, results), *_mistimed(study, faults), *_uncapped(study), *_short(study)]
+    barriers = [
+        *_split(study, results),
+        *_outdated(study),
+        *_mistimed(study, faults),
+        *_uncapped(study),
+        *_short(study),
+    ]
     candidates = [each for each in judged if each.treatment in study.candidates]
     shippable = [each for each in candidates if each.is_shown_to_fulfil]
     if barriers:
@@ -206,6 +212,23 @@ def _split(study: Study, results: pb.ExperimentResults) -> list[pb.VerdictGap]:
     if rejected := timing.rejected_exposures(study, study.variants):
         message += f" {rejected}"
     return [pb.VerdictGap(blocker=pb.VERDICT_BLOCKER_SAMPLE_RATIO, message=message)]
+
+
+def _outdated(study: Study) -> list[pb.VerdictGap]:
+    """Metrics of the rule that an earlier version counted, whose clocks nothing is known of."""
+    wanted = dict.fromkeys(each.metric_id for each in requirements(study))
+    return [
+        pb.VerdictGap(
+            blocker=pb.VERDICT_BLOCKER_RECOUNT,
+            message=(
+                f"The events of {metric_id} were counted by an earlier version, which did not check their"
+                f" times or capped them in another way. {event_use.recount(study)}"
+            ),
+            metric_id=metric_id,
+        )
+        for metric_id in wanted
+        if metric_id in study.snapshot.outdated
+    ]
 
 
 def _mistimed(study: Study, faults: Sequence[Fault]) -> list[pb.VerdictGap]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+from neuroweaver.experiment.analysis import event_use
 from neuroweaver.experiment.analysis.study import Study
 from neuroweaver.experiment.domain.model import CONCLUDED
 from neuroweaver.experiment.domain.snapshot import CAPS_GROWTH, CAPS_GROWTH_HOURLY, Calibration
@@ -56,7 +57,8 @@ def _notice(study: Study, metric: pb.ExperimentMetric) -> tuple[str, str]:
     cells = [cell for variant in study.variants for cell in study.cells(variant, metric_id)]
     if any(cell.cuts is None for cell in cells):
         return "WINSORIZATION_OF_EARLIER_VERSION", (
-            f"The values of {metric_id} are still capped as an earlier version did. {_next_look(study)}"
+            f"The values of {metric_id} are still capped as an earlier version did."
+            f" {event_use.recount(study)}"
         )
     if waiting := calibrating(study, metric_id):
         return "WINSORIZATION_CALIBRATING", waiting
@@ -69,15 +71,6 @@ def _notice(study: Study, metric: pb.ExperimentMetric) -> tuple[str, str]:
             f" out, or with caps by values, has one.{_lag(study)}"
         )
     return "WINSORIZED", _cutting(study, metric, calibration)
-
-
-def _next_look(study: Study) -> str:
-    if study.experiment.state == CONCLUDED:
-        return "A decided experiment stays so; RecomputeResults with `replace` caps them anew."
-    return (
-        "They are capped anew with the next events, or within the hour; RecomputeResults with `replace` does"
-        " it now."
-    )
 
 
 def _lag(study: Study) -> str:

@@ -120,7 +120,10 @@ class Snapshot:
     events and no quantile, over all units: the outcomes, uncapped and 0 without events, of the last day
     before the exposure, and of all before it; with a window, of that, and of all since the exposure.
     between: by phase, the judgements of two treatments. rejected_exposures: by variant, those rejected for
-    their times.
+    their times. outdated: the metrics that an earlier version counted in another way, or whose times of
+    events it did not count, until their units are counted anew. losing: by (reason, phase, variant), the
+    units with samples that were rejected for their names, or since their ids are those of other units'
+    events; where these are many, of the same sample of the units of each variant.
     units_by_day: units by the UTC day of their first exposure in any phase.
     """
 
@@ -135,3 +138,5 @@ class Snapshot:
     rejected_exposures: Mapping[str, int] = field(default_factory=dict)
     quality: Quality = field(default_factory=Quality)
     units_by_day: Mapping[date, int] = field(default_factory=dict)
+    outdated: frozenset[str] = frozenset()
+    losing: Mapping[tuple[pb.EventRejection.ValueType, int, str], int] = field(default_factory=dict)

@@ -38,6 +38,8 @@ FUTURE: Final = timedelta(hours=24)
 # For times that no event of an exposed unit has, unless clocks are wrong or its history is sent. What is too
 # old may have been taken in before, and count.
 _MISTIMED: Final = (pb.EVENT_REJECTION_BEFORE_START, pb.EVENT_REJECTION_IN_FUTURE)
+# What a variant's client may do wrong alone, beside its clock.
+_COMPARED: Final = (pb.EVENT_REJECTION_UNKNOWN_METRIC, pb.EVENT_REJECTION_ID_OF_ANOTHER_UNIT)
 _ACCEPTED: Final = 0
 _DUPLICATE: Final = -1
 
@@ -154,6 +156,7 @@ async def _ingest(
     for rejection in together.rejected.values():
         totals.ledger.reject(rejection)
     totals.ledger.rejected_exposures.update(settled.rejected_exposures)
+    totals.ledger.lose(settled.losing)
     if len(settled.batch):
         totals.last_batch += 1
         moves.append(_Move(projection, totals.last_batch, settled.event_ids, settled.marks, settled.units))
@@ -176,6 +179,7 @@ async def _ingest(
 class _Settled:
     """status, is_late: of each event that came. batch: those accepted, and notes on samples that were not.
     event_ids: of those accepted; marks: of their units. rejected_exposures: for their times, by variant.
+    losing: see `Ledger.lose`.
     """
 
     status: Ints
@@ -186,6 +190,7 @@ class _Settled:
     payload: bytes
     units: tuple[Keys, Change] | None
     rejected_exposures: Mapping[str, int]
+    losing: Mapping[pb.EventRejection.ValueType, Mapping[int, int]]
 
 
 def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: datetime) -> _Settled:
@@ -208,6 +213,7 @@ def _settle(projection: Projection, experiment: Experiment, batch: Batch, now: d
         chosen.to_bytes() if len(chosen) else b"",
         projection.joined(chosen) if len(chosen) else None,
         _exposed(batch, is_mistimed & (batch.rows["kind"] == EXPOSURE), projection.plan.variants),
+        {reason: _losing(projection, batch, status, reason) for reason in _COMPARED},
     )
 
 
@@ -230,6 +236,25 @@ def _exposed(batch: Batch, is_chosen: npt.NDArray[np.bool_], variants: Sequence[
     """The number of some exposures, by variant."""
     assigned = (batch.variants[place] for place in batch.rows["variant"][is_chosen].tolist())
     return Counter(variant for variant in assigned if variant in variants)
+
+
+def _losing(
+    projection: Projection, batch: Batch, status: Ints, reason: pb.EventRejection.ValueType
+) -> Mapping[int, int]:
+    """The exposed units of samples that are rejected for a reason: see `Ledger.lose`."""
+    kind = batch.rows["kind"]
+    is_lost = (status == reason) & (kind == SAMPLE)
+    if not is_lost.any():
+        return {}
+    exposures = batch.chosen(np.flatnonzero((status == _ACCEPTED) & (kind == EXPOSURE)))
+    samples = batch.chosen(np.flatnonzero(is_lost))
+    rows = samples.rows.copy()
+    rows["kind"] = REJECTED  # which makes them no part of their units
+    keys, codes = projection.codes(Batch.joined([replace(samples, rows=rows), exposures]))
+    # Units in the order of their first event: those of the samples first.
+    count = len(set(samples.unit_ids) - projection.overrides.keys())
+    of_units = zip(keys[:count, 0].tolist(), codes[:count].tolist(), strict=True)
+    return {key: code for key, code in of_units if code >= 0}
 
 
 async def _count(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, fields, replace
 from datetime import date
 from typing import Any, Final
@@ -34,6 +35,8 @@ from neuroweaver.v1 import experiment_pb2 as pb
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _DAY_US: Final = 86_400_000_000
 _NAMED: Final = 10
+# Units that lose samples, by reason: those of the lowest hashes, which is the same sample of every variant.
+_LOSING: Final = 500
 _NUMBERS: Final = ("unexposed", "accepted", "duplicates", "late", "last_us", "overridden")
 
 CellKey = tuple[int, str, str]
@@ -103,10 +106,10 @@ class Exam:
 class Ledger:
     """Everything counted of one experiment. cells: at least those of the phases in which units move.
 
-    exams: of the caps of each metric, the newest last. touched: the cells that moved. is_whole: whether all
-    raw events are still there; else a sketch that should forget some cannot be recomputed, and stays as it
-    is. is_carried: an earlier version counted all this, which did not know `uses`, `timings`, `timed_values`,
-    `between` and `Sums.cuts`.
+    exams: of the caps of each metric, the newest last. losing: see `lose`. touched: the cells that moved.
+    is_whole: whether all raw events are still there; else a sketch that should forget some cannot be
+    recomputed, and stays as it is. is_carried: an earlier version counted all this, which did not know
+    `uses`, `timings`, `timed_values`, `between` and `Sums.cuts`.
     """
 
     plan: Plan
@@ -127,6 +130,7 @@ class Ledger:
     last_us: int = 0
     overridden: int = 0
     rejections: dict[pb.EventRejection.ValueType, Rejection] = field(default_factory=dict)
+    losing: dict[pb.EventRejection.ValueType, dict[int, int]] = field(default_factory=dict)
     touched: set[CellKey] = field(default_factory=set)
     is_whole: bool = True
     is_carried: bool = False
@@ -215,6 +219,14 @@ class Ledger:
         before = self.rejections.get(rejection.reason, Rejection(rejection.reason, 0))
         self.rejections[rejection.reason] = and_more(before, rejection)
 
+    def lose(self, codes: Mapping[pb.EventRejection.ValueType, Mapping[int, int]]) -> None:
+        """Exposed units with samples rejected for a reason. codes: by hash, see `Population.codes`."""
+        for reason, found in codes.items():
+            kept = self.losing.setdefault(reason, {})
+            kept |= found
+            for each in sorted(kept)[_LOSING:]:
+                del kept[each]
+
     def snapshot(self) -> Snapshot:
         groups: dict[tuple[int, str], Group] = {}
         for (kind, phase, variant), count in self.groups.items():
@@ -260,6 +272,12 @@ class Ledger:
             units_by_day={
                 date.fromordinal(day + _EPOCH_DAY): count for day, count in self.days.items() if count
             },
+            losing={
+                (reason, code // VARIANTS, self.plan.variants[code % VARIANTS]): count
+                for reason, found in self.losing.items()
+                for code, count in Counter(found.values()).items()
+            },
+            outdated=frozenset(each.metric_id for each in self.plan.readings if self._is_outdated(each)),
         )
 
     def dump(self) -> str:
@@ -288,6 +306,7 @@ class Ledger:
                     for metric_id, exams in self.exams.items()
                     for each in exams
                 ],
+                "losing": [[reason, *found.items()] for reason, found in self.losing.items()],
                 "carried": self.is_carried,
                 "numbers": [getattr(self, name) for name in _NUMBERS],
                 "rejected": [[r.reason, r.count, r.names, r.event_ids] for r in self.rejections.values()],
@@ -322,6 +341,7 @@ class Ledger:
             between=Counter(dict(plain.get("between", []))),
             rejected_exposures=Counter(plain.get("rejected_exposures", {})),
             exams=exams,
+            losing={reason: dict(found) for reason, *found in plain.get("losing", [])},
             is_carried=plain["carried"] or not is_timed,
             **dict(zip(_NUMBERS, plain["numbers"], strict=True)),
             rejections={
@@ -329,6 +349,11 @@ class Ledger:
                 for reason, count, names, ids in plain["rejected"]
             },
         )
+
+    def _is_outdated(self, reading: Reading) -> bool:
+        """See `Snapshot.outdated`; asks for all cells."""
+        is_of_times = self.is_carried and self.accepted > 0
+        return is_of_times or (reading.is_capped and self.is_of_earlier_version(reading))
 
     def _is_due(self, reading: Reading, growth: float) -> bool:
         if self.is_of_earlier_version(reading):

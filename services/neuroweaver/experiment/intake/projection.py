@@ -25,9 +25,9 @@ from neuroweaver.experiment.intake.event_ids import EventIds, Marks
 from neuroweaver.experiment.intake.events import Batch
 from neuroweaver.experiment.intake.joining import records, rejections, units_of
 from neuroweaver.experiment.intake.keys import Keys, keys_of
-from neuroweaver.experiment.intake.readings import Plan, indexes
+from neuroweaver.experiment.intake.readings import JUDGEMENT_TYPE, SAMPLE_TYPE, Plan, indexes
 from neuroweaver.experiment.intake.unit_table import UnitTable
-from neuroweaver.experiment.intake.units import MOST_NOTED, Change, Ints
+from neuroweaver.experiment.intake.units import MOST_NOTED, Change, Ints, Records
 from neuroweaver.experiment.settings import MEMORY_MIB
 from neuroweaver.experiment.storage import tables
 
@@ -83,6 +83,14 @@ class Projection:
         exposures, samples, judgements = records(self.plan, batch, unit)
         population = self.table.population(keys, exposures, judgements)
         return keys, population.joined(exposures, samples, judgements, rejections(self.plan, batch, unit))
+
+    def codes(self, batch: Batch) -> tuple[Keys, Ints]:
+        """The units of a batch, and `Population.codes` of each after its exposures."""
+        unit_ids, unit = units_of(batch, self.overrides)
+        keys = keys_of(self.project, self.test_id, unit_ids)
+        exposures, _, _ = records(self.plan, batch, unit)
+        none = Records.none(SAMPLE_TYPE), Records.none(JUDGEMENT_TYPE)
+        return keys, self.table.population(keys, exposures, none[1]).joined(exposures, *none).new.codes
 
     def unnoted(self, batch: Batch) -> Ints:
         """The places of those samples, all rejected for their times, that are not noted yet; each once,

@@ -38,12 +38,15 @@ _NOISE: Final = 1e-9
 
 @dataclass(frozen=True)
 class Recomputed:
-    """events: raw ones read. differences: the first hundred beyond the tolerance."""
+    """events: raw ones read. differences: the first hundred beyond the tolerance. is_replaced: whether
+    this is stored now.
+    """
 
     snapshot: Snapshot
     events: int
     max_relative_difference: float
     differences: Sequence[pb.StatisticDifference]
+    is_replaced: bool
 
 
 async def as_of(
@@ -97,14 +100,17 @@ async def recompute(
         ledger.exams[metric_id] = history[:-1] + ledger.exams.get(metric_id, [])
     ledger.duplicates, ledger.rejections = stored.ledger.duplicates, stored.ledger.rejections
     ledger.late, ledger.rejected_exposures = stored.ledger.late, stored.ledger.rejected_exposures
+    ledger.losing = stored.ledger.losing
+    recomputed = ledger.snapshot()
     largest, differences = compared(before, recomputed)
-    if replace_stored and differences:
+    is_replaced = replace_stored and bool(differences or before.outdated)
+    if is_replaced:
         totals = await snapshots.claim(connection, project, ledger.plan, test_id)
         totals.ledger = ledger
         await snapshots.forget_cells(connection, project, test_id)
         await checkpoints.forget(connection, project, test_id)
         await snapshots.save(connection, project, totals)
-    return Recomputed(recomputed, ledger.accepted, largest, differences[:_LISTED])
+    return Recomputed(recomputed, ledger.accepted, largest, differences[:_LISTED], is_replaced)
 
 
 def _in_force(ledger: Ledger, moment: datetime, last_batch: int | None) -> dict[str, Exam]:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from neuroweaver.experiment.analysis.report import Report, report
 from neuroweaver.experiment.domain.model import SYSTEM, Experiment
 from neuroweaver.experiment.domain.snapshot import Snapshot
-from neuroweaver.experiment.intake import sketching, snapshots
+from neuroweaver.experiment.intake import calibration, sketching, snapshots
 from neuroweaver.experiment.intake.projection import Projections
 from neuroweaver.experiment.results import history
 from neuroweaver.experiment.storage import tables
@@ -90,7 +90,9 @@ class ResultsCache:
         whole = await self.report(project, test_id)
         experiment, snapshot = whole.study.experiment, whole.study.snapshot
         now = self._store.clock()
-        results = (await asyncio.to_thread(report, experiment, snapshot, now=now, phase=phase)).results
+        split = whole.results.sample_ratio
+        of_phase = await asyncio.to_thread(report, experiment, snapshot, now=now, phase=phase, previous=split)
+        results = of_phase.results
         results.sequence = whole.results.sequence
         return results
 
@@ -140,8 +142,13 @@ class ResultsCache:
             entry.computed_at = started
             snapshot = await self._load(experiments.connection, project, test_id)
             if entry.split is None:
-                stored = await history.latest(experiments, test_id)
-                entry.split = stored[0].results.sample_ratio if stored else None
+                entry.split = await history.split(experiments, test_id)
+        if snapshot.outdated:
+            # Before anything follows from them.
+            await calibration.reexamine(self._store, self._projections, experiment)
+            async with self._store.read(project) as experiments:
+                experiment, revision = await _revision(experiments, test_id)
+                snapshot = await self._load(experiments.connection, project, test_id)
         snapshot = await sketching.completed(self._store, self._projections, experiment, snapshot)
         now = self._store.clock()
         computed = await asyncio.to_thread(report, experiment, snapshot, now=now, previous=entry.split)

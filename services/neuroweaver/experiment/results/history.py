@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import delete
@@ -16,9 +16,29 @@ from neuroweaver.v1 import experiment_pb2 as pb
 KEPT_EVERY: Final = timedelta(minutes=1)
 
 
-async def latest(experiments: Reader, test_id: str, count: int = 1) -> list[pb.ResultsEvent]:
-    """The results kept last, the newest first."""
-    return await experiments.result_events(test_id, kind=RESULTS, limit=count, newest_first=True)
+async def latest(
+    experiments: Reader, test_id: str, count: int = 1, until: datetime | None = None
+) -> list[pb.ResultsEvent]:
+    """The results kept last, by a moment, the newest first."""
+    return await experiments.result_events(test_id, kind=RESULTS, until=until, limit=count, newest_first=True)
+
+
+async def split(
+    experiments: Reader, test_id: str, until: datetime | None = None
+) -> pb.SampleRatioResult | None:
+    """What the test of the split said last, by a moment: what it found stays.
+
+    Not all results are kept, so that those of later may be the first to tell that it had fired by then.
+    """
+    newest, by_then = await latest(experiments, test_id), await latest(experiments, test_id, until=until)
+    result = by_then[0].results.sample_ratio if by_then else None
+    if until is None or not newest or (result and result.is_mismatch):
+        return result
+    last = newest[0].results.sample_ratio
+    if last.HasField("fire_time") and last.fire_time.ToDatetime(until.tzinfo) <= until:
+        result = pb.SampleRatioResult(p_value=last.level, level=last.level, fire_time=last.fire_time)
+        result.is_mismatch = True
+    return result
 
 
 async def breaches(experiments: Reader, test_id: str) -> set[tuple[str, str]]:

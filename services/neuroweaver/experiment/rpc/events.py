@@ -16,6 +16,7 @@ from neuroweaver.experiment.intake import recompute
 from neuroweaver.experiment.intake.committer import Committer
 from neuroweaver.experiment.intake.events import batches_of
 from neuroweaver.experiment.intake.ingestion import Outcome
+from neuroweaver.experiment.results import history
 from neuroweaver.experiment.storage.writer import Writer
 from neuroweaver.mesh.auth.caller import caller_of
 from neuroweaver.mesh.database.refusals import as_error
@@ -40,12 +41,12 @@ async def recompute_results(
         experiments.now,
         replace_stored=request.replace,
     )
+    split = await history.split(experiments, request.test_id)
     return message_of(
         pb.RecomputeResultsResponse,
         recomputed,
         is_equal=not recomputed.differences,
-        is_replaced=request.replace and bool(recomputed.differences),
-        results=report(experiment, recomputed.snapshot, now=experiments.now).results,
+        results=report(experiment, recomputed.snapshot, now=experiments.now, previous=split).results,
     )
 
 
