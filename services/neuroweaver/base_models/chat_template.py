@@ -63,7 +63,10 @@ class ChatTemplate:
         # A letter that is a token, as fine-tuners add them, stands in the words of any template.
         marks = {token for token in marks if len(token) > 1 or token == self.end_text}
         control = {token for token in special | marks if not _THOUGHT.fullmatch(token)}
-        self._control = ControlTokens(backend, added, control, tokenizer.unk_token_id)
+        parting = {*marks, tokenizer.bos_token, tokenizer.eos_token} & control
+        self._control = ControlTokens(
+            backend, added, control, parting=parting, unknown=tokenizer.unk_token_id
+        )
 
     def quoted(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The messages as `render` takes them, in roles that the template has.
