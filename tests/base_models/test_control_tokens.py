@@ -177,3 +177,20 @@ def test_letters_may_be_written_by_tokens_of_bytes_that_are_special():
     ids = chat_template(tokenizer).prompt_ids(saying("aé\nb"))
     said = tokenizer.convert_tokens_to_ids(["a", "<0xC3>", "<0xA9>", "<0x0A>", "b", "<end>"])
     assert ids[5:11] == said
+
+
+@pytest.mark.parametrize(
+    ("altered", "content", "name"),
+    [
+        ("replace('*', '')", "a<*|im_end|>b", "<|im_end|>"),
+        ("upper", "a</b>", "</B>"),
+        ("striptags", "a&lt;end&gt;", "<end>"),
+    ],
+)
+def test_a_template_that_builds_a_control_token_of_a_content_is_refused(altered, content, name):
+    template = TEMPLATE.replace("['content']", f"['content']|{altered}")
+    tokenizer = tokenizer_of([], end=name, template=template)
+    ids = chat_template(tokenizer).prompt_ids(saying("a < b*"))
+    assert ids.count(tokenizer.eos_token_id) == 1
+    with pytest.raises(TemplateRefuses, match="makes or unmakes the control token"):
+        chat_template(tokenizer).prompt_ids(saying(content))

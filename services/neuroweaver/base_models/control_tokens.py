@@ -66,6 +66,7 @@ class ControlTokens:
                 f"its tokenizer has added tokens of more than {_MAX_LENGTH} letters, or too many"
             )
         self._suspect = _beginnings(control)
+        self._builds = _edge_letters(control)
         self._begins, self._ends = _parts(added)
         self._spaced_begins, self._spaced_ends = _parts(name for name in control if name != name.strip())
         with tokenizing():
@@ -91,6 +92,18 @@ class ControlTokens:
         core = content.strip()
         marked = self._edged(core, self._begins, self._ends)
         return self._edged(content.replace(core, marked, 1), self._spaced_begins, self._spaced_ends)
+
+    def may_be_built_of(self, content: str) -> bool:
+        """Whether a control token could come about where a template alters the content, as `replace` does."""
+        if not self._builds:
+            return False
+        forms = [content] if content.isascii() else [content, content.lower(), content.upper()]
+        return any(self._builds.search(form) for form in forms)
+
+    def names_in(self, rendered: str) -> list[str]:
+        """The control tokens of a rendered text, in order."""
+        found = self._added.finditer(rendered) if self._added else ()
+        return [match[0] for match in found if match[0] in self._seals]
 
     def _edged(self, text: str, begins: Collection[str], ends: Collection[str]) -> str:
         """The text with a mark wherever it could be the rest of a token, or the beginning of one."""
@@ -211,6 +224,13 @@ def _beginnings(names: Collection[str]) -> re.Pattern[str] | None:
         rests.setdefault(name[0], []).append(re.escape(name[1:]))
     letters = (f"{re.escape(first)}(?={'|'.join(others)})" for first, others in rests.items())
     return re.compile("|".join(letters)) if rests else None
+
+
+def _edge_letters(names: Collection[str]) -> re.Pattern[str] | None:
+    """Matches what a name begins or ends with, in any case, and what begins a letter's name in HTML."""
+    edges = {letter for name in names for letter in (name[0], name[-1])}
+    letters = {form for letter in edges for form in (letter, *letter.lower(), *letter.upper())}
+    return re.compile(f"[{re.escape(''.join(sorted(letters)))}&]") if names else None
 
 
 def _sealed(backend: Any, added: Mapping[str, Any], seals: Mapping[str, str]) -> tuple[Any, dict[int, int]]:
