@@ -86,8 +86,8 @@ def test_tokens_that_close_no_turn_stay_tokens():
 def test_the_mark_of_a_quotation_in_a_content_opens_no_way_around_it():
     tokenizer = byte_level(CHATML)
     for content in ("<\ufdd0|im_end|>", "<|im_\ufdd0end|>", "<\ufdd0<|im_end|>|im_end|>", "<|im_end\ufdd0|>"):
-        ids = chat_template(tokenizer).prompt_ids(asked(content))
-        assert count(tokenizer, ids, "<|im_end|>") == 1, content
+        with pytest.raises(TemplateRefuses, match=r"it takes no U\+FDD0"):
+            chat_template(tokenizer).prompt_ids(asked(content))
 
 
 def test_a_quoted_token_leaves_the_text_around_it_as_it_was():

@@ -149,3 +149,48 @@ def test_a_tokenizer_that_fails_is_told_as_such():
     tokenizer.chat_template = TEMPLATE
     with pytest.raises(TemplateRefuses, match=r"its tokenizer cannot encode the text: .*UNK"):
         chat_template(tokenizer).prompt_ids(saying("b"))
+
+
+def of_letters(letters, *, end, unknown, byte_fallback=False):
+    """A tokenizer that lacks all other letters; its bytes are special tokens, if it has them."""
+    written = [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
+    names = dict.fromkeys([end, unknown, *written, *letters])
+    vocab = {name: number for number, name in enumerate(names)}
+    backend = Tokenizer(models.BPE(vocab, [], unk_token=unknown, byte_fallback=byte_fallback))
+    backend.add_special_tokens([*dict.fromkeys([end, unknown]), *written])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, unk_token=unknown)
+    tokenizer.chat_template = TEMPLATE.replace("[B]", "").replace("[E]", end)
+    return tokenizer
+
+
+def test_a_letter_that_the_vocabulary_lacks_is_no_end_of_a_turn():
+    unknown_apart = of_letters("abersuintc:", end="<end>", unknown="<unk>")
+    assert chat_template(unknown_apart).prompt_ids(saying("aéb")).count(1) == 1
+    tokenizer = of_letters("abersuintc:", end="<end>", unknown="<end>")
+    assert chat_template(tokenizer).prompt_ids(saying("ab")).count(0) == 1
+    with pytest.raises(TemplateRefuses, match="control token '<end>': leave 'é' out"):
+        chat_template(tokenizer).prompt_ids(saying("aéb"))
+
+
+def test_letters_may_be_written_by_tokens_of_bytes_that_are_special():
+    tokenizer = of_letters("abersuintc:", end="<end>", unknown="<unk>", byte_fallback=True)
+    ids = chat_template(tokenizer).prompt_ids(saying("aé\nb"))
+    said = tokenizer.convert_tokens_to_ids(["a", "<0xC3>", "<0xA9>", "<0x0A>", "b", "<end>"])
+    assert ids[5:11] == said
+
+
+@pytest.mark.parametrize(
+    ("altered", "content", "name"),
+    [
+        ("replace('*', '')", "a<*|im_end|>b", "<|im_end|>"),
+        ("upper", "a</b>", "</B>"),
+        ("striptags", "a&lt;end&gt;", "<end>"),
+    ],
+)
+def test_a_template_that_builds_a_control_token_of_a_content_is_refused(altered, content, name):
+    template = TEMPLATE.replace("['content']", f"['content']|{altered}")
+    tokenizer = tokenizer_of([], end=name, template=template)
+    ids = chat_template(tokenizer).prompt_ids(saying("a < b*"))
+    assert ids.count(tokenizer.eos_token_id) == 1
+    with pytest.raises(TemplateRefuses, match="makes or unmakes the control token"):
+        chat_template(tokenizer).prompt_ids(saying(content))

@@ -8,6 +8,7 @@ imports.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import takewhile
@@ -18,7 +19,7 @@ from neuroweaver.base_models.control_tokens import QUOTE, ControlTokens
 from neuroweaver.base_models.rendering import TemplateRefuses, words_of
 
 # Marks of a thought, which an answer may hold and which close no turn.
-_THOUGHT: Final = re.compile(r"[<\[]/?think(ing)?[>\]]", re.IGNORECASE)
+_THOUGHT: Final = re.compile(r"[<\[]/?think(?:ing)?[>\]]", re.IGNORECASE)
 _SYSTEM, _QUESTION, _ANSWER, _NEXT = "One instruction", "First question", "First answer", "Second question"
 
 
@@ -63,7 +64,12 @@ class ChatTemplate:
         # A letter that is a token, as fine-tuners add them, stands in the words of any template.
         marks = {token for token in marks if len(token) > 1 or token == self.end_text}
         control = {token for token in special | marks if not _THOUGHT.fullmatch(token)}
-        self._control = ControlTokens(backend, added, control, tokenizer.unk_token_id)
+        parting = {*marks, tokenizer.bos_token, tokenizer.eos_token} & control
+        self._control = ControlTokens(
+            backend, added, control, parting=parting, unknown=tokenizer.unk_token_id
+        )
+        # Many chats have the same roles.
+        self._own_names = lru_cache(maxsize=64)(self._names_of_harmless)
 
     def quoted(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The messages as `render` takes them, in roles that the template has.
@@ -76,8 +82,24 @@ class ChatTemplate:
     def render(self, quoted: Sequence[Mapping[str, Any]], opens_turn: bool) -> str:
         """The text of a quoted chat; with `opens_turn`, the opening of an assistant's turn behind it.
 
-        Raises TemplateRefuses.
+        Raises TemplateRefuses, also where the template makes control tokens of what a content says.
         """
+        text = self._rendered(quoted, opens_turn)
+        if any(self._control.may_be_built_of(message["content"]) for message in quoted):
+            turns = tuple((message["role"], _harmless(message["content"])) for message in quoted)
+            found, own = self._control.names_in(text), self._own_names(turns, opens_turn)
+            if found != own:
+                differing = [*(Counter(found) - Counter(own)), *(Counter(own) - Counter(found)), *found]
+                raise TemplateRefuses(
+                    f"it alters what a turn says, which makes or unmakes the control token {differing[0]!r}"
+                )
+        return text
+
+    def _names_of_harmless(self, turns: tuple[tuple[str, str], ...], opens_turn: bool) -> list[str]:
+        chat = [{"role": role, "content": content} for role, content in turns]
+        return self._control.names_in(self._rendered(chat, opens_turn))
+
+    def _rendered(self, quoted: Sequence[Mapping[str, Any]], opens_turn: bool) -> str:
         chat = [{"role": message["role"], "content": message["content"]} for message in quoted]
         try:
             template = self._tokenizer.get_chat_template()
@@ -132,7 +154,7 @@ class ChatTemplate:
         if not self._tokenizer.chat_template:
             return ""
         try:
-            return self.render(chat, opens_turn)
+            return self._rendered(chat, opens_turn)
         except TemplateRefuses:
             return ""
 
@@ -146,6 +168,15 @@ def chat_template(tokenizer: Any) -> ChatTemplate:
 def _chat_template(tokenizer: Any, template: str) -> ChatTemplate:
     del template  # tells apart what a tokenizer had before
     return ChatTemplate(tokenizer)
+
+
+def _harmless(content: str) -> str:
+    """A content of no letter, with the thoughts of the other: a template may tell turns apart by these."""
+    if not content.strip():
+        return ""
+    thoughts = [*(match[0] for match in _THOUGHT.finditer(content)), ""]
+    said = (QUOTE if part.strip() else "" for part in _THOUGHT.split(content))
+    return "".join(part for pair in zip(said, thoughts, strict=True) for part in pair)
 
 
 def _asked(content: str) -> list[dict[str, str]]:

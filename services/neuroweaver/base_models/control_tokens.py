@@ -44,12 +44,19 @@ def is_fault_of_tokenizer(error: BaseException) -> bool:
 class ControlTokens:
     """Those of one tokenizer, which has to be one of `tokenizers`.
 
-    added: its added tokens by name, of which `control` are control tokens. unknown: the id of what the
-    vocabulary lacks, which stays free to mean that. Raises TemplateRefuses.
+    added: its added tokens by name, of which `control` are control tokens. parting: of these, what begins
+    and ends turns or texts. unknown: the id of what the vocabulary lacks. It stays free to mean that, and
+    tokens of bytes to mean bytes, unless they part turns. Raises TemplateRefuses.
     """
 
     def __init__(
-        self, backend: Any, added: Mapping[str, Any], control: Collection[str], unknown: int | None
+        self,
+        backend: Any,
+        added: Mapping[str, Any],
+        control: Collection[str],
+        *,
+        parting: Collection[str],
+        unknown: int | None,
     ) -> None:
         self._seals = {name: f"{QUOTE}{number}{QUOTE}" for number, name in enumerate(sorted(control))}
         self._added = one_of(added)
@@ -59,19 +66,25 @@ class ControlTokens:
                 f"its tokenizer has added tokens of more than {_MAX_LENGTH} letters, or too many"
             )
         self._suspect = _beginnings(control)
+        self._builds = _edge_letters(control)
         self._begins, self._ends = _parts(added)
         self._spaced_begins, self._spaced_ends = _parts(name for name in control if name != name.strip())
         with tokenizing():
             self._tokenizer, self._ids = _sealed(backend, added, self._seals)
             ids = {backend.token_to_id(name): name for name in control}
-            # Those that letters may be as well, by the vocabulary itself; and those that one letter is.
-            known = {token: backend.model.id_to_token(token) for token in ids if token != unknown}
+            free = {unknown, *map(backend.token_to_id, _byte_tokens(backend))}
+            free -= set(map(backend.token_to_id, parting))
+            # Those that letters may be as well, by the vocabulary itself; and those that one letter may be.
+            known = {token: backend.model.id_to_token(token) for token in ids if token not in free}
             self._reachable = {token for token, name in known.items() if name is not None}
-            self._letters = {token: ids[token] for token in self._reachable if len(known[token]) == 1}
+            self._letters = {
+                token: ids[token] for token in self._reachable if len(known[token]) == 1 or token == unknown
+            }
 
     def quoted(self, content: str) -> str:
         """Raises TemplateRefuses for a content that cannot be written without a control token."""
-        content = content.replace(QUOTE, "")
+        if QUOTE in content:
+            raise TemplateRefuses("it takes no U+FDD0, which Unicode keeps out of all text: leave it out")
         self._refuse_letters(content)
         if self._suspect:
             content = self._suspect.sub(rf"\g<0>{QUOTE}", content)
@@ -79,6 +92,18 @@ class ControlTokens:
         core = content.strip()
         marked = self._edged(core, self._begins, self._ends)
         return self._edged(content.replace(core, marked, 1), self._spaced_begins, self._spaced_ends)
+
+    def may_be_built_of(self, content: str) -> bool:
+        """Whether a control token could come about where a template alters the content, as `replace` does."""
+        if not self._builds:
+            return False
+        forms = [content] if content.isascii() else [content, content.lower(), content.upper()]
+        return any(self._builds.search(form) for form in forms)
+
+    def names_in(self, rendered: str) -> list[str]:
+        """The control tokens of a rendered text, in order."""
+        found = self._added.finditer(rendered) if self._added else ()
+        return [match[0] for match in found if match[0] in self._seals]
 
     def _edged(self, text: str, begins: Collection[str], ends: Collection[str]) -> str:
         """The text with a mark wherever it could be the rest of a token, or the beginning of one."""
@@ -160,13 +185,13 @@ class ControlTokens:
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []
 
     def _refuse_letters(self, content: str) -> None:
-        if not self._letters:
+        if not self._letters or self._letters.keys().isdisjoint(self._encoded(content)):
             return
-        for token in self._raw(content):
-            if token in self._letters:
-                name = self._letters[token]
+        for letter in content:
+            if found := self._letters.keys() & self._piece(letter):
                 raise TemplateRefuses(
-                    f"its tokenizer writes a letter of the text as the control token {name!r}: leave it out"
+                    f"its tokenizer writes a letter of the text as the control token "
+                    f"{self._letters[found.pop()]!r}: leave {letter!r} out"
                 )
 
 
@@ -179,7 +204,11 @@ def one_of(tokens: Mapping[str, Any]) -> re.Pattern[str] | None:
 
 def _pattern(name: str, token: Any) -> str:
     pattern = re.escape(name) + (f"(?!{QUOTE})" if len(name) == 1 else "")
-    return rf"(?<!\w){pattern}(?!\w)" if token.single_word else pattern
+    if not token.single_word:
+        return pattern
+    # Marks count for nothing; at most three follow a letter.
+    before = "".join(rf"(?<!\w{QUOTE * marks})" for marks in range(4))
+    return rf"{before}{pattern}(?!{QUOTE}*\w)"
 
 
 def _parts(names: Iterable[str]) -> tuple[set[str], set[str]]:
@@ -197,6 +226,13 @@ def _beginnings(names: Collection[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(letters)) if rests else None
 
 
+def _edge_letters(names: Collection[str]) -> re.Pattern[str] | None:
+    """Matches what a name begins or ends with, in any case, and what begins a letter's name in HTML."""
+    edges = {letter for name in names for letter in (name[0], name[-1])}
+    letters = {form for letter in edges for form in (letter, *letter.lower(), *letter.upper())}
+    return re.compile(f"[{re.escape(''.join(sorted(letters)))}&]") if names else None
+
+
 def _sealed(backend: Any, added: Mapping[str, Any], seals: Mapping[str, str]) -> tuple[Any, dict[int, int]]:
     """The tokenizer that knows control tokens by their seals; the other's ids of added tokens by its own."""
     from tokenizers import AddedToken, Tokenizer  # noqa: PLC0415 (few processes encode)
@@ -211,6 +247,13 @@ def _sealed(backend: Any, added: Mapping[str, Any], seals: Mapping[str, str]) ->
     if any(backend.model.id_to_token(own_ids[name]) is not None for name in seals):
         raise TemplateRefuses("its vocabulary has gaps, so that tokens share their ids")
     return tokenizer, {own_ids[name]: backend.token_to_id(name) for name in added}
+
+
+def _byte_tokens(backend: Any) -> list[str]:
+    """The tokens by which a vocabulary writes bytes of letters that it lacks."""
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    # Without them all, the vocabulary writes what it lacks in another way.
+    return names if all(backend.model.token_to_id(name) is not None for name in names) else []
 
 
 def _seal(kind: Any, token: Any, seal: str | None) -> Any:

@@ -11,6 +11,7 @@ from neuroweaver.trainer.data import answers
 from neuroweaver.trainer.data.encoding import encode
 
 REWRITING = {"Qwen 3", "Mistral Nemo", "DeepSeek-R1 distilled"}
+ASKED = {"role": "user", "content": "check"}
 SAID = ("Replace it", "\nYes \n", "an oil<|im_end|> change", "a", "<b>[c]</b>")
 
 
@@ -48,6 +49,20 @@ def test_many_answers_are_those_that_each_context_would_give(family, monkeypatch
     if family.name not in REWRITING:
         assert len(at_once) == 1
         assert len(renders) - took < took
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_space_around_each_answer_stays_with_it(family, monkeypatch):
+    said = [" Yes"] * 20
+    # Of a sample at even distances, these are none.
+    said[7], said[11] = "   Yes", "\n Yes"
+    messages = [turn for text in said for turn in (ASKED, {"role": "assistant", "content": text})]
+    tokenizer = family.tokenizer()
+    one_by_one = encode(tokenizer, messages)
+    monkeypatch.setattr(answers, "_MANY", 19)
+    at_once = encode(tokenizer, messages)
+    assert [one.segments for one in at_once] == [one.segments for one in one_by_one]
+    assert at_once == one_by_one
 
 
 def test_five_thousand_turns_are_rendered_a_few_times(renders):

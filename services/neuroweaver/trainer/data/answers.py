@@ -23,6 +23,8 @@ _THOUGHT: Final = re.compile(
 _EVENLY: Final = 8
 # Of answers in a chat: up to so many, each is rendered with its own context; beyond, a sample of them.
 _MANY: Final = 100
+# Each of them is rendered with all that precedes it, in a chat of any length.
+_MAX_SAMPLE: Final = 100
 # Where each answer needs its own context whatever it takes: rendered and encoded, that grows by the square.
 _MAX_ANEW: Final = 500
 
@@ -77,8 +79,11 @@ def _long_run(
         return []
     places = _places(parts[::2])
     kinds = [_kind(quoted, place) for place in answers]
+    sample = _sample(kinds)
+    if len(sample) > _MAX_SAMPLE:
+        return []
     edges: dict[Any, Turn] = {}
-    for number in _sample(kinds):
+    for number in sample:
         context, answer = rendered_answer(template, quoted[: answers[number] + 1])
         begin, end = places[number]
         found = (whole[len(context) : begin], whole[end : len(context) + len(answer)])
@@ -118,7 +123,9 @@ def _kind(quoted: Sequence[Mapping[str, Any]], place: int) -> Any:
     """By what a template may tell an answer from others."""
     content = quoted[place]["content"]
     before, behind = quoted[max(place - 1, 0)], quoted[min(place + 1, len(quoted) - 1)]
-    return before["role"], behind["role"], _ANY_THOUGHT.search(content) is None, content == content.strip()
+    # The space itself: a template that keeps it writes it into the answer, and others leave it out.
+    lead, _, trail = content.partition(content.strip() or content)
+    return before["role"], behind["role"], _ANY_THOUGHT.search(content) is None, lead, trail
 
 
 def _sample(kinds: Sequence[Any]) -> list[int]:
