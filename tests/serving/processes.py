@@ -20,7 +20,7 @@ from openai import OpenAI
 from serving.models import write
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 
 
 @dataclass

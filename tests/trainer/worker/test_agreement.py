@@ -21,6 +21,7 @@ from neuroweaver.trainer.data.rows import Example
 from neuroweaver.trainer.data.specialization import system_prompts
 from neuroweaver.trainer.data.split import split
 from neuroweaver.trainer.data.turns import messages_of
+from neuroweaver.trainer.worker.process.monitor import Silent
 from neuroweaver.trainer.worker.sft.finetune import _Rows
 from neuroweaver.v1 import trainer_pb2 as pb
 
@@ -146,7 +147,7 @@ def test_a_validation_and_the_start_of_a_job_and_its_fine_tuning_agree(
             start(capabilities)
         return
     parts = [
-        _Rows.encoded(tokenizer, [messages_of(example) for example in part], LIMIT)
+        _Rows.encoded(tokenizer, [messages_of(example) for example in part], LIMIT, Silent())
         for part in split(examples, 0.1, 42)
     ]
     assert found.count.trained == sum(chat.target_tokens for part in parts for chat in part.chats)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models
 from torch.testing import assert_close
 from transformers import (
     AutoModelForCausalLM,
@@ -71,8 +72,9 @@ class IdTokenizer:
 
     def __init__(self, eos_token_id):
         self.eos_token_id = self.pad_token_id = eos_token_id
-        self.chat_template = self.unk_token_id = None
+        self.chat_template = self.unk_token_id = self.bos_token = self.eos_token = None
         self.added_tokens_decoder, self.all_special_tokens = {}, []
+        self.is_fast, self.backend_tokenizer = True, Tokenizer(models.WordLevel({"<unk>": 0}, "<unk>"))
 
     def convert_tokens_to_ids(self, tokens):
         return [int(token) for token in tokens]

@@ -55,6 +55,10 @@ ONE_STEP = config_of(epochs=0.3)
 TWO_STEPS = config_of(epochs=0.6)
 
 
+# Asked for before each is encoded, those held out too.
+ENCODED = len(CHATS) + 3
+
+
 def finetune(
     folder: Path,
     run: Path,
@@ -138,8 +142,9 @@ def test_the_adapter_folder_loads_over_the_base_model_and_gives_the_reported_los
 
 def test_a_stopped_run_resumes_to_the_same_weights_bit_by_bit(folder, tmp_path, uninterrupted):
     expected, _ = uninterrupted
+    at_step_6 = Recorder(stop_at_check=ENCODED + 13)  # 2 of validation lie between
     with pytest.raises(Stopped):
-        finetune(folder, tmp_path, monitor=Recorder(stop_at_check=13))  # 2 of validation, then step 6
+        finetune(folder, tmp_path, monitor=at_step_6)
     monitor = Recorder()
     result = finetune(folder, tmp_path, monitor=monitor, resume=True)
     assert result.resumed_from == 4
@@ -192,7 +197,7 @@ def test_resuming_a_finished_run_gives_its_adapter_without_a_further_step(folder
 
 def test_starting_anew_forgets_what_the_folder_held(folder, tmp_path):
     with pytest.raises(Stopped):
-        finetune(folder, tmp_path, monitor=Recorder(stop_at_check=8))
+        finetune(folder, tmp_path, monitor=Recorder(stop_at_check=ENCODED + 8))
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
     again = finetune(folder, tmp_path, config=ONE_STEP, resume=False)
     assert again.resumed_from == 0
