@@ -422,15 +422,20 @@ async def test_caps_are_the_same_in_every_phase(database_url):
         assert not (await events.recomputed()).differences
 
 
+async def shown_by_day(events):
+    """What was shown on each of three days, of values far larger every day."""
+    shown = {}
+    for day, low in ((10, 0), (11, 1000), (12, 100_000)):
+        events.now = NOW + timedelta(days=day)
+        new = exposures(100) if day == 10 else []
+        await events.take(*new, *(sample(f"{day}-{i}", f"u{i}", float(low + i)) for i in range(100)))
+        shown[events.now] = await events.snapshot()
+    return shown
+
+
 async def test_a_replay_has_the_caps_of_its_time(database_url):
     async with intake(database_url, capped()) as events:
-        shown = {}
-        for day, low in ((10, 0), (11, 1000), (12, 100_000)):
-            events.now = NOW + timedelta(days=day)
-            new = exposures(100) if day == 10 else []
-            await events.take(*new, *(sample(f"{day}-{i}", f"u{i}", float(low + i)) for i in range(100)))
-            shown[events.now] = await events.snapshot()
-        for moment, found in shown.items():
+        for moment, found in (await shown_by_day(events)).items():
             again = await events.as_of(moment)
             assert again.calibrations == found.calibrations
             assert total(again) == pytest.approx(total(found))
@@ -438,13 +443,7 @@ async def test_a_replay_has_the_caps_of_its_time(database_url):
 
 async def test_a_replay_by_the_callers_clock_has_the_caps_of_its_time(database_url):
     async with intake(database_url, capped()) as events:
-        shown = {}
-        for day, low in ((10, 0), (11, 1000), (12, 100_000)):
-            events.now = NOW + timedelta(days=day)
-            new = exposures(100) if day == 10 else []
-            await events.take(*new, *(sample(f"{day}-{i}", f"u{i}", float(low + i)) for i in range(100)))
-            shown[events.now] = await events.snapshot()
-        for moment, found in shown.items():
+        for moment, found in (await shown_by_day(events)).items():
             again = await events.as_of(moment, pb.REPLAY_CLOCK_HAPPENED)
             assert again.calibrations == found.calibrations
             # All had happened by then: every unit has far more than the first cap.

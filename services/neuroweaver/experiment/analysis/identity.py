@@ -10,15 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from neuroweaver.experiment.analysis.guardrails import LEAST_UNITS
 from neuroweaver.experiment.analysis.study import Study
-from neuroweaver.experiment.analysis.timing import Fault
+from neuroweaver.experiment.analysis.timing import Fault, combined, p_of, said
 from neuroweaver.experiment.domain.metrics import Estimate, estimate_of
 from neuroweaver.experiment.domain.model import Phase
-from neuroweaver.statistics import confidence_sequence
-from neuroweaver.statistics import effect as effects
-from neuroweaver.statistics import phases as across_phases
-from neuroweaver.statistics.arm import Kind, Sample, arms
+from neuroweaver.statistics.arm import Kind
 from neuroweaver.statistics.moments import Moments
 from neuroweaver.v1 import experiment_pb2 as pb
 
@@ -56,10 +52,10 @@ def faults(study: Study) -> Iterator[Fault]:
         for reason in _SAID:
             p = _p(study, reason, treatment, level)
             if p <= level:
-                yield _fault(study, reason, treatment, f"(always-valid p {p:.2g}, level {level:.2g})")
+                yield _fault(study, reason, treatment, said(p, level))
 
 
-def _fault(study: Study, reason: pb.EventRejection.ValueType, treatment: str, said: str) -> Fault:
+def _fault(study: Study, reason: pb.EventRejection.ValueType, treatment: str, likely: str) -> Fault:
     notice, what, way_out = _SAID[reason]
     counts = " and ".join(
         f"{sum(_count(study, reason, phase, each) for phase in study.phases):,} units of {each}"
@@ -68,7 +64,7 @@ def _fault(study: Study, reason: pb.EventRejection.ValueType, treatment: str, sa
     of_units = (each for each in study.experiment.spec.metrics if estimate_of(each) is not Estimate.WIN_RATE)
     return Fault(
         notice,
-        f"At least {counts} {what} {said}. {way_out}",
+        f"At least {counts} {what} {likely}. {way_out}",
         frozenset(each.metric_id for each in of_units),
         pb.VERDICT_BLOCKER_EVENTS_REJECTED if reason == _REUSED else None,
         treatment,
@@ -77,23 +73,16 @@ def _fault(study: Study, reason: pb.EventRejection.ValueType, treatment: str, sa
 
 def _p(study: Study, reason: pb.EventRejection.ValueType, treatment: str, level: float) -> float:
     variants = study.experiment.control, treatment
-    least = min(LEAST_UNITS, study.experiment.spec.min_units_per_variant)
-    is_any = any(_count(study, reason, phase, each) for phase in study.phases for each in variants)
-    if not is_any or min(map(study.units, variants)) < least:
+    if not any(_count(study, reason, phase, each) for phase in study.phases for each in variants):
         return 1.0
-    by_phase = (
-        effects.effect(*arms(Kind.PROPORTION, [_sample(study, reason, phase, each) for each in variants]))
-        for phase in study.phases
-    )
-    effect = across_phases.combined([each for each in by_phase if each])
-    inference = confidence_sequence.infer(effect, 1 - level, study.planned) if effect else None
-    return inference.p_value if inference else 1.0
+    by_phase = [[_moments(study, reason, phase, each) for each in variants] for phase in study.phases]
+    return p_of(study, treatment, combined(Kind.PROPORTION, by_phase), level)
 
 
-def _sample(study: Study, reason: pb.EventRejection.ValueType, phase: Phase, variant: str) -> Sample:
+def _moments(study: Study, reason: pb.EventRejection.ValueType, phase: Phase, variant: str) -> Moments:
     # As of a unit more with such an event and one more without, so that all of a variant is no certainty.
     ones = float(_count(study, reason, phase, variant) + 1)
-    return Sample(Moments(study.units_in(phase, variant) + 2, 1, (ones, ones), (0.0, 0.0)))
+    return Moments(study.units_in(phase, variant) + 2, 1, (ones, ones), (0.0, 0.0))
 
 
 def _count(study: Study, reason: pb.EventRejection.ValueType, phase: Phase, variant: str) -> int:

@@ -324,14 +324,13 @@ class _Pair:
 
     @property
     def _are_enough(self) -> bool:
-        units = map(self.study.units, (self.study.experiment.control, self.treatment))
-        return min(units) >= _least(self.study)
+        return are_enough(self.study, self.treatment)
 
     def _fault(self, notice: str, message: str, blocker: pb.VerdictBlocker.ValueType) -> Fault:
         return Fault(notice, message, _readers(self.study, self.name), blocker, self.treatment)
 
     def _said(self, p: float) -> str:
-        return f"(always-valid p {p:.2g}, level {self.level:.2g})"
+        return said(p, self.level)
 
     def _shares(self, field: str, what: str) -> str:
         control = self.study.experiment.control
@@ -354,7 +353,7 @@ class _Pair:
         if not any(getattr(uses(self.study, each, self.name), field) for each in variants):
             return 1.0
         by_phase = [[moments(phase, each) for each in variants] for phase in self.study.phases]
-        return self._p(_combined(Kind.PROPORTION, by_phase))
+        return self._p(combined(Kind.PROPORTION, by_phase))
 
     @property
     def _counts(self) -> _Series:
@@ -376,16 +375,30 @@ class _Pair:
             whole = [each.chosen(columns) for each in found if each is not None]
             if len(whole) == len(found):
                 by_phase.append([each + regular for each in whole] if series.is_count else whole)
-        return _combined(kind, by_phase)
+        return combined(kind, by_phase)
 
     def _p(self, effect: Effect | None) -> float:
-        if effect is None or not self._are_enough:
-            return 1.0
-        inference = confidence_sequence.infer(effect, 1 - self.level, self.study.planned)
-        return inference.p_value if inference else 1.0
+        return p_of(self.study, self.treatment, effect, self.level)
 
 
-def _combined(kind: Kind, by_phase: Sequence[Sequence[Moments]]) -> Effect | None:
+def are_enough(study: Study, treatment: str) -> bool:
+    """Whether the treatment and the control have units enough to compare what became of their events."""
+    return min(map(study.units, (study.experiment.control, treatment))) >= _least(study)
+
+
+def p_of(study: Study, treatment: str, effect: Effect | None, level: float) -> float:
+    """The always-valid p of a treatment's difference from the control; 1 where there are too few data."""
+    if effect is None or not are_enough(study, treatment):
+        return 1.0
+    inference = confidence_sequence.infer(effect, 1 - level, study.planned)
+    return inference.p_value if inference else 1.0
+
+
+def said(p: float, level: float) -> str:
+    return f"(always-valid p {p:.2g}, level {level:.2g})"
+
+
+def combined(kind: Kind, by_phase: Sequence[Sequence[Moments]]) -> Effect | None:
     """by_phase: of the control and of the treatment."""
     each = [effects.effect(*arms(kind, [Sample(moments) for moments in pair])) for pair in by_phase]
     return across_phases.combined([effect for effect in each if effect])
